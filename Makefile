@@ -1,0 +1,56 @@
+# make walkthrough   run every notebook in order and end with the stage table
+# make test          the tests, and the notebooks against their stored outputs
+# make lab           JupyterLab, on the first notebook
+# make notebooks     run the notebooks again and store their outputs
+# make lint          ruff
+# Each makes .venv and installs into it first, where that has not been done. Options of that first call:
+#   PYTHON=python3.12   another Python, 3.11 or newer
+#   CUDA=cu12           for an NVIDIA driver older than CUDA 13; `luce-edu doctor` says which one yours needs
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu   PyTorch from another index; this one saves gigabytes
+#                       where there is no GPU
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed# holds the CUDA choice, so that a later plain `make` keeps it
+PYTHON ?= python3
+CUDA ?= $(shell cat $(INSTALLED) 2>/dev/null || echo cu13)
+PINS := cat
+ifeq ($(CUDA),cu12)
+PINS := sed '/^. CUDA 13/,$$d'
+TORCH_INDEX ?= https://download.pytorch.org/whl/cu126
+endif
+
+.PHONY: walkthrough test lab notebooks lint install
+.DEFAULT_GOAL := walkthrough
+
+walkthrough: $(INSTALLED)
+	@$(BIN)/luce-edu walkthrough
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks/00_*.ipynb
+
+notebooks: $(INSTALLED)
+	@$(BIN)/luce-edu walkthrough --in-place
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@case "$(CUDA)" in cu12|cu13) ;; *) echo "make: expected CUDA=cu13 or CUDA=cu12, got '$(CUDA)'" >&2; exit 1;; esac
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "make: Python's venv module is missing; install it: sudo apt install python3-venv" >&2; exit 1; }
+	@for cxx in $$CXX g++ clang++ c++; do \
+		echo 'int main() {}' | $$cxx -std=c++20 -x c++ -fsyntax-only - 2>/dev/null && exit 0; done; \
+		echo "make: no C++20 compiler found; install one: sudo apt install g++" >&2; exit 1
+	$(PYTHON) -m venv $(VENV)
+	@$(PINS) constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+		-e '.[$(CUDA),dev]'
+	@echo $(CUDA) > $@

@@ -1,0 +1,52 @@
+// argmax.cuh: the index of the largest logit; the lowest index among equals
+// Work      each warp keeps the best of the rows it computes, then a block its best, then the last block to arrive
+//           the best of all
+// Checked   tests/csrc/test_kernels.py
+#pragma once
+#include "block.cuh"
+
+struct Best {
+    float value;
+    int index;
+};
+
+__device__ __forceinline__ Best no_best() { return Best{-INFINITY, 0x7fffffff}; }
+
+__device__ __forceinline__ Best better(Best a, Best b) {
+    if (b.value > a.value || (b.value == a.value && b.index < a.index)) return b;
+    return a;
+}
+
+__device__ __forceinline__ Best warp_best(Best best) {
+#pragma unroll
+    for (int offset = warp_threads / 2; offset > 0; offset /= 2) {
+        const float value = __shfl_xor_sync(full_warp, best.value, offset);
+        const int index = __shfl_xor_sync(full_warp, best.index, offset);
+        best = better(best, Best{value, index});
+    }
+    return best;
+}
+
+struct ArgmaxShared {
+    Best warp[block_warps];
+    int flag;
+};
+
+// Each thread gives its best; *token gets the index of the best of the whole grid.
+// block_best: one Best for each block, in device memory;  arrivals: 0 between launches.
+__device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigned* arrivals, int* token,
+                                            ArgmaxShared* shared) {
+    best = warp_best(best);
+    if (lane_id() == 0) shared->warp[warp_id()] = best;
+    __syncthreads();  // every warp's best is there
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp[w]);
+        block_best[blockIdx.x] = best;
+    }
+    if (last_block_to_arrive(arrivals, gridDim.x, &shared->flag) && warp_id() == 0) {
+        best = no_best();
+        for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) best = better(best, block_best[b]);
+        best = warp_best(best);
+        if (lane_id() == 0) *token = best.index;
+    }
+}

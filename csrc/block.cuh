@@ -1,0 +1,51 @@
+// block.cuh: sums over a warp and over a block, always in the same order, so results repeat bit for bit
+#pragma once
+#include "primitives.cuh"
+
+constexpr int warp_threads = 32;
+constexpr unsigned full_warp = 0xffffffffu;
+constexpr int block_threads = BLOCK_THREADS;
+constexpr int block_warps = block_threads / warp_threads;
+static_assert(block_threads % warp_threads == 0 && block_warps <= warp_threads, "whole warps, at most 32");
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x % warp_threads; }
+__device__ __forceinline__ int warp_id() { return threadIdx.x / warp_threads; }
+
+// This warp among all warps of the grid. Neighbours in this count sit in different blocks, so that a phase with
+// fewer rows than warps still spreads over every SM.
+__device__ __forceinline__ int grid_warp() { return warp_id() * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ int grid_warps() { return gridDim.x * block_warps; }
+
+// The sum over `lanes` neighbouring lanes (a power of two), in every one of them.
+template <int lanes = warp_threads>
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(full_warp, value, offset);
+    return value;
+}
+
+// The sum over the block, in every thread. `scratch` is block_warps floats of shared memory; the caller puts a
+// barrier between this call and the next use of it.
+__device__ __forceinline__ float block_sum(float value, float* scratch) {
+    value = warp_sum(value);
+    if (lane_id() == 0) scratch[warp_id()] = value;
+    __syncthreads();  // every warp's sum is in scratch
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < block_warps; ++w) total += scratch[w];  // one address for all lanes: a broadcast
+    return total;
+}
+
+// True in every thread of the block that is the last of `expected` to arrive at `counter`, and false in the others.
+// What any arriving block wrote before is visible to the last one after. The last one sets the counter back to 0,
+// so no memset is ever needed. `flag` is one int of shared memory.
+__device__ __forceinline__ bool last_block_to_arrive(unsigned* counter, unsigned expected, int* flag) {
+    __syncthreads();  // the whole block's writes come before thread 0's arrival, which releases them
+    if (threadIdx.x == 0) {
+        const bool last = add_acq_rel(counter, 1u) == expected - 1u;
+        if (last) *counter = 0u;  // the others have arrived; the next launch or grid barrier orders this store
+        *flag = last;
+    }
+    __syncthreads();  // thread 0's acquire comes before the whole block's reads
+    return *flag != 0;
+}

@@ -1,0 +1,22 @@
+// causal_conv.cuh: one token of the depthwise causal convolution, with SiLU
+// Computes  y = silu(sum_j weight[c, j] * window[j]), where window = the last conv_kernel - 1 inputs, then this one
+// Shapes    weight [conv_dim, conv_kernel] fp32;  conv_state [conv_dim, conv_kernel - 1] fp32, oldest first
+// Work      one thread a channel; conv_state moves on by one
+// Checked   tests/csrc/test_kernels.py
+#pragma once
+#include "activations.cuh"
+#include "dims.cuh"
+
+__device__ __forceinline__ float causal_conv_step(float x, int channel, const float* weight, float* conv_state) {
+    const float* w = weight + channel * conv_kernel;
+    float* state = conv_state + channel * (conv_kernel - 1);
+    float sum = w[conv_kernel - 1] * x;
+#pragma unroll
+    for (int j = 0; j < conv_kernel - 1; ++j) {
+        const float input = state[j];
+        sum = fmaf(w[j], input, sum);
+        if (j > 0) state[j - 1] = input;
+    }
+    state[conv_kernel - 2] = x;
+    return silu(sum);
+}

@@ -1,0 +1,74 @@
+// primitives.cuh: the few words that both backends must agree on; everything else in csrc/ is plain CUDA C++
+// On the GPU these are CUDA instructions. On the host the same names come from host/emulator.h.
+#pragma once
+
+#ifdef LUCE_HOST
+#include "host/emulator.h"
+#else
+#define INFINITY __int_as_float(0x7f800000)  // NVRTC has no math.h
+#endif
+
+// A bf16 number is the upper half of a float, so reading one is a shift: no bf16 hardware is needed.
+struct bf16 {
+    unsigned short bits;
+};
+
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+
+// Round to nearest, ties to even, as PyTorch does. NaN stays NaN: rounding up must not carry it into infinity.
+__device__ __forceinline__ bf16 to_bf16(float x) {
+    const unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{static_cast<unsigned short>((bits >> 16) | 0x40u)};
+    return bf16{static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// Eight bf16 numbers in one 16-byte load, the widest a thread can make.
+struct alignas(16) bf16x8 {
+    unsigned pair[4];  // little endian: the even element is the lower half
+};
+
+__device__ __forceinline__ float even(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float odd(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// Weights are read once a token and by one thread: the read-only path, without keeping a line in L1.
+__device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
+#ifdef LUCE_HOST
+    return *reinterpret_cast<const bf16x8*>(p);
+#else
+    bf16x8 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.pair[0]), "=r"(v.pair[1]), "=r"(v.pair[2]), "=r"(v.pair[3])
+                 : "l"(p));
+    return v;
+#endif
+}
+
+// Synchronisation between blocks. Release: all this thread did before is visible to whoever acquires the value.
+#ifndef LUCE_HOST
+__device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
+    unsigned v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void store_release(unsigned* p, unsigned v) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ unsigned add_acq_rel(unsigned* p, unsigned v) {
+    unsigned old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+
+// Spin until *p differs from `old`, with acquire order. The emulator turns the spin into a wait that it can name.
+__device__ __forceinline__ void wait_while_equal(const unsigned* p, unsigned old) {
+    while (load_acquire(p) == old) {
+    }
+}
+
+// Dynamic shared memory, its size given at the launch; 16-byte aligned.
+#define DYNAMIC_SHARED(type, name)                              \
+    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
+    type* name = reinterpret_cast<type*>(dynamic_shared_memory)
+#endif

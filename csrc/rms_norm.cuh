@@ -1,0 +1,50 @@
+// rms_norm.cuh: the two RMS norms of the model
+// Computes  zero-centred: y = x / rms(x) * (1 + weight);  gated: y = x / rms(x) * weight * silu(z), head by head
+//           where rms(x) = sqrt(mean(x^2) + eps)
+// Shapes    x, weight [n] fp32;  gated: x, z [heads, n], weight [n]
+// Work      zero-centred: one block a vector;  gated: one warp a head
+// Checked   tests/csrc/test_kernels.py
+#pragma once
+#include "activations.cuh"
+#include "block.cuh"
+#include "dims.cuh"
+
+// store(i, y[i]) for each element. `scratch`: block_warps floats of shared memory.
+template <int n, typename Store>
+__device__ __forceinline__ void block_rms_norm(const float* x, const float* weight, float* scratch, Store store) {
+    constexpr int per_thread = (n + block_threads - 1) / block_threads;
+    float value[per_thread];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < per_thread; ++i) {
+        const int c = threadIdx.x + i * block_threads;
+        value[i] = c < n ? x[c] : 0.0f;
+        squares = fmaf(value[i], value[i], squares);
+    }
+    const float scale = rsqrtf(block_sum(squares, scratch) / n + rms_norm_eps);
+#pragma unroll
+    for (int i = 0; i < per_thread; ++i) {
+        const int c = threadIdx.x + i * block_threads;
+        if (c < n) store(c, value[i] * scale * (1.0f + weight[c]));
+    }
+}
+
+// One warp, one head of n elements: store(i, y[i]).
+template <int n, typename Store>
+__device__ __forceinline__ void warp_gated_rms_norm(const float* x, const float* z, const float* weight, Store store) {
+    constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
+    float value[per_lane];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        value[i] = c < n ? x[c] : 0.0f;
+        squares = fmaf(value[i], value[i], squares);
+    }
+    const float scale = rsqrtf(warp_sum(squares) / n + rms_norm_eps);
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        if (c < n) store(c, value[i] * scale * weight[c] * silu(z[c]));
+    }
+}

@@ -1,0 +1,37 @@
+// rope.cuh: per-head RMS norm, then rotary position embedding on the first rotary_dim elements
+// Computes  y = x / rms(x) * (1 + weight), then for each pair (i, i + rotary_dim / 2):
+//           (a, b) -> (a cos - b sin, b cos + a sin)
+// Shapes    x, y [head_dim] fp32;  weight [head_dim];  cos, sin [rotary_dim / 2] fp32, the row of this position
+// Work      one warp a head
+// Checked   tests/csrc/test_kernels.py
+#pragma once
+#include "block.cuh"
+#include "dims.cuh"
+
+// x and y may be the same memory.
+__device__ __forceinline__ void warp_head_norm(const float* x, const float* weight, float* y) {
+    constexpr int per_lane = (head_dim + warp_threads - 1) / warp_threads;
+    float value[per_lane];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        value[i] = c < head_dim ? x[c] : 0.0f;
+        squares = fmaf(value[i], value[i], squares);
+    }
+    const float scale = rsqrtf(warp_sum(squares) / head_dim + rms_norm_eps);
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        if (c < head_dim) y[c] = value[i] * scale * (1.0f + weight[c]);
+    }
+}
+
+// In place on y.
+__device__ __forceinline__ void warp_rope(float* y, const float* cos, const float* sin) {
+    for (int i = lane_id(); i < rotary_dim / 2; i += warp_threads) {
+        const float a = y[i], b = y[i + rotary_dim / 2];
+        y[i] = a * cos[i] - b * sin[i];
+        y[i + rotary_dim / 2] = b * cos[i] + a * sin[i];
+    }
+}

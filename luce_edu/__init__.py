@@ -1,0 +1,32 @@
+"""luce_edu: from plain PyTorch to one launch per token, every stage checked against the one before.
+
+    model = luce_edu.load_model("tiny")
+    dec = luce_edu.decoder("megakernel", model)
+    luce_edu.verify(model)
+
+Names load on first use, so that `import luce_edu` does not import PyTorch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "STAGES": "luce_edu.stages",
+    "decoder": "luce_edu.stages",
+    "load_model": "luce_edu.models",
+    "verify": "luce_edu.verify",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,256 @@
+"""The cuda backend: csrc/ compiled at run time by NVRTC, for the GPU that is there or for any other.
+
+Compiling needs neither a GPU nor a driver, so the resource report (registers, spills, shared memory) of every
+kernel can be had on a laptop. Launching goes through cuda-core onto PyTorch's current stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from luce_edu.backends import cache_dir, csrc_dir
+from luce_edu.backends.ledger import Ledger
+from luce_edu.errors import CompileError, LaunchError
+
+# Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
+OLDEST = (7, 5)
+MAX_DYNAMIC_SHARED = 48 * 1024  # bytes a block may have without opting in to more
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas says of one kernel: registers a thread; stack and spills in bytes a thread; static shared bytes."""
+
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Machine code for one architecture, and its resource report by kernel."""
+
+    arch: str
+    cubin: bytes
+    resources: dict[str, Resources]
+
+
+def compile_cubin(
+    source: str, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *, csrc: Path | None = None
+) -> Binary:
+    """Compile csrc/`source` for `arch` (such as 'sm_86') with NVRTC; needs no GPU. Cached on disk.
+
+    Raises CompileError with the compiler's log, or when a kernel named in `kernels` is not in the source.
+    """
+    csrc = csrc_dir() if csrc is None else Path(csrc)
+    cached = cache_dir() / "cuda" / (_key(csrc, source, defines, arch) + ".json")
+    try:
+        stored = json.loads(cached.read_text())
+        resources = {name: Resources(**fields) for name, fields in stored["resources"].items()}
+        binary = Binary(arch, bytes.fromhex(stored["cubin"]), resources)
+    except (OSError, ValueError, KeyError, TypeError):  # no entry, or a damaged one: compile again
+        binary = _nvrtc(csrc, source, defines, arch)
+        _store(cached, binary)
+    missing = [name for name in kernels if name not in binary.resources]
+    if missing:
+        raise CompileError(f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(binary.resources)}")
+    return binary
+
+
+def _nvrtc(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> Binary:
+    try:
+        from cuda.core import Program, ProgramOptions
+    except ImportError as error:
+        raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
+    path = csrc / source
+    if not path.is_file():
+        raise CompileError(f"{source}: no such file in {csrc.name}/")
+    log = io.StringIO()
+    options = ProgramOptions(
+        name=source,
+        arch=arch,
+        std="c++17",
+        include_path=[str(csrc)],
+        define_macro=[(name, str(value)) for name, value in defines.items()],
+        ptxas_options=["-v"],
+        lineinfo=True,
+    )
+    try:
+        program = Program(path.read_text(encoding="utf-8"), "c++", options)
+        code = program.compile("cubin", logs=log)
+    except Exception as error:  # cuda-core keeps its NVRTCError in a private module
+        text = f"{log.getvalue()}\n{error}".replace(f"{csrc}{os.sep}", "")
+        raise CompileError(f"{source}: NVRTC refused it for {arch}", text.strip()) from None
+    return Binary(arch, bytes(code.code), parse_ptxas(log.getvalue()))
+
+
+def parse_ptxas(log: str) -> dict[str, Resources]:
+    """Read the report of `ptxas -v`: one Resources for each kernel it compiled."""
+    report: dict[str, Resources] = {}
+    pattern = re.compile(
+        r"Function properties for (\w+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+        re.DOTALL,
+    )
+    for name, stack, stores, loads, registers, rest in pattern.findall(log):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        report[name] = Resources(int(registers), int(stack), int(stores), int(loads), int(shared[1]) if shared else 0)
+    return report
+
+
+def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> str:
+    """A hash of all that decides the machine code: every source that could be included, options, compiler."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    digest = hashlib.sha256(repr((source, sorted(defines.items()), arch)).encode())
+    for package in ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        try:
+            digest.update(f"{package} {version(package)}".encode())
+        except PackageNotFoundError:
+            continue
+    for path in sorted(csrc.rglob("*.cu*")):
+        digest.update(str(path.relative_to(csrc)).encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _store(path: Path, binary: Binary) -> None:
+    """Write a cache entry so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    resources = {name: asdict(fields) for name, fields in binary.resources.items()}
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump({"cubin": binary.cubin.hex(), "resources": resources}, file)
+    os.replace(file.name, path)
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """A kernel loaded on the GPU; `resources` is the compiler's report."""
+
+    name: str
+    resources: Resources
+    handle: object
+
+
+class CudaModule:
+    """The kernels of one source file; `module[name]` is a CudaKernel."""
+
+    def __init__(self, source: str, kernels: dict[str, CudaKernel]):
+        self.source, self._kernels = source, kernels
+
+    def __getitem__(self, name: str) -> CudaKernel:
+        if name not in self._kernels:
+            raise LaunchError(f"{self.source}: no kernel named {name!r}; it has {', '.join(self._kernels)}")
+        return self._kernels[name]
+
+
+class CudaBackend:
+    """Runs kernels on PyTorch's current CUDA device and stream.
+
+    Raises ValueError when there is no GPU, or one older than Turing.
+    """
+
+    name = "cuda"
+
+    def __init__(self, *, csrc_dir: Path | None = None):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device 'cuda': PyTorch sees no GPU here; use device='host', or see `luce-edu doctor`")
+        capability = torch.cuda.get_device_capability()
+        if capability < OLDEST:
+            raise ValueError(
+                f"device 'cuda': {torch.cuda.get_device_name()} has compute capability "
+                f"{capability[0]}.{capability[1]}; Turing (7.5) or newer is needed"
+            )
+        from cuda.core import Device
+
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        torch.zeros(1, device=self.device)  # PyTorch makes the primary context; cuda-core then shares it
+        self._device = Device(self.device.index)
+        self._device.set_current()
+        major, minor = capability
+        suffix = "a" if major in (9, 10) else ""
+        self.arch = f"sm_{major}{minor}{suffix}"
+        self.csrc_dir = csrc_dir
+        self.ledger = Ledger()
+
+    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> CudaModule:
+        """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors."""
+        from cuda.core import ObjectCode
+
+        binary = compile_cubin(source, kernels, defines, self.arch, csrc=self.csrc_dir)
+        code = ObjectCode.from_cubin(binary.cubin)
+        loaded = {name: CudaKernel(name, binary.resources[name], code.get_kernel(name)) for name in kernels}
+        return CudaModule(source, loaded)
+
+    def launch(self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
+        """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as int32, floats as float.
+
+        Raises LaunchError before anything runs: wrong argument count, a tensor on another device or not contiguous.
+        """
+        from cuda.core import LaunchConfig, launch
+
+        expected = kernel.handle.num_arguments
+        if len(args) != expected:
+            raise LaunchError(f"{kernel.name}: expected {expected} arguments, got {len(args)}")
+        values = [_argument(kernel.name, i, value, self.device) for i, value in enumerate(args)]
+        grid, block = _triple(grid), _triple(block)
+        if smem > MAX_DYNAMIC_SHARED:
+            raise LaunchError(f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}")
+        config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative)
+        launch(_CurrentStream(self.device), config, kernel.handle, *values)
+        self.ledger.record(kernel=kernel.name, grid=grid, block=block, smem=smem, cooperative=cooperative)
+
+    def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
+        """Blocks that can be on the GPU at the same time: the largest cooperative grid."""
+        per_sm = kernel.handle.occupancy.max_active_blocks_per_multiprocessor(block, smem)
+        return per_sm * self._device.properties.multiprocessor_count
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize(self.device)
+
+
+class _CurrentStream:
+    """PyTorch's current stream, through the protocol by which cuda-core takes foreign streams."""
+
+    def __init__(self, device):
+        import torch
+
+        self._handle = torch.cuda.current_stream(device).cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def _triple(size) -> tuple[int, int, int]:
+    size = (size,) if isinstance(size, int) else tuple(size)
+    return size + (1,) * (3 - len(size))
+
+
+def _argument(kernel: str, index: int, value, device):
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.device != device or not value.is_contiguous():
+            raise LaunchError(
+                f"{kernel}: argument {index} must be a contiguous tensor on {device}, got one on {value.device}"
+                + ("" if value.is_contiguous() else ", not contiguous")
+            )
+        return value.data_ptr()  # cuda-core passes a plain int as a pointer
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise LaunchError(f"{kernel}: argument {index} must be a tensor, int or float, got {type(value).__name__}")
+    return ctypes.c_int32(value) if isinstance(value, int) else ctypes.c_float(value)

@@ -1,0 +1,147 @@
+"""The command `luce-edu`. Heavy imports stay inside the commands, so that --help answers at once.
+
+Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+HOLDS, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"luce-edu: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    import luce_edu
+
+    parser = argparse.ArgumentParser(
+        prog="luce-edu",
+        description="From plain PyTorch to one launch per token, every stage checked against the one before.",
+    )
+    parser.add_argument("--version", action="version", version=luce_edu.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what is there, and what to do about what is missing")
+    doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    doctor.set_defaults(run=_doctor)
+
+    walkthrough = commands.add_parser("walkthrough", help="run the notebooks in order, end with the stage table")
+    walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these notebooks: 00,01")
+    walkthrough.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks")
+    walkthrough.set_defaults(run=_walkthrough)
+
+    verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
+    _add_model(verify)
+    verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
+    verify.add_argument("--steps", type=int, help="tokens to decode")
+    verify.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    verify.set_defaults(run=_verify)
+
+    generate = commands.add_parser("generate", help="continue a prompt, printed as it comes")
+    generate.add_argument("prompt", metavar="PROMPT", help='such as "ROMEO:"')
+    _add_model(generate)
+    generate.add_argument("--stage", default="megakernel", help="default: %(default)s")
+    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default: %(default)s")
+    generate.set_defaults(run=_generate)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    help = "tiny, random-0.8b, a checkpoint folder or a hub id (default: %(default)s)"
+    parser.add_argument("--model", default="tiny", help=help)
+    parser.add_argument("--device", help="cuda or host (default: the best there is)")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _doctor(args) -> int:
+    from luce_edu.doctor import diagnose, ready, table, to_dict
+
+    findings = diagnose()
+    if args.json:
+        print(json.dumps(to_dict(findings), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(table(findings))
+    return HOLDS if ready(findings) else DOES_NOT_HOLD
+
+
+def _walkthrough(args) -> int:
+    from rich.console import Console
+
+    from luce_edu.walkthrough import NotebookError, find_notebooks, walkthrough
+
+    console = Console()
+    try:
+        walkthrough(find_notebooks(args.only), in_place=args.in_place, console=console)
+    except NotebookError as error:
+        print(f"luce-edu: {error}", file=sys.stderr)
+        return DOES_NOT_HOLD
+    from luce_edu.models import load_model
+    from luce_edu.stage_table import stage_table
+
+    console.print(stage_table(load_model("tiny")))
+    return HOLDS
+
+
+def _verify(args) -> int:
+    from rich.console import Console
+
+    import luce_edu
+
+    options = {} if args.steps is None else {"steps": args.steps}
+    model = luce_edu.load_model(args.model)
+    with Console(stderr=True).status(f"verifying {args.model}") as status:
+        report = luce_edu.verify(
+            model, stages=args.stages, device=args.device, progress=status.update, **options
+        )
+    if args.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        Console().print(report)
+    return HOLDS if report.passed else DOES_NOT_HOLD
+
+
+def _generate(args) -> int:
+    from rich.console import Console
+
+    import luce_edu
+    from luce_edu.models import TextStream
+
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: expected 1 or more, got {args.max_new_tokens}")
+    model = luce_edu.load_model(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"model {args.model!r} has no tokenizer.json, so it can neither read nor write text")
+    prompt = model.tokenizer.encode(args.prompt)
+    with Console(stderr=True).status(f"{args.stage}: compiling what is not in the cache, reading the prompt"):
+        decoder = luce_edu.decoder(
+            args.stage, model, device=args.device, max_seq_len=len(prompt) + args.max_new_tokens
+        )
+        tokens = decoder.stream(prompt, args.max_new_tokens)
+        first = next(tokens, None)
+    text = TextStream(model.tokenizer)
+    print(args.prompt, end="", flush=True)
+    if first is not None:
+        print(text.feed(first), end="", flush=True)
+    for token in tokens:
+        print(text.feed(token), end="", flush=True)
+    print(text.flush())
+    return HOLDS

@@ -1,0 +1,190 @@
+"""The model's dimensions, under the names that the checkpoint's config.json uses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from luce_edu.errors import ConfigError
+
+FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
+
+# Sizes that the config must give as positive integers. Nothing is guessed: a missing one is an error.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_conv_kernel_dim",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions of a Qwen3.5 text model. Field names are Hugging Face's; see `from_dict`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    layer_types: tuple[str, ...]
+    rms_norm_eps: float
+    rope_theta: float
+    partial_rotary_factor: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, config: Mapping) -> ModelConfig:
+        """Read a config.json's content, the text-only layout or the vision-language wrapper's `text_config`.
+
+        Raises ConfigError that names the field, what was expected and what came.
+        """
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"config: expected an object, got {type(config).__name__}")
+        model_type = config.get("model_type")
+        text = config
+        if model_type == "qwen3_5":
+            text = config.get("text_config")
+            if not isinstance(text, Mapping):
+                raise ConfigError("config: model_type 'qwen3_5' needs a 'text_config' object, and there is none")
+        elif model_type != "qwen3_5_text":
+            raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}")
+
+        sizes = {name: _positive_int(text, name) for name in _SIZES}
+        rope = text.get("rope_parameters") or text
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"config: expected rope_parameters to be an object, got {rope!r}")
+        tie = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
+        if not isinstance(tie, bool):
+            raise ConfigError(f"config: expected tie_word_embeddings to be true or false, got {tie!r}")
+        eos = text.get("eos_token_id", config.get("eos_token_id"))
+        eos = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+        if not all(type(token) is int for token in eos):
+            raise ConfigError(f"config: expected eos_token_id to be one or more integers, got {eos!r}")
+        result = cls(
+            **sizes,
+            layer_types=_layer_types(text, sizes["num_hidden_layers"]),
+            rms_norm_eps=_number(text, "rms_norm_eps"),
+            rope_theta=_number(rope, "rope_theta"),
+            partial_rotary_factor=_number(rope, "partial_rotary_factor"),
+            tie_word_embeddings=tie,
+            max_position_embeddings=_positive_int(text, "max_position_embeddings"),
+            eos_token_ids=eos,
+        )
+        result._check(text, rope)
+        return result
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ModelConfig:
+        """Read config.json; raises ConfigError that names the file."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not a readable config.json ({error})") from error
+        try:
+            return cls.from_dict(content)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def _check(self, text: Mapping, rope: Mapping) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ConfigError(
+                f"config: linear_num_value_heads {self.linear_num_value_heads} is not a multiple of "
+                f"linear_num_key_heads {self.linear_num_key_heads}"
+            )
+        if not 0 < self.partial_rotary_factor <= 1 or self.rotary_dim % 2 or self.rotary_dim == 0:
+            raise ConfigError(
+                f"config: partial_rotary_factor {self.partial_rotary_factor} of head_dim {self.head_dim} "
+                f"gives {self.rotary_dim} rotary dimensions; expected an even number above 0"
+            )
+        expected = {"hidden_act": "silu", "attention_bias": False, "attn_output_gate": True}
+        for name, value in expected.items():
+            if text.get(name, value) != value:
+                raise ConfigError(f"config: expected {name} {value!r}, got {text[name]!r}")
+        if rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"config: expected rope_type 'default', got {rope['rope_type']!r}")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that RoPE turns; the rest pass unchanged."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def key_dim(self) -> int:
+        """All DeltaNet key heads side by side."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """All DeltaNet value heads side by side."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: q, k and v side by side."""
+        return 2 * self.key_dim + self.value_dim
+
+    @property
+    def linear_layers(self) -> tuple[int, ...]:
+        """Indices of the Gated DeltaNet layers."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == LINEAR_ATTENTION)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the full-attention layers."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == FULL_ATTENTION)
+
+
+def _positive_int(config: Mapping, name: str) -> int:
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ConfigError(f"config: expected {name} to be a positive integer, got {value!r}")
+    return value
+
+
+def _number(config: Mapping, name: str) -> float:
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"config: expected {name} to be a positive number, got {value!r}")
+    return float(value)
+
+
+def _layer_types(text: Mapping, num_hidden_layers: int) -> tuple[str, ...]:
+    """`layer_types` where the config lists them; else every `full_attention_interval`-th is full attention."""
+    kinds = text.get("layer_types")
+    if kinds is None:
+        interval = _positive_int(text, "full_attention_interval")
+        return tuple(
+            LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(num_hidden_layers)
+        )
+    if not isinstance(kinds, list) or len(kinds) != num_hidden_layers:
+        raise ConfigError(f"config: expected layer_types to list {num_hidden_layers} layers, got {kinds!r}")
+    unknown = sorted({str(kind) for kind in kinds} - {LINEAR_ATTENTION, FULL_ATTENTION})
+    if unknown:
+        raise ConfigError(f"config: unknown layer_types {unknown}; expected linear_attention or full_attention")
+    return tuple(kinds)

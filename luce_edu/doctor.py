@@ -1,0 +1,282 @@
+"""What this machine has, what the course needs of it, and the line to type where something is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from luce_edu.backends import cache_dir
+
+OLDEST_CAPABILITY = (7, 5)  # Turing
+# The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
+DRIVER_FOR_CUDA = {12: 525, 13: 580}
+RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
+CXX20_PROBE = """
+#include <atomic>
+#include <source_location>
+int main() { int x = 0; std::atomic_ref<int>(x).fetch_add(1); return std::source_location::current().line() == 0; }
+"""
+CUDA_PROBE = 'extern "C" __global__ void probe(float* x) { x[threadIdx.x] += 1.0f; }'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    status  "ok", "info" (nothing to do), "missing" or "problem"
+    detail  what was found; remedy  a line to type, or "" where nothing needs doing
+    needed  the walkthrough cannot run here without it
+    """
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+    needed: bool = False
+
+    @property
+    def good(self) -> bool:
+        return self.status in ("ok", "info")
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything; nothing that is missing or broken raises."""
+    return [
+        _python(),
+        _torch(),
+        *_gpus(),
+        _nvrtc(),
+        _compiler(),
+        _cache(),
+        _tiny(),
+        _jupyter(),
+        _memory(),
+    ]
+
+
+def ready(findings: Sequence[Finding]) -> bool:
+    """Whether the walkthrough can run on this machine."""
+    return all(finding.good for finding in findings if finding.needed)
+
+
+def to_dict(findings: Sequence[Finding]) -> dict:
+    """The report for --json."""
+    return {"ready": ready(findings), "findings": [asdict(finding) for finding in findings]}
+
+
+def table(findings: Sequence[Finding]):
+    """The report as a rich table, and the verdict under it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "info": "cyan", "missing": "red", "problem": "red"}
+    result = Table(title="luce-edu doctor", title_justify="left")
+    for column in ("", "status", "found"):
+        result.add_column(column, overflow="fold")
+    for finding in findings:
+        colour = colours[finding.status] if finding.needed or finding.good else "yellow"
+        detail = Text(finding.detail)
+        if finding.remedy:
+            detail.append(f"\nto do: {finding.remedy}", style="bold")
+        result.add_row(finding.name, Text(finding.status, style=colour), detail)
+    verdict = "The walkthrough can run here: make walkthrough"
+    if not ready(findings):
+        missing = [finding.name for finding in findings if finding.needed and not finding.good]
+        verdict = f"The walkthrough cannot run here yet; to mend: {', '.join(missing)}"
+    return Group(result, verdict)
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):
+        return Finding("python", "problem", f"{found}; 3.11 or newer is needed", "sudo apt install python3.11", True)
+    return Finding("python", "ok", f"{found} ({sys.executable})", needed=True)
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        return Finding("torch", "missing", f"does not import: {error}", "pip install -c constraints.txt torch", True)
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Finding("torch", "ok", f"{torch.__version__}, {build}", needed=True)
+
+
+def _gpus() -> list[Finding]:
+    """NVIDIA driver and GPUs, through NVML. None of it is needed: the emulator takes a GPU's place."""
+    try:
+        import pynvml
+    except ImportError:
+        return [Finding("driver", "missing", "module pynvml is not installed", "pip install nvidia-ml-py")]
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [_no_driver(pynvml, error)]
+    try:
+        findings = [_driver(pynvml)]
+        count = pynvml.nvmlDeviceGetCount()
+        findings += [_gpu(pynvml, index) for index in range(count)]
+        if count == 0:
+            findings.append(Finding("gpu", "info", "the driver sees no GPU; kernels run in the emulator"))
+        return findings
+    except pynvml.NVMLError as error:
+        return [Finding("driver", "problem", f"NVML fails: {error}", "nvidia-smi")]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _no_driver(pynvml, error) -> Finding:
+    if isinstance(error, pynvml.NVMLError_LibraryNotFound):
+        return Finding("driver", "info", "no NVIDIA driver, so no GPU; kernels run in the emulator")
+    if isinstance(error, pynvml.NVMLError_NoPermission):
+        remedy = "sudo usermod -aG video,render $USER   (then log in again)"
+        return Finding("driver", "problem", f"no permission to use the GPU ({error})", remedy)
+    if isinstance(error, pynvml.NVMLError_DriverNotLoaded):
+        return Finding("driver", "problem", f"installed but not loaded ({error})", "sudo modprobe nvidia")
+    if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
+        return Finding("driver", "problem", f"half updated ({error})", "sudo reboot")
+    return Finding("driver", "problem", f"NVML does not start: {error}", "nvidia-smi")
+
+
+def _driver(pynvml) -> Finding:
+    """The driver, and whether what is installed was made for a CUDA version that it knows."""
+    cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 means 12.8
+    major, minor = cuda // 1000, cuda % 1000 // 10
+    found = f"{_text(pynvml.nvmlSystemGetDriverVersion())}, knows CUDA up to {major}.{minor}"
+    if major < min(DRIVER_FOR_CUDA):
+        detail = f"{found}; {DRIVER_FOR_CUDA[12]} or newer is needed, and {DRIVER_FOR_CUDA[13]} for CUDA 13"
+        return Finding("driver", "problem", detail, f"sudo apt install nvidia-driver-{DRIVER_FOR_CUDA[13]}")
+    extra = "cu13" if major >= 13 else "cu12"
+    remedy = f"rm -rf .venv && make CUDA={extra} walkthrough"
+    bindings, torch_cuda = _installed_major("cuda-bindings"), _torch_cuda_major()
+    if bindings is not None and bindings > major:
+        return Finding("driver", "problem", f"{found}; cuda-bindings is for CUDA {bindings}: use {extra}", remedy)
+    if torch_cuda is None:
+        return Finding("driver", "problem", f"{found}; this PyTorch is a CPU build and sees no GPU", remedy)
+    if torch_cuda > major:
+        return Finding("driver", "problem", f"{found}; PyTorch is built for CUDA {torch_cuda}: use {extra}", remedy)
+    return Finding("driver", "ok", f"{found}; extra {extra}")
+
+
+def _gpu(pynvml, index: int) -> Finding:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+    try:
+        memory = f"{pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
+    except pynvml.NVMLError:  # GPUs that share the machine's memory have none of their own to report
+        memory = "shared memory"
+    detail = f"{_text(pynvml.nvmlDeviceGetName(handle))}, {memory}, compute capability {capability[0]}.{capability[1]}"
+    if capability < OLDEST_CAPABILITY:
+        return Finding(f"gpu {index}", "info", f"{detail}; Turing (7.5) or newer is needed, so the emulator takes over")
+    return Finding(f"gpu {index}", "ok", detail)
+
+
+def _text(value: str | bytes) -> str:
+    """Older NVML bindings return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _installed_major(package: str) -> int | None:
+    try:
+        return int(version(package).split(".")[0])
+    except PackageNotFoundError:
+        return None
+
+
+def _torch_cuda_major() -> int | None:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return None
+    return int(torch.version.cuda.split(".")[0]) if torch.version.cuda else None
+
+
+def _nvrtc() -> Finding:
+    """Compile a small kernel to machine code; that needs neither a GPU nor a driver."""
+    remedy = "pip install -c constraints.txt -e '.[cu13]'"
+    try:
+        from cuda.core import Program, ProgramOptions
+    except ImportError as error:
+        return Finding("nvrtc", "missing", f"cuda-core does not import: {error}", remedy, True)
+    try:
+        Program(CUDA_PROBE, "c++", ProgramOptions(arch="sm_80")).compile("cubin")
+    except Exception as error:  # whatever a missing or broken library raises, the report goes on
+        return Finding("nvrtc", "problem", f"does not compile a small kernel: {error}", remedy, True)
+    found = next((f"{name} {version(name)}" for name in _NVRTC if _installed_major(name)), "NVRTC of a CUDA toolkit")
+    return Finding("nvrtc", "ok", f"cuda-core {version('cuda-core')}, {found}; compiles for any GPU", needed=True)
+
+
+_NVRTC = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+
+
+def _compiler() -> Finding:
+    remedy = "sudo apt install g++"
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name]
+    compiler = next((path for path in map(shutil.which, names) if path), None)
+    if compiler is None:
+        return Finding("compiler", "missing", f"no C++ compiler; looked for {', '.join(names)}", remedy, True)
+    try:
+        name = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+        probe = subprocess.run(
+            [compiler, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"],
+            input=CXX20_PROBE, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("compiler", "problem", f"{compiler} does not run: {error}", remedy, True)
+    found = f"{name.splitlines()[0] if name else 'unknown version'} ({compiler})"
+    if probe.returncode != 0:
+        why = probe.stderr.strip().splitlines()[:1]
+        return Finding("compiler", "problem", f"{found} does not compile C++20: {' '.join(why)}", remedy, True)
+    return Finding("compiler", "ok", f"{found}, C++20 works", needed=True)
+
+
+def _cache() -> Finding:
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    except OSError as error:
+        remedy = "export LUCE_CACHE=/a/folder/of/yours"
+        return Finding("cache", "problem", f"compiled kernels cannot be kept in {folder}: {error}", remedy, True)
+    return Finding("cache", "ok", f"{folder}, {size / 2**20:.1f} MiB of compiled kernels", needed=True)
+
+
+def _tiny() -> Finding:
+    folder = Path(__file__).parent / "data" / "tiny"
+    missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
+    if missing:
+        detail = f"{', '.join(missing)} not in {folder}"
+        return Finding("tiny model", "missing", detail, "git checkout -- luce_edu/data/tiny", True)
+    size = (folder / "model.safetensors").stat().st_size
+    return Finding("tiny model", "ok", f"{size / 2**20:.1f} MiB of weights, in the package", needed=True)
+
+
+def _jupyter() -> Finding:
+    missing = [name for name in ("jupyterlab", "nbclient", "ipykernel") if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = f"pip install -c constraints.txt {' '.join(missing)}"
+        return Finding("jupyter", "missing", f"not installed: {', '.join(missing)}", remedy, True)
+    return Finding("jupyter", "ok", f"jupyterlab {version('jupyterlab')}", needed=True)
+
+
+def _memory() -> Finding:
+    try:
+        import psutil
+    except ImportError:
+        return Finding("memory", "missing", "module psutil is not installed", "pip install psutil")
+    free = psutil.virtual_memory().available / 2**30
+    if free < RANDOM_MODEL_GIB:
+        detail = f"{free:.1f} GiB free; 'tiny' runs, 'random-0.8b' needs about {RANDOM_MODEL_GIB} GiB"
+        return Finding("memory", "info", detail)
+    return Finding("memory", "ok", f"{free:.1f} GiB free, enough for 'random-0.8b' (about {RANDOM_MODEL_GIB} GiB)")

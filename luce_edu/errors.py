@@ -1,0 +1,25 @@
+"""The errors a reader can meet. Bad input is always a ValueError, raised before anything runs."""
+
+
+class ConfigError(ValueError):
+    """A model config that is not a Qwen3.5 text config, or that a kernel cannot serve."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that is incomplete or damaged; the message names the file or tensor."""
+
+
+class CompileError(ValueError):
+    """A kernel source that a compiler refused, or a compiler that is missing; `log` is what it said."""
+
+    def __init__(self, message: str, log: str = ""):
+        super().__init__(f"{message}\n{log}" if log else message)
+        self.log = log
+
+
+class LaunchError(ValueError):
+    """A launch that was refused before it started: unknown kernel, bad grid, wrong arguments."""
+
+
+class KernelError(RuntimeError):
+    """A kernel that started and could not finish, such as one that deadlocked; names who waits where."""

@@ -1,0 +1,122 @@
+"""Where a model comes from: `load_model` finds config, weights and tokenizer by one name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from luce_edu.config import ModelConfig
+from luce_edu.errors import CheckpointError
+from luce_edu.weights import Weights, load_weights, random_weights
+
+DATA = Path(__file__).parent / "data"
+RANDOM_CONFIG = DATA / "qwen3_5-0.8b.config.json"
+MODELS = ("tiny", "random-0.8b")  # the names that need no files from outside the package
+
+
+class Tokenizer:
+    """Text to token ids and back, by a checkpoint's tokenizer.json."""
+
+    def __init__(self, path: str | Path):
+        """Raises CheckpointError that names the file."""
+        import tokenizers  # only text needs it
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for a file that it cannot parse
+            raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids))
+
+
+class TextStream:
+    """Turn ids into text as they come, holding back a character until its last byte is there."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._pending: list[int] = []
+
+    def feed(self, token: int) -> str:
+        """The text that is complete with this token; may be empty."""
+        self._pending.append(token)
+        text = self._tokenizer.decode(self._pending)
+        if text.endswith("\ufffd"):
+            return ""
+        self._pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end, complete or not."""
+        text = self._tokenizer.decode(self._pending)
+        self._pending.clear()
+        return text
+
+
+@dataclass
+class Model:
+    """A loaded model. `tokenizer` is None where there is no tokenizer.json, `folder` for random weights."""
+
+    name: str
+    config: ModelConfig
+    weights: Weights
+    tokenizer: Tokenizer | None
+    folder: Path | None
+
+
+def load_model(name: str | Path, *, seed: int = 0) -> Model:
+    """Load a model by name; the weights are on the CPU.
+
+    name  "tiny", "random-0.8b" (`seed` draws its weights), a checkpoint folder, or a hub id such as
+          "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists goes before a hub id.
+    Raises ValueError naming the choices for a name that is none of these, ConfigError for another
+    architecture, CheckpointError for files that are missing or damaged, or a download that failed.
+    """
+    if not isinstance(name, (str, Path)):
+        raise ValueError(f"model: expected a name or folder, got {name!r}; {_choices()}")
+    name = str(name)
+    if name == "random-0.8b":
+        config = ModelConfig.from_file(RANDOM_CONFIG)
+        return Model(name, config, random_weights(config, seed), tokenizer=None, folder=None)
+    folder = DATA / name if name == "tiny" else _find_folder(name)
+    config = ModelConfig.from_file(folder / "config.json")
+    tokenizer_file = folder / "tokenizer.json"
+    tokenizer = Tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
+    return Model(name, config, load_weights(folder, config), tokenizer, folder)
+
+
+def _find_folder(name: str) -> Path:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
+        raise CheckpointError(f"{name}: expected a checkpoint folder, got a file")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _download(name)
+    if "/" in name or os.sep in name:
+        raise CheckpointError(f"{name}: no such checkpoint folder; {_choices()}")
+    raise ValueError(f"model: unknown name {name!r}; {_choices()}")
+
+
+def _choices() -> str:
+    return f"expected {', '.join(MODELS)}, a checkpoint folder, or a hub id like Qwen/Qwen3.5-0.8B"
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # no network, no such model, no access, disk full: the hint is the same
+        raise CheckpointError(
+            f"{hub_id}: there is no such folder here, and the download of *.json and *.safetensors from the "
+            f"Hugging Face hub failed ({type(error).__name__}: {error}). A local folder with config.json and "
+            "model.safetensors works too: give its path"
+        ) from error

@@ -1,0 +1,128 @@
+"""Run the notebooks in order, as a reader would: in `notebooks/`, each in a fresh kernel of this very Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+CELL_TIMEOUT_S = 600  # a compile or a full-size step on two slow cores takes seconds; minutes mean a hang
+SOURCE_LINES = 8  # how much of a failing cell is shown
+
+
+class NotebookError(Exception):
+    """A cell that failed: the message names notebook and cell, shows the cell's first lines and the error."""
+
+
+def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
+    """The notebooks NN_*.ipynb in order; `only` keeps those with these numbers, such as "00" or "9".
+
+    folder  None takes notebooks/ of the checkout that this package runs from.
+    Raises ValueError when there is no such folder, or no notebook with such a number.
+    """
+    folder = Path(__file__).resolve().parent.parent / "notebooks" if folder is None else Path(folder)
+    found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise ValueError(f"walkthrough: no notebooks (00_*.ipynb, ...) in {folder}; run it from a clone of the repository")
+    wanted = [number.strip().zfill(2) for number in only] or list(found)
+    unknown = [number for number in wanted if number not in found]
+    if unknown:
+        raise ValueError(f"walkthrough: no notebook {', '.join(unknown)}; there are {', '.join(found)}")
+    return [path for number, path in found.items() if number in wanted]
+
+
+def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> nbformat.NotebookNode:
+    """Run one notebook and return it with its outputs; the file is left alone.
+
+    on_cell  called with the index of each cell that starts, text cells too.
+
+    Raises NotebookError at the first cell that fails, hangs or kills its kernel.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    current = 0
+
+    def start(cell, cell_index):
+        nonlocal current
+        current = cell_index
+        on_cell(cell_index)
+
+    client = NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_spec_manager=_ThisPython()),
+        resources={"metadata": {"path": str(path.parent)}},
+        timeout=CELL_TIMEOUT_S,
+        on_cell_start=start,
+        # Outputs that depend on the clock or on how the kernel split its messages would differ on every run.
+        record_timing=False,
+        coalesce_streams=True,
+        store_widget_state=False,
+    )
+    try:
+        return client.execute()
+    except CellExecutionError as error:
+        raise NotebookError(_failure(path, notebook, current, _plain(error.traceback))) from None
+    except CellTimeoutError:
+        message = f"no end after {CELL_TIMEOUT_S} s"
+        raise NotebookError(_failure(path, notebook, current, message)) from None
+    except DeadKernelError:
+        message = "the kernel died: out of memory, or a crash in native code"
+        raise NotebookError(_failure(path, notebook, current, message)) from None
+
+
+def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: Console | None = None) -> None:
+    """Run notebooks in order behind a progress bar; with in_place, store each one's outputs in its file.
+
+    Raises NotebookError at the first failing cell; that notebook's file stays as it was.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        for path in notebooks:
+            cells = len(nbformat.read(path, as_version=4).cells)
+            task = progress.add_task(path.stem, total=cells)
+            notebook = execute(path, on_cell=lambda index, task=task: progress.update(task, completed=index))
+            progress.update(task, completed=cells)
+            if in_place:
+                store(notebook, path)
+
+
+def store(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write an executed notebook so that running it again changes only what its cells print."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    nbformat.write(notebook, path)
+
+
+class _ThisPython(KernelSpecManager):
+    """Starts kernels with the running interpreter, whatever `python3` kernels a user has registered elsewhere."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+def _failure(path: Path, notebook: nbformat.NotebookNode, cell_index: int, error: str) -> str:
+    source = notebook.cells[cell_index].source.splitlines()
+    shown = source[:SOURCE_LINES] + ["..."] * (len(source) > SOURCE_LINES)
+    quoted = "\n".join(f"    {line}" for line in shown)
+    # Counted as JupyterLab shows it: all cells from 1, text cells too.
+    return f"{path.name}, cell {cell_index + 1} of {len(notebook.cells)} failed:\n{quoted}\n{error}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()

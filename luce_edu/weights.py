@@ -1,0 +1,373 @@
+"""A model's weights: the tensors that a config asks for, read from safetensors or drawn at random."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from luce_edu.config import LINEAR_ATTENTION, ModelConfig
+from luce_edu.errors import CheckpointError
+
+# The dtypes that a text tensor may be stored in; safetensors' names.
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_IGNORED = ("model.visual.", "mtp.")  # the vision tower and the multi-token prediction head
+
+
+@dataclass
+class Weights:
+    """The text model's tensors, all on one device.
+
+    embed_tokens  [vocab_size, hidden_size] bf16
+    norm          [hidden_size] fp32, the final norm, zero-centred
+    lm_head       [vocab_size, hidden_size] bf16; the same tensor object as embed_tokens where they are tied
+    layers        for each layer a dict from the name after `model.layers.N.` to the tensor. Matrices are
+                  bf16; norms, A_log, dt_bias and conv1d.weight [conv_dim, 1, kernel] are fp32, which holds
+                  every bf16 and fp16 value exactly.
+    """
+
+    embed_tokens: torch.Tensor
+    norm: torch.Tensor
+    lm_head: torch.Tensor
+    layers: list[dict[str, torch.Tensor]]
+
+    @classmethod
+    def from_named(cls, tensors: dict[str, torch.Tensor], config: ModelConfig) -> Weights:
+        """Sort tensors that bear the names of `expected_tensors(config)` into their places."""
+        layers = []
+        for i in range(config.num_hidden_layers):
+            prefix = f"model.layers.{i}."
+            layers.append({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        embed_tokens = tensors["model.embed_tokens.weight"]
+        lm_head = tensors.get("lm_head.weight", embed_tokens)
+        return cls(embed_tokens, tensors["model.norm.weight"], lm_head, layers)
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor once, under its name in a text-only checkpoint."""
+        yield "model.embed_tokens.weight", self.embed_tokens
+        for i, layer in enumerate(self.layers):
+            for name, tensor in layer.items():
+                yield f"model.layers.{i}.{name}", tensor
+        yield "model.norm.weight", self.norm
+        if self.lm_head is not self.embed_tokens:
+            yield "lm_head.weight", self.lm_head
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensors hold; a tied head counts once."""
+        return sum(tensor.nbytes for _, tensor in self.named_tensors())
+
+    def to(self, device: torch.device | str) -> Weights:
+        """The same weights on a device; a tied head stays tied."""
+        embed_tokens = self.embed_tokens.to(device)
+        tied = self.lm_head is self.embed_tokens
+        return Weights(
+            embed_tokens=embed_tokens,
+            norm=self.norm.to(device),
+            lm_head=embed_tokens if tied else self.lm_head.to(device),
+            layers=[{name: tensor.to(device) for name, tensor in layer.items()} for layer in self.layers],
+        )
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the text model needs, named as in a text-only checkpoint.
+
+    Source: transformers' Qwen3_5ForCausalLM; compared with it in tests/test_weights.py.
+    """
+    embedding = (config.vocab_size, config.hidden_size)
+    tensors = {"model.embed_tokens.weight": embedding}
+    for i, kind in enumerate(config.layer_types):
+        mixer = _delta_net_shapes(config) if kind == LINEAR_ATTENTION else _attention_shapes(config)
+        for name, shape in (mixer | _block_shapes(config)).items():
+            tensors[f"model.layers.{i}.{name}"] = shape
+    tensors["model.norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = embedding
+    return tensors
+
+
+def _delta_net_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, heads = config.hidden_size, config.linear_num_value_heads
+    return {
+        "linear_attn.in_proj_qkv.weight": (config.conv_dim, hidden),
+        "linear_attn.in_proj_z.weight": (config.value_dim, hidden),
+        "linear_attn.in_proj_b.weight": (heads, hidden),
+        "linear_attn.in_proj_a.weight": (heads, hidden),
+        "linear_attn.conv1d.weight": (config.conv_dim, 1, config.linear_conv_kernel_dim),
+        "linear_attn.A_log": (heads,),
+        "linear_attn.dt_bias": (heads,),
+        "linear_attn.norm.weight": (config.linear_value_head_dim,),
+        "linear_attn.out_proj.weight": (hidden, config.value_dim),
+    }
+
+
+def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, head_dim = config.hidden_size, config.head_dim
+    q_dim, kv_dim = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    return {
+        "self_attn.q_proj.weight": (2 * q_dim, hidden),  # per head: the query's rows, then the output gate's
+        "self_attn.k_proj.weight": (kv_dim, hidden),
+        "self_attn.v_proj.weight": (kv_dim, hidden),
+        "self_attn.q_norm.weight": (head_dim,),
+        "self_attn.k_norm.weight": (head_dim,),
+        "self_attn.o_proj.weight": (hidden, q_dim),
+    }
+
+
+def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    return {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (intermediate, hidden),
+        "mlp.up_proj.weight": (intermediate, hidden),
+        "mlp.down_proj.weight": (hidden, intermediate),
+    }
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor lies: bytes [begin, end) of the data, which starts data_start bytes into the file."""
+
+    path: Path
+    mapping: mmap.mmap
+    data_start: int
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
+    """Read the text model from a checkpoint folder without copying it.
+
+    Takes one `model.safetensors`, or the shards that `model.safetensors.index.json` names; tensors named
+    `model.language_model.*` (the vision-language wrapper) or `model.*` (text only). bf16 matrices are views
+    into the mapped files; those that do not start on 16 bytes are copied, and fp16 or fp32 ones are rounded
+    to bf16, one at a time. The mapping is private: writing to a tensor does not change the file.
+    Raises CheckpointError, naming the file or tensor, for anything missing, damaged, misshapen or unknown.
+    Source: https://huggingface.co/docs/safetensors, "Format".
+    """
+    entries: dict[str, _Entry] = {}
+    for path in _safetensors_files(Path(folder)):
+        for stored_name, entry in _read_header(path).items():
+            if stored_name.startswith(_IGNORED):
+                continue
+            name = re.sub(r"^model\.language_model\.", "model.", stored_name)
+            if name in entries:
+                raise CheckpointError(f"{name}: found twice, in {entries[name].path} and in {path}")
+            entries[name] = entry
+
+    expected = expected_tensors(config)
+    spare_head = entries.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    _check_entries(entries, expected)
+    tensors = {name: _read_tensor(entries[name], len(shape)) for name, shape in expected.items()}
+    if spare_head is not None:
+        _check_spare_head(spare_head, tensors["model.embed_tokens.weight"])
+    return Weights.from_named(tensors, config)
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a checkpoint folder, and there is none")
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found neither")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        bad = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected a 'weight_map' of tensor to file ({error!r})") from error
+    if bad or not names:
+        raise CheckpointError(f"{index}: expected plain file names in 'weight_map', got {bad or 'none'}")
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: the shard is missing; {index.name} names it")
+    return [folder / name for name in names]
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    """Map a safetensors file: 8 bytes of header length (little-endian), the header in JSON, then the data."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < 8:
+                raise CheckpointError(f"{path}: truncated; expected a safetensors file, got {size} bytes")
+            # A private mapping: torch gets a writable buffer, and the file stays as it is.
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+    header_bytes = int.from_bytes(mapping[:8], "little")
+    if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{path}: header length {header_bytes} does not fit; expected at most "
+            f"{min(size - 8, _MAX_HEADER_BYTES)} bytes in a file of {size}"
+        )
+    data_start = 8 + header_bytes
+    try:
+        header = json.loads(mapping[8:data_start].decode("utf-8"), object_pairs_hook=_unique_keys)
+        if not isinstance(header, dict):
+            raise ValueError(f"expected an object, got {type(header).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error})") from error
+
+    header.pop("__metadata__", None)
+    entries = {name: _parse_entry(path, mapping, data_start, name, value) for name, value in header.items()}
+    _check_layout(path, entries, size - data_start)
+    return entries
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def _parse_entry(path: Path, mapping: mmap.mmap, data_start: int, name: str, value: object) -> _Entry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        dtype, shape, begin, end = None, (), None, None
+    numbers_fit = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    if not isinstance(dtype, str) or not numbers_fit:
+        raise CheckpointError(f"{path}: {name}: expected dtype, shape and data_offsets, got {value!r}")
+    return _Entry(path, mapping, data_start, dtype, shape, begin, end)
+
+
+def _check_layout(path: Path, entries: dict[str, _Entry], data_bytes: int) -> None:
+    """The format leaves no holes: each tensor starts where the one before ends, up to the file's end."""
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != position or entry.end < entry.begin:
+            raise CheckpointError(
+                f"{path}: {name}: data_offsets [{entry.begin}, {entry.end}] out of order; "
+                f"expected to start at byte {position} of the data"
+            )
+        if entry.end > data_bytes:
+            raise CheckpointError(
+                f"{path}: {name}: data_offsets [{entry.begin}, {entry.end}] out of range; the file holds "
+                f"{data_bytes} bytes of data (truncated?)"
+            )
+        if entry.dtype in _DTYPES and entry.end - entry.begin != _num_bytes(entry):
+            raise CheckpointError(
+                f"{path}: {name}: expected {_num_bytes(entry)} bytes for {entry.dtype} {list(entry.shape)}, "
+                f"data_offsets give {entry.end - entry.begin}"
+            )
+        position = entry.end
+    if position != data_bytes:
+        raise CheckpointError(f"{path}: expected {position} bytes of data by its header, got {data_bytes}")
+
+
+def _num_bytes(entry: _Entry) -> int:
+    return math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+
+
+def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ...]]) -> None:
+    missing = [name for name in expected if name not in entries]
+    if missing:
+        raise CheckpointError(
+            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are)"
+        )
+    # A tensor nobody asked for means that config and checkpoint differ, in the number of layers for instance.
+    unknown = [name for name in entries if name not in expected]
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0]}: in {entries[unknown[0]].path}, but the config has no place for it "
+            f"({len(unknown)} such tensors)"
+        )
+    for name, shape in expected.items():
+        entry = entries[name]
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}"
+            )
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}"
+            )
+
+
+def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
+    """bf16 for a matrix, else fp32; a view into the mapping unless dtype or alignment needs a copy."""
+    begin, num_bytes = entry.data_start + entry.begin, entry.end - entry.begin
+    raw = torch.frombuffer(entry.mapping, dtype=torch.uint8, count=num_bytes, offset=begin)
+    if raw.data_ptr() % _ALIGNMENT:
+        raw = raw.clone()
+    tensor = raw.view(_DTYPES[entry.dtype]).view(entry.shape)
+    return tensor.to(torch.bfloat16 if num_dims == 2 else torch.float32)
+
+
+def _check_spare_head(entry: _Entry, embed_tokens: torch.Tensor) -> None:
+    """A tied checkpoint may store lm_head.weight all the same; then it has to say the same thing."""
+    _check_entries({"lm_head.weight": entry}, {"lm_head.weight": tuple(embed_tokens.shape)})
+    if not torch.equal(_read_tensor(entry, 2), embed_tokens):
+        raise CheckpointError(
+            f"lm_head.weight: the config ties it to model.embed_tokens.weight, but {entry.path} holds "
+            "other values"
+        )
+
+
+_LOGITS_STD = 2.5  # a trained model's logits spread by a few
+_CHUNK = 1 << 22  # elements drawn at a time: 16 MB in fp32
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
+    """Seeded weights of a config's shapes, that keep activations in a trained model's range.
+
+    A norm's output has RMS 1, so a projection with std 1/sqrt(inputs) gives RMS 1 again. The three that write
+    into the residual stream (o_proj, out_proj, down_proj) get half of that, so that it grows slowly. Heads
+    forget at rates spread evenly in log scale: exp(g) is about 0.5 for the first and 0.999 for the last,
+    before A_log and the input move it. The numbers are uniform, not normal: they come from random bits by
+    one multiplication, and an activation sums hundreds of them. Raises ValueError for a bad seed.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
+    generator = torch.Generator().manual_seed(seed)
+    shapes = expected_tensors(config)
+    tensors = {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}
+    return Weights.from_named(tensors, config)
+
+
+def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if name.endswith("dt_bias"):
+        # softplus(dt_bias) = -log(exp(g)) for a head whose A_log is 0
+        forget = torch.logspace(math.log10(0.5), math.log10(0.001), shape[0], dtype=torch.float64)
+        return torch.expm1(-torch.log1p(-forget)).log().float()
+    if name.endswith("A_log"):
+        return _uniform(shape, 0.5, torch.float32, generator)
+    if name.endswith("linear_attn.norm.weight"):
+        return 1 + _uniform(shape, 0.1, torch.float32, generator)
+    if len(shape) == 1:
+        return _uniform(shape, 0.1, torch.float32, generator)  # zero-centred norms: the factor is 1 + w
+    if len(shape) == 3:
+        return _uniform(shape, shape[-1] ** -0.5, torch.float32, generator)
+    gain = 1.0
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        gain = _LOGITS_STD
+    elif name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "in_proj_a.weight")):
+        gain = 0.5  # in_proj_a: the input moves a head's decay, and does not drown the spread in dt_bias
+    return _uniform(shape, gain * shape[1] ** -0.5, torch.bfloat16, generator)
+
+
+def _uniform(shape, std: float, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Uniform around 0 with a standard deviation, made of 16 random bits a number."""
+    result = torch.empty(math.prod(shape), dtype=dtype)
+    scale = std * math.sqrt(3) / 2**15
+    for chunk in result.split(_CHUNK):
+        bits = torch.empty(-(-chunk.numel() // 4), dtype=torch.int64)  # 64 bits serve four numbers
+        bits.random_(-(2**63), None, generator=generator)
+        chunk.copy_(bits.view(torch.int16)[: chunk.numel()].float().mul_(scale))
+    return result.view(shape)

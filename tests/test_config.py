@@ -1,0 +1,119 @@
+"""config.json: both layouts read alike, and every field that cannot be served is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import luce_edu.config
+from luce_edu.config import ModelConfig
+from luce_edu.errors import ConfigError
+
+WRAPPER = json.loads(
+    (Path(luce_edu.config.__file__).parent / "data" / "qwen3_5-0.8b.config.json").read_text(encoding="utf-8")
+)
+TEXT = WRAPPER["text_config"]
+ROPE = TEXT["rope_parameters"]
+
+
+def test_qwen3_5_0_8b_has_its_published_dimensions():
+    config = ModelConfig.from_dict(WRAPPER)
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (1024, 24, 248320)
+    assert (config.key_dim, config.value_dim, config.conv_dim) == (2048, 2048, 6144)
+    assert config.rotary_dim == 64 and config.rope_theta == 1e7
+    assert config.tie_word_embeddings and config.eos_token_ids == (248044,)
+    assert config.attention_layers == (3, 7, 11, 15, 19, 23)
+    assert sorted(config.linear_layers + config.attention_layers) == list(range(24))
+
+
+def test_wrapper_and_text_only_layouts_read_alike():
+    assert ModelConfig.from_dict(WRAPPER) == ModelConfig.from_dict(TEXT)
+
+
+def test_config_agrees_with_transformers():
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = ModelConfig.from_dict(TEXT), transformers.Qwen3_5TextConfig(**TEXT)
+    for name in ("hidden_size", "head_dim", "linear_num_value_heads", "rms_norm_eps", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert list(ours.layer_types) == theirs.layer_types
+
+
+def test_explicit_layer_types_go_before_the_interval():
+    kinds = ["full_attention"] + ["linear_attention"] * 23
+    assert ModelConfig.from_dict(TEXT | {"layer_types": kinds}).attention_layers == (0,)
+
+
+def test_rope_fields_may_stand_at_the_top_level():
+    flat = {name: value for name, value in TEXT.items() if name != "rope_parameters"}
+    config = ModelConfig.from_dict(flat | {"rope_theta": 5e5, "partial_rotary_factor": 0.5})
+    assert (config.rope_theta, config.rotary_dim) == (5e5, 128)
+
+
+def test_conv_dim_follows_grouped_value_heads():
+    config = ModelConfig.from_dict(TEXT | {"linear_num_value_heads": 32})
+    assert (config.key_dim, config.value_dim, config.conv_dim) == (2048, 4096, 8192)
+
+
+BAD_FIELDS = {
+    "other_model": ({"model_type": "llama"}, "expected model_type 'qwen3_5' or 'qwen3_5_text', got 'llama'"),
+    "no_model_type": ({"model_type": None}, "expected model_type .* got None"),
+    "wrapper_without_text": ({"model_type": "qwen3_5"}, "needs a 'text_config' object"),
+    "missing_size": ({"hidden_size": None}, "expected hidden_size to be a positive integer, got None"),
+    "size_of_zero": ({"num_hidden_layers": 0}, "expected num_hidden_layers to be a positive integer, got 0"),
+    "size_as_text": ({"head_dim": "256"}, "expected head_dim to be a positive integer, got '256'"),
+    "size_as_bool": ({"vocab_size": True}, "expected vocab_size to be a positive integer, got True"),
+    "size_as_fraction": ({"head_dim": 256.0}, "expected head_dim to be a positive integer, got 256.0"),
+    "infinite_rotary": (
+        {"rope_parameters": ROPE | {"partial_rotary_factor": float("inf")}},
+        "expected partial_rotary_factor to be a positive number, got inf",
+    ),
+    "rope_as_list": ({"rope_parameters": [1]}, r"expected rope_parameters to be an object, got \[1\]"),
+    "tie_as_text": ({"tie_word_embeddings": "no"}, "tie_word_embeddings to be true or false, got 'no'"),
+    "eos_as_text": ({"eos_token_id": "<end>"}, "expected eos_token_id to be one or more integers"),
+    "eps_of_nan": ({"rms_norm_eps": float("nan")}, "expected rms_norm_eps to be a positive number, got nan"),
+    "uneven_attention_groups": ({"num_key_value_heads": 3}, "num_attention_heads 8 is not a multiple"),
+    "uneven_delta_groups": (
+        {"linear_num_value_heads": 24},
+        "linear_num_value_heads 24 is not a multiple of .* 16",
+    ),
+    "too_few_layer_types": ({"layer_types": ["full_attention"]}, "expected layer_types to list 24 layers"),
+    "unknown_layer_type": ({"layer_types": ["mamba"] * 24}, r"unknown layer_types \['mamba'\]"),
+    "other_activation": ({"hidden_act": "gelu"}, "expected hidden_act 'silu', got 'gelu'"),
+    "attention_bias": ({"attention_bias": True}, "expected attention_bias False, got True"),
+    "no_output_gate": ({"attn_output_gate": False}, "expected attn_output_gate True, got False"),
+    "odd_rotary": ({"head_dim": 12}, "gives 3 rotary dimensions; expected an even number"),
+    "rotary_above_one": (
+        {"rope_parameters": ROPE | {"partial_rotary_factor": 1.5}},
+        "partial_rotary_factor 1.5 of head_dim 256",
+    ),
+    "scaled_rope": (
+        {"rope_parameters": ROPE | {"rope_type": "yarn"}},
+        "expected rope_type 'default', got 'yarn'",
+    ),
+    "no_theta": (
+        {"rope_parameters": {"partial_rotary_factor": 0.25}},
+        "expected rope_theta to be a positive number, got None",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD_FIELDS.values(), ids=BAD_FIELDS)
+def test_bad_field_is_named_with_what_was_expected(change, message):
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_dict(TEXT | change)
+
+
+@pytest.mark.parametrize("content", [[], None, "qwen3_5"])
+def test_config_that_is_no_object_is_refused(content):
+    with pytest.raises(ConfigError, match="expected an object"):
+        ModelConfig.from_dict(content)
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[]", b"[" * 200_000, b'{"model_type": "llama"}'])
+def test_bad_file_is_named(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="config.json: ") as error:
+        ModelConfig.from_file(path)
+    assert str(path) in str(error.value)
