@@ -19,14 +19,13 @@ static_assert(head_dim % lane_weights == 0 && worker_lanes <= warp_threads && wa
               "head_dim must be 8, 16, 32, 64, 128 or 256");
 
 constexpr int min_positions_per_split = 32;  // fewer are not worth a block and a merge
-constexpr int max_splits = 64;
+constexpr int max_splits = MAX_SPLITS;
 constexpr int partial_size = head_dim + 2;   // a split's weighted sum of v, its maximum and its sum of weights
-constexpr int o_partials = num_attention_heads * max_splits * partial_size;  // floats of device memory
 
 struct AttentionArgs {
     const float *projected, *q_norm, *k_norm, *rope_cos, *rope_sin;  // rope tables [max_seq_len, rotary_dim / 2]
     bf16 *k_cache, *v_cache;
-    float *partials, *o;
+    float *partials, *o;  // partials [heads, max_splits, partial_size]
     unsigned* arrivals;  // [kv heads], 0 between launches
     int position, max_seq_len;
 };

@@ -15,7 +15,7 @@ _HOMES = {
     "STAGES": "luce_edu.stages",
     "decoder": "luce_edu.stages",
     "load_model": "luce_edu.models",
-    "verify": "luce_edu.verify",
+    "verify": "luce_edu.verification",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain, islice
 
 HOLDS, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -39,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
     doctor.set_defaults(run=_doctor)
 
-    walkthrough = commands.add_parser("walkthrough", help="run the notebooks in order, end with the stage table")
-    walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these notebooks: 00,01")
+    walkthrough = commands.add_parser("walkthrough", help="run the notebooks, end with the stage table")
+    walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these only: 00,01")
     walkthrough.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks")
     walkthrough.set_defaults(run=_walkthrough)
 
@@ -136,12 +137,10 @@ def _generate(args) -> int:
             args.stage, model, device=args.device, max_seq_len=len(prompt) + args.max_new_tokens
         )
         tokens = decoder.stream(prompt, args.max_new_tokens)
-        first = next(tokens, None)
+        first = list(islice(tokens, 1))
     text = TextStream(model.tokenizer)
     print(args.prompt, end="", flush=True)
-    if first is not None:
-        print(text.feed(first), end="", flush=True)
-    for token in tokens:
+    for token in chain(first, tokens):
         print(text.feed(token), end="", flush=True)
     print(text.flush())
     return HOLDS

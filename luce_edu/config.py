@@ -66,7 +66,7 @@ class ModelConfig:
         if model_type == "qwen3_5":
             text = config.get("text_config")
             if not isinstance(text, Mapping):
-                raise ConfigError("config: model_type 'qwen3_5' needs a 'text_config' object, and there is none")
+                raise ConfigError("config: model_type 'qwen3_5' needs a 'text_config' object; there is none")
         elif model_type != "qwen3_5_text":
             raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}")
 
@@ -175,7 +175,7 @@ def _number(config: Mapping, name: str) -> float:
 
 
 def _layer_types(text: Mapping, num_hidden_layers: int) -> tuple[str, ...]:
-    """`layer_types` where the config lists them; else every `full_attention_interval`-th is full attention."""
+    """`layer_types` where the config lists them; else every `full_attention_interval`-th is attention."""
     kinds = text.get("layer_types")
     if kinds is None:
         interval = _positive_int(text, "full_attention_interval")
@@ -186,5 +186,6 @@ def _layer_types(text: Mapping, num_hidden_layers: int) -> tuple[str, ...]:
         raise ConfigError(f"config: expected layer_types to list {num_hidden_layers} layers, got {kinds!r}")
     unknown = sorted({str(kind) for kind in kinds} - {LINEAR_ATTENTION, FULL_ATTENTION})
     if unknown:
-        raise ConfigError(f"config: unknown layer_types {unknown}; expected linear_attention or full_attention")
+        choices = f"{LINEAR_ATTENTION} or {FULL_ATTENTION}"
+        raise ConfigError(f"config: unknown layer_types {unknown}; expected {choices}")
     return tuple(kinds)

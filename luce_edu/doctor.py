@@ -19,10 +19,15 @@ OLDEST_CAPABILITY = (7, 5)  # Turing
 # The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
 DRIVER_FOR_CUDA = {12: 525, 13: 580}
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
+NVRTC_PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 CXX20_PROBE = """
 #include <atomic>
 #include <source_location>
-int main() { int x = 0; std::atomic_ref<int>(x).fetch_add(1); return std::source_location::current().line() == 0; }
+int main() {
+    int x = 0;
+    std::atomic_ref<int>(x).fetch_add(1);
+    return std::source_location::current().line() == 0;
+}
 """
 CUDA_PROBE = 'extern "C" __global__ void probe(float* x) { x[threadIdx.x] += 1.0f; }'
 
@@ -97,8 +102,6 @@ def table(findings: Sequence[Finding]):
 
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("python", "problem", f"{found}; 3.11 or newer is needed", "sudo apt install python3.11", True)
     return Finding("python", "ok", f"{found} ({sys.executable})", needed=True)
 
 
@@ -106,7 +109,8 @@ def _torch() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return Finding("torch", "missing", f"does not import: {error}", "pip install -c constraints.txt torch", True)
+        remedy = "pip install -c constraints.txt torch"
+        return Finding("torch", "missing", f"does not import: {error}", remedy, True)
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Finding("torch", "ok", f"{torch.__version__}, {build}", needed=True)
 
@@ -157,13 +161,13 @@ def _driver(pynvml) -> Finding:
         return Finding("driver", "problem", detail, f"sudo apt install nvidia-driver-{DRIVER_FOR_CUDA[13]}")
     extra = "cu13" if major >= 13 else "cu12"
     remedy = f"rm -rf .venv && make CUDA={extra} walkthrough"
-    bindings, torch_cuda = _installed_major("cuda-bindings"), _torch_cuda_major()
-    if bindings is not None and bindings > major:
-        return Finding("driver", "problem", f"{found}; cuda-bindings is for CUDA {bindings}: use {extra}", remedy)
+    torch_cuda = _torch_cuda_major()
     if torch_cuda is None:
         return Finding("driver", "problem", f"{found}; this PyTorch is a CPU build and sees no GPU", remedy)
-    if torch_cuda > major:
-        return Finding("driver", "problem", f"{found}; PyTorch is built for CUDA {torch_cuda}: use {extra}", remedy)
+    made_for = {"PyTorch": torch_cuda, "cuda-bindings": _installed_major("cuda-bindings") or major}
+    newer = [f"{name} is for CUDA {cuda}" for name, cuda in made_for.items() if cuda > major]
+    if newer:
+        return Finding("driver", "problem", f"{found}; {', '.join(newer)}: use {extra}", remedy)
     return Finding("driver", "ok", f"{found}; extra {extra}")
 
 
@@ -174,9 +178,11 @@ def _gpu(pynvml, index: int) -> Finding:
         memory = f"{pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
     except pynvml.NVMLError:  # GPUs that share the machine's memory have none of their own to report
         memory = "shared memory"
-    detail = f"{_text(pynvml.nvmlDeviceGetName(handle))}, {memory}, compute capability {capability[0]}.{capability[1]}"
+    name = _text(pynvml.nvmlDeviceGetName(handle))
+    detail = f"{name}, {memory}, compute capability {capability[0]}.{capability[1]}"
     if capability < OLDEST_CAPABILITY:
-        return Finding(f"gpu {index}", "info", f"{detail}; Turing (7.5) or newer is needed, so the emulator takes over")
+        detail += "; Turing (7.5) or newer is needed, so the emulator takes over"
+        return Finding(f"gpu {index}", "info", detail)
     return Finding(f"gpu {index}", "ok", detail)
 
 
@@ -211,11 +217,9 @@ def _nvrtc() -> Finding:
         Program(CUDA_PROBE, "c++", ProgramOptions(arch="sm_80")).compile("cubin")
     except Exception as error:  # whatever a missing or broken library raises, the report goes on
         return Finding("nvrtc", "problem", f"does not compile a small kernel: {error}", remedy, True)
-    found = next((f"{name} {version(name)}" for name in _NVRTC if _installed_major(name)), "NVRTC of a CUDA toolkit")
-    return Finding("nvrtc", "ok", f"cuda-core {version('cuda-core')}, {found}; compiles for any GPU", needed=True)
-
-
-_NVRTC = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+    packages = [name for name in NVRTC_PACKAGES if _installed_major(name)]
+    found = ", ".join(f"{name} {version(name)}" for name in packages) or "no NVRTC package"
+    return Finding("nvrtc", "ok", f"compiles for any GPU; {found}", needed=True)
 
 
 def _compiler() -> Finding:
@@ -234,8 +238,8 @@ def _compiler() -> Finding:
         return Finding("compiler", "problem", f"{compiler} does not run: {error}", remedy, True)
     found = f"{name.splitlines()[0] if name else 'unknown version'} ({compiler})"
     if probe.returncode != 0:
-        why = probe.stderr.strip().splitlines()[:1]
-        return Finding("compiler", "problem", f"{found} does not compile C++20: {' '.join(why)}", remedy, True)
+        why = " ".join(probe.stderr.splitlines()[:1])
+        return Finding("compiler", "problem", f"{found} does not compile C++20: {why}", remedy, True)
     return Finding("compiler", "ok", f"{found}, C++20 works", needed=True)
 
 
@@ -248,13 +252,16 @@ def _cache() -> Finding:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except OSError as error:
         remedy = "export LUCE_CACHE=/a/folder/of/yours"
-        return Finding("cache", "problem", f"compiled kernels cannot be kept in {folder}: {error}", remedy, True)
+        return Finding(
+            "cache", "problem", f"compiled kernels cannot be kept in {folder}: {error}", remedy, True
+        )
     return Finding("cache", "ok", f"{folder}, {size / 2**20:.1f} MiB of compiled kernels", needed=True)
 
 
 def _tiny() -> Finding:
     folder = Path(__file__).parent / "data" / "tiny"
-    missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         detail = f"{', '.join(missing)} not in {folder}"
         return Finding("tiny model", "missing", detail, "git checkout -- luce_edu/data/tiny", True)
@@ -263,7 +270,8 @@ def _tiny() -> Finding:
 
 
 def _jupyter() -> Finding:
-    missing = [name for name in ("jupyterlab", "nbclient", "ipykernel") if importlib.util.find_spec(name) is None]
+    names = ("jupyterlab", "nbclient", "ipykernel")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         remedy = f"pip install -c constraints.txt {' '.join(missing)}"
         return Finding("jupyter", "missing", f"not installed: {', '.join(missing)}", remedy, True)
@@ -277,6 +285,7 @@ def _memory() -> Finding:
         return Finding("memory", "missing", "module psutil is not installed", "pip install psutil")
     free = psutil.virtual_memory().available / 2**30
     if free < RANDOM_MODEL_GIB:
-        detail = f"{free:.1f} GiB free; 'tiny' runs, 'random-0.8b' needs about {RANDOM_MODEL_GIB} GiB"
+        detail = f"{free:.1f} GiB free: enough for 'tiny'; 'random-0.8b' needs about {RANDOM_MODEL_GIB}"
         return Finding("memory", "info", detail)
-    return Finding("memory", "ok", f"{free:.1f} GiB free, enough for 'random-0.8b' (about {RANDOM_MODEL_GIB} GiB)")
+    detail = f"{free:.1f} GiB free: enough for 'random-0.8b', which needs about {RANDOM_MODEL_GIB}"
+    return Finding("memory", "ok", detail)

@@ -1,4 +1,4 @@
-"""Run the notebooks in order, as a reader would: in `notebooks/`, each in a fresh kernel of this very Python."""
+"""Run the notebooks in order, as a reader would, each in its folder and in a fresh kernel of this Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
     folder = Path(__file__).resolve().parent.parent / "notebooks" if folder is None else Path(folder)
     found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:
-        raise ValueError(f"walkthrough: no notebooks (00_*.ipynb, ...) in {folder}; run it from a clone of the repository")
+        raise ValueError(
+            f"walkthrough: no notebooks (00_*.ipynb, ...) in {folder}; it needs a clone of the repository"
+        )
     wanted = [number.strip().zfill(2) for number in only] or list(found)
     unknown = [number for number in wanted if number not in found]
     if unknown:
@@ -110,7 +112,7 @@ def store(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 class _ThisPython(KernelSpecManager):
-    """Starts kernels with the running interpreter, whatever `python3` kernels a user has registered elsewhere."""
+    """Starts kernels with the running interpreter, whatever `python3` kernel a user has registered."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(**get_kernel_dict())

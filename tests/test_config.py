@@ -109,7 +109,17 @@ def test_config_that_is_no_object_is_refused(content):
         ModelConfig.from_dict(content)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"[]", b"[" * 200_000, b'{"model_type": "llama"}'])
+BAD_FILES = {
+    "missing": None,
+    "not_json": b"{",
+    "not_utf8": b"\xff\xfe",
+    "a_list": b"[]",
+    "nested_too_deep": b"[" * 200_000,
+    "other_model": b'{"model_type": "llama"}',
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_file_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     if content is not None:

@@ -1,6 +1,6 @@
 // export.h: lets the launcher call a kernel that it knows only by name
-// For each kernel the Python side writes  extern "C" { const emulator::Export luce_kernel_NAME = emulator::exported<&NAME>(); }
-// after an #include of the .cu file; the parameter types come from the function itself.
+// luce_edu/backends/host.py includes the .cu file and then defines, for each kernel, an emulator::Export; the parameter
+// types come from the kernel's own C++ type, so that nothing has to be registered.
 #pragma once
 
 #include <utility>
@@ -29,11 +29,14 @@ T argument(uint64_t bits) {
     else return std::bit_cast<T>(static_cast<uint32_t>(bits));
 }
 
+template <class... Parameters>
+constexpr char signature[] = {letter<Parameters>()..., 0};
+
 template <auto kernel, class... Parameters, size_t... i>
 constexpr Export exported(void (*)(Parameters...), std::index_sequence<i...>) {
     static_assert((letter<Parameters>() && ...), "a kernel takes pointers, int, unsigned and float");
-    static constexpr char signature[] = {letter<Parameters>()..., 0};
-    return {[](const uint64_t* args) { ((void)args, kernel(argument<Parameters>(args[i])...)); }, signature};
+    return {[](const uint64_t* args) { ((void)args, kernel(argument<Parameters>(args[i])...)); },
+            signature<Parameters...>};
 }
 
 template <auto kernel, class... Parameters>

@@ -6,6 +6,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
+MAX_SPLITS = 64  # blocks that share one kv head's positions, at most; each leaves head_dim + 2 floats to merge
 SHARED_FLOATS = 12 * 1024  # 48 KiB of fp32, the shared memory a block has on every GPU without asking for more
 
 
@@ -13,6 +14,7 @@ def kernel_defines(config: ModelConfig) -> dict[str, object]:
     """The -D macros for `config`; call `check_kernels_serve` first."""
     return {
         "BLOCK_THREADS": BLOCK_THREADS,
+        "MAX_SPLITS": MAX_SPLITS,
         "VOCAB_SIZE": config.vocab_size,
         "HIDDEN_SIZE": config.hidden_size,
         "INTERMEDIATE_SIZE": config.intermediate_size,

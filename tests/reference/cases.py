@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
@@ -106,8 +105,3 @@ def empty_state(config, max_seq_len=160):
     for cache in (state.k_cache, state.v_cache):
         cache.normal_(0, 1e3)
     return state
-
-
-@pytest.fixture(params=CONFIGS)
-def case(request):
-    return make_case(request.param)

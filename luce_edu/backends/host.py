@@ -1,0 +1,316 @@
+"""The host backend: csrc/ compiled by the machine's C++ compiler and run by the emulator in csrc/host/.
+
+Needs no GPU. It is exact, not fast, and it names what a GPU would hang on: see csrc/host/runtime.cpp.
+Environment: CXX, the compiler; LUCE_HOST_SMS, multiprocessors of the emulated device (4 unless told);
+LUCE_HOST_FLAGS, more compiler flags, such as -DLUCE_UCONTEXT for the portable stack switch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shlex
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from luce_edu import backends
+from luce_edu.backends.ledger import Ledger
+from luce_edu.errors import CompileError, KernelError, LaunchError
+
+# The emulated device: threads and blocks a multiprocessor as on Turing, shared memory as on Hopper, so that any
+# kernel that fits a GPU fits here. Registers and static shared memory do not count.
+THREADS_PER_BLOCK = 1024
+THREADS_PER_SM = 1024
+BLOCKS_PER_SM = 16
+SHARED_BYTES_PER_SM = 228 * 1024
+SHARED_BYTES_PER_BLOCK = 227 * 1024  # the device keeps 1 KiB of each block for itself
+
+COMPILERS = ("g++", "clang++", "c++")
+# Aliasing: kernels read arrays through wider types, which CUDA allows. gnu-unique: it would share the `__shared__`
+# variables of inline functions between libraries.
+FLAGS = (
+    "-std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing -fno-gnu-unique "
+    "-fvisibility=hidden -fPIC -shared -Wno-unknown-pragmas -DLUCE_HOST"
+).split()
+_EXPORT = (
+    'extern "C" __attribute__((visibility("default"))) const emulator::Export luce_kernel_{name};\n'
+    "const emulator::Export luce_kernel_{name} = emulator::exported<&{name}>();"
+)
+RUNTIME_FLAGS = "-std=c++20 -O2 -fPIC -shared -pthread -fvisibility=hidden -U_FORTIFY_SOURCE".split()
+
+
+@dataclass(frozen=True)
+class HostKernel:
+    """A compiled kernel; `signature` has a letter for each parameter: p a pointer, i int, u unsigned, f float."""
+
+    name: str
+    signature: str
+    entry: int  # address of a function that takes the packed arguments
+    shared_module: int
+    shared_bytes: int  # static shared memory of all kernels of the module together
+
+    @property
+    def packing(self) -> str:
+        """How `struct` lays the arguments out: 8 bytes each."""
+        return "=" + "".join({"p": "Q", "i": "i4x", "u": "I4x", "f": "f4x"}[letter] for letter in self.signature)
+
+
+class HostModule:
+    """The kernels of one source file; `module[name]` is a HostKernel."""
+
+    def __init__(self, source: str, kernels: dict[str, HostKernel]):
+        self.source, self._kernels = source, kernels
+
+    def __getitem__(self, name: str) -> HostKernel:
+        if name not in self._kernels:
+            raise LaunchError(f"{self.source}: no kernel named {name!r}; it has {', '.join(self._kernels)}")
+        return self._kernels[name]
+
+
+class HostBackend:
+    """Runs kernels on the CPU, each launch to its end.
+
+    csrc_dir  another source tree, such as one with a planted fault
+    seed      None: blocks in parallel, threads in turn. An int: one thread at a time in an order drawn from it, the
+              same each time; blocks start in any order and run as far as they can before another goes on.
+    """
+
+    name = "host"
+
+    def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None):
+        import torch
+
+        self.device = torch.device("cpu")
+        self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
+        self.seed = seed
+        self.ledger = Ledger()
+        self.sm_count = int(os.environ.get("LUCE_HOST_SMS", "4"))
+
+    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> HostModule:
+        """Compile csrc/`source`, or find it in the cache, and load it.
+
+        Raises CompileError: no compiler (with the package to install), no such file, or the compiler's log.
+        """
+        if not (self.csrc_dir / source).is_file():
+            raise CompileError(f"{source}: no such file in {self.csrc_dir.name}/")
+        runtime = _load_runtime(self.csrc_dir)
+        wrapper = [f'#include "{source}"', '#include "host/export.h"']
+        wrapper += [_EXPORT.format(name=name) for name in kernels]
+        flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
+        library = _load(_build(self.csrc_dir, source, "\n".join(wrapper), flags, self.csrc_dir))
+        return HostModule(source, {name: _find_kernel(runtime, library, name) for name in kernels})
+
+    def launch(self, kernel: HostKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
+        """Run `kernel` to its end. Tensors pass as pointers, ints as int32, floats as float.
+
+        grid, block: an int or a tuple of up to three; smem: bytes of dynamic shared memory.
+        Raises LaunchError before anything runs; KernelError, with who waits where, for a kernel that cannot finish.
+        """
+        grid, block = _triple(kernel.name, "grid", grid), _triple(kernel.name, "block", block)
+        blocks, resident = math.prod(grid), self.max_resident_blocks(kernel, block, smem)
+        if blocks >= 2**31:
+            raise LaunchError(f"{kernel.name}: grid {grid} has {blocks} blocks; at most {2**31 - 1}")
+        if cooperative and blocks > resident:
+            raise LaunchError(
+                f"{kernel.name}: a cooperative launch of {blocks} blocks, but the device holds only {resident} of "
+                f"{math.prod(block)} threads and {smem} bytes of shared memory at the same time"
+            )
+        packed = _pack(kernel, args)
+        request = _Request(
+            kernel.name.encode(), kernel.entry, packed, kernel.shared_module, kernel.shared_bytes,
+            grid, block, smem, resident, cooperative, self.seed is not None, (self.seed or 0) % 2**64,
+        )  # fmt: skip
+        self.ledger.record(kernel=kernel.name, grid=grid, block=block, smem=smem, cooperative=cooperative)
+        report = _load_runtime(self.csrc_dir).luce_launch(ctypes.byref(request))
+        if report is not None:
+            raise KernelError(report.decode())
+
+    def max_resident_blocks(self, kernel: HostKernel, block, smem: int) -> int:
+        """Blocks that the emulated device holds at the same time: the largest cooperative grid."""
+        threads = math.prod(_triple(kernel.name, "block", block))
+        if threads > THREADS_PER_BLOCK:
+            raise LaunchError(f"{kernel.name}: {threads} threads a block; at most {THREADS_PER_BLOCK}")
+        if not 0 <= smem <= SHARED_BYTES_PER_BLOCK:
+            raise LaunchError(
+                f"{kernel.name}: {smem} bytes of dynamic shared memory; from 0 to {SHARED_BYTES_PER_BLOCK}"
+            )
+        warps = -(-threads // 32)
+        by_threads, by_shared = THREADS_PER_SM // (32 * warps), SHARED_BYTES_PER_SM // (smem + 1024)
+        return self.sm_count * min(BLOCKS_PER_SM, by_threads, by_shared)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a launch returns when the kernel has ended."""
+
+
+class _Request(ctypes.Structure):
+    """emulator::Request of csrc/host/runtime.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("entry", ctypes.c_void_p),
+        ("args", ctypes.c_char_p),
+        ("shared_module", ctypes.c_uint64),
+        ("shared_bytes", ctypes.c_uint64),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("dynamic_shared_bytes", ctypes.c_uint),
+        ("resident_blocks", ctypes.c_uint),
+        ("cooperative", ctypes.c_uint),
+        ("seeded", ctypes.c_uint),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+def _triple(kernel: str, what: str, size) -> tuple[int, int, int]:
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    if not 1 <= len(sizes) <= 3 or not all(type(n) is int and 1 <= n < 2**31 for n in sizes):
+        raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")
+    return sizes + (1,) * (3 - len(sizes))
+
+
+def _pack(kernel: HostKernel, args) -> bytes:
+    """The arguments, checked against the kernel's C++ parameters, 8 bytes each."""
+    import torch
+
+    if len(args) != len(kernel.signature):
+        raise LaunchError(f"{kernel.name}: expected {len(kernel.signature)} arguments, got {len(args)}")
+    values = []
+    for i, (letter, value) in enumerate(zip(kernel.signature, args, strict=True)):
+        if letter == "p" and isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.is_contiguous():
+            values.append(value.data_ptr())
+        elif letter == "i" and type(value) is int and -(2**31) <= value < 2**31:
+            values.append(value)
+        elif letter == "u" and type(value) is int and 0 <= value < 2**32:
+            values.append(value)
+        elif letter == "f" and isinstance(value, float):
+            values.append(value)
+        else:
+            raise LaunchError(f"{kernel.name}: argument {i} must be {_EXPECTED[letter]}, got {_describe(value)}")
+    return struct.pack(kernel.packing, *values)
+
+
+_EXPECTED = {
+    "p": "a contiguous tensor on the CPU",
+    "i": "an int of 32 bits",
+    "u": "an unsigned int of 32 bits",
+    "f": "a float",
+}
+
+
+def _describe(value) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        contiguous = "" if value.is_contiguous() else "non-contiguous "
+        return f"a {contiguous}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+# ---- Compiling and caching ----
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: CXX, or the first of g++, clang++, c++ that is there. Raises CompileError."""
+    for command in [os.environ.get("CXX", ""), *COMPILERS]:
+        words = shlex.split(command)
+        if words and (path := shutil.which(words[0])):
+            return [path, *words[1:]]
+    raise CompileError(
+        "the host backend needs a C++20 compiler and found none: install g++ (Debian, Ubuntu: build-essential)"
+    )
+
+
+def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -> Path:
+    """The shared library that `code` compiles to with the files in `sources`, from the cache where it is whole.
+
+    Its last 32 bytes are the SHA-256 of the rest, so one atomic rename makes an entry and damage is seen.
+    """
+    compiler = find_compiler()
+    flags = [*flags, *shlex.split(os.environ.get("LUCE_HOST_FLAGS", ""))]
+    library = backends.cache_dir() / "host" / _key(sources, code, compiler, flags) / "module.so"
+    if _is_whole(library):
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        output = Path(scratch) / "module.so"
+        # Names in reports are relative to csrc/, as an entry serves every tree with the same contents.
+        paths = ["-I", str(csrc), f"-ffile-prefix-map={csrc}{os.sep}="]
+        command = [*compiler, *flags, *paths, "-x", "c++", "-", "-o", str(output)]
+        done = subprocess.run(command, input=code, capture_output=True, text=True)
+        if done.returncode != 0 or not output.is_file():
+            log = (done.stderr or done.stdout).replace(f"{csrc}{os.sep}", "")
+            raise CompileError(f"{title}: {Path(compiler[0]).name} refused it for the host backend", log.strip())
+        content = output.read_bytes()
+        output.write_bytes(content + hashlib.sha256(content).digest())
+        os.replace(output, library)
+    return library
+
+
+def _is_whole(library: Path) -> bool:
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _key(sources: Path, code: str, compiler: list[str], flags: list[str]) -> str:
+    """A hash of all that decides the machine code: every source, the compiler, its flags, the processor."""
+    binary = Path(compiler[0]).resolve()
+    stat = binary.stat()  # stands for the version, which would take a process to ask for
+    identity = (code, compiler, flags, str(binary), stat.st_size, stat.st_mtime_ns, _processor())
+    digest = hashlib.sha256(repr(identity).encode())
+    for path in sorted(sources.rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(sources)).encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What -march=native looks at: the processor's instruction sets."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+_loaded: dict[Path, ctypes.CDLL] = {}
+
+
+def _load(library: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    if library not in _loaded:
+        _loaded[library] = ctypes.CDLL(str(library), mode=mode)
+    return _loaded[library]
+
+
+_runtime: ctypes.CDLL | None = None
+
+
+def _load_runtime(csrc: Path) -> ctypes.CDLL:
+    """The emulator's runtime, one for the process; kernel libraries find its functions by name, hence global."""
+    global _runtime
+    if _runtime is None:
+        code = '#include "host/runtime.cpp"'
+        library = _build(csrc, "host/runtime.cpp", code, RUNTIME_FLAGS, csrc / "host")
+        _runtime = _load(library, ctypes.RTLD_GLOBAL)
+        _runtime.luce_launch.restype = ctypes.c_char_p
+    return _runtime
+
+
+def _find_kernel(runtime: ctypes.CDLL, library: ctypes.CDLL, name: str) -> HostKernel:
+    class Export(ctypes.Structure):
+        _fields_ = (("entry", ctypes.c_void_p), ("signature", ctypes.c_char_p))
+
+    export = Export.in_dll(library, f"luce_kernel_{name}")
+    module, size = ctypes.c_uint64(), ctypes.c_uint64()
+    runtime.luce_shared_memory(ctypes.c_void_p(export.entry), ctypes.byref(module), ctypes.byref(size))
+    return HostKernel(name, export.signature.decode(), export.entry, module.value, size.value)

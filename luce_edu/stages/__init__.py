@@ -1,0 +1,32 @@
+"""The ladder: ways to compute the same next token. One file a stage says what it launches."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from luce_edu.stages.base import Decoder
+
+_CLASSES = {
+    "eager": "EagerDecoder",
+    "per_op": "PerOpDecoder",
+    "per_layer": "PerLayerDecoder",
+    "megakernel": "MegakernelDecoder",
+}
+STAGES = tuple(_CLASSES)
+
+
+def decoder(stage: str, model, device: str | None = None, max_seq_len: int = 2048, *, backend=None) -> Decoder:
+    """A decoder for one sequence: `prefill`, `step`, `generate`, `reset`, `position`, `launches`.
+
+    stage        one of STAGES
+    model        what `load_model` returns
+    device       "cuda", "host" (the CPU emulator), or None for the best there is
+    max_seq_len  tokens that the state has room for
+    backend      one to launch on instead of a new one, such as an emulator with a seed or other sources
+    Raises ValueError for an unknown stage or device, or a length that the model does not allow; ConfigError for
+    a config that the kernels cannot serve; CompileError. All before anything runs.
+    """
+    if stage not in _CLASSES:
+        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+    kind = getattr(import_module(f"luce_edu.stages.{stage}"), _CLASSES[stage])
+    return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)

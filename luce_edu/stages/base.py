@@ -1,0 +1,231 @@
+"""What all stages share: one interface, one state, and the checks before anything runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from luce_edu.backends import make_backend
+from luce_edu.reference.rope import rope_tables
+from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
+from luce_edu.state import DecodeState
+
+
+class Decoder:
+    """Decodes one sequence (batch 1), a token at a time. A subclass says in `_advance` what a token launches.
+
+    state          DecodeState, advanced by every token
+    hidden_states  [num_hidden_layers + 1, hidden_size] fp32: after the embedding and after each layer, last token
+    logits         [vocab_size] fp32 of the last token; overwritten by the next
+    ledger         what the last token launched
+    """
+
+    stage: str
+
+    def __init__(self, model, *, device: str | None, max_seq_len: int, backend=None):
+        config = model.config
+        if isinstance(max_seq_len, bool) or not isinstance(max_seq_len, int) or max_seq_len < 1:
+            raise ValueError(f"max_seq_len: expected a positive integer, got {max_seq_len!r}")
+        if max_seq_len > config.max_position_embeddings:
+            raise ValueError(
+                f"max_seq_len: the model was made for {config.max_position_embeddings} positions, got {max_seq_len}"
+            )
+        self._check_config(config)
+        self.model, self.config = model, config
+        self.backend = make_backend(device) if backend is None else backend
+        self.device = self.backend.device
+        self.ledger = self.backend.ledger
+        self.weights = model.weights.to(self.device)
+        self.state = DecodeState.empty(config, max_seq_len, device=self.device)
+        self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
+        self.logits = self._buffer(config.vocab_size)
+        self._failed = False
+
+    def _check_config(self, config) -> None:
+        """Raise ConfigError for a config that this stage cannot serve."""
+
+    def _advance(self, token: int) -> None:
+        """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state."""
+        raise NotImplementedError
+
+    def _next_token(self) -> int:
+        """The index of the largest logit of the last token."""
+        raise NotImplementedError
+
+    def _buffer(self, *shape: int, dtype=torch.float32) -> torch.Tensor:
+        """Device memory for intermediate results; what is in it before it is written must not matter."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _scratch(self) -> list[torch.Tensor]:
+        """All buffers that a token writes before it reads them."""
+        return [self.hidden_states, self.logits]
+
+    @property
+    def position(self) -> int:
+        """Tokens decoded since the last reset."""
+        return self.state.position
+
+    @property
+    def launches(self) -> int:
+        """Kernels that the last token launched, counted in the ledger."""
+        return len(self.ledger)
+
+    @property
+    def barriers(self) -> int:
+        """Grid barriers that the last token passed."""
+        return 0
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.state.reset()
+        self.ledger.clear()
+        self._failed = False
+
+    def poison(self) -> None:
+        """Fill every scratch buffer with NaN, and the unused cache with large noise, so that a stale read shows."""
+        for tensor in self._scratch():
+            # 0xFF bytes are NaN in every float format, and -1 in an integer.
+            tensor.view(torch.uint8).fill_(0xFF)
+        for cache in (self.state.k_cache, self.state.v_cache):
+            unused = cache[:, :, self.position :]
+            unused.copy_(1e4 * torch.randn(unused.shape, device=self.device))
+
+    def step(self, token: int) -> torch.Tensor:
+        """Decode one token; return the logits for the next, fp32 [vocab_size], a copy that is yours to keep.
+
+        Raises ValueError, with the state as it was, for a token that is not an integer in range, or when the
+        sequence is full.
+        """
+        return self.prefill([token])
+
+    def prefill(self, tokens: Iterable[int]) -> torch.Tensor:
+        """Decode a prompt, continuing from the present state; return the logits after its last token.
+
+        Raises ValueError, with the state as it was, for an empty prompt, a token that is not an integer in range,
+        or more tokens than there is room for.
+        """
+        self._run(self._check_tokens(tokens))
+        return self.logits.clone()
+
+    def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
+        """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""
+        return list(self.stream(prompt_ids, max_new_tokens))
+
+    def stream(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> Iterator[int]:
+        """As `generate`, one token at a time as it is decoded; input is checked before the first."""
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
+        tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
+        return self._stream(tokens, max_new_tokens)
+
+    def _stream(self, tokens: list[int], max_new_tokens: int) -> Iterator[int]:
+        self.reset()
+        for _ in range(max_new_tokens):
+            self._run(tokens)
+            token = self._next_token()
+            yield token
+            if token in self.config.eos_token_ids:
+                return
+            tokens = [token]
+
+    def _run(self, tokens: list[int]) -> None:
+        if self._failed:
+            raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
+        self._failed = True  # until all is enqueued
+        for token in tokens:
+            self.ledger.clear()
+            position = self.state.position
+            self._advance(token)
+            self.state.position = position + 1
+        self._failed = False
+
+    def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
+        """`tokens` as a list of ints, or ValueError; room: how many fit, by default what is left of the state."""
+        if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+            raise ValueError(f"tokens: expected a list of integers, got {type(tokens).__name__}")
+        checked = []
+        for token in tokens:
+            try:
+                value = operator.index(token)
+            except TypeError:
+                raise ValueError(f"tokens: expected integers, got {token!r}") from None
+            if isinstance(token, bool) or not 0 <= value < self.config.vocab_size:
+                raise ValueError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, got {token!r}")
+            checked.append(value)
+        if not checked:
+            raise ValueError("tokens: the prompt is empty; expected at least one token")
+        left = self.state.max_seq_len - self.position if room is None else room
+        if len(checked) > left:
+            raise ValueError(
+                f"tokens: {len(checked)} tokens do not fit; there is room for {max(left, 0)} "
+                f"(max_seq_len {self.state.max_seq_len}, position {self.position})"
+            )
+        return checked
+
+
+class KernelDecoder(Decoder):
+    """A stage made of kernels in csrc/: compiles them, and holds the buffers that they share.
+
+    Buffers, all fp32: mid [hidden_size], between the two halves of a layer; qkv [conv_dim]; z, o [the larger of
+    value_dim and q_dim]; beta, g [linear_num_value_heads]; projected, q with its gate, k and v side by side;
+    act [intermediate_size]; partials, what the splits of csrc/attention.cuh leave for the last block to merge.
+    """
+
+    source: str
+    kernels: tuple[str, ...]
+
+    def __init__(self, model, *, device, max_seq_len, backend=None):
+        super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
+        config = self.config
+        self.module = self.backend.compile(self.source, self.kernels, kernel_defines(config))
+        q_dim = config.num_attention_heads * config.head_dim
+        kv_dim = config.num_key_value_heads * config.head_dim
+        self.mid = self._buffer(config.hidden_size)
+        self.qkv = self._buffer(config.conv_dim)
+        self.z = self._buffer(config.value_dim)
+        self.beta = self._buffer(config.linear_num_value_heads)
+        self.g = self._buffer(config.linear_num_value_heads)
+        self.o = self._buffer(max(config.value_dim, q_dim))
+        self.projected = self._buffer(2 * q_dim + 2 * kv_dim)
+        self.act = self._buffer(config.intermediate_size)
+        self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 2)
+        self.next_token = self._buffer(1, dtype=torch.int32)
+        # One Best {value, index} for each block of the kernel that ends in the argmax.
+        self.block_best = self._buffer(self._argmax_blocks(), 2)
+        # Counters that every kernel leaves at 0 again.
+        self.attention_arrivals = torch.zeros(config.num_key_value_heads, dtype=torch.int32, device=self.device)
+        self.argmax_arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
+        cos, sin = rope_tables(
+            torch.arange(max_seq_len, device=self.device), rotary_dim=config.rotary_dim, theta=config.rope_theta
+        )
+        half = config.rotary_dim // 2  # the reference's tables say each angle twice
+        self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
+
+    def _check_config(self, config) -> None:
+        check_kernels_serve(config)
+
+    def _argmax_blocks(self) -> int:
+        raise NotImplementedError
+
+    def _resident_blocks(self, kernel: str) -> int:
+        """As many blocks as the device holds at once, from the occupancy query."""
+        return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
+
+    def _launch(self, kernel: str, grid, *args, smem: int = 0, cooperative: bool = False) -> None:
+        self.backend.launch(self.module[kernel], grid, BLOCK_THREADS, smem, args, cooperative=cooperative)
+
+    def _scratch(self) -> list[torch.Tensor]:
+        return super()._scratch() + [
+            self.mid, self.qkv, self.z, self.beta, self.g, self.o, self.projected, self.act, self.partials,
+            self.next_token, self.block_best,
+        ]  # fmt: skip
+
+    def _next_token(self) -> int:
+        return int(self.next_token)
+
+    def reset(self) -> None:
+        super().reset()
+        self.attention_arrivals.zero_()
+        self.argmax_arrivals.zero_()

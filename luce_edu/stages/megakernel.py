@@ -1,0 +1,113 @@
+"""Stage `megakernel`: one cooperative launch a token. The grid is what the device holds at once, never a typed number."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from luce_edu.backends import csrc_dir
+from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.stages.base import KernelDecoder
+
+
+class MegakernelDecoder(KernelDecoder):
+    """All phases of a token in csrc/megakernel.cu, with grid barriers where the other stages have launches."""
+
+    stage = "megakernel"
+    source = "megakernel.cu"
+    kernels = ("megakernel",)
+
+    def __init__(self, model, *, device, max_seq_len, backend=None):
+        super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
+        self.barrier = torch.zeros(2, dtype=torch.int32, device=self.device)  # GridBarrier {arrived, generation}
+        self._blocks = self._resident_blocks("megakernel")
+        self._tokens = 0
+        # The kernel finds its tensors through two tables of pointers in device memory, written once.
+        self._model_table = self._pointers("Model", [self._model_tensors()])
+        self._layer_table = self._pointers("Layer", self._layer_tensors())
+
+    def _argmax_blocks(self) -> int:
+        return self._resident_blocks("megakernel")
+
+    def _advance(self, token: int) -> None:
+        state = self.state
+        args = (self._model_table, self._layer_table, token, state.position, state.max_seq_len)
+        self._launch("megakernel", self._blocks, *args, cooperative=True)
+        self._tokens += 1
+
+    @property
+    def barriers(self) -> int:
+        """Grid barriers a token, from the generation that the kernel itself counted since the last reset."""
+        return int(self.barrier[1]) // max(self._tokens, 1)
+
+    def reset(self) -> None:
+        super().reset()
+        self.barrier.zero_()
+        self._tokens = 0
+
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        own = (
+            "rope_cos", "rope_sin", "hidden_states", "mid", "qkv", "z", "beta", "g", "o", "projected", "partials",
+            "act", "logits", "block_best", "next_token", "attention_arrivals", "argmax_arrivals", "barrier",
+        )  # fmt: skip
+        weights = {name: getattr(self.weights, name) for name in ("embed_tokens", "lm_head", "norm")}
+        return weights | {name: getattr(self, name) for name in own}
+
+    def _layer_tensors(self) -> list[dict[str, torch.Tensor]]:
+        tables, linear, attention = [], 0, 0
+        for layer, kind in zip(self.weights.layers, self.config.layer_types, strict=True):
+            names = {
+                "input_layernorm.": "input_norm",
+                "post_attention_layernorm.": "post_attention_norm",
+                "linear_attn.": "deltanet.",
+                "self_attn.": "attention.",
+                "mlp.": "",
+            }
+            table = {}
+            for name, tensor in layer.items():
+                prefix = next(p for p in names if name.startswith(p))
+                field = names[prefix] + name.removeprefix(prefix).removesuffix("weight").removesuffix(".")
+                table[field] = tensor
+            if kind == LINEAR_ATTENTION:
+                table["conv_state"] = self.state.conv_state[linear]
+                table["recurrent_state"] = self.state.recurrent_state[linear]
+                linear += 1
+            else:
+                table["k_cache"] = self.state.k_cache[attention]
+                table["v_cache"] = self.state.v_cache[attention]
+                attention += 1
+            tables.append(table)
+        return tables
+
+    def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Rows of pointers in the order of the struct's fields; a field that a row does not name is null."""
+        directory = self.backend.csrc_dir or csrc_dir()
+        fields = struct_fields("".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct)
+        for table in tables:
+            unknown = sorted(set(table) - set(fields))
+            if unknown:
+                raise ValueError(f"{self.source}: struct {struct} has no field {', '.join(unknown)}")
+        rows = [[table[field].data_ptr() if field in table else 0 for field in fields] for table in tables]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+
+def struct_fields(source: str, struct: str) -> list[str]:
+    """The names of a struct's pointer fields, in order; a field that is a struct itself gives 'field.name'.
+
+    So the struct in the CUDA source is the only place that says the order.
+    """
+    match = re.search(rf"struct {struct} \{{(.*?)\n\}};", source, re.DOTALL)
+    if match is None:
+        raise ValueError(f"no struct {struct} in the source")
+    fields = []
+    for declaration in re.sub(r"//[^\n]*", "", match[1]).split(";"):
+        kind, _, names = declaration.strip().removeprefix("const ").partition(" ")
+        for name in names.split(","):
+            pointer = declaration.count("*") > 0
+            name = name.strip().lstrip("* ")
+            if pointer:
+                fields.append(name)
+            elif name:
+                fields += [f"{name}.{inner}" for inner in struct_fields(source, kind)]
+    return fields

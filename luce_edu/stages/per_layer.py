@@ -1,0 +1,64 @@
+"""Stage `per_layer`: fused kernels, five a layer. What one operation hands to the next stays in registers."""
+
+from __future__ import annotations
+
+from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.stages.base import KernelDecoder
+
+
+class PerLayerDecoder(KernelDecoder):
+    """Each kernel is a phase of csrc/phases.cuh, done by as many blocks as the device holds at once."""
+
+    stage = "per_layer"
+    source = "per_layer.cu"
+    kernels = (
+        "embed", "deltanet_in", "delta_rule", "deltanet_out", "attention_in", "attention", "attention_out",
+        "mlp_up", "mlp_down", "lm_head",
+    )  # fmt: skip
+
+    def __init__(self, model, *, device, max_seq_len, backend=None):
+        super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
+        self._grid = {name: self._resident_blocks(name) for name in self.kernels}
+
+    def _argmax_blocks(self) -> int:
+        return self._resident_blocks("lm_head")
+
+    def _advance(self, token: int) -> None:
+        config, weights, state = self.config, self.weights, self.state
+        linear = attention = 0
+        self._fused("embed", weights.embed_tokens, token, self.hidden_states)
+        for i, (layer, kind) in enumerate(zip(weights.layers, config.layer_types, strict=True)):
+            x, y = self.hidden_states[i], self.hidden_states[i + 1]
+            norm = layer["input_layernorm.weight"]
+            if kind == LINEAR_ATTENTION:
+                w = {name.removeprefix("linear_attn."): tensor for name, tensor in layer.items()}
+                self._fused(
+                    "deltanet_in", x, norm, w["in_proj_qkv.weight"], w["in_proj_z.weight"], w["in_proj_b.weight"],
+                    w["in_proj_a.weight"], w["conv1d.weight"], w["A_log"], w["dt_bias"], state.conv_state[linear],
+                    self.qkv, self.z, self.beta, self.g,
+                )  # fmt: skip
+                self._fused("delta_rule", self.qkv, self.beta, self.g, state.recurrent_state[linear], self.o)
+                self._fused("deltanet_out", self.o, self.z, w["norm.weight"], w["out_proj.weight"], x, self.mid)
+                linear += 1
+            else:
+                w = {name.removeprefix("self_attn."): tensor for name, tensor in layer.items()}
+                self._fused(
+                    "attention_in", x, norm, w["q_proj.weight"], w["k_proj.weight"], w["v_proj.weight"], self.projected
+                )
+                self._fused(
+                    "attention", self.projected, w["q_norm.weight"], w["k_norm.weight"], self.rope_cos, self.rope_sin,
+                    state.k_cache[attention], state.v_cache[attention], self.partials, self.o, self.attention_arrivals,
+                    state.position, state.max_seq_len,
+                )  # fmt: skip
+                self._fused("attention_out", self.o, w["o_proj.weight"], x, self.mid)
+                attention += 1
+            norm = layer["post_attention_layernorm.weight"]
+            self._fused("mlp_up", self.mid, norm, layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"], self.act)
+            self._fused("mlp_down", self.act, layer["mlp.down_proj.weight"], self.mid, y)
+        self._fused(
+            "lm_head", self.hidden_states[-1], weights.norm, weights.lm_head, self.logits, self.block_best,
+            self.argmax_arrivals, self.next_token,
+        )  # fmt: skip
+
+    def _fused(self, kernel: str, *args) -> None:
+        self._launch(kernel, self._grid[kernel], *args)

@@ -1,0 +1,302 @@
+"""Does each stage compute the model? Every stage is held against an independent fp32 reference, on the same tokens.
+
+The measure is ||x - reference|| / ||reference||. The yardstick is what bf16 itself costs: the error of the same
+model in plain bf16 PyTorch. A stage passes when, for the logits, for every layer's output and for every state, its
+error is at most LIMIT times the yardstick's; when its choice of the next token equals the reference's wherever the
+reference prefers one by more than that error; and when a second run gives the same bits.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from luce_edu.reference.model import forward
+from luce_edu.state import DecodeState
+
+LIMIT = 1.25  # times the error of bf16
+
+
+@dataclass
+class Trace:
+    """What one run over the tokens produced, on the CPU in fp32.
+
+    logits [steps, vocab_size];  hidden_states [steps, num_hidden_layers + 1, hidden_size]
+    states: conv_state, recurrent_state, and the part of k_cache and v_cache that is in use
+    """
+
+    logits: torch.Tensor
+    hidden_states: torch.Tensor
+    states: dict[str, torch.Tensor]
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Everything that is compared, by name, in the order of the computation."""
+        layers = self.hidden_states.unbind(1)
+        names = ["embedding", *(f"layer {i}" for i in range(len(layers) - 1))]
+        return dict(zip(names, layers, strict=True)) | self.states | {"logits": self.logits}
+
+
+@dataclass
+class StageResult:
+    """One row of the verification table. Errors are norm ratios; `problems` is empty for a stage that passes."""
+
+    stage: str
+    error: float  # logits, against the fp32 reference
+    error_before: float | None  # logits, against the stage before
+    ratio: float  # the largest error / yardstick over logits, layers and states
+    worst: str  # where that is
+    agree: int  # greedy choices equal to the reference's ...
+    decided: int  # ... among those that the reference decides by more than bf16's error
+    repeats: bool
+    launches: int
+    barriers: int
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+@dataclass
+class Report:
+    """The verdict on all stages, and on what it rests."""
+
+    model: str
+    device: str
+    steps: int
+    seed: int
+    rows: list[StageResult]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def to_dict(self) -> dict:
+        head = {name: getattr(self, name) for name in ("model", "device", "steps", "seed", "passed")}
+        return head | {"limit": LIMIT, "rows": [vars(row) | {"passed": row.passed} for row in self.rows]}
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table as text."""
+        header = ["stage", "error vs fp32", "vs stage before", "× bf16's error", "greedy", "repeats", "launches",
+                  "barriers", "verdict"]  # fmt: skip
+        body = [
+            [row.stage, f"{row.error:.2e}", "–" if row.error_before is None else f"{row.error_before:.2e}",
+             f"{row.ratio:.2f} ({row.worst})", f"{row.agree}/{row.decided}", "yes" if row.repeats else "NO",
+             str(row.launches), str(row.barriers), "pass" if row.passed else "FAIL"]
+            for row in self.rows
+        ]  # fmt: skip
+        return header, body
+
+    def __rich__(self):
+        from rich.table import Table
+
+        table = Table(title=self._title())
+        header, body = self.cells()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i in (0, 3, 8) else "right", no_wrap=i == 0)
+        for row, cells in zip(self.rows, body, strict=True):
+            table.add_row(*cells, style=None if row.passed else "bold red")
+        return table
+
+    def _repr_html_(self) -> str:
+        header, body = self.cells()
+        head = "".join(f"<th>{name}</th>" for name in header)
+        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body)
+        return f"<p>{self._title()}</p><table><tr>{head}</tr>{rows}</table>"
+
+    def __str__(self) -> str:
+        header, body = self.cells()
+        widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *body]]
+        problems = [f"{row.stage}: {problem}" for row in self.rows for problem in row.problems]
+        return "\n".join([self._title(), *lines, *problems])
+
+    def _title(self) -> str:
+        where = {"host": "the CPU emulator", "cuda": "the GPU"}.get(self.device, self.device)
+        return f"{self.model} on {where}: {self.steps} tokens, seed {self.seed} (measured now)"
+
+
+def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
+    """||x - reference|| / ||reference||; infinite where x is not finite everywhere, so that NaN never passes."""
+    if not torch.isfinite(x).all():
+        return float("inf")
+    difference = torch.linalg.vector_norm(x.double() - reference.double())
+    return float(difference / torch.linalg.vector_norm(reference.double()).clamp_min(1e-30))
+
+
+def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
+    """Tokens to run on: the first half at random, the rest the reference's own greedy continuation."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(model.config.vocab_size, (max(1, steps // 2),), generator=generator).tolist()
+    weights = model.weights.to(device)
+    state = DecodeState.empty(model.config, steps, device=device, cache_dtype=torch.float32)
+    pending = tokens
+    while len(tokens) < steps:
+        with torch.no_grad():
+            logits = forward(weights, model.config, torch.tensor(pending, device=device), state)
+        pending = [int(logits[-1].argmax())]
+        tokens = tokens + pending
+    return tokens
+
+
+def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[str], None]) -> Trace:
+    """The independent fp32 run, one token at a time with the plain recurrence."""
+    weights = model.weights.to(device)
+    state = DecodeState.empty(model.config, len(tokens), device=device, cache_dtype=torch.float32)
+    logits, hidden = [], []
+    for i, token in enumerate(tokens):
+        progress(f"fp32 reference: token {i + 1} of {len(tokens)}")
+        trace: list[torch.Tensor] = []
+        with torch.no_grad():
+            one = forward(weights, model.config, torch.tensor([token], device=device), state, chunked=False, trace=trace)
+        logits.append(one[0].cpu())
+        hidden.append(torch.cat(trace).cpu())
+    return Trace(torch.stack(logits), torch.stack(hidden), _states(state))
+
+
+def stage_trace(decoder, tokens: Sequence[int], progress: Callable[[str], None] = lambda _: None) -> tuple[Trace, list[int]]:
+    """Run a stage from a fresh state, everything poisoned before each token; its trace and its greedy choices."""
+    decoder.reset()
+    logits, hidden, choices = [], [], []
+    for i, token in enumerate(tokens):
+        progress(f"{decoder.stage}: token {i + 1} of {len(tokens)}")
+        decoder.poison()
+        logits.append(decoder.step(token).cpu())
+        hidden.append(decoder.hidden_states.float().cpu().clone())
+        choices.append(decoder._next_token())
+    return Trace(torch.stack(logits), torch.stack(hidden), _states(decoder.state)), choices
+
+
+def _states(state: DecodeState) -> dict[str, torch.Tensor]:
+    used = {name: getattr(state, name) for name in DecodeState.TENSORS}
+    used |= {name: used[name][:, :, : state.position] for name in ("k_cache", "v_cache")}
+    return {name: tensor.float().cpu().clone() for name, tensor in used.items()}
+
+
+def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Trace) -> dict:
+    """Compare one stage with the reference; the fields of a StageResult that follow from the traces alone."""
+    problems = []
+    expected, bf16, got = reference.parts(), yardstick.parts(), trace.parts()
+    ratios = {}
+    for name, truth in expected.items():
+        error, allowed = relative_error(got[name], truth), relative_error(bf16[name], truth)
+        # The embedding is exact in bf16, so there the yardstick is 0 and so must be the error.
+        ratios[name] = error / allowed if allowed > 0 else (0.0 if error == 0 else float("inf"))
+    exceeded = [name for name, ratio in ratios.items() if not ratio <= LIMIT]
+    worst = max(ratios, key=lambda name: ratios[name])
+    if exceeded:
+        first = exceeded[0]
+        problems.append(
+            f"{first} is the first of {len(exceeded)} parts that differ: {ratios[first]:.3g} times bf16's error, "
+            f"limit {LIMIT}{_worst_element(got[first], expected[first])}"
+        )
+    agree = decided = 0
+    top = reference.logits.topk(2).values
+    for step in range(len(choices)):
+        # Where the reference's margin is within what bf16 may move the logits, either choice is right.
+        slack = float((yardstick.logits[step] - reference.logits[step]).abs().max())
+        if float(top[step, 0] - top[step, 1]) <= slack:
+            continue
+        decided += 1
+        want = int(reference.logits[step].argmax())
+        if choices[step] == want:
+            agree += 1
+        elif agree == decided - 1:
+            problems.append(f"token {step}: chose {choices[step]}, the reference {want} by more than bf16's error")
+    return {
+        "error": relative_error(trace.logits, reference.logits),
+        "ratio": ratios[worst],
+        "worst": worst,
+        "agree": agree,
+        "decided": decided,
+        "problems": problems,
+    }
+
+
+def _worst_element(got: torch.Tensor, truth: torch.Tensor) -> str:
+    difference = (got.double() - truth.double()).abs()
+    index = int(torch.where(difference.isnan(), torch.inf, difference).argmax())
+    at = [int(i) for i in torch.unravel_index(torch.tensor(index), got.shape)]
+    return f"; worst at {at}: {float(got.flatten()[index]):.5g} in place of {float(truth.flatten()[index]):.5g}"
+
+
+def verify(
+    model,
+    *,
+    stages: Sequence[str] | None = None,
+    device: str | None = None,
+    steps: int = 24,
+    seed: int | None = None,
+    make=None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Verify stages on fresh tokens; return the Report. It raises nothing for a wrong result: look at `.passed`.
+
+    stages    names from luce_edu.STAGES, in order; None for all
+    device    "cuda", "host" or None, as for `decoder`
+    steps     tokens, at least 2
+    seed      draws the tokens, and on the emulator the order of threads in the second run; None for a fresh one,
+              which the report names
+    make      makes a decoder from a stage's name, in place of luce_edu.decoder, for planted faults
+    progress  is called with a line of text before each token
+    Raises ValueError for an unknown stage or device, or too few steps.
+    """
+    from luce_edu.backends import default_device
+    from luce_edu.stages import STAGES, decoder
+
+    stages = STAGES if stages is None else tuple(stages)
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"steps: expected an integer of 2 or more, got {steps!r}")
+    device = default_device() if device is None else device
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    progress = progress or (lambda _: None)
+    make = make or (lambda stage: decoder(stage, model, device, max_seq_len=steps))
+
+    yardstick_decoder = decoder("eager", model, device, max_seq_len=steps)
+    torch_device = yardstick_decoder.device
+    tokens = choose_tokens(model, steps, seed, torch_device)
+    reference = reference_trace(model, tokens, torch_device, progress)
+    yardstick, _ = stage_trace(yardstick_decoder, tokens, progress)
+    rows, before = [], None
+    for stage in stages:
+        dec = make(stage)
+        trace, choices = stage_trace(dec, tokens, progress)
+        launches, barriers = dec.launches, dec.barriers
+        again = _second_run(dec, tokens, seed, progress)
+        row = StageResult(
+            stage=stage,
+            error_before=None if before is None else relative_error(trace.logits, before.logits),
+            repeats=_same_bits(trace, again),
+            launches=launches,
+            barriers=barriers,
+            **judge(trace, choices, reference, yardstick),
+        )
+        if not row.repeats:
+            row.problems.append("a second run gave other bits")
+        rows.append(row)
+        before = trace
+    return Report(model.name, device, steps, seed, rows)
+
+
+def _second_run(dec, tokens, seed, progress) -> Trace:
+    """Run again; on the emulator with its threads in a hostile order that the seed decides."""
+    shuffles = hasattr(dec.backend, "seed")
+    usual = dec.backend.seed if shuffles else None
+    if shuffles:
+        dec.backend.seed = seed
+    try:
+        return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
+    finally:
+        if shuffles:
+            dec.backend.seed = usual
+
+
+def _same_bits(a: Trace, b: Trace) -> bool:
+    """Equal to the last bit; NaN equals nothing."""
+    return all(torch.equal(x, y) for x, y in zip(a.parts().values(), b.parts().values(), strict=True))

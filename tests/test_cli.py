@@ -1,0 +1,169 @@
+"""The command line: fast to start, one clear line for bad input, an exit status that scripts can trust."""
+
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import luce_edu
+from luce_edu import cli, doctor
+
+
+class Letters:
+    """A tokenizer for which a token is a letter, and 'é' is the two tokens of its bytes."""
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+class Decoder:
+    def stream(self, prompt, max_new_tokens):
+        if not prompt:
+            raise ValueError("prompt: expected at least one token, got none")
+        yield from "théâtre".encode()[:max_new_tokens]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """Stand in for models and stages; the returned dict holds what the command asked for."""
+    asked = {}
+
+    def load_model(name):
+        return SimpleNamespace(name=name, tokenizer=Letters() if name == "tiny" else None)
+
+    def decoder(stage, model, *, device, max_seq_len):
+        asked.update(stage=stage, device=device, max_seq_len=max_seq_len)
+        return Decoder()
+
+    monkeypatch.setitem(vars(luce_edu), "load_model", load_model)
+    monkeypatch.setitem(vars(luce_edu), "decoder", decoder)
+    return asked
+
+
+@pytest.fixture
+def report(monkeypatch, model):
+    """Stand in for verify; set report.passed."""
+    result = SimpleNamespace(passed=True, asked=None, to_dict=lambda: {"passed": result.passed})
+
+    def verify(model, **options):
+        options["progress"]("megakernel")
+        result.asked = {"model": model.name, **options}
+        return result
+
+    monkeypatch.setitem(vars(luce_edu), "verify", verify)
+    return result
+
+
+def test_help_answers_within_half_a_second_and_imports_nothing_heavy():
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "luce_edu", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5
+    code = (
+        "import contextlib, sys\nfrom luce_edu.cli import main\n"
+        "with contextlib.suppress(SystemExit):\n    main(['--help'])\n"
+        "print([m for m in ('torch', 'numpy', 'rich', 'transformers') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_generate_prints_prompt_and_text_with_whole_characters(model, capsys):
+    assert cli.main(["generate", "To the ", "--max-new-tokens", "50"]) == 0
+    assert capsys.readouterr().out == "To the théâtre\n"
+    assert model == {"stage": "megakernel", "device": None, "max_seq_len": 57}
+
+
+def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
+    shown = []
+
+    def stream(self, prompt, max_new_tokens):
+        for token in b"abc":
+            yield token
+            shown.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(Decoder, "stream", stream)
+    cli.main(["generate", ">"])
+    assert shown == [">a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["generate", ""], "luce-edu: prompt: expected at least one token, got none\n"),
+        (
+            ["generate", "x", "--max-new-tokens", "0"],
+            "luce-edu: --max-new-tokens: expected 1 or more, got 0\n",
+        ),
+        (
+            ["generate", "x", "--model", "random-0.8b"],
+            "luce-edu: model 'random-0.8b' has no tokenizer.json, so it can neither read nor write text\n",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_status_2(model, capsys, arguments, said):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", said)
+
+
+def test_ctrl_c_ends_quietly_with_130(model, capsys, monkeypatch):
+    def stream(self, prompt, max_new_tokens):
+        yield 65
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoder, "stream", stream)
+    assert cli.main(["generate", "x"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_verify_passes_its_options_on_and_prints_json(report, capsys):
+    arguments = ["--stages", "eager,megakernel", "--device", "host", "--steps", "3", "--json"]
+    assert cli.main(["verify", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out) == {"passed": True}
+    assert report.asked.pop("progress")
+    assert report.asked == {"model": "tiny", "stages": ["eager", "megakernel"], "device": "host", "steps": 3}
+
+
+def test_verify_ends_with_1_when_a_check_does_not_hold(report, capsys):
+    report.passed = False
+    assert cli.main(["verify"]) == 1
+
+
+@pytest.mark.parametrize("found, status", [("ok", 0), ("missing", 1)])
+def test_doctor_prints_json_and_says_by_status_whether_the_walkthrough_runs(
+    monkeypatch, capsys, found, status
+):
+    findings = [doctor.Finding("compiler", found, "seen", "do this", needed=True)]
+    monkeypatch.setattr(doctor, "diagnose", lambda: findings)
+    assert cli.main(["doctor", "--json"]) == status
+    said = json.loads(capsys.readouterr().out)
+    assert said["ready"] == (status == 0)
+    assert said["findings"][0]["remedy"] == "do this"
+
+
+def test_walkthrough_ends_with_1_and_the_failing_cell_on_stderr(monkeypatch, capsys):
+    from luce_edu import walkthrough
+
+    def fail(notebooks, **options):
+        raise walkthrough.NotebookError("00_start.ipynb, cell 3 of 4 failed:")
+
+    monkeypatch.setattr(walkthrough, "find_notebooks", lambda only: [])
+    monkeypatch.setattr(walkthrough, "walkthrough", fail)
+    assert cli.main(["walkthrough"]) == 1
+    assert capsys.readouterr().err == "luce-edu: 00_start.ipynb, cell 3 of 4 failed:\n"
+
+
+def test_an_unknown_command_is_refused_with_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'bench'" in capsys.readouterr().err

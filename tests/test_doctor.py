@@ -1,0 +1,189 @@
+"""The doctor names what is missing and the line that mends it, whatever driver or tool it meets."""
+
+import sys
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from luce_edu import doctor
+
+REAL_ERRORS = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML")}
+TURING = ("Tesla T4", (7, 5), 16 * 2**30)
+PASCAL = ("GTX 1080", (6, 1), 8 * 2**30)
+
+
+def nvml(*, cuda=13000, gpus=(TURING,), fails=None, memory_fails=None):
+    """A stand-in for pynvml: a driver that knows `cuda`, and its GPUs; `fails` is what nvmlInit raises."""
+
+    def init():
+        if fails is not None:
+            raise fails
+
+    def memory(gpu):
+        if memory_fails is not None:
+            raise memory_fails
+        return SimpleNamespace(total=gpu[2])
+
+    return SimpleNamespace(
+        **{name: error for name, error in REAL_ERRORS.items() if isinstance(error, type)},
+        nvmlInit=init,
+        nvmlShutdown=lambda: None,
+        nvmlSystemGetCudaDriverVersion_v2=lambda: cuda,
+        nvmlSystemGetDriverVersion=lambda: b"580.65.06",
+        nvmlDeviceGetCount=lambda: len(gpus),
+        nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
+        nvmlDeviceGetName=lambda gpu: gpu[0],
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[1],
+        nvmlDeviceGetMemoryInfo=memory,
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Look at a made-up driver beside PyTorch and cuda-bindings for these CUDA versions."""
+
+    def diagnose(fake, *, torch_cuda="13.0", bindings=13):
+        monkeypatch.setitem(sys.modules, "pynvml", fake)
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        monkeypatch.setattr(doctor, "_installed_major", lambda package: bindings)
+        return {finding.name: finding for finding in doctor._gpus()}
+
+    return diagnose
+
+
+def test_no_driver_is_no_problem(machine):
+    found = machine(nvml(fails=pynvml.NVMLError_LibraryNotFound()))
+    assert found["driver"].status == "info" and "emulator" in found["driver"].detail
+
+
+def test_a_cuda_13_driver_with_a_gpu_is_ok(machine):
+    found = machine(nvml())
+    assert (
+        found["driver"].status == "ok"
+        and "580.65.06, knows CUDA up to 13.0; extra cu13" in found["driver"].detail
+    )
+    assert found["gpu 0"].detail == "Tesla T4, 16 GiB, compute capability 7.5"
+    assert found["gpu 0"].status == "ok"
+
+
+@pytest.mark.parametrize("installed", [{"bindings": 13}, {"bindings": 12, "torch_cuda": "13.0"}])
+def test_a_cuda_12_driver_asks_for_the_cu12_extra(machine, installed):
+    driver = machine(nvml(cuda=12080), **installed)["driver"]
+    assert driver.status == "problem" and "up to 12.8" in driver.detail
+    assert driver.remedy == "rm -rf .venv && make CUDA=cu12 walkthrough"
+
+
+@pytest.mark.parametrize("cuda", [12080, 13000])
+def test_the_cu12_extra_serves_drivers_of_cuda_12_and_13(machine, cuda):
+    assert machine(nvml(cuda=cuda), torch_cuda="12.6", bindings=12)["driver"].status == "ok"
+
+
+def test_a_cpu_build_of_torch_beside_a_gpu_is_named(machine):
+    driver = machine(nvml(), torch_cuda=None)["driver"]
+    assert driver.status == "problem" and "CPU build" in driver.detail and "CUDA=cu13" in driver.remedy
+
+
+def test_a_driver_before_cuda_12_is_to_be_updated(machine):
+    driver = machine(nvml(cuda=11040))["driver"]
+    assert driver.status == "problem" and "525 or newer is needed" in driver.detail
+    assert driver.remedy == "sudo apt install nvidia-driver-580"
+
+
+def test_a_gpu_before_turing_leaves_the_work_to_the_emulator(machine):
+    found = machine(nvml(gpus=(PASCAL, TURING)))
+    assert found["gpu 0"].status == "info" and "6.1; Turing (7.5) or newer is needed" in found["gpu 0"].detail
+    assert found["gpu 1"].status == "ok"
+
+
+def test_a_gpu_without_memory_of_its_own_is_listed(machine):
+    found = machine(nvml(memory_fails=pynvml.NVMLError_NotSupported()))
+    assert "shared memory" in found["gpu 0"].detail and found["gpu 0"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (pynvml.NVMLError_NoPermission(), "usermod"),
+        (pynvml.NVMLError_DriverNotLoaded(), "modprobe nvidia"),
+        (pynvml.NVMLError_LibRmVersionMismatch(), "reboot"),
+        (pynvml.NVMLError_Unknown(), "nvidia-smi"),
+    ],
+)
+def test_a_driver_that_does_not_answer_has_a_remedy(machine, error, remedy):
+    driver = machine(nvml(fails=error))["driver"]
+    assert driver.status == "problem" and remedy in driver.remedy
+
+
+def test_gpu_problems_do_not_keep_the_walkthrough_from_running(machine):
+    findings = machine(nvml(cuda=11040, gpus=(PASCAL,))).values()
+    assert doctor.ready(findings)
+
+
+def test_a_missing_compiler_is_named_with_its_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    finding = doctor._compiler()
+    assert (finding.status, finding.remedy) == ("missing", "sudo apt install g++")
+    assert not doctor.ready([finding])
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (
+            'case "$1" in --version) echo "g++ 7.5";; *) echo "error: -std=c++20" >&2; exit 1;; esac',
+            "g++ 7.5 ({}) does not compile C++20: error: -std=c++20",
+        ),
+        ("exit 0\n", "unknown version ({}), C++20 works"),
+    ],
+)
+def test_the_compiler_is_asked_whether_it_knows_cxx20(monkeypatch, tmp_path, body, said):
+    compiler = tmp_path / "old-g++"
+    compiler.write_text(f"#!/bin/sh\n{body}")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert doctor._compiler().detail == said.format(compiler)
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "file" / "cache"))
+    finding = doctor._cache()
+    assert finding.status == "problem" and "LUCE_CACHE" in finding.remedy and not doctor.ready([finding])
+
+
+def test_nvrtc_that_is_missing_or_fails_is_named(monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("libnvrtc.so not found")
+
+    monkeypatch.setitem(
+        sys.modules, "cuda.core", SimpleNamespace(Program=refuse, ProgramOptions=lambda arch: None)
+    )
+    assert doctor._nvrtc().status == "problem" and "libnvrtc.so not found" in doctor._nvrtc().detail
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    finding = doctor._nvrtc()
+    assert finding.status == "missing" and "'.[cu13]'" in finding.remedy and not doctor.ready([finding])
+
+
+@pytest.mark.parametrize("module", ["torch", "pynvml", "psutil"])
+def test_a_package_that_does_not_import_is_a_finding(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    check = {"torch": doctor._torch, "pynvml": lambda: doctor._gpus()[0], "psutil": doctor._memory}[module]
+    assert check().status == "missing" and "pip install" in check().remedy
+
+
+def test_this_machine_is_ready_for_the_walkthrough():
+    findings = doctor.diagnose()
+    assert doctor.ready(findings), [finding for finding in findings if not finding.good]
+
+
+def test_the_table_shows_every_remedy_and_the_verdict():
+    from rich.console import Console
+
+    findings = [doctor.Finding("compiler", "missing", "no C++ compiler", "sudo apt install g++", True)]
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(doctor.table(findings))
+    shown = console.export_text()
+    assert "to do: sudo apt install g++" in shown and "cannot run here yet; to mend: compiler" in shown

@@ -1,0 +1,142 @@
+"""The ways in agree with one another, and say in one line what is missing."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENVIRONMENT = (ROOT / "environment.yml").read_text()
+CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def conda_differences(environment: str) -> set[str]:
+    """Requirements that only one of environment.yml and pyproject.toml (with cu13 and dev) has."""
+    conda = yaml.safe_load(environment)["dependencies"]
+    listed = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    in_conda = {line for line in listed if not line.startswith("-")}
+    return in_conda ^ {*PROJECT["dependencies"], *EXTRAS["cu13"], *EXTRAS["dev"]}
+
+
+def constraint_faults(constraints: str) -> list[str]:
+    """Requirements whose constraint is missing, or outside of pyproject's bounds."""
+    lines = [line for line in constraints.splitlines() if line and not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    faults = []
+    for text in (*PROJECT["dependencies"], *EXTRAS["cu13"], *EXTRAS["dev"]):
+        requirement = Requirement(text)
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin is None or not requirement.specifier.contains(pin):
+            faults.append(f"{text}: pinned to {pin}")
+    return faults
+
+
+def test_environment_yml_lists_what_pyproject_lists():
+    assert conda_differences(ENVIRONMENT) == set()
+
+
+@pytest.mark.parametrize("fault", [("torch>=2.11", "torch>=2.10"), ("      - rich>=13.7\n", "")])
+def test_a_difference_between_environment_yml_and_pyproject_is_seen(fault):
+    assert conda_differences(ENVIRONMENT.replace(*fault))
+
+
+def test_constraints_pin_every_requirement_within_its_bounds():
+    assert constraint_faults(CONSTRAINTS) == []
+    assert "\ntorch==2.13.0\n" in CONSTRAINTS
+
+
+@pytest.mark.parametrize("fault", [("torch==2.13.0", "torch==2.10.0"), ("\nrich==", "\npoor==")])
+def test_a_constraint_that_is_missing_or_out_of_bounds_is_seen(fault):
+    assert constraint_faults(CONSTRAINTS.replace(*fault))
+
+
+def test_constraints_name_no_local_build_and_no_path():
+    assert re.findall(r"==[^\n]*\+|file:|@", CONSTRAINTS) == []
+
+
+def test_constraints_for_cu12_keep_torch_and_drop_cuda_13():
+    kept = re.search(r"sed '(.*)'", MAKEFILE)[1].replace("$$", "$")
+    cu12 = subprocess.run(["sed", kept], input=CONSTRAINTS, capture_output=True, text=True, check=True).stdout
+    assert "torch==2.13.0" in cu12 and "cuda-core==" in cu12
+    assert "cuda-bindings" not in cu12 and "nvidia-cuda" not in cu12
+
+
+def test_ci_runs_the_test_command_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[1:] == [
+        "set -euo pipefail",
+        'cd "$(dirname "$0")/.."',
+        "make test",
+    ]
+
+
+def make(tmp_path: Path, **environment: str) -> tuple[int, str]:
+    """Run `make install` for a .venv that does not exist; return status and what it said on stderr."""
+    venv = tmp_path / "venv"
+    command = [shutil.which("make"), "-C", str(ROOT), "install", f"VENV={venv}"]
+    command += [f"PYTHON={environment.pop('PYTHON', sys.executable)}", *environment.pop("ARGS", "").split()]
+    outcome = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert not venv.exists()
+    return outcome.returncode, outcome.stderr
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_make_names_the_package_for_a_missing_venv_module(tmp_path):
+    python = script(tmp_path / "python", 'case "$2" in *ensurepip*) exit 1;; esac')
+    status, said = make(tmp_path, PYTHON=python)
+    assert status != 0 and "sudo apt install python3-venv" in said
+
+
+def test_make_names_the_package_for_a_missing_compiler(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sh").symlink_to(shutil.which("sh"))
+    status, said = make(tmp_path, PATH=str(tools), CXX="")
+    assert status != 0 and "sudo apt install g++" in said
+
+
+def test_make_asks_for_a_newer_python_by_option(tmp_path):
+    python = script(tmp_path / "python", "exit 1")
+    status, said = make(tmp_path, PYTHON=python)
+    assert status != 0 and "is not Python 3.11 or newer" in said and "PYTHON=python3.12" in said
+
+
+def test_make_refuses_an_unknown_cuda_extra(tmp_path):
+    status, said = make(tmp_path, ARGS="CUDA=cu11")
+    assert status != 0 and "expected CUDA=cu13 or CUDA=cu12, got 'cu11'" in said
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+
+
+def test_import_luce_edu_imports_nothing_heavy():
+    heavy = python("import sys, luce_edu; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])")
+    assert heavy == "[]"
+
+
+def test_luce_edu_lists_its_names_and_refuses_others():
+    import luce_edu
+
+    assert {"load_model", "decoder", "STAGES", "verify", "__version__"} <= set(dir(luce_edu))
+    with pytest.raises(AttributeError, match="no attribute 'lode_model'"):
+        luce_edu.lode_model  # noqa: B018 (the access is the test)

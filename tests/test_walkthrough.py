@@ -1,0 +1,117 @@
+"""The walkthrough runs notebooks as a reader would, and leaves them alone unless asked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from luce_edu import walkthrough
+from luce_edu.walkthrough import NotebookError, execute, find_notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write(path: Path, *cells: str) -> Path:
+    """A notebook of one text cell, then these code cells, as an author's editor would leave it."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A question")])
+    notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook.metadata = {"kernelspec": {"display_name": "mine", "language": "python", "name": "my-old-env"}}
+    nbformat.write(notebook, path)
+    return path
+
+
+def stdout(notebook, cell: int) -> str:
+    return notebook.cells[cell].outputs[0].text.strip()
+
+
+def test_notebooks_come_in_order_and_by_number(tmp_path):
+    for name in ("10_ten", "00_start", "09_nine", "scratch"):
+        write(tmp_path / f"{name}.ipynb")
+    assert [path.stem for path in find_notebooks(folder=tmp_path)] == ["00_start", "09_nine", "10_ten"]
+    assert [path.stem for path in find_notebooks(["9", "00"], tmp_path)] == ["00_start", "09_nine"]
+
+
+def test_an_unknown_number_or_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no notebooks"):
+        find_notebooks(folder=tmp_path)
+    write(tmp_path / "00_start.ipynb")
+    with pytest.raises(ValueError, match="no notebook 07; there are 00"):
+        find_notebooks(["00", "07"], tmp_path)
+
+
+def test_a_notebook_runs_in_its_folder_with_this_python(tmp_path, monkeypatch):
+    # Another kernel called python3, such as one that a user registered from elsewhere, must not be taken.
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["false"], "display_name": "x", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    path = write(tmp_path / "00_start.ipynb", "import os, sys\nprint(sys.executable, os.getcwd())")
+    before = path.read_bytes()
+    seen = []
+    notebook = execute(path, on_cell=seen.append)
+    assert stdout(notebook, 1) == f"{sys.executable} {tmp_path}"
+    assert path.read_bytes() == before
+    assert seen == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "cell, error",
+    [
+        ("x = 1\n" * 9 + "1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os\nos._exit(1)", "the kernel died"),
+        ("import time\ntime.sleep(60)", "no end after 2 s"),
+    ],
+)
+def test_a_failing_cell_is_named_and_stops_the_walkthrough(tmp_path, monkeypatch, cell, error):
+    monkeypatch.setattr(walkthrough, "CELL_TIMEOUT_S", 2)
+    path = write(tmp_path / "00_start.ipynb", "print('fine')", cell, "print('never')")
+    before = path.read_bytes()
+    with pytest.raises(NotebookError) as caught:
+        walkthrough.walkthrough([path], in_place=True)
+    message = str(caught.value)
+    assert message.startswith("00_start.ipynb, cell 3 of 4 failed:\n    " + cell.splitlines()[0])
+    assert error in message and "\x1b" not in message
+    assert path.read_bytes() == before
+
+
+def test_in_place_stores_outputs_the_same_way_twice(tmp_path):
+    alternate = "for i in range(6):\n    print(i // 2, file=(sys.stdout, sys.stderr)[i % 2], flush=True)"
+    path = write(tmp_path / "00_start.ipynb", f"import sys\n{alternate}", "40 + 2")
+    walkthrough.walkthrough([path], in_place=True)
+    first = path.read_bytes()
+    walkthrough.walkthrough([path], in_place=True)
+    assert path.read_bytes() == first
+    notebook = nbformat.read(path, as_version=4)
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
+    assert {output.name: output.text for output in notebook.cells[1].outputs} == {
+        "stdout": "0\n1\n2\n",
+        "stderr": "0\n1\n2\n",
+    }
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert all(cell.metadata == {} for cell in notebook.cells)
+
+
+def nbval(path: Path) -> tuple[int, str]:
+    """Check one notebook against its stored outputs with the options that `make test` uses."""
+    options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(path)]
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return outcome.returncode, outcome.stdout
+
+
+def test_nbval_passes_addresses_and_marked_timings_and_catches_a_changed_verdict(tmp_path):
+    cells = "print(object())", "import time\ntime.time()", "print('launches', 1)"
+    path = write(tmp_path / "00_start.ipynb", *cells)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].metadata["tags"] = ["nbval-ignore-output"]
+    nbformat.write(notebook, path)
+    walkthrough.walkthrough([path], in_place=True)
+    status, said = nbval(path)
+    assert status == 0, said
+    path.write_text(path.read_text().replace("launches 1", "launches 5"))
+    status, said = nbval(path)
+    assert status == 1 and "launches 5" in said, said
