@@ -15,6 +15,7 @@ _HOMES = {
     "STAGES": "luce_edu.stages",
     "decoder": "luce_edu.stages",
     "load_model": "luce_edu.models",
+    "stage_table": "luce_edu.scoreboard",
     "verify": "luce_edu.verification",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -67,6 +67,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda or host (default: the best there is)")
 
 
+def _console():
+    """Where tables go: a terminal's width, or room for the widest table in a file or pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -78,28 +85,24 @@ def _doctor(args) -> int:
     if args.json:
         print(json.dumps(to_dict(findings), indent=2))
     else:
-        from rich.console import Console
-
-        Console().print(table(findings))
+        _console().print(table(findings))
     return HOLDS if ready(findings) else DOES_NOT_HOLD
 
 
 def _walkthrough(args) -> int:
-    from rich.console import Console
-
+    import luce_edu
     from luce_edu.walkthrough import NotebookError, find_notebooks, walkthrough
 
-    console = Console()
+    console = _console()
     try:
         walkthrough(find_notebooks(args.only), in_place=args.in_place, console=console)
     except NotebookError as error:
         print(f"luce-edu: {error}", file=sys.stderr)
         return DOES_NOT_HOLD
-    from luce_edu.models import load_model
-    from luce_edu.stage_table import stage_table
-
-    console.print(stage_table(load_model("tiny")))
-    return HOLDS
+    with console.status("verifying the stages") as status:
+        table = luce_edu.stage_table(luce_edu.load_model("tiny"), progress=status.update)
+    console.print(table)
+    return HOLDS if table.report.passed else DOES_NOT_HOLD
 
 
 def _verify(args) -> int:
@@ -116,7 +119,7 @@ def _verify(args) -> int:
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
-        Console().print(report)
+        _console().print(report)
     return HOLDS if report.passed else DOES_NOT_HOLD
 
 

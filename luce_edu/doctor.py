@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from luce_edu.backends import cache_dir
+from luce_edu.backends.host import find_compiler
+from luce_edu.errors import CompileError
 
 OLDEST_CAPABILITY = (7, 5)  # Turing
 # The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
@@ -224,23 +224,25 @@ def _nvrtc() -> Finding:
 
 def _compiler() -> Finding:
     remedy = "sudo apt install g++"
-    names = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name]
-    compiler = next((path for path in map(shutil.which, names) if path), None)
-    if compiler is None:
-        return Finding("compiler", "missing", f"no C++ compiler; looked for {', '.join(names)}", remedy, True)
     try:
-        name = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-        probe = subprocess.run(
-            [compiler, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"],
-            input=CXX20_PROBE, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        return Finding("compiler", "problem", f"{compiler} does not run: {error}", remedy, True)
-    found = f"{name.splitlines()[0] if name else 'unknown version'} ({compiler})"
-    if probe.returncode != 0:
-        why = " ".join(probe.stderr.splitlines()[:1])
-        return Finding("compiler", "problem", f"{found} does not compile C++20: {why}", remedy, True)
-    return Finding("compiler", "ok", f"{found}, C++20 works", needed=True)
+        command = find_compiler()
+    except CompileError as error:
+        return Finding("compiler", "missing", str(error), remedy, True)
+    try:
+        name = _output([*command, "--version"])
+        _output([*command, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"], CXX20_PROBE)
+    except subprocess.CalledProcessError as error:
+        why = " ".join(error.stderr.splitlines()[:1])
+        return Finding("compiler", "problem", f"{command[0]} does not compile C++20: {why}", remedy, True)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("compiler", "problem", f"{command[0]} does not run: {error}", remedy, True)
+    version_line = " ".join(name.splitlines()[:1])
+    return Finding("compiler", "ok", f"{command[0]}, {version_line}; C++20 works", needed=True)
+
+
+def _output(command: list[str], stdin: str = "") -> str:
+    run = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=True)
+    return run.stdout
 
 
 def _cache() -> Finding:

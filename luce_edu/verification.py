@@ -110,7 +110,9 @@ class Report:
     def __str__(self) -> str:
         header, body = self.cells()
         widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *body]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *body]
+        ]
         problems = [f"{row.stage}: {problem}" for row in self.rows for problem in row.problems]
         return "\n".join([self._title(), *lines, *problems])
 
@@ -151,13 +153,17 @@ def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[st
         progress(f"fp32 reference: token {i + 1} of {len(tokens)}")
         trace: list[torch.Tensor] = []
         with torch.no_grad():
-            one = forward(weights, model.config, torch.tensor([token], device=device), state, chunked=False, trace=trace)
+            one = forward(
+                weights, model.config, torch.tensor([token], device=device), state, chunked=False, trace=trace
+            )
         logits.append(one[0].cpu())
         hidden.append(torch.cat(trace).cpu())
     return Trace(torch.stack(logits), torch.stack(hidden), _states(state))
 
 
-def stage_trace(decoder, tokens: Sequence[int], progress: Callable[[str], None] = lambda _: None) -> tuple[Trace, list[int]]:
+def stage_trace(
+    decoder, tokens: Sequence[int], progress: Callable[[str], None] = lambda _: None
+) -> tuple[Trace, list[int]]:
     """Run a stage from a fresh state, everything poisoned before each token; its trace and its greedy choices."""
     decoder.reset()
     logits, hidden, choices = [], [], []
@@ -205,7 +211,9 @@ def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Tra
         if choices[step] == want:
             agree += 1
         elif agree == decided - 1:
-            problems.append(f"token {step}: chose {choices[step]}, the reference {want} by more than bf16's error")
+            problems.append(
+                f"token {step}: chose {choices[step]}, the reference {want} by more than bf16's error"
+            )
     return {
         "error": relative_error(trace.logits, reference.logits),
         "ratio": ratios[worst],
@@ -220,7 +228,9 @@ def _worst_element(got: torch.Tensor, truth: torch.Tensor) -> str:
     difference = (got.double() - truth.double()).abs()
     index = int(torch.where(difference.isnan(), torch.inf, difference).argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(index), got.shape)]
-    return f"; worst at {at}: {float(got.flatten()[index]):.5g} in place of {float(truth.flatten()[index]):.5g}"
+    return (
+        f"; worst at {at}: {float(got.flatten()[index]):.5g} in place of {float(truth.flatten()[index]):.5g}"
+    )
 
 
 def verify(
@@ -250,7 +260,9 @@ def verify(
     stages = STAGES if stages is None else tuple(stages)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
-        raise ValueError(f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}")
+        raise ValueError(
+            f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}"
+        )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
         raise ValueError(f"steps: expected an integer of 2 or more, got {steps!r}")
     device = default_device() if device is None else device

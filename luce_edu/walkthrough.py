@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -59,7 +59,7 @@ def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> 
 
     client = NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_spec_manager=_ThisPython()),
+        kernel_manager_class=_ThisPython,
         resources={"metadata": {"path": str(path.parent)}},
         timeout=CELL_TIMEOUT_S,
         on_cell_start=start,
@@ -111,11 +111,10 @@ def store(notebook: nbformat.NotebookNode, path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-class _ThisPython(KernelSpecManager):
+class _ThisPython(AsyncKernelManager):
     """Starts kernels with the running interpreter, whatever `python3` kernel a user has registered."""
 
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
+    kernel_spec = KernelSpec(**get_kernel_dict())
 
 
 def _failure(path: Path, notebook: nbformat.NotebookNode, cell_index: int, error: str) -> str:

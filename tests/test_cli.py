@@ -162,8 +162,51 @@ def test_walkthrough_ends_with_1_and_the_failing_cell_on_stderr(monkeypatch, cap
     assert capsys.readouterr().err == "luce-edu: 00_start.ipynb, cell 3 of 4 failed:\n"
 
 
+@pytest.mark.parametrize("passed, status", [(True, 0), (False, 1)])
+def test_walkthrough_ends_with_the_stage_table_and_its_verdict(monkeypatch, model, capsys, passed, status):
+    from luce_edu import walkthrough
+
+    class Table:
+        report = SimpleNamespace(passed=passed)
+
+        def __rich__(self):
+            return "the stage table"
+
+    monkeypatch.setattr(walkthrough, "find_notebooks", lambda only: [])
+    monkeypatch.setitem(vars(luce_edu), "stage_table", lambda model, progress: Table())
+    assert cli.main(["walkthrough"]) == status
+    assert capsys.readouterr().out.splitlines()[-1] == "the stage table"
+
+
 def test_an_unknown_command_is_refused_with_status_2(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench"])
     assert ended.value.code == 2
     assert "invalid choice: 'bench'" in capsys.readouterr().err
+
+
+def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
+    # `eager` rounds activations to bf16 and may choose otherwise where two tokens are nearly as likely.
+    said = set()
+    for stage in set(luce_edu.STAGES) - {"eager"}:
+        arguments = ["generate", "ROMEO:", "--stage", stage, "--device", "host", "--max-new-tokens", "8"]
+        assert cli.main(arguments) == 0
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1 and said.pop().startswith("ROMEO:")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["generate", "x", "--stage", "warp"], "unknown stage 'warp'; expected one of eager"),
+        (["generate", "x", "--device", "tpu"], "unknown device 'tpu'; expected one of cuda, host"),
+        (["generate", "x", "--model", "huge"], "unknown name 'huge'; expected tiny"),
+        (["generate", "x", "--max-new-tokens", "99999"], "the model was made for 4096 positions"),
+        (["verify", "--stages", "warp"], "unknown stage 'warp'; expected some of eager"),
+        (["verify", "--steps", "1"], "steps: expected an integer of 2 or more, got 1"),
+    ],
+)
+def test_names_and_sizes_that_do_not_exist_are_refused_on_one_line(capsys, arguments, said):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("luce-edu: ") and said in err and err.count("\n") == 1

@@ -1,11 +1,13 @@
 """The walkthrough runs notebooks as a reader would, and leaves them alone unless asked."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from luce_edu import walkthrough
@@ -50,12 +52,20 @@ def test_a_notebook_runs_in_its_folder_with_this_python(tmp_path, monkeypatch):
     (other / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     path = write(tmp_path / "00_start.ipynb", "import os, sys\nprint(sys.executable, os.getcwd())")
-    before = path.read_bytes()
     seen = []
     notebook = execute(path, on_cell=seen.append)
     assert stdout(notebook, 1) == f"{sys.executable} {tmp_path}"
-    assert path.read_bytes() == before
     assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("last", ["pass", "1 / 0"])
+def test_no_kernel_outlives_its_notebook(tmp_path, last):
+    note = tmp_path / "pid"
+    cell = f"import os, pathlib\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))"
+    path = write(tmp_path / "00_start.ipynb", cell, last)
+    with contextlib.suppress(NotebookError):
+        execute(path)
+    assert not psutil.pid_exists(int(note.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +103,15 @@ def test_in_place_stores_outputs_the_same_way_twice(tmp_path):
     }
     assert notebook.metadata.kernelspec.name == "python3"
     assert all(cell.metadata == {} for cell in notebook.cells)
+
+
+def test_a_walkthrough_leaves_the_sources_alone_unless_asked(tmp_path):
+    path = write(tmp_path / "00_start.ipynb", "40 + 2")
+    before = path.read_bytes()
+    walkthrough.walkthrough([path])
+    assert path.read_bytes() == before
+    walkthrough.walkthrough([path], in_place=True)
+    assert path.read_bytes() != before
 
 
 def nbval(path: Path) -> tuple[int, str]:

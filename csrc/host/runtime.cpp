@@ -15,6 +15,7 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -46,6 +47,7 @@ namespace {
 constexpr unsigned patience = 10'000;      // looks in vain, all else asleep, before a spin counts as a deadlock
 constexpr unsigned turns_per_warp = 4096;  // switches inside a warp before another ready warp gets its turn
 constexpr size_t stack_bytes = 64 * 1024;
+constexpr unsigned guarded_stacks = 8192;  // each takes 2 of the 65530 mappings that Linux gives a process
 constexpr auto look_again = std::chrono::milliseconds(1);  // for stores that nothing announces, such as volatile ones
 
 struct Launch;
@@ -96,9 +98,11 @@ private:
     std::vector<std::string> order_;
 };
 
+std::string describe_number(const ThreadView& thread) { return "thread " + std::to_string(thread.number); }
+
 // ---- Threads, warps, blocks ----
 
-struct Thread : ThreadView {
+struct alignas(64) Thread : ThreadView {
     Context context;
     std::byte* stack;  // its upper end
     // What it waits for, while it does.
@@ -119,9 +123,9 @@ struct Thread : ThreadView {
     }
 };
 
-// Lanes of one warp that meet. Two open groups of a warp differ in their lowest lane, or their masks disagree.
+// Lanes of one warp that meet.
 struct Group {
-    unsigned mask, arrived = 0, votes;
+    unsigned mask, arrived, votes;
     Operation operation;
     Location at;
 };
@@ -132,9 +136,24 @@ struct Warp {
     unsigned ready, started, left;
     unsigned at_barrier, meeting;  // wait in __syncthreads, in a warp operation
     unsigned waiting, spinning;    // wait for a value: until it changes, or until it is worth another look
-    Group groups[32];              // by lowest lane
+    unsigned open;                 // a bit for each group in use
+    Group groups[32];
     uint64_t brought[32], result[32];
     unsigned source[32];
+
+    Group& group_of(unsigned lane_bit) {
+        unsigned among = open;
+        while (!(groups[std::countr_zero(among)].arrived & lane_bit)) among &= among - 1;
+        return groups[std::countr_zero(among)];
+    }
+    // A group that waits for this lane, or null.
+    const Group* waits_for(unsigned lane_bit) const {
+        for (unsigned among = open; among; among &= among - 1) {
+            const Group& group = groups[std::countr_zero(among)];
+            if (group.mask & ~group.arrived & lane_bit) return &group;
+        }
+        return nullptr;
+    }
 };
 
 struct Block : BlockView {
@@ -158,12 +177,11 @@ struct Block : BlockView {
         ready_warps |= 1u << warp;
     }
     Thread& choose();
-    Thread& choose_when_idle();
+    [[gnu::noinline]] Thread& choose_when_idle();
     void resume(Thread&);
     void wait() { resume(choose()); }
     void give_way();
     void leave(Thread&);
-    void check_warp_partners(Thread&, unsigned mask, Operation, Location);
     void wait_for(Thread&, Operation, const void* address, unsigned size, uint64_t value, Location, bool spin);
     bool any_waiting() const;
     bool any_spinning() const;
@@ -173,7 +191,12 @@ struct Block : BlockView {
     std::string describe(const Thread&);
     std::string describe();
     std::string list(unsigned warp, unsigned lanes) const;
-    [[noreturn]] void fail(const std::string& what);
+    // Errors, out of the way of the code that runs between two switches.
+    [[gnu::cold]] void check_partners(const Thread&, const Group&);
+    [[noreturn, gnu::cold]] void fail_mask(const Thread&, Operation, Location);
+    [[noreturn, gnu::cold]] void fail_sources(const Thread&, unsigned absent, Location);
+    [[noreturn, gnu::cold]] void fail_barrier(const Thread&, Location);
+    [[noreturn, gnu::cold]] void fail(const std::string& what);
     [[noreturn]] void abandon();
 };
 
@@ -221,12 +244,14 @@ struct Launch {
     std::string describe_deadlock();
 };
 
-// The emulated GPU: one launch at a time. Never destroyed, as its OS threads outlive main.
+// The emulated GPU: one launch at a time.
 struct Device {
     std::mutex one_launch;
     std::mutex mutex;
     std::vector<std::unique_ptr<Slot>> slots;  // slot 0 is the OS thread that launches
+    std::atomic<unsigned> stacks = 0;
     Launch* launch = nullptr;
+    const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
     // How many threads wait for a value at an address with this hash: a store looks here before it takes the mutex.
     std::atomic<unsigned> watched[256] = {};
 
@@ -237,10 +262,13 @@ struct Device {
     void wake_changed();
 };
 
-Device& device() {
-    static Device& instance = *new Device;
-    return instance;
-}
+// Never destroyed, as its OS threads outlive main. They do not follow into the child of a fork, which gets a new one.
+Device* the_device = [] {
+    pthread_atfork(nullptr, nullptr, [] { the_device = new Device; });
+    return new Device;
+}();
+
+Device& device() { return *the_device; }
 
 unsigned nth_set_bit(unsigned bits, unsigned n) {
     while (n--) bits &= bits - 1;
@@ -301,7 +329,8 @@ void Block::begin(Launch& new_launch, unsigned new_number) {
         Warp& warp = warps[i];
         const unsigned lanes = std::min(32u, threads_count - 32 * i);
         warp.present = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        warp.ready = warp.started = warp.left = warp.at_barrier = warp.meeting = warp.waiting = warp.spinning = 0;
+        warp.ready = warp.started = warp.left = warp.at_barrier = warp.meeting = warp.waiting = warp.spinning =
+            warp.open = 0;
         make_ready(i, warp.present);
     }
 }
@@ -369,14 +398,10 @@ void Block::give_way() {
 void Block::leave(Thread& thread) {
     Warp& warp = warp_of(thread);
     const unsigned bit = bit_of(thread);
-    if (at_barrier) fail("divergent barrier: thread " + std::to_string(thread.number) +
-                         " left without it: " + describe());
-    if (warp.meeting) {
-        for (const Group& group : warp.groups)
-            if (group.arrived && (group.mask & bit))
-                fail(list(thread.number / 32, group.arrived) + " in " + name(group.operation, group.at) + " waits for thread " +
-                     std::to_string(thread.number) + ", which has left");
-    }
+    if (at_barrier) fail("divergent barrier: " + describe_number(thread) + " left while " + describe());
+    if (const Group* group = warp.waits_for(bit))
+        fail(describe_number(thread) + " left while " + list(thread.number / 32, group->arrived) + " waits for it in " +
+             name(group->operation, group->at));
     warp.left |= bit;
     --live;
 }
@@ -387,18 +412,35 @@ std::string Block::list(unsigned warp, unsigned lanes) const {
     return ranges("thread", numbers);
 }
 
-// A thread that opens a rendezvous of `mask`: can the other lanes still come?
-void Block::check_warp_partners(Thread& self, unsigned mask, Operation operation, Location at) {
+// A thread comes to a group some of whose lanes wait elsewhere or have left: can they still come?
+void Block::check_partners(const Thread& self, const Group& group) {
     Warp& warp = warp_of(self);
-    const unsigned index = self.number / 32;
-    const std::string mine = "thread " + std::to_string(self.number) + " in " + name(operation, at) + " waits for ";
-    if (const unsigned left = mask & warp.left) fail(mine + list(index, left) + ", which left before");
-    if (const unsigned lanes = mask & warp.at_barrier)
+    const unsigned index = self.number / 32, missing = group.mask & ~group.arrived & ~bit_of(self);
+    const std::string mine = describe_number(self) + " in " + name(group.operation, group.at) + " waits for ";
+    if (const unsigned left = missing & warp.left) fail(mine + list(index, left) + ", which left before");
+    if (const unsigned lanes = missing & warp.at_barrier)
         fail("divergent barrier: " + mine + list(index, lanes) + " in " + name(Operation::syncthreads, barrier_at));
-    for (const Group& group : warp.groups)
-        if (group.arrived & mask & ~bit_of(self) && group.mask & bit_of(self))
-            fail("lanes of a warp wait for each other at different operations: " + mine +
-                 list(index, group.arrived & mask) + " in " + name(group.operation, group.at));
+    for (unsigned lanes = missing & warp.meeting; lanes; lanes &= lanes - 1) {
+        const Group& other = warp.group_of(lanes & -lanes);
+        if (!(other.mask & bit_of(self))) continue;  // those lanes can finish without this one, and then come
+        const bool one_place = other.operation == group.operation && same(other.at, group.at);
+        fail(std::string("lanes of a warp ") + (one_place ? "give different masks: " : "meet in different places: ") +
+             list(index, other.arrived) + " in " + name(other.operation, other.at) + ", " + describe_number(self) +
+             " in " + name(group.operation, group.at));
+    }
+}
+
+void Block::fail_mask(const Thread& self, Operation operation, Location at) {
+    fail(describe_number(self) + " is not in the mask that it gives to " + name(operation, at));
+}
+
+void Block::fail_sources(const Thread& self, unsigned absent, Location at) {
+    fail(name(Operation::shuffle, at) + " reads from " + list(self.number / 32, absent) + ", not in its mask");
+}
+
+void Block::fail_barrier(const Thread& self, Location at) {
+    fail("divergent barrier: " + describe_number(self) + " in " + name(Operation::syncthreads, at) + " while " +
+         describe());
 }
 
 bool Block::any_waiting() const {
@@ -453,14 +495,11 @@ void Block::wait_for(Thread& self, Operation operation, const void* address, uns
 }
 
 std::string Block::describe(const Thread& thread) {
-    const Warp& warp = warp_of(thread);
+    Warp& warp = warp_of(thread);
     const unsigned bit = bit_of(thread);
     if (warp.left & bit) return "left";
     if (warp.at_barrier & bit) return "in " + name(Operation::syncthreads, barrier_at);
-    if (warp.meeting & bit) {
-        for (const Group& group : warp.groups)
-            if (group.arrived & bit) return "in " + name(group.operation, group.at);
-    }
+    if (warp.meeting & bit) return "in " + name(warp.group_of(bit).operation, warp.group_of(bit).at);
     if (warp.waiting & bit) return "in " + name(thread.operation, thread.at);
     if (warp.spinning & bit) return "spinning with " + name(thread.operation, thread.at);
     return "running";
@@ -490,17 +529,22 @@ void Block::abandon() {
 
 std::byte* Slot::take_stack() {
     if (free_stacks.empty()) {
-        const size_t guard = static_cast<size_t>(sysconf(_SC_PAGESIZE)), pitch = guard + stack_bytes;
-        constexpr size_t chunk = 32;  // a warp
-        void* memory = mmap(nullptr, chunk * pitch, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (size_t i = 0; i < chunk; ++i) {
-            std::byte* bottom = static_cast<std::byte*>(memory) + i * pitch + guard;
-            if (memory == MAP_FAILED || mprotect(bottom, stack_bytes, PROT_READ | PROT_WRITE) != 0)
-                block.fail("no memory for more thread stacks (see vm.max_map_count): use fewer or smaller blocks");
-            // Tops a cache line or two apart: at equal offsets in their pages, 32 lanes would fight for 8 cache ways.
-            stacks.push_back(bottom + stack_bytes - stacks.size() % 32 * 128);
+        // A warp's worth at a time, with a page below each stack that an overflow runs into; below all 32 together
+        // where there are very many.
+        constexpr unsigned warp = 32;
+        const bool all_guarded = device().stacks.fetch_add(warp) < guarded_stacks;
+        const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), pitch = page + stack_bytes;
+        void* memory = mmap(nullptr, warp * pitch, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        bool good = memory != MAP_FAILED;
+        for (unsigned i = 0; good && i < warp; ++i) {
+            std::byte* guard = static_cast<std::byte*>(memory) + i * pitch;
+            if (all_guarded || i == 0) good = mprotect(guard, page, PROT_NONE) == 0;
+            // Tops two cache lines apart: at equal offsets in their pages, 32 lanes would fight for 8 cache ways.
+            stacks.push_back(guard + pitch - i * 128);
         }
-        free_stacks.assign(stacks.rbegin(), stacks.rbegin() + chunk);
+        if (!good) block.fail("no memory for more thread stacks: use fewer or smaller blocks");
+        free_stacks.assign(stacks.rbegin(), stacks.rbegin() + warp);
     }
     std::byte* stack = free_stacks.back();
     free_stacks.pop_back();
@@ -533,11 +577,7 @@ void Slot::run_block(Launch& launch, unsigned number) {
     first.looks = 0;
     prepare_context(first.context, first.stack - stack_bytes, first.stack, run_threads);
     switch_context(main, first.context);
-    if (block.live != 0) {  // abandoned
-        free_stacks.assign(stacks.rbegin(), stacks.rend());
-        for (Warp& warp : block.warps)
-            for (Group& group : warp.groups) group.arrived = 0;
-    }
+    if (block.live != 0) free_stacks.assign(stacks.rbegin(), stacks.rend());  // abandoned
     current = {};
 }
 
@@ -724,22 +764,21 @@ uint64_t warp_rendezvous(Operation operation, unsigned mask, uint64_t value, uns
     Thread& self = block.thread();
     Warp& warp = block.warp_of(self);
     const unsigned lane = self.number % 32, bit = 1u << lane;
-    if (!(mask & bit))
-        block.fail("thread " + std::to_string(self.number) + " is not in the mask that it gives to " + name(operation, at));
+    if (!(mask & bit)) block.fail_mask(self, operation, at);
     mask &= warp.present;
-    Group& group = warp.groups[std::countr_zero(mask)];
-    if (group.arrived == 0) {
-        if ((warp.left | warp.at_barrier | warp.meeting) & mask) block.check_warp_partners(self, mask, operation, at);
-        group.mask = mask;
-        group.operation = operation;
-        group.at = at;
-        group.votes = 0;
-    } else if (group.mask != mask || group.operation != operation || !same(group.at, at)) {
-        const bool masks = group.mask != mask;
-        block.fail(std::string(masks ? "lanes of a warp give different masks: " : "lanes of a warp meet in different places: ") +
-                   block.list(self.number / 32, group.arrived) + " in " + name(group.operation, group.at) + ", thread " +
-                   std::to_string(self.number) + " in " + name(operation, at));
+    unsigned place = warp.open;
+    for (; place; place &= place - 1) {
+        const Group& group = warp.groups[std::countr_zero(place)];
+        if (group.mask == mask && group.operation == operation && same(group.at, at)) break;
     }
+    const bool is_first = place == 0;
+    if (is_first) place = ~warp.open;
+    Group& group = warp.groups[std::countr_zero(place)];
+    if (is_first) {
+        warp.open |= place & -place;
+        group = {mask, 0, 0, operation, at};
+    }
+    if ((warp.left | warp.at_barrier | warp.meeting) & mask & ~group.arrived) block.check_partners(self, group);
     group.arrived |= bit;
     warp.brought[lane] = value;
     warp.source[lane] = source;
@@ -756,12 +795,11 @@ uint64_t warp_rendezvous(Operation operation, unsigned mask, uint64_t value, uns
             sources |= 1u << warp.source[i];
             warp.result[i] = warp.brought[warp.source[i]];
         }
-        if (const unsigned absent = sources & ~mask)
-            block.fail(name(operation, at) + " reads from " + block.list(self.number / 32, absent) + ", not in its mask");
+        if (const unsigned absent = sources & ~mask) block.fail_sources(self, absent, at);
     } else {
         for (unsigned lanes = mask; lanes; lanes &= lanes - 1) warp.result[std::countr_zero(lanes)] = group.votes;
     }
-    group.arrived = 0;
+    warp.open &= ~(place & -place);
     warp.meeting &= ~mask;
     if (mask != bit) block.make_ready(self.number / 32, mask & ~bit);
     const uint64_t result = warp.result[lane];
@@ -775,20 +813,12 @@ void block_barrier(Location at) {
     Warp& warp = block.warp_of(self);
     const unsigned bit = Block::bit_of(self);
     if (block.at_barrier == 0) {
-        if (block.live != block.threads_count)
-            block.fail("divergent barrier: thread " + std::to_string(self.number) + " in " +
-                       name(Operation::syncthreads, at) + ", which others left without: " + block.describe());
+        if (block.live != block.threads_count) block.fail_barrier(self, at);
         block.barrier_at = at;
     } else if (!same(block.barrier_at, at)) {
-        block.fail("divergent barrier: thread " + std::to_string(self.number) + " in " +
-                   name(Operation::syncthreads, at) + " while " + block.describe());
+        block.fail_barrier(self, at);
     }
-    if (warp.meeting)
-        for (const Group& group : warp.groups)
-            if (group.arrived && (group.mask & bit))
-                block.fail("divergent barrier: thread " + std::to_string(self.number) + " in " +
-                           name(Operation::syncthreads, at) + ", " + block.list(self.number / 32, group.arrived) +
-                           " waits for it in " + name(group.operation, group.at));
+    if (warp.waits_for(bit)) block.fail_barrier(self, at);
     if (++block.at_barrier < block.threads_count) {
         warp.at_barrier |= bit;
         block.wait();
@@ -837,7 +867,7 @@ void fence() {
 
 void trap(Location at) {
     Block& block = emulator::block();
-    block.fail("thread " + std::to_string(block.thread().number) + ": __trap at " + at.file_name() + ":" +
+    block.fail(describe_number(block.thread()) + ": __trap at " + at.file_name() + ":" +
                std::to_string(at.line()));
 }
 
@@ -850,7 +880,7 @@ const char* luce_launch(const Request* request) {
     if (device.slots.empty()) device.idle_slot();
     device.launch = &launch;
     Slot& own = *device.slots.front();
-    unsigned at_once = request->cooperative ? launch.total : std::max(1u, std::thread::hardware_concurrency());
+    unsigned at_once = request->cooperative ? launch.total : device.processors;
     if (request->seeded) at_once = 1;
     own.invited = true;
     for (unsigned i = 1; i < std::min(at_once, launch.room()); ++i) launch.invite_another();

@@ -65,7 +65,9 @@ def compile_cubin(
         _store(cached, binary)
     missing = [name for name in kernels if name not in binary.resources]
     if missing:
-        raise CompileError(f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(binary.resources)}")
+        raise CompileError(
+            f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(binary.resources)}"
+        )
     return binary
 
 
@@ -83,7 +85,7 @@ def _nvrtc(csrc: Path, source: str, defines: Mapping[str, object], arch: str) ->
         arch=arch,
         std="c++17",
         include_path=[str(csrc)],
-        define_macro=[(name, str(value)) for name, value in defines.items()],
+        define_macro=[(name, str(value)) for name, value in defines.items()] or None,
         ptxas_options=["-v"],
         lineinfo=True,
     )
@@ -106,7 +108,9 @@ def parse_ptxas(log: str) -> dict[str, Resources]:
     )
     for name, stack, stores, loads, registers, rest in pattern.findall(log):
         shared = re.search(r"(\d+) bytes smem", rest)
-        report[name] = Resources(int(registers), int(stack), int(stores), int(loads), int(shared[1]) if shared else 0)
+        report[name] = Resources(
+            int(registers), int(stack), int(stores), int(loads), int(shared[1]) if shared else 0
+        )
     return report
 
 
@@ -167,7 +171,9 @@ class CudaBackend:
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError("device 'cuda': PyTorch sees no GPU here; use device='host', or see `luce-edu doctor`")
+            raise ValueError(
+                "device 'cuda': PyTorch sees no GPU here; use device='host', or see `luce-edu doctor`"
+            )
         capability = torch.cuda.get_device_capability()
         if capability < OLDEST:
             raise ValueError(
@@ -208,7 +214,9 @@ class CudaBackend:
         values = [_argument(kernel.name, i, value, self.device) for i, value in enumerate(args)]
         grid, block = _triple(grid), _triple(block)
         if smem > MAX_DYNAMIC_SHARED:
-            raise LaunchError(f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}")
+            raise LaunchError(
+                f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}"
+            )
         config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative)
         launch(_CurrentStream(self.device), config, kernel.handle, *values)
         self.ledger.record(kernel=kernel.name, grid=grid, block=block, smem=smem, cooperative=cooperative)
@@ -252,5 +260,7 @@ def _argument(kernel: str, index: int, value, device):
             )
         return value.data_ptr()  # cuda-core passes a plain int as a pointer
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise LaunchError(f"{kernel}: argument {index} must be a tensor, int or float, got {type(value).__name__}")
+        raise LaunchError(
+            f"{kernel}: argument {index} must be a tensor, int or float, got {type(value).__name__}"
+        )
     return ctypes.c_int32(value) if isinstance(value, int) else ctypes.c_float(value)

@@ -44,7 +44,8 @@ _EXPORT = (
     'extern "C" __attribute__((visibility("default"))) const emulator::Export luce_kernel_{name};\n'
     "const emulator::Export luce_kernel_{name} = emulator::exported<&{name}>();"
 )
-RUNTIME_FLAGS = "-std=c++20 -O2 -fPIC -shared -pthread -fvisibility=hidden -U_FORTIFY_SOURCE".split()
+# FORTIFY: takes a longjmp to another stack for an attack.
+RUNTIME_FLAGS = "-std=c++20 -O2 -fPIC -shared -pthread -ftls-model=initial-exec -fvisibility=hidden -U_FORTIFY_SOURCE".split()
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class _Request(ctypes.Structure):
 
 
 def _triple(kernel: str, what: str, size) -> tuple[int, int, int]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
     if not 1 <= len(sizes) <= 3 or not all(type(n) is int and 1 <= n < 2**31 for n in sizes):
         raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")
     return sizes + (1,) * (3 - len(sizes))
@@ -219,13 +220,13 @@ def _describe(value) -> str:
 
 def find_compiler() -> list[str]:
     """The C++ compiler's command: CXX, or the first of g++, clang++, c++ that is there. Raises CompileError."""
-    for command in [os.environ.get("CXX", ""), *COMPILERS]:
-        words = shlex.split(command)
-        if words and (path := shutil.which(words[0])):
-            return [path, *words[1:]]
-    raise CompileError(
-        "the host backend needs a C++20 compiler and found none: install g++ (Debian, Ubuntu: build-essential)"
-    )
+    named = os.environ.get("CXX")
+    for command in [named] if named else COMPILERS:
+        program, *options = shlex.split(command)
+        if path := shutil.which(program):
+            return [path, *options]
+    found = f"CXX is {named!r}, which is not there" if named else f"found none of {', '.join(COMPILERS)}"
+    raise CompileError(f"the host backend needs a C++20 compiler; {found}: install g++ (Debian: build-essential)")
 
 
 def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -> Path:

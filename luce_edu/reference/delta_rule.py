@@ -54,16 +54,17 @@ def delta_rule_recurrent(q, k, v, *, beta, g, recurrent_state):
     return torch.stack(out, dim=-3)
 
 
-def delta_rule_chunked(q, k, v, *, beta, g, recurrent_state, chunk_size=64):
+def delta_rule_chunked(q, k, v, *, beta, g, recurrent_state, chunk_size=None):
     """The same as `delta_rule_recurrent`, with a sequential step per chunk in place of one per token.
 
     Inside a chunk every correction depends on the ones before it, which is a unit lower-triangular system:
     with L the decayed products beta_i k_i.k_j (j < i), (I + L) delta = beta v - beta exp(g_sum) k S.
     It is solved for all chunks at once, as (values, reads) with delta = values - reads @ S.
+    A chunk is by default K tokens, but at most 64: work inside the chunks then balances work on the state.
     Differentiable in q, k, v, beta and g; no gradient flows through recurrent_state.
     """
     tokens = v.shape[-3]
-    chunk_size = min(chunk_size, tokens)
+    chunk_size = min(chunk_size or min(k.shape[-1], 64), tokens)
 
     def split(x):
         # [..., T, H, D] -> [..., H, chunks, chunk_size, D]; padding with zeros leaves the state alone

@@ -15,7 +15,9 @@ _CLASSES = {
 STAGES = tuple(_CLASSES)
 
 
-def decoder(stage: str, model, device: str | None = None, max_seq_len: int = 2048, *, backend=None) -> Decoder:
+def decoder(
+    stage: str, model, device: str | None = None, max_seq_len: int = 2048, *, backend=None
+) -> Decoder:
     """A decoder for one sequence: `prefill`, `step`, `generate`, `reset`, `position`, `launches`.
 
     stage        one of STAGES

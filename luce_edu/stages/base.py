@@ -132,7 +132,9 @@ class Decoder:
 
     def _run(self, tokens: list[int]) -> None:
         if self._failed:
-            raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
+            raise ValueError(
+                f"{self.stage}: a kernel failed and left the state undefined; call reset() first"
+            )
         self._failed = True  # until all is enqueued
         for token in tokens:
             self.ledger.clear()
@@ -152,7 +154,9 @@ class Decoder:
             except TypeError:
                 raise ValueError(f"tokens: expected integers, got {token!r}") from None
             if isinstance(token, bool) or not 0 <= value < self.config.vocab_size:
-                raise ValueError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, got {token!r}")
+                raise ValueError(
+                    f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, got {token!r}"
+                )
             checked.append(value)
         if not checked:
             raise ValueError("tokens: the prompt is empty; expected at least one token")
@@ -195,10 +199,14 @@ class KernelDecoder(Decoder):
         # One Best {value, index} for each block of the kernel that ends in the argmax.
         self.block_best = self._buffer(self._argmax_blocks(), 2)
         # Counters that every kernel leaves at 0 again.
-        self.attention_arrivals = torch.zeros(config.num_key_value_heads, dtype=torch.int32, device=self.device)
+        self.attention_arrivals = torch.zeros(
+            config.num_key_value_heads, dtype=torch.int32, device=self.device
+        )
         self.argmax_arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
         cos, sin = rope_tables(
-            torch.arange(max_seq_len, device=self.device), rotary_dim=config.rotary_dim, theta=config.rope_theta
+            torch.arange(max_seq_len, device=self.device),
+            rotary_dim=config.rotary_dim,
+            theta=config.rope_theta,
         )
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()

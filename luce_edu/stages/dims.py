@@ -6,8 +6,12 @@ from luce_edu.config import ModelConfig
 from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
-MAX_SPLITS = 64  # blocks that share one kv head's positions, at most; each leaves head_dim + 2 floats to merge
-SHARED_FLOATS = 12 * 1024  # 48 KiB of fp32, the shared memory a block has on every GPU without asking for more
+MAX_SPLITS = (
+    64  # blocks that share one kv head's positions, at most; each leaves head_dim + 2 floats to merge
+)
+SHARED_FLOATS = (
+    12 * 1024
+)  # 48 KiB of fp32, the shared memory a block has on every GPU without asking for more
 
 
 def kernel_defines(config: ModelConfig) -> dict[str, object]:
@@ -49,9 +53,13 @@ def check_kernels_serve(config: ModelConfig) -> None:
     if config.head_dim not in (8, 16, 32, 64, 128, 256):
         raise ConfigError(f"kernels need head_dim 8, 16, 32, 64, 128 or 256, got {config.head_dim}")
     if config.linear_conv_kernel_dim < 2:
-        raise ConfigError(f"kernels need linear_conv_kernel_dim of 2 or more, got {config.linear_conv_kernel_dim}")
+        raise ConfigError(
+            f"kernels need linear_conv_kernel_dim of 2 or more, got {config.linear_conv_kernel_dim}"
+        )
     if config.linear_key_head_dim > 1024:
-        raise ConfigError(f"kernels need linear_key_head_dim of at most 1024, got {config.linear_key_head_dim}")
+        raise ConfigError(
+            f"kernels need linear_key_head_dim of at most 1024, got {config.linear_key_head_dim}"
+        )
     longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
     # A little is left for the scratch beside the staged vector.
     if longest > SHARED_FLOATS - 256:

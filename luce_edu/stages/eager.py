@@ -44,5 +44,7 @@ class _RecordOperations(TorchDispatchMode):
             a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments
         ) and not any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
         if not makes_view and isinstance(result, (torch.Tensor, tuple, list)):
-            self.ledger.record(kernel=func._schema.name, grid=(1, 1, 1), block=(1, 1, 1), smem=0, cooperative=False)
+            self.ledger.record(
+                kernel=func._schema.name, grid=(1, 1, 1), block=(1, 1, 1), smem=0, cooperative=False
+            )
         return result

@@ -20,7 +20,9 @@ class MegakernelDecoder(KernelDecoder):
 
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
-        self.barrier = torch.zeros(2, dtype=torch.int32, device=self.device)  # GridBarrier {arrived, generation}
+        self.barrier = torch.zeros(
+            2, dtype=torch.int32, device=self.device
+        )  # GridBarrier {arrived, generation}
         self._blocks = self._resident_blocks("megakernel")
         self._tokens = 0
         # The kernel finds its tensors through two tables of pointers in device memory, written once.
@@ -83,7 +85,9 @@ class MegakernelDecoder(KernelDecoder):
     def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Rows of pointers in the order of the struct's fields; a field that a row does not name is null."""
         directory = self.backend.csrc_dir or csrc_dir()
-        fields = struct_fields("".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct)
+        fields = struct_fields(
+            "".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct
+        )
         for table in tables:
             unknown = sorted(set(table) - set(fields))
             if unknown:

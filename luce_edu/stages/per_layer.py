@@ -38,12 +38,20 @@ class PerLayerDecoder(KernelDecoder):
                     self.qkv, self.z, self.beta, self.g,
                 )  # fmt: skip
                 self._fused("delta_rule", self.qkv, self.beta, self.g, state.recurrent_state[linear], self.o)
-                self._fused("deltanet_out", self.o, self.z, w["norm.weight"], w["out_proj.weight"], x, self.mid)
+                self._fused(
+                    "deltanet_out", self.o, self.z, w["norm.weight"], w["out_proj.weight"], x, self.mid
+                )
                 linear += 1
             else:
                 w = {name.removeprefix("self_attn."): tensor for name, tensor in layer.items()}
                 self._fused(
-                    "attention_in", x, norm, w["q_proj.weight"], w["k_proj.weight"], w["v_proj.weight"], self.projected
+                    "attention_in",
+                    x,
+                    norm,
+                    w["q_proj.weight"],
+                    w["k_proj.weight"],
+                    w["v_proj.weight"],
+                    self.projected,
                 )
                 self._fused(
                     "attention", self.projected, w["q_norm.weight"], w["k_norm.weight"], self.rope_cos, self.rope_sin,
@@ -53,7 +61,9 @@ class PerLayerDecoder(KernelDecoder):
                 self._fused("attention_out", self.o, w["o_proj.weight"], x, self.mid)
                 attention += 1
             norm = layer["post_attention_layernorm.weight"]
-            self._fused("mlp_up", self.mid, norm, layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"], self.act)
+            self._fused(
+                "mlp_up", self.mid, norm, layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"], self.act
+            )
             self._fused("mlp_down", self.act, layer["mlp.down_proj.weight"], self.mid, y)
         self._fused(
             "lm_head", self.hidden_states[-1], weights.norm, weights.lm_head, self.logits, self.block_best,

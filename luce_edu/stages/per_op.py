@@ -40,7 +40,13 @@ class PerOpDecoder(KernelDecoder):
     def _advance(self, token: int) -> None:
         config, weights = self.config, self.weights
         linear = attention = 0
-        self._launch("embed", _blocks(config.hidden_size, BLOCK_THREADS), weights.embed_tokens, token, self.hidden_states)
+        self._launch(
+            "embed",
+            _blocks(config.hidden_size, BLOCK_THREADS),
+            weights.embed_tokens,
+            token,
+            self.hidden_states,
+        )
         for i, (layer, kind) in enumerate(zip(weights.layers, config.layer_types, strict=True)):
             x, y = self.hidden_states[i], self.hidden_states[i + 1]
             self._launch("rms_norm", 1, x, layer["input_layernorm.weight"], self.normed)  # rms_norm(x, w)
@@ -55,13 +61,20 @@ class PerOpDecoder(KernelDecoder):
             self._matvec(layer["mlp.gate_proj.weight"], self.normed, self.gate)
             self._matvec(layer["mlp.up_proj.weight"], self.normed, self.up)
             size = config.intermediate_size
-            self._launch("swiglu", _blocks(size, BLOCK_THREADS), self.gate, self.up, self.act, size)  # silu(gate) * up
+            self._launch(
+                "swiglu", _blocks(size, BLOCK_THREADS), self.gate, self.up, self.act, size
+            )  # silu(gate) * up
             self._matvec(layer["mlp.down_proj.weight"], self.act, self.mixed)
             self._add(self.mid, self.mixed, y)  # x + swiglu(...)
         self._launch("rms_norm", 1, self.hidden_states[-1], weights.norm, self.normed)
         self._matvec(weights.lm_head, self.normed, self.logits)
         self._launch(
-            "argmax", self._argmax_blocks(), self.logits, self.block_best, self.argmax_arrivals, self.next_token
+            "argmax",
+            self._argmax_blocks(),
+            self.logits,
+            self.block_best,
+            self.argmax_arrivals,
+            self.next_token,
         )  # logits.argmax()
 
     def _deltanet(self, layer, index: int) -> None:
@@ -82,7 +95,12 @@ class PerOpDecoder(KernelDecoder):
         )  # sigmoid(b), -exp(A_log) * softplus(a + dt_bias)  # fmt: skip
         self._launch("delta_rule", heads, self.qkv, self.beta, self.g, state.recurrent_state[index], self.o)
         self._launch(
-            "gated_rms_norm", _blocks(heads, WARPS), self.o, self.z, layer["linear_attn.norm.weight"], self.normed
+            "gated_rms_norm",
+            _blocks(heads, WARPS),
+            self.o,
+            self.z,
+            layer["linear_attn.norm.weight"],
+            self.normed,
         )  # rms_norm(o, w) * silu(z)
         self._matvec(layer["linear_attn.out_proj.weight"], self.normed, self.mixed)
 
@@ -102,7 +120,9 @@ class PerOpDecoder(KernelDecoder):
         for part, cache in ((k, k_cache), (v, v_cache)):  # cache[:, position] = part
             self._launch("cache_write", _blocks(kv_size, BLOCK_THREADS), part, cache, position, room)
         grid = (_blocks(position + 1, WARPS), heads)
-        self._launch("attention_scores", grid, q, k_cache, self.scores, position, room)  # q @ k.T * head_dim**-0.5
+        self._launch(
+            "attention_scores", grid, q, k_cache, self.scores, position, room
+        )  # q @ k.T * head_dim**-0.5
         self._launch("softmax", heads, self.scores, position, room)  # scores.softmax(-1)
         self._launch("attention_values", heads, self.scores, v_cache, self.o, position, room)  # scores @ v
         self._launch("output_gate", _blocks(heads * head_dim, BLOCK_THREADS), self.o, q)  # o * sigmoid(gate)

@@ -43,8 +43,9 @@ def run(function, inputs, **kwargs):
 def test_chunked_equals_recurrent_in_outputs_and_state(tokens, batch):
     inputs = random_inputs(tokens, batch=batch)
     expected = run(delta_rule_recurrent, inputs)
-    for name, x, reference in zip(("output", "state"), run(delta_rule_chunked, inputs), expected, strict=True):
-        assert relative_error(x, reference) <= LIMIT, name
+    out, state = run(delta_rule_chunked, inputs)
+    assert relative_error(out, expected[0]) <= LIMIT
+    assert relative_error(state, expected[1]) <= LIMIT
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 16, 64, 128])
@@ -57,7 +58,10 @@ def test_the_chunk_size_does_not_change_the_result(chunk_size):
 
 def test_gradients_of_the_chunked_form_equal_finite_differences():
     inputs = random_inputs(5, dtype=torch.float64)
-    state = inputs.pop("recurrent_state")
+    state = inputs.pop("recurrent_state")[:1, :3, :2]
+    inputs = {
+        name: x[:, :1] if x.dim() == 2 else x[:, :1, : 2 if name == "v" else 3] for name, x in inputs.items()
+    }
     names = list(inputs)
 
     def out(*values):

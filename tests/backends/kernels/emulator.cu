@@ -106,3 +106,23 @@ extern "C" __global__ void rounds(unsigned* barrier, int* buffer, int count) {
 }
 
 extern "C" __global__ void fill(float* out, float value) { out[blockIdx.x * blockDim.x + threadIdx.x] = value; }
+
+// Thread 0 waits, with a spin written by hand, for a thread of its own block and for block 1, which says so with a
+// plain store.
+extern "C" __global__ void spins(unsigned* flags) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        while (load_acquire(&flags[0]) == 0) {
+        }
+        while (atomicAdd(&flags[1], 0) == 0) __nanosleep(20);
+        store_release(&flags[2], flags[0] + flags[1]);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 40) store_release(&flags[0], 1);
+    if (blockIdx.x == 1 && threadIdx.x == 0) *static_cast<volatile unsigned*>(&flags[1]) = 1;
+}
+
+extern "C" __global__ void types(float* out, int i, unsigned u, float f) {
+    out[0] = static_cast<float>(i);
+    out[1] = static_cast<float>(u);
+    out[2] = f;
+    out[3] = SCALE;
+}

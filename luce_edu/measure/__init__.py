@@ -1,0 +1,1 @@
+"""Bytes, launches, time: numbers that always say where they come from."""

@@ -1,0 +1,72 @@
+"""The least a decode step can cost: all bytes that must move, over the bandwidth of a GPU. All modelled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from luce_edu.config import ModelConfig
+
+# Memory bandwidth by datasheet, GB/s: NVIDIA's product pages. A GPU really reaches some 85 to 93 % of it.
+DATASHEET_GB_PER_S = {
+    "T4": 320,
+    "RTX 3090": 936,
+    "RTX 4090": 1008,
+    "A100 80GB SXM": 2039,
+    "RTX 5090": 1792,
+    "H100 SXM": 3350,
+    "H200 SXM": 4800,
+}
+
+
+@dataclass(frozen=True)
+class DecodeBytes:
+    """Bytes that one token must move at batch 1, each weight once and in bf16.
+
+    layers: all weights between embedding and head;  lm_head: the head's weights;  recurrent_state: read and
+    written, fp32;  conv_state: read and written, bf16;  kv_cache: read up to the position, bf16
+    """
+
+    layers: int
+    lm_head: int
+    recurrent_state: int
+    conv_state: int
+    kv_cache: int
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.lm_head + self.recurrent_state + self.conv_state + self.kv_cache
+
+    def floor_us(self, gb_per_s: float) -> float:
+        """Microseconds to move them all at a bandwidth in GB/s (10^9 bytes)."""
+        return self.total / (gb_per_s * 1e3)
+
+
+def decode_bytes(config: ModelConfig, position: int) -> DecodeBytes:
+    """The bytes of the step that decodes the token at `position`: so many tokens are in the cache."""
+    from luce_edu.weights import expected_tensors
+
+    weights = sum(
+        2 * math.prod(shape)
+        for name, shape in expected_tensors(config).items()
+        if name.startswith("model.layers.")
+    )
+    linear = len(config.linear_layers)
+    return DecodeBytes(
+        layers=weights,
+        lm_head=2 * config.vocab_size * config.hidden_size,
+        recurrent_state=recurrent_state_bytes(config) * 2,
+        conv_state=linear * config.conv_dim * (config.linear_conv_kernel_dim - 1) * 2 * 2,
+        kv_cache=kv_bytes_per_token(config) * position,
+    )
+
+
+def recurrent_state_bytes(config: ModelConfig) -> int:
+    """What all DeltaNet layers remember, however long the text: [key, value] in fp32 for each value head."""
+    head_state = config.linear_key_head_dim * config.linear_value_head_dim
+    return len(config.linear_layers) * config.linear_num_value_heads * head_state * 4
+
+
+def kv_bytes_per_token(config: ModelConfig) -> int:
+    """What the KV cache of all attention layers grows by with each token: k and v in bf16."""
+    return len(config.attention_layers) * 2 * config.num_key_value_heads * config.head_dim * 2

@@ -1,0 +1,205 @@
+"""The pictures of the notebooks and the README. Each states in its caption where its numbers come from.
+
+python -m luce_edu.plots figures/     makes the README's picture
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from luce_edu.config import ModelConfig
+from luce_edu.measure.floor import DATASHEET_GB_PER_S, kv_bytes_per_token, recurrent_state_bytes
+from luce_edu.measure.launches import Count
+from luce_edu.measure.published import Published, bytes_per_token
+
+PROVENANCE = ("measured", "recorded", "published", "modelled")
+
+# The colours of Okabe and Ito, which people with colour-blindness can tell apart.
+ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+INK, GREY = "#000000", "#595959"
+STAGE_COLOURS = {"eager": ORANGE, "per_op": SKY, "per_layer": BLUE, "graph": PURPLE, "megakernel": GREEN,
+                 "streaming": VERMILLION}  # fmt: skip
+STAGE_WORDS = {
+    "eager": "plain PyTorch",
+    "per_op": "a kernel per operation",
+    "per_layer": "five kernels a layer",
+    "graph": "the same, replayed as a graph",
+    "megakernel": "one kernel a token",
+    "streaming": "one kernel for many tokens",
+}
+
+
+class Picture(Figure):
+    """A Figure that a notebook shows by naming it, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=120)
+        return file.getvalue()
+
+
+def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provenance: str = "") -> Picture:
+    """Launches a token, stage by stage, beside how much of a GPU's bandwidth published systems reach.
+
+    counts      from `luce_edu.measure.launches.count_launches`
+    provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
+    """
+    figure = _picture(11, 4.9, provenance)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))
+    stages = list(counts)
+    launches = [counts[stage].launches for stage in stages]
+    bars = left.barh(
+        range(len(stages)), launches, color=[STAGE_COLOURS[stage] for stage in stages], height=0.62
+    )
+    words = [f"{count.launches:,}" for count in counts.values()]
+    words = [
+        f"{w}   and {c.barriers} grid barriers" if c.barriers else w
+        for w, c in zip(words, counts.values(), strict=True)
+    ]
+    left.bar_label(bars, words, padding=5, fontsize=10.5)
+    _rows(left, [f"{stage}\n{STAGE_WORDS[stage]}" for stage in stages])
+    left.set_xlim(0, 1.2 * max(launches))
+    left.set_xlabel("launches for one token (eager: PyTorch operations)")
+    left.set_title("What this course takes away", loc="left", fontweight="bold", fontsize=12)
+
+    names = [f"{r.system}\n{r.model}, {r.gpu}" for r in results]
+    colours = [
+        GREEN if "megakernel" in r.system else PURPLE if "graph" in r.system else ORANGE for r in results
+    ]
+    bars = right.barh(range(len(results)), [100 * r.share for r in results], color=colours, height=0.62)
+    right.bar_label(bars, [f"{100 * r.share:.0f} %" for r in results], padding=5, fontsize=10.5)
+    right.bar_label(bars, [f"{r.tokens_per_s:,.0f} tok/s" for r in results], label_type="center", fontsize=9)
+    _rows(right, names)
+    right.axvline(100, color=INK, linewidth=1.2, linestyle="--")
+    right.text(98.5, -0.66, "the floor: every byte once", ha="right", va="center", fontsize=9.5)
+    right.set_ylim(len(results) - 0.5, -1)
+    right.set_xlim(0, 104)
+    right.set_xlabel("share of the datasheet bandwidth, %")
+    right.set_title("How close others came", loc="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def published_against_floor(results: Sequence[Published], *, provenance: str = "") -> Picture:
+    """Published tokens per second of one model on one GPU, and the ceiling that its bandwidth sets.
+
+    ValueError for results of several models or GPUs, and for a provenance that says nothing.
+    """
+    cases = {(result.model, result.gpu) for result in results}
+    if len(cases) != 1:
+        raise ValueError(f"results: expected one model on one GPU, got {sorted(cases) or 'none'}")
+    ((model, gpu),) = cases
+    ceiling = DATASHEET_GB_PER_S[gpu] * 1e9 / bytes_per_token(model)
+    figure = _picture(8, 3.4, provenance)
+    axes = figure.subplots()
+    rates = [result.tokens_per_s for result in results]
+    axes.barh(range(len(results)), ceiling, color="#E4E4E4", height=0.62)
+    colours = [GREEN if "megakernel" in result.system else ORANGE for result in results]
+    bars = axes.barh(range(len(results)), rates, color=colours, height=0.62)
+    axes.bar_label(bars, [f"{r.tokens_per_s:.0f}  ({100 * r.share:.0f} %)" for r in results], padding=5)
+    _rows(axes, [result.system for result in results])
+    axes.axvline(ceiling, color=INK, linewidth=1.2, linestyle="--")
+    axes.text(ceiling * 0.985, -0.66, f"ceiling: {ceiling:.0f} tok/s", ha="right", va="center")
+    axes.set_ylim(len(results) - 0.5, -1)
+    axes.set_xlim(0, 1.05 * ceiling)
+    axes.set_xlabel(f"tokens per second, {model} on an {gpu}; in grey: not reached")
+    return figure
+
+
+def state_against_kv(config: ModelConfig, *, max_tokens: int = 262_144, provenance: str = "") -> Picture:
+    """Megabytes that DeltaNet's state and the KV cache take, by context length, and where the two meet."""
+    state, per_token = recurrent_state_bytes(config), kv_bytes_per_token(config)
+    crossing = state / per_token
+    tokens = [2**i for i in range(max_tokens.bit_length())]
+    layers, attention = config.num_hidden_layers, len(config.attention_layers)
+    were_all_attention = [layers / attention * per_token * n / 1e6 for n in tokens]
+    figure = _picture(8, 4.4, provenance)
+    axes = figure.subplots()
+    axes.plot(tokens, were_all_attention, color=VERMILLION, linestyle=":",
+              label=f"KV cache, were all {layers} layers attention")  # fmt: skip
+    axes.plot(tokens, [per_token * n / 1e6 for n in tokens], color=BLUE, linestyle="--",
+              label=f"KV cache of {attention} attention layers")  # fmt: skip
+    axes.plot(tokens, [state / 1e6] * len(tokens), color=GREEN, linewidth=2.5,
+              label=f"state of {layers - attention} DeltaNet layers")  # fmt: skip
+    axes.plot(crossing, state / 1e6, "o", color=INK)
+    axes.annotate(
+        f"{crossing:,.0f} tokens", (crossing, state / 1e6), xytext=(8, -16), textcoords="offset points"
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = [2**i for i in range(0, max_tokens.bit_length(), 3)]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_yticks(
+        [0.01, 0.1, 1, 10, 100, 1000, 10_000], ["0.01", "0.1", "1", "10", "100", "1,000", "10,000"]
+    )
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("memory, MB")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _picture(width: float, height: float, provenance: str) -> Picture:
+    """An empty picture on white, with its caption; sizes in inches."""
+    if not any(kind in provenance.lower() for kind in PROVENANCE):
+        raise ValueError(
+            f"provenance: expected a caption that says one of {', '.join(PROVENANCE)}; got {provenance!r}"
+        )
+    figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure.supxlabel(provenance, x=0.01, ha="left", fontsize=8.5, color=GREY, wrap=False)
+    return figure
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Label horizontal bars, the first on top, and leave only what helps reading."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def readme_picture() -> Picture:
+    """figures/ladder.svg: launches counted now, and published results."""
+    from luce_edu.measure.launches import count_launches
+    from luce_edu.measure.published import RESULTS
+    from luce_edu.models import RANDOM_CONFIG
+
+    counts = count_launches(ModelConfig.from_file(RANDOM_CONFIG))
+    sources = "; ".join(dict.fromkeys(result.source for result in RESULTS))
+    caption = (
+        "Left: measured. Counted in the launch ledger, in the CPU emulator, for Qwen3.5-0.8B's layers at "
+        "reduced width (counts depend on layers alone).\n"
+        "Right: published, not ours; shares modelled from the bytes that a token needs, each weight once. "
+        f"Sources:\n{sources}."
+    )
+    return ladder(counts, RESULTS, provenance=caption)
+
+
+def main(folder: str) -> None:
+    """Write every generated picture into `folder`."""
+    path = Path(folder) / "ladder.svg"
+    # A fixed salt and no date: the same picture is the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "luce_edu"}):
+        readme_picture().savefig(path, metadata={"Date": None})
+    print(path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m luce_edu.plots FOLDER")
+    main(sys.argv[1])

@@ -1,0 +1,203 @@
+"""Show a piece of source in a notebook, read from the very file that runs, so that no copy can rot.
+
+    show_source(rms_norm)                                   a Python function, class or method
+    show_source("csrc/delta_rule.cuh", "delta_rule_tile")   a function, struct or constant of a CUDA file
+    show_source("luce_edu/stages/per_op.py", "PerOpDecoder._matvec")
+    show_source("csrc/megakernel.cu")                       the comment (or docstring) that opens a file
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from luce_edu.backends import csrc_dir
+
+PACKAGE = Path(__file__).resolve().parent
+
+# JupyterLab's own editor colours, which follow its theme; elsewhere tones that read on white and on black.
+_COLOURS = {
+    "Comment": "var(--jp-mirror-editor-comment-color, #5f8787)",
+    "String.Doc": "var(--jp-mirror-editor-comment-color, #5f8787)",
+    "String": "var(--jp-mirror-editor-string-color, #c0504d)",
+    "Number": "var(--jp-mirror-editor-number-color, #2e8b57)",
+    "Keyword": "var(--jp-mirror-editor-keyword-color, #2f8f2f)",
+    "Name.Builtin": "var(--jp-mirror-editor-keyword-color, #2f8f2f)",
+    "Name.Function": "var(--jp-mirror-editor-def-color, #3b7dd8)",
+    "Name.Class": "var(--jp-mirror-editor-def-color, #3b7dd8)",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lines of one file. path: from the top of the repository; first_line: the number of the first."""
+
+    path: str
+    first_line: int
+    text: str
+
+    @property
+    def heading(self) -> str:
+        last = self.first_line + self.text.count("\n")
+        lines = f"lines {self.first_line} to {last}" if last > self.first_line else f"line {last}"
+        return f"{self.path}, {lines}"
+
+    def _numbered(self, lines: list[str]) -> list[tuple[str, str]]:
+        numbers = range(self.first_line, self.first_line + len(lines))
+        return [(f"{number:4d}", line) for number, line in zip(numbers, lines, strict=True)]
+
+    def __repr__(self) -> str:
+        lines = [f"{number}  {line}".rstrip() for number, line in self._numbered(self.text.split("\n"))]
+        return "\n".join([self.heading, *lines])
+
+    def _repr_html_(self) -> str:
+        body = "\n".join(
+            f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}'
+            for number, line in self._numbered(_coloured(self.text, self.path))
+        )
+        return (
+            f'<div><code>{html.escape(self.heading)}</code></div>'
+            f'<pre style="line-height: 1.35; overflow-x: auto; white-space: pre">{body}</pre>'
+        )
+
+
+def show_source(what: object, name: str | None = None) -> None:
+    """Display source with its file and line numbers, and with the comment directly above it.
+
+    what  a Python function, class or module, or a path that starts with "csrc/" or "luce_edu/"
+    name  with a path: a function, struct, class, "Class.method" or constant; None for the opening comment or
+          docstring of the file
+    Raises ValueError naming file and region when there is no such file, or not exactly one such region in it.
+    """
+    source = find_source(what, name)
+    try:
+        from IPython.display import display
+    except ImportError:  # a plain Python
+        print(source)
+    else:
+        display(source)
+
+
+def find_source(what: object, name: str | None = None) -> Source:
+    """What `show_source` displays; arguments and errors as there."""
+    if not isinstance(what, str | Path):
+        if name is not None:
+            raise ValueError(f"a name goes with a path, not with {what!r}")
+        return _of_object(what)
+    path = Path(what).as_posix()
+    top, _, rest = path.partition("/")
+    roots = {"csrc": csrc_dir(), "luce_edu": PACKAGE}
+    if top not in roots:
+        raise ValueError(f"{path}: expected a path that starts with csrc/ or luce_edu/")
+    if not (roots[top] / rest).is_file():
+        raise ValueError(f"{path}: no such file")
+    text = (roots[top] / rest).read_text(encoding="utf-8")
+    regions = _python_regions(text, name) if path.endswith(".py") else _cuda_regions(text, name)
+    if len(regions) != 1:
+        raise ValueError(f"{path}: expected exactly one {name or 'opening comment'}, found {len(regions)}")
+    return _with_comment(path, text.split("\n"), *regions[0])
+
+
+def _of_object(what: object) -> Source:
+    try:
+        lines, first = inspect.getsourcelines(what)
+        file = Path(inspect.getsourcefile(what))
+    except (TypeError, OSError) as error:
+        raise ValueError(f"expected a function, class, module or path, got {what!r} ({error})") from None
+    inside = file.resolve().is_relative_to(PACKAGE)
+    path = f"luce_edu/{file.resolve().relative_to(PACKAGE).as_posix()}" if inside else file.name
+    if inspect.ismodule(what):
+        return find_source(path)
+    last = first + len(lines) - 1
+    return _with_comment(path, "".join(inspect.findsource(what)[0]).split("\n"), first, last)
+
+
+def _with_comment(path: str, lines: list[str], first: int, last: int) -> Source:
+    """Lines first to last, counted from 1, and the comment directly above them, without their indent."""
+    while first > 1 and lines[first - 2].lstrip().startswith(("//", "# ")):
+        first -= 1
+    indent = len(lines[first - 1]) - len(lines[first - 1].lstrip())
+    return Source(path, first, "\n".join(line[indent:].rstrip() for line in lines[first - 1 : last]))
+
+
+def _python_regions(text: str, name: str | None) -> list[tuple[int, int]]:
+    """First and last line of each definition of `name`, a dotted path; of the module's docstring for None."""
+    nodes: list[ast.AST] = [ast.parse(text)]
+    if name is None:
+        first = nodes[0].body[0] if ast.get_docstring(nodes[0]) else None
+        return [(first.lineno, first.end_lineno)] if first else []
+    for part in name.split("."):
+        inside = [child for node in nodes for child in getattr(node, "body", ())]
+        nodes = [child for child in inside if part in _python_names(child)]
+    regions = []
+    for node in nodes:
+        decorators = getattr(node, "decorator_list", [])
+        regions.append((min(part.lineno for part in [*decorators, node]), node.end_lineno))
+    return regions
+
+
+def _python_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return [target.id for target in targets if isinstance(target, ast.Name)]
+    return [node.name] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else []
+
+
+def _cuda_regions(text: str, name: str | None) -> list[tuple[int, int]]:
+    """First and last line of each definition of `name`; of the comment that opens the file for None."""
+    if name is None:
+        opening = re.match(r"(?://[^\n]*\n)+", text)
+        return [(1, opening[0].count("\n"))] if opening else []
+    # Comments, strings and preprocessor lines become blanks, so that only the code's own braces count.
+    code = re.sub(
+        r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*',
+        lambda match: re.sub(r"[^\n]", " ", match[0]),
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    regions = []
+    for first, last in _declarations(code):
+        head = re.split(r"[{=]", code[first:last], maxsplit=1)[0].strip()
+        is_type = re.search(rf"\b(?:struct|union|class|enum)\b.*\b{re.escape(name)}$", head)
+        is_function = re.search(rf"\b{re.escape(name)}\s*\(", head) and not head.startswith("static_assert")
+        is_constant = re.search(rf"\b{re.escape(name)}$", head) and "=" in code[first:last]
+        if is_type or is_function or is_constant:
+            regions.append((text.count("\n", 0, first) + 1, text.count("\n", 0, last) + 1))
+    return regions
+
+
+def _declarations(code: str):
+    """Where each declaration of a file begins and ends: at a ';', or at the brace that closes a function."""
+    depth = first = 0
+    for match in re.finditer(r"[{}();]", code):
+        mark, at = match[0], match.start()
+        depth += (mark in "{(") - (mark in "})")
+        ends = depth == 0 and (mark == ";" or mark == "}" and not code[at + 1 :].lstrip().startswith(";"))
+        if ends:
+            first += len(code[first:]) - len(code[first:].lstrip())
+            yield first, at
+            first = at + 1
+
+
+def _coloured(text: str, path: str) -> list[str]:
+    """The lines as HTML. Without pygments they are only escaped."""
+    try:
+        from pygments import lex
+        from pygments.lexers import get_lexer_by_name
+    except ImportError:
+        return html.escape(text).split("\n")
+    lexer = get_lexer_by_name("python" if path.endswith(".py") else "cuda", stripnl=False, ensurenl=False)
+    pieces = []
+    for kind, value in lex(text, lexer):
+        name = ".".join(part for part in kind if part != "Literal") + "."
+        colour = next((colour for key, colour in _COLOURS.items() if name.startswith(f"{key}.")), None)
+        escaped = html.escape(value)
+        if colour and value.strip():  # a span for each line: a token may have several
+            lines = escaped.split("\n")
+            escaped = "\n".join(f'<span style="color: {colour}">{line}</span>' for line in lines)
+        pieces.append(escaped)
+    return "".join(pieces).split("\n")

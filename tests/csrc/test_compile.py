@@ -1,0 +1,94 @@
+"""Every kernel becomes machine code for every GPU that we name, without a GPU, and without spills."""
+
+import io
+
+import pytest
+from models import CONFIGS, FULL_SIZE
+
+from luce_edu.backends import csrc_dir
+from luce_edu.backends.cuda import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
+from luce_edu.errors import CompileError
+from luce_edu.stages import megakernel, per_layer, per_op
+from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
+
+STAGES = {
+    kind.source: kind.kernels
+    for kind in (per_op.PerOpDecoder, per_layer.PerLayerDecoder, megakernel.MegakernelDecoder)
+}
+SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
+
+
+def spilling(binary: Binary) -> list[str]:
+    return [
+        name
+        for name, r in binary.resources.items()
+        if r.spill_store_bytes or r.spill_load_bytes or r.stack_bytes
+    ]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source", STAGES)
+@pytest.mark.parametrize("config", SHIPPED)
+def test_every_kernel_compiles_without_spills(arch, source, config):
+    binary = compile_cubin(source, STAGES[source], kernel_defines(SHIPPED[config]), arch)
+    assert binary.cubin[:4] == b"\x7fELF"
+    assert set(binary.resources) == set(STAGES[source]), "the stage lists exactly the kernels of its source"
+    assert spilling(binary) == []
+    for name, resources in binary.resources.items():
+        assert 0 < resources.registers <= 65536 // BLOCK_THREADS, f"{name} cannot be launched"
+        assert resources.shared_bytes <= 48 * 1024
+
+
+def test_a_kernel_that_spills_is_seen(tmp_path):
+    (tmp_path / "spill.cu").write_text("""
+        extern "C" __global__ void __launch_bounds__(1024) spill(float* x) {
+            float a[256];
+            for (int i = 0; i < 256; ++i) a[i] = x[i * threadIdx.x];
+            for (int i = 0; i < 256; ++i) x[i] = a[(i * 7 + threadIdx.x) % 256];
+        }""")
+    assert spilling(compile_cubin("spill.cu", ["spill"], {}, "sm_86", csrc=tmp_path)) == ["spill"]
+
+
+def test_a_compile_error_names_file_and_line_and_no_path(tmp_path):
+    (tmp_path / "wrong.cu").write_text('extern "C" __global__ void f(int* a) {\n    a[0] = missing;\n}\n')
+    with pytest.raises(CompileError, match=r"wrong\.cu\(2\).*missing") as error:
+        compile_cubin("wrong.cu", ["f"], {}, "sm_86", csrc=tmp_path)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_an_unknown_kernel_or_file_is_named():
+    defines = kernel_defines(CONFIGS["tiny"])
+    with pytest.raises(CompileError, match="no kernel named no_such"):
+        compile_cubin("per_op.cu", ["no_such"], defines, "sm_86")
+    with pytest.raises(CompileError, match="none.cu: no such file"):
+        compile_cubin("none.cu", [], defines, "sm_86")
+
+
+def test_a_damaged_cache_entry_is_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUCE_CACHE", str(tmp_path))
+    defines = kernel_defines(CONFIGS["tiny"])
+    first = compile_cubin("per_op.cu", ["embed"], defines, "sm_86")
+    (entry,) = (tmp_path / "cuda").iterdir()
+    entry.write_text(entry.read_text()[:100])
+    assert compile_cubin("per_op.cu", ["embed"], defines, "sm_86") == first
+
+
+def test_the_report_of_ptxas_is_read():
+    log = io.StringIO("""
+ptxas info    : Compiling entry function 'f' for 'sm_86'
+ptxas info    : Function properties for f
+ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem, 360 bytes cmem[0]
+ptxas info    : Function properties for g
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers, used 0 barriers, 360 bytes cmem[0]
+""").getvalue()
+    assert parse_ptxas(log) == {"f": Resources(40, 8, 4, 12, 128), "g": Resources(10, 0, 0, 0, 0)}
+
+
+def test_sources_carry_no_half_precision_hardware_and_no_restrict():
+    """Turing has no bf16 arithmetic; and a const __restrict__ pointer to an activation would let the compiler read
+    it through the non-coherent path, which does not see what other blocks wrote in the same launch."""
+    for path in csrc_dir().glob("*.cu*"):
+        text = path.read_text()
+        assert "__nv_bfloat16" not in text and "__restrict__" not in text, path.name

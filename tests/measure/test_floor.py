@@ -1,0 +1,37 @@
+"""The bytes of a decode step agree with what FACTS of the model and the tensors themselves say."""
+
+import pytest
+
+from luce_edu.config import ModelConfig
+from luce_edu.measure.floor import decode_bytes, kv_bytes_per_token, recurrent_state_bytes
+from luce_edu.models import RANDOM_CONFIG, load_model
+from luce_edu.state import DecodeState
+
+BIG = ModelConfig.from_file(RANDOM_CONFIG)
+
+
+def test_the_08b_model_moves_1_550_gb_at_position_520():
+    parts = decode_bytes(BIG, 520)
+    assert round(parts.total / 1e9, 3) == 1.550
+    assert (round(parts.layers / 1e6, 1), round(parts.lm_head / 1e6, 1)) == (996.2, 508.6)
+    assert round(parts.recurrent_state / 1e6, 1) == 37.7
+    assert round((parts.conv_state + parts.kv_cache) / 1e6, 1) == 7.7
+
+
+def test_the_state_is_passed_by_the_cache_at_1536_tokens():
+    assert kv_bytes_per_token(BIG) == 12_288
+    assert recurrent_state_bytes(BIG) == 1536 * 12_288
+
+
+def test_sizes_equal_those_of_the_tensors():
+    tiny = load_model("tiny")
+    state = DecodeState.empty(tiny.config, 10)
+    assert recurrent_state_bytes(tiny.config) == state.recurrent_state.nbytes
+    assert 10 * kv_bytes_per_token(tiny.config) == state.k_cache.nbytes + state.v_cache.nbytes
+    matrices = sum(t.nbytes for layer in tiny.weights.layers for t in layer.values() if t.dim() == 2)
+    # The vectors are few; the floor counts them in bf16, as the checkpoint stores them.
+    assert matrices < decode_bytes(tiny.config, 0).layers < 1.02 * matrices
+
+
+def test_the_floor_is_bytes_over_bandwidth():
+    assert decode_bytes(BIG, 520).floor_us(936) == pytest.approx(1656, abs=1)

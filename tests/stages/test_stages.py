@@ -1,0 +1,212 @@
+"""Every stage is the model, on awkward sizes too, and every row of its interface keeps its promise."""
+
+import dataclasses
+
+import pytest
+import torch
+from models import CONFIGS, FULL_SIZE, TINY, make_model
+
+from luce_edu import load_model
+from luce_edu.backends import make_backend
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import ConfigError
+from luce_edu.stages import STAGES, decoder
+from luce_edu.verification import stage_trace, verify
+
+KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_stage_verifies(config):
+    report = verify(make_model(CONFIGS[config], seed=3), device="host", steps=12)
+    assert report.passed, str(report)
+    assert [row.stage for row in report.rows] == list(STAGES)
+
+
+def test_the_trained_model_verifies_past_the_first_split_of_the_cache(tiny):
+    report = verify(tiny, device="host", stages=["megakernel"], steps=40)
+    assert report.passed, str(report)
+    assert report.rows[0].decided > 20, "enough greedy choices that mean something"
+
+
+def test_many_splits_and_an_uneven_last_one_equal_one_split():
+    """Positions beyond 64 splits of 32 make the splits longer; the last is then shorter than the rest."""
+    config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(FULL_ATTENTION,))
+    model = make_model(config)
+    positions = (2049, 2100)
+    traces = []
+    for stage in ("per_op", "per_layer"):
+        dec = decoder(stage, model, "host", max_seq_len=2200)
+        generator = torch.Generator().manual_seed(5)
+        outputs = []
+        for position in positions:
+            for cache in (dec.state.k_cache, dec.state.v_cache):
+                cache[:, :, :position] = torch.randn(cache[:, :, :position].shape, generator=generator)
+            dec.state.position = position - 1
+            dec.poison()
+            outputs.append(dec.step(17))
+        traces.append(torch.stack(outputs))
+    assert torch.isfinite(traces[1]).all()
+    assert torch.linalg.vector_norm(traces[0] - traces[1]) <= 1e-5 * torch.linalg.vector_norm(traces[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_any_order_of_threads_gives_the_same_bits(stage, seed, tiny):
+    tokens = [3, 250, 17]
+    usual, _ = stage_trace(decoder(stage, tiny, "host", 8), tokens)
+    shuffled, _ = stage_trace(
+        decoder(stage, tiny, "host", 8, backend=make_backend("host", seed=seed)), tokens
+    )
+    for name, part in usual.parts().items():
+        assert torch.equal(part, shuffled.parts()[name]), name
+
+
+def test_launches_fall_down_the_ladder_to_one(tiny):
+    decoders = {stage: decoder(stage, tiny, "host", 8) for stage in STAGES}
+    for dec in decoders.values():
+        dec.prefill([1, 2])
+    launches = {stage: dec.launches for stage, dec in decoders.items()}
+    assert launches["eager"] > launches["per_op"] > launches["per_layer"] > launches["megakernel"] == 1
+    assert launches["per_layer"] == 5 * tiny.config.num_hidden_layers + 2
+    entry = decoders["megakernel"].ledger.entries[0]
+    assert entry.cooperative and entry.kernel == "megakernel"
+    assert decoders["megakernel"].barriers == 5 * tiny.config.num_hidden_layers + 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_prefill_steps_and_generate_agree(stage, tiny):
+    dec = decoder(stage, tiny, "host", 32)
+    prompt = list(b"ROMEO:")
+    first = dec.prefill(prompt)
+    assert first.shape == (tiny.config.vocab_size,) and first.dtype == torch.float32
+    by_hand, logits = [], first
+    for _ in range(5):
+        by_hand.append(int(logits.argmax()))
+        logits = dec.step(by_hand[-1])
+    assert dec.position == len(prompt) + 5
+    assert dec.generate(prompt, 5) == by_hand
+    assert list(dec.stream(prompt, 5)) == by_hand
+    dec.reset()
+    assert dec.position == 0
+    for token in prompt:
+        again = dec.step(token)
+    assert torch.equal(again, first)
+
+
+def test_generate_stops_at_the_end_of_text(tiny):
+    dec = decoder("per_layer", tiny, "host", 32)
+    tokens = dec.generate([65], 8)
+    config = dataclasses.replace(tiny.config, eos_token_ids=(tokens[2],))
+    stopped = decoder("per_layer", dataclasses.replace(tiny, config=config), "host", 32)
+    assert stopped.generate([65], 8) == tokens[: tokens.index(tokens[2]) + 1]
+
+
+BAD_TOKENS = {
+    "empty": ([], "empty"),
+    "negative": ([1, -1], "0 to 255, got -1"),
+    "too large": ([256], "0 to 255, got 256"),
+    "a float": ([1, 2.0], "expected integers, got 2.0"),
+    "a bool": ([True], "got True"),
+    "text": ("abc", "list of integers"),
+    "none": (None, "list of integers"),
+    "too many": ([1] * 7, "7 tokens do not fit; there is room for 6"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("bad", BAD_TOKENS)
+def test_bad_tokens_are_refused_and_change_nothing(stage, bad, tiny):
+    tokens, message = BAD_TOKENS[bad]
+    dec, undisturbed = (decoder(stage, tiny, "host", 8) for _ in range(2))
+    for d in (dec, undisturbed):
+        d.prefill([7, 8])
+    launches = dec.launches
+    with pytest.raises(ValueError, match=message):
+        dec.prefill(tokens)
+    if isinstance(tokens, list) and len(tokens) == 1:
+        with pytest.raises(ValueError, match=message):
+            dec.step(tokens[0])
+    assert dec.position == 2 and dec.launches == launches
+    assert torch.equal(dec.step(9), undisturbed.step(9))
+
+
+def test_stepping_past_the_end_is_refused_and_the_rest_stays(tiny):
+    dec = decoder("megakernel", tiny, "host", 3)
+    dec.prefill([1, 2, 3])
+    with pytest.raises(ValueError, match="room for 0"):
+        dec.step(4)
+    with pytest.raises(ValueError, match="do not fit"):
+        dec.generate([1, 2], 3)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        dec.generate([1], 0)
+    assert dec.position == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"stage": "warp_speed"}, "unknown stage 'warp_speed'; expected one of eager, per_op"),
+        ({"device": "tpu"}, "unknown device 'tpu'; expected one of cuda, host"),
+        ({"max_seq_len": 0}, "max_seq_len: expected a positive integer, got 0"),
+        ({"max_seq_len": 10**9}, "made for 4096 positions"),
+        ({"max_seq_len": "8"}, "max_seq_len: expected a positive integer"),
+    ],
+)
+def test_a_bad_decoder_is_refused(arguments, message, tiny):
+    with pytest.raises(ValueError, match=message):
+        decoder(**({"stage": "megakernel", "model": tiny, "device": "host"} | arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
+    with pytest.raises(ValueError, match="PyTorch sees no GPU"):
+        decoder("megakernel", tiny, "cuda")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_size": 132}, "hidden_size to be a multiple of 8, got 132"),
+        ({"intermediate_size": 20000}, "48 KiB"),
+        ({"head_dim": 96, "partial_rotary_factor": 0.25}, "head_dim 8, 16, 32, 64, 128 or 256, got 96"),
+        ({"linear_value_head_dim": 24}, "linear_value_head_dim to be a multiple of 16, got 24"),
+        ({"num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 256}, "48 KiB"),
+        (
+            {"linear_num_value_heads": 3, "linear_num_key_heads": 1},
+            "linear_num_value_heads to be a multiple of 2",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_a_config_that_kernels_cannot_serve_is_refused_by_name(stage, change, message):
+    config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,), **change)
+    with pytest.raises(ConfigError, match=message):
+        decoder(stage, make_model(config), "host", 8)
+
+
+@pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
+def test_a_full_size_layer_verifies(kind):
+    """Qwen3.5-0.8B's own shapes, but for a small vocabulary: one layer of each kind."""
+    config = dataclasses.replace(FULL_SIZE, num_hidden_layers=1, layer_types=(kind,), vocab_size=1001)
+    report = verify(make_model(config), device="host", steps=4)
+    assert report.passed, str(report)
+
+
+@pytest.mark.full
+def test_the_full_size_model_verifies():
+    report = verify(load_model("random-0.8b"), device="host", steps=3)
+    assert report.passed, str(report)
+    assert report.rows[-1].launches == 1 and report.rows[-1].barriers == 121
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tiny", "random-0.8b"])
+def test_every_stage_verifies_on_the_gpu(name):
+    report = verify(load_model(name), device="cuda", steps=40)
+    assert report.passed, str(report)

@@ -1,0 +1,77 @@
+"""Each checker of notebook 00 takes right answers however written, and refuses the usual wrong ones."""
+
+import math
+from fractions import Fraction
+
+import pytest
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.start_here import cache_position, floor
+
+FLOOR_RIGHT = {
+    "seconds first": lambda b, w: (b / (w * 1e9) * 1e6, w * 1e9 / b),
+    "a list, through gigabytes": lambda b, w: [b / 1e9 / w * 1e6, 1e6 / (b / 1e9 / w * 1e6)],
+}
+FLOOR_WRONG = {
+    "milliseconds": lambda b, w: (b / w / 1e6, w * 1e9 / b),
+    "GB as 2**30": lambda b, w: (b / (w * 2**30) * 1e6, w * 2**30 / b),
+    "swapped": lambda b, w: (w * 1e9 / b, b / w / 1e3),
+    "tokens per microsecond": lambda b, w: (b / w / 1e3, w * 1e3 / b),
+    "one number": lambda b, w: b / w / 1e3,
+    "NaN": lambda b, w: (math.nan, math.nan),
+    "the numbers of the example": lambda b, w: (1.55e9 / 936e3, 936e9 / 1.55e9),
+    "text": lambda b, w: ("fast", "very fast"),
+}
+POSITION_RIGHT = {
+    "closed form": lambda f, p, s: math.ceil(Fraction(str(s)) * f / ((1 - Fraction(str(s))) * p)),
+    "search": lambda f, p, s: _search(f, p, Fraction(str(s))),
+    "floats": lambda f, p, s: float(math.ceil(s * f / ((1 - s) * p))),
+}
+POSITION_WRONG = {
+    "share of the fixed bytes": lambda f, p, s: math.ceil(s * f / p),
+    "one late": lambda f, p, s: math.floor(s * f / ((1 - s) * p)) + 1,
+    "rounded down": lambda f, p, s: math.floor(s * f / ((1 - s) * p)),
+    "not whole": lambda f, p, s: s * f / ((1 - s) * p),
+    "NaN": lambda f, p, s: math.nan,
+    "nothing": lambda f, p, s: None,
+}
+
+
+def _search(fixed, per_token, share):
+    low, high = 0, 10**9
+    while low < high:
+        middle = (low + high) // 2
+        if middle * per_token >= share * (fixed + middle * per_token):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@pytest.mark.parametrize("exercise, answer", [
+    *((floor, answer) for answer in FLOOR_RIGHT.values()),
+    *((cache_position, answer) for answer in POSITION_RIGHT.values()),
+])  # fmt: skip
+def test_right_answers_pass(exercise, answer, capsys):
+    for _ in range(5):  # some of the cases are drawn at random
+        exercise.check(answer)
+        assert "right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exercise, answer", [
+    *(pytest.param(floor, answer, id=name) for name, answer in FLOOR_WRONG.items()),
+    *(pytest.param(cache_position, answer, id=name) for name, answer in POSITION_WRONG.items()),
+])  # fmt: skip
+def test_wrong_answers_are_refused(exercise, answer):
+    for _ in range(5):
+        with pytest.raises(WrongAnswer):
+            exercise.check(answer)
+
+
+@pytest.mark.parametrize(
+    "exercise, skeleton", [(floor, lambda b, w: ...), (cache_position, lambda f, p, s: ...)]
+)
+def test_an_untouched_skeleton_is_not_tried_yet(exercise, skeleton, capsys):
+    exercise.check(skeleton)
+    exercise.check(...)
+    assert capsys.readouterr().out.count("not tried yet") == 2

@@ -1,0 +1,87 @@
+"""What a notebook shows is what the file holds, and a region that is gone is an error."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from luce_edu.reference.rms_norm import rms_norm
+from luce_edu.show import find_source, show_source
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+
+REGIONS = [
+    ("csrc/grid_barrier.cuh", "grid_barrier", "__device__", "}"),
+    ("csrc/grid_barrier.cuh", "GridBarrier", "struct GridBarrier {", "};"),
+    ("csrc/primitives.cuh", "bf16x8", "// Eight bf16", "};"),  # with the comment above, and alignas(16)
+    ("csrc/per_layer.cu", "delta_rule", "KERNEL delta_rule", "}"),  # behind a macro
+    ("csrc/megakernel.cu", "megakernel", 'extern "C"', "}"),  # begins on the line above its name
+    ("csrc/matvec.cuh", "loads_in_flight", "constexpr int", "waits"),
+    ("csrc/delta_rule.cuh", None, "// delta_rule.cuh", "2412.06464"),
+    ("luce_edu/stages/per_op.py", "PerOpDecoder._matvec", "def _matvec", "smem=smem)"),
+    ("luce_edu/stages/base.py", "Decoder.position", "@property", "return self.state.position"),
+    ("luce_edu/verification.py", "LIMIT", "LIMIT = ", "error of bf16"),
+    ("luce_edu/show.py", None, '"""Show', '"""'),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "begins", "ends"), REGIONS)
+def test_a_region_is_found_whole_with_its_true_line_numbers(path, name, begins, ends):
+    source = find_source(path, name)
+    assert source.text.startswith(begins) and source.text.endswith(ends)
+    lines = (ROOT / path).read_text().split("\n")[source.first_line - 1 :]
+    for shown, line in zip(source.text.split("\n"), lines, strict=False):
+        assert line.strip() == shown.strip()
+    assert source.text.count("{") == source.text.count("}")
+
+
+def test_an_object_shows_the_same_as_its_path():
+    assert find_source(rms_norm) == find_source("luce_edu/reference/rms_norm.py", "rms_norm")
+    assert rms_norm.__doc__.split("\n")[0] in repr(find_source(rms_norm))
+
+
+def test_html_and_text_hold_the_same_characters():
+    import html
+    import re
+
+    source = find_source("csrc/megakernel.cu", "megakernel")
+    shown = html.unescape(re.sub(r"<[^>]*>", "", source._repr_html_().partition("<pre")[2].partition(">")[2]))
+    assert [line.rstrip() for line in shown.split("\n")] == repr(source).split("\n")[1:]
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "message"),
+    [
+        ("csrc/grid_barrier.cuh", "gone", "csrc/grid_barrier.cuh.*gone"),
+        ("csrc/grid_barrier.cuh", "add_acq_rel", "add_acq_rel"),  # called there, not defined
+        ("luce_edu/show.py", "Source.gone", "Source.gone"),
+        ("csrc/gone.cu", "megakernel", "csrc/gone.cu: no such file"),
+        ("/etc/passwd", None, "csrc/ or luce_edu/"),
+        (3, None, "got 3"),
+        (rms_norm, "x", "goes with a path"),
+    ],
+)
+def test_a_region_that_is_not_there_is_an_error_that_names_it(what, name, message):
+    with pytest.raises(ValueError, match=message):
+        show_source(what, name)
+
+
+def shown_in_notebooks():
+    """Every show_source("path", "name") in the notebooks' code."""
+    for notebook in NOTEBOOKS:
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            code = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "show_source" not in code:
+                continue
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
+                    arguments = tuple(arg.value for arg in node.args if isinstance(arg, ast.Constant))
+                    if arguments:  # an object in place of a path is found by running the notebook
+                        yield arguments
+
+
+@pytest.mark.parametrize("arguments", sorted(set(shown_in_notebooks())), ids=" ".join)
+def test_what_the_notebooks_show_is_there(arguments):
+    assert find_source(*arguments).text

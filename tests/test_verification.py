@@ -1,0 +1,154 @@
+"""The verifier itself: it accepts what is right, and every planted fault makes it say no."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from models import TINY, make_model
+
+from luce_edu.stages import decoder
+from luce_edu.verification import Report, Trace, judge, relative_error, stage_trace, verify
+
+
+def make_traces(seed=0, steps=6, vocab=40, layers=3, hidden=16):
+    """A reference, a yardstick at an error of about 1 %, and a stage at half of that."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    truth = Trace(
+        draw(steps, vocab),
+        draw(steps, layers + 1, hidden),
+        {"recurrent_state": draw(2, 4, 4), "k_cache": draw(1, 2, 6, 4)},
+    )
+
+    def noisy(size):
+        def add(x):
+            return x + size * draw(*x.shape)
+
+        hidden_states = add(truth.hidden_states)
+        hidden_states[:, 0] = truth.hidden_states[:, 0]  # the embedding is exact
+        return Trace(add(truth.logits), hidden_states, {n: add(x) for n, x in truth.states.items()})
+
+    return truth, noisy(0.01), noisy(0.005)
+
+
+def choices(trace):
+    return trace.logits.argmax(-1).tolist()
+
+
+def test_a_stage_with_half_of_bf16s_error_passes():
+    truth, yardstick, stage = make_traces()
+    verdict = judge(stage, choices(stage), truth, yardstick)
+    assert verdict["problems"] == [] and 0.3 < verdict["ratio"] < 0.8
+    assert verdict["agree"] == verdict["decided"] > 0
+
+
+def spoil_logit(trace):
+    trace.logits[3, 7] = math.nan
+
+
+def spoil_hidden(trace):
+    trace.hidden_states[2, 2] *= 1.05
+
+
+def spoil_embedding(trace):
+    trace.hidden_states[0, 0, 0] += 1e-6
+
+
+def spoil_state(trace):
+    trace.states["recurrent_state"][1, 2] = 0.0
+
+
+def spoil_cache(trace):
+    trace.states["k_cache"] = trace.states["k_cache"].roll(1, dims=2)
+
+
+def spoil_stale(trace):
+    trace.logits[4] = trace.logits[3]
+
+
+@pytest.mark.parametrize(
+    "spoil, part",
+    [(spoil_logit, "logits"), (spoil_hidden, "layer 1"), (spoil_embedding, "embedding"), (spoil_state, "recurrent_state"),
+     (spoil_cache, "k_cache"), (spoil_stale, "logits")],
+)  # fmt: skip
+def test_a_planted_fault_is_named_by_its_first_part(spoil, part):
+    truth, yardstick, stage = make_traces()
+    spoil(stage)
+    verdict = judge(stage, choices(stage), truth, yardstick)
+    assert verdict["problems"] and verdict["problems"][0].startswith(f"{part} is the first of")
+
+
+def test_one_wrong_greedy_choice_is_seen():
+    truth, yardstick, stage = make_traces()
+    wrong = choices(stage)
+    margins = truth.logits.topk(2).values
+    step = int((margins[:, 0] - margins[:, 1]).argmax())
+    wrong[step] = (wrong[step] + 1) % truth.logits.shape[1]
+    verdict = judge(stage, wrong, truth, yardstick)
+    assert verdict["agree"] == verdict["decided"] - 1
+    assert f"token {step}: chose" in verdict["problems"][0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_never_passes(value):
+    x = torch.ones(5)
+    x[2] = value
+    assert relative_error(x, torch.ones(5)) == math.inf
+
+
+def test_a_run_that_does_not_repeat_is_seen():
+    model = make_model(dataclasses.replace(TINY, num_hidden_layers=1, layer_types=TINY.layer_types[:1]))
+    made = []
+
+    class Unsteady:
+        """A decoder whose second run differs in one bit of one logit."""
+
+        def __init__(self, stage):
+            self.inner = decoder(stage, model, "host", 4)
+            made.append(self)
+            self.resets = 0
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def reset(self):
+            self.resets += 1
+            self.inner.reset()
+
+        def step(self, token):
+            logits = self.inner.step(token)
+            if self.resets == 2:
+                logits[0] = torch.nextafter(logits[0], torch.tensor(math.inf))
+            return logits
+
+    report = verify(model, device="host", stages=["per_layer"], steps=4, make=Unsteady)
+    assert made and not report.passed
+    assert not report.rows[0].repeats and report.rows[0].problems == ["a second run gave other bits"]
+
+
+def test_poison_reaches_everything_that_a_token_must_write():
+    model = make_model(TINY)
+    for stage in ("per_op", "per_layer", "megakernel"):
+        dec = decoder(stage, model, "host", 4)
+        dec.poison()
+        assert all(t.isnan().all() for t in dec._scratch() if t.is_floating_point())
+        trace, _ = stage_trace(dec, [1, 2])
+        assert all(torch.isfinite(part).all() for part in trace.parts().values())
+
+
+def test_a_report_without_rows_has_not_passed():
+    assert not Report("tiny", "host", 4, 0, []).passed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [({"stages": ["nope"]}, "unknown stage 'nope'"), ({"stages": []}, "unknown stage"), ({"steps": 1}, "steps"),
+     ({"steps": 2.5}, "steps"), ({"device": "abacus"}, "unknown device")],
+)  # fmt: skip
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        verify(make_model(TINY), **({"device": "host"} | arguments))
