@@ -67,9 +67,15 @@ def planted(*faults: Fault) -> Iterator[Path]:
 
 
 def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
-    """The grid barrier after a phase of the megakernel is missing; `end` is how the lines before it end."""
-    barrier = f"\n{' ' * indent}grid_barrier(m.barrier);\n"
-    return Fault(f"no grid barrier after {phase}", "megakernel.cu", end + barrier, end + "\n", ("megakernel",))
+    """After a phase of the megakernel each block waits for itself alone; `end` is how the lines before it end.
+
+    Without any barrier, threads would read pointers that others overwrite, and take the whole process with them.
+    """
+    end += "\n" + " " * indent
+    return Fault(
+        f"no grid barrier after {phase}", "megakernel.cu",
+        end + "grid_barrier(m.barrier);\n", end + "__syncthreads();\n", ("megakernel",),
+    )  # fmt: skip
 
 
 def _no_sync(where: str, path: str, comment: str, stages: tuple[str, ...] = FUSED, **more) -> Fault:
@@ -177,7 +183,6 @@ FAULTS = (
              "this block to read"),
     _no_sync("merge_workers", "attention.cuh", "every worker's sums are there"),
     _no_sync("merge_workers, between heads", "attention.cuh", "the next head may overwrite"),
-    _no_sync("attention_phase", "attention.cuh", "the arguments are in shared memory"),
     _no_sync("lm_head_phase", "phases.cuh", "the staged vector is no longer needed: the argmax reuses its memory"),
     _no_sync("grid_argmax", "argmax.cuh", "every warp's best is there", ALL),
     _no_sync("matvec", "per_op.cu", "x is in shared memory", ("per_op",)),

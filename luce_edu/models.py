@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luce_edu.config import ModelConfig
@@ -69,6 +69,14 @@ class Model:
     weights: Weights
     tokenizer: Tokenizer | None
     folder: Path | None
+    _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def weights_on(self, device) -> Weights:
+        """The weights on a device, moved there once and shared by all decoders of this model."""
+        key = str(device)
+        if key not in self._placed:
+            self._placed[key] = self.weights.to(device)
+        return self._placed[key]
 
 
 def load_model(name: str | Path, *, seed: int = 0) -> Model:

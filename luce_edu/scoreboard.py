@@ -9,7 +9,7 @@ from luce_edu.measure.floor import decode_bytes
 from luce_edu.verification import Report, verify
 
 # A time or an energy is shown once a record of a GPU exists for it; an emulator's time is none.
-NOT_RECORDED = "no record yet"
+NOT_RECORDED = "–"
 
 
 @dataclass
@@ -19,8 +19,7 @@ class StageTable:
     report: Report
     megabytes: float
 
-    HEADER = ("stage", "launches", "barriers", "MB per token", "µs per token", "J per token", "error vs fp32",
-              "verdict")  # fmt: skip
+    HEADER = ("stage", "launches", "barriers", "MB", "µs", "J", "error", "verdict")
 
     def cells(self) -> list[list[str]]:
         return [
@@ -34,8 +33,8 @@ class StageTable:
         where = {"host": "in the CPU emulator", "cuda": "on this GPU"}[self.report.device]
         return (
             f"{self.report.model}: launches, barriers and error measured {where} now ({self.report.steps} tokens, seed "
-            f"{self.report.seed}); MB modelled from the config, each weight once; for eager, launches are the "
-            "PyTorch operations that compute"
+            f"{self.report.seed}); MB a token modelled from the config, each weight once; µs and J a token: no GPU "
+            "record yet; eager's launches are the PyTorch operations that compute"
         )
 
     def __rich__(self):

@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from traitlets import default
 
 CELL_TIMEOUT_S = 600  # a compile or a full-size step on two slow cores takes seconds; minutes mean a hang
 SOURCE_LINES = 8  # how much of a failing cell is shown
@@ -115,6 +116,10 @@ class _ThisPython(AsyncKernelManager):
     """Starts kernels with the running interpreter, whatever `python3` kernel a user has registered."""
 
     kernel_spec = KernelSpec(**get_kernel_dict())
+
+    @default("transport_encryption")
+    def _encrypt_where_possible(self) -> str:
+        return "auto"  # a kernel without it prints a warning into the progress bar
 
 
 def _failure(path: Path, notebook: nbformat.NotebookNode, cell_index: int, error: str) -> str:

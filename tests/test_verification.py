@@ -72,8 +72,8 @@ def spoil_stale(trace):
 
 @pytest.mark.parametrize(
     "spoil, part",
-    [(spoil_logit, "logits"), (spoil_hidden, "layer 1"), (spoil_embedding, "embedding"), (spoil_state, "recurrent_state"),
-     (spoil_cache, "k_cache"), (spoil_stale, "logits")],
+    [(spoil_logit, "logits"), (spoil_hidden, "layer 1"), (spoil_embedding, "embedding"),
+     (spoil_state, "recurrent_state"), (spoil_cache, "k_cache"), (spoil_stale, "logits")],
 )  # fmt: skip
 def test_a_planted_fault_is_named_by_its_first_part(spoil, part):
     truth, yardstick, stage = make_traces()

@@ -105,11 +105,12 @@ def test_in_place_stores_outputs_the_same_way_twice(tmp_path):
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
-def test_a_walkthrough_leaves_the_sources_alone_unless_asked(tmp_path):
+def test_a_walkthrough_leaves_the_sources_alone_unless_asked(tmp_path, capfd):
     path = write(tmp_path / "00_start.ipynb", "40 + 2")
     before = path.read_bytes()
     walkthrough.walkthrough([path])
     assert path.read_bytes() == before
+    assert capfd.readouterr().err == ""  # kernels warn there, in the middle of the progress bar
     walkthrough.walkthrough([path], in_place=True)
     assert path.read_bytes() != before
 

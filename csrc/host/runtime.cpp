@@ -176,6 +176,13 @@ struct Block : BlockView {
         warps[warp].ready |= lanes;
         ready_warps |= 1u << warp;
     }
+    bool has_started(const Thread& thread) { return warp_of(thread).started & bit_of(thread); }
+    void start(Thread& thread, std::byte* stack) {
+        warp_of(thread).started |= bit_of(thread);
+        thread.stack = stack;
+        thread.seen_address = nullptr;
+        thread.looks = 0;
+    }
     Thread& choose();
     [[gnu::noinline]] Thread& choose_when_idle();
     void resume(Thread&);
@@ -289,16 +296,12 @@ void run_threads() {
             switch_context(thread.context, block.slot->main);
         }
         Thread& next = block.choose();
-        Warp& warp = block.warp_of(next);
-        if (warp.started & Block::bit_of(next)) {
+        if (block.has_started(next)) {
             block.slot->free_stacks.push_back(thread.stack);
             current.thread = &next;
             switch_context(thread.context, next.context);
         }
-        warp.started |= Block::bit_of(next);
-        next.stack = thread.stack;
-        next.seen_address = nullptr;
-        next.looks = 0;
+        block.start(next, thread.stack);
         current.thread = &next;
     }
 }
@@ -375,12 +378,8 @@ Thread& Block::choose_when_idle() {
 void Block::resume(Thread& next) {
     Thread& self = thread();
     if (&next == &self) return;
-    Warp& warp = warp_of(next);
-    if (!(warp.started & bit_of(next))) {
-        warp.started |= bit_of(next);
-        next.stack = slot->take_stack();
-        next.seen_address = nullptr;
-        next.looks = 0;
+    if (!has_started(next)) {
+        start(next, slot->take_stack());
         prepare_context(next.context, next.stack - stack_bytes, next.stack, run_threads);
     }
     current.thread = &next;
@@ -502,7 +501,7 @@ std::string Block::describe(const Thread& thread) {
     if (warp.meeting & bit) return "in " + name(warp.group_of(bit).operation, warp.group_of(bit).at);
     if (warp.waiting & bit) return "in " + name(thread.operation, thread.at);
     if (warp.spinning & bit) return "spinning with " + name(thread.operation, thread.at);
-    return "running";
+    return has_started(thread) ? "running" : "about to start";
 }
 
 std::string Block::describe() {
@@ -570,11 +569,8 @@ void Slot::run_block(Launch& launch, unsigned number) {
     block.dynamic_shared = shared;
     current.block = &block;
     Thread& first = block.choose();
-    block.warp_of(first).started |= Block::bit_of(first);
     current.thread = &first;
-    first.stack = take_stack();
-    first.seen_address = nullptr;
-    first.looks = 0;
+    block.start(first, take_stack());
     prepare_context(first.context, first.stack - stack_bytes, first.stack, run_threads);
     switch_context(main, first.context);
     if (block.live != 0) free_stacks.assign(stacks.rbegin(), stacks.rend());  // abandoned
@@ -747,8 +743,8 @@ Slot& Device::idle_slot() {
 }
 
 void Device::wake_changed() {
+    if (launch->request.seeded) return;  // whoever holds the floor keeps it
     std::lock_guard lock(mutex);
-    if (launch->request.seeded || launch->asleep == 0) return;
     for (auto& slot : slots)
         if (slot->asleep && slot->block.changed()) launch->wake(*slot, false);
 }

@@ -21,7 +21,16 @@ namespace emulator {
 using Location = std::source_location;
 
 // What a thread can wait for.
-enum class Operation : unsigned char { shuffle, vote, syncwarp, syncthreads, wait_while_equal, load_acquire, atomic, nanosleep };
+enum class Operation : unsigned char {
+    shuffle,
+    vote,
+    syncwarp,
+    syncthreads,
+    wait_while_equal,
+    load_acquire,
+    atomic,
+    nanosleep
+};
 
 // What kernel code reads of the thread and the block it runs in.
 struct ThreadView {

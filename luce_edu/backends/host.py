@@ -34,10 +34,10 @@ SHARED_BYTES_PER_SM = 228 * 1024
 SHARED_BYTES_PER_BLOCK = 227 * 1024  # the device keeps 1 KiB of each block for itself
 
 COMPILERS = ("g++", "clang++", "c++")
-# Aliasing: kernels read arrays through wider types, which CUDA allows. gnu-unique: it would share the `__shared__`
-# variables of inline functions between libraries.
+# Aliasing: kernels read arrays through wider types, which CUDA allows. Hidden: or libraries would share the
+# `__shared__` variables of inline functions.
 FLAGS = (
-    "-std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing -fno-gnu-unique "
+    "-std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing "
     "-fvisibility=hidden -fPIC -shared -Wno-unknown-pragmas -DLUCE_HOST"
 ).split()
 _EXPORT = (
@@ -45,7 +45,9 @@ _EXPORT = (
     "const emulator::Export luce_kernel_{name} = emulator::exported<&{name}>();"
 )
 # FORTIFY: takes a longjmp to another stack for an attack.
-RUNTIME_FLAGS = "-std=c++20 -O2 -fPIC -shared -pthread -ftls-model=initial-exec -fvisibility=hidden -U_FORTIFY_SOURCE".split()
+RUNTIME_FLAGS = (
+    "-std=c++20 -O2 -fPIC -shared -pthread -ftls-model=initial-exec -fvisibility=hidden -U_FORTIFY_SOURCE"
+).split()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ class HostBackend:
         self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.seed = seed
         self.ledger = Ledger()
-        self.sm_count = int(os.environ.get("LUCE_HOST_SMS", "4"))
+        sm_count = os.environ.get("LUCE_HOST_SMS", "4")
+        if not sm_count.isdecimal() or not 1 <= int(sm_count) <= 1024:
+            raise ValueError(f"LUCE_HOST_SMS: expected a number of multiprocessors from 1 to 1024, got {sm_count!r}")
+        self.sm_count = int(sm_count)
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> HostModule:
         """Compile csrc/`source`, or find it in the cache, and load it.

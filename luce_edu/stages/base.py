@@ -37,7 +37,7 @@ class Decoder:
         self.backend = make_backend(device) if backend is None else backend
         self.device = self.backend.device
         self.ledger = self.backend.ledger
-        self.weights = model.weights.to(self.device)
+        self.weights = model.weights_on(self.device)
         self.state = DecodeState.empty(config, max_seq_len, device=self.device)
         self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
         self.logits = self._buffer(config.vocab_size)

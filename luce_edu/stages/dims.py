@@ -64,8 +64,8 @@ def check_kernels_serve(config: ModelConfig) -> None:
     # A little is left for the scratch beside the staged vector.
     if longest > SHARED_FLOATS - 256:
         raise ConfigError(
-            f"kernels stage a vector in 48 KiB of shared memory, at most {SHARED_FLOATS - 256} elements; the longest of "
-            f"hidden_size, intermediate_size, value_dim and q_dim is {longest}"
+            f"kernels stage a vector in 48 KiB of shared memory, at most {SHARED_FLOATS - 256} elements; the longest "
+            f"of hidden_size, intermediate_size, value_dim and q_dim is {longest}"
         )
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 2 * BLOCK_THREADS)

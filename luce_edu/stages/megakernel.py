@@ -1,4 +1,4 @@
-"""Stage `megakernel`: one cooperative launch a token. The grid is what the device holds at once, never a typed number."""
+"""Stage `megakernel`: one cooperative launch a token, by as many blocks as the device holds at once."""
 
 from __future__ import annotations
 

@@ -98,6 +98,9 @@ def test_resident_blocks_follow_the_limits_of_the_device(backend, module, monkey
     assert resident(module["fill"], (32, 2), 75 * 1024) == 12
     monkeypatch.setenv("LUCE_HOST_SMS", "132")
     assert HostBackend().max_resident_blocks(module["fill"], 256, 0) == 4 * 132
+    monkeypatch.setenv("LUCE_HOST_SMS", "0")
+    with pytest.raises(ValueError, match="LUCE_HOST_SMS: .* got '0'"):
+        HostBackend()
 
 
 def test_132_blocks_of_256_threads_are_resident_together(kernel_tree, monkeypatch):
