@@ -1,7 +1,7 @@
 """Planted faults: small, plausible mistakes in the kernels, each of which verification must catch.
 
-A fault is a patch to a copy of csrc/, so the sources that ship hold no trace of it. A patch whose text is no longer
-there exactly once is an error: a fault cannot quietly stop being one.
+A fault is a patch to a copy of csrc/, so the sources that ship hold no trace of it. A patch whose text is no
+longer there exactly once is an error: a fault cannot quietly stop being one.
 
     with planted(fault("decay left out of S^T k")) as tree:
         backend = make_backend("host", csrc_dir=tree)
@@ -25,7 +25,7 @@ FUSED = ("per_layer", "megakernel")
 
 @dataclass(frozen=True)
 class Fault:
-    """In csrc/`path`, `old` becomes `new`. stages: those that run the line; steps: tokens until it can show."""
+    """In csrc/`path`, `old` becomes `new`. stages: those that run it; steps: tokens until it can show."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ def fault(name: str) -> Fault:
 
 @contextmanager
 def planted(*faults: Fault) -> Iterator[Path]:
-    """A temporary copy of csrc/ with the faults in it, one after another; a decoder made inside may outlive it.
+    """A temporary copy of csrc/ with the faults in it, in their order; a decoder made inside may outlive it.
 
     Raises ValueError naming fault and file when `old` is not there exactly once.
     """
@@ -79,8 +79,9 @@ def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
 
 
 def _no_sync(where: str, path: str, comment: str, stages: tuple[str, ...] = FUSED, **more) -> Fault:
-    """A barrier inside a block is missing; its comment tells it from the others."""
-    return Fault(f"no __syncthreads in {where}", path, f"__syncthreads();  // {comment}", "", stages, **more)
+    """A barrier inside a block is missing; how its comment begins tells it from the others."""
+    old = f"__syncthreads();  // {comment}"
+    return Fault(f"no __syncthreads in {where}", path, old, f"// {comment}", stages, **more)
 
 
 FAULTS = (
@@ -91,18 +92,21 @@ FAULTS = (
     ),
     Fault(
         "decay left out of S^T k, plain form", "delta_rule.cuh",
-        "fmaf(decay * S[i * value_head_dim + column], k[i], S_k)", "fmaf(S[i * value_head_dim + column], k[i], S_k)",
-        ("per_op",),
+        "fmaf(decay * S[i * value_head_dim + column], k[i], S_k)",
+        "fmaf(S[i * value_head_dim + column], k[i], S_k)", ("per_op",),
     ),
     Fault(
         "o read before the update", "delta_rule.cuh",
         "fmaf(delta, shared->k_dot_q, decay * q_sum)", "decay * q_sum",
     ),
     Fault("A_log without exp", "activations.cuh", "-expf(A_log)", "-A_log", ALL),
-    Fault("beta without sigmoid", "phases.cuh", "beta[r - b_row] = sigmoid(value)", "beta[r - b_row] = value"),
+    Fault("beta without sigmoid", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = value"),
     Fault("beta and g swapped", "phases.cuh", "beta[head], g[head], S", "g[head], beta[head], S"),
     Fault("wrong key head", "phases.cuh", "head / value_heads_per_key", "head % num_key_heads"),
-    Fault("wrong key head, per_op", "per_op.cu", "head / value_heads_per_key", "head % num_key_heads", ("per_op",)),
+    Fault(
+        "wrong key head, per_op", "per_op.cu",
+        "head / value_heads_per_key", "head % num_key_heads", ("per_op",),
+    ),
     Fault("conv_state does not move on", "causal_conv.cuh", "if (j > 0) state[j - 1] = input;", "", ALL),
     # Attention and its cache
     Fault(
@@ -118,18 +122,22 @@ FAULTS = (
         "cache read one position too far", "attention.cuh",
         "const int positions = a.position + 1;", "const int positions = a.position + 2;",
     ),
-    Fault("newest position not read", "per_op.cu", "if (p > position) return;", "if (p >= position) return;", ("per_op",)),
     Fault(
-        "RoPE of the position before", "attention.cuh",
-        "a.rope_sin + static_cast<size_t>(a.position)", "a.rope_sin + static_cast<size_t>(max_of(a.position - 1, 0))",
+        "newest position not read", "per_op.cu",
+        "if (p > position) return;", "if (p >= position) return;", ("per_op",),
+    ),
+    Fault(
+        "sine of the position before", "attention.cuh",
+        "a.rope_sin + static_cast<size_t>(a.position)",
+        "a.rope_sin + static_cast<size_t>(max_of(a.position - 1, 0))",
     ),
     Fault(
         "wrong kv head", "per_op.cu",
-        "k_cache + (static_cast<size_t>(head / heads_per_kv)", "k_cache + (static_cast<size_t>(head % num_key_value_heads)",
-        ("per_op",),
+        "k_cache + (static_cast<size_t>(head / heads_per_kv)",
+        "k_cache + (static_cast<size_t>(head % num_key_value_heads)", ("per_op",),
     ),
-    Fault("output gate without sigmoid", "attention.cuh", "sum / weight * sigmoid(gate)", "sum / weight * gate"),
-    # The online softmax: a worker, the workers of a block, the splits of a head. Steps: until there are several.
+    Fault("output gate without sigmoid", "attention.cuh", "weight * sigmoid(gate)", "weight * gate"),
+    # The online softmax: of a worker, of a block's workers, of a head's splits. Steps: until there are several.
     Fault(
         "old sums not rescaled", "attention.cuh",
         "const float old = expf(soft.maximum[h] - maximum);", "const float old = 1.0f;", steps=24,
@@ -140,19 +148,23 @@ FAULTS = (
     ),
     Fault(
         "splits not rescaled", "attention.cuh",
-        "const float scale = expf(partial[s * partial_size + head_dim] - maximum);", "const float scale = 1.0f;", steps=40,
+        "const float scale = expf(partial[s * partial_size + head_dim] - maximum);", "const float scale = 1.0f;",
+        steps=36,
     ),
     # Norms, rows that nothing writes, the choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
     Fault("last row not written", "matvec.cuh", "row < rows;", "row < rows - 1;"),
-    Fault("last row not written, per_op", "per_op.cu", "if (row >= rows) return;", "if (row >= rows - 1) return;", ("per_op",)),
+    Fault(
+        "last row not written, per_op", "per_op.cu",
+        "if (row >= rows) return;", "if (row >= rows - 1) return;", ("per_op",),
+    ),
     Fault(
         "odd vocabulary's last row not written", "phases.cuh",
         "row < vocab_size; row += 2", "row + 1 < vocab_size; row += 2",
     ),
     Fault(
         "argmax forgets the last block", "argmax.cuh",
-        "b < static_cast<int>(gridDim.x)", "b < static_cast<int>(gridDim.x) - 1", FUSED, steps=12,
+        "b < static_cast<int>(gridDim.x)", "b < static_cast<int>(gridDim.x) - 1", steps=12,
     ),
     Fault("arrivals not counted from 0", "block.cuh", "if (last) *counter = 0u;", "", ALL),
     # Barriers for the whole grid
@@ -164,7 +176,10 @@ FAULTS = (
     _no_grid_barrier("deltanet_out and attention_out", "\n        }", 8),
     _no_grid_barrier("mlp_up", "m.act, &shared.matvec);", 8),
     _no_grid_barrier("mlp_down", "hidden_size, &shared.matvec);", 8),
-    Fault("grid barrier opens one block early", "grid_barrier.cuh", "gridDim.x - 1)", "gridDim.x - 2)", ("megakernel",)),
+    Fault(
+        "grid barrier opens one block early", "grid_barrier.cuh",
+        "gridDim.x - 1)", "gridDim.x - 2)", ("megakernel",),
+    ),
     Fault("grid barrier opens only once", "grid_barrier.cuh", "barrier->arrived = 0u;", "", ("megakernel",)),
     Fault(
         "grid barrier that block 0 skips", "megakernel.cu",
@@ -174,20 +189,19 @@ FAULTS = (
     ),
     # Barriers inside a block
     _no_sync("block_sum", "block.cuh", "every warp's sum is in scratch", ALL),
-    _no_sync("last_block_to_arrive", "block.cuh", "thread 0's acquire comes before the whole block's reads", ALL),
+    _no_sync("last_block_to_arrive", "block.cuh", "thread 0's acquire comes before the whole block's reads"),
     _no_sync("delta_rule_tile, after the norms", "delta_rule.cuh", "q, k and k_dot_q are there"),
     _no_sync("delta_rule_tile, after the sums", "delta_rule.cuh", "every warp's partial sums are there"),
     _no_sync("delta_rule_tile, after delta", "delta_rule.cuh", "delta is there"),
     _no_sync("delta_rule_phase", "phases.cuh", "the next tile reuses the shared memory"),
-    _no_sync("prepare_heads", "attention.cuh", "the queries are in shared memory, and the newest k and v in the cache for "
-             "this block to read"),
+    _no_sync("prepare_heads", "attention.cuh", "the queries are in shared memory, and the newest k and v"),
     _no_sync("merge_workers", "attention.cuh", "every worker's sums are there"),
     _no_sync("merge_workers, between heads", "attention.cuh", "the next head may overwrite"),
-    _no_sync("lm_head_phase", "phases.cuh", "the staged vector is no longer needed: the argmax reuses its memory"),
+    _no_sync("lm_head_phase", "phases.cuh", "the staged vector is no longer needed"),
     _no_sync("grid_argmax", "argmax.cuh", "every warp's best is there", ALL),
     _no_sync("matvec", "per_op.cu", "x is in shared memory", ("per_op",)),
-    _no_sync("softmax", "per_op.cu", "every warp's maximum is there", ("per_op",)),
-    _no_sync("softmax, before the sum", "per_op.cu", "everyone has read them: the sum reuses scratch", ("per_op",)),
+    _no_sync("softmax", "per_op.cu", "every warp's maximum is there", ("per_op",), steps=36),
+    _no_sync("softmax, before the sum", "per_op.cu", "everyone has read them", ("per_op",)),
     Fault(
         "no __syncthreads in stage_norm", "phases.cuh",
         "shared->x[staged(i)] = y; });\n    __syncthreads();", "shared->x[staged(i)] = y; });",
@@ -196,5 +210,5 @@ FAULTS = (
         "no __syncthreads in stage_vector", "phases.cuh",
         "shared->x[staged(i)] = x[i];\n    __syncthreads();", "shared->x[staged(i)] = x[i];",
     ),
-    Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads what other lanes wrote", ""),
+    Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads", "// RoPE reads"),
 )  # fmt: skip

@@ -58,13 +58,11 @@ def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provena
     counts      from `luce_edu.measure.launches.count_launches`
     provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
     """
-    figure = _picture(11, 4.9, provenance)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.12))
+    figure = _picture(10.5, 4.9, provenance)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     stages = list(counts)
     launches = [counts[stage].launches for stage in stages]
-    bars = left.barh(
-        range(len(stages)), launches, color=[STAGE_COLOURS[stage] for stage in stages], height=0.62
-    )
+    bars = left.barh(range(len(stages)), launches, color=[STAGE_COLOURS[stage] for stage in stages], height=0.62)
     words = [f"{count.launches:,}" for count in counts.values()]
     words = [
         f"{w}   and {c.barriers} grid barriers" if c.barriers else w
@@ -76,13 +74,10 @@ def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provena
     left.set_xlabel("launches for one token (eager: PyTorch operations)")
     left.set_title("What this course takes away", loc="left", fontweight="bold", fontsize=12)
 
-    names = [f"{r.system}\n{r.model}, {r.gpu}" for r in results]
-    colours = [
-        GREEN if "megakernel" in r.system else PURPLE if "graph" in r.system else ORANGE for r in results
-    ]
+    names = [f"{r.system}, {r.tokens_per_s:,.0f} tok/s\n{r.model}, {r.gpu}" for r in results]
+    colours = [GREEN if "megakernel" in r.system else PURPLE if "graph" in r.system else ORANGE for r in results]
     bars = right.barh(range(len(results)), [100 * r.share for r in results], color=colours, height=0.62)
     right.bar_label(bars, [f"{100 * r.share:.0f} %" for r in results], padding=5, fontsize=10.5)
-    right.bar_label(bars, [f"{r.tokens_per_s:,.0f} tok/s" for r in results], label_type="center", fontsize=9)
     _rows(right, names)
     right.axvline(100, color=INK, linewidth=1.2, linestyle="--")
     right.text(98.5, -0.66, "the floor: every byte once", ha="right", va="center", fontsize=9.5)
@@ -135,16 +130,12 @@ def state_against_kv(config: ModelConfig, *, max_tokens: int = 262_144, provenan
     axes.plot(tokens, [state / 1e6] * len(tokens), color=GREEN, linewidth=2.5,
               label=f"state of {layers - attention} DeltaNet layers")  # fmt: skip
     axes.plot(crossing, state / 1e6, "o", color=INK)
-    axes.annotate(
-        f"{crossing:,.0f} tokens", (crossing, state / 1e6), xytext=(8, -16), textcoords="offset points"
-    )
+    axes.annotate(f"{crossing:,.0f} tokens", (crossing, state / 1e6), xytext=(8, -16), textcoords="offset points")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = [2**i for i in range(0, max_tokens.bit_length(), 3)]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.set_yticks(
-        [0.01, 0.1, 1, 10, 100, 1000, 10_000], ["0.01", "0.1", "1", "10", "100", "1,000", "10,000"]
-    )
+    axes.set_yticks([0.01, 0.1, 1, 10, 100, 1000, 10_000], ["0.01", "0.1", "1", "10", "100", "1,000", "10,000"])
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("memory, MB")
     axes.grid(alpha=0.25)
@@ -156,9 +147,7 @@ def state_against_kv(config: ModelConfig, *, max_tokens: int = 262_144, provenan
 def _picture(width: float, height: float, provenance: str) -> Picture:
     """An empty picture on white, with its caption; sizes in inches."""
     if not any(kind in provenance.lower() for kind in PROVENANCE):
-        raise ValueError(
-            f"provenance: expected a caption that says one of {', '.join(PROVENANCE)}; got {provenance!r}"
-        )
+        raise ValueError(f"provenance: expected a caption that says one of {', '.join(PROVENANCE)}; got {provenance!r}")
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     figure.supxlabel(provenance, x=0.01, ha="left", fontsize=8.5, color=GREY, wrap=False)

@@ -16,6 +16,7 @@ import torch
 
 from luce_edu.reference.model import forward
 from luce_edu.state import DecodeState
+from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
 
@@ -60,8 +61,8 @@ class StageResult:
         return not self.problems
 
 
-@dataclass
-class Report:
+@dataclass(repr=False)
+class Report(Tabular):
     """The verdict on all stages, and on what it rests."""
 
     model: str
@@ -78,10 +79,16 @@ class Report:
         head = {name: getattr(self, name) for name in ("model", "device", "steps", "seed", "passed")}
         return head | {"limit": LIMIT, "rows": [vars(row) | {"passed": row.passed} for row in self.rows]}
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table as text."""
-        header = ["stage", "error", "vs before", "× bf16", "greedy", "repeats", "launches", "barriers", "verdict"]
-        body = [
+    @property
+    def title(self) -> str:
+        where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
+        return f"{self.model} on {where}: {self.steps} tokens, seed {self.seed} (measured now)"
+
+    header = ("stage", "error", "vs before", "× bf16", "greedy", "repeats", "launches", "barriers", "verdict")
+
+    @property
+    def body(self) -> list[list[str]]:
+        return [
             [
                 row.stage,
                 f"{row.error:.1e}",
@@ -95,37 +102,11 @@ class Report:
             ]
             for row in self.rows
         ]
-        return header, body
 
-    def __rich__(self):
-        from rich.table import Table
-
-        table = Table(title=self._title())
-        header, body = self.cells()
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i in (0, 8) else "right", no_wrap=i == 0)
-        for row, cells in zip(self.rows, body, strict=True):
-            table.add_row(*cells, style=None if row.passed else "bold red")
-        return table
-
-    def _repr_html_(self) -> str:
-        header, body = self.cells()
-        head = "".join(f"<th>{name}</th>" for name in header)
-        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body)
-        return f"<p>{self._title()}</p><table><tr>{head}</tr>{rows}</table>"
-
-    def __str__(self) -> str:
-        header, body = self.cells()
-        widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *body]
-        ]
-        problems = [f"{row.stage}: {problem}" for row in self.rows for problem in row.problems]
-        return "\n".join([self._title(), *lines, *problems])
-
-    def _title(self) -> str:
-        where = {"host": "the CPU emulator", "cuda": "the GPU"}.get(self.device, self.device)
-        return f"{self.model} on {where}: {self.steps} tokens, seed {self.seed} (measured now)"
+    @property
+    def caption(self) -> str:
+        """What is wrong, a line for each problem."""
+        return "\n".join(f"{row.stage}: {problem}" for row in self.rows for problem in row.problems)
 
 
 def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:

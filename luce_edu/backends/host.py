@@ -1,7 +1,7 @@
 """The host backend: csrc/ compiled by the machine's C++ compiler and run by the emulator in csrc/host/.
 
 Needs no GPU. It is exact, not fast, and it names what a GPU would hang on: see csrc/host/runtime.cpp.
-Environment: CXX, the compiler; LUCE_HOST_SMS, multiprocessors of the emulated device (4 unless told);
+Environment: CXX, the compiler; LUCE_HOST_SMS, multiprocessors of the emulated device (2 unless told);
 LUCE_HOST_FLAGS, more compiler flags, such as -DLUCE_UCONTEXT for the portable stack switch.
 """
 
@@ -95,7 +95,7 @@ class HostBackend:
         self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.seed = seed
         self.ledger = Ledger()
-        sm_count = os.environ.get("LUCE_HOST_SMS", "4")
+        sm_count = os.environ.get("LUCE_HOST_SMS", "2")
         if not sm_count.isdecimal() or not 1 <= int(sm_count) <= 1024:
             raise ValueError(f"LUCE_HOST_SMS: expected a number of multiprocessors from 1 to 1024, got {sm_count!r}")
         self.sm_count = int(sm_count)

@@ -22,6 +22,12 @@ def kernel_tree(tmp_path_factory) -> Path:
     return tree
 
 
+@pytest.fixture(autouse=True)
+def four_multiprocessors(monkeypatch):
+    """The device that these tests count on, whatever the default and the environment say."""
+    monkeypatch.setenv("LUCE_HOST_SMS", "4")
+
+
 @pytest.fixture
 def poisoned():
     """Outputs start as NaN, or as the least integer, so that an element that nothing wrote shows."""

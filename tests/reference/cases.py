@@ -50,20 +50,24 @@ def make_case(name="grouped value heads", *, dtype=torch.float32, seed=1):
     The weights are rounded to bf16 first, so that a bf16 copy of the model has the same ones.
     """
     fields = BASE | CONFIGS[name]
+    model_config = ModelConfig.from_dict(fields)
     model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**fields)).eval().requires_grad_(False)
     torch.manual_seed(seed)
     for key, weight in model.named_parameters():
         if key.endswith("A_log"):
-            # A head that forgets within a token reads q.k of that token alone, which may be next to
-            # nothing; the norm that follows would blow up its rounding. So each keeps a few tokens.
             weight.uniform_(-4, -0.5)
         elif key.endswith(("dt_bias", "norm.weight")):
             weight.normal_(0.5 if "linear_attn" in key else 0, 0.4)
         else:
             weight.normal_(0, 0.5 if "conv1d" in key else weight.shape[-1] ** -0.5)
+        if key.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+            # The first token reads q.k times its own v. Where q.k is next to nothing, the norm that follows blows
+            # up its rounding, ours and transformers' alike; q and k that resemble each other keep it away from 0.
+            q, k = weight[: model_config.key_dim], weight[model_config.key_dim : 2 * model_config.key_dim]
+            q.copy_(k + 0.3 * q)
         weight.copy_(weight.bfloat16())
     weights = weights_of(model)
-    return SimpleNamespace(model=model.to(dtype), weights=weights, config=ModelConfig.from_dict(fields))
+    return SimpleNamespace(model=model.to(dtype), weights=weights, config=model_config)
 
 
 def weights_of(model):

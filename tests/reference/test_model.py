@@ -40,11 +40,11 @@ def case(request):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("chunked", [True, False])
-def test_every_layer_equals_transformers(case, length, chunked):
+def test_every_layer_equals_transformers_in_both_forms_of_the_delta_rule(case, length):
     tokens = random_tokens(case, length)
-    trace = traced(case, tokens, empty_state(case.config), chunked=chunked)
-    assert_close(trace, transformers_trace(case.model, tokens))
+    expected = transformers_trace(case.model, tokens)
+    for chunked in (True, False):
+        assert_close(traced(case, tokens, empty_state(case.config), chunked=chunked), expected)
 
 
 @pytest.mark.parametrize("prompt", [1, 3, 65])
@@ -179,21 +179,31 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "name", "wrong"), FAULTS, ids=[wrong.__name__ for _, _, wrong in FAULTS])
-def test_the_comparison_catches(module, name, wrong, monkeypatch):
+@pytest.fixture(scope="module")
+def expected_pieces():
+    """What transformers computes for a prompt and three decode steps."""
     case = make_case()
-    tokens = random_tokens(case, 20)
+    cache = DynamicCache(config=case.model.config)
+    pieces = random_tokens(case, 20).split([16, 1, 1, 2])
+    return [(piece, transformers_trace(case.model, piece, cache)) for piece in pieces]
 
-    def compare():
-        state, cache = empty_state(case.config), DynamicCache(config=case.model.config)
-        for piece in tokens.split([16, 1, 1, 2]):
-            trace = traced(case, piece, state, chunked=False)
-            assert_close(trace, transformers_trace(case.model, piece, cache))
 
-    compare()
+def compare_pieces(expected_pieces):
+    case = make_case()
+    state = empty_state(case.config)
+    for piece, expected in expected_pieces:
+        assert_close(traced(case, piece, state, chunked=False), expected)
+
+
+def test_the_comparison_passes_without_a_fault(expected_pieces):
+    compare_pieces(expected_pieces)
+
+
+@pytest.mark.parametrize(("module", "name", "wrong"), FAULTS, ids=[wrong.__name__ for _, _, wrong in FAULTS])
+def test_the_comparison_catches(module, name, wrong, expected_pieces, monkeypatch):
     monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError, match="relative error"):
-        compare()
+        compare_pieces(expected_pieces)
 
 
 def test_a_value_that_is_not_finite_fails_the_comparison():

@@ -1,0 +1,51 @@
+"""One way to show a table: in a terminal (rich), in a notebook (HTML), and as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+
+class Tabular:
+    """Mix-in for a result that is a table. The subclass gives header, body, and what stands above and below.
+
+    The first column is text; the others are set to the right.
+    """
+
+    title = caption = ""
+
+    @property
+    def header(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    @property
+    def body(self) -> Sequence[Sequence[str]]:
+        raise NotImplementedError
+
+    def __rich__(self):
+        from rich.table import Table
+
+        table = Table(title=self.title or None, caption=self.caption or None)
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        for cells in self.body:
+            table.add_row(*cells)
+        return table
+
+    def _repr_html_(self) -> str:
+        def row(tag, cells):
+            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        rows = row("th", self.header) + "".join(row("td", cells) for cells in self.body)
+        return f"<p>{escape(self.title)}</p><table>{rows}</table><p><small>{escape(self.caption)}</small></p>"
+
+    def __str__(self) -> str:
+        rows = [self.header, *self.body]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
+        lines = [
+            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        return "\n".join(filter(None, [self.title, *lines, self.caption]))
+
+    __repr__ = __str__
