@@ -42,10 +42,10 @@ class Tabular:
     def __str__(self) -> str:
         rows = [self.header, *self.body]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
-        lines = [
-            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        ]
+        lines = []
+        for first, *others in rows:
+            numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([first.ljust(widths[0]), *numbers]))
         return "\n".join(filter(None, [self.title, *lines, self.caption]))
 
     __repr__ = __str__

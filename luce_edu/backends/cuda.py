@@ -19,6 +19,7 @@ from pathlib import Path
 
 from luce_edu.backends import cache_dir, csrc_dir
 from luce_edu.backends.ledger import Ledger
+from luce_edu.backends.module import Module
 from luce_edu.errors import CompileError, LaunchError
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
@@ -147,18 +148,6 @@ class CudaKernel:
     handle: object
 
 
-class CudaModule:
-    """The kernels of one source file; `module[name]` is a CudaKernel."""
-
-    def __init__(self, source: str, kernels: dict[str, CudaKernel]):
-        self.source, self._kernels = source, kernels
-
-    def __getitem__(self, name: str) -> CudaKernel:
-        if name not in self._kernels:
-            raise LaunchError(f"{self.source}: no kernel named {name!r}; it has {', '.join(self._kernels)}")
-        return self._kernels[name]
-
-
 class CudaBackend:
     """Runs kernels on PyTorch's current CUDA device and stream.
 
@@ -192,14 +181,14 @@ class CudaBackend:
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
 
-    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> CudaModule:
+    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[CudaKernel]:
         """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors."""
         from cuda.core import ObjectCode
 
         binary = compile_cubin(source, kernels, defines, self.arch, csrc=self.csrc_dir)
         code = ObjectCode.from_cubin(binary.cubin)
         loaded = {name: CudaKernel(name, binary.resources[name], code.get_kernel(name)) for name in kernels}
-        return CudaModule(source, loaded)
+        return Module(source, loaded)
 
     def launch(self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
         """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as int32, floats as float.

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from luce_edu import backends
 from luce_edu.backends.ledger import Ledger
+from luce_edu.backends.module import Module
 from luce_edu.errors import CompileError, KernelError, LaunchError
 
 # The emulated device: threads and blocks a multiprocessor as on Turing, shared memory as on Hopper, so that any
@@ -66,18 +67,6 @@ class HostKernel:
         return "=" + "".join({"p": "Q", "i": "i4x", "u": "I4x", "f": "f4x"}[letter] for letter in self.signature)
 
 
-class HostModule:
-    """The kernels of one source file; `module[name]` is a HostKernel."""
-
-    def __init__(self, source: str, kernels: dict[str, HostKernel]):
-        self.source, self._kernels = source, kernels
-
-    def __getitem__(self, name: str) -> HostKernel:
-        if name not in self._kernels:
-            raise LaunchError(f"{self.source}: no kernel named {name!r}; it has {', '.join(self._kernels)}")
-        return self._kernels[name]
-
-
 class HostBackend:
     """Runs kernels on the CPU, each launch to its end.
 
@@ -100,7 +89,7 @@ class HostBackend:
             raise ValueError(f"LUCE_HOST_SMS: expected a number of multiprocessors from 1 to 1024, got {sm_count!r}")
         self.sm_count = int(sm_count)
 
-    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> HostModule:
+    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[HostKernel]:
         """Compile csrc/`source`, or find it in the cache, and load it.
 
         Raises CompileError: no compiler (with the package to install), no such file, or the compiler's log.
@@ -112,7 +101,7 @@ class HostBackend:
         wrapper += [_EXPORT.format(name=name) for name in kernels]
         flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
         library = _load(_build(self.csrc_dir, source, "\n".join(wrapper), flags, self.csrc_dir))
-        return HostModule(source, {name: _find_kernel(runtime, library, name) for name in kernels})
+        return Module(source, {name: _find_kernel(runtime, library, name) for name in kernels})
 
     def launch(self, kernel: HostKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
         """Run `kernel` to its end. Tensors pass as pointers, ints as int32, floats as float.
