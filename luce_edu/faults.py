@@ -99,6 +99,10 @@ FAULTS = (
         "o read before the update", "delta_rule.cuh",
         "fmaf(delta, shared->k_dot_q, decay * q_sum)", "decay * q_sum",
     ),
+    Fault(
+        "q not scaled", "delta_rule.cuh",
+        "shared->q, rsqrtf(static_cast<float>(key_head_dim))", "shared->q, 1.0f",
+    ),
     Fault("A_log without exp", "activations.cuh", "-expf(A_log)", "-A_log", ALL),
     Fault("beta without sigmoid", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = value"),
     Fault("beta and g swapped", "phases.cuh", "beta[head], g[head], S", "g[head], beta[head], S"),
@@ -162,10 +166,7 @@ FAULTS = (
         "odd vocabulary's last row not written", "phases.cuh",
         "row < vocab_size; row += 2", "row + 1 < vocab_size; row += 2",
     ),
-    Fault(
-        "argmax forgets the last block", "argmax.cuh",
-        "b < static_cast<int>(gridDim.x)", "b < static_cast<int>(gridDim.x) - 1", steps=12,
-    ),
+    Fault("argmax forgets most warps", "argmax.cuh", "w < block_warps", "w < 2", ALL),
     Fault("arrivals not counted from 0", "block.cuh", "if (last) *counter = 0u;", "", ALL),
     # Barriers for the whole grid
     _no_grid_barrier("embed", "token, m.hidden_states);", 4),
@@ -181,6 +182,24 @@ FAULTS = (
         "gridDim.x - 1)", "gridDim.x - 2)", ("megakernel",),
     ),
     Fault("grid barrier opens only once", "grid_barrier.cuh", "barrier->arrived = 0u;", "", ("megakernel",)),
+    Fault(  # the pause only widens a window that is always there
+        "grid barrier reads the generation late", "grid_barrier.cuh",
+        "        const unsigned generation = load_acquire(&barrier->generation);\n"
+        "        if (add_acq_rel(&barrier->arrived, 1u) == gridDim.x - 1) {",
+        "        const bool last = add_acq_rel(&barrier->arrived, 1u) == gridDim.x - 1;\n"
+        "        __nanosleep(1000);\n"
+        "        const unsigned generation = load_acquire(&barrier->generation);\n"
+        "        if (last) {",
+        ("megakernel",),
+    ),
+    Fault(
+        "grid barrier that some warps do not wait for", "grid_barrier.cuh",
+        "    }\n    __syncthreads();\n}", "    }\n}", ("megakernel",),
+    ),
+    Fault(
+        "grid barrier that does not wait for its own warps", "grid_barrier.cuh",
+        "GridBarrier* barrier) {\n    __syncthreads();", "GridBarrier* barrier) {", ("megakernel",),
+    ),
     Fault(
         "grid barrier that block 0 skips", "megakernel.cu",
         "token, m.hidden_states);\n    grid_barrier(m.barrier);",
@@ -209,6 +228,10 @@ FAULTS = (
     Fault(
         "no __syncthreads in stage_vector", "phases.cuh",
         "shared->x[staged(i)] = x[i];\n    __syncthreads();", "shared->x[staged(i)] = x[i];",
+    ),
+    Fault(
+        "no __syncthreads in stage_gated_norm", "phases.cuh",
+        "shared->x[staged(at + i)] = y; });\n    }\n    __syncthreads();", "shared->x[staged(at + i)] = y; });\n    }",
     ),
     Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads", "// RoPE reads"),
 )  # fmt: skip

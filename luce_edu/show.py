@@ -61,7 +61,8 @@ class Source:
         )
         return (
             f'<div><code>{html.escape(self.heading)}</code></div>'
-            f'<pre style="line-height: 1.35; overflow-x: auto; white-space: pre">{body}</pre>'
+            '<pre style="font: var(--jp-code-font-size, 13px)/1.35 var(--jp-code-font-family, monospace); '
+            f'overflow-x: auto; white-space: pre">{body}</pre>'
         )
 
 

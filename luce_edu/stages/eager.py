@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from luce_edu.reference.model import forward
 from luce_edu.stages.base import Decoder
@@ -31,7 +32,7 @@ class EagerDecoder(Decoder):
 class _RecordOperations(TorchDispatchMode):
     """Writes the ledger for PyTorch: every operation that computes something, each at least one launch on a GPU.
 
-    Operations that only look at memory in another way (views) launch nothing and are left out.
+    An operation that returns memory it was given (a view) or that only allocates launches nothing.
     """
 
     def __init__(self, ledger):
@@ -40,11 +41,13 @@ class _RecordOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        makes_view = any(
-            a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments
-        ) and not any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
-        if not makes_view and isinstance(result, (torch.Tensor, tuple, list)):
-            self.ledger.record(
-                kernel=func._schema.name, grid=(1, 1, 1), block=(1, 1, 1), smem=0, cooperative=False
-            )
+        name, writes = func._schema.name, func._schema.is_mutable
+        given, returned = _storages([args, kwargs]), _storages([result])
+        if writes or (returned - given and not name.startswith("aten::empty")):
+            self.ledger.record(kernel=name, grid=(1, 1, 1), block=(1, 1, 1), smem=0, cooperative=False)
         return result
+
+
+def _storages(tree) -> set[int]:
+    """The memory behind all tensors in nested arguments, by address."""
+    return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}

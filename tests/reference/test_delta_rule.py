@@ -59,9 +59,7 @@ def test_the_chunk_size_does_not_change_the_result(chunk_size):
 def test_gradients_of_the_chunked_form_equal_finite_differences():
     inputs = random_inputs(5, dtype=torch.float64)
     state = inputs.pop("recurrent_state")[:1, :3, :2]
-    inputs = {
-        name: x[:, :1] if x.dim() == 2 else x[:, :1, : 2 if name == "v" else 3] for name, x in inputs.items()
-    }
+    inputs = {name: x[:, :1] if x.dim() == 2 else x[:, :1, : 2 if name == "v" else 3] for name, x in inputs.items()}
     names = list(inputs)
 
     def out(*values):
@@ -101,8 +99,6 @@ def wrong_step(q, k, v, *, beta, g, recurrent_state, fault):
 )
 def test_the_comparison_of_the_two_forms_catches(fault, monkeypatch):
     inputs = random_inputs(40)
-    monkeypatch.setattr(
-        delta_rule, "delta_rule_step", lambda *args, **kwargs: wrong_step(*args, **kwargs, fault=fault)
-    )
+    monkeypatch.setattr(delta_rule, "delta_rule_step", lambda *args, **kwargs: wrong_step(*args, **kwargs, fault=fault))
     error = relative_error(run(delta_rule_recurrent, inputs)[0], run(delta_rule_chunked, inputs)[0])
     assert (error <= LIMIT) == (fault == "none"), error

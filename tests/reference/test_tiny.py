@@ -1,6 +1,7 @@
 """The trained model that comes with the package, and the pieces of the script that made it."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from cases import empty_state, relative_error, transformers_trace
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import luce_edu
-from luce_edu.config import ModelConfig
+from luce_edu import train_tiny
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig
 from luce_edu.reference.model import forward
-from luce_edu.train_tiny import bits_per_byte, byte_tokenizer, clean, initial_parameters, orthogonalise
+from luce_edu.train_tiny import bits_per_byte, byte_tokenizer, clean, initial_parameters, orthogonalise, train
 from luce_edu.weights import Weights, load_weights
 
 FOLDER = Path(luce_edu.__file__).parent / "data" / "tiny"
@@ -37,12 +39,12 @@ def test_held_out_text_costs_at_most_2_4_bits_per_byte(weights, config):
     assert 1 < bits_per_byte(weights, config, torch.tensor(list(EXCERPT))) <= 2.4
 
 
-def test_the_bits_per_byte_of_noise_and_of_an_untrained_model_are_above_the_limit(weights, config):
-    tokens = torch.tensor(list(EXCERPT))
+def test_noise_and_an_untrained_model_are_above_that_limit(weights, config):
+    tokens = torch.tensor(list(EXCERPT[:2048]))
     shuffled = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
     assert bits_per_byte(weights, config, shuffled) > 4
     untrained = Weights.from_named(initial_parameters(config, torch.Generator().manual_seed(0)), config)
-    assert 7.5 < bits_per_byte(untrained, config, tokens) < 9
+    assert bits_per_byte(untrained, config, tokens) > 7.5
 
 
 def test_transformers_loads_it_and_agrees_layer_by_layer(weights, config):
@@ -92,6 +94,21 @@ def test_cleaning_leaves_the_play_alone():
         "ACT I.\n\nScene I. A platform.\n\n[Enter two.]\n\nBER:\nWho's there?\nHe.\n\n"
         "LADY MACBETH:\nHark!\n\nTHE PLAYER KING:\nWhat.\n\nSCENE II.\nA room.\n\n"
     )
+
+
+def test_training_learns_a_pattern_and_its_checks_hold_the_last_step(config, monkeypatch):
+    for name, value in {"SHORT": (4, 32), "LONG": (2, 64), "WARM_UP": 5}.items():
+        monkeypatch.setattr(train_tiny, name, value)
+    kinds = (LINEAR_ATTENTION, FULL_ATTENTION)
+    small = replace(config, hidden_size=64, intermediate_size=64, num_hidden_layers=2, layer_types=kinds)
+    tokens, checks = torch.tensor(list(b"to be or not " * 40)), []
+
+    def on_check(parameters, step, line):
+        checks.append((step, bits_per_byte(Weights.from_named(parameters, small), small, tokens)))
+
+    train(small, tokens, tokens, steps=40, minutes=10, seed=0, on_check=on_check)
+    ((step, bits),) = checks
+    assert step == 40 and bits <= 0.5
 
 
 def test_orthogonalise_keeps_directions_and_evens_out_sizes():

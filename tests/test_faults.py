@@ -1,0 +1,125 @@
+"""Verification catches every planted fault, in every stage that it touches, whatever the order of threads."""
+
+import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import pytest
+from models import TINY, make_model
+
+from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import KernelError
+from luce_edu.faults import FAULTS, Fault, fault, planted
+from luce_edu.stages import decoder
+from luce_edu.stages.dims import kernel_defines
+from luce_edu.verification import verify
+
+# Two value heads a key head and two query heads a kv head; an odd vocabulary; heads so wide that a worker of the
+# attention sees two positions within 17, and RoPE pairs that lie in different lanes of a warp.
+MODEL = make_model(
+    dataclasses.replace(
+        TINY,
+        vocab_size=131,
+        num_hidden_layers=3,
+        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION, LINEAR_ATTENTION),
+        head_dim=256,
+        partial_rotary_factor=0.125,
+        linear_key_head_dim=160,
+    )
+)
+CLASSES = {"per_op": "PerOpDecoder", "per_layer": "PerLayerDecoder", "megakernel": "MegakernelDecoder"}
+# Every fault in one stage always; in the others, which share the line, in a long run.
+CASES = [
+    pytest.param(one, stage, id=f"{stage}: {one.name}", marks=[pytest.mark.full] if i else [])
+    for one in FAULTS
+    for i, stage in enumerate(one.stages)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_device():
+    """Four resident blocks: quick to emulate, and several units of work a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUCE_HOST_SMS", "2")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(request):
+    """Compile what the selected tests need, on every core; each test then finds its own in the cache."""
+    cases = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for item in cases:
+            if "one" in item.callspec.params and not item.get_closest_marker("skip"):
+                pool.submit(compile_one, **item.callspec.params)
+
+
+def compile_one(one, stage):
+    kind = getattr(import_module(f"luce_edu.stages.{stage}"), CLASSES[stage])
+    with planted(one) as tree:
+        make_backend("host", csrc_dir=tree).compile(kind.source, kind.kernels, kernel_defines(MODEL.config))
+
+
+def problems(stage, seed, *faults, steps=4):
+    """What verification says of a stage with these faults in it."""
+    with planted(*faults) as tree:
+
+        def make(name):
+            backend = make_backend("host", csrc_dir=tree)
+            return decoder(name, MODEL, "host", steps + 1, backend=backend)  # room for a read too far
+
+        try:
+            report = verify(MODEL, stages=[stage], device="host", steps=steps, seed=seed, make=make)
+        except KernelError as error:  # a kernel that cannot end, named by the emulator
+            return [str(error)]
+    return report.rows[0].problems
+
+
+@pytest.mark.parametrize("one, stage", CASES)
+def test_verification_catches(one, stage):
+    seeds = (0, 1, 2) if one.name.startswith("no grid barrier") or os.environ.get("LUCE_FULL") == "1" else (0,)
+    for seed in seeds:
+        assert problems(stage, seed, one, steps=one.steps), f"seed {seed}: {one.name} passed"
+
+
+@pytest.mark.parametrize("stage", CLASSES)
+def test_without_a_fault_the_same_check_passes(stage):
+    assert problems(stage, 0, steps=18) == []
+
+
+def test_a_correct_grid_barrier_survives_the_pause_that_breaks_the_other():
+    read = "        const unsigned generation = load_acquire(&barrier->generation);\n"
+    pause = Fault("pause after reading", "grid_barrier.cuh", read, read + "        __nanosleep(1000);\n")
+    assert problems("megakernel", 0, pause) == []
+
+
+def test_a_missing_barrier_is_named_by_the_first_part_that_it_spoils():
+    verdict = problems("megakernel", 0, fault("no grid barrier after attention"))
+    assert verdict[0].startswith("layer 1 is the first of")  # the attention layer
+
+
+def test_names_are_unique_and_an_unknown_one_is_refused():
+    assert len({one.name for one in FAULTS}) == len(FAULTS)
+    with pytest.raises(ValueError, match="unknown fault 'typo'.*A_log without exp"):
+        fault("typo")
+
+
+@pytest.mark.parametrize(
+    "path, old, message",
+    [("megakernel.cu", "grid_barrier(m.barrier);", "found it 7 times"), ("block.cuh", "no such text", "found it 0 times"),
+     ("gone.cu", "x", "no file csrc/gone.cu")],
+)  # fmt: skip
+def test_a_fault_that_no_longer_fits_is_an_error(path, old, message):
+    with pytest.raises(ValueError, match=f"rotten: .*{message}"), planted(Fault("rotten", path, old, "")):
+        pass
+
+
+def test_the_sources_themselves_are_untouched():
+    before = {path: path.read_bytes() for path in csrc_dir().rglob("*") if path.is_file()}
+    with planted(fault("A_log without exp")) as tree:
+        assert tree != csrc_dir()
+        assert "-expf(A_log)" not in (tree / "activations.cuh").read_text()
+    assert {path: path.read_bytes() for path in csrc_dir().rglob("*") if path.is_file()} == before
+    assert not tree.exists()
