@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(generate)
     generate.add_argument("--stage", default="megakernel", help="default: %(default)s")
     generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default: %(default)s")
+    generate.add_argument(
+        "--temperature", type=float, default=0.6, metavar="T", help="0 is greedy (default: %(default)s)"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="draws the tokens (default: %(default)s)")
     generate.set_defaults(run=_generate)
     return parser
 
@@ -139,7 +143,7 @@ def _generate(args) -> int:
         decoder = luce_edu.decoder(
             args.stage, model, device=args.device, max_seq_len=len(prompt) + args.max_new_tokens
         )
-        tokens = decoder.stream(prompt, args.max_new_tokens)
+        tokens = decoder.stream(prompt, args.max_new_tokens, temperature=args.temperature, seed=args.seed)
         first = list(islice(tokens, 1))
     text = TextStream(model.tokenizer)
     print(args.prompt, end="", flush=True)

@@ -74,14 +74,14 @@ def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
     end += "\n" + " " * indent
     return Fault(
         f"no grid barrier after {phase}", "megakernel.cu",
-        end + "grid_barrier(m.barrier);\n", end + "__syncthreads();\n", ("megakernel",),
+        end + "grid_barrier(m.barrier);\n", end + "__syncthreads();\n", ("megakernel",), steps=2,
     )  # fmt: skip
 
 
-def _no_sync(where: str, path: str, comment: str, stages: tuple[str, ...] = FUSED, **more) -> Fault:
+def _no_sync(where: str, path: str, comment: str, stages: tuple[str, ...] = FUSED, steps: int = 2) -> Fault:
     """A barrier inside a block is missing; how its comment begins tells it from the others."""
     old = f"__syncthreads();  // {comment}"
-    return Fault(f"no __syncthreads in {where}", path, old, f"// {comment}", stages, **more)
+    return Fault(f"no __syncthreads in {where}", path, old, f"// {comment}", stages, steps)
 
 
 FAULTS = (

@@ -23,7 +23,7 @@ class Letters:
 
 
 class Decoder:
-    def stream(self, prompt, max_new_tokens):
+    def stream(self, prompt, max_new_tokens, *, temperature, seed):
         if not prompt:
             raise ValueError("prompt: expected at least one token, got none")
         yield from "théâtre".encode()[:max_new_tokens]
@@ -85,7 +85,7 @@ def test_generate_prints_prompt_and_text_with_whole_characters(model, capsys):
 def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
     shown = []
 
-    def stream(self, prompt, max_new_tokens):
+    def stream(self, prompt, max_new_tokens, *, temperature, seed):
         for token in b"abc":
             yield token
             shown.append(capsys.readouterr().out)
@@ -116,7 +116,7 @@ def test_bad_input_is_one_line_on_stderr_and_status_2(model, capsys, arguments, 
 
 
 def test_ctrl_c_ends_quietly_with_130(model, capsys, monkeypatch):
-    def stream(self, prompt, max_new_tokens):
+    def stream(self, prompt, max_new_tokens, *, temperature, seed):
         yield 65
         raise KeyboardInterrupt
 
@@ -202,6 +202,7 @@ def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
         (["generate", "x", "--device", "tpu"], "unknown device 'tpu'; expected one of cuda, host"),
         (["generate", "x", "--model", "huge"], "unknown name 'huge'; expected tiny"),
         (["generate", "x", "--max-new-tokens", "99999"], "the model was made for 4096 positions"),
+        (["generate", "x", "--temperature", "-1"], "temperature: expected a number of 0 or more, got -1.0"),
         (["verify", "--stages", "warp"], "unknown stage 'warp'; expected some of eager"),
         (["verify", "--steps", "1"], "steps: expected an integer of 2 or more, got 1"),
     ],

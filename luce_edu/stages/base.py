@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator
 
@@ -113,18 +114,31 @@ class Decoder:
         """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""
         return list(self.stream(prompt_ids, max_new_tokens))
 
-    def stream(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> Iterator[int]:
-        """As `generate`, one token at a time as it is decoded; input is checked before the first."""
+    def stream(
+        self, prompt_ids: Iterable[int], max_new_tokens: int = 64, *, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
+        """As `generate`, one token at a time as it is decoded; input is checked before the first.
+
+        temperature  0 is greedy; above, tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
+                     for text that does not run in circles as greedy text of a small model does
+        """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
-        return self._stream(tokens, max_new_tokens)
+        generator = torch.Generator().manual_seed(seed)
+        return self._stream(tokens, max_new_tokens, temperature, generator)
 
-    def _stream(self, tokens: list[int], max_new_tokens: int) -> Iterator[int]:
+    def _stream(self, tokens: list[int], max_new_tokens: int, temperature: float, generator) -> Iterator[int]:
         self.reset()
         for _ in range(max_new_tokens):
             self._run(tokens)
-            token = self._next_token()
+            if temperature == 0:
+                token = self._next_token()
+            else:
+                weights = torch.softmax(self.logits.cpu().double() / temperature, -1)
+                token = int(torch.multinomial(weights, 1, generator=generator))
             yield token
             if token in self.config.eos_token_ids:
                 return

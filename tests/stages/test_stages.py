@@ -99,6 +99,16 @@ def test_prefill_steps_and_generate_agree(stage, tiny):
     assert torch.equal(again, first)
 
 
+def test_drawn_tokens_repeat_with_their_seed_and_follow_the_logits(tiny):
+    dec = decoder("per_layer", tiny, "host", 64)
+    prompt = list(b"ROMEO:")
+    draws = [list(dec.stream(prompt, 20, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert list(dec.stream(prompt, 5, temperature=1e-6)) == dec.generate(prompt, 5)
+    with pytest.raises(ValueError, match="temperature: expected a number of 0 or more, got nan"):
+        dec.stream(prompt, 5, temperature=float("nan"))
+
+
 def test_generate_stops_at_the_end_of_text(tiny):
     dec = decoder("per_layer", tiny, "host", 32)
     tokens = dec.generate([65], 8)
