@@ -36,6 +36,27 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     return total;
 }
 
+// One warp: store(i, x[i] * scale(sum of x^2)) for each of n elements, lanes side by side. A lane reads its elements
+// before it stores any, so store may write to x.
+template <int n, typename Scale, typename Store>
+__device__ __forceinline__ void warp_normalise(const float* x, Scale scale, Store store) {
+    constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
+    float value[per_lane];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        value[i] = c < n ? x[c] : 0.0f;
+        squares = fmaf(value[i], value[i], squares);
+    }
+    const float factor = scale(warp_sum(squares));
+#pragma unroll
+    for (int i = 0; i < per_lane; ++i) {
+        const int c = lane_id() + i * warp_threads;
+        if (c < n) store(c, value[i] * factor);
+    }
+}
+
 // True in every thread of the block that is the last of `expected` to arrive at `counter`, and false in the others.
 // What any arriving block wrote before is visible to the last one after. The last one sets the counter back to 0,
 // so no memset is ever needed. `flag` is one int of shared memory.

@@ -10,21 +10,9 @@
 
 // x / sqrt(sum(x^2) + eps), times `scale`, for one head; one warp. In place where out == x.
 __device__ __forceinline__ void warp_l2_norm(const float* x, float* out, float scale) {
-    constexpr int per_lane = (key_head_dim + warp_threads - 1) / warp_threads;
-    float value[per_lane];
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        value[i] = c < key_head_dim ? x[c] : 0.0f;
-        squares = fmaf(value[i], value[i], squares);
-    }
-    scale *= rsqrtf(warp_sum(squares) + l2_norm_eps);
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        if (c < key_head_dim) out[c] = value[i] * scale;
-    }
+    warp_normalise<key_head_dim>(
+        x, [&](float squares) { return scale * rsqrtf(squares + l2_norm_eps); },
+        [&](int i, float value) { out[i] = value; });
 }
 
 // The plain form: thread j owns column j of one head's state, and walks down it three times.

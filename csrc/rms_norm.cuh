@@ -32,19 +32,7 @@ __device__ __forceinline__ void block_rms_norm(const float* x, const float* weig
 // One warp, one head of n elements: store(i, y[i]).
 template <int n, typename Store>
 __device__ __forceinline__ void warp_gated_rms_norm(const float* x, const float* z, const float* weight, Store store) {
-    constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
-    float value[per_lane];
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        value[i] = c < n ? x[c] : 0.0f;
-        squares = fmaf(value[i], value[i], squares);
-    }
-    const float scale = rsqrtf(warp_sum(squares) / n + rms_norm_eps);
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        if (c < n) store(c, value[i] * scale * weight[c] * silu(z[c]));
-    }
+    warp_normalise<n>(
+        x, [](float squares) { return rsqrtf(squares / n + rms_norm_eps); },
+        [&](int i, float value) { store(i, value * weight[i] * silu(z[i])); });
 }

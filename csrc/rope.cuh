@@ -10,21 +10,9 @@
 
 // x and y may be the same memory.
 __device__ __forceinline__ void warp_head_norm(const float* x, const float* weight, float* y) {
-    constexpr int per_lane = (head_dim + warp_threads - 1) / warp_threads;
-    float value[per_lane];
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        value[i] = c < head_dim ? x[c] : 0.0f;
-        squares = fmaf(value[i], value[i], squares);
-    }
-    const float scale = rsqrtf(warp_sum(squares) / head_dim + rms_norm_eps);
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
-        if (c < head_dim) y[c] = value[i] * scale * (1.0f + weight[c]);
-    }
+    warp_normalise<head_dim>(
+        x, [](float squares) { return rsqrtf(squares / head_dim + rms_norm_eps); },
+        [&](int i, float value) { y[i] = value * (1.0f + weight[i]); });
 }
 
 // In place on y.

@@ -74,7 +74,7 @@ def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
     end += "\n" + " " * indent
     return Fault(
         f"no grid barrier after {phase}", "megakernel.cu",
-        end + "grid_barrier(m.barrier);\n", end + "__syncthreads();\n", ("megakernel",), steps=2,
+        end + "grid_barrier(m.barrier);\n", end + "__syncthreads();\n", ("megakernel",),
     )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ MODEL = make_model(
     dataclasses.replace(
         TINY,
         vocab_size=131,
-        num_hidden_layers=3,
-        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION, LINEAR_ATTENTION),
+        num_hidden_layers=2,
+        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
         head_dim=256,
         partial_rotary_factor=0.125,
         linear_key_head_dim=160,

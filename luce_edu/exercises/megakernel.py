@@ -1,0 +1,124 @@
+"""Exercises of notebook 09: how many barriers a token passes, and one of them less."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+from luce_edu.backends import csrc_dir
+from luce_edu.exercises import Exercise, WrongAnswer, call, close
+
+KERNEL = "megakernel.cu"
+SEEDS = (1, 2, 3)  # each draws other tokens and another hostile order of threads
+STEPS = 2
+TIME_LIMIT = 300  # seconds; a right answer takes some ten
+# Words by which blocks wait for each other, or hope to. A pause is no barrier, and a second barrier is one.
+WAITING = ("__nanosleep", "atomic", "load_acquire", "add_acq_rel", "wait_while_equal", "last_block_to_arrive")
+
+
+def _barriers(answer) -> str:
+    for layers in (1, 8, 24, random.randrange(25, 200)):
+        close(
+            call(answer, layers), 1 + 5 * layers, tolerance=0,
+            hint=f"Case: {layers} layers. Walk down the phase table: what stands before the layers, how often each "
+            "layer waits, and whether anything waits after the head.",
+        )  # fmt: skip
+    return "The kind of a layer does not matter: both kinds have five phases."
+
+
+barriers = Exercise("barriers", _barriers)
+
+
+def _fewer_barriers(answer) -> str:
+    before = (csrc_dir() / KERNEL).read_text(encoding="utf-8")
+    if not isinstance(answer, dict) or not answer:
+        raise WrongAnswer(f"expected a dict of texts and their replacements, got {answer!r}")
+    for old, new in answer.items():
+        if not isinstance(old, str) or not isinstance(new, str):
+            raise WrongAnswer(f"expected text on both sides, got {old!r}: {new!r}")
+        if before.count(old) != 1:
+            raise WrongAnswer(f"this text is {before.count(old)} times in csrc/{KERNEL}, not once:\n{old}")
+        waiting = [word for word in WAITING if word in new]
+        if waiting:
+            raise WrongAnswer(f"{waiting[0]}: find a way in which no block needs to wait for another.")
+    print(f"compiling your {KERNEL}, then {len(SEEDS)} hostile orders ...", flush=True)
+    verdict = _run_apart(answer)
+    if "refused" in verdict:
+        raise WrongAnswer(verdict["refused"])
+    if not verdict["barriers"] < verdict["barriers_before"]:
+        raise WrongAnswer(
+            f"The results are right, but the kernel still passes {verdict['barriers']} barriers a token."
+        )
+    return (
+        f"{verdict['barriers']} barriers a token in place of {verdict['barriers_before']}, and it verifies under "
+        f"{len(SEEDS)} hostile orders."
+    )
+
+
+fewer_barriers = Exercise("fewer_barriers", _fewer_barriers)
+
+
+def _run_apart(edits: dict[str, str]) -> dict:
+    """The verdict of `_judge_kernel` from a process of its own: a wrong kernel may take its process with it."""
+    code = f"import {__name__} as exercise; exercise._main()"
+    environment = os.environ | {"LUCE_HOST_SMS": "2"}  # four blocks are enough to disagree
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=json.dumps(edits), env=environment, capture_output=True, text=True,
+            timeout=TIME_LIMIT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"refused": f"The kernel did not end within {TIME_LIMIT} seconds. Does a loop wait for itself?"}
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return {
+            "refused": f"The kernel crashed its process ({name}): some thread followed a pointer or an index that "
+            "nobody had written yet, or that another thread had overwritten."
+        }
+    if done.returncode != 0:
+        raise RuntimeError(f"the checker itself failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _main() -> None:
+    print(json.dumps(_judge_kernel(json.load(sys.stdin))))
+
+
+def _judge_kernel(edits: dict[str, str]) -> dict:
+    """{"refused": why} or {"barriers", "barriers_before"} for the megakernel with these edits, on the emulator."""
+    from luce_edu.backends import make_backend
+    from luce_edu.config import ModelConfig
+    from luce_edu.errors import CompileError, KernelError
+    from luce_edu.faults import Fault, planted
+    from luce_edu.models import DATA, Model
+    from luce_edu.stages import decoder
+    from luce_edu.verification import verify
+    from luce_edu.weights import random_weights
+
+    config = ModelConfig.from_file(DATA / "tiny" / "config.json")
+    model = Model("random", config, random_weights(config), tokenizer=None, folder=None)
+    patches = [Fault("your edit", KERNEL, old, new) for old, new in edits.items()]
+    try:
+        with planted(*patches) as tree:
+            backend = make_backend("host", csrc_dir=tree)
+            dec = decoder("megakernel", model, max_seq_len=STEPS, backend=backend)
+        for seed in SEEDS:
+            report = verify(
+                model, stages=["megakernel"], device="host", steps=STEPS, seed=seed, make=lambda stage: dec
+            )
+            row = report.rows[0]
+            if not row.passed:
+                return {"refused": f"Under the hostile order of seed {seed}: {row.problems[0]}"}
+    except CompileError as error:
+        return {"refused": f"It does not compile.\n{error}"}
+    except KernelError as error:
+        return {"refused": f"The emulator says: {error}"}
+    except ValueError as error:
+        return {"refused": str(error)}
+    whole = decoder("megakernel", model, device="host", max_seq_len=1)
+    whole.step(0)
+    return {"barriers": row.barriers, "barriers_before": whole.barriers}
