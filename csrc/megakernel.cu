@@ -1,21 +1,24 @@
-// megakernel.cu: one cooperative launch for a whole token, from the embedding to the next token's index
+// megakernel.cu: one cooperative launch for a whole token, from the embedding to the next token
 //
-// Between two phases stands a grid barrier, because every block reads what all blocks wrote. One layer:
-//   phase           reads                                   writes                                    then
-//   deltanet_in     hidden_states[l], conv_state            qkv, z, beta, g, conv_state               barrier
-//   delta_rule      qkv, beta, g, recurrent_state           o, recurrent_state                        barrier
-//   deltanet_out    o, z, hidden_states[l]                  mid                                       barrier
-//   (or, in an attention layer)
-//   attention_in    hidden_states[l]                        projected                                 barrier
-//   attention       projected, k_cache, v_cache             partials, o, k_cache, v_cache             barrier
-//   attention_out   o, hidden_states[l]                     mid                                       barrier
-//   (and then)
-//   mlp_up          mid                                     act                                       barrier
-//   mlp_down        act, mid                                hidden_states[l + 1]                      barrier
-// Before the layers: embed writes hidden_states[0], barrier. After them: lm_head reads the last row of hidden_states
-// and writes logits and next_token; the kernel's end is its barrier. That makes 1 + 5 * num_hidden_layers barriers.
-//
-// A buffer is written again one layer later at the earliest, at least two barriers after its last reader.
+// Between two phases stands a grid barrier, because every block reads what all blocks wrote.
+//   phase            reads                            writes
+//   embed            embed_tokens                     hidden_states[0]
+//   then, for every DeltaNet layer l
+//     deltanet_in    hidden_states[l], conv_state     qkv, z, beta, g, conv_state
+//     delta_rule     qkv, beta, g, recurrent_state    o, recurrent_state
+//     deltanet_out   o, z, hidden_states[l]           mid
+//   or, for every attention layer l
+//     attention_in   hidden_states[l]                 projected
+//     attention      projected, k_cache, v_cache      partials, o, k_cache, v_cache
+//     attention_out  o, hidden_states[l]              mid
+//   and for either
+//     mlp_up         mid                              act
+//     mlp_down       act, mid                         hidden_states[l + 1]
+//   at last
+//   lm_head          the last hidden_states           logits, next_token
+// A barrier follows every phase but the last, whose barrier is the kernel's end: that makes
+// 1 + 5 * num_hidden_layers. A buffer is written again one layer later at the earliest, at least
+// two barriers after its last reader.
 #include "grid_barrier.cuh"
 #include "phases.cuh"
 
@@ -39,11 +42,12 @@ struct Model {
     GridBarrier* barrier;
 };
 
-// Pointers into shared memory, 8 bytes a time: read where they lie, each phase would begin with a trip to memory.
+// Pointers into shared memory: read where they lie, each phase would begin with a trip to memory.
 template <typename T>
 __device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) {
     static_assert(sizeof(T) % sizeof(void*) == 0, "a struct of pointers");
-    for (int i = threadIdx.x; i < count * static_cast<int>(sizeof(T) / sizeof(void*)); i += block_threads)
+    const int pointers = count * static_cast<int>(sizeof(T) / sizeof(void*));
+    for (int i = threadIdx.x; i < pointers; i += block_threads)
         reinterpret_cast<void**>(to)[i] = reinterpret_cast<void* const*>(from)[i];
 }
 
@@ -63,7 +67,8 @@ megakernel(const Model* model, const Layer* layers, int token, int position, int
         const Layer& layer = all_layers[l];
         const float* x = m.hidden_states + l * hidden_size;
         if (layer.recurrent_state != nullptr) {
-            deltanet_in_phase(x, layer.input_norm, layer.deltanet, layer.conv_state, m.qkv, m.z, m.beta, m.g, &shared.matvec);
+            deltanet_in_phase(x, layer.input_norm, layer.deltanet, layer.conv_state, m.qkv, m.z,
+                              m.beta, m.g, &shared.matvec);
             grid_barrier(m.barrier);
             delta_rule_phase(m.qkv, m.beta, m.g, layer.recurrent_state, m.o, &shared.delta_rule);
             grid_barrier(m.barrier);
@@ -71,19 +76,22 @@ megakernel(const Model* model, const Layer* layers, int token, int position, int
         } else {
             attention_in_phase(x, layer.input_norm, layer.attention, m.projected, &shared.matvec);
             grid_barrier(m.barrier);
-            attention_phase({m.projected, layer.attention.q_norm, layer.attention.k_norm, m.rope_cos, m.rope_sin,
-                             layer.k_cache, layer.v_cache, m.partials, m.o, m.attention_arrivals, position, max_seq_len},
+            attention_phase({m.projected, layer.attention.q_norm, layer.attention.k_norm,
+                             m.rope_cos, m.rope_sin, layer.k_cache, layer.v_cache, m.partials, m.o,
+                             m.attention_arrivals, position, max_seq_len},
                             &shared.attention);
             grid_barrier(m.barrier);
             attention_out_phase(m.o, layer.attention, x, m.mid, &shared.matvec);
         }
         grid_barrier(m.barrier);
-        mlp_up_phase(m.mid, layer.post_attention_norm, layer.gate_proj, layer.up_proj, m.act, &shared.matvec);
+        mlp_up_phase(m.mid, layer.post_attention_norm, layer.gate_proj, layer.up_proj,
+                     m.act, &shared.matvec);
         grid_barrier(m.barrier);
-        mlp_down_phase(m.act, layer.down_proj, m.mid, m.hidden_states + (l + 1) * hidden_size, &shared.matvec);
+        mlp_down_phase(m.act, layer.down_proj, m.mid,
+                       m.hidden_states + (l + 1) * hidden_size, &shared.matvec);
         grid_barrier(m.barrier);
     }
 
-    lm_head_phase(m.hidden_states + num_hidden_layers * hidden_size, m.norm, m.lm_head, m.logits, m.block_best,
-                  m.argmax_arrivals, m.next_token, &shared);
+    lm_head_phase(m.hidden_states + num_hidden_layers * hidden_size, m.norm, m.lm_head, m.logits,
+                  m.block_best, m.argmax_arrivals, m.next_token, &shared);
 }

@@ -191,7 +191,7 @@ def _coloured(text: str, path: str) -> list[str]:
         from pygments.lexers import get_lexer_by_name
     except ImportError:
         return html.escape(text).split("\n")
-    lexer = get_lexer_by_name("python" if path.endswith(".py") else "cuda", stripnl=False, ensurenl=False)
+    lexer = get_lexer_by_name("python" if path.endswith(".py") else "cuda", stripnl=False)
     pieces = []
     for kind, value in lex(text, lexer):
         name = ".".join(part for part in kind if part != "Literal") + "."
@@ -201,4 +201,4 @@ def _coloured(text: str, path: str) -> list[str]:
             lines = escaped.split("\n")
             escaped = "\n".join(f'<span style="color: {colour}">{line}</span>' for line in lines)
         pieces.append(escaped)
-    return "".join(pieces).split("\n")
+    return "".join(pieces).removesuffix("\n").split("\n")  # the lexer adds a last newline
