@@ -87,7 +87,7 @@ def test_verification_catches(one, stage):
 
 @pytest.mark.parametrize("stage", CLASSES)
 def test_without_a_fault_the_same_check_passes(stage):
-    assert problems(stage, 0, steps=18) == []
+    assert problems(stage, 0, steps=8) == []
 
 
 def test_a_correct_grid_barrier_survives_the_pause_that_breaks_the_other():
