@@ -217,10 +217,10 @@ FAULTS = (
     _no_sync("merge_workers", "attention.cuh", "every worker's sums are there"),
     _no_sync("merge_workers, between heads", "attention.cuh", "the next head may overwrite"),
     _no_sync("lm_head_phase", "phases.cuh", "the staged vector is no longer needed"),
-    _no_sync("grid_argmax", "argmax.cuh", "every warp's best is there", ALL),
+    _no_sync("grid_argmax", "argmax.cuh", "every warp's best is there", ALL, steps=8),
     _no_sync("matvec", "per_op.cu", "x is in shared memory", ("per_op",)),
     _no_sync("softmax", "per_op.cu", "every warp's maximum is there", ("per_op",), steps=36),
-    _no_sync("softmax, before the sum", "per_op.cu", "everyone has read them", ("per_op",)),
+    _no_sync("softmax, before the sum", "per_op.cu", "everyone has read them", ("per_op",), steps=8),
     Fault(
         "no __syncthreads in stage_norm", "phases.cuh",
         "shared->x[staged(i)] = y; });\n    __syncthreads();", "shared->x[staged(i)] = y; });",

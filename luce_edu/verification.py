@@ -2,8 +2,9 @@
 
 The measure is ||x - reference|| / ||reference||. The yardstick is what bf16 itself costs: the error of the same
 model in plain bf16 PyTorch. A stage passes when, for the logits, for every layer's output and for every state, its
-error is at most LIMIT times the yardstick's; when its choice of the next token equals the reference's wherever the
-reference prefers one by more than that error; and when a second run gives the same bits.
+error is at most LIMIT times the yardstick's; when its choice of the next token is the largest of its own logits, and
+equals the reference's wherever the reference prefers one by more than that error; and when a second run gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -189,6 +190,11 @@ def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Tra
         )
     agree = decided = 0
     top = reference.logits.topk(2).values
+    for step, logits in enumerate(trace.logits):
+        own = int((logits == logits.max()).nonzero()[0]) if torch.isfinite(logits).all() else None
+        if choices[step] != own:
+            problems.append(f"token {step}: chose {choices[step]}, but the largest of its own logits is {own}")
+            break
     for step in range(len(choices)):
         # Where the reference's margin is within what bf16 may move the logits, either choice is right.
         slack = float((yardstick.logits[step] - reference.logits[step]).abs().max())

@@ -90,7 +90,21 @@ def test_one_wrong_greedy_choice_is_seen():
     wrong[step] = (wrong[step] + 1) % truth.logits.shape[1]
     verdict = judge(stage, wrong, truth, yardstick)
     assert verdict["agree"] == verdict["decided"] - 1
-    assert f"token {step}: chose" in verdict["problems"][0]
+    assert verdict["problems"][0].startswith(f"token {step}: chose {wrong[step]}, but the largest of its own")
+    assert verdict["problems"][1].startswith(f"token {step}: chose {wrong[step]}, the reference")
+
+
+def test_a_choice_that_is_not_the_largest_logit_is_seen_even_where_either_would_do():
+    truth, yardstick, stage = make_traces()
+    for trace in (truth, yardstick, stage):
+        trace.logits[2, 5:7] = 9.0  # two equal ones: the lower index is right, and the reference decides nothing
+    chosen = choices(stage)
+    chosen[2] = 5
+    assert judge(stage, chosen, truth, yardstick)["problems"] == []
+    chosen[2] = 6
+    assert judge(stage, chosen, truth, yardstick)["problems"] == [
+        "token 2: chose 6, but the largest of its own logits is 5"
+    ]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
