@@ -74,7 +74,10 @@ def test_rms_norm_equals_reference(kernels):
 def test_matvec_equals_reference(kernels, rows, cols):
     W, x, y = torch.randn(rows, cols).bfloat16(), torch.randn(cols), poisoned(rows)
     kernels.run("matvec", warps(rows), W, x, y, rows, cols, smem=blocks(cols, 256) * 256 * 4)
-    assert_close(y, F.linear(x.double(), W.double()))
+    # Against sum |w x|: a sum that happens to cancel has a small value, not a small rounding error.
+    error = (y.double() - F.linear(x.double(), W.double())).abs()
+    size = F.linear(x.double().abs(), W.double().abs())
+    assert torch.isfinite(y).all() and (error <= 5e-7 * size).all(), f"error {(error / size).max():.2e}"
 
 
 def test_matvec_does_not_write_past_its_rows(kernels):
