@@ -124,7 +124,7 @@ class Decoder:
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
             raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
         generator = torch.Generator().manual_seed(seed)
