@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
 
-class Tabular:
+class Tabular(ABC):
     """Mix-in for a result that is a table. The subclass gives header, body, and what stands above and below.
 
     The first column is text; the others are set to the right.
@@ -15,12 +16,12 @@ class Tabular:
     title = caption = ""
 
     @property
-    def header(self) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def header(self) -> Sequence[str]: ...
 
     @property
-    def body(self) -> Sequence[Sequence[str]]:
-        raise NotImplementedError
+    @abstractmethod
+    def body(self) -> Sequence[Sequence[str]]: ...
 
     def __rich__(self):
         from rich.table import Table

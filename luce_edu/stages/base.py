@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -14,7 +15,7 @@ from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve,
 from luce_edu.state import DecodeState
 
 
-class Decoder:
+class Decoder(ABC):
     """Decodes one sequence (batch 1), a token at a time. A subclass says in `_advance` what a token launches.
 
     state          DecodeState, advanced by every token
@@ -47,13 +48,13 @@ class Decoder:
     def _check_config(self, config) -> None:
         """Raise ConfigError for a config that this stage cannot serve."""
 
+    @abstractmethod
     def _advance(self, token: int) -> None:
         """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _next_token(self) -> int:
         """The index of the largest logit of the last token."""
-        raise NotImplementedError
 
     def _buffer(self, *shape: int, dtype=torch.float32) -> torch.Tensor:
         """Device memory for intermediate results; what is in it before it is written must not matter."""
@@ -228,8 +229,9 @@ class KernelDecoder(Decoder):
     def _check_config(self, config) -> None:
         check_kernels_serve(config)
 
+    @abstractmethod
     def _argmax_blocks(self) -> int:
-        raise NotImplementedError
+        """Blocks of the kernel that ends in the argmax."""
 
     def _resident_blocks(self, kernel: str) -> int:
         """As many blocks as the device holds at once, from the occupancy query."""
