@@ -34,7 +34,6 @@ class Decoder(ABC):
             raise ValueError(
                 f"max_seq_len: the model was made for {config.max_position_embeddings} positions, got {max_seq_len}"
             )
-        self._check_config(config)
         self.model, self.config = model, config
         self.backend = make_backend(device) if backend is None else backend
         self.device = self.backend.device
@@ -44,9 +43,6 @@ class Decoder(ABC):
         self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
         self.logits = self._buffer(config.vocab_size)
         self._failed = False
-
-    def _check_config(self, config) -> None:
-        """Raise ConfigError for a config that this stage cannot serve."""
 
     @abstractmethod
     def _advance(self, token: int) -> None:
@@ -196,6 +192,7 @@ class KernelDecoder(Decoder):
     kernels: tuple[str, ...]
 
     def __init__(self, model, *, device, max_seq_len, backend=None):
+        check_kernels_serve(model.config)
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         config = self.config
         self.module = self.backend.compile(self.source, self.kernels, kernel_defines(config))
@@ -225,9 +222,6 @@ class KernelDecoder(Decoder):
         )
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
-
-    def _check_config(self, config) -> None:
-        check_kernels_serve(config)
 
     @abstractmethod
     def _argmax_blocks(self) -> int:
