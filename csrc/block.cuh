@@ -36,24 +36,27 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     return total;
 }
 
-// One warp: store(i, x[i] * scale(sum of x^2)) for each of n elements, lanes side by side. A lane reads its elements
-// before it stores any, so store may write to x.
-template <int n, typename Scale, typename Store>
-__device__ __forceinline__ void warp_normalise(const float* x, Scale scale, Store store) {
+// One warp: store(i, x[i] * scale(sum of x^2), load(i)) for each of n elements, lanes side by side. A lane reads all
+// its elements before it stores any, so store may write to x; and what `load` brings (weights) is under way during
+// the sum. Left to the stores, each load would wait for the store before it, which might be to the same memory.
+template <int n, typename Load, typename Scale, typename Store>
+__device__ __forceinline__ void warp_normalise(const float* x, Load load, Scale scale, Store store) {
     constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
     float value[per_lane];
+    decltype(load(0)) other[per_lane];
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
         const int c = lane_id() + i * warp_threads;
         value[i] = c < n ? x[c] : 0.0f;
+        if (c < n) other[i] = load(c);
         squares = fmaf(value[i], value[i], squares);
     }
     const float factor = scale(warp_sum(squares));
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
         const int c = lane_id() + i * warp_threads;
-        if (c < n) store(c, value[i] * factor);
+        if (c < n) store(c, value[i] * factor, other[i]);
     }
 }
 

@@ -10,12 +10,14 @@
 __device__ __forceinline__ float causal_conv_step(float x, int channel, const float* weight, float* conv_state) {
     const float* w = weight + channel * conv_kernel;
     float* state = conv_state + channel * (conv_kernel - 1);
+    float input[conv_kernel - 1];
+#pragma unroll
+    for (int j = 0; j < conv_kernel - 1; ++j) input[j] = state[j];
     float sum = w[conv_kernel - 1] * x;
 #pragma unroll
     for (int j = 0; j < conv_kernel - 1; ++j) {
-        const float input = state[j];
-        sum = fmaf(w[j], input, sum);
-        if (j > 0) state[j - 1] = input;
+        sum = fmaf(w[j], input[j], sum);
+        if (j > 0) state[j - 1] = input[j];
     }
     state[conv_kernel - 2] = x;
     return silu(sum);

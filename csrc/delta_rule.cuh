@@ -11,8 +11,8 @@
 // x / sqrt(sum(x^2) + eps), times `scale`, for one head; one warp. In place where out == x.
 __device__ __forceinline__ void warp_l2_norm(const float* x, float* out, float scale) {
     warp_normalise<key_head_dim>(
-        x, [&](float squares) { return scale * rsqrtf(squares + l2_norm_eps); },
-        [&](int i, float value) { out[i] = value; });
+        x, [](int) { return 0.0f; }, [&](float squares) { return scale * rsqrtf(squares + l2_norm_eps); },
+        [&](int i, float value, float) { out[i] = value; });
 }
 
 // The plain form: thread j owns column j of one head's state, and walks down it three times.
@@ -56,6 +56,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
                                                 float g, float* S, float* o, DeltaRuleShared* shared) {
     const int quad = threadIdx.x % tile_quads;      // which four columns of the tile
     const int first_row = threadIdx.x / tile_quads;
+    const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // needed late, asked for now
     float4 s[rows_per_thread];
 #pragma unroll
     for (int i = 0; i < rows_per_thread; ++i) {     // issued first: the norms below run while these are under way
@@ -104,7 +105,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         float k_sum = 0.0f, q_sum = 0.0f;
 #pragma unroll
         for (int w = 0; w < block_warps; ++w) k_sum += shared->S_k[w][column], q_sum += shared->S_q[w][column];
-        const float delta = beta * (v[column] - decay * k_sum);
+        const float delta = beta * (v_column - decay * k_sum);
         shared->delta[column] = delta;
         o[column] = fmaf(delta, shared->k_dot_q, decay * q_sum);
     }

@@ -78,13 +78,15 @@ __device__ __forceinline__ void warp_dot(const bf16* const (&w)[rows], const flo
     for (int r = 0; r < rows; ++r) sum[r] = warp_sum(sum[r]);
 }
 
-// The whole grid: epilogue(row, W[row] . x) for every row, called by one lane. x is staged in shared memory.
-template <int cols, typename Epilogue>
-__device__ __forceinline__ void grid_matvec(const bf16* W, const float* x, int rows, Epilogue epilogue) {
+// The whole grid: out[row] = residual[row] + W[row] . x for every row. x is staged in shared memory.
+template <int cols>
+__device__ __forceinline__ void grid_matvec_residual(const bf16* W, const float* x, int rows, const float* residual,
+                                                     float* out) {
     for (int row = grid_warp(); row < rows; row += grid_warps()) {
+        const float before = residual[row];  // asked for now, needed after the weights
         const bf16* const w[1] = {W + static_cast<size_t>(row) * cols};
         float sum[1];
         warp_dot<cols>(w, x, sum);
-        if (lane_id() == 0) epilogue(row, sum[0]);
+        if (lane_id() == 0) out[row] = before + sum[0];
     }
 }

@@ -36,7 +36,18 @@ __device__ __forceinline__ void stage_norm(const float* x, const float* norm, Ma
 
 template <int n>
 __device__ __forceinline__ void stage_vector(const float* x, MatvecShared* shared) {
-    for (int i = threadIdx.x; i < n; i += block_threads) shared->x[staged(i)] = x[i];
+    constexpr int per_thread = (n + block_threads - 1) / block_threads;
+    float value[per_thread];  // all loads first: one after a store would wait for it
+#pragma unroll
+    for (int i = 0; i < per_thread; ++i) {
+        const int c = threadIdx.x + i * block_threads;
+        value[i] = c < n ? x[c] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < per_thread; ++i) {
+        const int c = threadIdx.x + i * block_threads;
+        if (c < n) shared->x[staged(c)] = value[i];
+    }
     __syncthreads();
 }
 
@@ -117,7 +128,7 @@ __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* 
 __device__ __forceinline__ void deltanet_out_phase(const float* o, const float* z, const DeltaNetWeights& w,
                                                    const float* x, float* out, MatvecShared* shared) {
     stage_gated_norm(o, z, w.norm, shared);
-    grid_matvec<value_dim>(w.out_proj, shared->x, hidden_size, [&](int r, float sum) { out[r] = x[r] + sum; });
+    grid_matvec_residual<value_dim>(w.out_proj, shared->x, hidden_size, x, out);
 }
 
 // ---- attention
@@ -148,7 +159,7 @@ __device__ __forceinline__ void attention_in_phase(const float* x, const float* 
 __device__ __forceinline__ void attention_out_phase(const float* o, const AttentionWeights& w, const float* x, float* out,
                                                     MatvecShared* shared) {
     stage_vector<q_dim>(o, shared);
-    grid_matvec<q_dim>(w.o_proj, shared->x, hidden_size, [&](int r, float sum) { out[r] = x[r] + sum; });
+    grid_matvec_residual<q_dim>(w.o_proj, shared->x, hidden_size, x, out);
 }
 
 // ---- MLP
@@ -170,7 +181,7 @@ __device__ __forceinline__ void mlp_up_phase(const float* x, const float* post_a
 __device__ __forceinline__ void mlp_down_phase(const float* act, const bf16* down_proj, const float* x, float* out,
                                                MatvecShared* shared) {
     stage_vector<intermediate_size>(act, shared);
-    grid_matvec<intermediate_size>(down_proj, shared->x, hidden_size, [&](int r, float sum) { out[r] = x[r] + sum; });
+    grid_matvec_residual<intermediate_size>(down_proj, shared->x, hidden_size, x, out);
 }
 
 // ---- LM head

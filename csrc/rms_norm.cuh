@@ -13,26 +13,31 @@
 template <int n, typename Store>
 __device__ __forceinline__ void block_rms_norm(const float* x, const float* weight, float* scratch, Store store) {
     constexpr int per_thread = (n + block_threads - 1) / block_threads;
-    float value[per_thread];
+    float value[per_thread], factor[per_thread];  // both loaded now: the weight's trip hides behind the sum
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < per_thread; ++i) {
         const int c = threadIdx.x + i * block_threads;
         value[i] = c < n ? x[c] : 0.0f;
+        factor[i] = c < n ? (1.0f + weight[c]) : 0.0f;
         squares = fmaf(value[i], value[i], squares);
     }
     const float scale = rsqrtf(block_sum(squares, scratch) / n + rms_norm_eps);
 #pragma unroll
     for (int i = 0; i < per_thread; ++i) {
         const int c = threadIdx.x + i * block_threads;
-        if (c < n) store(c, value[i] * scale * (1.0f + weight[c]));
+        if (c < n) store(c, value[i] * scale * factor[i]);
     }
 }
 
 // One warp, one head of n elements: store(i, y[i]).
 template <int n, typename Store>
 __device__ __forceinline__ void warp_gated_rms_norm(const float* x, const float* z, const float* weight, Store store) {
+    struct Pair {
+        float weight, z;
+    };
     warp_normalise<n>(
-        x, [](float squares) { return rsqrtf(squares / n + rms_norm_eps); },
-        [&](int i, float value) { store(i, value * weight[i] * silu(z[i])); });
+        x, [&](int i) { return Pair{weight[i], z[i]}; },
+        [](float squares) { return rsqrtf(squares / n + rms_norm_eps); },
+        [&](int i, float value, Pair with) { store(i, value * with.weight * silu(with.z)); });
 }

@@ -11,8 +11,9 @@
 // x and y may be the same memory.
 __device__ __forceinline__ void warp_head_norm(const float* x, const float* weight, float* y) {
     warp_normalise<head_dim>(
-        x, [](float squares) { return rsqrtf(squares / head_dim + rms_norm_eps); },
-        [&](int i, float value) { y[i] = value * (1.0f + weight[i]); });
+        x, [&](int i) { return weight[i]; },
+        [](float squares) { return rsqrtf(squares / head_dim + rms_norm_eps); },
+        [&](int i, float value, float with) { y[i] = value * (1.0f + with); });
 }
 
 // In place on y.

@@ -88,7 +88,7 @@ FAULTS = (
     # The delta rule. The first two shipped in another project's kernel, and its output still read well.
     Fault(
         "decay left out of S^T k", "delta_rule.cuh",
-        "beta * (v[column] - decay * k_sum)", "beta * (v[column] - k_sum)",
+        "beta * (v_column - decay * k_sum)", "beta * (v_column - k_sum)",
     ),
     Fault(
         "decay left out of S^T k, plain form", "delta_rule.cuh",
@@ -111,7 +111,7 @@ FAULTS = (
         "wrong key head, per_op", "per_op.cu",
         "head / value_heads_per_key", "head % num_key_heads", ("per_op",),
     ),
-    Fault("conv_state does not move on", "causal_conv.cuh", "if (j > 0) state[j - 1] = input;", "", ALL),
+    Fault("conv_state does not move on", "causal_conv.cuh", "if (j > 0) state[j - 1] = input[j];", "", ALL),
     # Attention and its cache
     Fault(
         "cache written one position early", "attention.cuh",
@@ -227,7 +227,7 @@ FAULTS = (
     ),
     Fault(
         "no __syncthreads in stage_vector", "phases.cuh",
-        "shared->x[staged(i)] = x[i];\n    __syncthreads();", "shared->x[staged(i)] = x[i];",
+        "shared->x[staged(c)] = value[i];\n    }\n    __syncthreads();", "shared->x[staged(c)] = value[i];\n    }",
     ),
     Fault(
         "no __syncthreads in stage_gated_norm", "phases.cuh",
