@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from luce_edu.backends import cache_dir
+from luce_edu.backends import OLDEST_CAPABILITY, cache_dir
 from luce_edu.backends.host import find_compiler
 from luce_edu.errors import CompileError
 
-OLDEST_CAPABILITY = (7, 5)  # Turing
 # The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
 DRIVER_FOR_CUDA = {12: 525, 13: 580}
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -118,6 +119,19 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
     return float(difference / torch.linalg.vector_norm(reference.double()).clamp_min(1e-30))
 
 
+@contextmanager
+def _true_fp32():
+    """A reference that TF32 rounds is none, whatever the process has chosen for its own products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@_true_fp32()
 def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
     """Tokens to run on: the first half at random, the rest the reference's own greedy continuation."""
     generator = torch.Generator().manual_seed(seed)
@@ -133,6 +147,7 @@ def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
     return tokens
 
 
+@_true_fp32()
 def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[str], None]) -> Trace:
     """The independent fp32 run, one token at a time with the plain recurrence."""
     weights = model.weights_on(device)

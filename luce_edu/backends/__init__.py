@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 DEVICES = ("cuda", "host")
+OLDEST_CAPABILITY = (7, 5)  # Turing
 
 
 def csrc_dir() -> Path:
@@ -29,10 +30,11 @@ def cache_dir() -> Path:
 
 
 def default_device() -> str:
-    """'cuda' where PyTorch sees a GPU, else 'host'."""
+    """'cuda' where PyTorch sees a GPU of Turing or newer, else 'host'."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "host"
+    usable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST_CAPABILITY
+    return "cuda" if usable else "host"
 
 
 def make_backend(device: str | None = None, **options):

@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from luce_edu.backends import cache_dir, csrc_dir
+from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
 from luce_edu.backends.ledger import Ledger
 from luce_edu.backends.module import Module
 from luce_edu.errors import CompileError, LaunchError
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
-OLDEST = (7, 5)
 MAX_DYNAMIC_SHARED = 48 * 1024  # bytes a block may have without opting in to more
 
 
@@ -141,11 +140,12 @@ def _store(path: Path, binary: Binary) -> None:
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """A kernel loaded on the GPU; `resources` is the compiler's report."""
+    """A kernel loaded on the GPU; `resources` is the compiler's report, `arguments` how many it takes."""
 
     name: str
     resources: Resources
     handle: object
+    arguments: int | None  # None where the driver cannot say
 
 
 class CudaBackend:
@@ -164,12 +164,15 @@ class CudaBackend:
                 "device 'cuda': PyTorch sees no GPU here; use device='host', or see `luce-edu doctor`"
             )
         capability = torch.cuda.get_device_capability()
-        if capability < OLDEST:
+        if capability < OLDEST_CAPABILITY:
             raise ValueError(
                 f"device 'cuda': {torch.cuda.get_device_name()} has compute capability "
                 f"{capability[0]}.{capability[1]}; Turing (7.5) or newer is needed"
             )
-        from cuda.core import Device
+        try:
+            from cuda.core import Device
+        except ImportError as error:
+            raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
 
         self.device = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=self.device)  # PyTorch makes the primary context; cuda-core then shares it
@@ -187,7 +190,14 @@ class CudaBackend:
 
         binary = compile_cubin(source, kernels, defines, self.arch, csrc=self.csrc_dir)
         code = ObjectCode.from_cubin(binary.cubin)
-        loaded = {name: CudaKernel(name, binary.resources[name], code.get_kernel(name)) for name in kernels}
+        loaded = {}
+        for name in kernels:
+            handle = code.get_kernel(name)
+            try:  # asked once, not at every launch: the answer takes a driver call for each argument
+                arguments = handle.num_arguments
+            except NotImplementedError:  # drivers before CUDA 12.4
+                arguments = None
+            loaded[name] = CudaKernel(name, binary.resources[name], handle, arguments)
         return Module(source, loaded)
 
     def launch(self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
@@ -197,9 +207,8 @@ class CudaBackend:
         """
         from cuda.core import LaunchConfig, launch
 
-        expected = kernel.handle.num_arguments
-        if len(args) != expected:
-            raise LaunchError(f"{kernel.name}: expected {expected} arguments, got {len(args)}")
+        if kernel.arguments is not None and len(args) != kernel.arguments:
+            raise LaunchError(f"{kernel.name}: expected {kernel.arguments} arguments, got {len(args)}")
         values = [_argument(kernel.name, i, value, self.device) for i, value in enumerate(args)]
         grid, block = _triple(grid), _triple(block)
         if smem > MAX_DYNAMIC_SHARED:

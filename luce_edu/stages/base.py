@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from luce_edu.backends import make_backend
+from luce_edu.errors import KernelError
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
 from luce_edu.state import DecodeState
@@ -50,7 +51,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def _next_token(self) -> int:
-        """The index of the largest logit of the last token."""
+        """The index of the largest logit of the last token; outside the vocabulary where none is a number."""
 
     def _buffer(self, *shape: int, dtype=torch.float32) -> torch.Tensor:
         """Device memory for intermediate results; what is in it before it is written must not matter."""
@@ -135,7 +136,10 @@ class Decoder(ABC):
                 token = self._next_token()
             else:
                 weights = torch.softmax(self.logits.cpu().double() / temperature, -1)
-                token = int(torch.multinomial(weights, 1, generator=generator))
+                finite = bool(torch.isfinite(weights).all())
+                token = int(torch.multinomial(weights, 1, generator=generator)) if finite else -1
+            if not 0 <= token < self.config.vocab_size:
+                raise KernelError(f"{self.stage}: no logit is a number, so there is no next token")
             yield token
             if token in self.config.eos_token_ids:
                 return

@@ -67,6 +67,13 @@ def check_kernels_serve(config: ModelConfig) -> None:
             f"kernels stage a vector in 48 KiB of shared memory, at most {SHARED_FLOATS - 256} elements; the longest "
             f"of hidden_size, intermediate_size, value_dim and q_dim is {longest}"
         )
+    # The megakernel holds two tables of pointers beside it: 24 a layer, and one for the model.
+    tables = 8 * 24 * config.num_hidden_layers + 256
+    if 4 * longest + tables > 4 * (SHARED_FLOATS - 256):
+        raise ConfigError(
+            f"the megakernel needs {4 * longest + tables} bytes of shared memory for {config.num_hidden_layers} layers "
+            f"and a vector of {longest}; a block has {4 * (SHARED_FLOATS - 256)}"
+        )
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 2 * BLOCK_THREADS)
     if attention > 4 * SHARED_FLOATS - 1024:

@@ -26,7 +26,7 @@ class EagerDecoder(Decoder):
         self.hidden_states.copy_(torch.cat(trace))
 
     def _next_token(self) -> int:
-        return int(self.logits.argmax())
+        return -1 if self.logits.isnan().any() else int(self.logits.argmax())
 
 
 class _RecordOperations(TorchDispatchMode):

@@ -9,7 +9,8 @@ from models import CONFIGS, FULL_SIZE, TINY, make_model
 from luce_edu import load_model
 from luce_edu.backends import make_backend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
-from luce_edu.errors import ConfigError
+from luce_edu.errors import ConfigError, KernelError
+from luce_edu.models import Model
 from luce_edu.stages import STAGES, decoder
 from luce_edu.verification import stage_trace, verify
 
@@ -184,6 +185,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
     [
         ({"hidden_size": 132}, "hidden_size to be a multiple of 8, got 132"),
         ({"intermediate_size": 20000}, "48 KiB"),
+        ({"intermediate_size": 11000, "num_hidden_layers": 64, "layer_types": (LINEAR_ATTENTION,) * 64}, "64 layers"),
         ({"head_dim": 96, "partial_rotary_factor": 0.25}, "head_dim 8, 16, 32, 64, 128 or 256, got 96"),
         ({"linear_value_head_dim": 24}, "linear_value_head_dim to be a multiple of 16, got 24"),
         ({"num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 256}, "48 KiB"),
@@ -195,9 +197,20 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
 )
 @pytest.mark.parametrize("stage", KERNEL_STAGES)
 def test_a_config_that_kernels_cannot_serve_is_refused_by_name(stage, change, message):
-    config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,), **change)
+    one_layer = {"num_hidden_layers": 1, "layer_types": (LINEAR_ATTENTION,)}
+    config = dataclasses.replace(TINY, **(one_layer | change))
+    # Refused before weights are looked at, so there need not be any.
     with pytest.raises(ConfigError, match=message):
-        decoder(stage, make_model(config), "host", 8)
+        decoder(stage, Model("none", config, None, tokenizer=None, folder=None), "host", 8)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stage", STAGES)
+def test_text_ends_with_an_error_where_no_logit_is_a_number(stage, temperature):
+    model = make_model(dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,)))
+    model.weights.norm.fill_(float("nan"))
+    with pytest.raises(KernelError, match="no logit is a number"):
+        list(decoder(stage, model, "host", 8).stream([1], 4, temperature=temperature))
 
 
 @pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
