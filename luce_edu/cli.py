@@ -1,17 +1,18 @@
 """The command `luce-edu`. Heavy imports stay inside the commands, so that --help answers at once.
 
-Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 130 interrupted.
+Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 130 interrupted; 141 the reader of a pipe left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from itertools import chain, islice
 
-HOLDS, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+HOLDS, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
     _add_model(verify)
     verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
-    verify.add_argument("--steps", type=int, help="tokens to decode")
+    verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24)")
+    verify.add_argument("--seed", type=int, help="draws the tokens (default: a fresh one, which the table names)")
     verify.add_argument("--json", action="store_true", help="print JSON in place of a table")
     verify.set_defaults(run=_verify)
 
@@ -118,7 +123,7 @@ def _verify(args) -> int:
     model = luce_edu.load_model(args.model)
     with Console(stderr=True).status(f"verifying {args.model}") as status:
         report = luce_edu.verify(
-            model, stages=args.stages, device=args.device, progress=status.update, **options
+            model, stages=args.stages, device=args.device, seed=args.seed, progress=status.update, **options
         )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))

@@ -30,6 +30,11 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
 
     def encode(self, text: str) -> list[int]:
+        """Raises ValueError for text that is not valid Unicode, as a terminal can hand over."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt: not valid UTF-8 at character {error.start}") from None
         return self._tokenizer.encode(text).ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -24,11 +24,13 @@ class Tabular(ABC):
     def body(self) -> Sequence[Sequence[str]]: ...
 
     def __rich__(self):
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title=self.title or None, caption=self.caption or None)
+        # Narrow enough for nine columns in a terminal of 80.
+        table = Table(title=self.title or None, caption=self.caption or None, box=SIMPLE_HEAD, padding=0)
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+            table.add_column(name, justify="right" if i else "left", no_wrap=True)
         for cells in self.body:
             table.add_row(*cells)
         return table

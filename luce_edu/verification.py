@@ -266,6 +266,12 @@ def verify(
     from luce_edu.backends import default_device
     from luce_edu.stages import STAGES, decoder
 
+    if not hasattr(model, "weights_on"):
+        raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
+    if isinstance(stages, str) or not isinstance(stages, Sequence | None):
+        raise ValueError(f"stages: expected a list of names, got {stages!r}")
     stages = STAGES if stages is None else tuple(stages)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:

@@ -130,7 +130,8 @@ def test_verify_passes_its_options_on_and_prints_json(report, capsys):
     assert cli.main(["verify", *arguments]) == 0
     assert json.loads(capsys.readouterr().out) == {"passed": True}
     assert report.asked.pop("progress")
-    assert report.asked == {"model": "tiny", "stages": ["eager", "megakernel"], "device": "host", "steps": 3}
+    asked = {"model": "tiny", "stages": ["eager", "megakernel"], "device": "host", "seed": None, "steps": 3}
+    assert report.asked == asked
 
 
 def test_verify_ends_with_1_when_a_check_does_not_hold(report, capsys):
@@ -211,3 +212,14 @@ def test_names_and_sizes_that_do_not_exist_are_refused_on_one_line(capsys, argum
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("luce-edu: ") and said in err and err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_the_pipe_ends_the_command_quietly():
+    command = f"{sys.executable} -m luce_edu doctor --json"
+    done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(capsys):
+    assert cli.main(["generate", "bad\udcffbytes"]) == 2
+    assert "not valid UTF-8 at character 3" in capsys.readouterr().err

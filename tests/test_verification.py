@@ -1,6 +1,7 @@
 """The verifier itself: it accepts what is right, and every planted fault makes it say no."""
 
 import dataclasses
+import io
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from models import TINY, make_model
 
 from luce_edu.stages import decoder
-from luce_edu.verification import Report, Trace, judge, relative_error, stage_trace, verify
+from luce_edu.verification import Report, StageResult, Trace, judge, relative_error, stage_trace, verify
 
 
 def make_traces(seed=0, steps=6, vocab=40, layers=3, hidden=16):
@@ -154,13 +155,25 @@ def test_poison_reaches_everything_that_a_token_must_write():
         assert all(torch.isfinite(part).all() for part in trace.parts().values())
 
 
+def test_the_table_fits_a_terminal_of_80_columns():
+    from rich.console import Console
+
+    result = StageResult("megakernel", 1.4e-2, 3.8e-3, 12.34, "layer 17", 40, 40, True, 2041, 121)
+    console = Console(width=80, file=io.StringIO())
+    console.print(Report("random-0.8b", "host", 40, 123456, [result]))
+    text = console.file.getvalue()
+    assert all(cell in text for cell in ("1.4e-02", "3.8e-03", "12.34", "40/40", "2041", "121", "verdict", "pass"))
+
+
 def test_a_report_without_rows_has_not_passed():
     assert not Report("tiny", "host", 4, 0, []).passed
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"stages": ["nope"]}, "unknown stage 'nope'"), ({"stages": []}, "unknown stage"), ({"steps": 1}, "steps"),
+    [({"stages": "megakernel"}, "expected a list of names"), ({"stages": 5}, "expected a list of names"),
+     ({"seed": "a"}, "seed: expected an integer"), ({"stages": ["nope"]}, "unknown stage 'nope'"),
+     ({"stages": []}, "unknown stage"), ({"steps": 1}, "steps"),
      ({"steps": 2.5}, "steps"), ({"device": "abacus"}, "unknown device")],
 )  # fmt: skip
 def test_bad_arguments_are_refused(arguments, message):

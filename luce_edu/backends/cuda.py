@@ -19,7 +19,7 @@ from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
 from luce_edu.backends.ledger import Ledger
-from luce_edu.backends.module import Module
+from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, LaunchError
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
@@ -131,7 +131,10 @@ def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> s
 
 def _store(path: Path, binary: Binary) -> None:
     """Write a cache entry so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable_cache(error) from None
     resources = {name: asdict(fields) for name, fields in binary.resources.items()}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump({"cubin": binary.cubin.hex(), "resources": resources}, file)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from luce_edu import backends
 from luce_edu.backends.ledger import Ledger
-from luce_edu.backends.module import Module
+from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, KernelError, LaunchError
 
 # The emulated device: threads and blocks a multiprocessor as on Turing, shared memory as on Hopper, so that any
@@ -33,6 +33,8 @@ THREADS_PER_SM = 1024
 BLOCKS_PER_SM = 16
 SHARED_BYTES_PER_SM = 228 * 1024
 SHARED_BYTES_PER_BLOCK = 227 * 1024  # the device keeps 1 KiB of each block for itself
+
+MOST_SMS = 512  # two blocks of 512 threads on each: more stacks than that, and Linux runs out of mappings
 
 COMPILERS = ("g++", "clang++", "c++")
 # Aliasing: kernels read arrays through wider types, which CUDA allows. Hidden: or libraries would share the
@@ -85,8 +87,8 @@ class HostBackend:
         self.seed = seed
         self.ledger = Ledger()
         sm_count = os.environ.get("LUCE_HOST_SMS", "2")
-        if not sm_count.isdecimal() or not 1 <= int(sm_count) <= 1024:
-            raise ValueError(f"LUCE_HOST_SMS: expected a number of multiprocessors from 1 to 1024, got {sm_count!r}")
+        if not sm_count.isdecimal() or not 1 <= int(sm_count) <= MOST_SMS:
+            raise ValueError(f"LUCE_HOST_SMS: expected multiprocessors from 1 to {MOST_SMS}, got {sm_count!r}")
         self.sm_count = int(sm_count)
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[HostKernel]:
@@ -216,7 +218,10 @@ def find_compiler() -> list[str]:
     """The C++ compiler's command: CXX, or the first of g++, clang++, c++ that is there. Raises CompileError."""
     named = os.environ.get("CXX")
     for command in [named] if named else COMPILERS:
-        program, *options = shlex.split(command)
+        try:
+            program, *options = shlex.split(command)
+        except ValueError:
+            raise CompileError(f"CXX is {named!r}, which is not a command; unset it, or name a compiler") from None
         if path := shutil.which(program):
             return [path, *options]
     found = f"CXX is {named!r}, which is not there" if named else f"found none of {', '.join(COMPILERS)}"
@@ -233,20 +238,32 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
     library = backends.cache_dir() / "host" / _key(sources, code, compiler, flags) / "module.so"
     if _is_whole(library):
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable_cache(error) from None
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         output = Path(scratch) / "module.so"
         # Names in reports are relative to csrc/, as an entry serves every tree with the same contents.
         paths = ["-I", str(csrc), f"-ffile-prefix-map={csrc}{os.sep}="]
         command = [*compiler, *flags, *paths, "-x", "c++", "-", "-o", str(output)]
-        done = subprocess.run(command, input=code, capture_output=True, text=True)
-        if done.returncode != 0 or not output.is_file():
+        try:
+            done = subprocess.run(command, input=code, capture_output=True, text=True)
+        except OSError as error:
+            raise CompileError(f"{title}: the compiler {compiler[0]} does not run ({error.strerror})") from None
+        if done.returncode != 0 or not _is_library(output):
             log = (done.stderr or done.stdout).replace(f"{csrc}{os.sep}", "")
-            raise CompileError(f"{title}: {Path(compiler[0]).name} refused it for the host backend", log.strip())
+            name = f"{Path(compiler[0]).name} (exit status {done.returncode})"
+            raise CompileError(f"{title}: {name} did not compile it for the host backend", log.strip())
         content = output.read_bytes()
         output.write_bytes(content + hashlib.sha256(content).digest())
         os.replace(output, library)
     return library
+
+
+def _is_library(output: Path) -> bool:
+    """Whether a compiler that says it succeeded has written machine code."""
+    return output.is_file() and output.read_bytes()[:4] == b"\x7fELF"
 
 
 def _is_whole(library: Path) -> bool:

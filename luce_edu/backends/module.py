@@ -1,12 +1,17 @@
-"""What compiling gives on either backend: the kernels of one source file, by name."""
+"""What compiling gives on either backend: the kernels of one source file by name, or an error."""
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from luce_edu.errors import LaunchError
+from luce_edu.errors import CompileError, LaunchError
 
 Kernel = TypeVar("Kernel")
+
+
+def unusable_cache(error: OSError) -> CompileError:
+    """The error for a cache folder that cannot be made or written."""
+    return CompileError(f"the cache for kernels cannot be used ({error}); name another folder in LUCE_CACHE")
 
 
 class Module(Generic[Kernel]):

@@ -28,7 +28,7 @@ def decoder(
     Raises ValueError for an unknown stage or device, or a length that the model does not allow; ConfigError for
     a config that the kernels cannot serve; CompileError. All before anything runs.
     """
-    if stage not in _CLASSES:
+    if not isinstance(stage, str) or stage not in _CLASSES:
         raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
     kind = getattr(import_module(f"luce_edu.stages.{stage}"), _CLASSES[stage])
     return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)

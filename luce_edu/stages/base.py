@@ -28,6 +28,8 @@ class Decoder(ABC):
     stage: str
 
     def __init__(self, model, *, device: str | None, max_seq_len: int, backend=None):
+        if not hasattr(model, "weights_on"):
+            raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
         config = model.config
         if isinstance(max_seq_len, bool) or not isinstance(max_seq_len, int) or max_seq_len < 1:
             raise ValueError(f"max_seq_len: expected a positive integer, got {max_seq_len!r}")
@@ -44,6 +46,7 @@ class Decoder(ABC):
         self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
         self.logits = self._buffer(config.vocab_size)
         self._failed = False
+        self._runs = 0  # so that a stream sees when another call has moved the state on
 
     @abstractmethod
     def _advance(self, token: int) -> None:
@@ -80,6 +83,7 @@ class Decoder(ABC):
         """Forget the sequence."""
         self.state.reset()
         self.ledger.clear()
+        self._runs += 1
         self._failed = False
 
     def poison(self) -> None:
@@ -117,11 +121,15 @@ class Decoder(ABC):
     ) -> Iterator[int]:
         """As `generate`, one token at a time as it is decoded; input is checked before the first.
 
+        Another call on this decoder ends the stream: its next token is then a ValueError.
+
         temperature  0 is greedy; above, tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
                      for text that does not run in circles as greedy text of a small model does
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
         if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
             raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
@@ -132,6 +140,7 @@ class Decoder(ABC):
         self.reset()
         for _ in range(max_new_tokens):
             self._run(tokens)
+            runs = self._runs
             if temperature == 0:
                 token = self._next_token()
             else:
@@ -143,6 +152,8 @@ class Decoder(ABC):
             yield token
             if token in self.config.eos_token_ids:
                 return
+            if self._runs != runs:
+                raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
             tokens = [token]
 
     def _run(self, tokens: list[int]) -> None:
@@ -151,6 +162,7 @@ class Decoder(ABC):
                 f"{self.stage}: a kernel failed and left the state undefined; call reset() first"
             )
         self._failed = True  # until all is enqueued
+        self._runs += 1
         for token in tokens:
             self.ledger.clear()
             position = self.state.position
@@ -160,15 +172,21 @@ class Decoder(ABC):
 
     def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
         """`tokens` as a list of ints, or ValueError; room: how many fit, by default what is left of the state."""
-        if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        try:
+            listed = None if isinstance(tokens, (str, bytes, bytearray, set, dict)) else list(tokens)
+        except TypeError:  # not iterable, or a tensor without dimensions
+            listed = None
+        if listed is None:
             raise ValueError(f"tokens: expected a list of integers, got {type(tokens).__name__}")
         checked = []
-        for token in tokens:
+        for token in listed:
             try:
                 value = operator.index(token)
             except TypeError:
                 raise ValueError(f"tokens: expected integers, got {token!r}") from None
-            if isinstance(token, bool) or not 0 <= value < self.config.vocab_size:
+            if isinstance(token, bool):
+                raise ValueError(f"tokens: expected integers, got {token!r}")
+            if not 0 <= value < self.config.vocab_size:
                 raise ValueError(
                     f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, got {token!r}"
                 )
@@ -196,7 +214,8 @@ class KernelDecoder(Decoder):
     kernels: tuple[str, ...]
 
     def __init__(self, model, *, device, max_seq_len, backend=None):
-        check_kernels_serve(model.config)
+        if hasattr(model, "config"):
+            check_kernels_serve(model.config)
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         config = self.config
         self.module = self.backend.compile(self.source, self.kernels, kernel_defines(config))

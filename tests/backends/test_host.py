@@ -128,7 +128,7 @@ def test_a_missing_source_is_named(backend):
 def test_a_refused_source_shows_the_compilers_log_with_paths_inside_csrc(kernel_tree, tmp_path):
     tree = shutil.copytree(kernel_tree, tmp_path / "csrc")
     (tree / "wrong.cu").write_text('#include "primitives.cuh"\nextern "C" __global__ void wrong() { mistake; }\n')
-    with pytest.raises(CompileError, match="wrong.cu: .* refused it for the host backend") as error:
+    with pytest.raises(CompileError, match="wrong.cu: .* did not compile it for the host backend") as error:
         HostBackend(csrc_dir=tree).compile("wrong.cu", ["wrong"], {})
     assert "wrong.cu:2" in error.value.log and "mistake" in error.value.log
     assert str(tree) not in error.value.log

@@ -110,6 +110,23 @@ def test_drawn_tokens_repeat_with_their_seed_and_follow_the_logits(tiny):
         dec.stream(prompt, 5, temperature=float("nan"))
 
 
+@pytest.mark.parametrize("other", ["step", "reset", "stream"])
+def test_a_stream_that_another_call_has_overtaken_ends_with_an_error(other, tiny):
+    dec = decoder("per_layer", tiny, "host", 8)
+    stream = dec.stream([65], 8)
+    next(stream)
+    {"step": lambda: dec.step(66), "reset": dec.reset, "stream": lambda: next(dec.stream([66], 8))}[other]()
+    with pytest.raises(ValueError, match="another call has moved this decoder on"):
+        next(stream)
+    assert len(dec.generate([65], 8)) == 8
+
+
+@pytest.mark.parametrize("seed", [1.5, None, -1, True, 2**64])
+def test_a_seed_that_is_none_is_refused(seed, tiny):
+    with pytest.raises(ValueError, match="seed: expected an integer"):
+        decoder("eager", tiny, "host", 8).stream([65], 4, temperature=1.0, seed=seed)
+
+
 def test_generate_stops_at_the_end_of_text(tiny):
     dec = decoder("per_layer", tiny, "host", 32)
     tokens = dec.generate([65], 8)
@@ -125,6 +142,8 @@ BAD_TOKENS = {
     "a float": ([1, 2.0], "expected integers, got 2.0"),
     "a bool": ([True], "got True"),
     "text": ("abc", "list of integers"),
+    "a set": ({1, 2}, "list of integers"),
+    "a tensor without dimensions": (torch.tensor(5), "list of integers"),
     "none": (None, "list of integers"),
     "too many": ([1] * 7, "7 tokens do not fit; there is room for 6"),
 }
@@ -162,6 +181,8 @@ def test_stepping_past_the_end_is_refused_and_the_rest_stays(tiny):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"stage": ["megakernel"]}, "unknown stage"),
+        ({"model": "tiny"}, "expected what luce_edu.load_model returns, got str"),
         ({"stage": "warp_speed"}, "unknown stage 'warp_speed'; expected one of eager, per_op"),
         ({"device": "tpu"}, "unknown device 'tpu'; expected one of cuda, host"),
         ({"max_seq_len": 0}, "max_seq_len: expected a positive integer, got 0"),
