@@ -1,4 +1,4 @@
-// runtime.cpp: runs kernels as a GPU would, on CPU threads, and names what would hang or race there
+// runtime.cpp: runs kernels as a GPU would, on CPU threads, and names what would hang there
 //
 // Threads    a CUDA thread is a fiber; it runs until it waits, then switches straight to the next ready fiber
 // Warps      lanes meet at shuffles, votes and __syncwarp; the last to arrive computes the result of each
