@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,6 +44,32 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
     return [path for number, path in found.items() if number in wanted]
 
 
+def _run(client: NotebookClient) -> nbformat.NotebookNode:
+    """client.execute() in a thread of its own. In the main thread nbclient takes Ctrl-C for itself, and answers it
+    with errors of its cleaning up; here it stays a KeyboardInterrupt, and ends the notebook's kernel."""
+    outcome: list = []
+
+    def work():
+        try:
+            outcome.append(client.execute())
+        except BaseException as error:  # raised again in the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        provisioner = client.km and client.km.provisioner
+        if provisioner and provisioner.process:
+            provisioner.process.kill()
+        thread.join(5)
+        raise
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
 def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> nbformat.NotebookNode:
     """Run one notebook and return it with its outputs; the file is left alone.
 
@@ -70,7 +97,7 @@ def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> 
         store_widget_state=False,
     )
     try:
-        return client.execute()
+        return _run(client)
     except CellExecutionError as error:
         raise NotebookError(_failure(path, notebook, current, _plain(error.traceback))) from None
     except CellTimeoutError:

@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -135,3 +139,15 @@ def test_nbval_passes_addresses_and_marked_timings_and_catches_a_changed_verdict
     path.write_text(path.read_text().replace("launches 1", "launches 5"))
     status, said = nbval(path)
     assert status == 1 and "launches 5" in said, said
+
+
+def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
+    path = write(tmp_path / "00_long.ipynb", "open('started', 'w').close()\nimport threading\nthreading.Event().wait(60)")
+    code = f"from pathlib import Path\nfrom luce_edu.walkthrough import execute\nexecute(Path({str(path)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert said.strip().endswith("KeyboardInterrupt") and "nbclient.exceptions" not in said, said
