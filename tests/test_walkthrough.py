@@ -142,7 +142,8 @@ def test_nbval_passes_addresses_and_marked_timings_and_catches_a_changed_verdict
 
 
 def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
-    path = write(tmp_path / "00_long.ipynb", "open('started', 'w').close()\nimport threading\nthreading.Event().wait(60)")
+    cell = "open('started', 'w').close()\nimport threading\nthreading.Event().wait(60)"
+    path = write(tmp_path / "00_long.ipynb", cell)
     code = f"from pathlib import Path\nfrom luce_edu.walkthrough import execute\nexecute(Path({str(path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
