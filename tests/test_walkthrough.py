@@ -145,7 +145,14 @@ def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
     cell = "open('started', 'w').close()\nimport threading\nthreading.Event().wait(60)"
     path = write(tmp_path / "00_long.ipynb", cell)
     code = f"from pathlib import Path\nfrom luce_edu.walkthrough import execute\nexecute(Path({str(path)!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background inherit an ignored SIGINT, and Python then leaves it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         threading.Event().wait(0.05)
