@@ -2,6 +2,8 @@
 
 In a notebook:  exercises.megakernel.barriers.check(my_answer)
 An untouched skeleton says "not tried yet", a wrong answer raises WrongAnswer with a hint, any right one passes.
+A notebook's cell holds the skeleton to the letter, and its solution the same text with the hole filled:
+tests/test_exercises.py compares them.
 """
 
 from __future__ import annotations
@@ -13,28 +15,54 @@ from dataclasses import dataclass
 class WrongAnswer(AssertionError):
     """An answer that the checker refuses; the message helps without giving the answer away."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, as the reader's own line raised nothing."""
+        return [f"WrongAnswer: {self}"]
+
 
 @dataclass(frozen=True)
 class Exercise:
-    """A checker with a name. `judge(answer)` raises WrongAnswer, and returns a sentence for a right answer.
+    """One task.
 
-    An answer is a value or a function. `...` (Ellipsis), as a value or as what the function returns, means untouched.
+    name      as in the module
+    spec      what is asked, in a sentence
+    skeleton  what stands in the notebook's cell
+    hole      the part of the skeleton, once in it, that the reader replaces
+    budget    how long it should take, and how much code: "5 minutes, one line"
+    judge     judge(answer) raises WrongAnswer, and returns a sentence for a right answer
+
+    An answer is a value or a function. `...` (Ellipsis), as a value or as what the function returns, means untouched,
+    and so does a text that still holds the hole.
     """
 
     name: str
     judge: Callable[[object], str]
+    spec: str
+    skeleton: str
+    hole: str
+    budget: str
+
+    def __post_init__(self):
+        if self.skeleton.count(self.hole) != 1:
+            raise ValueError(f"{self.name}: the hole is {self.skeleton.count(self.hole)} times in the skeleton, not once")
 
     def check(self, answer: object) -> None:
         """Print the verdict; raise WrongAnswer for a wrong answer."""
-        if answer is ...:
-            print(f"{self.name}: not tried yet")
-            return
         try:
+            if answer is ... or isinstance(answer, str) and self.hole in answer:
+                raise _Untouched
             sentence = self.judge(answer)
         except _Untouched:
             print(f"{self.name}: not tried yet")
             return
         print(f"{self.name}: right. {sentence}")
+
+    def is_filled(self, text: str) -> bool:
+        """Whether `text` holds the skeleton with something else in place of the hole."""
+        before, after = self.skeleton.split(self.hole)
+        start = text.find(before)
+        end = text.find(after, start + len(before)) if after else len(text)
+        return start >= 0 and end >= 0 and text[start + len(before) : end].strip() not in ("", self.hole.strip())
 
 
 class _Untouched(Exception):
