@@ -42,7 +42,18 @@ def _memory_bytes(answer) -> str:
     return "One number stays, the other grows with every token."
 
 
-memory_bytes = Exercise("memory_bytes", _memory_bytes)
+memory_bytes = Exercise(
+    name="memory_bytes",
+    judge=_memory_bytes,
+    spec="The bytes of recurrent state (fp32) and of KV cache (bf16) after some tokens, for any config.",
+    skeleton='''\
+def memory_bytes(config, tokens):
+    """Return (bytes of recurrent state, bytes of KV cache) after `tokens` tokens."""
+    return ...
+''',
+    hole="return ...",
+    budget="10 minutes, four to six lines",
+)
 
 
 def _crossing(answer) -> str:
@@ -58,4 +69,15 @@ def _crossing(answer) -> str:
     return "Up to there the state is the larger part of the memory; from there on, the cache is."
 
 
-crossing = Exercise("crossing", _crossing)
+crossing = Exercise(
+    name="crossing",
+    judge=_crossing,
+    spec="The first whole number of tokens at which the cache is at least as large as the state.",
+    skeleton='''\
+def crossing(config):
+    """Return the first whole number of tokens with a cache of at least the state's size."""
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, one or two lines",
+)

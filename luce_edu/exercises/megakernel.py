@@ -30,7 +30,18 @@ def _barriers(answer) -> str:
     return "The kind of a layer does not matter: both kinds have five phases."
 
 
-barriers = Exercise("barriers", _barriers)
+barriers = Exercise(
+    name="barriers",
+    judge=_barriers,
+    spec="The grid barriers that a token passes, for any number of layers of either kind.",
+    skeleton='''\
+def barriers(num_hidden_layers):
+    """Return the grid barriers that the megakernel passes for one token."""
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, one line",
+)
 
 
 def _fewer_barriers(answer) -> str:
@@ -59,7 +70,16 @@ def _fewer_barriers(answer) -> str:
     )
 
 
-fewer_barriers = Exercise("fewer_barriers", _fewer_barriers)
+fewer_barriers = Exercise(
+    name="fewer_barriers",
+    judge=_fewer_barriers,
+    spec="Edits of csrc/megakernel.cu after which a token passes at least one barrier less, and no result changes.",
+    skeleton="""\
+edits = ...   # {"text in megakernel.cu": "its replacement", ...}
+""",
+    hole='...   # {"text in megakernel.cu": "its replacement", ...}',
+    budget="20 minutes, five to ten lines of CUDA",
+)
 
 
 def _run_apart(edits: dict[str, str]) -> dict:

@@ -32,7 +32,18 @@ def _floor(answer) -> str:
     return "Two numbers are enough for the best that any program can do."
 
 
-floor = Exercise("floor", _floor)
+floor = Exercise(
+    name="floor",
+    judge=_floor,
+    spec="The microseconds that a token costs at least, and the tokens per second, for any model and any card.",
+    skeleton='''\
+def floor(bytes_per_token, gb_per_s):
+    """Return (microseconds per token, tokens per second)."""
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, one or two lines",
+)
 
 
 def _cache_position(answer) -> str:
@@ -65,4 +76,15 @@ def _cache_position(answer) -> str:
     return "Short texts cost weights; only long ones cost cache."
 
 
-cache_position = Exercise("cache_position", _cache_position)
+cache_position = Exercise(
+    name="cache_position",
+    judge=_cache_position,
+    spec="The first position from which the cache is at least a given share of all the bytes that move.",
+    skeleton='''\
+def cache_position(fixed_bytes, kv_bytes_per_token, share):
+    """Return the first position at which the cache is at least `share` (0 to 1) of all bytes that move."""
+    return ...
+''',
+    hole="return ...",
+    budget="10 minutes, one or two lines",
+)
