@@ -6,6 +6,7 @@
 #include "host/emulator.h"
 #else
 #define INFINITY __int_as_float(0x7f800000)  // NVRTC has no math.h
+#define WIDE_ACCESS(type)  // the emulator counts a copy of such a struct as the one access that it is here
 #endif
 
 // A bf16 number is the upper half of a float, so reading one is a shift: no bf16 hardware is needed.
@@ -25,6 +26,7 @@ __device__ __forceinline__ bf16 to_bf16(float x) {
 // Eight bf16 numbers in one 16-byte load, the widest a thread can make.
 struct alignas(16) bf16x8 {
     unsigned pair[4];  // little endian: the even element is the lower half
+    WIDE_ACCESS(bf16x8)
 };
 
 __device__ __forceinline__ float even(unsigned pair) { return __uint_as_float(pair << 16); }

@@ -7,7 +7,6 @@
 
 #include <math.h>
 
-#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <cstdio>
@@ -28,6 +27,9 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
+// An atomic access tells what it does; a library built for counting (traffic.h) shall not have it told twice.
+#define LUCE_COUNTS_ITSELF __attribute__((no_sanitize("thread"), noinline))
+
 // ---- Where a thread is ----
 
 #define threadIdx (emulator::current.thread->index)
@@ -40,26 +42,58 @@ constexpr int warpSize = 32;
 
 // ---- Vector types ----
 
+// A GPU loads or stores one of these at once, and so it is counted; the compiler would take it apart first.
+#ifdef LUCE_COUNT
+namespace emulator {
+
+template <class T>
+LUCE_COUNTS_ITSELF void copy_wide(T* to, const T* from) {
+    accessed(from, sizeof(T), false, __builtin_return_address(0));
+    accessed(to, sizeof(T), true, __builtin_return_address(0));
+    __builtin_memcpy(static_cast<void*>(to), from, sizeof(T));
+}
+
+}  // namespace emulator
+#define WIDE_ACCESS(T)                                             \
+    T() = default;                                                 \
+    T(const T& from) { emulator::copy_wide(this, &from); }         \
+    T& operator=(const T& from) { return emulator::copy_wide(this, &from), *this; }
+#else
+#define WIDE_ACCESS(T) T() = default;
+#endif
+
 struct alignas(8) float2 {
     float x, y;
+    WIDE_ACCESS(float2)
+    float2(float x, float y) : x(x), y(y) {}
 };
 struct float3 {
     float x, y, z;
 };
 struct alignas(16) float4 {
     float x, y, z, w;
+    WIDE_ACCESS(float4)
+    float4(float x, float y, float z, float w) : x(x), y(y), z(z), w(w) {}
 };
 struct alignas(8) int2 {
     int x, y;
+    WIDE_ACCESS(int2)
+    int2(int x, int y) : x(x), y(y) {}
 };
 struct alignas(16) int4 {
     int x, y, z, w;
+    WIDE_ACCESS(int4)
+    int4(int x, int y, int z, int w) : x(x), y(y), z(z), w(w) {}
 };
 struct alignas(8) uint2 {
     unsigned x, y;
+    WIDE_ACCESS(uint2)
+    uint2(unsigned x, unsigned y) : x(x), y(y) {}
 };
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
+    WIDE_ACCESS(uint4)
+    uint4(unsigned x, unsigned y, unsigned z, unsigned w) : x(x), y(y), z(z), w(w) {}
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
@@ -153,11 +187,12 @@ namespace emulator {
 
 // Does one read-modify-write in place of an atomic: `change` maps the old value to the new one. Returns the old value.
 template <class T, class Change>
-T read_modify_write(T* p, Change change, bool is_poll, Location at) {
-    std::atomic_ref<T> cell(*p);
-    T old = cell.load();
-    while (!cell.compare_exchange_weak(old, change(old))) {
-    }
+LUCE_COUNTS_ITSELF T read_modify_write(T* p, Change change, bool is_poll, Location at) {
+    accessed(p, sizeof(T), true, __builtin_return_address(0));
+    T old, changed;
+    __atomic_load(p, &old, __ATOMIC_SEQ_CST);
+    do changed = change(old);
+    while (!__atomic_compare_exchange(p, &old, &changed, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (to_bits(change(old)) != to_bits(old)) stored(p);
     else if (is_poll) seen(Operation::atomic, p, sizeof(T), to_bits(old), at);
     return old;
@@ -212,13 +247,16 @@ inline void __nanosleep(unsigned, emulator::Location at = emulator::Location::cu
 [[noreturn]] inline void __trap(emulator::Location at = emulator::Location::current()) { emulator::trap(at); }
 
 // The primitives of primitives.cuh.
-inline unsigned load_acquire(const unsigned* p, emulator::Location at = emulator::Location::current()) {
+LUCE_COUNTS_ITSELF inline unsigned load_acquire(const unsigned* p,
+                                                emulator::Location at = emulator::Location::current()) {
+    emulator::accessed(p, sizeof(unsigned), false, __builtin_return_address(0));
     const unsigned value = __atomic_load_n(p, __ATOMIC_SEQ_CST);
     emulator::seen(emulator::Operation::load_acquire, p, sizeof(unsigned), value, at);
     return value;
 }
 
-inline void store_release(unsigned* p, unsigned value) {
+LUCE_COUNTS_ITSELF inline void store_release(unsigned* p, unsigned value) {
+    emulator::accessed(p, sizeof(unsigned), true, __builtin_return_address(0));
     __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
     emulator::stored(p);
 }

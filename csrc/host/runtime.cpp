@@ -8,6 +8,7 @@
 // Deadlock   every started block sleeps, no value has changed, no further block fits: found at once, no time-out.
 //            A hand-written spin is a wait that may look again; it is part of a deadlock after `patience` looks
 // Seeds      with a seed one fiber runs at a time and a generator picks each next one, so an order can be had again
+// Counting   a library built for it says each load and store: see traffic.h
 // Poison     shared memory starts as 0xFF in every block: NaN as fp32 and as bf16
 // Strict     stricter than hardware on purpose: a __syncthreads is met by all threads of the block at one source line,
 //            a warp operation by all lanes of its mask at one source line, and none of them may have left before
@@ -34,6 +35,7 @@
 #include <vector>
 
 #include "host/context.h"
+#include "host/traffic.h"
 
 // How the C library finds a library's thread_local memory: index.module, index.offset.
 extern "C" void* __tls_get_addr(void* index);
@@ -166,6 +168,7 @@ struct Block : BlockView {
     unsigned last_warp, last_lane, turns;
     unsigned at_barrier;  // threads
     Location barrier_at;
+    uint64_t barriers;  // passed
 
     Thread& thread() { return static_cast<Thread&>(*current.thread); }
     Warp& warp_of(const Thread& thread) { return warps[thread.number / 32]; }
@@ -203,6 +206,7 @@ struct Block : BlockView {
     [[noreturn, gnu::cold]] void fail_mask(const Thread&, Operation, Location);
     [[noreturn, gnu::cold]] void fail_sources(const Thread&, unsigned absent, Location);
     [[noreturn, gnu::cold]] void fail_barrier(const Thread&, Location);
+    [[noreturn, gnu::cold]] void fail_access(const Thread&, uint64_t address, size_t, bool is_write, const void* at);
     [[noreturn, gnu::cold]] void fail(const std::string& what);
     [[noreturn]] void abandon();
 };
@@ -214,6 +218,8 @@ struct Slot {
     std::vector<std::byte*> stacks, free_stacks;
     std::byte* shared = nullptr;
     size_t shared_size = 0;
+    std::byte* static_shared = nullptr;  // this OS thread's memory of the kernel library
+    Tally tally;
     // Under the device's mutex.
     std::condition_variable wakeup;
     bool invited = false, busy = false, asleep = false;
@@ -222,6 +228,7 @@ struct Slot {
     Slot() { block.slot = this; }
     std::byte* take_stack();
     void run_block(Launch&, unsigned number);
+    bool may_access(const Thread&, const std::byte* begin, size_t size) const;
     void sleep();
     void serve(std::unique_lock<std::mutex>&);
 };
@@ -237,6 +244,7 @@ struct Launch {
     std::atomic<bool> failed = false;
     std::string report;
     uint64_t generator;
+    Footprints footprints;
 
     explicit Launch(const Request& request);
     unsigned random(unsigned below);
@@ -325,6 +333,7 @@ void Block::begin(Launch& new_launch, unsigned new_number) {
     index = {number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)};
     live = threads_count;
     at_barrier = ready_warps = 0;
+    barriers = 0;
     last_warp = 0;
     last_lane = 31;
     turns = turns_per_warp;
@@ -440,6 +449,24 @@ void Block::fail_sources(const Thread& self, unsigned absent, Location at) {
 void Block::fail_barrier(const Thread& self, Location at) {
     fail("divergent barrier: " + describe_number(self) + " in " + name(Operation::syncthreads, at) + " while " +
          describe());
+}
+
+// The launcher knows the tensors' names and the library's lines, so the report has their numbers between braces.
+void Block::fail_access(const Thread& self, uint64_t address, size_t size, bool is_write, const void* at) {
+    const Request& request = launch->request;
+    uint64_t nearest = 0, distance = ~0ull;
+    for (uint64_t i = 0; i < request.tensors_count; ++i) {
+        const Tensor& t = request.tensors[i];
+        const uint64_t away = address < t.begin ? t.begin - address : address >= t.end ? address - t.end : 0;
+        if (away < distance) distance = away, nearest = i;
+    }
+    Dl_info library{};
+    dladdr(at, &library);
+    const auto offset = reinterpret_cast<uint64_t>(at) - reinterpret_cast<uint64_t>(library.dli_fbase);
+    const auto from_begin = static_cast<int64_t>(address - request.tensors[nearest].begin);
+    fail(describe_number(self) + (is_write ? " writes " : " reads ") + std::to_string(size) +
+         " bytes outside every tensor: {access " + std::to_string(nearest) + " " + std::to_string(from_begin) + " " +
+         std::to_string(offset) + "}");
 }
 
 bool Block::any_waiting() const {
@@ -563,8 +590,11 @@ void Slot::run_block(Launch& launch, unsigned number) {
         struct {
             unsigned long module, offset;
         } index = {request.shared_module, 0};
-        std::memset(__tls_get_addr(&index), 0xFF, request.shared_bytes);
+        static_shared = static_cast<std::byte*>(__tls_get_addr(&index));
+        std::memset(static_shared, 0xFF, request.shared_bytes);
     }
+    tally.begin_launch(request, launch.footprints);
+    tally.begin_block();
     block.begin(launch, number);
     block.dynamic_shared = shared;
     current.block = &block;
@@ -575,6 +605,21 @@ void Slot::run_block(Launch& launch, unsigned number) {
     switch_context(main, first.context);
     if (block.live != 0) free_stacks.assign(stacks.rbegin(), stacks.rend());  // abandoned
     current = {};
+}
+
+// Memory that a thread may use beside the tensors: shared memory, its own stack, its arguments, the library's constants.
+bool Slot::may_access(const Thread& thread, const std::byte* begin, size_t size) const {
+    const Request& request = block.launch->request;
+    const auto inside = [&](const void* first, size_t bytes) {
+        const auto start = static_cast<const std::byte*>(first);
+        return begin >= start && begin + size <= start + bytes;
+    };
+    if (inside(shared, request.dynamic_shared_bytes) || inside(static_shared, request.shared_bytes)) return true;
+    if (inside(thread.stack - stack_bytes, stack_bytes) || inside(request.args, 8 * request.args_count)) return true;
+    if (inside(&current, sizeof current)) return true;
+    if (inside(current.thread, sizeof(ThreadView)) || inside(current.block, sizeof(BlockView))) return true;
+    Dl_info library{};
+    return dladdr(begin, &library) != 0;
 }
 
 // The block has nothing to run until a value changes elsewhere, or until a spin may look again.
@@ -609,6 +654,8 @@ void Slot::serve(std::unique_lock<std::mutex>& lock) {
         lock.lock();
         busy = false;
         --launch->running;
+        if (launch->request.tensors) tally.add_to(launch->request.traffic);
+        if (launch->request.block_barriers) *launch->request.block_barriers += block.barriers;
         if (block.live == 0) {
             ++launch->finished;
             launch->is_finished[number] = true;
@@ -621,7 +668,7 @@ void Slot::serve(std::unique_lock<std::mutex>& lock) {
 
 Launch::Launch(const Request& request)
     : request(request), total(request.grid[0] * request.grid[1] * request.grid[2]), is_finished(total),
-      generator(request.seed) {
+      generator(request.seed), footprints(static_cast<unsigned>(request.tensors_count)) {
     if (!request.seeded) return;
     order.resize(total);
     for (unsigned i = 0; i < total; ++i) {
@@ -821,6 +868,7 @@ void block_barrier(Location at) {
         return;
     }
     block.at_barrier = 0;
+    ++block.barriers;
     for (unsigned i = 0; i < block.warps.size(); ++i) {
         if (!block.warps[i].at_barrier) continue;
         block.make_ready(i, block.warps[i].at_barrier);
@@ -859,6 +907,23 @@ void seen(Operation operation, const void* address, unsigned size, uint64_t valu
 void fence() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (block().launch->asleep != 0) device().wake_changed();
+}
+
+void accessed(const void* address, size_t size, bool is_write, const void* instruction) {
+    if (!current.block) return;
+    Block& block = emulator::block();
+    const Request& request = block.launch->request;
+    if (!request.tensors || block.launch->failed) return;
+    const auto begin = reinterpret_cast<uint64_t>(address);
+    const Thread& self = block.thread();
+    Tally& tally = block.slot->tally;
+    if (const int tensor = tally.find(begin, size); tensor >= 0) {
+        const unsigned warp = self.number / 32;
+        tally.count(tensor, begin, size, is_write, reinterpret_cast<uintptr_t>(instruction), warp, self.number % 32,
+                    std::popcount(block.warps[warp].present));
+    } else if (!block.slot->may_access(self, static_cast<const std::byte*>(address), size)) {
+        block.fail_access(self, begin, size, is_write, instruction);
+    }
 }
 
 void trap(Location at) {
@@ -920,3 +985,51 @@ void luce_shared_memory(const void* entry, uint64_t* module, uint64_t* bytes) {
 }
 
 }  // namespace emulator
+
+// ---- What a library built for counting calls, in place of the thread sanitizer's own runtime ----
+
+#define LUCE_ACCESS(name, size, is_write)                                                    \
+    extern "C" __attribute__((visibility("default"))) void __tsan_##name(void* address) {    \
+        emulator::accessed(address, size, is_write, __builtin_return_address(0));            \
+    }
+LUCE_ACCESS(read1, 1, false)
+LUCE_ACCESS(read2, 2, false)
+LUCE_ACCESS(read4, 4, false)
+LUCE_ACCESS(read8, 8, false)
+LUCE_ACCESS(read16, 16, false)
+LUCE_ACCESS(write1, 1, true)
+LUCE_ACCESS(write2, 2, true)
+LUCE_ACCESS(write4, 4, true)
+LUCE_ACCESS(write8, 8, true)
+LUCE_ACCESS(write16, 16, true)
+LUCE_ACCESS(unaligned_read2, 2, false)
+LUCE_ACCESS(unaligned_read4, 4, false)
+LUCE_ACCESS(unaligned_read8, 8, false)
+LUCE_ACCESS(unaligned_read16, 16, false)
+LUCE_ACCESS(unaligned_write2, 2, true)
+LUCE_ACCESS(unaligned_write4, 4, true)
+LUCE_ACCESS(unaligned_write8, 8, true)
+LUCE_ACCESS(unaligned_write16, 16, true)
+
+#pragma GCC visibility push(default)
+extern "C" {
+void __tsan_read_range(void* address, unsigned long size) {
+    emulator::accessed(address, size, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, unsigned long size) {
+    emulator::accessed(address, size, true, __builtin_return_address(0));
+}
+void* __tsan_memcpy(void* to, const void* from, unsigned long size) {
+    emulator::accessed(from, size, false, __builtin_return_address(0));
+    emulator::accessed(to, size, true, __builtin_return_address(0));
+    return std::memcpy(to, from, size);
+}
+void* __tsan_memset(void* to, int value, unsigned long size) {
+    emulator::accessed(to, size, true, __builtin_return_address(0));
+    return std::memset(to, value, size);
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+}
+#pragma GCC visibility pop

@@ -65,12 +65,24 @@ void seen(Operation, const void* address, unsigned size, uint64_t value, Locatio
 void fence();
 [[noreturn]] void trap(Location);
 
+// A load or store of the calling thread, counted where the launch asks for it; `instruction`: where it stands.
+void accessed(const void*, size_t size, bool is_write, const void* instruction);
+
+// Addresses of one tensor, and what a launch moved of it (traffic.h).
+struct Tensor {
+    uint64_t begin, end;
+};
+struct Traffic {
+    uint64_t asked_read, asked_write, moved_read, moved_write, distinct_read, distinct_write;
+};
+
 // A launch. `args` holds 8 bytes for each parameter of the kernel.
 using Entry = void (*)(const uint64_t* args);
 struct Request {
     const char* name;
     Entry entry;
     const uint64_t* args;
+    uint64_t args_count;
     uint64_t shared_module, shared_bytes;  // the kernel library's thread_local memory, from luce_shared_memory
     unsigned grid[3], block[3];
     unsigned dynamic_shared_bytes;
@@ -78,6 +90,11 @@ struct Request {
     unsigned cooperative;      // 1: every block starts at once, as the caller has checked that they fit
     unsigned seeded;           // 1: one thread at a time, in an order that `seed` decides
     uint64_t seed;
+    // Counting, for a kernel library built for it. Sorted, without overlap; null: count nothing.
+    const Tensor* tensors;
+    uint64_t tensors_count;
+    Traffic* traffic;           // one for each tensor, added to
+    uint64_t* block_barriers;   // __syncthreads passed by whole blocks, added to
 };
 
 extern "C" {

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
-from luce_edu.backends.ledger import Ledger
+from luce_edu.backends.ledger import Launch, Ledger
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, LaunchError
 
@@ -220,7 +220,7 @@ class CudaBackend:
             )
         config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative)
         launch(_CurrentStream(self.device), config, kernel.handle, *values)
-        self.ledger.record(kernel=kernel.name, grid=grid, block=block, smem=smem, cooperative=cooperative)
+        self.ledger.record(Launch(kernel.name, grid, block, smem, cooperative))
 
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
         """Blocks that can be on the GPU at the same time: the largest cooperative grid."""

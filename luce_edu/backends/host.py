@@ -8,10 +8,12 @@ LUCE_HOST_FLAGS, more compiler flags, such as -DLUCE_UCONTEXT for the portable s
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import struct
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu import backends
-from luce_edu.backends.ledger import Ledger
+from luce_edu.backends.ledger import Launch, Ledger, Traffic
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, KernelError, LaunchError
 
@@ -41,15 +43,17 @@ COMPILERS = ("g++", "clang++", "c++")
 # `__shared__` variables of inline functions.
 FLAGS = (
     "-std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing "
-    "-fvisibility=hidden -fPIC -shared -Wno-unknown-pragmas -DLUCE_HOST"
+    "-fvisibility=hidden -fPIC -Wno-unknown-pragmas -DLUCE_HOST"
 ).split()
+# Calls before each load and store, for csrc/host/traffic.h; and line numbers for what it reports.
+COUNTING = "-fsanitize=thread -g1 -DLUCE_COUNT".split()
 _EXPORT = (
     'extern "C" __attribute__((visibility("default"))) const emulator::Export luce_kernel_{name};\n'
     "const emulator::Export luce_kernel_{name} = emulator::exported<&{name}>();"
 )
 # FORTIFY: takes a longjmp to another stack for an attack.
 RUNTIME_FLAGS = (
-    "-std=c++20 -O2 -fPIC -shared -pthread -ftls-model=initial-exec -fvisibility=hidden -U_FORTIFY_SOURCE"
+    "-std=c++20 -O2 -fPIC -pthread -ftls-model=initial-exec -fvisibility=hidden -U_FORTIFY_SOURCE"
 ).split()
 
 
@@ -62,6 +66,7 @@ class HostKernel:
     entry: int  # address of a function that takes the packed arguments
     shared_module: int
     shared_bytes: int  # static shared memory of all kernels of the module together
+    library: Path
 
     @property
     def packing(self) -> str:
@@ -73,18 +78,22 @@ class HostBackend:
     """Runs kernels on the CPU, each launch to its end.
 
     csrc_dir  another source tree, such as one with a planted fault
+    count_traffic  count what each launch reads and writes of every tensor, and refuse an access outside all of them.
+              Tensors that a kernel reaches through a pointer in memory must be named in `tensors`. Some ten times slower.
     seed      None: blocks in parallel, threads in turn. An int: one thread at a time in an order drawn from it, the
               same each time; blocks start in any order and run as far as they can before another goes on.
     """
 
     name = "host"
 
-    def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None):
+    def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False):
         import torch
 
         self.device = torch.device("cpu")
         self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.seed = seed
+        self.count_traffic = count_traffic
+        self.tensors: dict[str, torch.Tensor] = {}  # names for the traffic; an argument without one is "argument 0"
         self.ledger = Ledger()
         sm_count = os.environ.get("LUCE_HOST_SMS", "2")
         if not sm_count.isdecimal() or not 1 <= int(sm_count) <= MOST_SMS:
@@ -101,8 +110,8 @@ class HostBackend:
         runtime = _load_runtime(self.csrc_dir)
         wrapper = [f'#include "{source}"', '#include "host/export.h"']
         wrapper += [_EXPORT.format(name=name) for name in kernels]
-        flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items())]
-        library = _load(_build(self.csrc_dir, source, "\n".join(wrapper), flags, self.csrc_dir))
+        flags = [*FLAGS, *(COUNTING if self.count_traffic else ()), *(f"-D{n}={v}" for n, v in defines.items())]
+        library = _build(self.csrc_dir, source, "\n".join(wrapper), flags, self.csrc_dir)
         return Module(source, {name: _find_kernel(runtime, library, name) for name in kernels})
 
     def launch(self, kernel: HostKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
@@ -121,14 +130,38 @@ class HostBackend:
                 f"{math.prod(block)} threads and {smem} bytes of shared memory at the same time"
             )
         packed = _pack(kernel, args)
+        ranges = self._ranges(args) if self.count_traffic else []
+        tensors = (_Tensor * len(ranges))(*((begin, end) for begin, end, _ in ranges))
+        traffic, barriers = (_Traffic * len(ranges))(), ctypes.c_uint64()
         request = _Request(
-            kernel.name.encode(), kernel.entry, packed, kernel.shared_module, kernel.shared_bytes,
+            kernel.name.encode(), kernel.entry, packed, len(args), kernel.shared_module, kernel.shared_bytes,
             grid, block, smem, resident, cooperative, self.seed is not None, (self.seed or 0) % 2**64,
+            tensors if self.count_traffic else None, len(ranges), traffic, ctypes.pointer(barriers),
         )  # fmt: skip
-        self.ledger.record(kernel=kernel.name, grid=grid, block=block, smem=smem, cooperative=cooperative)
         report = _load_runtime(self.csrc_dir).luce_launch(ctypes.byref(request))
+        counted = None
+        if self.count_traffic:
+            each = {name: Traffic(*(getattr(t, f) for f, _ in _Traffic._fields_))
+                    for (_, _, name), t in zip(ranges, traffic, strict=True)}  # fmt: skip
+            counted = {name: t for name, t in each.items() if t != Traffic()}
+        self.ledger.record(
+            Launch(kernel.name, grid, block, smem, cooperative, counted, barriers.value / blocks)
+        )
         if report is not None:
-            raise KernelError(report.decode())
+            raise KernelError(_with_names(report.decode(), kernel, ranges))
+
+    def _ranges(self, args) -> list[tuple[int, int, str]]:
+        """Begin, end and name of every tensor that may be touched, sorted; one inside another goes by the larger."""
+        import torch
+
+        named = {f"argument {i}": arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)}
+        found = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in (self.tensors | named).items() if t.nbytes]
+        # Of equal ranges the first named one stays; Python's sort keeps their order.
+        ranges: list[tuple[int, int, str]] = []
+        for begin, end, name in sorted(found, key=lambda r: (r[0], -r[1])):
+            if not ranges or end > ranges[-1][1]:
+                ranges.append((begin, end, name))
+        return ranges
 
     def max_resident_blocks(self, kernel: HostKernel, block, smem: int) -> int:
         """Blocks that the emulated device holds at the same time: the largest cooperative grid."""
@@ -147,6 +180,18 @@ class HostBackend:
         """Nothing to wait for: a launch returns when the kernel has ended."""
 
 
+class _Tensor(ctypes.Structure):
+    """emulator::Tensor of csrc/host/runtime.h."""
+
+    _fields_ = (("begin", ctypes.c_uint64), ("end", ctypes.c_uint64))
+
+
+class _Traffic(ctypes.Structure):
+    """emulator::Traffic of csrc/host/runtime.h; the names are those of ledger.Traffic."""
+
+    _fields_ = tuple((field.name, ctypes.c_uint64) for field in dataclasses.fields(Traffic))
+
+
 class _Request(ctypes.Structure):
     """emulator::Request of csrc/host/runtime.h."""
 
@@ -154,6 +199,7 @@ class _Request(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("entry", ctypes.c_void_p),
         ("args", ctypes.c_char_p),
+        ("args_count", ctypes.c_uint64),
         ("shared_module", ctypes.c_uint64),
         ("shared_bytes", ctypes.c_uint64),
         ("grid", ctypes.c_uint * 3),
@@ -163,7 +209,31 @@ class _Request(ctypes.Structure):
         ("cooperative", ctypes.c_uint),
         ("seeded", ctypes.c_uint),
         ("seed", ctypes.c_uint64),
+        ("tensors", ctypes.POINTER(_Tensor)),
+        ("tensors_count", ctypes.c_uint64),
+        ("traffic", ctypes.POINTER(_Traffic)),
+        ("block_barriers", ctypes.POINTER(ctypes.c_uint64)),
     )
+
+
+def _with_names(report: str, kernel: HostKernel, ranges) -> str:
+    """An emulator's report with the tensor's name and the source line in place of their numbers."""
+
+    def named(match: re.Match) -> str:
+        begin, end, name = ranges[int(match[1])]
+        return f"byte {match[2]} of {name}, which has {end - begin}{_source_line(kernel.library, int(match[3]))}"
+
+    return re.sub(r"\{access (\d+) (-?\d+) (\d+)\}", named, report)
+
+
+def _source_line(library: Path, offset: int) -> str:
+    """" at file:line" of the instruction before an address in a library, or nothing where binutils is missing."""
+    command = ["addr2line", "-s", "-e", str(library), hex(offset - 1)]
+    try:
+        place = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split(" ")[0].strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return f" at {place}" if place and not place.startswith("?") else ""
 
 
 def _triple(kernel: str, what: str, size) -> tuple[int, int, int]:
@@ -246,9 +316,18 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
         output = Path(scratch) / "module.so"
         # Names in reports are relative to csrc/, as an entry serves every tree with the same contents.
         paths = ["-I", str(csrc), f"-ffile-prefix-map={csrc}{os.sep}="]
-        command = [*compiler, *flags, *paths, "-x", "c++", "-", "-o", str(output)]
+        # Two steps: one would link the thread sanitizer's runtime into a library built for counting.
+        compiled = Path(scratch) / "module.o"
         try:
-            done = subprocess.run(command, input=code, capture_output=True, text=True)
+            done = subprocess.run(
+                [*compiler, *flags, *paths, "-x", "c++", "-c", "-", "-o", str(compiled)],
+                input=code, capture_output=True, text=True,
+            )  # fmt: skip
+            if done.returncode == 0:
+                linked = [flag for flag in flags if flag not in COUNTING]
+                done = subprocess.run(
+                    [*compiler, *linked, "-shared", str(compiled), "-o", str(output)], capture_output=True, text=True
+                )
         except OSError as error:
             raise CompileError(f"{title}: the compiler {compiler[0]} does not run ({error.strerror})") from None
         if done.returncode != 0 or not _is_library(output):
@@ -318,11 +397,11 @@ def _load_runtime(csrc: Path) -> ctypes.CDLL:
     return _runtime
 
 
-def _find_kernel(runtime: ctypes.CDLL, library: ctypes.CDLL, name: str) -> HostKernel:
+def _find_kernel(runtime: ctypes.CDLL, library: Path, name: str) -> HostKernel:
     class Export(ctypes.Structure):
         _fields_ = (("entry", ctypes.c_void_p), ("signature", ctypes.c_char_p))
 
-    export = Export.in_dll(library, f"luce_kernel_{name}")
+    export = Export.in_dll(_load(library), f"luce_kernel_{name}")
     module, size = ctypes.c_uint64(), ctypes.c_uint64()
     runtime.luce_shared_memory(ctypes.c_void_p(export.entry), ctypes.byref(module), ctypes.byref(size))
-    return HostKernel(name, export.signature.decode(), export.entry, module.value, size.value)
+    return HostKernel(name, export.signature.decode(), export.entry, module.value, size.value, library)

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one tensor that a launch read and wrote, counted three ways (csrc/host/traffic.h).
+
+    asked     what the threads asked for, added up
+    moved     32 bytes for each sector that a warp's access touches: what has to reach the multiprocessors when nothing
+              is kept in L1
+    distinct  what was touched at all: the least that has to come from, or go to, memory
+    """
+
+    asked_read: int = 0
+    asked_write: int = 0
+    moved_read: int = 0
+    moved_write: int = 0
+    distinct_read: int = 0
+    distinct_write: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory."""
+    """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory.
+
+    traffic         by tensor, and barriers_a_block the __syncthreads that a block passed on average: where the host
+                    backend counts, else None
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     smem: int
     cooperative: bool
+    traffic: Mapping[str, Traffic] | None = None
+    barriers_a_block: float | None = None
 
 
 @dataclass
@@ -23,8 +51,8 @@ class Ledger:
 
     entries: list[Launch] = field(default_factory=list)
 
-    def record(self, *, kernel: str, grid, block, smem: int, cooperative: bool) -> None:
-        self.entries.append(Launch(kernel, grid, block, smem, cooperative))
+    def record(self, launch: Launch) -> None:
+        self.entries.append(launch)
 
     def clear(self) -> None:
         self.entries.clear()
@@ -35,3 +63,13 @@ class Ledger:
     def by_kernel(self) -> dict[str, int]:
         """Launches of each kernel, most frequent first."""
         return dict(Counter(entry.kernel for entry in self.entries).most_common())
+
+    def traffic(self) -> dict[str, Traffic]:
+        """The traffic of all entries together, by tensor; ValueError where some entry was not counted."""
+        total: dict[str, Traffic] = {}
+        for entry in self.entries:
+            if entry.traffic is None:
+                raise ValueError(f"{entry.kernel}: its traffic was not counted; use HostBackend(count_traffic=True)")
+            for name, traffic in entry.traffic.items():
+                total[name] = total.get(name, Traffic()) + traffic
+        return total

@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from luce_edu.backends.ledger import Launch
 from luce_edu.reference.model import forward
 from luce_edu.stages.base import Decoder
 
@@ -44,7 +45,7 @@ class _RecordOperations(TorchDispatchMode):
         name, writes = func._schema.name, func._schema.is_mutable
         given, returned = _storages([args, kwargs]), _storages([result])
         if writes or (returned - given and not name.startswith("aten::empty")):
-            self.ledger.record(kernel=name, grid=(1, 1, 1), block=(1, 1, 1), smem=0, cooperative=False)
+            self.ledger.record(Launch(name, (1, 1, 1), (1, 1, 1), smem=0, cooperative=False))
         return result
 
 
