@@ -43,8 +43,9 @@ class Exercise:
     budget: str
 
     def __post_init__(self):
-        if self.skeleton.count(self.hole) != 1:
-            raise ValueError(f"{self.name}: the hole is {self.skeleton.count(self.hole)} times in the skeleton, not once")
+        times = self.skeleton.count(self.hole)
+        if times != 1:
+            raise ValueError(f"{self.name}: the hole is {times} times in the skeleton, not once")
 
     def check(self, answer: object) -> None:
         """Print the verdict; raise WrongAnswer for a wrong answer."""
@@ -58,11 +59,13 @@ class Exercise:
         print(f"{self.name}: right. {sentence}")
 
     def is_filled(self, text: str) -> bool:
-        """Whether `text` holds the skeleton with something else in place of the hole."""
+        """Whether `text` holds the skeleton with something in place of the hole in which the hole is not left."""
         before, after = self.skeleton.split(self.hole)
         start = text.find(before)
-        end = text.find(after, start + len(before)) if after else len(text)
-        return start >= 0 and end >= 0 and text[start + len(before) : end].strip() not in ("", self.hole.strip())
+        rest = text[start + len(before) :] + "\n"  # a notebook's cell has no newline at its end, a skeleton has
+        end = rest.rfind(after)
+        filled = rest[:end]
+        return start >= 0 and end >= 0 and filled.strip() != "" and self.hole not in filled
 
 
 class _Untouched(Exception):
