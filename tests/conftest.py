@@ -1,6 +1,7 @@
-"""What all tests share: poisoned memory, few threads, and which tests are skipped here, and why."""
+"""What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
 
 import os
+from pathlib import PurePath
 
 import pytest
 import torch
@@ -20,3 +21,55 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, to stand below its list of failures
+def pytest_terminal_summary(terminalreporter):
+    """End with what this run did, such as "notebooks 3, cells 83 · planted wrong answers and faults refused: 93 of 93".
+
+    What was collected elsewhere in the same run counts too, so `pytest tests notebooks` counts every cell.
+    """
+    result = yield
+    line = _what_ran(terminalreporter.stats)
+    if line:
+        terminalreporter.write_line(line)
+    return result
+
+
+def _what_ran(stats) -> str:
+    """Counted from the run's reports: "2" of what passed, "2 of 3" where one did not, nothing of what did not run."""
+    passed, failed, errors, skipped = (
+        {report.nodeid: report for report in stats.get(outcome, ()) if isinstance(report, pytest.TestReport)}
+        for outcome in ("passed", "failed", "error", "skipped")
+    )
+    bad = failed | errors  # an error while tearing down comes on top of a pass
+    cells, solutions, exercises, planted = {}, {}, {}, {}  # each {test: what it is a part of}
+    for test, report in (passed | bad).items():
+        path = PurePath(test.partition("::")[0])
+        if path.suffix == ".ipynb":
+            (solutions if path.parent.name == "solutions" else cells)[test] = path
+        for name, value in report.user_properties:
+            if name == "exercise":
+                exercises[test] = value
+        if "planted" in report.keywords:
+            planted[test] = test
+
+    def good(parts: dict) -> str:
+        spoilt = {part for test, part in parts.items() if test in bad}
+        every = set(parts.values())
+        return f"{len(every) - len(spoilt)} of {len(every)}" if spoilt else f"{len(every)}"
+
+    line = []
+    if cells:
+        line.append(f"notebooks {good(cells)}, cells {good({test: test for test in cells})}")
+    if solutions:
+        line.append(f"solutions {good(solutions)}")
+    if exercises:
+        line.append(f"exercises {good(exercises)}")
+    if planted:
+        left_out = sum("planted" in report.keywords for report in skipped.values())
+        line.append(
+            f"planted wrong answers and faults refused: {len(planted.keys() - bad.keys())} of {len(planted)}"
+            + (f" ({left_out} more skipped)" if left_out else "")
+        )
+    return " · ".join(line)

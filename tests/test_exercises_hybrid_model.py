@@ -83,6 +83,7 @@ def test_right_sizes_pass(answer, capsys):
         assert "right" in capsys.readouterr().out
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("answer", MEMORY_WRONG.values(), ids=MEMORY_WRONG)
 def test_wrong_sizes_are_refused(answer):
     for _ in range(5):
@@ -96,6 +97,7 @@ def test_right_crossings_pass(answer, capsys):
     assert "right" in capsys.readouterr().out
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("answer", CROSSING_WRONG.values(), ids=CROSSING_WRONG)
 def test_wrong_crossings_are_refused(answer):
     for _ in range(5):

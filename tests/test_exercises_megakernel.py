@@ -47,12 +47,14 @@ def test_a_barrier_less_that_verifies_is_right(answer, capsys):
     assert "40 barriers a token in place of 41" in capsys.readouterr().out
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("answer, reason", WRONG.values(), ids=WRONG)
 def test_a_wrong_kernel_is_refused_with_the_reason(answer, reason):
     with pytest.raises(WrongAnswer, match=reason):
         exercises.fewer_barriers.check(answer)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "answer, reason",
     [({"grid_barrier(m.barrier);": ""}, "8 times"), ({"no such text": ""}, "0 times"), ({}, "expected a dict"),
@@ -71,6 +73,7 @@ def test_barriers_of_the_phase_table_are_right(function, capsys):
     assert "right" in capsys.readouterr().out
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "function", [lambda n: 5 * n, lambda n: 2 + 5 * n, lambda n: 1 + 3 * n, lambda n: 41, lambda n: None, 41]
 )

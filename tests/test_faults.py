@@ -78,6 +78,7 @@ def problems(stage, seed, *faults, steps=4):
     return report.rows[0].problems
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("one, stage", CASES)
 def test_verification_catches(one, stage):
     seeds = (0, 1, 2) if one.name.startswith("no grid barrier") or os.environ.get("LUCE_FULL") == "1" else (0,)
@@ -96,6 +97,7 @@ def test_a_correct_grid_barrier_survives_the_pause_that_breaks_the_other():
     assert problems("megakernel", 0, pause) == []
 
 
+@pytest.mark.planted
 def test_a_missing_barrier_is_named_by_the_first_part_that_it_spoils():
     verdict = problems("megakernel", 0, fault("no grid barrier after attention"))
     assert verdict[0].startswith("layer 1 is the first of")  # the attention layer
