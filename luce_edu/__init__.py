@@ -31,3 +31,10 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+def load_ipython_extension(ipython) -> None:
+    """`%load_ext luce_edu` in a notebook: the words %%kernel and %kernels."""
+    from luce_edu.inline.magic import load
+
+    load(ipython)

@@ -3,6 +3,7 @@
     show_source(rms_norm)                                   a Python function, class or method
     show_source("csrc/delta_rule.cuh", "delta_rule_tile")   a function, struct or constant of a CUDA file
     show_source("luce_edu/stages/per_op.py", "PerOpDecoder._matvec")
+    show_source("csrc/delta_rule.cuh", "<load>")            the lines between the comments <load> and </load>
     show_source("csrc/megakernel.cu")                       the comment (or docstring) that opens a file
 """
 
@@ -70,8 +71,8 @@ def show_source(what: object, name: str | None = None) -> None:
     """Display source with its file and line numbers, and with the comment directly above it.
 
     what  a Python function, class or module, or a path that starts with "csrc/" or "luce_edu/"
-    name  with a path: a function, struct, class, "Class.method" or constant; None for the opening comment or
-          docstring of the file
+    name  with a path: a function, struct, class, "Class.method" or constant; "<region>" for lines that two comments
+          mark; None for the opening comment or docstring of the file
     Raises ValueError naming file and region when there is no such file, or not exactly one such region in it.
     """
     source = find_source(what, name)
@@ -97,10 +98,14 @@ def find_source(what: object, name: str | None = None) -> Source:
     if not (roots[top] / rest).is_file():
         raise ValueError(f"{path}: no such file")
     text = (roots[top] / rest).read_text(encoding="utf-8")
-    regions = _python_regions(text, name) if path.endswith(".py") else _cuda_regions(text, name)
+    if name is not None and name.startswith("<"):
+        regions = _marked_regions(text, name)
+    else:
+        regions = _python_regions(text, name) if path.endswith(".py") else _cuda_regions(text, name)
     if len(regions) != 1:
         raise ValueError(f"{path}: expected exactly one {name or 'opening comment'}, found {len(regions)}")
-    return _with_comment(path, text.split("\n"), *regions[0])
+    lines = text.split("\n")
+    return _plain(path, lines, *regions[0]) if name and name.startswith("<") else _with_comment(path, lines, *regions[0])
 
 
 def _of_object(what: object) -> Source:
@@ -121,8 +126,21 @@ def _with_comment(path: str, lines: list[str], first: int, last: int) -> Source:
     """Lines first to last, counted from 1, and the comment directly above them, without their indent."""
     while first > 1 and lines[first - 2].lstrip().startswith(("//", "# ")):
         first -= 1
+    return _plain(path, lines, first, last)
+
+
+def _plain(path: str, lines: list[str], first: int, last: int) -> Source:
     indent = len(lines[first - 1]) - len(lines[first - 1].lstrip())
     return Source(path, first, "\n".join(line[indent:].rstrip() for line in lines[first - 1 : last]))
+
+
+def _marked_regions(text: str, mark: str) -> list[tuple[int, int]]:
+    """First and last line between each pair of comments `// <name>` and `// </name>` (or with #)."""
+    pattern = rf"^[ \t]*(?://|#) {re.escape(mark)}\n(.*?)\n[ \t]*(?://|#) {re.escape(mark.replace('<', '</'))}$"
+    return [
+        (text.count("\n", 0, match.start(1)) + 1, text.count("\n", 0, match.end(1)) + 1)
+        for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def _python_regions(text: str, name: str | None) -> list[tuple[int, int]]:

@@ -45,6 +45,7 @@ FLAGS = (
     "-std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing "
     "-fvisibility=hidden -fPIC -Wno-unknown-pragmas -DLUCE_HOST"
 ).split()
+FAR = 2**28  # bytes; what is further away than that is no index that went astray
 # Calls before each load and store, for csrc/host/traffic.h; and line numbers for what it reports.
 COUNTING = "-fsanitize=thread -g1 -DLUCE_COUNT".split()
 _EXPORT = (
@@ -221,7 +222,10 @@ def _with_names(report: str, kernel: HostKernel, ranges) -> str:
 
     def named(match: re.Match) -> str:
         begin, end, name = ranges[int(match[1])]
-        return f"byte {match[2]} of {name}, which has {end - begin}{_source_line(kernel.library, int(match[3]))}"
+        line = _source_line(kernel.library, int(match[3]))
+        if abs(int(match[2])) > FAR:
+            return f"an address far from all of them{line}"
+        return f"byte {match[2]} of {name}, which has {end - begin}{line}"
 
     return re.sub(r"\{access (\d+) (-?\d+) (\d+)\}", named, report)
 
@@ -233,7 +237,7 @@ def _source_line(library: Path, offset: int) -> str:
         place = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split(" ")[0].strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return f" at {place}" if place and not place.startswith("?") else ""
+    return f" at {place}" if place and place[0] not in "?<" else ""
 
 
 def _triple(kernel: str, what: str, size) -> tuple[int, int, int]:
@@ -318,10 +322,11 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
         paths = ["-I", str(csrc), f"-ffile-prefix-map={csrc}{os.sep}="]
         # Two steps: one would link the thread sanitizer's runtime into a library built for counting.
         compiled = Path(scratch) / "module.o"
+        plain = os.environ | {"LC_ALL": "C"}  # the same words and quotes everywhere
         try:
             done = subprocess.run(
                 [*compiler, *flags, *paths, "-x", "c++", "-c", "-", "-o", str(compiled)],
-                input=code, capture_output=True, text=True,
+                input=code, capture_output=True, text=True, env=plain,
             )  # fmt: skip
             if done.returncode == 0:
                 linked = [flag for flag in flags if flag not in COUNTING]

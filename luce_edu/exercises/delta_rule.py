@@ -1,0 +1,210 @@
+"""Exercises of notebook 02: the conv state, a step with shared key heads, and four update rules."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import torch
+
+from luce_edu.exercises import Exercise, WrongAnswer, call
+
+LIMIT = 1e-5  # fp32 sums over at most a few dozen products, in whatever order the answer adds them
+
+
+def _expect(got: object, want: torch.Tensor, what: str) -> torch.Tensor:
+    """`got` in fp64; WrongAnswer unless it is a finite tensor of `want`'s shape."""
+    if not isinstance(got, torch.Tensor):
+        raise WrongAnswer(f"{what}: expected a tensor, got {type(got).__name__}.")
+    if got.shape != want.shape:
+        raise WrongAnswer(f"{what}: expected shape {list(want.shape)}, got {list(got.shape)}.")
+    if not torch.isfinite(got).all():
+        raise WrongAnswer(f"{what}: not every element is a finite number.")
+    return got.detach().double()
+
+
+def _next_conv_state(answer) -> str:
+    for kernel, tokens in ((4, 4), (4, 3), (4, 1), (4, 2), (6, 2), (2, 5), (2, 1), (5, 9)):
+        # All numbers differ, and whole ones are easy to read in a hint.
+        channels, remembered = random.randrange(2, 6), kernel - 1
+        numbers = torch.randperm(channels * (remembered + tokens)).float() + 1
+        inputs = numbers.view(channels, remembered + tokens)
+        got = call(answer, inputs[:, :remembered].clone(), inputs[:, remembered:].T.clone())
+        case = f"Case: kernel {kernel}, so {remembered} remembered; {tokens} new."
+        want = inputs[:, tokens:].double()
+        got = _expect(got, want, f"{case} conv_state")
+        if not torch.equal(got, want):
+            channel = int((got != want).any(1).nonzero()[0])
+            seen = [int(x) for x in inputs[channel].tolist()]
+            raise WrongAnswer(
+                f"{case} Channel {channel} remembered {seen[:remembered]}, then came {seen[remembered:]}. You keep "
+                f"{got[channel].tolist()}: not the last {remembered} of all these, oldest first."
+            )
+    return "What came before a short chunk is still needed after it."
+
+
+next_conv_state = Exercise(
+    name="next_conv_state",
+    judge=_next_conv_state,
+    spec="The conv state after a chunk of any number of tokens, also fewer than it remembers.",
+    skeleton='''\
+def next_conv_state(conv_state, x):
+    """Return [channels, kernel - 1], oldest first; conv_state like it, x [tokens, channels]."""
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, one or two lines",
+)
+
+
+def _right_step(S, q, k, v, beta, g):
+    """(S, o) of one head after one token; S [K, V], q, k [K], v [V], beta, g scalars."""
+    S = g.exp() * S
+    S = S + torch.outer(k, beta * (v - S.T @ k))
+    return S, S.T @ q
+
+
+def _grouped_step(answer) -> str:
+    for key_heads, served, key_dim, value_dim in ((1, 1, 4, 3), (2, 1, 5, 5), (2, 2, 4, 7), (2, 3, 8, 5), (3, 2, 7, 9)):
+        heads = key_heads * served
+        q, k = (torch.nn.functional.normalize(torch.randn(key_heads, key_dim), dim=-1) for _ in range(2))
+        v, S = torch.randn(heads, value_dim), torch.randn(heads, key_dim, value_dim)
+        beta, g = 0.2 + 0.6 * torch.rand(heads), -0.1 - torch.rand(heads)
+        arguments = {"S": S, "q": q, "k": k, "v": v, "beta": beta, "g": g}
+        result = call(answer, **{name: tensor.clone() for name, tensor in arguments.items()})
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise WrongAnswer(f"expected two tensors, S and o, got {type(result).__name__}.")
+        S, q, k, v, beta, g = (tensor.double() for tensor in arguments.values())
+        want = [
+            _right_step(S[h], q[h // served], k[h // served], v[h], beta[h], g[h]) for h in range(heads)
+        ]
+        case = f"Case: {key_heads} key heads, {heads} value heads."
+        for i, name in enumerate(("S", "o")):
+            truth = torch.stack([head[i] for head in want])
+            got = _expect(result[i], truth, f"{case} {name}")
+            for h in range(heads):
+                if not (got[h] - truth[h]).norm() <= LIMIT * truth[h].norm():
+                    raise WrongAnswer(
+                        f"{case} {name} of value head {h} is the first that differs. {_grouped_hint(name, h, served)}"
+                    )
+    return "Every value head owns a matrix; neighbours share a key."
+
+
+def _grouped_hint(name: str, head: int, served: int) -> str:
+    if name == "o":
+        return "S is right in all of them, so look at how, and when, it is read."
+    if served > 1 and head > 0:
+        return f"Which key head belongs to it, if each serves {served} value heads in a row?"
+    return "Forget, predict, correct, read: in which order, and what does each of them see?"
+
+
+grouped_step = Exercise(
+    name="grouped_step",
+    judge=_grouped_step,
+    spec="One token of the delta rule for all heads at once, where a key head serves several value heads in a row.",
+    skeleton='''\
+def grouped_step(S, q, k, v, beta, g):
+    """Return (S, o) after one token, o [value heads, V].
+
+    S [value heads, K, V];  q, k [key heads, K];  v [value heads, V];  beta, g [value heads]
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="10 minutes, six lines",
+)
+
+
+# Four rules for one head: S [K, V], q, k [K], v [V], beta and g scalars. Each returns (S, o).
+
+
+def rule_a(S, q, k, v, beta, g):
+    S = S + torch.outer(k, beta * (v - S.T @ k))
+    S = g.exp() * S
+    return S, S.T @ q
+
+
+def rule_b(S, q, k, v, beta, g):
+    S = g.exp() * S
+    S = S + torch.outer(k, v - beta * (S.T @ k))
+    return S, S.T @ q
+
+
+def rule_c(S, q, k, v, beta, g):
+    predicted, read = g.exp() * (S.T @ k), g.exp() * (S.T @ q)
+    delta = beta * (v - predicted)
+    return g.exp() * S + torch.outer(k, delta), read + (k @ q) * delta
+
+
+def rule_d(S, q, k, v, beta, g):
+    delta = beta * (v - S.T @ k)
+    S = g.exp() * S + torch.outer(k, delta)
+    return S, S.T @ q
+
+
+RULES = {"A": rule_a, "B": rule_b, "C": rule_c, "D": rule_d}
+
+DIFFERS, AGREES = 1e-2, 1e-6  # ||S and o - the right ones|| over the right ones' norm, in fp64
+
+
+def _four_rules(answer) -> str:
+    if not isinstance(answer, Mapping) or len(answer) != 3 or not set(answer) <= set(RULES):
+        raise WrongAnswer(f"expected a token for each of three rules out of {', '.join(RULES)}, got {answer!r}")
+    for accused, token in answer.items():
+        arguments = _token(accused, token)
+        errors = _errors(arguments)
+        if not errors[accused] >= DIFFERS:
+            raise WrongAnswer(
+                f"Your token for {accused} does not convict it: S and o differ by {errors[accused]:.1g} of their norm "
+                f"from what the equations in the text give, and {DIFFERS} is asked for."
+            )
+        others = [other for other in answer if other != accused and not errors[other] <= AGREES]
+        if others:
+            raise WrongAnswer(
+                f"On your token for {accused}, {others[0]} is wrong too. Choose one whose numbers make the mistake of "
+                f"{others[0]} harmless."
+            )
+    return "Three tokens, three verdicts: a wrong rule is right on most of the inputs that come to mind."
+
+
+def _token(rule: str, token: object) -> dict[str, torch.Tensor]:
+    """The learner's token in fp64; WrongAnswer unless it is one that a model could have."""
+    names = ("S", "q", "k", "v", "beta", "g")
+    if not isinstance(token, Mapping) or set(token) != set(names):
+        raise WrongAnswer(f"{rule}: expected a dict with {', '.join(names)}, got {token!r}")
+    try:
+        arguments = {name: torch.as_tensor(token[name]).detach().double() for name in names}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WrongAnswer(f"{rule}: expected tensors or numbers ({error})") from None
+    S, q, k, v, beta, g = arguments.values()
+    if S.dim() != 2 or q.shape != S.shape[:1] or k.shape != q.shape or v.shape != S.shape[1:] or beta.dim() or g.dim():
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arguments.items())
+        raise WrongAnswer(f"{rule}: expected S [K, V], q and k [K], v [V], beta and g single numbers; got {shapes}")
+    for name, x in arguments.items():
+        if not torch.isfinite(x).all():
+            raise WrongAnswer(f"{rule}: {name} is not finite.")
+    if not 0 <= beta <= 1 or not g <= 0:
+        raise WrongAnswer(f"{rule}: expected beta from 0 to 1 and g of at most 0, got {beta:.3g} and {g:.3g}.")
+    return arguments
+
+
+def _errors(arguments: dict[str, torch.Tensor]) -> dict[str, float]:
+    """How far each rule is from the right one, over S and o together."""
+
+    def both(rule):
+        return torch.cat([part.flatten() for part in rule(**arguments)])
+
+    right = both(_right_step)
+    return {name: float((both(rule) - right).norm() / right.norm().clamp_min(1e-30)) for name, rule in RULES.items()}
+
+
+four_rules = Exercise(
+    name="four_rules",
+    judge=_four_rules,
+    spec="For each of the three wrong rules a token on which it alone is wrong, by at least 1 % of S and o together.",
+    skeleton="""\
+tokens = ...   # {"A": dict(S=..., q=..., k=..., v=..., beta=..., g=...), ...}: the wrong three
+""",
+    hole="""...   # {"A": dict(S=..., q=..., k=..., v=..., beta=..., g=...), ...}: the wrong three""",
+    budget="20 minutes, three tokens",
+)

@@ -1,0 +1,7 @@
+"""Kernels compiled inline: a notebook cell of CUDA C++, held against a line of PyTorch.
+
+specs    what a kernel can be checked against: parameters, shapes, inputs, the reference
+trial    compile it, run it on fresh inputs, judge, count; a Verdict
+apart    a process that may crash or hang without the notebook
+magic    `%load_ext luce_edu`, then `%%kernel NAME --against reference.rms_norm`
+"""

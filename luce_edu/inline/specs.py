@@ -1,0 +1,192 @@
+"""What a cell's kernel can be checked against: its parameters, the shapes it must serve, fresh inputs, the truth.
+
+The truth is PyTorch in fp32, from luce_edu.reference or from PyTorch itself. Among the shapes are sizes that no block or
+warp divides, and a single element. Inputs are random: no element equals its neighbour, so that a wrong index shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from luce_edu.reference.causal_conv import causal_conv
+from luce_edu.reference.delta_rule import delta_rule_step, l2_norm
+from luce_edu.reference.rms_norm import rms_norm
+
+Shape = Mapping[str, int]
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One thing to compute.
+
+    name        as it stands after --against
+    computes    in a line
+    parameters  C++ type by name; a kernel takes any of them, in any order
+    shapes      each a size for every dimension; the last one is the one that is reported
+    make        make(shape, random) -> inputs by name; random(*size) draws from a normal distribution
+    outputs     outputs(shape) -> size by name: made by the trial, filled with NaN
+    truth       truth(inputs, shape) -> what outputs, and inputs that the kernel changes, must be
+    grid        blocks, an expression in the dimensions and `block`, rounded up
+    block       threads a block
+    needs       what a kernel may rely on beside the sizes
+    """
+
+    name: str
+    computes: str
+    parameters: Mapping[str, str]
+    shapes: tuple[Shape, ...]
+    make: Callable[[Shape, Callable[..., torch.Tensor]], dict[str, torch.Tensor | float]]
+    outputs: Callable[[Shape], dict[str, tuple[int, ...]]]
+    truth: Callable[[dict, Shape], dict[str, torch.Tensor]]
+    grid: str
+    block: int = 256
+    needs: str = ""
+    limit: float = 1e-5  # fp32 sums of at most a few thousand terms, in any order
+
+    @property
+    def signature(self) -> str:
+        return ", ".join(f"{kind} {name}" for name, kind in self.parameters.items())
+
+
+def find_spec(name: str) -> Spec:
+    """The spec of that name; ValueError with the names that there are."""
+    if name not in SPECS:
+        raise ValueError(f"unknown reference {name!r}; a kernel can be checked against {', '.join(SPECS)}")
+    return SPECS[name]
+
+
+def evaluate(expression: str, names: Mapping[str, int]) -> int:
+    """An expression of whole numbers, + - * / and parentheses, with names for dimensions; rounded up.
+
+    ValueError for anything else.
+    """
+    operators = {ast.Add: float.__add__, ast.Sub: float.__sub__, ast.Mult: float.__mul__, ast.Div: float.__truediv__}
+
+    def value(node: ast.AST) -> float:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return float(node.value)
+        if isinstance(node, ast.Name) and node.id in names:
+            return float(names[node.id])
+        if isinstance(node, ast.BinOp) and type(node.op) in operators:
+            return operators[type(node.op)](value(node.left), value(node.right))
+        raise ValueError
+
+    try:
+        return math.ceil(value(ast.parse(expression, mode="eval").body) - 1e-9)
+    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
+        raise ValueError(
+            f"{expression!r}: expected numbers, + - * / and the names {', '.join(names)}"
+        ) from None
+
+
+def _scaled(x: torch.Tensor) -> torch.Tensor:
+    """Rows of very different size, some so small that an epsilon matters."""
+    return x * torch.tensor([1.0, 1e-3, 30.0]).repeat(-(-len(x) // 3))[: len(x), None]
+
+
+def _add(shape, random):
+    return {"x": random(shape["n"]), "r": random(shape["n"])}
+
+
+def _rms_norm(shape, random):
+    return {"x": _scaled(random(shape["rows"], shape["n"])), "weight": random(shape["n"]), "eps": EPS}
+
+
+def _linear(shape, random):
+    return {"W": random(shape["rows"], shape["cols"]).bfloat16(), "x": random(shape["cols"])}
+
+
+def _causal_conv(shape, random):
+    channels, taps = shape["channels"], shape["taps"]
+    return {"x": random(channels), "weight": random(channels, taps), "conv_state": random(channels, taps - 1)}
+
+
+def _causal_conv_truth(inputs, shape):
+    conv_state = inputs["conv_state"].clone()
+    y = causal_conv(inputs["x"][None], inputs["weight"][:, None], conv_state)[0]
+    return {"y": y, "conv_state": conv_state}
+
+
+def _delta_rule(shape, random):
+    heads, K, V = shape["heads"], shape["K"], shape["V"]
+    return {
+        "q": l2_norm(random(heads, K)) * K**-0.5, "k": l2_norm(random(heads, K)), "v": random(heads, V),
+        "beta": random(heads).sigmoid(), "g": -random(heads).abs(), "S": random(heads, K, V),
+    }  # fmt: skip
+
+
+def _delta_rule_truth(inputs, shape):
+    S = inputs["S"].clone()
+    q, k, v = (inputs[name] for name in "qkv")
+    return {"o": delta_rule_step(q, k, v, beta=inputs["beta"], g=inputs["g"], recurrent_state=S), "S": S}
+
+
+def _attention(shape, random):
+    heads, positions, D = shape["heads"], shape["positions"], shape["head_dim"]
+    # Scores as large as these overflow exp() where the maximum is not taken off first.
+    return {"q": 8 * random(heads, D), "k": 3 * random(heads, positions, D), "v": random(heads, positions, D)}
+
+
+def _attention_truth(inputs, shape):
+    q, k, v = (inputs[name].double() for name in "qkv")
+    return {"o": F.scaled_dot_product_attention(q[:, None], k, v)[:, 0].float()}
+
+
+_TENSOR, _OUT, _BF16 = "const float*", "float*", "const bf16*"
+
+SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        Spec(
+            "torch.add", "y = x + r",
+            {"x": _TENSOR, "r": _TENSOR, "y": _OUT, "n": "int"},
+            tuple({"n": n} for n in (1, 31, 257, 1000, 4096)),
+            _add, lambda s: {"y": (s["n"],)}, lambda i, s: {"y": torch.add(i["x"], i["r"])},
+            grid="n / block",
+        ),
+        Spec(
+            "reference.rms_norm", "y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * (1 + weight), row by row",
+            {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
+            tuple({"rows": rows, "n": n} for rows, n in ((1, 1), (3, 31), (2, 257), (5, 264), (4, 1024))),
+            _rms_norm, lambda s: {"y": (s["rows"], s["n"])},
+            lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
+            grid="rows", needs="n up to 1024",
+        ),
+        Spec(
+            "F.linear", "y[r] = sum over c of W[r, c] * x[c]; W in bf16",
+            {"W": _BF16, "x": _TENSOR, "y": _OUT, "rows": "int", "cols": "int"},
+            tuple({"rows": rows, "cols": cols} for rows, cols in ((1, 8), (7, 264), (33, 520), (130, 256), (128, 1024))),
+            _linear, lambda s: {"y": (s["rows"],)}, lambda i, s: {"y": F.linear(i["x"], i["W"].float())},
+            grid="rows / block", needs="cols a multiple of 8; W and x 16-byte aligned",
+        ),
+        Spec(
+            "reference.causal_conv", "one token of the depthwise convolution with SiLU; conv_state moves on",
+            {"x": _TENSOR, "weight": _TENSOR, "conv_state": _OUT, "y": _OUT, "channels": "int", "taps": "int"},
+            tuple({"channels": channels, "taps": taps} for channels, taps in ((1, 2), (37, 3), (300, 5), (640, 4))),
+            _causal_conv, lambda s: {"y": (s["channels"],)}, _causal_conv_truth,
+            grid="channels / block", needs="taps from 2 to 8",
+        ),
+        Spec(
+            "reference.delta_rule_step", "S *= exp(g); delta = beta * (v - S^T k); S += k delta^T; o = S^T q, head by head",
+            {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "beta": _TENSOR, "g": _TENSOR, "S": _OUT, "o": _OUT,
+             "heads": "int", "K": "int", "V": "int"},
+            tuple({"heads": heads, "K": K, "V": V} for heads, K, V in ((1, 1, 4), (3, 40, 48), (2, 33, 20), (2, 128, 128))),
+            _delta_rule, lambda s: {"o": (s["heads"], s["V"])}, _delta_rule_truth,
+            grid="heads", block=128, needs="V a multiple of 4, up to 128; K up to 128",
+        ),
+        Spec(
+            "F.scaled_dot_product_attention", "o = softmax(q k^T / sqrt(head_dim)) v, one query a head",
+            {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "o": _OUT, "heads": "int", "positions": "int", "head_dim": "int"},
+            tuple({"heads": h, "positions": p, "head_dim": d} for h, p, d in ((1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128))),
+            _attention, lambda s: {"o": (s["heads"], s["head_dim"])}, _attention_truth,
+            grid="heads", block=128, needs="head_dim a multiple of 32, up to 128",
+        ),
+    )
+}  # fmt: skip
