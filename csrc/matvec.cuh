@@ -90,3 +90,17 @@ __device__ __forceinline__ void grid_matvec_residual(const bf16* W, const float*
         if (lane_id() == 0) out[row] = before + sum[0];
     }
 }
+
+// One warp asks L2 for the weights of a row before it may have the vector: see wait_for_predecessor().
+template <int cols>
+__device__ __forceinline__ void prefetch_row(const bf16* w) {
+    constexpr int line = 128 / sizeof(bf16);
+#pragma unroll
+    for (int c = lane_id() * line; c < cols; c += warp_threads * line) prefetch(w + c);
+}
+
+// The row of W that the warp takes first in a phase that deals single rows.
+template <int cols>
+__device__ __forceinline__ void prefetch_first_row(const bf16* W, int rows) {
+    if (grid_warp() < rows) prefetch_row<cols>(W + static_cast<size_t>(grid_warp()) * cols);
+}

@@ -75,22 +75,27 @@ struct DeltaNetWeights {
     const float *conv1d, *A_log, *dt_bias, *norm;
 };
 
+// All rows of the four input matrices in one count; two at a time, and no pair straddles two matrices.
+static_assert(conv_dim % 2 == 0 && value_dim % 2 == 0 && num_value_heads % 2 == 0, "rows go in pairs");
+constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
+constexpr int deltanet_in_rows = a_row + num_value_heads;
+
+__device__ __forceinline__ const bf16* deltanet_in_row(const DeltaNetWeights& w, int row) {
+    return row < z_row   ? w.in_proj_qkv + static_cast<size_t>(row) * hidden_size
+           : row < b_row ? w.in_proj_z + static_cast<size_t>(row - z_row) * hidden_size
+           : row < a_row ? w.in_proj_b + static_cast<size_t>(row - b_row) * hidden_size
+                         : w.in_proj_a + static_cast<size_t>(row - a_row) * hidden_size;
+}
+
 // Norm, the four input projections, and what follows each row by itself: convolution, beta, g.
 // qkv [conv_dim] after convolution and SiLU;  z [value_dim];  beta, g [num_value_heads]
 __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* input_norm, const DeltaNetWeights& w,
                                                   float* conv_state, float* qkv, float* z, float* beta, float* g,
                                                   MatvecShared* shared) {
     stage_norm(x, input_norm, shared);
-    // All rows of the four matrices in one count, two at a time: no pair straddles two matrices.
-    static_assert(conv_dim % 2 == 0 && value_dim % 2 == 0 && num_value_heads % 2 == 0, "rows go in pairs");
-    constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
-    constexpr int rows = a_row + num_value_heads;
-    for (int pair = grid_warp(); pair < rows / 2; pair += grid_warps()) {
+    for (int pair = grid_warp(); pair < deltanet_in_rows / 2; pair += grid_warps()) {
         const int row = 2 * pair;
-        const bf16* W = row < z_row   ? w.in_proj_qkv + static_cast<size_t>(row) * hidden_size
-                        : row < b_row ? w.in_proj_z + static_cast<size_t>(row - z_row) * hidden_size
-                        : row < a_row ? w.in_proj_b + static_cast<size_t>(row - b_row) * hidden_size
-                                      : w.in_proj_a + static_cast<size_t>(row - a_row) * hidden_size;
+        const bf16* W = deltanet_in_row(w, row);
         const bf16* const two[2] = {W, W + hidden_size};
         float sum[2];
         warp_dot<hidden_size>(two, shared->x, sum);
@@ -138,16 +143,22 @@ struct AttentionWeights {
     const float *q_norm, *k_norm;
 };
 
+constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim;  // rows go in pairs here too: kv_dim is a multiple of 8
+constexpr int attention_in_rows = v_row + kv_dim;
+
+__device__ __forceinline__ const bf16* attention_in_row(const AttentionWeights& w, int row) {
+    return row < k_row   ? w.q_proj + static_cast<size_t>(row) * hidden_size
+           : row < v_row ? w.k_proj + static_cast<size_t>(row - k_row) * hidden_size
+                         : w.v_proj + static_cast<size_t>(row - v_row) * hidden_size;
+}
+
 // projected: q with its gate, k, v side by side, 2 * q_dim + 2 * kv_dim floats
 __device__ __forceinline__ void attention_in_phase(const float* x, const float* input_norm, const AttentionWeights& w,
                                                    float* projected, MatvecShared* shared) {
     stage_norm(x, input_norm, shared);
-    constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, rows = v_row + kv_dim;  // kv_dim is a multiple of 8
-    for (int pair = grid_warp(); pair < rows / 2; pair += grid_warps()) {
+    for (int pair = grid_warp(); pair < attention_in_rows / 2; pair += grid_warps()) {
         const int row = 2 * pair;
-        const bf16* W = row < k_row   ? w.q_proj + static_cast<size_t>(row) * hidden_size
-                        : row < v_row ? w.k_proj + static_cast<size_t>(row - k_row) * hidden_size
-                                      : w.v_proj + static_cast<size_t>(row - v_row) * hidden_size;
+        const bf16* W = attention_in_row(w, row);
         const bf16* const two[2] = {W, W + hidden_size};
         float sum[2];
         warp_dot<hidden_size>(two, shared->x, sum);

@@ -45,6 +45,20 @@ __device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
 #endif
 }
 
+// Programmatic dependent launch (Hopper and newer, -DDEPENDENT_LAUNCH): a kernel may start while the one before it still
+// runs. Until wait_for_predecessor() it must touch nothing that another kernel writes; after it, all that the
+// predecessor wrote is there, and all before that too, as each kernel lets its successor start only after its own wait.
+#if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)
+__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_successor_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Asks L2 for the 128-byte line at p; no register waits for it.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+#else
+__device__ __forceinline__ void wait_for_predecessor() {}
+__device__ __forceinline__ void let_successor_start() {}
+__device__ __forceinline__ void prefetch(const void*) {}
+#endif
+
 // Synchronisation between blocks. Release: all this thread did before is visible to whoever acquires the value.
 #ifndef LUCE_HOST
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {

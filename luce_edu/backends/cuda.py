@@ -13,17 +13,18 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
-from luce_edu.backends.ledger import Launch, Ledger
+from luce_edu.backends.ledger import Launch, Ledger, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, LaunchError
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
+DEPENDENT_LAUNCH_CAPABILITY = (9, 0)  # Hopper: a kernel may start while the one before it ends
 MAX_DYNAMIC_SHARED = 48 * 1024  # bytes a block may have without opting in to more
 
 
@@ -151,6 +152,14 @@ class CudaKernel:
     arguments: int | None  # None where the driver cannot say
 
 
+@dataclass(frozen=True)
+class CudaGraph:
+    """A captured graph, and what one replay of it launches."""
+
+    graph: object
+    launches: tuple[Launch, ...]
+
+
 class CudaBackend:
     """Runs kernels on PyTorch's current CUDA device and stream.
 
@@ -184,6 +193,7 @@ class CudaBackend:
         major, minor = capability
         suffix = "a" if major in (9, 10) else ""
         self.arch = f"sm_{major}{minor}{suffix}"
+        self.dependent_launch = capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
 
@@ -203,9 +213,12 @@ class CudaBackend:
             loaded[name] = CudaKernel(name, binary.resources[name], handle, arguments)
         return Module(source, loaded)
 
-    def launch(self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
+    def launch(
+        self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
+    ) -> None:
         """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as int32, floats as float.
 
+        dependent: it may start while the kernel before it ends, and waits for it by wait_for_predecessor().
         Raises LaunchError before anything runs: wrong argument count, a tensor on another device or not contiguous.
         """
         from cuda.core import LaunchConfig, launch
@@ -218,9 +231,33 @@ class CudaBackend:
             raise LaunchError(
                 f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}"
             )
-        config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative)
+        config = LaunchConfig(
+            grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative,
+            programmatic_stream_serialization=dependent,
+        )  # fmt: skip
         launch(_CurrentStream(self.device), config, kernel.handle, *values)
         self.ledger.record(Launch(kernel.name, grid, block, smem, cooperative))
+
+    def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
+        """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments.
+
+        Kernels must be loaded before, which the occupancy query sees to: loading is not allowed during capture.
+        """
+        import torch
+
+        before, self.ledger = self.ledger, Ledger()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                enqueue()
+            return CudaGraph(graph, tuple(self.ledger.entries))
+        finally:
+            self.ledger = before
+
+    def replay(self, graph: CudaGraph) -> None:
+        """Enqueue a graph on the current stream. The ledger gets one line."""
+        graph.graph.replay()
+        self.ledger.record(graph_launch(graph.launches))
 
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
         """Blocks that can be on the GPU at the same time: the largest cooperative grid."""

@@ -19,12 +19,12 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu import backends
-from luce_edu.backends.ledger import Launch, Ledger, Traffic
+from luce_edu.backends.ledger import Launch, Ledger, Traffic, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, KernelError, LaunchError
 
@@ -75,6 +75,13 @@ class HostKernel:
         return "=" + "".join({"p": "Q", "i": "i4x", "u": "I4x", "f": "f4x"}[letter] for letter in self.signature)
 
 
+@dataclass(frozen=True)
+class HostGraph:
+    """What stands in for a CUDA graph here: launches with their arguments, checked and not run."""
+
+    launches: tuple
+
+
 class HostBackend:
     """Runs kernels on the CPU, each launch to its end.
 
@@ -86,6 +93,7 @@ class HostBackend:
     """
 
     name = "host"
+    dependent_launch = False
 
     def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False):
         import torch
@@ -96,6 +104,7 @@ class HostBackend:
         self.count_traffic = count_traffic
         self.tensors: dict[str, torch.Tensor] = {}  # names for the traffic; an argument without one is "argument 0"
         self.ledger = Ledger()
+        self._capturing: list | None = None
         sm_count = os.environ.get("LUCE_HOST_SMS", "2")
         if not sm_count.isdecimal() or not 1 <= int(sm_count) <= MOST_SMS:
             raise ValueError(f"LUCE_HOST_SMS: expected multiprocessors from 1 to {MOST_SMS}, got {sm_count!r}")
@@ -115,10 +124,13 @@ class HostBackend:
         library = _build(self.csrc_dir, source, "\n".join(wrapper), flags, self.csrc_dir)
         return Module(source, {name: _find_kernel(runtime, library, name) for name in kernels})
 
-    def launch(self, kernel: HostKernel, grid, block, smem: int, args, cooperative: bool = False) -> None:
+    def launch(
+        self, kernel: HostKernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
+    ) -> None:
         """Run `kernel` to its end. Tensors pass as pointers, ints as int32, floats as float.
 
-        grid, block: an int or a tuple of up to three; smem: bytes of dynamic shared memory.
+        grid, block: an int or a tuple of up to three; smem: bytes of dynamic shared memory; dependent: may start before
+        the kernel before it has ended, which the emulator never makes use of.
         Raises LaunchError before anything runs; KernelError, with who waits where, for a kernel that cannot finish.
         """
         grid, block = _triple(kernel.name, "grid", grid), _triple(kernel.name, "block", block)
@@ -130,13 +142,39 @@ class HostBackend:
                 f"{kernel.name}: a cooperative launch of {blocks} blocks, but the device holds only {resident} of "
                 f"{math.prod(block)} threads and {smem} bytes of shared memory at the same time"
             )
-        packed = _pack(kernel, args)
+        _pack(kernel, args)  # refuses wrong arguments
+        entry = Launch(kernel.name, grid, block, smem, cooperative)
+        if self._capturing is not None:
+            self._capturing.append((kernel, entry, resident, args))
+        else:
+            self._run(kernel, entry, resident, args, self.ledger.record)
+
+    def capture(self, enqueue: Callable[[], None]) -> HostGraph:
+        """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments."""
+        self._capturing = []
+        try:
+            enqueue()
+            return HostGraph(tuple(self._capturing))
+        finally:
+            self._capturing = None
+
+    def replay(self, graph: HostGraph) -> None:
+        """Run the launches of a graph in their order. The ledger gets one line."""
+        entries: list[Launch] = []
+        try:
+            for kernel, entry, resident, args in graph.launches:
+                self._run(kernel, entry, resident, args, entries.append)
+        finally:
+            self.ledger.record(graph_launch(entries))
+
+    def _run(self, kernel: HostKernel, entry: Launch, resident: int, args, record: Callable[[Launch], None]) -> None:
         ranges = self._ranges(args) if self.count_traffic else []
         tensors = (_Tensor * len(ranges))(*((begin, end) for begin, end, _ in ranges))
         traffic, barriers = (_Traffic * len(ranges))(), ctypes.c_uint64()
         request = _Request(
-            kernel.name.encode(), kernel.entry, packed, len(args), kernel.shared_module, kernel.shared_bytes,
-            grid, block, smem, resident, cooperative, self.seed is not None, (self.seed or 0) % 2**64,
+            kernel.name.encode(), kernel.entry, _pack(kernel, args), len(args), kernel.shared_module,
+            kernel.shared_bytes, entry.grid, entry.block, entry.smem, resident, entry.cooperative,
+            self.seed is not None, (self.seed or 0) % 2**64,
             tensors if self.count_traffic else None, len(ranges), traffic, ctypes.pointer(barriers),
         )  # fmt: skip
         report = _load_runtime(self.csrc_dir).luce_launch(ctypes.byref(request))
@@ -145,9 +183,8 @@ class HostBackend:
             each = {name: Traffic(*(getattr(t, f) for f, _ in _Traffic._fields_))
                     for (_, _, name), t in zip(ranges, traffic, strict=True)}  # fmt: skip
             counted = {name: t for name, t in each.items() if t != Traffic()}
-        self.ledger.record(
-            Launch(kernel.name, grid, block, smem, cooperative, counted, barriers.value / blocks)
-        )
+        barriers_a_block = barriers.value / math.prod(entry.grid)
+        record(dataclasses.replace(entry, traffic=counted, barriers_a_block=barriers_a_block))
         if report is not None:
             raise KernelError(_with_names(report.decode(), kernel, ranges))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 
@@ -32,6 +32,7 @@ class Traffic:
 class Launch:
     """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory.
 
+    captured        of a CUDA graph: the launches that one replay of it stands for
     traffic         by tensor, and barriers_a_block the __syncthreads that a block passed on average: where the host
                     backend counts, else None
     """
@@ -41,8 +42,14 @@ class Launch:
     block: tuple[int, int, int]
     smem: int
     cooperative: bool
+    captured: tuple[Launch, ...] = ()
     traffic: Mapping[str, Traffic] | None = None
     barriers_a_block: float | None = None
+
+
+def graph_launch(captured: Sequence[Launch]) -> Launch:
+    """The one line for a replay of a CUDA graph."""
+    return Launch("graph", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False, captured=tuple(captured))
 
 
 @dataclass
@@ -64,10 +71,14 @@ class Ledger:
         """Launches of each kernel, most frequent first."""
         return dict(Counter(entry.kernel for entry in self.entries).most_common())
 
+    def kernels(self) -> list[Launch]:
+        """Every kernel that ran, those of graphs one by one."""
+        return [kernel for entry in self.entries for kernel in (entry.captured or (entry,))]
+
     def traffic(self) -> dict[str, Traffic]:
-        """The traffic of all entries together, by tensor; ValueError where some entry was not counted."""
+        """The traffic of all kernels together, by tensor; ValueError where some kernel was not counted."""
         total: dict[str, Traffic] = {}
-        for entry in self.entries:
+        for entry in self.kernels():
             if entry.traffic is None:
                 raise ValueError(f"{entry.kernel}: its traffic was not counted; use HostBackend(count_traffic=True)")
             for name, traffic in entry.traffic.items():

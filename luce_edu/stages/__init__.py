@@ -10,6 +10,7 @@ _CLASSES = {
     "eager": "EagerDecoder",
     "per_op": "PerOpDecoder",
     "per_layer": "PerLayerDecoder",
+    "graph": "GraphDecoder",
     "megakernel": "MegakernelDecoder",
 }
 STAGES = tuple(_CLASSES)

@@ -218,7 +218,7 @@ class KernelDecoder(Decoder):
             check_kernels_serve(model.config)
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         config = self.config
-        self.module = self.backend.compile(self.source, self.kernels, kernel_defines(config))
+        self.module = self.backend.compile(self.source, self.kernels, self._defines())
         q_dim = config.num_attention_heads * config.head_dim
         kv_dim = config.num_key_value_heads * config.head_dim
         self.mid = self._buffer(config.hidden_size)
@@ -246,6 +246,10 @@ class KernelDecoder(Decoder):
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
 
+    def _defines(self) -> dict[str, object]:
+        """The -D macros that the kernels are compiled with."""
+        return kernel_defines(self.config)
+
     @abstractmethod
     def _argmax_blocks(self) -> int:
         """Blocks of the kernel that ends in the argmax."""
@@ -254,8 +258,8 @@ class KernelDecoder(Decoder):
         """As many blocks as the device holds at once, from the occupancy query."""
         return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
 
-    def _launch(self, kernel: str, grid, *args, smem: int = 0, cooperative: bool = False) -> None:
-        self.backend.launch(self.module[kernel], grid, BLOCK_THREADS, smem, args, cooperative=cooperative)
+    def _launch(self, kernel: str, grid, *args, smem: int = 0, **how: bool) -> None:
+        self.backend.launch(self.module[kernel], grid, BLOCK_THREADS, smem, args, **how)
 
     def _scratch(self) -> list[torch.Tensor]:
         return super()._scratch() + [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from luce_edu.config import LINEAR_ATTENTION
 from luce_edu.stages.base import KernelDecoder
 
@@ -19,14 +21,40 @@ class PerLayerDecoder(KernelDecoder):
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self._grid = {name: self._resident_blocks(name) for name in self.kernels}
+        # Kernels take the token from next_token and move the position on themselves: -1 before the first token.
+        self.device_position = torch.full((1,), -1, dtype=torch.int32, device=self.device)
+        self._expected: int | None = None  # what next_token holds, where that is known here
 
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("lm_head")
 
     def _advance(self, token: int) -> None:
+        if token != self._expected:  # not the model's own choice, which is there already
+            self.next_token.fill_(token)
+        self._expected = None
+        self._run_step()
+
+    def _next_token(self) -> int:
+        self._expected = super()._next_token()
+        return self._expected
+
+    def reset(self) -> None:
+        super().reset()
+        self.device_position.fill_(-1)
+        self._expected = None
+
+    def poison(self) -> None:
+        super().poison()
+        self._expected = None
+
+    def _run_step(self) -> None:
+        self._enqueue()
+
+    def _enqueue(self) -> None:
+        """Launch the kernels of one token; no argument changes from one token to the next."""
         config, weights, state = self.config, self.weights, self.state
         linear = attention = 0
-        self._fused("embed", weights.embed_tokens, token, self.hidden_states)
+        self._fused("embed", weights.embed_tokens, self.next_token, self.device_position, self.hidden_states)
         for i, (layer, kind) in enumerate(zip(weights.layers, config.layer_types, strict=True)):
             x, y = self.hidden_states[i], self.hidden_states[i + 1]
             norm = layer["input_layernorm.weight"]
@@ -56,7 +84,7 @@ class PerLayerDecoder(KernelDecoder):
                 self._fused(
                     "attention", self.projected, w["q_norm.weight"], w["k_norm.weight"], self.rope_cos, self.rope_sin,
                     state.k_cache[attention], state.v_cache[attention], self.partials, self.o, self.attention_arrivals,
-                    state.position, state.max_seq_len,
+                    self.device_position, state.max_seq_len,
                 )  # fmt: skip
                 self._fused("attention_out", self.o, w["o_proj.weight"], x, self.mid)
                 attention += 1

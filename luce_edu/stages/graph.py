@@ -1,0 +1,34 @@
+"""Stage `graph`: the kernels of `per_layer`, captured once in a CUDA graph and replayed for each token."""
+
+from __future__ import annotations
+
+from luce_edu.stages.per_layer import PerLayerDecoder
+
+
+class GraphDecoder(PerLayerDecoder):
+    """One graph launch a token, of as many kernels as `per_layer` launches.
+
+    dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from Hopper
+                      on): it then asks for its weights before it waits. None: where the device has it
+    """
+
+    stage = "graph"
+
+    def __init__(self, model, *, device, max_seq_len, backend=None, dependent_launch: bool | None = None):
+        self._asked = dependent_launch
+        super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
+        self._graph = self.backend.capture(self._enqueue)
+
+    @property
+    def dependent_launch(self) -> bool:
+        return self.backend.dependent_launch if self._asked is None else self._asked
+
+    def _defines(self):
+        return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
+
+    def _run_step(self) -> None:
+        self.backend.replay(self._graph)
+
+    def _fused(self, kernel: str, *args) -> None:
+        # The first kernel of a graph has no predecessor in it.
+        self._launch(kernel, self._grid[kernel], *args, dependent=self.dependent_launch and kernel != "embed")
