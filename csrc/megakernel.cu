@@ -2,7 +2,7 @@
 //
 // Between two phases stands a grid barrier, because every block reads what all blocks wrote.
 //   phase            reads                            writes
-//   embed            embed_tokens                     hidden_states[0]
+//   embed            next_token, embed_tokens         hidden_states[0]
 //   then, for every DeltaNet layer l
 //     deltanet_in    hidden_states[l], conv_state     qkv, z, beta, g, conv_state
 //     delta_rule     qkv, beta, g, recurrent_state    o, recurrent_state
@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) 
 }
 
 extern "C" __global__ void __launch_bounds__(block_threads, 1)
-megakernel(const Model* model, const Layer* layers, int token, int position, int max_seq_len) {
+megakernel(const Model* model, const Layer* layers, int position, int max_seq_len) {
     __shared__ PhaseShared shared;
     __shared__ Model m;
     __shared__ Layer all_layers[num_hidden_layers];
@@ -60,6 +60,7 @@ megakernel(const Model* model, const Layer* layers, int token, int position, int
     copy_to_shared(all_layers, layers, num_hidden_layers);
     __syncthreads();  // the pointers are in shared memory
 
+    const int token = *m.next_token;  // lm_head writes the next one there, when all blocks have long read this
     embed_phase(m.embed_tokens, token, m.hidden_states);
     grid_barrier(m.barrier);
 

@@ -49,8 +49,11 @@ class Decoder(ABC):
         self._runs = 0  # so that a stream sees when another call has moved the state on
 
     @abstractmethod
-    def _advance(self, token: int) -> None:
-        """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state."""
+    def _advance(self, token: int | None) -> None:
+        """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state.
+
+        None stands for the choice after the last token, which need not be known on the host.
+        """
 
     @abstractmethod
     def _next_token(self) -> int:
@@ -82,6 +85,7 @@ class Decoder(ABC):
     def reset(self) -> None:
         """Forget the sequence."""
         self.state.reset()
+        self._stand_at(0)
         self.ledger.clear()
         self._runs += 1
         self._failed = False
@@ -111,6 +115,35 @@ class Decoder(ABC):
         """
         self._run(self._check_tokens(tokens))
         return self.logits.clone()
+
+    def advance(self) -> None:
+        """Decode the model's own choice after the last token: enqueued and not waited for, as a timing loop wants it.
+
+        Raises ValueError before the first token, and when the sequence is full.
+        """
+        if self.position == 0:
+            raise ValueError(f"{self.stage}: there is no choice before the first token; call prefill or step first")
+        if self.position >= self.state.max_seq_len:
+            raise ValueError(f"{self.stage}: the sequence is full (max_seq_len {self.state.max_seq_len})")
+        self._run([None])
+
+    def pretend(self, position: int, seed: int = 0) -> None:
+        """Fill the state with noise, as if `position` tokens had been decoded: the next ones cost what they would there.
+
+        Raises ValueError for a position from which no token fits.
+        """
+        if isinstance(position, bool) or not isinstance(position, int) or not 0 < position < self.state.max_seq_len:
+            raise ValueError(f"position: expected 1 to {self.state.max_seq_len - 1}, got {position!r}")
+        self.reset()
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for name in DecodeState.TENSORS:
+            getattr(self.state, name).normal_(std=0.5, generator=generator)
+        self._stand_at(position - 1)
+        self._run([0])
+
+    def _stand_at(self, position: int) -> None:
+        """Let the next token be decoded at `position`."""
+        self.state.position = position
 
     def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
         """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""
@@ -156,7 +189,7 @@ class Decoder(ABC):
                 raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
             tokens = [token]
 
-    def _run(self, tokens: list[int]) -> None:
+    def _run(self, tokens: list[int | None]) -> None:
         if self._failed:
             raise ValueError(
                 f"{self.stage}: a kernel failed and left the state undefined; call reset() first"
@@ -230,7 +263,9 @@ class KernelDecoder(Decoder):
         self.projected = self._buffer(2 * q_dim + 2 * kv_dim)
         self.act = self._buffer(config.intermediate_size)
         self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 2)
+        # Kernels read the token to decode where the last of them leaves the next one.
         self.next_token = self._buffer(1, dtype=torch.int32)
+        self._expected: int | None = None  # what it holds, where that is known here
         # One Best {value, index} for each block of the kernel that ends in the argmax.
         self.block_best = self._buffer(self._argmax_blocks(), 2)
         # Counters that every kernel leaves at 0 again.
@@ -267,10 +302,22 @@ class KernelDecoder(Decoder):
             self.next_token, self.block_best,
         ]  # fmt: skip
 
+    def _place_token(self, token: int | None) -> None:
+        """Put the token where the kernels look for it, unless it is the model's own choice, which is there already."""
+        if token is not None and token != self._expected:
+            self.next_token.fill_(token)
+        self._expected = None
+
     def _next_token(self) -> int:
-        return int(self.next_token)
+        self._expected = int(self.next_token)
+        return self._expected
+
+    def poison(self) -> None:
+        super().poison()
+        self._expected = None
 
     def reset(self) -> None:
         super().reset()
+        self._expected = None
         self.attention_arrivals.zero_()
         self.argmax_arrivals.zero_()

@@ -32,9 +32,9 @@ class MegakernelDecoder(KernelDecoder):
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("megakernel")
 
-    def _advance(self, token: int) -> None:
-        state = self.state
-        args = (self._model_table, self._layer_table, token, state.position, state.max_seq_len)
+    def _advance(self, token):
+        self._place_token(token)
+        args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len)
         self._launch("megakernel", self._blocks, *args, cooperative=True)
         self._tokens += 1
 

@@ -21,31 +21,19 @@ class PerLayerDecoder(KernelDecoder):
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self._grid = {name: self._resident_blocks(name) for name in self.kernels}
-        # Kernels take the token from next_token and move the position on themselves: -1 before the first token.
+        # Kernels move the position on themselves: -1 before the first token.
         self.device_position = torch.full((1,), -1, dtype=torch.int32, device=self.device)
-        self._expected: int | None = None  # what next_token holds, where that is known here
 
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("lm_head")
 
-    def _advance(self, token: int) -> None:
-        if token != self._expected:  # not the model's own choice, which is there already
-            self.next_token.fill_(token)
-        self._expected = None
+    def _advance(self, token):
+        self._place_token(token)
         self._run_step()
 
-    def _next_token(self) -> int:
-        self._expected = super()._next_token()
-        return self._expected
-
-    def reset(self) -> None:
-        super().reset()
-        self.device_position.fill_(-1)
-        self._expected = None
-
-    def poison(self) -> None:
-        super().poison()
-        self._expected = None
+    def _stand_at(self, position: int) -> None:
+        super()._stand_at(position)
+        self.device_position.fill_(position - 1)
 
     def _run_step(self) -> None:
         self._enqueue()

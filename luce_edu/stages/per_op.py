@@ -37,14 +37,15 @@ class PerOpDecoder(KernelDecoder):
     def _argmax_blocks(self) -> int:
         return _blocks(self.config.vocab_size, BLOCK_THREADS)
 
-    def _advance(self, token: int) -> None:
+    def _advance(self, token):
+        self._place_token(token)
         config, weights = self.config, self.weights
         linear = attention = 0
         self._launch(
             "embed",
             _blocks(config.hidden_size, BLOCK_THREADS),
             weights.embed_tokens,
-            token,
+            self.next_token,
             self.hidden_states,
         )
         for i, (layer, kind) in enumerate(zip(weights.layers, config.layer_types, strict=True)):
