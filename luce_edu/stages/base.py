@@ -85,7 +85,6 @@ class Decoder(ABC):
     def reset(self) -> None:
         """Forget the sequence."""
         self.state.reset()
-        self._stand_at(0)
         self.ledger.clear()
         self._runs += 1
         self._failed = False
@@ -138,12 +137,8 @@ class Decoder(ABC):
         generator = torch.Generator(self.device).manual_seed(seed)
         for name in DecodeState.TENSORS:
             getattr(self.state, name).normal_(std=0.5, generator=generator)
-        self._stand_at(position - 1)
+        self.state.position = position - 1
         self._run([0])
-
-    def _stand_at(self, position: int) -> None:
-        """Let the next token be decoded at `position`."""
-        self.state.position = position
 
     def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
         """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""

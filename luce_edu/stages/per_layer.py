@@ -21,19 +21,19 @@ class PerLayerDecoder(KernelDecoder):
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self._grid = {name: self._resident_blocks(name) for name in self.kernels}
-        # Kernels move the position on themselves: -1 before the first token.
-        self.device_position = torch.full((1,), -1, dtype=torch.int32, device=self.device)
+        # Kernels move the position on themselves, so it is one behind before a token.
+        self.device_position = self._buffer(1, dtype=torch.int32)
+        self._position_there: int | None = None  # where it stands for, once the launches so far have run
 
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("lm_head")
 
     def _advance(self, token):
         self._place_token(token)
+        if self._position_there != self.state.position:
+            self.device_position.fill_(self.state.position - 1)
+        self._position_there = self.state.position + 1
         self._run_step()
-
-    def _stand_at(self, position: int) -> None:
-        super()._stand_at(position)
-        self.device_position.fill_(position - 1)
 
     def _run_step(self) -> None:
         self._enqueue()

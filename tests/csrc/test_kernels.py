@@ -58,7 +58,7 @@ def test_embed_is_exact(kernels):
     table = torch.randn(c.vocab_size, c.hidden_size).bfloat16()
     for token in (0, 1, c.vocab_size - 1):
         x = poisoned(c.hidden_size)
-        kernels.run("embed", blocks(c.hidden_size), table, token, x)
+        kernels.run("embed", blocks(c.hidden_size), table, torch.tensor([token], dtype=torch.int32), x)
         assert torch.equal(x, table[token].float())
 
 
