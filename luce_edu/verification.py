@@ -120,7 +120,7 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @contextmanager
-def _true_fp32():
+def true_fp32():
     """A reference that TF32 rounds is none, whatever the process has chosen for its own products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -131,7 +131,7 @@ def _true_fp32():
         torch.set_float32_matmul_precision(before)
 
 
-@_true_fp32()
+@true_fp32()
 def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
     """Tokens to run on: the first half at random, the rest the reference's own greedy continuation."""
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +147,7 @@ def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
     return tokens
 
 
-@_true_fp32()
+@true_fp32()
 def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[str], None]) -> Trace:
     """The independent fp32 run, one token at a time with the plain recurrence."""
     weights = model.weights_on(device)

@@ -58,8 +58,8 @@ def time_rounds(enqueue: Callable[[], object], *, rounds: int = 15, warm_up: int
     return Quartiles.of([elapsed_us(enqueue) / each for _ in range(rounds)])
 
 
-def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8) -> tuple[Quartiles, float]:
-    """(GPU microseconds of a step, CPU microseconds to ask for one), both by themselves.
+def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8) -> tuple[list[float], float]:
+    """(GPU microseconds of each step, CPU microseconds to ask for one), both by themselves.
 
     All steps are enqueued back to back with an event between each two, so a GPU that is fast waits for a CPU that is
     slow, as it would in use; that the GPU waited shows where the two numbers are the same. The second is the median over
@@ -81,4 +81,4 @@ def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8)
         step()
         asked.append(1e6 * (time.perf_counter() - started))
         torch.cuda.synchronize()
-    return Quartiles.of(between), statistics.median(asked)
+    return between, statistics.median(asked)

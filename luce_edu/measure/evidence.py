@@ -1,0 +1,230 @@
+"""All measurements of one machine in one call: verification, constants, decode, prefill, energy; one record, the figures.
+
+Runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; what is missing beside these is said in
+the record. It reads NVML and never writes: no setting of a GPU is changed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from luce_edu.backends import make_backend
+from luce_edu.measure.bench import CONTEXTS, PROMPT, STEPS, Bench, bench, reason
+from luce_edu.measure.constants import measure_bandwidth, measure_launch_costs
+from luce_edu.measure.latency import NotMeasured
+from luce_edu.measure.nvml import Sensors, or_none
+from luce_edu.measure.records import SCHEMA, Record, RecordError
+from luce_edu.measure.systems import make_systems
+
+PARTS = ("verify", "launch", "bandwidth", "decode", "prefill", "energy")
+RECORD = "record.json"
+PACKAGES = ("torch", "transformers", "cuda-core", "flash-linear-attention", "llama-cpp-python", "nvidia-ml-py")
+
+Progress = Callable[[str], None]
+
+
+def gather(
+    out: str | Path,
+    *,
+    model_name: str = "random-0.8b",
+    only: Sequence[str] = (),
+    gguf: str | None = None,
+    progress: Progress = lambda _: None,
+) -> Record:
+    """Measure, and write out/record.json after every part, so that what is interrupted can go on.
+
+    only  the parts to run; the others are taken from a record that is there already, if it is of this machine, model and
+          commit. Without it every part that such a record lacks is run
+    Raises ValueError for an unknown part or model, RecordError for a record of something else, OSError for a folder that
+    cannot be written. A part that cannot run is listed in the record's not_run, with its reason.
+    """
+    from luce_edu.models import load_model
+
+    unknown = [part for part in only if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--only: unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": SCHEMA, "kind": "recorded", "date": datetime.date.today().isoformat(), "commit": commit(),
+        "model": model_name, "machine": machine(), "parts": {}, "not_run": [],
+    }  # fmt: skip
+    path = out / RECORD
+    if path.exists():
+        _take_over(content, Record.load(path), path)
+    wanted = [part for part in PARTS if (part in only if only else part not in content["parts"])]
+    record = Record(path.stem, content)
+    if not torch.cuda.is_available():
+        _skip(content, wanted, "no CUDA GPU here; nothing is measured in the emulator")
+        record.save(path)
+        return record
+    try:
+        model = load_model(model_name)
+        model.weights_on(torch.device("cuda", torch.cuda.current_device()))
+        backend = make_backend("cuda")
+    except (ValueError, torch.OutOfMemoryError) as error:
+        _skip(content, wanted, reason(error))
+        record.save(path)
+        return record
+    _forget(content, wanted)
+    if "verify" in wanted:
+        with _part(content, "verify"):
+            content["parts"]["verify"] = _verify(model, progress)
+        record.save(path)
+    for part, measure in (("launch", measure_launch_costs), ("bandwidth", measure_bandwidth)):
+        if part in wanted:
+            progress(part)
+            with _part(content, part):
+                content["parts"][part] = measure(backend).to_dict()
+            record.save(path)
+    if {"decode", "prefill", "energy"} & set(wanted):
+        _bench(content, model, wanted, gguf, progress)
+    record.save(path)
+    return record
+
+
+def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progress: Progress) -> None:
+    """The parts that share loaded systems."""
+    sensors = None
+    if "energy" in wanted:
+        try:
+            sensors = Sensors.open()
+        except NotMeasured as error:
+            content["not_run"].append({"part": "energy", "reason": str(error)})
+    contexts = [c for c in CONTEXTS if c + 4 * STEPS <= model.config.max_position_embeddings]
+    makers = make_systems(model, max_seq_len=max(contexts) + 4 * STEPS, gguf=gguf)
+    with _part(content, "decode, prefill, energy"):
+        result: Bench = bench(
+            model, makers,
+            contexts=contexts if "decode" in wanted else (),
+            prompts=(PROMPT,) if "prefill" in wanted else (),
+            energy_seconds=4.0 if sensors else None,
+            sensors=sensors, progress=progress,
+        )  # fmt: skip
+        for part in ("decode", "prefill", "energy"):
+            if getattr(result, part):
+                content["parts"][part] = getattr(result, part)
+            elif part in wanted and not any(row["part"] == part for row in content["not_run"]):
+                content["not_run"].append({"part": part, "reason": "no system could be measured"})
+        content["not_run"] += result.not_run
+    if sensors:
+        content["machine"]["sm_clock_mhz"] = or_none(sensors.sm_clock_mhz)
+        content["machine"]["memory_clock_mhz"] = or_none(sensors.memory_clock_mhz)
+
+
+def _verify(model, progress: Progress) -> dict:
+    from luce_edu.verification import verify
+
+    report = verify(model, device="cuda", progress=progress)
+    return report.to_dict()
+
+
+class _part:
+    """A context in which a failure becomes a line of the record's not_run."""
+
+    def __init__(self, content: dict, name: str):
+        self._content, self._name = content, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._content["not_run"].append({"part": self._name, "reason": reason(error)})
+        return True
+
+
+def _skip(content: dict, wanted: Sequence[str], why: str) -> None:
+    _forget(content, wanted)
+    content["not_run"] += [{"part": part, "reason": why} for part in wanted]
+
+
+def _forget(content: dict, wanted: Sequence[str]) -> None:
+    """Drop what an earlier run said of the parts that this one does again."""
+    for part in wanted:
+        content["parts"].pop(part, None)
+    again = set(wanted) | ({"decode, prefill, energy"} if {"decode", "prefill", "energy"} & set(wanted) else set())
+    content["not_run"] = [row for row in content["not_run"] if row["part"] not in again]
+
+
+def _take_over(content: dict, old: Record, path: Path) -> None:
+    """Go on with the record of an interrupted run; RecordError for one of another machine, model or commit."""
+    if old.kind != "recorded":
+        raise RecordError(f"{path.name}: a {old.kind} record is there already; name another folder")
+    for field in ("model", "commit"):
+        if old.content[field] != content[field]:
+            raise RecordError(
+                f"{path.name}: a record of {field} {old.content[field]} is there already, this is {content[field]}; "
+                "name another folder"
+            )
+    gpus = old.content["machine"]["gpu"], content["machine"]["gpu"]
+    if gpus[0] != gpus[1]:
+        raise RecordError(f"{path.name}: a record of {gpus[0]} is there already, this is {gpus[1]}; name another folder")
+    content["parts"] = dict(old.parts)
+    content["not_run"] = list(old.content["not_run"])
+
+
+def machine() -> dict:
+    """What a record says of this machine. Without a GPU its fields say so."""
+    versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    if not torch.cuda.is_available():
+        return {"gpu": "none", "arch": "none", "sm_count": 1, "memory_bytes": 0, "l2_bytes": 0, "driver": None,
+                "power_limit_w": None, "versions": versions}  # fmt: skip
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        sensors: Sensors | None = Sensors.open()
+    except NotMeasured:
+        sensors = None
+    return {
+        "gpu": gpu.name,
+        "arch": f"sm_{gpu.major}{gpu.minor}",
+        "sm_count": gpu.multi_processor_count,
+        "memory_bytes": gpu.total_memory,
+        "l2_bytes": gpu.L2_cache_size,
+        "driver": or_none(sensors.driver) if sensors else None,
+        "power_limit_w": or_none(sensors.power_limit_w) if sensors else None,
+        "versions": versions,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, with a + where files differ from it; None without git."""
+    top = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", os.fspath(top)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def floor_gb_per_s(record: Record) -> float | None:
+    """The bandwidth that a record's decode times are held against: the datasheet's, else what reading reached."""
+    bandwidth = record.parts.get("bandwidth")
+    return bandwidth and (bandwidth["datasheet"] or bandwidth["read"])
+
+
+def bench_table(record: Record) -> Bench:
+    """A record's decode, prefill and energy as a table."""
+    parts = record.parts
+    return Bench(
+        record.provenance, floor_gb_per_s(record), parts.get("decode", []), parts.get("prefill", []),
+        parts.get("energy", []), record.content["not_run"],
+    )  # fmt: skip
+
+

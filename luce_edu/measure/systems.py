@@ -1,0 +1,252 @@
+"""Everything that a benchmark sets side by side, behind one small interface: our stages, and other people's programs."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from luce_edu.measure.latency import NotMeasured, time_steps
+from luce_edu.stages import STAGES, decoder
+
+
+class System(ABC):
+    """A program that decodes one sequence, greedily, from the weights that it was given.
+
+    launches, kernels, barriers  of a step, where they can be counted
+    """
+
+    name: str
+    launches: int | None = None
+    kernels: int | None = None
+    barriers: int | None = None
+
+    @abstractmethod
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Read a prompt from a fresh state."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Decode the own choice after the last token; enqueued, and not waited for where that can be helped."""
+
+    @abstractmethod
+    def choice(self) -> int:
+        """The greedy next token; waits for it."""
+
+    @abstractmethod
+    def pretend(self, context: int) -> None:
+        """Stand where `context` tokens have been read, with room for a timing loop; their content does not matter."""
+
+    def rewind(self, context: int) -> None:
+        """Back to where `pretend` stood, if that costs next to nothing; else go on from where it is."""
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The first `count` tokens after a prompt."""
+        self.prefill(prompt)
+        tokens = [self.choice()]
+        while len(tokens) < count:
+            self.advance()
+            tokens.append(self.choice())
+        return tokens
+
+    def time_decode(self, *, steps: int) -> tuple[list[float], float | None]:
+        """(GPU microseconds of each step, CPU microseconds to ask for one)."""
+        return time_steps(self.advance, steps=steps)
+
+    def wait(self) -> None:
+        """Until all that was enqueued is done."""
+        torch.cuda.synchronize()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class StageSystem(System):
+    """One of our stages."""
+
+    def __init__(self, stage: str, model, *, max_seq_len: int, device: str | None = None):
+        self.name = stage
+        self._decoder = decoder(stage, model, device, max_seq_len=max_seq_len)
+        self._decoder.step(0)  # counted once, with the ledger listening
+        entries = self._decoder.ledger.entries
+        self.launches, self.barriers = self._decoder.launches, self._decoder.barriers
+        self.kernels = sum(len(entry.captured) or 1 for entry in entries)
+        if stage == "eager":
+            self.kernels, self._decoder.counts = None, False  # listening to PyTorch slows it down
+
+    def prefill(self, tokens):
+        self._decoder.reset()
+        self._decoder.prefill(tokens)
+
+    def advance(self):
+        self._decoder.advance()
+
+    def choice(self):
+        return self._decoder._next_token()
+
+    def pretend(self, context):
+        self._decoder.pretend(context)
+
+    def rewind(self, context):
+        self._decoder.state.position = context  # the states go on from what they are: a step costs the same
+
+    def close(self):
+        del self._decoder
+        super().close()
+
+
+class TransformersSystem(System):
+    """Qwen3.5 of the transformers library on the same weights, in bf16, as its documentation runs it.
+
+    compiled  a static cache and torch.compile(mode="reduce-overhead"), which captures CUDA graphs
+    Raises NotMeasured where the library is not there or has no Qwen3.5.
+    """
+
+    def __init__(self, model, *, max_seq_len: int, device: str | torch.device = "cuda", compiled: bool = False):
+        try:
+            from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+        except ImportError as error:
+            raise NotMeasured(f"transformers has no Qwen3.5 here ({error})") from None
+        kernels = " + flash-linear-attention" if importlib.util.find_spec("fla") else ""
+        self.name = f"transformers{kernels}{', static cache and CUDA graphs' if compiled else ''}"
+        self.device, self._room, self._compiled = torch.device(device), max_seq_len, compiled
+        config = Qwen3_5TextConfig(**_config_fields(model.config))
+        with torch.device(self.device):
+            self._model = Qwen3_5ForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+        weights = dict(model.weights_on(self.device).named_tensors())
+        missing, unexpected = self._model.load_state_dict(weights, strict=False)
+        if unexpected or [name for name in missing if name != "lm_head.weight"]:
+            raise NotMeasured(f"transformers expects other tensors: {sorted({*missing, *unexpected})[:3]}")
+        self._step = self._model.forward
+        if compiled:
+            self._step = torch.compile(self._model.forward, mode="reduce-overhead", fullgraph=True)
+
+    def _fresh(self) -> None:
+        from transformers import DynamicCache, StaticCache
+
+        config = self._model.config
+        self._cache = StaticCache(config, max_cache_len=self._room) if self._compiled else DynamicCache(config=config)
+        self._position = 0
+
+    @torch.no_grad()
+    def prefill(self, tokens):
+        self._fresh()
+        self._read(self._model.forward, torch.tensor([list(tokens)], device=self.device))
+
+    @torch.no_grad()
+    def advance(self):
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()
+        self._read(self._step, self._next.clone())
+
+    def _read(self, run: Callable, tokens: torch.Tensor) -> None:
+        logits = run(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+        self._next = logits[:, -1].argmax(-1, keepdim=True)
+        self._position += tokens.shape[1]
+
+    def choice(self):
+        return int(self._next)
+
+    def pretend(self, context):
+        tokens = torch.randint(self._model.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
+        self.prefill(tokens.tolist())
+
+    def close(self):
+        del self._model, self._step, self._cache
+        super().close()
+
+
+def _config_fields(config) -> dict:
+    """Our config as transformers spells it."""
+    from dataclasses import asdict
+
+    fields = asdict(config)
+    fields["eos_token_id"] = list(fields.pop("eos_token_ids")) or None
+    fields["layer_types"] = list(config.layer_types)
+    fields["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": fields.pop("rope_theta"),
+        "partial_rotary_factor": fields["partial_rotary_factor"],
+    }
+    return fields
+
+
+class LlamaCppSystem(System):
+    """llama.cpp through llama-cpp-python, on a GGUF file of the same model, all layers on the GPU.
+
+    Raises NotMeasured where the package is not there or refuses the file.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, gguf: str, *, max_seq_len: int):
+        try:
+            from llama_cpp import Llama
+        except ImportError:
+            raise NotMeasured("llama-cpp-python is not installed") from None
+        try:
+            self._llama = Llama(gguf, n_gpu_layers=-1, n_ctx=max_seq_len, n_batch=512, flash_attn=True, verbose=False)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise NotMeasured(f"llama.cpp refuses {gguf}: {error}") from None
+
+    def prefill(self, tokens):
+        self._llama.reset()
+        self._llama.eval(list(tokens))
+
+    def advance(self):
+        self._llama.eval([self.choice()])
+
+    def choice(self):
+        return int(self._llama.sample(temp=0.0))
+
+    def pretend(self, context):
+        generator = torch.Generator().manual_seed(0)
+        self.prefill(torch.randint(self._llama.n_vocab(), (context,), generator=generator).tolist())
+
+    def time_decode(self, *, steps):
+        """By the host's clock: its work is on a stream of its own, and a step ends when its logits are here."""
+        for _ in range(8):
+            self.advance()
+        times = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            self.advance()
+            times.append(1e6 * (time.perf_counter() - started))
+        return times, None
+
+    def wait(self):
+        """A step has ended when it returns."""
+
+    def close(self):
+        self._llama.close()
+        super().close()
+
+
+def make_systems(
+    model, *, max_seq_len: int, stages: Sequence[str] | None = None, baselines: bool = True, gguf: str | None = None
+) -> dict[str, Callable[[], System]]:
+    """By name, what makes each system that a benchmark may run on the GPU; making it may raise NotMeasured."""
+    chosen = STAGES if stages is None else tuple(stages)
+    unknown = [stage for stage in chosen if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stage {', '.join(map(repr, unknown))}; expected some of {', '.join(STAGES)}")
+    makers: dict[str, Callable[[], System]] = {
+        stage: (lambda stage=stage: StageSystem(stage, model, max_seq_len=max_seq_len)) for stage in chosen
+    }
+    if baselines:
+        makers["transformers"] = lambda: TransformersSystem(model, max_seq_len=max_seq_len)
+        makers["transformers, compiled"] = lambda: TransformersSystem(model, max_seq_len=max_seq_len, compiled=True)
+        makers["llama.cpp"] = lambda: _llama_cpp(gguf, max_seq_len)
+    return makers
+
+
+def _llama_cpp(gguf: str | None, max_seq_len: int) -> System:
+    if gguf is None:
+        raise NotMeasured("no GGUF file was given; --gguf FILE")
+    return LlamaCppSystem(gguf, max_seq_len=max_seq_len)
