@@ -1,6 +1,7 @@
 """The command `luce-edu`. Heavy imports stay inside the commands, so that --help answers at once.
 
-Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 130 interrupted; 141 the reader of a pipe left.
+Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 3 something could not be measured, and says why;
+130 interrupted; 141 the reader of a pipe left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from itertools import chain, islice
 
-HOLDS, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+HOLDS, DOES_NOT_HOLD, BAD_INPUT, NOT_MEASURED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,11 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"luce-edu: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"luce-edu: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +61,28 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print JSON in place of a table")
     verify.set_defaults(run=_verify)
 
+    bench = commands.add_parser("bench", help="time every stage and the baselines that are installed, on the GPU")
+    bench.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
+    bench.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
+    bench.add_argument("--contexts", type=_sizes, metavar="N,N", help="tokens in the cache (default: 1 to 32768)")
+    bench.add_argument("--prompts", type=_sizes, metavar="N,N", help="prompt lengths (default: 520)")
+    bench.add_argument("--no-baselines", action="store_true", help="our stages only")
+    bench.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    bench.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    bench.set_defaults(run=_bench)
+
+    evidence = commands.add_parser("evidence", help="measure everything once, write a record and its figures")
+    evidence.add_argument("--out", required=True, metavar="DIR", help="where record and figures go")
+    evidence.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
+    evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="these parts, into the same record")
+    evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    evidence.set_defaults(run=_evidence)
+
+    figures = commands.add_parser("figures", help="draw every figure from the records")
+    figures.add_argument("--records", metavar="DIR", help="default: the project's own")
+    figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
+    figures.set_defaults(run=_figures)
+
     generate = commands.add_parser("generate", help="continue a prompt, printed as it comes")
     generate.add_argument("prompt", metavar="PROMPT", help='such as "ROMEO:"')
     _add_model(generate)
@@ -85,6 +111,13 @@ def _console():
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = _names(text)
+    if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected positive numbers such as 1,512, got {text!r}")
+    return [int(size) for size in sizes]
 
 
 def _doctor(args) -> int:
@@ -130,6 +163,73 @@ def _verify(args) -> int:
     else:
         _console().print(report)
     return HOLDS if report.passed else DOES_NOT_HOLD
+
+
+def _bench(args) -> int:
+    import torch
+    from rich.console import Console
+
+    import luce_edu
+    from luce_edu.measure.bench import CONTEXTS, PROMPT, STEPS, bench
+    from luce_edu.measure.constants import datasheet_bandwidth
+    from luce_edu.measure.systems import make_systems
+
+    model = luce_edu.load_model(args.model)
+    most = model.config.max_position_embeddings - 4 * STEPS
+    contexts = args.contexts or [context for context in CONTEXTS if context <= most]
+    prompts = args.prompts or [PROMPT]
+    if max(contexts + prompts) > most:
+        raise ValueError(f"--contexts, --prompts: {args.model} has room for {most} tokens and a timing loop")
+    makers = make_systems(
+        model, max_seq_len=max(contexts + prompts) + 4 * STEPS, stages=args.stages,
+        baselines=not args.no_baselines, gguf=args.gguf,
+    )  # fmt: skip
+    if not torch.cuda.is_available():
+        print("luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency", file=sys.stderr)
+        return NOT_MEASURED
+    with Console(stderr=True).status("measuring") as status:
+        result = bench(
+            model, makers, contexts=contexts, prompts=prompts, where=f"{torch.cuda.get_device_name()}, {args.model}",
+            datasheet_gb_per_s=datasheet_bandwidth(), progress=status.update,
+        )  # fmt: skip
+    if args.json:
+        parts = {name: getattr(result, name) for name in ("decode", "prefill", "not_run")}
+        print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
+    else:
+        _console().print(result)
+    return HOLDS if result.decode else NOT_MEASURED
+
+
+def _evidence(args) -> int:
+    from rich.console import Console
+
+    from luce_edu.measure.evidence import PARTS, bench_table, gather
+    from luce_edu.measure.figures import draw
+
+    with Console(stderr=True).status("measuring") as status:
+        record = gather(args.out, model_name=args.model, only=args.only, gguf=args.gguf, progress=status.update)
+        status.update("drawing")
+        drawn = draw([record], args.out)
+    console = _console()
+    if record.parts.get("decode"):
+        console.print(bench_table(record))
+    for row in record.content["not_run"]:
+        console.print(f"not run: {row['part']}: {row['reason']}", highlight=False)
+    console.print(f"{args.out}: record.json{''.join(', ' + path.name for path in drawn)}", highlight=False)
+    verified = record.parts.get("verify")
+    if verified and not verified["passed"]:
+        return DOES_NOT_HOLD
+    return HOLDS if set(args.only or PARTS) <= set(record.parts) else NOT_MEASURED
+
+
+def _figures(args) -> int:
+    from luce_edu.measure.figures import draw
+    from luce_edu.measure.records import load_records
+
+    records = load_records(args.records)
+    for path in draw(records, args.out):
+        print(path)
+    return HOLDS
 
 
 def _generate(args) -> int:
