@@ -21,6 +21,7 @@ from luce_edu.backends import csrc_dir
 
 ALL = ("per_op", "per_layer", "megakernel")
 FUSED = ("per_layer", "megakernel")
+REPLAYED = ("graph", "per_layer")  # with token and position in memory
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,16 @@ FAULTS = (
     ),
     Fault("argmax forgets most warps", "argmax.cuh", "w < block_warps", "w < 2", ALL),
     Fault("arrivals not counted from 0", "block.cuh", "if (last) *counter = 0u;", "", ALL),
+    # Token and position in memory, for kernels whose arguments never change
+    Fault("embed moves the position on only once", "per_layer.cu", "++*position;", "*position = 0;", REPLAYED),
+    Fault(
+        "attention at the position that embed has left", "per_layer.cu",
+        "o, arrivals, *position,", "o, arrivals, max_of(*position - 1, 0),", REPLAYED,
+    ),
+    Fault(
+        "token overwritten before all have read it", "per_layer.cu",
+        "++*position;", "{ ++*position; *const_cast<int*>(token) = 0; }", REPLAYED,
+    ),
     # Barriers for the whole grid
     _no_grid_barrier("embed", "token, m.hidden_states);", 4),
     _no_grid_barrier("deltanet_in", "m.beta, m.g, &shared.matvec);", 12),

@@ -46,6 +46,7 @@ class Decoder(ABC):
         self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
         self.logits = self._buffer(config.vocab_size)
         self._failed = False
+        self._has_choice = False  # whether the last token's choice of the next is where kernels look for it
         self._runs = 0  # so that a stream sees when another call has moved the state on
 
     @abstractmethod
@@ -88,9 +89,14 @@ class Decoder(ABC):
         self.ledger.clear()
         self._runs += 1
         self._failed = False
+        self._has_choice = False
 
     def poison(self) -> None:
-        """Fill every scratch buffer with NaN, and the unused cache with large noise, so that a stale read shows."""
+        """Fill every scratch buffer with NaN, and the unused cache with large noise, so that a stale read shows.
+
+        The choice after the last token goes with them.
+        """
+        self._has_choice = False
         for tensor in self._scratch():
             # 0xFF bytes are NaN in every float format, and -1 in an integer.
             tensor.view(torch.uint8).fill_(0xFF)
@@ -118,10 +124,11 @@ class Decoder(ABC):
     def advance(self) -> None:
         """Decode the model's own choice after the last token: enqueued and not waited for, as a timing loop wants it.
 
-        Raises ValueError before the first token, and when the sequence is full.
+        Raises ValueError where there is no choice, before the first token and after poison(), and when the sequence is
+        full.
         """
-        if self.position == 0:
-            raise ValueError(f"{self.stage}: there is no choice before the first token; call prefill or step first")
+        if not self._has_choice and not self._failed:
+            raise ValueError(f"{self.stage}: there is no choice to decode yet; call prefill or step first")
         if self.position >= self.state.max_seq_len:
             raise ValueError(f"{self.stage}: the sequence is full (max_seq_len {self.state.max_seq_len})")
         self._run([None])
@@ -197,6 +204,7 @@ class Decoder(ABC):
             self._advance(token)
             self.state.position = position + 1
         self._failed = False
+        self._has_choice = True
 
     def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
         """`tokens` as a list of ints, or ValueError; room: how many fit, by default what is left of the state."""

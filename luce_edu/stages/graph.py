@@ -10,6 +10,7 @@ class GraphDecoder(PerLayerDecoder):
 
     dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from Hopper
                       on): it then asks for its weights before it waits. None: where the device has it
+    Raises ValueError for dependent_launch=True on a device without it, before anything is compiled.
     """
 
     stage = "graph"
@@ -24,6 +25,10 @@ class GraphDecoder(PerLayerDecoder):
         return self.backend.dependent_launch if self._asked is None else self._asked
 
     def _defines(self):
+        if self.dependent_launch and not self.backend.dependent_launch:
+            raise ValueError(
+                f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer, which device {self.device} is not"
+            )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
 
     def _run_step(self) -> None:

@@ -28,6 +28,10 @@ class PerLayerDecoder(KernelDecoder):
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("lm_head")
 
+    def reset(self) -> None:
+        super().reset()
+        self._position_there = None  # a kernel that failed may have left it anywhere
+
     def _advance(self, token):
         self._place_token(token)
         if self._position_there != self.state.position:
