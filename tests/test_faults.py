@@ -29,7 +29,12 @@ MODEL = make_model(
         linear_key_head_dim=160,
     )
 )
-CLASSES = {"per_op": "PerOpDecoder", "per_layer": "PerLayerDecoder", "megakernel": "MegakernelDecoder"}
+CLASSES = {
+    "per_op": "PerOpDecoder",
+    "per_layer": "PerLayerDecoder",
+    "graph": "GraphDecoder",
+    "megakernel": "MegakernelDecoder",
+}
 # Every fault in one stage always; in the others, which share the line, in a long run.
 CASES = [
     pytest.param(one, stage, id=f"{stage}: {one.name}", marks=[pytest.mark.full] if i else [])

@@ -1,0 +1,466 @@
+"""`graph` is `per_layer` to the last bit, launched once a token; and no stage ever reads a token or position that is old."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from models import TINY, make_model
+
+from luce_edu.backends.host import HostBackend
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import KernelError
+from luce_edu.state import DecodeState
+from luce_edu.stages import STAGES, decoder
+from luce_edu.stages.graph import GraphDecoder
+from luce_edu.stages.per_layer import PerLayerDecoder
+from luce_edu.verification import verify
+
+# An untied head: with a tied one, a random model's choice is the token that it was given.
+MODEL = make_model(
+    dataclasses.replace(
+        TINY,
+        vocab_size=131,
+        num_hidden_layers=2,
+        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
+        tie_word_embeddings=False,
+    )
+)
+ROOM = 40  # tokens; the second split of the cache begins at 32
+KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_device():
+    """Two resident blocks, quick to emulate; and a quick compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUCE_HOST_SMS", "1")
+        patch.setenv("LUCE_HOST_FLAGS", "-O1")
+        yield
+
+
+def make(stage, room=ROOM, backend=None):
+    return decoder(stage, MODEL, "host", room, backend=backend)
+
+
+def everything(dec) -> dict[str, torch.Tensor]:
+    """All that a token leaves behind."""
+    states = {name: getattr(dec.state, name)[:, :, : dec.position] for name in ("k_cache", "v_cache")}
+    states |= {name: getattr(dec.state, name) for name in ("conv_state", "recurrent_state")}
+    return states | {"hidden_states": dec.hidden_states, "logits": dec.logits}
+
+
+def assert_same_bits(one, other) -> None:
+    assert one.position == other.position
+    for name, tensor in everything(one).items():
+        assert torch.isfinite(tensor).all(), name
+        assert torch.equal(tensor, everything(other)[name]), f"{name} at position {one.position}"
+
+
+# ---- The same function, launched once ----
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_tokens_give_per_layers_bits_in_pieces_of_any_size(seed):
+    draw = random.Random(seed)
+    tokens = [draw.randrange(MODEL.config.vocab_size) for _ in range(20)]
+    graph, per_layer = make("graph"), make("per_layer")
+    for dec in (graph, per_layer):
+        dec.poison()
+    left = list(tokens)
+    while left:
+        piece = [left.pop(0) for _ in range(min(len(left), draw.randint(1, 6)))]
+        graph.prefill(piece)
+    per_layer.prefill(tokens)
+    assert_same_bits(graph, per_layer)
+    assert graph._next_token() == per_layer._next_token() == int(graph.logits.argmax())
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.9, "seed": 5}])
+def test_text_is_that_of_per_layer_greedy_and_drawn(how):
+    texts = [list(make(stage).stream([1, 2, 3], 12, **how)) for stage in ("graph", "per_layer")]
+    assert texts[0] == texts[1] and len(texts[0]) == 12
+
+
+def test_a_reset_in_the_middle_and_a_refused_token_leave_no_trace():
+    used, fresh = make("graph"), make("graph")
+    used.prefill([5, 6, 7])
+    used.reset()
+    used.prefill([8, 9])
+    for bad in ([131], [-1], [], [1.5], [1] * ROOM):
+        with pytest.raises(ValueError, match="tokens: "):
+            used.prefill(bad)
+    used.poison()
+    used.step(10)
+    fresh.prefill([8, 9, 10])
+    assert_same_bits(used, fresh)
+
+
+def test_a_token_is_one_graph_launch_of_as_many_kernels_as_per_layer_launches():
+    graph, per_layer = make("graph"), make("per_layer")
+    for dec in (graph, per_layer):
+        dec.prefill([1, 2])
+    (launch,) = graph.ledger.entries
+    assert graph.launches == 1 and launch.kernel == "graph"
+    assert [plain(kernel) for kernel in launch.captured] == [plain(kernel) for kernel in per_layer.ledger.entries]
+    assert len(graph.ledger.kernels()) == per_layer.launches == 2 + 5 * MODEL.config.num_hidden_layers
+
+
+def plain(launch):
+    return dataclasses.replace(launch, traffic=None, barriers_a_block=None)
+
+
+class Counting(HostBackend):
+    """Counts the kernels that would have run."""
+
+    ran = 0
+
+    def _run(self, *args):
+        self.ran += 1
+
+
+class RunsWhileCapturing(Counting):
+    def capture(self, enqueue):
+        graph = super().capture(enqueue)
+        self.replay(graph)
+        return graph
+
+
+def launched_by_making(backend) -> int:
+    """Kernels that making a decoder ran or wrote into the ledger."""
+    dec = make("graph", backend=backend)
+    assert dec.launches == len(backend.ledger)
+    return backend.ran + dec.launches
+
+
+def test_capturing_launches_nothing():
+    assert launched_by_making(Counting()) == 0
+
+
+@pytest.mark.planted
+def test_a_capture_that_runs_what_it_captures_is_seen():
+    assert launched_by_making(RunsWhileCapturing()) == 2 + 5 * MODEL.config.num_hidden_layers + 1
+
+
+def test_what_a_graph_has_captured_stays_in_its_place():
+    """A replay takes addresses as they were, so nothing that a decoder offers may put a tensor elsewhere."""
+    dec = make("graph")
+    before = addresses(dec)
+    dec.prefill([1, 2])
+    dec.poison()
+    dec.reset()
+    dec.generate([3], 3)
+    dec.pretend(7)
+    dec.advance()
+    assert addresses(dec) == before
+
+
+def addresses(dec) -> dict[str, int]:
+    found = {name: value.data_ptr() for name, value in vars(dec).items() if isinstance(value, torch.Tensor)}
+    return found | {name: getattr(dec.state, name).data_ptr() for name in DecodeState.TENSORS}
+
+
+# ---- What is captured must not depend on the step ----
+
+
+class CapturesWhatChanges(GraphDecoder):
+    """Gives `kernel` a copy of `name` as it was at the capture, in place of the memory that holds it."""
+
+    kernel: str
+    name: str
+    value: int
+
+    def _fused(self, kernel, *args):
+        if kernel == self.kernel:
+            self._captured = torch.full_like(getattr(self, self.name), self.value)
+            args = [self._captured if arg is getattr(self, self.name) else arg for arg in args]
+        super()._fused(kernel, *args)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "kernel, name, value", [("attention", "device_position", 0), ("embed", "next_token", 17), ("lm_head", "next_token", 0)]
+)
+def test_verification_catches_a_captured_argument_that_should_change(kernel, name, value):
+    kind = type("Stale", (CapturesWhatChanges,), {"kernel": kernel, "name": name, "value": value})
+    assert problems(kind), f"{kernel} with {name} {value} for ever passed"
+
+
+@pytest.mark.planted
+def test_verification_catches_layers_that_were_captured_in_another_order():
+    class Swapped(GraphDecoder):
+        def _enqueue(self):
+            launches = []
+            self._fused_later, self._fused = self._fused, lambda *launch: launches.append(launch)
+            super()._enqueue()
+            del self._fused
+            launches[-3], launches[-2] = launches[-2], launches[-3]
+            for launch in launches:
+                self._fused(*launch)
+
+    assert problems(Swapped)
+
+
+def test_without_the_plant_the_same_verification_passes():
+    assert problems(GraphDecoder) == []
+
+
+def problems(kind) -> list[str]:
+    made = kind(MODEL, device="host", max_seq_len=6)
+    return verify(MODEL, stages=["graph"], device="host", steps=6, seed=1, make=lambda _: made).rows[0].problems
+
+
+# ---- advance and pretend ----
+
+
+@pytest.mark.parametrize("position", [1, 2, 31, 32, 33, ROOM - 1])
+@pytest.mark.parametrize("stage", STAGES)
+def test_advance_equals_a_step_with_the_own_choice_wherever_one_stands(stage, position):
+    own, told = make(stage), make(stage)
+    for dec in (own, told):
+        dec.pretend(position, seed=3)
+        assert dec.position == position
+    steps = min(3, ROOM - position)
+    for _ in range(steps):
+        own.advance()
+        told.step(int(told.logits.argmax()))
+        assert_same_bits(own, told)
+    assert own.position == position + steps
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_advance_is_refused_where_there_is_no_choice_and_where_it_is_full(stage):
+    dec = make(stage, room=3)
+    no_choice = f"{stage}: there is no choice to decode yet"
+    with pytest.raises(ValueError, match=no_choice):
+        dec.advance()
+    dec.step(1)
+    dec.poison()  # an index of -1 must not be looked up
+    with pytest.raises(ValueError, match=no_choice):
+        dec.advance()
+    dec.prefill([2, 3])
+    logits = dec.logits.clone()
+    with pytest.raises(ValueError, match=rf"{stage}: the sequence is full \(max_seq_len 3\)"):
+        dec.advance()
+    assert dec.position == 3 and torch.equal(dec.logits, logits)
+    dec.reset()
+    with pytest.raises(ValueError, match=no_choice):
+        dec.advance()
+    dec.state.position = 1  # as a benchmark may set it: still nothing has been chosen
+    with pytest.raises(ValueError, match=no_choice):
+        dec.advance()
+
+
+@pytest.mark.parametrize("position", [0, -1, 3, 1.0, True, None])
+def test_a_position_from_which_no_token_fits_is_refused(position):
+    dec = make("graph", room=3)
+    dec.step(1)
+    with pytest.raises(ValueError, match="position: expected 1 to 2, got"):
+        dec.pretend(position)
+    assert dec.position == 1
+
+
+# ---- Token and position in memory never go stale ----
+
+
+def forget(dec) -> None:
+    """Make a decoder write token and position into memory again, whatever it believes to be there."""
+    dec._expected = dec._position_there = None
+
+
+def hostile_sequence(dec, twin, seed: int, length: int = 16):
+    """Random calls on both; `twin` is made to forget before each token. Yields after each."""
+    draw = random.Random(seed)
+
+    def both(call):
+        forget(twin)
+        return call(dec), call(twin)
+
+    def choice():
+        """What the decoder would choose, and reading it tells the decoder what is in its memory."""
+        one, other = both(lambda d: d._next_token())
+        assert one == other == int(twin.logits.argmax())
+        return one
+
+    kept = 0  # an old choice
+    for _ in range(length):
+        room = ROOM - dec.position
+        name = draw.choice(["own", "other", "kept", "advance", "many", "position", "pretend", "generate", "reset", "bad"])
+        started = dec._has_choice
+        if name == "reset" or room < 4:
+            both(lambda d: d.reset())
+        elif name == "own" and started:
+            token = choice()
+            both(lambda d: d.step(token))
+        elif name == "kept" and started:  # known to be in memory, and then it is another that is there
+            kept = choice()
+            dec.advance()
+            forget(twin)
+            twin.step(kept)
+            both(lambda d: d.step(kept))
+        elif name == "advance" and started:
+            dec.advance()
+            token = int(twin.logits.argmax())
+            forget(twin)
+            twin.step(token)
+        elif name == "many":
+            tokens = [draw.randrange(131) for _ in range(3)]
+            both(lambda d: d.prefill(tokens))
+        elif name == "position" and started:
+            back = draw.randint(1, dec.position)
+            for d in (dec, twin):
+                d.state.position = back
+            both(lambda d: d.step(kept))
+        elif name == "pretend":
+            position = draw.randint(1, ROOM - 1)
+            both(lambda d: d.pretend(position, seed=seed))
+        elif name == "generate":
+            one, other = both(lambda d: list(d.stream([draw_token], 3)) if (draw_token := 7) else None)
+            assert one == other
+        elif name == "bad":
+            for d in (dec, twin):
+                with pytest.raises(ValueError):
+                    d.step(131)
+        else:
+            token = draw.randrange(131)
+            for d in (dec, twin):
+                d.poison()
+            both(lambda d: d.step(token))
+        yield name
+        if dec.position:
+            assert_same_bits(dec, twin)
+            if hasattr(dec, "device_position"):
+                assert int(dec.device_position) == dec.position - 1
+                assert dec._position_there == dec.position
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_no_sequence_of_calls_reads_an_old_token_or_position(stage, seed):
+    twin = make("per_layer" if stage == "graph" else stage)
+    names = list(hostile_sequence(make(stage), twin, seed))
+    assert len(set(names)) >= 5
+
+
+class KeepsBelievingInItsToken(GraphDecoder):
+    def _place_token(self, token):
+        believed = self._expected
+        super()._place_token(token)
+        self._expected = believed
+
+
+class NeverSetsThePosition(GraphDecoder):
+    def _advance(self, token):
+        self._position_there = self.state.position if self.position else None
+        super()._advance(token)
+
+
+class ForgetsThatPoisonTookTheToken(GraphDecoder):
+    def poison(self):
+        believed = self._expected
+        super().poison()
+        self._expected = believed
+
+
+class ReplaysTwice(GraphDecoder):
+    def _run_step(self):
+        super()._run_step()
+        if self.position == 5:
+            super()._run_step()
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("kind", [KeepsBelievingInItsToken, NeverSetsThePosition, ReplaysTwice])
+def test_the_hostile_sequences_catch(kind):
+    def survives(seed) -> bool:
+        dec = kind(MODEL, device="host", max_seq_len=ROOM)
+        try:
+            return bool(list(hostile_sequence(dec, make("per_layer"), seed)))
+        except AssertionError:
+            return False
+
+    assert not all(survives(seed) for seed in range(3))
+
+
+@pytest.mark.planted
+def test_a_token_that_poison_took_is_not_believed_in():
+    """`poison` leaves -1 where the own choice was, and the next step names that very choice."""
+    dec = ForgetsThatPoisonTookTheToken(MODEL, device="host", max_seq_len=ROOM)
+    good = make("graph")
+    for d in (dec, good):
+        d.prefill([1, 2])
+        token = d._next_token()
+        d.poison()
+    assert good._expected is None
+    assert dec._expected == token and int(dec.next_token) == -1  # what a step would look up
+
+
+@pytest.mark.parametrize("stage", ["per_layer", "graph"])
+@pytest.mark.parametrize("kernel", ["embed", "mlp_down"])
+def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel, monkeypatch):
+    dec, fresh = make(stage), make(stage)
+    dec.prefill([1, 2])
+    run = HostBackend._run
+
+    def fail(self, what, *args):
+        if what.name == kernel:
+            raise KernelError(f"{kernel}: planted")
+        run(self, what, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostBackend, "_run", fail)
+        with pytest.raises(KernelError, match="planted"):
+            dec.step(3)
+    for refused in (lambda: dec.step(4), dec.advance):
+        with pytest.raises(ValueError, match=r"call reset\(\) first"):
+            refused()
+    dec.reset()
+    for d in (dec, fresh):
+        d.state.position = 3  # where the failed step would have ended
+        d.step(5)
+    assert_same_bits(dec, fresh)
+
+
+# ---- Dependent launch, as far as it shows without a GPU that has it ----
+
+
+class Hopper(HostBackend):
+    """An emulator that says it has dependent launch, and keeps what it was asked."""
+
+    dependent_launch = True
+
+    def __init__(self):
+        super().__init__()
+        self.defines, self.dependent = None, {}
+
+    def compile(self, source, kernels, defines):
+        self.defines = defines
+        return super().compile(source, kernels, defines)
+
+    def launch(self, kernel, *args, dependent=False, **options):
+        self.dependent.setdefault(kernel.name, set()).add(dependent)
+        super().launch(kernel, *args, dependent=dependent, **options)
+
+
+@pytest.mark.parametrize("asked, given", [(None, True), (True, True), (False, False)])
+def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless_told_otherwise(asked, given):
+    backend = Hopper()
+    dec = GraphDecoder(MODEL, device=None, max_seq_len=ROOM, backend=backend, dependent_launch=asked)
+    assert dec.dependent_launch is given
+    assert backend.dependent == {kernel: {given and kernel != "embed"} for kernel in PerLayerDecoder.kernels}
+    assert ("DEPENDENT_LAUNCH" in backend.defines) is given
+    per_layer = make("per_layer")
+    for d in (dec, per_layer):
+        d.prefill([1, 2, 3])
+    assert_same_bits(dec, per_layer)
+
+
+class CompilesNothing(HostBackend):
+    def compile(self, *args):
+        raise AssertionError("compiled")
+
+
+def test_dependent_launch_on_a_device_without_it_is_refused_before_anything_is_compiled():
+    with pytest.raises(ValueError, match=r"graph: dependent_launch needs a GPU of Hopper \(9.0\) or newer.*device cpu"):
+        GraphDecoder(MODEL, device=None, max_seq_len=8, backend=CompilesNothing(), dependent_launch=True)
+    assert not make("graph").dependent_launch
