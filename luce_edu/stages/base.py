@@ -134,7 +134,7 @@ class Decoder(ABC):
         self._run([None])
 
     def pretend(self, position: int, seed: int = 0) -> None:
-        """Fill the state with noise, as if `position` tokens had been decoded: the next ones cost what they would there.
+        """Fill the state with noise, as if `position` tokens had been decoded: the next cost what they would there.
 
         Raises ValueError for a position from which no token fits.
         """

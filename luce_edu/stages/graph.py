@@ -8,8 +8,8 @@ from luce_edu.stages.per_layer import PerLayerDecoder
 class GraphDecoder(PerLayerDecoder):
     """One graph launch a token, of as many kernels as `per_layer` launches.
 
-    dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from Hopper
-                      on): it then asks for its weights before it waits. None: where the device has it
+    dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from
+                      Hopper on): it then asks for its weights before it waits. None: where the device has it
     Raises ValueError for dependent_launch=True on a device without it, before anything is compiled.
     """
 
@@ -27,7 +27,7 @@ class GraphDecoder(PerLayerDecoder):
     def _defines(self):
         if self.dependent_launch and not self.backend.dependent_launch:
             raise ValueError(
-                f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer, which device {self.device} is not"
+                f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer; device {self.device} is none"
             )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
 

@@ -1,4 +1,4 @@
-"""`graph` is `per_layer` to the last bit, launched once a token; and no stage ever reads a token or position that is old."""
+"""`graph` is `per_layer` to the last bit, launched once a token; no stage reads a token or position that is old."""
 
 import dataclasses
 import random
@@ -10,10 +10,10 @@ from models import TINY, make_model
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
-from luce_edu.state import DecodeState
 from luce_edu.stages import STAGES, decoder
 from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
+from luce_edu.state import DecodeState
 from luce_edu.verification import verify
 
 # An untied head: with a tied one, a random model's choice is the token that it was given.
@@ -179,7 +179,8 @@ class CapturesWhatChanges(GraphDecoder):
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "kernel, name, value", [("attention", "device_position", 0), ("embed", "next_token", 17), ("lm_head", "next_token", 0)]
+    "kernel, name, value",
+    [("attention", "device_position", 0), ("embed", "next_token", 17), ("lm_head", "next_token", 0)],
 )
 def test_verification_catches_a_captured_argument_that_should_change(kernel, name, value):
     kind = type("Stale", (CapturesWhatChanges,), {"kernel": kernel, "name": name, "value": value})
@@ -268,64 +269,61 @@ def forget(dec) -> None:
     dec._expected = dec._position_there = None
 
 
+CALLS = ("own", "other", "kept", "advance", "many", "position", "pretend", "generate", "reset", "bad")
+
+
 def hostile_sequence(dec, twin, seed: int, length: int = 16):
     """Random calls on both; `twin` is made to forget before each token. Yields after each."""
     draw = random.Random(seed)
 
-    def both(call):
+    def both(method: str, *args, **options):
         forget(twin)
-        return call(dec), call(twin)
+        one, other = (getattr(d, method)(*args, **options) for d in (dec, twin))
+        return one, other
 
-    def choice():
-        """What the decoder would choose, and reading it tells the decoder what is in its memory."""
-        one, other = both(lambda d: d._next_token())
+    def choice() -> int:
+        """What the decoder chooses; having read it, it knows what is in its memory."""
+        one, other = both("_next_token")
         assert one == other == int(twin.logits.argmax())
         return one
 
+    def advance() -> None:
+        """The own choice, which the twin is told."""
+        token = int(twin.logits.argmax())
+        forget(twin)
+        dec.advance()
+        twin.step(token)
+
     kept = 0  # an old choice
     for _ in range(length):
-        room = ROOM - dec.position
-        name = draw.choice(["own", "other", "kept", "advance", "many", "position", "pretend", "generate", "reset", "bad"])
-        started = dec._has_choice
-        if name == "reset" or room < 4:
-            both(lambda d: d.reset())
-        elif name == "own" and started:
-            token = choice()
-            both(lambda d: d.step(token))
-        elif name == "kept" and started:  # known to be in memory, and then it is another that is there
+        name = draw.choice(CALLS)
+        if name == "reset" or dec.position > ROOM - 4:
+            both("reset")
+        elif name == "own" and dec._has_choice:
+            both("step", choice())
+        elif name == "kept" and dec._has_choice:  # first the memory holds this choice, then another one
             kept = choice()
-            dec.advance()
-            forget(twin)
-            twin.step(kept)
-            both(lambda d: d.step(kept))
-        elif name == "advance" and started:
-            dec.advance()
-            token = int(twin.logits.argmax())
-            forget(twin)
-            twin.step(token)
+            advance()
+            both("step", kept)
+        elif name == "advance" and dec._has_choice:
+            advance()
         elif name == "many":
-            tokens = [draw.randrange(131) for _ in range(3)]
-            both(lambda d: d.prefill(tokens))
-        elif name == "position" and started:
-            back = draw.randint(1, dec.position)
-            for d in (dec, twin):
-                d.state.position = back
-            both(lambda d: d.step(kept))
+            both("prefill", [draw.randrange(131) for _ in range(3)])
+        elif name == "position" and dec._has_choice:
+            dec.state.position = twin.state.position = draw.randint(1, dec.position)
+            both("step", kept)
         elif name == "pretend":
-            position = draw.randint(1, ROOM - 1)
-            both(lambda d: d.pretend(position, seed=seed))
+            both("pretend", draw.randint(1, ROOM - 1), seed=seed)
         elif name == "generate":
-            one, other = both(lambda d: list(d.stream([draw_token], 3)) if (draw_token := 7) else None)
+            one, other = both("generate", [7], 3)
             assert one == other
         elif name == "bad":
             for d in (dec, twin):
                 with pytest.raises(ValueError):
                     d.step(131)
         else:
-            token = draw.randrange(131)
-            for d in (dec, twin):
-                d.poison()
-            both(lambda d: d.step(token))
+            both("poison")
+            both("step", draw.randrange(131))
         yield name
         if dec.position:
             assert_same_bits(dec, twin)
