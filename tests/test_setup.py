@@ -72,6 +72,14 @@ def test_constraints_for_cu12_keep_torch_and_drop_cuda_13():
     assert "cuda-bindings" not in cu12 and "nvidia-cuda" not in cu12
 
 
+def test_a_wheel_carries_kernels_and_records_where_the_package_looks_for_them():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["sources"] == {"csrc": "luce_edu/csrc", "figures/records": "luce_edu/records"}
+    assert wheel["only-include"] == ["luce_edu", *wheel["sources"]]
+    for folder in wheel["only-include"]:
+        assert (ROOT / folder).is_dir()
+
+
 def test_ci_runs_the_test_command_and_nothing_else():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

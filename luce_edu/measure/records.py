@@ -1,12 +1,13 @@
 """Records: measurements with their provenance, one JSON file each, under figures/records/.
 
-One schema (luce_edu/data/record.schema.json) for both kinds: `recorded`, by this project on a named GPU, and `published`,
-by others, each figure with its source. Every table and plot of a time or an energy reads these.
+One schema (luce_edu/data/record.schema.json) for both kinds: `recorded`, by this project on a named GPU, and
+`published`, by others, each figure with its source. Every table and plot of a time or an energy reads these.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,10 +31,21 @@ def records_dir() -> Path:
 
 @dataclass(frozen=True)
 class Record:
-    """One file's content, checked. `name` is the file's, without .json."""
+    """One file's content, checked, so that every record has a provenance. `name` is the file's, without .json.
+
+    Raises RecordError for any other content.
+    """
 
     name: str
     content: Mapping
+
+    def __post_init__(self) -> None:
+        self.checked()
+
+    def checked(self) -> Record:
+        """Itself; asked again where it counts, as the content of a record in the making changes."""
+        check(self.content, f"{self.name}.json")
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -43,7 +55,6 @@ class Record:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise RecordError(f"{path.name}: not a readable record ({error})") from None
-        check(content, path.name)
         return cls(path.stem, content)
 
     def save(self, path: str | Path) -> None:
@@ -68,8 +79,10 @@ class Record:
 
     @cached_property
     def provenance(self) -> str:
-        """One line for a caption: kind, GPU, power limit, driver, date, commit."""
-        if self.kind == "published":
+        """One line for a caption: kind, GPU, power limit, driver, date, commit; RecordError where it has no source."""
+        if self.checked().kind == "published":
+            if not sources(self.content):
+                raise RecordError(f"{self.name}.json: no row, so no source")
             return "published; sources: " + "; ".join(sources(self.content))
         machine, limit = self.content["machine"], self.content["machine"]["power_limit_w"]
         at = f" at {limit:g} W" if limit else ""
@@ -96,15 +109,23 @@ def check(content: object, name: str) -> None:
         raise RecordError(f"{name}: kind: expected 'recorded' or 'published', found {content.get('kind')!r}")
     try:
         from jsonschema import Draft202012Validator
+        from jsonschema.validators import extend
     except ImportError:
         return
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     schema["$ref"] = f"#/$defs/{content['kind']}"  # one branch, so that an error names the field and not both branches
     del schema["oneOf"]
-    errors = sorted(Draft202012Validator(schema).iter_errors(content), key=lambda e: list(map(str, e.absolute_path)))
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_finite_number)
+    validator = extend(Draft202012Validator, type_checker=types)(schema)
+    errors = sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.absolute_path)))
     if errors:
         where = "/".join(map(str, errors[0].absolute_path)) or "the record"
         raise RecordError(f"{name}: {where}: {errors[0].message[:200]}")
+
+
+def _is_finite_number(_, value: object) -> bool:
+    """JSON has no NaN, but Python reads and writes one, and no minimum refuses it."""
+    return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
 
 
 def load_records(folder: str | Path | None = None) -> list[Record]:
