@@ -1,22 +1,28 @@
-"""Decode results that other people published: batch 1, bf16 weights, each with its source."""
+"""Decode results that other people published: batch 1, bf16 weights, each with its source.
+
+The numbers are in figures/records/published.json.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from luce_edu.config import ModelConfig
 from luce_edu.measure.floor import DATASHEET_GB_PER_S, decode_bytes
+from luce_edu.measure.records import Record, records_dir
 
 
 @dataclass(frozen=True)
 class Published:
-    """One result. `gpu` is a name in DATASHEET_GB_PER_S, `source` where the number stands."""
+    """One result. `gpu` is a name in DATASHEET_GB_PER_S, `source` where the number stands, `note` what it adds."""
 
     system: str
     model: str
     gpu: str
     tokens_per_s: float
     source: str
+    note: str = ""
 
     @property
     def us_per_token(self) -> float:
@@ -29,7 +35,7 @@ class Published:
 
 
 def bytes_per_token(model: str) -> int:
-    """The least that a token of a published model moves; ValueError for a model that is not in RESULTS."""
+    """The least that a token of a published model moves; ValueError for a model whose size is not known here."""
     if model == "Qwen3.5-0.8B":
         from luce_edu.models import RANDOM_CONFIG
 
@@ -42,15 +48,20 @@ def bytes_per_token(model: str) -> int:
 # Parameters by the models' cards, head and embedding tied, so all but a row of it is read for each token.
 _PARAMETERS = {"Llama-3.2-1B": 1_235_814_400, "Qwen3-0.6B": 596_049_920}
 
-_LUCE = "Luce-Org/lucebox, megakernel README"
-_GRAPHS = "msaroufim/megakernels-vs-cuda-graphs, September 2026"
-RESULTS = (
-    Published("PyTorch + transformers", "Qwen3.5-0.8B", "RTX 3090", 108, _LUCE),
-    Published("llama.cpp", "Qwen3.5-0.8B", "RTX 3090", 267, _LUCE),
-    Published("Luce megakernel", "Qwen3.5-0.8B", "RTX 3090", 413, _LUCE),
-    Published(
-        "AlpinDale megakernel", "Qwen3-0.6B", "RTX 5090", 1000, "blog.alpindale.net, 5090_decode_optimization"
-    ),
-    Published("CUDA graph, dependent launch", "Llama-3.2-1B", "H100 SXM", 1e6 / 979.5, _GRAPHS),
-    Published("Hazy Research megakernel", "Llama-3.2-1B", "H100 SXM", 1e6 / 972.8, _GRAPHS),
-)
+
+def decode_results(record: Record) -> tuple[Published, ...]:
+    """The decode rows of a published record, in its order; ValueError for one of another kind or without sources."""
+    if record.checked().kind != "published":
+        raise ValueError(f"{record.name}: expected a published record, got a {record.kind} one")
+    return tuple(Published(**row) for row in record.content["decode"])
+
+
+def once_each(results: Iterable[Published]) -> tuple[Published, ...]:
+    """Each system on the first GPU that it comes with, so that a picture compares systems and not GPUs."""
+    first: dict[tuple[str, str], Published] = {}
+    for result in results:
+        first.setdefault((result.system, result.model), result)
+    return tuple(first.values())
+
+
+RESULTS = once_each(decode_results(Record.load(records_dir() / "published.json")))
