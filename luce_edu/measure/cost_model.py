@@ -20,7 +20,7 @@ STARTS = {"per_op": "plain", "per_layer": "plain", "graph": "graph", "megakernel
 
 @dataclass(frozen=True)
 class CostModel:
-    """Constants in GB/s and microseconds. plain, graph: for each kernel that starts so; barrier: for each grid barrier."""
+    """Constants in GB/s and microseconds. plain, graph: for a kernel that starts so; barrier: for a grid barrier."""
 
     gb_per_s: float
     each_us: Mapping[str, float]
@@ -42,15 +42,20 @@ class CostModel:
 
 
 def is_modelled(row: Mapping) -> bool:
-    return row["system"] in STARTS
+    """Whether its system is, and its kernels or barriers were counted."""
+    return _count(row) is not None
 
 
 def counted(row: Mapping) -> tuple[str, int]:
     """How the kernels of a row start, and how many starts, or barriers, there are."""
-    if not is_modelled(row):
-        raise ValueError(f"{row['system']}: expected one of {', '.join(STARTS)}")
-    start = STARTS[row["system"]]
-    return start, row["barriers"] if start == "barrier" else row["kernels"]
+    if (count := _count(row)) is None:
+        raise ValueError(f"{row['system']}: expected one of {', '.join(STARTS)}, with its kernels or barriers counted")
+    return STARTS[row["system"]], count
+
+
+def _count(row: Mapping) -> int | None:
+    start = STARTS.get(row["system"])
+    return row["barriers"] if start == "barrier" else row.get("kernels") if start else None
 
 
 def fit(rows: Sequence[Mapping]) -> CostModel:
