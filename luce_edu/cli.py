@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import chain, islice
+from pathlib import Path
 
 HOLDS, DOES_NOT_HOLD, BAD_INPUT, NOT_MEASURED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     evidence.set_defaults(run=_evidence)
 
-    figures = commands.add_parser("figures", help="draw every figure from the records")
+    figures = commands.add_parser("figures", help="draw every figure from the records, write the README's results")
     figures.add_argument("--records", metavar="DIR", help="default: the project's own")
     figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
     figures.set_defaults(run=_figures)
@@ -223,12 +224,15 @@ def _evidence(args) -> int:
 
 
 def _figures(args) -> int:
-    from luce_edu.measure.figures import draw
+    from luce_edu.measure.figures import draw, write_results
     from luce_edu.measure.records import load_records
 
     records = load_records(args.records)
     for path in draw(records, args.out):
         print(path)
+    readme = Path(args.out).resolve().parent / "README.md"  # of a checkout, beside its figures/
+    if args.records is None and write_results(records, readme):
+        print(readme.name)
     return HOLDS
 
 

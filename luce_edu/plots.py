@@ -1,16 +1,13 @@
 """The pictures of the notebooks and the README. Each states in its caption where its numbers come from.
 
-python -m luce_edu.plots figures/     makes the README's picture
+Those of records are in luce_edu/measure/figures.py; `luce-edu figures` writes them.
 """
 
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -265,35 +262,3 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def readme_picture() -> Picture:
-    """figures/ladder.svg: launches counted now, and published results."""
-    from luce_edu.measure.launches import count_launches
-    from luce_edu.measure.published import RESULTS
-    from luce_edu.models import RANDOM_CONFIG
-
-    counts = count_launches(ModelConfig.from_file(RANDOM_CONFIG))
-    sources = "; ".join(dict.fromkeys(result.source for result in RESULTS))
-    caption = (
-        "Left: measured. Counted in the launch ledger, in the CPU emulator, for Qwen3.5-0.8B's layers at "
-        "reduced width (counts depend on layers alone).\n"
-        "Right: published, not ours; shares modelled from the bytes that a token needs, each weight once. "
-        f"Sources:\n{sources}."
-    )
-    return ladder(counts, RESULTS, provenance=caption)
-
-
-def main(folder: str) -> None:
-    """Write every generated picture into `folder`."""
-    path = Path(folder) / "ladder.svg"
-    # A fixed salt and no date: the same picture is the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "luce_edu"}):
-        readme_picture().savefig(path, metadata={"Date": None})
-    print(path)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m luce_edu.plots FOLDER")
-    main(sys.argv[1])
