@@ -99,6 +99,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
             const float score = warp_sum<worker_lanes>(
                 dot8(k, *reinterpret_cast<const float4*>(q), *reinterpret_cast<const float4*>(q + 4), 0.0f));
             if (!valid) continue;
+            // <rescale>
             const float maximum = fmaxf(soft.maximum[h], score);
             const float old = expf(soft.maximum[h] - maximum);  // what the sums so far are worth on the new scale
             const float now = expf(score - maximum);
@@ -109,6 +110,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
                 soft.sum[h][2 * j] = fmaf(soft.sum[h][2 * j], old, now * even(v.pair[j]));
                 soft.sum[h][2 * j + 1] = fmaf(soft.sum[h][2 * j + 1], old, now * odd(v.pair[j]));
             }
+            // </rescale>
         }
     }
 }

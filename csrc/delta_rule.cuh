@@ -57,12 +57,14 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
     const int quad = threadIdx.x % tile_quads;      // which four columns of the tile
     const int first_row = threadIdx.x / tile_quads;
     const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // needed late, asked for now
+    // <load>
     float4 s[rows_per_thread];
 #pragma unroll
     for (int i = 0; i < rows_per_thread; ++i) {     // issued first: the norms below run while these are under way
         const int row = first_row + i * tile_rows;
         if (row < key_head_dim) s[i] = *reinterpret_cast<const float4*>(S + row * value_head_dim + quad * 4);
     }
+    // </load>
     if (warp_id() == 0) {
         warp_l2_norm(q_raw, shared->q, rsqrtf(static_cast<float>(key_head_dim)));
         warp_l2_norm(k_raw, shared->k, 1.0f);
@@ -74,6 +76,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
     }
     __syncthreads();  // q, k and k_dot_q are there
 
+    // <products>
     float S_k[4] = {}, S_q[4] = {};
 #pragma unroll
     for (int i = 0; i < rows_per_thread; ++i) {
@@ -85,6 +88,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         S_k[2] = fmaf(s[i].z, k, S_k[2]), S_q[2] = fmaf(s[i].z, q, S_q[2]);
         S_k[3] = fmaf(s[i].w, k, S_k[3]), S_q[3] = fmaf(s[i].w, q, S_q[3]);
     }
+    // </products>
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -99,6 +103,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
     }
     __syncthreads();  // every warp's partial sums are there
 
+    // <update>
     const float decay = expf(g);
     if (threadIdx.x < tile_columns) {
         const int column = threadIdx.x;
@@ -122,4 +127,5 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         s[i].w = fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w);
         *reinterpret_cast<float4*>(S + row * value_head_dim + quad * 4) = s[i];
     }
+    // </update>
 }
