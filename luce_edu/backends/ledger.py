@@ -32,8 +32,8 @@ class Traffic:
 class Launch:
     """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory.
 
-    traffic         by tensor, and barriers_a_block the __syncthreads that a block passed on average: where the host
-                    backend counts, else None
+    traffic           by tensor; None where it was not counted
+    barriers_a_block  __syncthreads that a block passed, on average; None on a GPU
     """
 
     kernel: str
