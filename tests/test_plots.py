@@ -1,5 +1,6 @@
 """Every picture says where its numbers come from, and shows the numbers that it was given."""
 
+import numpy as np
 import pytest
 
 from luce_edu.config import ModelConfig
@@ -11,10 +12,15 @@ from luce_edu.plots import (
     conv_windows,
     ladder,
     published_against_floor,
+    roofline,
     state_against_kv,
     state_update,
+    warp_loads,
 )
 
+LANES = np.arange(32)
+LOADS = {"down": (2048 * LANES + 2 * np.arange(3)[:, None], 2), "along": (16 * LANES + 512 * np.arange(2)[:, None], 16)}
+GPUS = {"RTX 3090": (936, 35.6), "H100 SXM": (3350, 67)}
 COUNTS = {"eager": Count(2000, 0), "per_op": Count(460, 0), "megakernel": Count(1, 121)}
 BIG = ModelConfig.from_file(RANDOM_CONFIG)
 UPDATE = ([[6, 12], [8, 16]], [[-1.8, -7.8], [-2.4, -10.4]], [[4.2, 4.2], [5.6, 5.6]])
@@ -26,6 +32,8 @@ PICTURES = {
     "update": lambda provenance: state_update(*UPDATE, names=PANELS, provenance=provenance),
     "answers": lambda provenance: answers_by_write({"delta": [10, 10], "none": [10, 15.5]}, 10, provenance=provenance),
     "windows": lambda provenance: conv_windows([[0, 0, 7], [0, 7, 8.5]], provenance=provenance),
+    "loads": lambda provenance: warp_loads(LOADS, row_bytes=2048, provenance=provenance),
+    "roofline": lambda provenance: roofline(GPUS, {"1 token": 1, "64 tokens": 55}, provenance=provenance),
 }
 
 
@@ -100,3 +108,20 @@ def test_a_conv_window_stands_under_the_inputs_that_it_sees():
     (axes,) = PICTURES["windows"]("measured").axes
     seen = {(text.get_position(), text.get_text()) for text in axes.texts}
     assert {((-2, 0), "0"), ((0, 0), "7"), ((0, 1), "7"), ((1, 1), "8.5")} <= seen and len(seen) == 6
+
+
+def test_loads_of_a_warp_show_each_sector_once_and_every_lane_in_it():
+    down, along = PICTURES["loads"]("modelled").axes
+    assert down.get_title(loc="left") == "down: 64 bytes asked for,\n32 sectors touched, 1,024 bytes"
+    assert along.get_title(loc="left") == "along: 512 bytes asked for,\n16 sectors touched, 512 bytes"
+    assert sorted(patch.get_width() for patch in down.patches) == [2] * 3 * 32 + [32] * 32
+    assert sorted(patch.get_width() for patch in along.patches) == [16] * 2 * 32 + [32] * 2 * 16
+    with pytest.raises(ValueError, match="whole sectors"):
+        warp_loads(LOADS, row_bytes=2040, provenance="modelled")
+
+
+def test_a_roofline_rises_to_the_arithmetic_and_stays_there():
+    (axes,) = PICTURES["roofline"]("modelled").axes
+    points = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [[pytest.approx(0.936), 35.6], [pytest.approx(3.35), 67]]
+    assert [text.get_text() for text in axes.texts] == ["1 token", "64 tokens"]
