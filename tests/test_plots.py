@@ -10,7 +10,9 @@ from luce_edu.models import RANDOM_CONFIG
 from luce_edu.plots import (
     answers_by_write,
     conv_windows,
+    error_by_part,
     ladder,
+    margins_against_slack,
     published_against_floor,
     roofline,
     state_against_kv,
@@ -25,12 +27,19 @@ COUNTS = {"eager": Count(2000, 0), "per_op": Count(460, 0), "megakernel": Count(
 BIG = ModelConfig.from_file(RANDOM_CONFIG)
 UPDATE = ([[6, 12], [8, 16]], [[-1.8, -7.8], [-2.4, -10.4]], [[4.2, 4.2], [5.6, 5.6]])
 PANELS = ["before", "written", "after"]
+ERRORS = {
+    "eager": {"embedding": 0.0, "layer 0": 5e-3, "layer 1": 6e-3, "k_cache": 8e-3, "logits": 4e-3},
+    "wrong kv head": {"embedding": 0.0, "layer 0": 3e-7, "layer 1": 0.09, "k_cache": np.inf, "logits": np.nan},
+}
+MARGINS = ([0.6, 0.06, 0.03, 2.0], [0.1, 0.1, 0.1, 0.1], [True, False, True, True])
 PICTURES = {
     "ladder": lambda provenance: ladder(COUNTS, RESULTS, provenance=provenance),
     "floor": lambda provenance: published_against_floor(RESULTS[:3], provenance=provenance),
     "state": lambda provenance: state_against_kv(BIG, provenance=provenance),
     "update": lambda provenance: state_update(*UPDATE, names=PANELS, provenance=provenance),
     "answers": lambda provenance: answers_by_write({"delta": [10, 10], "none": [10, 15.5]}, 10, provenance=provenance),
+    "errors": lambda provenance: error_by_part(ERRORS, limit=1.25, provenance=provenance),
+    "margins": lambda provenance: margins_against_slack(*MARGINS, provenance=provenance),
     "windows": lambda provenance: conv_windows([[0, 0, 7], [0, 7, 8.5]], provenance=provenance),
     "loads": lambda provenance: warp_loads(LOADS, row_bytes=2048, provenance=provenance),
     "roofline": lambda provenance: roofline(GPUS, {"1 token": 1, "64 tokens": 55}, provenance=provenance),
@@ -125,3 +134,36 @@ def test_a_roofline_rises_to_the_arithmetic_and_stays_there():
     points = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
     assert points == [[pytest.approx(0.936), 35.6], [pytest.approx(3.35), 67]]
     assert [text.get_text() for text in axes.texts] == ["1 token", "64 tokens"]
+
+
+def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
+    (axes,) = PICTURES["errors"]("measured").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines if not line.get_label().startswith("_")}
+    low, *eager = drawn["eager"]
+    assert list(drawn) == list(ERRORS) and eager == [5e-3, 6e-3, 8e-3, 4e-3]
+    lowest, *inside, infinite, nan = drawn["wrong kv head"]
+    assert low == lowest < 3e-7 and inside == [3e-7, 0.09] and infinite == nan > 0.09
+    assert [text.get_text() for text in axes.texts] == ["0", "not finite"]
+    assert axes.get_yscale() == "log" and "1.25 times the error of eager" in axes.get_title(loc="right")
+
+
+def test_what_is_refused_begins_at_the_limit_times_the_yardstick():
+    (axes,) = PICTURES["errors"]("measured").axes
+    heights = {round(float(y), 9) for path in axes.collections[0].get_paths() for _, y in path.vertices}
+    assert {round(1.25 * error, 9) for error in (5e-3, 6e-3, 8e-3, 4e-3)} <= heights
+
+
+def test_programs_with_other_parts_are_not_compared():
+    with pytest.raises(ValueError, match="the same parts"):
+        error_by_part(ERRORS | {"per_op": {"logits": 1e-4}}, limit=1.25, provenance="measured")
+
+
+def test_each_margin_is_in_the_group_that_its_slack_puts_it_in():
+    (axes,) = PICTURES["margins"]("measured").axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert drawn == {
+        "decided, and bf16 chose the same": [0, 3],
+        "not decided, bf16 chose the same": [2],
+        "not decided, bf16 chose another": [1],
+    }
+    assert [bar.get_height() for bar in axes.patches] == [0.1] * 4
