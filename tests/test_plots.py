@@ -4,19 +4,24 @@ import numpy as np
 import pytest
 
 from luce_edu.config import ModelConfig
+from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import RESULTS
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.plots import (
     answers_by_write,
+    blocks_over_rows,
     conv_windows,
+    grid_over_array,
     error_by_part,
     ladder,
+    launches_by_size,
     margins_against_slack,
     published_against_floor,
     roofline,
     state_against_kv,
     state_update,
+    tree_sum,
     warp_loads,
 )
 
@@ -167,3 +172,54 @@ def test_each_margin_is_in_the_group_that_its_slack_puts_it_in():
         "not decided, bf16 chose another": [1],
     }
     assert [bar.get_height() for bar in axes.patches] == [0.1] * 4
+
+
+# Notebook 04.
+
+SIZES = [LaunchBytes("rms_norm", 3, 12_288), LaunchBytes("matvec", 2, 12_611_584)]
+FIRST_KERNEL = {
+    "grid": lambda provenance: grid_over_array(n=11, block=4, provenance=provenance),
+    "rows": lambda provenance: blocks_over_rows(rows=2, n=10, block=4, provenance=provenance),
+    "tree": lambda provenance: tree_sum([3, 1, 4, 1, 5, 9, 2, 6], provenance=provenance),
+    "launches": lambda provenance: launches_by_size(SIZES, 1.54, 936, provenance=provenance),
+}
+
+
+@pytest.mark.parametrize("picture", FIRST_KERNEL.values(), ids=FIRST_KERNEL)
+def test_a_picture_of_a_kernel_shows_itself_and_only_with_provenance(picture):
+    assert picture("modelled")._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="provenance"):
+        picture("drawn")
+
+
+def test_every_element_of_an_array_has_one_thread_and_the_spare_thread_has_none():
+    (axes,) = FIRST_KERNEL["grid"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert [text for text in shown if text.startswith("blockIdx")] == [f"blockIdx.x = {b}" for b in range(3)]
+    assert [text for text in shown if text.startswith("no")] == ["no\nx[11]"]
+    elements = {text.get_position()[0]: text.get_text() for text in axes.texts if text.get_position()[1] == 0.35}
+    assert elements == {i + 0.5: str(i) for i in range(11)}
+
+
+def test_a_block_goes_over_its_row_in_passes():
+    (axes,) = FIRST_KERNEL["rows"]("modelled").axes
+    for row in range(2):
+        owners = [text.get_text() for text in axes.texts if text.get_position()[1] == row]
+        assert owners == [str(c % 4) for c in range(10)]
+    passes = [text.get_text() for text in axes.texts if text.get_text().startswith("pass")]
+    assert passes == ["pass 0", "pass 1", "pass 2"]
+
+
+def test_a_tree_ends_in_the_sum_with_a_barrier_after_every_step():
+    (axes,) = FIRST_KERNEL["tree"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert shown.count("__syncthreads()") == 4
+    last = [text.get_text() for text in axes.texts if text.get_position()[1] == 3]
+    assert last[0] == "31"
+
+
+def test_launches_are_split_where_starting_takes_as_long_as_their_bytes():
+    (axes,) = FIRST_KERNEL["launches"]("modelled").axes
+    shown = " ".join(text.get_text() for text in axes.texts)
+    assert "3 launches: starting takes longer" in shown and "2: moving does" in shown
+    assert "starting it: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown

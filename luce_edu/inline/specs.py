@@ -99,6 +99,25 @@ def _rms_norm(shape, random):
     return {"x": _scaled(random(shape["rows"], shape["n"])), "weight": random(shape["n"]), "eps": EPS}
 
 
+def _alike(shape, random):
+    """As `_rms_norm`, and every number like its neighbour."""
+    return {
+        "x": random(1).expand(shape["rows"], shape["n"]).contiguous(),
+        "weight": random(1).expand(shape["n"]).contiguous(),
+        "eps": EPS,
+    }
+
+
+def _add_rms_norm(shape, random):
+    x, r = (_scaled(random(shape["rows"], shape["n"])) for _ in range(2))
+    return {"x": x, "r": r, "weight": random(shape["n"]), "eps": EPS}
+
+
+def _add_rms_norm_truth(inputs, shape):
+    mid = torch.add(inputs["x"], inputs["r"])
+    return {"mid": mid, "y": rms_norm(mid, inputs["weight"], eps=inputs["eps"])}
+
+
 def _linear(shape, random):
     """Drawn again while the sums nearly cancel: of such a sum fp32 keeps fewer digits than the limit asks for."""
     while True:
@@ -161,6 +180,22 @@ SPECS: dict[str, Spec] = {
             tuple({"rows": rows, "n": n} for rows, n in ((1, 1), (3, 31), (2, 257), (5, 264), (4, 1024))),
             _rms_norm, lambda s: {"y": (s["rows"], s["n"])},
             lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
+            grid="rows", needs="n up to 1024",
+        ),
+        Spec(  # for notebook 04, which shows what such a check lets pass
+            "uniform.rms_norm", "as reference.rms_norm, on inputs whose elements are all alike: a check blind to indices",
+            {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
+            tuple({"rows": rows, "n": n} for rows, n in ((1, 1), (3, 31), (2, 257), (5, 264), (4, 1024))),
+            _alike, lambda s: {"y": (s["rows"], s["n"])},
+            lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
+            grid="rows", needs="n up to 1024",
+        ),
+        Spec(
+            "torch.add+reference.rms_norm", "mid = x + r; y = rms_norm(mid, weight), row by row",
+            {"x": _TENSOR, "r": _TENSOR, "weight": _TENSOR, "mid": _OUT, "y": _OUT, "rows": "int", "n": "int",
+             "eps": "float"},
+            tuple({"rows": rows, "n": n} for rows, n in ((1, 1), (3, 31), (2, 257), (5, 264), (4, 1024))),
+            _add_rms_norm, lambda s: {"mid": (s["rows"], s["n"]), "y": (s["rows"], s["n"])}, _add_rms_norm_truth,
             grid="rows", needs="n up to 1024",
         ),
         Spec(
