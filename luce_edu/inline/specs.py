@@ -153,8 +153,11 @@ def _delta_rule_truth(inputs, shape):
 
 def _attention(shape, random):
     heads, positions, D = shape["heads"], shape["positions"], shape["head_dim"]
-    # Scores as large as these overflow exp() where the maximum is not taken off first.
-    return {"q": 8 * random(heads, D), "k": 3 * random(heads, positions, D), "v": random(heads, positions, D)}
+    q, k, v = random(heads, D), random(heads, positions, D), random(heads, positions, D)
+    # The scores of a head lie near 100 or near -120, where exp() is infinite or 0 unless their maximum is taken off
+    # first, and a few apart, so that many positions count.
+    level = torch.tensor([100.0, -120.0]).repeat(heads)[:heads] * D**0.5 / q.square().sum(-1)
+    return {"q": q, "k": 1.5 * k + level[:, None, None] * q[:, None], "v": v}
 
 
 def _attention_truth(inputs, shape):
@@ -233,6 +236,7 @@ SPECS: dict[str, Spec] = {
             _shapes("heads positions head_dim", (1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128)),
             _attention, lambda s: {"o": (s["heads"], s["head_dim"])}, _attention_truth,
             grid="heads", block=128, needs="head_dim a multiple of 32, up to 128",
+            limit=1e-4,  # the rounding of a score of 100 is one of 3e-5 in exp() of it
         ),
     )
 }  # fmt: skip
