@@ -105,12 +105,14 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
             const float now = expf(score - maximum);
             soft.maximum[h] = maximum;
             soft.weight[h] = fmaf(soft.weight[h], old, now);
+            // </rescale>
 #pragma unroll
+            // <values>
             for (int j = 0; j < 4; ++j) {
                 soft.sum[h][2 * j] = fmaf(soft.sum[h][2 * j], old, now * even(v.pair[j]));
                 soft.sum[h][2 * j + 1] = fmaf(soft.sum[h][2 * j + 1], old, now * odd(v.pair[j]));
             }
-            // </rescale>
+            // </values>
         }
     }
 }
