@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.config import ModelConfig
-from luce_edu.inline.magic import _parser
-from luce_edu.inline.specs import evaluate, find_spec
-from luce_edu.inline.trial import SOURCE, Attempt, _read_cell, _tree
-from luce_edu.models import DATA
-from luce_edu.stages.dims import kernel_defines
+from luce_edu.inline.specs import find_spec
+from luce_edu.inline.trial import Verdict, prepare
 from luce_edu.tables import Tabular
 from luce_edu.verification import relative_error
 
@@ -61,10 +55,10 @@ class KernelTimes(Tabular):
         )
 
 
-def time_matvecs(kernels: Sequence[str], *, launches: int = 5, rounds: int = 15) -> KernelTimes:
-    """Check kernels of this notebook's `%%kernel` cells against F.linear at SHAPE, then time them, and PyTorch's own.
+def time_matvecs(verdicts: Sequence[Verdict], *, launches: int = 5, rounds: int = 15) -> KernelTimes:
+    """Check kernels of `%%kernel` cells, kept with --as, against F.linear at SHAPE, then time them, and PyTorch's own.
 
-    Raises ValueError where there is no GPU or no cell with such a kernel, AssertionError for a kernel that is wrong.
+    Raises ValueError where there is no GPU, AssertionError for a kernel that is wrong.
     """
     device = make_backend("cuda").device
     spec = find_spec("F.linear")
@@ -72,9 +66,9 @@ def time_matvecs(kernels: Sequence[str], *, launches: int = 5, rounds: int = 15)
     truth = spec.truth(inputs, SHAPE)["y"]
     half = inputs["x"].bfloat16()
     runs: dict[str, Callable[[], object]] = {}
-    for name in kernels:
-        y = torch.full_like(truth, float("nan"))
-        runs[name] = prepare(newest_attempt(name), SHAPE, inputs | {"y": y}, "cuda")
+    for verdict in verdicts:
+        name, y = verdict.kernel, torch.full_like(truth, float("nan"))
+        runs[name] = prepare(verdict.attempt, SHAPE, inputs | {"y": y}, make_backend("cuda"))
         runs[name]()
         error = relative_error(y, truth)
         assert error <= spec.limit, f"{name} is wrong at {SHAPE}: error {error:.1e}"
@@ -86,37 +80,6 @@ def time_matvecs(kernels: Sequence[str], *, launches: int = 5, rounds: int = 15)
         times.append(KernelTime(name, middle, lower, upper))
     least = inputs["W"].nbytes + inputs["x"].nbytes + truth.nbytes
     return KernelTimes(torch.cuda.get_device_name(), SHAPE, least, times)
-
-
-def newest_attempt(kernel: str) -> Attempt:
-    """The last cell run in this notebook that holds `%%kernel KERNEL`; ValueError where there is none."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    for cell in reversed(shell.history_manager.input_hist_raw if shell else []):
-        line, _, text = cell.partition("\n")
-        if re.match(rf"%%kernel\s+{re.escape(kernel)}\s", line):
-            args = _parser().parse_args(shlex.split(line)[1:])
-            return Attempt(args.name, args.against, text, args.grid, args.block, args.smem)
-    raise ValueError(f"no cell of this notebook has run %%kernel {kernel}")
-
-
-def prepare(
-    attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor | float], device: str
-) -> Callable[[], None]:
-    """Compile an attempt for `device`; a function that launches it on `tensors`, inputs and outputs by name."""
-    spec = find_spec(attempt.against)
-    block = attempt.block or spec.block
-    order, source = _read_cell(attempt, spec)
-    config = ModelConfig.from_file(DATA / "tiny" / "config.json")
-    with _tree(attempt.text, source) as tree:
-        backend = make_backend(device, csrc_dir=tree)
-        defines = kernel_defines(config) | {"BLOCK_THREADS": block}
-        kernel = backend.compile(SOURCE, [attempt.kernel], defines)[attempt.kernel]
-    names = dict(shape) | {"block": block}
-    grid, smem = evaluate(attempt.grid or spec.grid, names), evaluate(attempt.smem, names)
-    values = dict(shape) | dict(tensors)
-    return lambda: backend.launch(kernel, grid, block, smem, [values[name] for name in order])
 
 
 def _elapsed_us(run: Callable[[], object], launches: int) -> float:

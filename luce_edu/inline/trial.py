@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from luce_edu.backends import csrc_dir, default_device, make_backend
-from luce_edu.backends.cuda import Resources, compile_cubin
+from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
+from luce_edu.backends.host import HostBackend
 from luce_edu.backends.ledger import Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
@@ -66,7 +67,7 @@ class Attempt:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Tabular):
-    """What a trial found. `problem` is None for a kernel that is right; then the counts are there.
+    """What a trial of `attempt` found. `problem` is None for a kernel that is right; then the counts are there.
 
     kind         of problem, one of WORDS
     shape        the one that the counts are of, with grid and block
@@ -74,8 +75,7 @@ class Verdict(Tabular):
     least_read, least_written  bytes of the tensors, each once
     """
 
-    kernel: str
-    against: str
+    attempt: Attempt
     problem: str | None = None
     kind: str | None = None
     devices: tuple[str, ...] = ()
@@ -89,9 +89,16 @@ class Verdict(Tabular):
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     least_read: int = 0
     least_written: int = 0
-    arch: str = ""
     resources: Resources | None = None
     printed: str = ""
+
+    @property
+    def kernel(self) -> str:
+        return self.attempt.kernel
+
+    @property
+    def arch(self) -> str:
+        return self.attempt.arch
 
     @property
     def passed(self) -> bool:
@@ -118,7 +125,7 @@ class Verdict(Tabular):
         where = " and ".join({"host": "in the emulator", "cuda": "on the GPU"}[device] for device in self.devices)
         return (
             f"{self.kernel} is right: {self.shapes} shapes, each in two orders of threads, within {self.limit:.0e} of "
-            f"{self.against} (measured {where}){said}"
+            f"{self.attempt.against} (measured {where}){said}"
         )
 
     @property
@@ -164,7 +171,7 @@ def try_kernel(attempt: Attempt, *, seconds: float = SECONDS) -> Verdict:
         outcome = run_apart(trial, attempt, time_limit=seconds)
     except Crashed as error:
         kind = "time" if isinstance(error, TimedOut) else "crash"
-        return Verdict(attempt.kernel, attempt.against, problem=str(error), kind=kind, printed=error.printed)
+        return Verdict(attempt, problem=str(error), kind=kind, printed=error.printed)
     return replace(outcome.value, printed=outcome.printed)
 
 
@@ -177,7 +184,7 @@ class _Problem(Exception):
 def trial(attempt: Attempt) -> Verdict:
     """Run one attempt in this process. Raises ValueError for an unknown spec."""
     spec = find_spec(attempt.against)
-    verdict = Verdict(attempt.kernel, attempt.against)
+    verdict = Verdict(attempt)
     try:
         order, source = _read_cell(attempt, spec)
         with _tree(attempt.text, source) as tree:
@@ -248,7 +255,7 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
     block = spec.block if attempt.block is None else attempt.block
     if not 32 <= block <= 1024 or block % 32:
         raise _Problem("launch", f"--block {block}: expected whole warps, 32 to 1024 threads")
-    defines = kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
+    defines = _defines(block)
     backends = [make_backend("host", csrc_dir=tree, count_traffic=True)]
     try:
         if default_device() == "cuda":
@@ -283,9 +290,29 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
         traffic=counted.traffic,
         least_read=sum(t.nbytes for t in tensors.values()),
         least_written=sum(t.nbytes for t in written) + outputs,
-        arch=attempt.arch,
         resources=resources,
     )
+
+
+def _defines(block: int) -> dict[str, object]:
+    """What headers of csrc/ want to know: the dimensions of tiny, and the threads of a block."""
+    return kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
+
+
+def prepare(
+    attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor], backend: HostBackend | CudaBackend
+) -> Callable[[], None]:
+    """Compile an attempt that has passed its trial; a function that launches it on `tensors`, named as its parameters."""
+    spec = find_spec(attempt.against)
+    block = spec.block if attempt.block is None else attempt.block
+    order, source = _read_cell(attempt, spec)
+    with _tree(attempt.text, source) as tree:
+        backend.csrc_dir = tree
+        kernel = backend.compile(SOURCE, [attempt.kernel], _defines(block))[attempt.kernel]
+    names = dict(shape) | {"block": block}
+    grid, smem = evaluate(attempt.grid or spec.grid, names), evaluate(attempt.smem, names)
+    values = dict(shape) | dict(tensors)
+    return lambda: backend.launch(kernel, grid, block, smem, [values[name] for name in order])
 
 
 def _normal(seed: int) -> Callable[..., torch.Tensor]:
