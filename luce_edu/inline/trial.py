@@ -302,7 +302,7 @@ def _defines(block: int) -> dict[str, object]:
 def prepare(
     attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor], backend: HostBackend | CudaBackend
 ) -> Callable[[], None]:
-    """Compile an attempt that has passed its trial; a function that launches it on `tensors`, named as its parameters."""
+    """Compile an attempt that has passed its trial; a function that launches it on `tensors`, by parameter."""
     spec = find_spec(attempt.against)
     block = spec.block if attempt.block is None else attempt.block
     order, source = _read_cell(attempt, spec)
