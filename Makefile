@@ -1,7 +1,7 @@
 # make walkthrough   run every notebook in order and end with the stage table
 # make test          the tests, and the notebooks against their stored outputs
 # make lab           JupyterLab, on the first notebook
-# make notebooks     run the notebooks again and store their outputs
+# make notebooks     run the notebooks and their solutions again, and store the outputs of both
 # make lint          ruff
 # Each makes .venv and installs into it first, where that has not been done. Options of that first call:
 #   PYTHON=python3.12   another Python, 3.11 or newer

@@ -99,16 +99,20 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
             const float score = warp_sum<worker_lanes>(
                 dot8(k, *reinterpret_cast<const float4*>(q), *reinterpret_cast<const float4*>(q + 4), 0.0f));
             if (!valid) continue;
+            // <rescale>
             const float maximum = fmaxf(soft.maximum[h], score);
             const float old = expf(soft.maximum[h] - maximum);  // what the sums so far are worth on the new scale
             const float now = expf(score - maximum);
             soft.maximum[h] = maximum;
             soft.weight[h] = fmaf(soft.weight[h], old, now);
+            // </rescale>
 #pragma unroll
+            // <values>
             for (int j = 0; j < 4; ++j) {
                 soft.sum[h][2 * j] = fmaf(soft.sum[h][2 * j], old, now * even(v.pair[j]));
                 soft.sum[h][2 * j + 1] = fmaf(soft.sum[h][2 * j + 1], old, now * odd(v.pair[j]));
             }
+            // </values>
         }
     }
 }

@@ -16,6 +16,7 @@ __device__ __forceinline__ int warp_id() { return threadIdx.x / warp_threads; }
 __device__ __forceinline__ int grid_warp() { return warp_id() * gridDim.x + blockIdx.x; }
 __device__ __forceinline__ int grid_warps() { return gridDim.x * block_warps; }
 
+// <warp_sum>
 // The sum over `lanes` neighbouring lanes (a power of two), in every one of them.
 template <int lanes = warp_threads>
 __device__ __forceinline__ float warp_sum(float value) {
@@ -23,6 +24,7 @@ __device__ __forceinline__ float warp_sum(float value) {
     for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(full_warp, value, offset);
     return value;
 }
+// </warp_sum>
 
 // The sum over the block, in every thread. `scratch` is block_warps floats of shared memory; the caller puts a
 // barrier between this call and the next use of it.

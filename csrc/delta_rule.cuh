@@ -20,6 +20,7 @@ __device__ __forceinline__ void warp_l2_norm(const float* x, float* out, float s
 // q, k, v, S, o point at this head; q and k are L2-normalised, q is scaled.
 __device__ __forceinline__ void delta_rule_column(const float* q, const float* k, const float* v, float beta, float g,
                                                   float* S, float* o, int column) {
+    // <column>
     const float decay = expf(g);
     float S_k = 0.0f;
     for (int i = 0; i < key_head_dim; ++i) S_k = fmaf(decay * S[i * value_head_dim + column], k[i], S_k);
@@ -31,6 +32,7 @@ __device__ __forceinline__ void delta_rule_column(const float* q, const float* k
         S_q = fmaf(s, q[i], S_q);
     }
     o[column] = S_q;
+    // </column>
 }
 
 // The tiled form. A block takes `tile_columns` columns of one head; a thread keeps four neighbouring columns of a few
@@ -59,10 +61,12 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
     const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // needed late, asked for now
     float4 s[rows_per_thread];
 #pragma unroll
+    // <load>
     for (int i = 0; i < rows_per_thread; ++i) {     // issued first: the norms below run while these are under way
         const int row = first_row + i * tile_rows;
         if (row < key_head_dim) s[i] = *reinterpret_cast<const float4*>(S + row * value_head_dim + quad * 4);
     }
+    // </load>
     if (warp_id() == 0) {
         warp_l2_norm(q_raw, shared->q, rsqrtf(static_cast<float>(key_head_dim)));
         warp_l2_norm(k_raw, shared->k, 1.0f);
@@ -76,6 +80,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
 
     float S_k[4] = {}, S_q[4] = {};
 #pragma unroll
+    // <products>
     for (int i = 0; i < rows_per_thread; ++i) {
         const int row = first_row + i * tile_rows;
         if (row >= key_head_dim) break;
@@ -85,6 +90,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         S_k[2] = fmaf(s[i].z, k, S_k[2]), S_q[2] = fmaf(s[i].z, q, S_q[2]);
         S_k[3] = fmaf(s[i].w, k, S_k[3]), S_q[3] = fmaf(s[i].w, q, S_q[3]);
     }
+    // </products>
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -105,13 +111,16 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         float k_sum = 0.0f, q_sum = 0.0f;
 #pragma unroll
         for (int w = 0; w < block_warps; ++w) k_sum += shared->S_k[w][column], q_sum += shared->S_q[w][column];
+        // <delta>
         const float delta = beta * (v_column - decay * k_sum);
         shared->delta[column] = delta;
         o[column] = fmaf(delta, shared->k_dot_q, decay * q_sum);
+        // </delta>
     }
     __syncthreads();  // delta is there
 
 #pragma unroll
+    // <write>
     for (int i = 0; i < rows_per_thread; ++i) {
         const int row = first_row + i * tile_rows;
         if (row >= key_head_dim) break;
@@ -122,4 +131,5 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         s[i].w = fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w);
         *reinterpret_cast<float4*>(S + row * value_head_dim + quad * 4) = s[i];
     }
+    // </write>
 }

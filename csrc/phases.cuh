@@ -99,6 +99,7 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
         const bf16* const two[2] = {W, W + hidden_size};
         float sum[2];
         warp_dot<hidden_size>(two, shared->x, sum);
+        // <epilogue>
         if (lane_id() < 2) {  // one lane for each row: the two epilogues run side by side
             const int r = row + lane_id();
             const float value = lane_id() == 0 ? sum[0] : sum[1];
@@ -112,6 +113,7 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
                 g[r - a_row] = log_decay(value, w.A_log[r - a_row], w.dt_bias[r - a_row]);
             }
         }
+        // </epilogue>
     }
 }
 

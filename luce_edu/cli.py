@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     walkthrough = commands.add_parser("walkthrough", help="run the notebooks, end with the stage table")
     walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these only: 00,01")
-    walkthrough.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks")
+    walkthrough.add_argument("--in-place", action="store_true", help="run solutions too, store all outputs")
     walkthrough.set_defaults(run=_walkthrough)
 
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")

@@ -6,6 +6,7 @@ Those of records are in luce_edu/measure/figures.py; `luce-edu figures` writes t
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,8 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from luce_edu.backends.ledger import Launch
 from luce_edu.config import ModelConfig
 from luce_edu.measure.floor import DATASHEET_GB_PER_S, kv_bytes_per_token, recurrent_state_bytes
+from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import Published, bytes_per_token
 
@@ -230,6 +233,428 @@ def conv_windows(windows, *, provenance: str = "") -> Picture:
         frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1),
     )  # fmt: skip
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def error_by_part(
+    errors: Mapping[str, Mapping[str, float]], *, yardstick: str = "eager", limit: float, provenance: str = ""
+) -> Picture:
+    """Each program's error against the reference, part by part on a log axis, and where a check refuses it.
+
+    errors     {program: {part: error}}, every program with the same parts; the layers are joined by a line
+    yardstick  the program whose error times `limit` is the lower edge of what is refused
+    An error of 0 stands at the lower edge of the picture, one that is not finite at the upper.
+    ValueError unless all programs have the yardstick's parts.
+    """
+    parts = list(errors[yardstick])
+    if any(list(of_program) != parts for of_program in errors.values()):
+        raise ValueError("errors: expected the same parts of every program, in the same order")
+    figure = _picture(9, 4.6, provenance)
+    axes = figure.subplots()
+    finite = [e for of_program in errors.values() for e in of_program.values() if np.isfinite(e) and e > 0]
+    low, high = 10 ** np.floor(np.log10(min(finite))) / 3, 30 * max(finite)
+    at = {program: [_clamped(e, low, high) for e in of_program.values()] for program, of_program in errors.items()}
+    joined = [i for i, part in enumerate(parts) if part.startswith("layer")]
+    border = [_clamped(limit * errors[yardstick][part], low, high) for part in parts]
+    axes.fill_between(range(len(parts)), border, high, step="mid", color=VERMILLION, alpha=0.09, linewidth=0)
+    axes.set_title(f"shaded: refused, more than {limit} times the error of {yardstick}", loc="right", fontsize=10)
+    spare = zip((VERMILLION, PURPLE, GREEN, INK), "sDv^", strict=True)
+    for program, values in at.items():
+        colour, marker = (STAGE_COLOURS[program], "o") if program in STAGE_COLOURS else next(spare)
+        axes.plot(joined, [values[i] for i in joined], color=colour, linewidth=1.6)
+        axes.plot(range(len(parts)), values, marker, color=colour, markersize=6, label=program)
+    for words, found in (("0", lambda e: e == 0), ("not finite", lambda e: not np.isfinite(e))):
+        places = [(i, e) for of_program in errors.values() for i, e in enumerate(of_program.values()) if found(e)]
+        if places:  # once is enough: all of them stand on one line
+            i, error = min(places)
+            axes.annotate(words, (i, _clamped(error, low, high)), xytext=(-9, 0), textcoords="offset points",
+                          ha="right", va="center", fontsize=9.5)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(low / 1.6, high * 1.6)
+    axes.set_xlim(-0.6, len(parts) - 0.4)
+    axes.set_xticks(range(len(parts)), [part.replace("_", "\n") for part in parts], rotation=45, ha="right",
+                    rotation_mode="anchor", fontsize=9.5)  # fmt: skip
+    axes.set_ylabel("error, ‖x − r‖ / ‖r‖")
+    axes.grid(alpha=0.25, axis="y")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _clamped(error: float, low: float, high: float) -> float:
+    return high if not np.isfinite(error) else min(max(error, low), high)
+
+
+def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Picture:
+    """How far the reference's first choice leads its second, token by token, against what bf16 may move.
+
+    margins, slacks  one for each token, in logits
+    same             whether bf16 chose as the reference did
+    """
+    margins, slacks, same = (np.asarray(values) for values in (margins, slacks, same))
+    decided = margins > slacks
+    figure = _picture(9, 3.9, provenance)
+    axes = figure.subplots()
+    tokens = np.arange(len(margins))
+    low = min(margins[margins > 0].min(initial=1), slacks[slacks > 0].min(initial=1)) / 3
+    axes.bar(tokens, slacks, width=0.8, color="#DDDDDD", label="as far as bf16 moves a logit of that token")
+    groups = (
+        (decided & same, BLUE, "o", "decided, and bf16 chose the same"),
+        (~decided & same, ORANGE, "D", "not decided, bf16 chose the same"),
+        (~decided & ~same, VERMILLION, "X", "not decided, bf16 chose another"),
+        (decided & ~same, INK, "v", "decided, and bf16 chose another"),
+    )
+    for chosen, colour, marker, words in groups:
+        if chosen.any():
+            axes.plot(tokens[chosen], np.maximum(margins[chosen], low), marker, color=colour, markersize=7, label=words)
+    axes.set_yscale("log")
+    axes.set_ylim(low, 6 * max(margins.max(), slacks.max()))
+    axes.set_xlim(-0.8, len(tokens) - 0.2)
+    axes.set_xlabel("token")
+    axes.set_ylabel("lead of the first choice, logits")
+    axes.legend(frameon=False, loc="upper left", fontsize=9.5, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def grid_over_array(n: int, block: int, *, provenance: str = "") -> Picture:
+    """Which thread of which block gets which of n elements, where thread i of the whole grid takes element i.
+
+    block  threads a block; as many blocks as cover n, so the last one may have threads without an element
+    """
+    grid = -(-n // block)
+    figure = _picture(10.5, 2.9, provenance)
+    axes = figure.subplots()
+    for b in range(grid):
+        colour = (SKY, ORANGE, GREEN, PURPLE)[b % 4]
+        for t in range(block):
+            i = b * block + t
+            fill = colour if i < n else "white"
+            axes.add_patch(Rectangle((i + 0.08, 1.5), 0.84, 0.7, facecolor=fill, edgecolor=colour))
+            axes.text(i + 0.5, 1.85, t, ha="center", va="center", fontsize=11)
+            if i < n:
+                axes.add_patch(Rectangle((i, 0), 1, 0.7, facecolor=colour, edgecolor="white", alpha=0.55))
+                axes.text(i + 0.5, 0.35, i, ha="center", va="center", fontsize=11)
+                axes.annotate("", (i + 0.5, 0.72), xytext=(i + 0.5, 1.48),
+                              arrowprops={"arrowstyle": "->", "color": GREY})  # fmt: skip
+            else:
+                axes.text(i + 0.5, 0.95, f"no\nx[{i}]", ha="center", va="center", fontsize=9, color=VERMILLION)
+        left = b * block
+        axes.add_patch(Rectangle((left + 0.02, 1.4), block - 0.04, 0.9, facecolor="none", edgecolor=INK, linewidth=1.3))
+        axes.text(left + block / 2, 2.55, f"blockIdx.x = {b}", ha="center", va="center", fontsize=11)
+    axes.set_yticks([0.35, 1.85], ["element i", "threadIdx.x"])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.1, grid * block + 0.1)
+    axes.set_ylim(-0.1, 2.8)
+    axes.set_xlabel(f"n = {n}, blockDim.x = {block}, gridDim.x = {grid};  i = blockIdx.x * blockDim.x + threadIdx.x")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def blocks_over_rows(rows: int, n: int, block: int, *, provenance: str = "") -> Picture:
+    """Which thread gets which element of [rows, n], one block a row: its threads go over the row side by side."""
+    figure = _picture(10.5, 1.6 + 0.62 * rows, provenance)
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("threads", ["#D7EEFA", SKY])
+    for row in range(rows):
+        for c in range(n):
+            colour = shades(c % block / max(block - 1, 1))
+            axes.add_patch(Rectangle((c, row - 0.4), 1, 0.8, facecolor=colour, edgecolor="white"))
+            axes.text(c + 0.5, row, c % block, ha="center", va="center", fontsize=11)
+    passes = range(0, n, block)
+    for i, left in enumerate(passes):
+        width = min(block, n - left)
+        axes.text(left + width / 2, -0.75, f"pass {i}", ha="center", va="center", fontsize=10.5)
+        axes.add_patch(Rectangle((left, -0.45), width, rows - 0.1, facecolor="none", edgecolor=INK, linewidth=1.2))
+    axes.set_yticks(range(rows), [f"row {row}: block {row}" for row in range(rows)])
+    axes.set_xticks([c + 0.5 for c in range(n)], range(n))
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.05, n + 0.05)
+    axes.set_ylim(rows - 0.35, -1.05)
+    axes.set_xlabel(f"column; in the cell: threadIdx.x of the thread that takes it, with {block} threads a block")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def tree_sum(values: Sequence[float], *, provenance: str = "") -> Picture:
+    """A sum in shared memory, half as many threads adding in each step; as many values as a power of two."""
+    steps = [list(values)]
+    half = len(values) // 2
+    while half:
+        old = steps[-1]
+        steps.append([old[t] + old[t + half] if t < half else old[t] for t in range(len(values))])
+        half //= 2
+    figure = _picture(9, 0.9 + 0.85 * len(steps), provenance)
+    axes = figure.subplots()
+    adding = len(values)
+    for level, step in enumerate(steps):
+        for t, value in enumerate(step):
+            fresh = t < adding
+            axes.add_patch(Rectangle((t + 0.1, level - 0.24), 0.8, 0.48, facecolor=SKY if fresh else "#EEEEEE"))
+            ink = INK if fresh else GREY
+            axes.text(t + 0.5, level, f"{value:g}", ha="center", va="center", fontsize=11.5, color=ink)
+            for source in (t, t + adding) if level and fresh else ():
+                axes.annotate("", (t + 0.5, level - 0.26), xytext=(source + 0.5, level - 0.74),
+                              arrowprops={"arrowstyle": "->", "color": BLUE})  # fmt: skip
+        axes.hlines(level + 0.36, 0, len(values), color=VERMILLION, linewidth=1.2, linestyle="--")
+        axes.text(len(values) + 0.1, level + 0.36, "__syncthreads()", va="center", fontsize=10, color=VERMILLION)
+        adding //= 2
+    words = ["each its own"] + [f"{2**k} add" if k else "1 adds" for k in reversed(range(len(steps) - 1))]
+    axes.set_yticks(range(len(steps)), words)
+    axes.set_xticks([t + 0.5 for t in range(len(values))], range(len(values)))
+    axes.tick_params(length=0)
+    axes.set_xlim(0, len(values) + 1.8)
+    axes.set_ylim(len(steps) - 0.5, -0.4)
+    axes.set_xlabel("thread t, and its place in shared memory", x=0.4)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: float, *, provenance: str = ""
+                     ) -> Picture:  # fmt: skip
+    """All launches of a token, smallest first: the time of their bytes, against what it costs to start one.
+
+    sizes      from `luce_edu.measure.launch_cost.count_launch_bytes`
+    launch_us  what one launch costs;  gb_per_s  the bandwidth that gives the bytes a time
+    """
+    times = sorted(size.us(gb_per_s) for size in sizes for _ in range(size.launches))
+    small = sum(time < launch_us for time in times)
+    figure = _picture(10.5, 4.2, provenance)
+    axes = figure.subplots()
+    edges = range(len(times) + 1)
+    axes.stairs(times[:small], edges[: small + 1], baseline=1e-4, fill=True, color=ORANGE)
+    axes.stairs(times[small:], edges[small:], baseline=1e-4, fill=True, color=BLUE)
+    axes.axhline(launch_us, color=INK, linewidth=1.4, linestyle="--")
+    axes.text(4, 1.25 * launch_us, f"starting it: {launch_us:.2f} µs", va="bottom", fontsize=10.5)
+    for size in sizes:
+        if size.kernel == "rms_norm":
+            first = times.index(size.us(gb_per_s))
+            axes.annotate(f"rms_norm: {size.bytes:,} bytes", (first + 10, size.us(gb_per_s)), xytext=(0, 26),
+                          textcoords="offset points", ha="center", fontsize=10,
+                          arrowprops={"arrowstyle": "-", "color": GREY})  # fmt: skip
+    axes.text(small / 2, 2e-4, f"{small} launches: starting takes longer", ha="center", fontsize=10.5)
+    axes.text((small + len(times)) / 2, 2e-4, f"{len(times) - small}: moving does", ha="center", color="white",
+              fontsize=10.5)  # fmt: skip
+    axes.set_yscale("log")
+    ticks = [1e-4, 1e-3, 0.01, 0.1, 1, 10, 100]
+    axes.set_yticks(ticks, [f"{tick:g}" if tick > 1e-4 else "0.0001" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0, len(times))
+    axes.set_ylim(1e-4, 1200)
+    axes.set_xlabel("launches of one token, those with the fewest bytes first")
+    axes.set_ylabel(f"time of their bytes at {gb_per_s:,} GB/s, µs")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def dataflow(launches: Sequence[Launch], buffers: Sequence[str], kernels: Mapping[str, int], *, provenance: str = ""
+             ) -> Picture:  # fmt: skip
+    """Which launch writes each buffer and which ones read it; what lives inside one fused kernel needs no memory.
+
+    launches  entries of a ledger that counted traffic, in order
+    buffers   names of the tensors to draw
+    kernels   how many of the launches, in order, each fused kernel replaces; ValueError unless all are covered
+    """
+    counts = list(kernels.values())
+    if sum(counts) != len(launches):
+        raise ValueError(f"kernels: they replace {sum(counts)} launches, and there are {len(launches)}")
+    of = [k for k, count in enumerate(counts) for _ in range(count)]
+    edges = np.cumsum([0, *counts]) - 0.5
+    lives = {name: _lives(name, launches) for name in buffers}
+    figure = _picture(10.5, 2.4 + 0.27 * len(buffers), provenance)
+    axes = figure.subplots()
+    for k, name in enumerate(kernels):
+        axes.axvspan(edges[k], edges[k + 1], color="#F2F2F2" if k % 2 == 0 else "white", zorder=0)
+        word = name.replace("_", "_\n", 1) if counts[k] < 3 else name  # a narrow band has room for half of it
+        axes.text(edges[k] + counts[k] / 2, -1, word, ha="center", va="center", fontweight="bold", fontsize=9.5)
+    for row, name in enumerate(buffers):
+        for writes, reads in lives[name]:
+            first, last = (writes or [-1])[0], (reads or [len(launches)])[-1]
+            inside = 0 <= first and last < len(launches) and of[first] == of[last]
+            colour = VERMILLION if inside else BLUE
+            axes.plot([first, last], [row, row], color=colour, linewidth=4, solid_capstyle="butt", alpha=0.45)
+            axes.plot(writes, [row] * len(writes), "s", color=colour, markersize=7)
+            axes.plot(reads, [row] * len(reads), "o", color=colour, markerfacecolor="white", markersize=5.5)
+    axes.set_yticks(range(len(buffers)), buffers)
+    axes.set_xticks(range(len(launches)), [launch.kernel for launch in launches], rotation=40, ha="right",
+                    rotation_mode="anchor")  # fmt: skip
+    axes.tick_params(length=0)
+    axes.set_ylim(len(buffers) - 0.4, -1.8)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.spines[:].set_visible(False)
+    marks = [
+        axes.plot([], [], "s", color=GREY, markersize=7)[0],
+        axes.plot([], [], "o", color=GREY, markerfacecolor="white", markersize=5.5)[0],
+        Rectangle((0, 0), 1, 1, facecolor=VERMILLION),
+        Rectangle((0, 0), 1, 1, facecolor=BLUE),
+    ]
+    words = ["written", "read", "lives inside one fused kernel", "crosses from one to the next"]
+    axes.legend(marks, words, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 1))
+    return figure
+
+
+def _lives(name: str, launches: Sequence[Launch]) -> list[tuple[list[int], list[int]]]:
+    """Writers and readers of each content that a buffer has had; a launch that only writes begins a new one."""
+    lives: list[tuple[list[int], list[int]]] = []
+    for i, launch in enumerate(launches):
+        traffic = launch.traffic.get(name)
+        if traffic is None:
+            continue
+        if not lives or not traffic.distinct_read:
+            lives.append(([], []))
+        writes, reads = lives[-1]
+        if traffic.distinct_read:
+            reads.append(i)
+        if traffic.distinct_write:
+            writes.append(i)
+    return lives
+
+
+def state_owners(*, heads: int, key_dim: int, value_dim: int, tile_columns: int, block_threads: int, sm_count: int,
+                 provenance: str = "") -> Picture:  # fmt: skip
+    """Who owns what of a layer's recurrent state in two kernels, and which of a GPU's multiprocessors have work.
+
+    Above a block a head and a thread a column; below a block for `tile_columns` columns, and a thread for four
+    neighbouring ones in every so many rows. One block a multiprocessor. ValueError for a width that no tile divides.
+    """
+    if value_dim % tile_columns or tile_columns % 4:
+        raise ValueError(f"tile_columns: expected a multiple of 4 that divides {value_dim}, got {tile_columns}")
+    tiles = heads * value_dim // tile_columns
+    rows = block_threads // (tile_columns // 4)
+    figure = _picture(10.5, 6.4, provenance)
+    (column, few), (tile, many) = figure.subplots(2, 2, width_ratios=(1, 1.5))
+    quarter = value_dim // 4 // tile_columns * tile_columns  # left enough for words beside a thread's part
+    # A thread's part as rectangles: left, top, width, height.
+    whole = [(quarter, 0, 1, key_dim)]
+    few_rows = [(quarter + 4, top, 4, 1) for top in range(min(key_dim, rows) // 3, key_dim, rows)]
+    for owner, machine, blocks, width, parts in (
+        (column, few, heads, value_dim, whole),
+        (tile, many, tiles, tile_columns, few_rows),
+    ):
+        for left in range(0, value_dim, width):
+            shade = SKY if left // width % 2 == 0 else "#A9D8F3"
+            owner.add_patch(Rectangle((left, 0), width, key_dim, facecolor=shade, edgecolor="white"))
+        for left, top, wide, high in parts:
+            owner.add_patch(Rectangle((left, top), wide, high, facecolor=VERMILLION, edgecolor=VERMILLION))
+        held = sum(wide * high for _, _, wide, high in parts)
+        left, top, wide, high = parts[0]
+        owner.annotate(f"one thread:\n{held} numbers", (left + wide, top + high / 2), xytext=(14, 0),
+                       textcoords="offset points", va="center", fontsize=10,
+                       bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2})  # fmt: skip
+        owner.set_xlim(0, value_dim)
+        owner.set_ylim(key_dim, 0)
+        owner.set_xticks([0, value_dim])
+        owner.set_yticks([0, key_dim])
+        owner.set_aspect("equal")
+        owner.set_xlabel("value dimension")
+        owner.set_ylabel("key dimension")
+        words = "one block" if width == value_dim else f"{value_dim // width} blocks"
+        owner.set_title(f"the state of one head: {words}", loc="left", fontsize=11)
+        _machine(machine, blocks, sm_count)
+    return figure
+
+
+def _machine(axes: Axes, blocks: int, sm_count: int) -> None:
+    """Multiprocessors as squares, dark by how many blocks each is dealt."""
+    across = math.ceil(math.sqrt(2.1 * sm_count))
+    for sm in range(sm_count):
+        dealt = blocks // sm_count + (sm < blocks % sm_count)
+        colour = ("#E4E4E4", SKY, BLUE)[min(dealt, 2)]
+        x, y = sm % across, sm // across
+        axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, facecolor=colour))
+        if dealt:
+            axes.text(x + 0.5, y + 0.5, str(dealt), ha="center", va="center", fontsize=9,
+                      color="white" if dealt > 1 else INK)  # fmt: skip
+    busy = min(blocks, sm_count)
+    axes.set_xlim(0, across)
+    axes.set_ylim(math.ceil(sm_count / across), 0)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    axes.set_title(f"{blocks} blocks: {busy} of {sm_count} SMs have work", loc="left", fontsize=11)
+
+
+def warp_loads(patterns: Mapping[str, tuple[np.ndarray, int]], *, row_bytes: int, provenance: str = "") -> Picture:
+    """Which bytes of a row-major matrix one warp's first loads touch, and in which sectors of 32 bytes.
+
+    patterns   by name: the byte at which each lane's load begins [loads, lanes], up to three loads, and the bytes a
+               lane loads. The first pattern stands tall on the left, the others beside it.
+    row_bytes  of the matrix: whole sectors, or ValueError
+    """
+    if row_bytes % 32:
+        raise ValueError(f"row_bytes: expected whole sectors of 32 bytes, got {row_bytes}")
+    figure = _picture(10.5, 5.4, provenance)
+    grid = figure.add_gridspec(len(patterns) - 1, 2, width_ratios=(1, 2))
+    places = [grid[:, 0], *(grid[i, 1] for i in range(len(patterns) - 1))]
+    for place, (name, (starts, size)) in zip(places, patterns.items(), strict=True):
+        axes = figure.add_subplot(place)
+        lanes, sectors = starts.shape[1], len(np.unique(starts[0] // 32))
+        axes.set_title(f"{name}: {size * lanes} bytes asked for,\n{sectors} sectors touched, {32 * sectors:,} bytes",
+                       loc="left", fontsize=11)  # fmt: skip
+        _warp_panel(axes, starts, size, row_bytes)
+    words = ["a sector that is touched", *(f"{which} load" for which in ("first", "second", "third"))]
+    figure.legend([Rectangle((0, 0), 1, 1, facecolor=colour) for colour in ("#E4E4E4", BLUE, VERMILLION, GREEN)], words,
+                  loc="outside upper left", ncols=4, frameon=False)  # fmt: skip
+    return figure
+
+
+def _warp_panel(axes: Axes, starts: np.ndarray, size: int, row_bytes: int) -> None:
+    """The rows that the loads of a warp touch: sectors, and in them the lanes' bytes."""
+    rows, width = starts.max() // row_bytes + 1, (starts % row_bytes).max() + size
+    for sector in np.unique(starts // 32):
+        row, byte = divmod(32 * sector, row_bytes)
+        axes.add_patch(Rectangle((byte, row - 0.5), 32, 1, facecolor="#E4E4E4", edgecolor=GREY, linewidth=0.8))
+    for load, colour in zip(starts, (BLUE, VERMILLION, GREEN), strict=False):
+        for row, byte in zip(*divmod(load, row_bytes), strict=True):
+            cell = Rectangle((byte, row - 0.36), size, 0.72, facecolor=colour, edgecolor="white", linewidth=0.3)
+            axes.add_patch(cell)
+        if rows == 1:
+            axes.text((load[0] + load[-1] + size) / 2, 0, f"lanes 0 to {len(load) - 1}", color="white", ha="center",
+                      va="center", fontsize=11, fontweight="bold")  # fmt: skip
+    shown = [row for row in range(rows) if row % 8 == 0 or row == rows - 1]
+    if rows > 1:
+        for row in shown:
+            axes.text(34, row, f"lane {row}", va="center", fontsize=10)
+    axes.set_yticks(shown, [f"row {row}" for row in shown])
+    axes.set_ylim(rows - 0.3, -0.7)
+    axes.set_xlim(0, max(width, 64))
+    axes.set_xticks(range(0, width + 32, 32 if width <= 256 else 256))
+    axes.set_xlabel("byte of the row")
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def roofline(
+    gpus: Mapping[str, tuple[float, float]], intensities: Mapping[str, float], *, provenance: str = ""
+) -> Picture:
+    """What bandwidth and arithmetic allow at each arithmetic intensity, and where some pieces of work stand.
+
+    gpus         by name: bandwidth in GB/s, and arithmetic in Tflop/s
+    intensities  operations for each byte that moves, by name of the work
+    """
+    figure = _picture(8, 4.6, provenance)
+    axes = figure.subplots()
+    most = 3 * max(intensities.values())
+    for (gpu, (gb_per_s, tflops)), colour in zip(gpus.items(), (BLUE, VERMILLION, GREEN), strict=False):
+        corner = 1e3 * tflops / gb_per_s
+        axes.plot([0.5, corner, most], [0.5e-3 * gb_per_s, tflops, tflops], color=colour, linewidth=2,
+                  label=f"{gpu}: {gb_per_s:,} GB/s, at most {tflops:g} Tflop/s")  # fmt: skip
+        rates = [min(tflops, 1e-3 * gb_per_s * intensity) for intensity in intensities.values()]
+        axes.plot(intensities.values(), rates, "o", color=colour, markersize=7)
+    for work, intensity in intensities.items():
+        axes.axvline(intensity, color=GREY, linewidth=0.8, linestyle=":")
+        axes.annotate(work, (intensity, 0), xycoords=("data", "axes fraction"), xytext=(4, 6),
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.5, most)
+    axes.set_ylim(0.2, 2 * max(tflops for _, tflops in gpus.values()))
+    axes.set_xticks([1, 10, 100], ["1", "10", "100"])
+    axes.set_yticks([1, 10, 100], ["1", "10", "100"])
+    axes.set_xlabel("arithmetic intensity, operations for each byte that moves")
+    axes.set_ylabel("Tflop/s at most")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -105,7 +105,8 @@ def find_source(what: object, name: str | None = None) -> Source:
     if len(regions) != 1:
         raise ValueError(f"{path}: expected exactly one {name or 'opening comment'}, found {len(regions)}")
     lines = text.split("\n")
-    return _plain(path, lines, *regions[0]) if name and name.startswith("<") else _with_comment(path, lines, *regions[0])
+    show = _plain if name and name.startswith("<") else _with_comment
+    return show(path, lines, *regions[0])
 
 
 def _of_object(what: object) -> Source:
@@ -135,12 +136,13 @@ def _plain(path: str, lines: list[str], first: int, last: int) -> Source:
 
 
 def _marked_regions(text: str, mark: str) -> list[tuple[int, int]]:
-    """First and last line between each pair of comments `// <name>` and `// </name>` (or with #)."""
-    pattern = rf"^[ \t]*(?://|#) {re.escape(mark)}\n(.*?)\n[ \t]*(?://|#) {re.escape(mark.replace('<', '</'))}$"
-    return [
-        (text.count("\n", 0, match.start(1)) + 1, text.count("\n", 0, match.end(1)) + 1)
-        for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
-    ]
+    """First and last line between comments `// <name>` and `// </name>` (or with #); one for each way to pair them."""
+    lines = [line.strip() for line in text.split("\n")]
+    begins, ends = (
+        [number for number, line in enumerate(lines, 1) if line in (f"// {comment}", f"# {comment}")]
+        for comment in (mark, mark.replace("<", "</"))
+    )
+    return [(begin + 1, end - 1) for begin in begins for end in ends if begin + 1 < end]
 
 
 def _python_regions(text: str, name: str | None) -> list[tuple[int, int]]:

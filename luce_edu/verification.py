@@ -193,8 +193,10 @@ def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Tra
     ratios = {}
     for name, truth in expected.items():
         error, allowed = relative_error(got[name], truth), relative_error(bf16[name], truth)
-        # The embedding is exact in bf16, so there the yardstick is 0 and so must be the error.
-        ratios[name] = error / allowed if allowed > 0 else (0.0 if error == 0 else float("inf"))
+        # The embedding is exact in bf16, so there the yardstick is 0 and so must be the error. Infinite, it measures
+        # nothing.
+        usable = 0 < allowed < float("inf")
+        ratios[name] = error / allowed if usable else (0.0 if error == allowed == 0 else float("inf"))
     exceeded = [name for name, ratio in ratios.items() if not ratio <= LIMIT]
     worst = max(ratios, key=lambda name: ratios[name])
     if exceeded:

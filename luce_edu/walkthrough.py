@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -42,6 +42,15 @@ def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list
     if unknown:
         raise ValueError(f"walkthrough: no notebook {', '.join(unknown)}; there are {', '.join(found)}")
     return [path for number, path in found.items() if number in wanted]
+
+
+def with_solutions(notebooks: Iterable[Path]) -> Iterator[Path]:
+    """Each notebook, and after it its solutions/NAME_solution.ipynb where there is one."""
+    for path in notebooks:
+        yield path
+        solution = path.parent / "solutions" / f"{path.stem}_solution.ipynb"
+        if solution.exists():
+            yield solution
 
 
 def _run(client: NotebookClient) -> nbformat.NotebookNode:
@@ -109,7 +118,8 @@ def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> 
 
 
 def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: Console | None = None) -> None:
-    """Run notebooks in order behind a progress bar; with in_place, store each one's outputs in its file.
+    """Run notebooks in order behind a progress bar; with in_place, each one's solution after it, and store the
+    outputs of each in its file.
 
     Raises NotebookError at the first failing cell; that notebook's file stays as it was.
     """
@@ -121,7 +131,7 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        for path in notebooks:
+        for path in with_solutions(notebooks) if in_place else notebooks:
             cells = len(nbformat.read(path, as_version=4).cells)
             task = progress.add_task(path.stem, total=cells)
             notebook = execute(path, on_cell=lambda index, task=task: progress.update(task, completed=index))

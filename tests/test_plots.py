@@ -1,19 +1,58 @@
 """Every picture says where its numbers come from, and shows the numbers that it was given."""
 
+import numpy as np
 import pytest
 
+from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
+from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import RESULTS
 from luce_edu.models import RANDOM_CONFIG
-from luce_edu.plots import ladder, published_against_floor, state_against_kv
+from luce_edu.plots import (
+    BLUE,
+    VERMILLION,
+    answers_by_write,
+    blocks_over_rows,
+    conv_windows,
+    dataflow,
+    error_by_part,
+    grid_over_array,
+    ladder,
+    launches_by_size,
+    margins_against_slack,
+    published_against_floor,
+    roofline,
+    state_against_kv,
+    state_owners,
+    state_update,
+    tree_sum,
+    warp_loads,
+)
 
+LANES = np.arange(32)
+LOADS = {"down": (2048 * LANES + 2 * np.arange(3)[:, None], 2), "along": (16 * LANES + 512 * np.arange(2)[:, None], 16)}
+GPUS = {"RTX 3090": (936, 35.6), "H100 SXM": (3350, 67)}
 COUNTS = {"eager": Count(2000, 0), "per_op": Count(460, 0), "megakernel": Count(1, 121)}
 BIG = ModelConfig.from_file(RANDOM_CONFIG)
+UPDATE = ([[6, 12], [8, 16]], [[-1.8, -7.8], [-2.4, -10.4]], [[4.2, 4.2], [5.6, 5.6]])
+PANELS = ["before", "written", "after"]
+ERRORS = {
+    "eager": {"embedding": 0.0, "layer 0": 5e-3, "layer 1": 6e-3, "k_cache": 8e-3, "logits": 4e-3},
+    "wrong kv head": {"embedding": 0.0, "layer 0": 3e-7, "layer 1": 0.09, "k_cache": np.inf, "logits": np.nan},
+}
+MARGINS = ([0.6, 0.06, 0.03, 2.0], [0.1, 0.1, 0.1, 0.1], [True, False, True, True])
 PICTURES = {
     "ladder": lambda provenance: ladder(COUNTS, RESULTS, provenance=provenance),
     "floor": lambda provenance: published_against_floor(RESULTS[:3], provenance=provenance),
     "state": lambda provenance: state_against_kv(BIG, provenance=provenance),
+    "update": lambda provenance: state_update(*UPDATE, names=PANELS, provenance=provenance),
+    "answers": lambda provenance: answers_by_write({"delta": [10, 10], "none": [10, 15.5]}, 10, provenance=provenance),
+    "errors": lambda provenance: error_by_part(ERRORS, limit=1.25, provenance=provenance),
+    "margins": lambda provenance: margins_against_slack(*MARGINS, provenance=provenance),
+    "windows": lambda provenance: conv_windows([[0, 0, 7], [0, 7, 8.5]], provenance=provenance),
+    "loads": lambda provenance: warp_loads(LOADS, row_bytes=2048, provenance=provenance),
+    "roofline": lambda provenance: roofline(GPUS, {"1 token": 1, "64 tokens": 55}, provenance=provenance),
 }
 
 
@@ -55,3 +94,202 @@ def test_the_crossing_is_where_the_cache_passes_the_state():
 def test_results_of_two_gpus_do_not_share_a_ceiling():
     with pytest.raises(ValueError, match="one model on one GPU"):
         published_against_floor(RESULTS, provenance="published")
+
+
+def test_an_update_shows_every_number_of_its_three_matrices():
+    axes = PICTURES["update"]("measured").axes
+    assert [panel.get_title() for panel in axes] == PANELS
+    shown = [[text.get_text() for text in panel.texts] for panel in axes]
+    minus = "\N{MINUS SIGN}"
+    assert shown[0][:4] == ["6", "12", "8", "16"]
+    assert shown[1][:4] == [f"{minus}1.8", f"{minus}7.8", f"{minus}2.4", f"{minus}10.4"]
+    assert shown[2][:4] == ["4.2", "4.2", "5.6", "5.6"]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "after, reason",
+    [([[4.2, 4.2], [5.6, 5.7]], "the sum"), ([[4.2, 4.2], [5.6, float("nan")]], "the sum"), ([[1, 2]], "one shape")],
+    ids=["another number", "NaN", "another shape"],
+)
+def test_an_update_that_does_not_add_up_is_refused(after, reason):
+    with pytest.raises(ValueError, match=reason):
+        state_update(*UPDATE[:2], after, names=PANELS, provenance="measured")
+
+
+def test_answers_are_drawn_write_by_write_with_the_last_one_named():
+    (axes,) = PICTURES["answers"]("measured").axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[10, 10], [10, 15.5]]
+    assert [text.get_text() for text in axes.texts] == ["10.0  delta", "15.5  none"]
+
+
+def test_a_conv_window_stands_under_the_inputs_that_it_sees():
+    (axes,) = PICTURES["windows"]("measured").axes
+    seen = {(text.get_position(), text.get_text()) for text in axes.texts}
+    assert {((-2, 0), "0"), ((0, 0), "7"), ((0, 1), "7"), ((1, 1), "8.5")} <= seen and len(seen) == 6
+
+
+def test_loads_of_a_warp_show_each_sector_once_and_every_lane_in_it():
+    down, along = PICTURES["loads"]("modelled").axes
+    assert down.get_title(loc="left") == "down: 64 bytes asked for,\n32 sectors touched, 1,024 bytes"
+    assert along.get_title(loc="left") == "along: 512 bytes asked for,\n16 sectors touched, 512 bytes"
+    assert sorted(patch.get_width() for patch in down.patches) == [2] * 3 * 32 + [32] * 32
+    assert sorted(patch.get_width() for patch in along.patches) == [16] * 2 * 32 + [32] * 2 * 16
+    with pytest.raises(ValueError, match="whole sectors"):
+        warp_loads(LOADS, row_bytes=2040, provenance="modelled")
+
+
+def test_a_roofline_rises_to_the_arithmetic_and_stays_there():
+    (axes,) = PICTURES["roofline"]("modelled").axes
+    points = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [[pytest.approx(0.936), 35.6], [pytest.approx(3.35), 67]]
+    assert [text.get_text() for text in axes.texts] == ["1 token", "64 tokens"]
+
+
+def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
+    (axes,) = PICTURES["errors"]("measured").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines if not line.get_label().startswith("_")}
+    low, *eager = drawn["eager"]
+    assert list(drawn) == list(ERRORS) and eager == [5e-3, 6e-3, 8e-3, 4e-3]
+    lowest, *inside, infinite, nan = drawn["wrong kv head"]
+    assert low == lowest < 3e-7 and inside == [3e-7, 0.09] and infinite == nan > 0.09
+    assert [text.get_text() for text in axes.texts] == ["0", "not finite"]
+    assert axes.get_yscale() == "log" and "1.25 times the error of eager" in axes.get_title(loc="right")
+
+
+def test_what_is_refused_begins_at_the_limit_times_the_yardstick():
+    (axes,) = PICTURES["errors"]("measured").axes
+    heights = {round(float(y), 9) for path in axes.collections[0].get_paths() for _, y in path.vertices}
+    assert {round(1.25 * error, 9) for error in (5e-3, 6e-3, 8e-3, 4e-3)} <= heights
+
+
+def test_programs_with_other_parts_are_not_compared():
+    with pytest.raises(ValueError, match="the same parts"):
+        error_by_part(ERRORS | {"per_op": {"logits": 1e-4}}, limit=1.25, provenance="measured")
+
+
+def test_each_margin_is_in_the_group_that_its_slack_puts_it_in():
+    (axes,) = PICTURES["margins"]("measured").axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert drawn == {
+        "decided, and bf16 chose the same": [0, 3],
+        "not decided, bf16 chose the same": [2],
+        "not decided, bf16 chose another": [1],
+    }
+    assert [bar.get_height() for bar in axes.patches] == [0.1] * 4
+
+
+# Notebook 04.
+
+SIZES = [LaunchBytes("rms_norm", 3, 12_288), LaunchBytes("matvec", 2, 12_611_584)]
+FIRST_KERNEL = {
+    "grid": lambda provenance: grid_over_array(n=11, block=4, provenance=provenance),
+    "rows": lambda provenance: blocks_over_rows(rows=2, n=10, block=4, provenance=provenance),
+    "tree": lambda provenance: tree_sum([3, 1, 4, 1, 5, 9, 2, 6], provenance=provenance),
+    "launches": lambda provenance: launches_by_size(SIZES, 1.54, 936, provenance=provenance),
+}
+
+
+@pytest.mark.parametrize("picture", FIRST_KERNEL.values(), ids=FIRST_KERNEL)
+def test_a_picture_of_a_kernel_shows_itself_and_only_with_provenance(picture):
+    assert picture("modelled")._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="provenance"):
+        picture("drawn")
+
+
+def test_every_element_of_an_array_has_one_thread_and_the_spare_thread_has_none():
+    (axes,) = FIRST_KERNEL["grid"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert [text for text in shown if text.startswith("blockIdx")] == [f"blockIdx.x = {b}" for b in range(3)]
+    assert [text for text in shown if text.startswith("no")] == ["no\nx[11]"]
+    elements = {text.get_position()[0]: text.get_text() for text in axes.texts if text.get_position()[1] == 0.35}
+    assert elements == {i + 0.5: str(i) for i in range(11)}
+
+
+def test_a_block_goes_over_its_row_in_passes():
+    (axes,) = FIRST_KERNEL["rows"]("modelled").axes
+    for row in range(2):
+        owners = [text.get_text() for text in axes.texts if text.get_position()[1] == row]
+        assert owners == [str(c % 4) for c in range(10)]
+    passes = [text.get_text() for text in axes.texts if text.get_text().startswith("pass")]
+    assert passes == ["pass 0", "pass 1", "pass 2"]
+
+
+def test_a_tree_ends_in_the_sum_with_a_barrier_after_every_step():
+    (axes,) = FIRST_KERNEL["tree"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert shown.count("__syncthreads()") == 4
+    last = [text.get_text() for text in axes.texts if text.get_position()[1] == 3]
+    assert last[0] == "31"
+
+
+def test_launches_are_split_where_starting_takes_as_long_as_their_bytes():
+    (axes,) = FIRST_KERNEL["launches"]("modelled").axes
+    shown = " ".join(text.get_text() for text in axes.texts)
+    assert "3 launches: starting takes longer" in shown and "2: moving does" in shown
+    assert "starting it: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown
+
+
+# Notebook 06.
+
+
+def _launch(kernel: str, **tensors: str) -> Launch:
+    """A ledger's entry that reads ("r"), writes ("w") or changes ("rw") tensors of 4 bytes."""
+    traffic = {
+        name: Traffic(distinct_read=4 * ("r" in how), distinct_write=4 * ("w" in how)) for name, how in tensors.items()
+    }
+    return Launch(kernel, (1, 1, 1), (32, 1, 1), 0, False, traffic, 0.0)
+
+
+FLOW = [
+    _launch("norm", x="r", y="w"),
+    _launch("matvec", y="r", z="w"),
+    _launch("silu", z="rw"),
+    _launch("add", z="r", y="w"),
+    _launch("copy", y="r", x="w"),
+]
+OWNERS = {"heads": 16, "key_dim": 128, "value_dim": 128, "tile_columns": 16, "block_threads": 512, "sm_count": 82}
+LAYER_KERNELS = {
+    "dataflow": lambda provenance: dataflow(FLOW, ["x", "y", "z"], {"front": 3, "back": 2}, provenance=provenance),
+    "owners": lambda provenance: state_owners(**OWNERS, provenance=provenance),
+}
+
+
+@pytest.mark.parametrize("picture", LAYER_KERNELS.values(), ids=LAYER_KERNELS)
+def test_a_picture_of_a_layer_shows_itself_and_only_with_provenance(picture):
+    assert picture("measured")._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="provenance"):
+        picture("drawn")
+
+
+def test_a_buffer_lives_from_the_launch_that_writes_it_to_the_last_that_reads_it():
+    (axes,) = LAYER_KERNELS["dataflow"]("measured").axes
+    bars = [line for line in axes.lines if line.get_linewidth() == 4]
+    spans = [(line.get_ydata()[0], *line.get_xdata(), line.get_color()) for line in bars]
+    # x comes from before and goes on after; y has two contents, each inside one kernel; z crosses.
+    assert spans == [(0, -1, 0, BLUE), (0, 4, 5, BLUE), (1, 0, 1, VERMILLION), (1, 3, 4, VERMILLION), (2, 1, 3, BLUE)]
+    assert [text.get_text() for text in axes.texts] == ["front", "back"]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("kernels, total", [({"front": 3}, 3), ({"front": 3, "back": 3}, 6), ({}, 0)])
+def test_kernels_that_do_not_replace_all_launches_are_refused(kernels, total):
+    with pytest.raises(ValueError, match=f"they replace {total} launches, and there are 5"):
+        dataflow(FLOW, ["x"], kernels, provenance="measured")
+
+
+def test_sixteen_blocks_leave_most_multiprocessors_idle_and_tiles_leave_none():
+    column, few, tile, many = LAYER_KERNELS["owners"]("modelled").axes
+    assert few.get_title(loc="left") == "16 blocks: 16 of 82 SMs have work"
+    assert many.get_title(loc="left") == "128 blocks: 82 of 82 SMs have work"
+    assert [len(axes.texts) for axes in (few, many)] == [16, 82]
+    assert sum(int(text.get_text()) for text in many.texts) == 128
+    assert ["128 numbers" in text.get_text() for text in column.texts] == [True]
+    assert ["4 numbers" in text.get_text() for text in tile.texts] == [True]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("columns", [12, 6, 256])
+def test_tiles_that_do_not_divide_a_head_are_refused(columns):
+    with pytest.raises(ValueError, match="tile_columns"):
+        state_owners(**OWNERS | {"tile_columns": columns}, provenance="modelled")

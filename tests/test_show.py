@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from luce_edu.reference.rms_norm import rms_norm
 from luce_edu.show import find_source, show_source
@@ -35,6 +36,85 @@ def test_a_region_is_found_whole_with_its_true_line_numbers(path, name, begins, 
     for shown, line in zip(source.text.split("\n"), lines, strict=False):
         assert line.strip() == shown.strip()
     assert source.text.count("{") == source.text.count("}")
+
+
+MARKED = """\
+// marks.cuh: pieces of a function
+void before() {}
+// <all>
+void f() {
+    // <load>
+    // a comment that belongs to the piece
+    if (true) {
+        load();
+    }
+
+    load();
+    // </load>
+}
+// </all>
+// <loads>
+loads();
+// </loads>
+"""
+
+
+@pytest.fixture
+def csrc(tmp_path, monkeypatch):
+    """csrc(text) makes csrc/marks.cuh of it."""
+    monkeypatch.setattr("luce_edu.show.csrc_dir", lambda: tmp_path)
+    return (tmp_path / "marks.cuh").write_text
+
+
+def test_a_marked_region_is_shown_without_marks_and_indent_at_its_true_lines(csrc):
+    csrc(MARKED)
+    source = find_source("csrc/marks.cuh", "<load>")
+    wanted = "// a comment that belongs to the piece\nif (true) {\n    load();\n}\n\nload();"
+    assert (source.heading, source.text) == ("csrc/marks.cuh, lines 6 to 11", wanted)
+    assert repr(source).split("\n")[3] == "   8      load();"
+    assert find_source("csrc/marks.cuh", "<loads>").heading == "csrc/marks.cuh, line 16"
+    assert find_source("csrc/marks.cuh", "<all>").heading == "csrc/marks.cuh, lines 4 to 13"
+
+
+def test_a_comment_above_the_mark_does_not_belong_to_a_marked_region(csrc):
+    csrc("// above\n// <x>\nline;\n// </x>\n// below\n")
+    assert find_source("csrc/marks.cuh", "<x>").text == "line;"
+
+
+BAD_MARKS = {
+    "no mark": "line;\n",
+    "no end": "// <x>\nline;\n",
+    "no begin": "line;\n// </x>\n",
+    "end before begin": "// </x>\nline;\n// <x>\n",
+    "end of another": "// <x>\nline;\n// </y>\n",
+    "nothing between": "// <x>\n// </x>\n",
+    "twice": "// <x>\nline;\n// </x>\n// <x>\nline;\n// </x>\n",
+    "begun twice": "// <x>\n// <x>\nline;\n// </x>\n",
+    "ended twice": "// <x>\nline;\n// </x>\n// </x>\n",
+    "beside code": "line; // <x>\nline;\n// </x>\n",
+    "a longer name": "// <xy>\nline;\n// </xy>\n",
+    "with words": "// <x> begins\nline;\n// </x>\n",
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("what", BAD_MARKS)
+def test_marks_that_do_not_make_one_region_are_an_error(csrc, what):
+    csrc(BAD_MARKS[what])
+    with pytest.raises(ValueError, match=r"csrc/marks.cuh: expected exactly one <x>, found [023]"):
+        find_source("csrc/marks.cuh", "<x>")
+
+
+def test_every_mark_in_csrc_makes_one_region():
+    marks = [
+        (path.relative_to(ROOT).as_posix(), line.split()[1])
+        for path in (ROOT / "csrc").rglob("*.cu*")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith("// <") and line.strip().endswith(">")
+    ]
+    assert marks
+    for path, mark in marks:
+        assert find_source(path, mark.replace("</", "<")).text
 
 
 def test_an_object_shows_the_same_as_its_path():
@@ -75,7 +155,7 @@ def shown_in_notebooks():
             code = "".join(cell["source"])
             if cell["cell_type"] != "code" or "show_source" not in code:
                 continue
-            for node in ast.walk(ast.parse(code)):
+            for node in ast.walk(ast.parse(TransformerManager().transform_cell(code))):  # magics become calls
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
                     arguments = tuple(arg.value for arg in node.args if isinstance(arg, ast.Constant))
                     if arguments:  # an object in place of a path is found by running the notebook

@@ -47,6 +47,16 @@ def test_a_stage_with_half_of_bf16s_error_passes():
     assert verdict["agree"] == verdict["decided"] > 0
 
 
+@pytest.mark.planted
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_yardstick_that_is_not_finite_allows_nothing(value):
+    truth, yardstick, stage = make_traces()
+    yardstick.hidden_states[1, 2, 0] = value
+    stage.hidden_states[:, 2] *= 3
+    problems = judge(stage, choices(stage), truth, yardstick)["problems"]
+    assert problems and problems[0].startswith("layer 1 is the first of 1 parts")
+
+
 def spoil_logit(trace):
     trace.logits[3, 7] = math.nan
 

@@ -1,6 +1,7 @@
 """The walkthrough runs notebooks as a reader would, and leaves them alone unless asked."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from rich.console import Console
 
 from luce_edu import walkthrough
 from luce_edu.walkthrough import NotebookError, execute, find_notebooks
@@ -117,6 +119,38 @@ def test_a_walkthrough_leaves_the_sources_alone_unless_asked(tmp_path, capfd):
     assert capfd.readouterr().err == ""  # kernels warn there, in the middle of the progress bar
     walkthrough.walkthrough([path], in_place=True)
     assert path.read_bytes() != before
+
+
+def test_in_place_also_runs_and_stores_each_solution_after_its_notebook(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    with_one = write(tmp_path / "00_start.ipynb", "open('order', 'a').write('notebook ')")
+    solution = write(tmp_path / "solutions" / "00_start_solution.ipynb", "open('../order', 'a').write('solution ')")
+    without = write(tmp_path / "01_next.ipynb", "open('order', 'a').write('next')")
+    said = io.StringIO()
+    walkthrough.walkthrough([with_one, without], in_place=True, console=Console(file=said, width=80))
+    assert (tmp_path / "order").read_text() == "notebook solution next"
+    for path, written in ((with_one, 9), (solution, 9), (without, 4)):
+        [cell] = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert cell.outputs[0].data["text/plain"] == str(written)
+    lines = [line.split()[0] for line in said.getvalue().splitlines() if line.strip()]
+    assert lines == ["00_start", "00_start_solution", "01_next"]
+
+
+def test_without_in_place_solutions_are_left_alone(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    path = write(tmp_path / "00_start.ipynb", "pass")
+    write(tmp_path / "solutions" / "00_start_solution.ipynb", "1 / 0")
+    walkthrough.walkthrough([path])
+
+
+def test_a_solution_that_fails_is_named_and_stays_as_it_was(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    path = write(tmp_path / "00_start.ipynb", "pass")
+    solution = write(tmp_path / "solutions" / "00_start_solution.ipynb", "1 / 0")
+    before = solution.read_bytes()
+    with pytest.raises(NotebookError, match="00_start_solution.ipynb, cell 2 of 2 failed"):
+        walkthrough.walkthrough([path], in_place=True)
+    assert solution.read_bytes() == before
 
 
 def nbval(path: Path) -> tuple[int, str]:

@@ -48,16 +48,23 @@ namespace emulator {
 
 template <class T>
 LUCE_COUNTS_ITSELF void copy_wide(T* to, const T* from) {
-    accessed(from, sizeof(T), false, __builtin_return_address(0));
-    accessed(to, sizeof(T), true, __builtin_return_address(0));
+    accessed(from, sizeof(T), alignof(T), false, __builtin_return_address(0));
+    accessed(to, sizeof(T), alignof(T), true, __builtin_return_address(0));
     __builtin_memcpy(static_cast<void*>(to), from, sizeof(T));
 }
 
 }  // namespace emulator
-#define WIDE_ACCESS(T)                                             \
-    T() = default;                                                 \
-    T(const T& from) { emulator::copy_wide(this, &from); }         \
-    T& operator=(const T& from) { return emulator::copy_wide(this, &from), *this; }
+// Inline, so that each copy in a kernel is an instruction of its own, at the kernel's own line.
+#define WIDE_ACCESS(T)                                                      \
+    T() = default;                                                          \
+    __forceinline__ T(const T& from) { emulator::copy_wide(this, &from); }  \
+    __forceinline__ T& operator=(const T& from) { return emulator::copy_wide(this, &from), *this; }
+
+// Compilers count neither of these where they leave it to the C library.
+extern "C" void* __tsan_memcpy(void*, const void*, unsigned long);
+extern "C" void* __tsan_memset(void*, int, unsigned long);
+#define memcpy __tsan_memcpy
+#define memset __tsan_memset
 #else
 #define WIDE_ACCESS(T) T() = default;
 #endif
@@ -188,7 +195,7 @@ namespace emulator {
 // Does one read-modify-write in place of an atomic: `change` maps the old value to the new one. Returns the old value.
 template <class T, class Change>
 LUCE_COUNTS_ITSELF T read_modify_write(T* p, Change change, bool is_poll, Location at) {
-    accessed(p, sizeof(T), true, __builtin_return_address(0));
+    accessed(p, sizeof(T), sizeof(T), true, __builtin_return_address(0));
     T old, changed;
     __atomic_load(p, &old, __ATOMIC_SEQ_CST);
     do changed = change(old);
@@ -249,14 +256,14 @@ inline void __nanosleep(unsigned, emulator::Location at = emulator::Location::cu
 // The primitives of primitives.cuh.
 LUCE_COUNTS_ITSELF inline unsigned load_acquire(const unsigned* p,
                                                 emulator::Location at = emulator::Location::current()) {
-    emulator::accessed(p, sizeof(unsigned), false, __builtin_return_address(0));
+    emulator::accessed(p, sizeof(unsigned), sizeof(unsigned), false, __builtin_return_address(0));
     const unsigned value = __atomic_load_n(p, __ATOMIC_SEQ_CST);
     emulator::seen(emulator::Operation::load_acquire, p, sizeof(unsigned), value, at);
     return value;
 }
 
 LUCE_COUNTS_ITSELF inline void store_release(unsigned* p, unsigned value) {
-    emulator::accessed(p, sizeof(unsigned), true, __builtin_return_address(0));
+    emulator::accessed(p, sizeof(unsigned), sizeof(unsigned), true, __builtin_return_address(0));
     __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
     emulator::stored(p);
 }

@@ -206,7 +206,8 @@ struct Block : BlockView {
     [[noreturn, gnu::cold]] void fail_mask(const Thread&, Operation, Location);
     [[noreturn, gnu::cold]] void fail_sources(const Thread&, unsigned absent, Location);
     [[noreturn, gnu::cold]] void fail_barrier(const Thread&, Location);
-    [[noreturn, gnu::cold]] void fail_access(const Thread&, uint64_t address, size_t, bool is_write, const void* at);
+    [[noreturn, gnu::cold]] void fail_access(const Thread&, uint64_t address, size_t, bool is_write, const void* at,
+                                            const std::string& what);
     [[noreturn, gnu::cold]] void fail(const std::string& what);
     [[noreturn]] void abandon();
 };
@@ -452,7 +453,8 @@ void Block::fail_barrier(const Thread& self, Location at) {
 }
 
 // The launcher knows the tensors' names and the library's lines, so the report has their numbers between braces.
-void Block::fail_access(const Thread& self, uint64_t address, size_t size, bool is_write, const void* at) {
+void Block::fail_access(const Thread& self, uint64_t address, size_t size, bool is_write, const void* at,
+                        const std::string& what) {
     const Request& request = launch->request;
     uint64_t nearest = 0, distance = ~0ull;
     for (uint64_t i = 0; i < request.tensors_count; ++i) {
@@ -463,9 +465,9 @@ void Block::fail_access(const Thread& self, uint64_t address, size_t size, bool 
     Dl_info library{};
     dladdr(at, &library);
     const auto offset = reinterpret_cast<uint64_t>(at) - reinterpret_cast<uint64_t>(library.dli_fbase);
-    const auto from_begin = static_cast<int64_t>(address - request.tensors[nearest].begin);
+    const auto from_begin = request.tensors_count ? static_cast<int64_t>(address - request.tensors[nearest].begin) : 0;
     fail(describe_number(self) + (is_write ? " writes " : " reads ") + std::to_string(size) +
-         " bytes outside every tensor: {access " + std::to_string(nearest) + " " + std::to_string(from_begin) + " " +
+         " bytes " + what + ": {access " + std::to_string(nearest) + " " + std::to_string(from_begin) + " " +
          std::to_string(offset) + "}");
 }
 
@@ -607,19 +609,22 @@ void Slot::run_block(Launch& launch, unsigned number) {
     current = {};
 }
 
-// Memory that a thread may use beside the tensors: shared memory, its own stack, its arguments, the library's constants.
+// Memory that a thread may use beside the tensors: shared memory, its own stack, its arguments, what the kernel's own
+// library holds beside code, which is constants and globals.
 bool Slot::may_access(const Thread& thread, const std::byte* begin, size_t size) const {
     const Request& request = block.launch->request;
     const auto inside = [&](const void* first, size_t bytes) {
         const auto start = static_cast<const std::byte*>(first);
-        return begin >= start && begin + size <= start + bytes;
+        const auto offset = static_cast<size_t>(begin - start);
+        return begin >= start && size <= bytes && offset <= bytes - size;
     };
     if (inside(shared, request.dynamic_shared_bytes) || inside(static_shared, request.shared_bytes)) return true;
     if (inside(thread.stack - stack_bytes, stack_bytes) || inside(request.args, 8 * request.args_count)) return true;
     if (inside(&current, sizeof current)) return true;
     if (inside(current.thread, sizeof(ThreadView)) || inside(current.block, sizeof(BlockView))) return true;
-    Dl_info library{};
-    return dladdr(begin, &library) != 0;
+    Dl_info holder{}, own{};
+    return dladdr(begin, &holder) && dladdr(reinterpret_cast<const void*>(request.entry), &own) &&
+           holder.dli_fbase == own.dli_fbase;
 }
 
 // The block has nothing to run until a value changes elsewhere, or until a spin may look again.
@@ -909,20 +914,25 @@ void fence() {
     if (block().launch->asleep != 0) device().wake_changed();
 }
 
-void accessed(const void* address, size_t size, bool is_write, const void* instruction) {
+void accessed(const void* address, size_t size, size_t alignment, bool is_write, const void* instruction) {
     if (!current.block) return;
     Block& block = emulator::block();
     const Request& request = block.launch->request;
-    if (!request.tensors || block.launch->failed) return;
+    if (!request.tensors) return;
+    if (block.launch->failed) block.abandon();  // it may be on its way to where the other one has been refused
     const auto begin = reinterpret_cast<uint64_t>(address);
     const Thread& self = block.thread();
     Tally& tally = block.slot->tally;
+    if (begin % alignment) {
+        const std::string what = "at an address that " + std::to_string(alignment) + " does not divide";
+        block.fail_access(self, begin, size, is_write, instruction, what);
+    }
     if (const int tensor = tally.find(begin, size); tensor >= 0) {
         const unsigned warp = self.number / 32;
         tally.count(tensor, begin, size, is_write, reinterpret_cast<uintptr_t>(instruction), warp, self.number % 32,
                     std::popcount(block.warps[warp].present));
     } else if (!block.slot->may_access(self, static_cast<const std::byte*>(address), size)) {
-        block.fail_access(self, begin, size, is_write, instruction);
+        block.fail_access(self, begin, size, is_write, instruction, "outside every tensor");
     }
 }
 
@@ -988,44 +998,45 @@ void luce_shared_memory(const void* entry, uint64_t* module, uint64_t* bytes) {
 
 // ---- What a library built for counting calls, in place of the thread sanitizer's own runtime ----
 
-#define LUCE_ACCESS(name, size, is_write)                                                    \
-    extern "C" __attribute__((visibility("default"))) void __tsan_##name(void* address) {    \
-        emulator::accessed(address, size, is_write, __builtin_return_address(0));            \
+#define LUCE_ACCESS(name, size, alignment, is_write)                                                \
+    extern "C" __attribute__((visibility("default"))) void __tsan_##name(void* address) {           \
+        emulator::accessed(address, size, alignment, is_write, __builtin_return_address(0));        \
     }
-LUCE_ACCESS(read1, 1, false)
-LUCE_ACCESS(read2, 2, false)
-LUCE_ACCESS(read4, 4, false)
-LUCE_ACCESS(read8, 8, false)
-LUCE_ACCESS(read16, 16, false)
-LUCE_ACCESS(write1, 1, true)
-LUCE_ACCESS(write2, 2, true)
-LUCE_ACCESS(write4, 4, true)
-LUCE_ACCESS(write8, 8, true)
-LUCE_ACCESS(write16, 16, true)
-LUCE_ACCESS(unaligned_read2, 2, false)
-LUCE_ACCESS(unaligned_read4, 4, false)
-LUCE_ACCESS(unaligned_read8, 8, false)
-LUCE_ACCESS(unaligned_read16, 16, false)
-LUCE_ACCESS(unaligned_write2, 2, true)
-LUCE_ACCESS(unaligned_write4, 4, true)
-LUCE_ACCESS(unaligned_write8, 8, true)
-LUCE_ACCESS(unaligned_write16, 16, true)
+LUCE_ACCESS(read1, 1, 1, false)
+LUCE_ACCESS(read2, 2, 2, false)
+LUCE_ACCESS(read4, 4, 4, false)
+LUCE_ACCESS(read8, 8, 8, false)
+LUCE_ACCESS(read16, 16, 16, false)
+LUCE_ACCESS(write1, 1, 1, true)
+LUCE_ACCESS(write2, 2, 2, true)
+LUCE_ACCESS(write4, 4, 4, true)
+LUCE_ACCESS(write8, 8, 8, true)
+LUCE_ACCESS(write16, 16, 16, true)
+// The compiler has made one access of several, or takes them for packed: a GPU does not do them at once.
+LUCE_ACCESS(unaligned_read2, 2, 1, false)
+LUCE_ACCESS(unaligned_read4, 4, 1, false)
+LUCE_ACCESS(unaligned_read8, 8, 1, false)
+LUCE_ACCESS(unaligned_read16, 16, 1, false)
+LUCE_ACCESS(unaligned_write2, 2, 1, true)
+LUCE_ACCESS(unaligned_write4, 4, 1, true)
+LUCE_ACCESS(unaligned_write8, 8, 1, true)
+LUCE_ACCESS(unaligned_write16, 16, 1, true)
 
 #pragma GCC visibility push(default)
 extern "C" {
 void __tsan_read_range(void* address, unsigned long size) {
-    emulator::accessed(address, size, false, __builtin_return_address(0));
+    emulator::accessed(address, size, 1, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void* address, unsigned long size) {
-    emulator::accessed(address, size, true, __builtin_return_address(0));
+    emulator::accessed(address, size, 1, true, __builtin_return_address(0));
 }
 void* __tsan_memcpy(void* to, const void* from, unsigned long size) {
-    emulator::accessed(from, size, false, __builtin_return_address(0));
-    emulator::accessed(to, size, true, __builtin_return_address(0));
+    emulator::accessed(from, size, 1, false, __builtin_return_address(0));
+    emulator::accessed(to, size, 1, true, __builtin_return_address(0));
     return std::memcpy(to, from, size);
 }
 void* __tsan_memset(void* to, int value, unsigned long size) {
-    emulator::accessed(to, size, true, __builtin_return_address(0));
+    emulator::accessed(to, size, 1, true, __builtin_return_address(0));
     return std::memset(to, value, size);
 }
 void __tsan_init() {}

@@ -65,8 +65,9 @@ void seen(Operation, const void* address, unsigned size, uint64_t value, Locatio
 void fence();
 [[noreturn]] void trap(Location);
 
-// A load or store of the calling thread, counted where the launch asks for it; `instruction`: where it stands.
-void accessed(const void*, size_t size, bool is_write, const void* instruction);
+// A load or store of the calling thread, counted where the launch asks for it. `alignment` is what a GPU insists on, and
+// `instruction` where it stands.
+void accessed(const void*, size_t size, size_t alignment, bool is_write, const void* instruction);
 
 // Addresses of one tensor, and what a launch moved of it (traffic.h).
 struct Tensor {

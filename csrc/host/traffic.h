@@ -7,7 +7,8 @@
 // Moved     32 bytes for each sector that a warp's access touches, as a GPU's L1 asks its L2. Lanes of a warp are
 //           matched by instruction and by how often each has executed it, which is what they do when they stay together
 // Distinct  bytes that were touched at all: the least that has to come from memory once
-// Astray    an access outside every tensor, and outside shared memory, stack and constants, ends the launch
+// Astray    an access outside every tensor, and outside shared memory, stack and constants, ends the launch; so does one
+//           at an address that its size does not divide, which a GPU refuses
 #pragma once
 
 #include <sys/mman.h>
@@ -25,7 +26,7 @@ namespace emulator {
 
 constexpr uint64_t sector_bytes = 32;
 
-// Which two-byte cells of one tensor have been touched in this launch: a bit each, in pages that exist once touched.
+// Which bytes of one tensor have been touched in this launch: a bit each, in pages that exist once touched.
 class Footprint {
 public:
     ~Footprint() {
@@ -36,21 +37,21 @@ public:
         uint64_t* bits = bits_.load(std::memory_order_acquire);
         if (!bits) bits = map(total);
         uint64_t fresh = 0;
-        for (uint64_t cell = first / 2, end = (first + size + 1) / 2; cell < end;) {
-            const uint64_t count = std::min(64 - cell % 64, end - cell);
-            const uint64_t mask = (count == 64 ? ~0ull : (1ull << count) - 1) << (cell % 64);
-            std::atomic_ref<uint64_t> word(bits[cell / 64]);
+        for (uint64_t byte = first, end = first + size; byte < end;) {
+            const uint64_t count = std::min(64 - byte % 64, end - byte);
+            const uint64_t mask = (count == 64 ? ~0ull : (1ull << count) - 1) << (byte % 64);
+            std::atomic_ref<uint64_t> word(bits[byte / 64]);
             uint64_t old = word.load(std::memory_order_relaxed);
             if (~old & mask) old = word.fetch_or(mask, std::memory_order_relaxed);
-            fresh += 2 * std::popcount(~old & mask);
-            cell += count;
+            fresh += std::popcount(~old & mask);
+            byte += count;
         }
-        return std::min(fresh, size);
+        return fresh;
     }
 
 private:
     uint64_t* map(uint64_t total) {
-        const size_t size = (total / 128 + 1) * 8 + 8;
+        const size_t size = (total / 64 + 1) * 8;
         void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) std::abort();
         uint64_t* none = nullptr;
@@ -118,13 +119,15 @@ private:
     // One execution of one instruction by a warp: the sectors that its lanes have touched so far.
     struct Execution {
         unsigned char lanes = 0, sectors_count = 0;
-        uint64_t sectors[64];  // 32 lanes, and 16 bytes may lie across two
+        uint64_t sectors[16];  // enough for 32 lanes that read 16 bytes each, side by side
+        std::vector<uint64_t> more_sectors;
 
         bool add(uint64_t sector) {
-            for (unsigned i = 0; i < sectors_count; ++i)
-                if (sectors[i] == sector) return false;
-            if (sectors_count < 64) sectors[sectors_count++] = sector;
-            return true;
+            const auto end = sectors + sectors_count;
+            if (std::find(sectors, end, sector) != end) return false;
+            if (sectors_count < std::size(sectors)) return sectors[sectors_count++] = sector, true;
+            if (std::find(more_sectors.begin(), more_sectors.end(), sector) != more_sectors.end()) return false;
+            return more_sectors.push_back(sector), true;
         }
     };
     struct Instruction {
@@ -132,8 +135,9 @@ private:
         uint32_t first = 0;          // number of the first of them
         uint32_t executed[32] = {};  // by lane
     };
-    // Lanes that diverged may never reach an execution; it is then dropped, its sectors already counted.
-    static constexpr size_t most_open = 4096;
+    // A lane runs ahead of the others until it waits, so a long loop has many open. But lanes that diverged may never
+    // reach an execution: beyond this many the first is dropped, its sectors already counted.
+    static constexpr size_t most_open = 1 << 16;
 
     static Execution& execution_of(Instruction& instruction, unsigned lane, unsigned lanes) {
         auto& [open, first, executed] = instruction;

@@ -95,7 +95,8 @@ def _nvrtc(csrc: Path, source: str, defines: Mapping[str, object], arch: str) ->
         code = program.compile("cubin", logs=log)
     except Exception as error:  # cuda-core keeps its NVRTCError in a private module
         text = f"{log.getvalue()}\n{error}".replace(f"{csrc}{os.sep}", "")
-        raise CompileError(f"{source}: NVRTC refused it for {arch}", text.strip()) from None
+        text = text.strip(" \n\0")  # NVRTC ends its log with a zero
+        raise CompileError(f"{source}: NVRTC refused it for {arch}", text) from None
     return Binary(arch, bytes(code.code), parse_ptxas(log.getvalue()))
 
 
@@ -125,7 +126,9 @@ def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> s
             digest.update(f"{package} {version(package)}".encode())
         except PackageNotFoundError:
             continue
-    for path in sorted(csrc.rglob("*.cu*")):
+    for path in sorted(csrc.rglob("*")):
+        if not path.is_file() or path.relative_to(csrc).parts[0] == "host":  # of the emulator alone
+            continue
         digest.update(str(path.relative_to(csrc)).encode() + path.read_bytes())
     return digest.hexdigest()[:32]
 

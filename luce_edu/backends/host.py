@@ -86,8 +86,9 @@ class HostBackend:
     """Runs kernels on the CPU, each launch to its end.
 
     csrc_dir  another source tree, such as one with a planted fault
-    count_traffic  count what each launch reads and writes of every tensor, and refuse an access outside all of them.
-              Tensors that a kernel reaches through a pointer in memory must be named in `tensors`. Some ten times slower.
+    count_traffic  count what each launch reads and writes of every tensor, and refuse an access outside all of them
+              or at an address that its size does not divide. Some ten times slower. Tensors that a kernel reaches
+              through a pointer in memory must be named in `tensors`.
     seed      None: blocks in parallel, threads in turn. An int: one thread at a time in an order drawn from it, the
               same each time; blocks start in any order and run as far as they can before another goes on.
     """
@@ -193,7 +194,8 @@ class HostBackend:
         import torch
 
         named = {f"argument {i}": arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)}
-        found = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in (self.tensors | named).items() if t.nbytes]
+        tensors = (self.tensors | named).items()
+        found = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in tensors if t.nbytes]
         # Of equal ranges the first named one stays; Python's sort keeps their order.
         ranges: list[tuple[int, int, str]] = []
         for begin, end, name in sorted(found, key=lambda r: (r[0], -r[1])):
@@ -258,23 +260,30 @@ def _with_names(report: str, kernel: HostKernel, ranges) -> str:
     """An emulator's report with the tensor's name and the source line in place of their numbers."""
 
     def named(match: re.Match) -> str:
-        begin, end, name = ranges[int(match[1])]
         line = _source_line(kernel.library, int(match[3]))
-        if abs(int(match[2])) > FAR:
+        if not ranges or abs(int(match[2])) > FAR:
             return f"an address far from all of them{line}"
+        begin, end, name = ranges[int(match[1])]
         return f"byte {match[2]} of {name}, which has {end - begin}{line}"
 
     return re.sub(r"\{access (\d+) (-?\d+) (\d+)\}", named, report)
 
 
+# Where the words of the language stand; a report names the line that uses them.
+WORDS = ("emulator.h", "primitives.cuh")
+
+
 def _source_line(library: Path, offset: int) -> str:
     """" at file:line" of the instruction before an address in a library, or nothing where binutils is missing."""
-    command = ["addr2line", "-s", "-e", str(library), hex(offset - 1)]
+    command = ["addr2line", "--inlines", "--basenames", "--exe", str(library), hex(offset - 1)]
     try:
-        place = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split(" ")[0].strip()
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return f" at {place}" if place and place[0] not in "?<" else ""
+    # Innermost first: a function that was inlined, then the one that it was inlined into.
+    places = [line.split(" ")[0] for line in said.splitlines() if line and line[0] not in "?<"]
+    place = next((place for place in places if not place.startswith(WORDS)), "".join(places[:1]))
+    return f" at {place}" if place else ""
 
 
 def _triple(kernel: str, what: str, size) -> tuple[int, int, int]:

@@ -32,9 +32,9 @@ class Traffic:
 class Launch:
     """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory.
 
-    captured        of a CUDA graph: the launches that one replay of it stands for
-    traffic         by tensor, and barriers_a_block the __syncthreads that a block passed on average: where the host
-                    backend counts, else None
+    captured          of a CUDA graph: the launches that one replay of it stands for
+    traffic           by tensor; None where it was not counted
+    barriers_a_block  __syncthreads that a block passed, on average; None on a GPU
     """
 
     kernel: str

@@ -25,8 +25,9 @@ def _expect(got: object, want: torch.Tensor, what: str) -> torch.Tensor:
 
 def _next_conv_state(answer) -> str:
     for kernel, tokens in ((4, 4), (4, 3), (4, 1), (4, 2), (6, 2), (2, 5), (2, 1), (5, 9)):
+        remembered = kernel - 1
+        channels = remembered + random.randrange(1, 4)  # a transposed answer has another shape
         # All numbers differ, and whole ones are easy to read in a hint.
-        channels, remembered = random.randrange(2, 6), kernel - 1
         numbers = torch.randperm(channels * (remembered + tokens)).float() + 1
         inputs = numbers.view(channels, remembered + tokens)
         got = call(answer, inputs[:, :remembered].clone(), inputs[:, remembered:].T.clone())
@@ -35,10 +36,11 @@ def _next_conv_state(answer) -> str:
         got = _expect(got, want, f"{case} conv_state")
         if not torch.equal(got, want):
             channel = int((got != want).any(1).nonzero()[0])
-            seen = [int(x) for x in inputs[channel].tolist()]
+            seen, kept = ([f"{x:g}" for x in row[channel].tolist()] for row in (inputs, got))
             raise WrongAnswer(
-                f"{case} Channel {channel} remembered {seen[:remembered]}, then came {seen[remembered:]}. You keep "
-                f"{got[channel].tolist()}: not the last {remembered} of all these, oldest first."
+                f"{case} Channel {channel} remembered {' '.join(seen[:remembered])}, then came "
+                f"{' '.join(seen[remembered:])}. You keep {' '.join(kept)}: not the last {remembered} of all these, "
+                "oldest first."
             )
     return "What came before a short chunk is still needed after it."
 

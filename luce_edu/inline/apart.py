@@ -6,8 +6,10 @@ that an import takes. Fork is safe there: the server has one thread and has neve
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -16,11 +18,14 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 PRINTED_CHARACTERS = 10_000  # of what a child prints; a loop of printf could fill the notebook
+LARGEST_FILE = 64 * 2**20  # bytes that a child may write to one file; such a loop could fill the disk, too
+LONGEST = 3600.0  # seconds that a call may ask for
+PATIENCE = 5.0  # seconds for a server to end its child and itself
 
 
 class Crashed(RuntimeError):
@@ -44,11 +49,13 @@ class Outcome:
 
 
 def run_apart(function: Callable, *args, time_limit: float) -> Outcome:
-    """Call `function(*args)` in a child process; time_limit in seconds.
+    """Call `function(*args)` in a child process; time_limit in seconds, at most LONGEST.
 
     function  of a module, so that the child finds it by name; it and its result go through pickle
-    Raises Crashed or TimedOut; what the function itself raises is raised here.
+    Raises Crashed or TimedOut, or ValueError for another time limit; what the function itself raises is raised here.
     """
+    if not 0 < time_limit <= LONGEST:
+        raise ValueError(f"the time limit must be above 0 and at most {LONGEST:g} s, got {time_limit:g}")
     with _lock:
         server = _running_server()
         try:
@@ -56,7 +63,8 @@ def run_apart(function: Callable, *args, time_limit: float) -> Outcome:
             outcome = server.connection.recv()
         except (EOFError, OSError) as error:
             server.stop()
-            raise Crashed(f"The process that runs kernels is gone ({type(error).__name__}); run the cell again.") from None
+            gone = f"The process that runs kernels is gone ({type(error).__name__}); run the cell again."
+            raise Crashed(gone) from None
         except BaseException:  # the cell was interrupted: the answer to this call must not be taken for the next one's
             server.stop()
             raise
@@ -90,12 +98,12 @@ class _Server:
         """End it, and the child that it may be waiting for."""
         global _server
         _server = None
-        self.connection.close()
+        self.connection.close()  # it sees that its caller is gone, and tidies up
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait()
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 _lock = threading.Lock()
@@ -111,6 +119,9 @@ def _running_server() -> _Server:
 
 # ---- In the server ----
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+IOLBF = 1  # stdio.h
+
 
 def serve(descriptor: int) -> None:
     """Answer calls until the caller is gone."""
@@ -123,24 +134,26 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             function, args, environment, time_limit = connection.recv()
-        except EOFError:
+            os.environ.clear()
+            os.environ.update(environment)
+            connection.send(_fork(function, args, time_limit, connection))
+        except (EOFError, OSError):
             return
-        os.environ.clear()
-        os.environ.update(environment)
-        connection.send(_fork(function, args, time_limit))
 
 
-def _fork(function: Callable, args: tuple, time_limit: float) -> Outcome | BaseException:
+def _fork(function: Callable, args: tuple, time_limit: float, caller: Connection) -> Outcome | BaseException:
     reading, writing = os.pipe()
-    with tempfile.TemporaryFile() as said:
+    # The folder is the server's, as a child that is stopped removes nothing.
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as said:
         pid = os.fork()
         if pid == 0:
-            _child(function, args, Connection(writing, readable=False), said.fileno())
+            _child(function, args, Connection(writing, readable=False), said.fileno(), scratch)
         os.close(writing)
         with Connection(reading, writable=False) as result:
-            ended = result.poll(time_limit)
+            # The caller has nothing to say now: if it is heard, it is gone.
+            ended = wait([result, caller], time_limit)
             try:
-                value = result.recv() if ended else None
+                value = result.recv() if result in ended else None
             except EOFError:  # it died before it had an answer
                 value = None
         for victim in (os.kill, os.killpg):  # its compiler too; the group may not be made yet
@@ -160,15 +173,25 @@ def _fork(function: Callable, args: tuple, time_limit: float) -> Outcome | BaseE
     return Outcome(content, printed) if kind == "value" else content
 
 
-def _child(function: Callable, args: tuple, connection: Connection, said: int) -> None:
+def _child(function: Callable, args: tuple, connection: Connection, said: int, scratch: str) -> None:
     os.setpgid(0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # where the server is killed, it can end nobody
     os.dup2(said, 1)
     os.dup2(said, 2)
+    # Written line by line, as a kernel that crashes empties no buffer.
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, IOLBF, ctypes.c_size_t(0))
+    sys.stdout.reconfigure(line_buffering=True)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = LARGEST_FILE if most == resource.RLIM_INFINITY else min(LARGEST_FILE, most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, most))
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch
     try:
         answer = ("value", function(*args))
         pickle.dumps(answer)
     except BaseException as error:
         answer = ("error", error)
     sys.stdout.flush()
+    libc.fflush(None)
     connection.send(answer)
     os._exit(0)  # no exit handlers of the server

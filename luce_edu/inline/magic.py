@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from keyword import iskeyword
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import display
 
 from luce_edu.backends.cuda import ARCHITECTURES
-from luce_edu.inline.apart import warm_up
+from luce_edu.inline.apart import LONGEST, warm_up
 from luce_edu.inline.exercise import find_exercise
 from luce_edu.inline.specs import SPECS, find_spec
 from luce_edu.inline.trial import SECONDS, Attempt, Verdict, try_kernel
@@ -60,6 +61,8 @@ class KernelMagics(Magics):
             raise UsageError(f"%%kernel: {error}") from None
         try:
             if args.exercise:
+                if vars(args) != vars(_parser().parse_args(["--exercise", args.exercise])):
+                    raise UsageError("%%kernel: --exercise brings its own name, reference and sizes")
                 return find_exercise(args.exercise).check(cell)
             verdict = self._try(args, cell)
         except ValueError as error:
@@ -78,16 +81,14 @@ class KernelMagics(Magics):
             raise UsageError("%%kernel: expected the kernel's name: %%kernel rms_norm --against reference.rms_norm")
         if not args.against:
             raise UsageError(f"%%kernel: expected --against and one of {', '.join(SPECS)}")
-        if not args.seconds > 0:
-            raise UsageError(f"%%kernel: --seconds must be above 0, got {args.seconds}")
+        if not 0 < args.seconds <= LONGEST:
+            raise UsageError(f"%%kernel: --seconds must be above 0 and at most {LONGEST:g}, got {args.seconds:g}")
         if args.seed is not None and not 0 <= args.seed < 2**32:
             raise UsageError(f"%%kernel: --seed must be from 0 to 2**32 - 1, got {args.seed}")
-        if args.variable and not args.variable.isidentifier():
+        if args.variable is not None and (not args.variable.isidentifier() or iskeyword(args.variable)):
             raise UsageError(f"%%kernel: --as {args.variable!r} is no name for a variable")
         find_spec(args.against)
-        attempt = Attempt(
-            args.name, args.against, cell, args.grid, args.block, args.smem, args.arch, args.seed
-        )
+        attempt = Attempt(args.name, args.against, cell, args.grid, args.block, args.smem, args.arch, args.seed)
         return try_kernel(attempt, seconds=args.seconds)
 
     @line_magic

@@ -1,7 +1,7 @@
 """What a cell's kernel can be checked against: its parameters, the shapes it must serve, fresh inputs, the truth.
 
-The truth is PyTorch in fp32, from luce_edu.reference or from PyTorch itself. Among the shapes are sizes that no block or
-warp divides, and a single element. Inputs are random: no element equals its neighbour, so that a wrong index shows.
+The truth is PyTorch in fp32, from luce_edu.reference or from PyTorch itself. Among the shapes are sizes that no block
+or warp divides, and a single element. Inputs are random: no element equals its neighbour, so that a wrong index shows.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def evaluate(expression: str, names: Mapping[str, int]) -> int:
 
     try:
         return math.ceil(value(ast.parse(expression, mode="eval").body) - 1e-9)
-    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
+    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
         raise ValueError(
             f"{expression!r}: expected numbers, + - * / and the names {', '.join(names)}"
         ) from None
@@ -99,8 +99,31 @@ def _rms_norm(shape, random):
     return {"x": _scaled(random(shape["rows"], shape["n"])), "weight": random(shape["n"]), "eps": EPS}
 
 
+def _alike(shape, random):
+    """As `_rms_norm`, and every number like its neighbour."""
+    return {
+        "x": random(1).expand(shape["rows"], shape["n"]).contiguous(),
+        "weight": random(1).expand(shape["n"]).contiguous(),
+        "eps": EPS,
+    }
+
+
+def _add_rms_norm(shape, random):
+    x, r = (_scaled(random(shape["rows"], shape["n"])) for _ in range(2))
+    return {"x": x, "r": r, "weight": random(shape["n"]), "eps": EPS}
+
+
+def _add_rms_norm_truth(inputs, shape):
+    mid = torch.add(inputs["x"], inputs["r"])
+    return {"mid": mid, "y": rms_norm(mid, inputs["weight"], eps=inputs["eps"])}
+
+
 def _linear(shape, random):
-    return {"W": random(shape["rows"], shape["cols"]).bfloat16(), "x": random(shape["cols"])}
+    """Drawn again while the sums nearly cancel: of such a sum fp32 keeps fewer digits than the limit asks for."""
+    while True:
+        W, x = random(shape["rows"], shape["cols"]).bfloat16(), random(shape["cols"])
+        if F.linear(x, W.float()).norm() > 0.1 * math.sqrt(shape["rows"] * shape["cols"]):
+            return {"W": W, "x": x}
 
 
 def _causal_conv(shape, random):
@@ -130,13 +153,20 @@ def _delta_rule_truth(inputs, shape):
 
 def _attention(shape, random):
     heads, positions, D = shape["heads"], shape["positions"], shape["head_dim"]
-    # Scores as large as these overflow exp() where the maximum is not taken off first.
-    return {"q": 8 * random(heads, D), "k": 3 * random(heads, positions, D), "v": random(heads, positions, D)}
+    q, k, v = random(heads, D), random(heads, positions, D), random(heads, positions, D)
+    # The scores of a head lie near 100 or near -120, where exp() is infinite or 0 unless their maximum is taken off
+    # first, and a few apart, so that many positions count.
+    level = torch.tensor([100.0, -120.0]).repeat(heads)[:heads] * D**0.5 / q.square().sum(-1)
+    return {"q": q, "k": 1.5 * k + level[:, None, None] * q[:, None], "v": v}
 
 
 def _attention_truth(inputs, shape):
     q, k, v = (inputs[name].double() for name in "qkv")
     return {"o": F.scaled_dot_product_attention(q[:, None], k, v)[:, 0].float()}
+
+
+def _shapes(names: str, *sizes: tuple[int, ...]) -> tuple[Shape, ...]:
+    return tuple(dict(zip(names.split(), each, strict=True)) for each in sizes)
 
 
 _TENSOR, _OUT, _BF16 = "const float*", "float*", "const bf16*"
@@ -147,46 +177,66 @@ SPECS: dict[str, Spec] = {
         Spec(
             "torch.add", "y = x + r",
             {"x": _TENSOR, "r": _TENSOR, "y": _OUT, "n": "int"},
-            tuple({"n": n} for n in (1, 31, 257, 1000, 4096)),
+            _shapes("n", (1,), (31,), (257,), (1000,), (4096,)),
             _add, lambda s: {"y": (s["n"],)}, lambda i, s: {"y": torch.add(i["x"], i["r"])},
             grid="n / block",
         ),
         Spec(
             "reference.rms_norm", "y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * (1 + weight), row by row",
             {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
-            tuple({"rows": rows, "n": n} for rows, n in ((1, 1), (3, 31), (2, 257), (5, 264), (4, 1024))),
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
             _rms_norm, lambda s: {"y": (s["rows"], s["n"])},
             lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
+            grid="rows", needs="n up to 1024",
+        ),
+        Spec(  # for notebook 04, which shows what such a check lets pass
+            "uniform.rms_norm",
+            "as reference.rms_norm, on inputs whose elements are all alike: a check blind to indices",
+            {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
+            _alike, lambda s: {"y": (s["rows"], s["n"])},
+            lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
+            grid="rows", needs="n up to 1024",
+        ),
+        Spec(
+            "torch.add+reference.rms_norm", "mid = x + r; y = rms_norm(mid, weight), row by row",
+            {"x": _TENSOR, "r": _TENSOR, "weight": _TENSOR, "mid": _OUT, "y": _OUT, "rows": "int", "n": "int",
+             "eps": "float"},
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
+            _add_rms_norm, lambda s: {"mid": (s["rows"], s["n"]), "y": (s["rows"], s["n"])}, _add_rms_norm_truth,
             grid="rows", needs="n up to 1024",
         ),
         Spec(
             "F.linear", "y[r] = sum over c of W[r, c] * x[c]; W in bf16",
             {"W": _BF16, "x": _TENSOR, "y": _OUT, "rows": "int", "cols": "int"},
-            tuple({"rows": rows, "cols": cols} for rows, cols in ((1, 8), (7, 264), (33, 520), (130, 256), (128, 1024))),
+            _shapes("rows cols", (1, 8), (7, 264), (33, 520), (130, 256), (128, 1024)),
             _linear, lambda s: {"y": (s["rows"],)}, lambda i, s: {"y": F.linear(i["x"], i["W"].float())},
             grid="rows / block", needs="cols a multiple of 8; W and x 16-byte aligned",
         ),
         Spec(
             "reference.causal_conv", "one token of the depthwise convolution with SiLU; conv_state moves on",
             {"x": _TENSOR, "weight": _TENSOR, "conv_state": _OUT, "y": _OUT, "channels": "int", "taps": "int"},
-            tuple({"channels": channels, "taps": taps} for channels, taps in ((1, 2), (37, 3), (300, 5), (640, 4))),
+            _shapes("channels taps", (1, 2), (37, 3), (300, 5), (640, 4)),
             _causal_conv, lambda s: {"y": (s["channels"],)}, _causal_conv_truth,
             grid="channels / block", needs="taps from 2 to 8",
         ),
         Spec(
-            "reference.delta_rule_step", "S *= exp(g); delta = beta * (v - S^T k); S += k delta^T; o = S^T q, head by head",
+            "reference.delta_rule_step",
+            "S *= exp(g); delta = beta * (v - S^T k); S += k delta^T; o = S^T q, head by head",
             {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "beta": _TENSOR, "g": _TENSOR, "S": _OUT, "o": _OUT,
              "heads": "int", "K": "int", "V": "int"},
-            tuple({"heads": heads, "K": K, "V": V} for heads, K, V in ((1, 1, 4), (3, 40, 48), (2, 33, 20), (2, 128, 128))),
+            _shapes("heads K V", (1, 1, 4), (3, 40, 48), (2, 33, 20), (2, 128, 128)),
             _delta_rule, lambda s: {"o": (s["heads"], s["V"])}, _delta_rule_truth,
             grid="heads", block=128, needs="V a multiple of 4, up to 128; K up to 128",
         ),
         Spec(
             "F.scaled_dot_product_attention", "o = softmax(q k^T / sqrt(head_dim)) v, one query a head",
-            {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "o": _OUT, "heads": "int", "positions": "int", "head_dim": "int"},
-            tuple({"heads": h, "positions": p, "head_dim": d} for h, p, d in ((1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128))),
+            {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "o": _OUT,
+             "heads": "int", "positions": "int", "head_dim": "int"},
+            _shapes("heads positions head_dim", (1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128)),
             _attention, lambda s: {"o": (s["heads"], s["head_dim"])}, _attention_truth,
             grid="heads", block=128, needs="head_dim a multiple of 32, up to 128",
+            limit=1e-4,  # the rounding of a score of 100 is one of 3e-5 in exp() of it
         ),
     )
 }  # fmt: skip

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from luce_edu.backends import csrc_dir, default_device, make_backend
-from luce_edu.backends.cuda import Resources, compile_cubin
+from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
+from luce_edu.backends.host import HostBackend
 from luce_edu.backends.ledger import Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
-from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.inline.apart import Crashed, TimedOut, run_apart
+from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.models import DATA
 from luce_edu.stages.dims import kernel_defines
 from luce_edu.tables import Tabular
@@ -64,7 +67,7 @@ class Attempt:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Tabular):
-    """What a trial found. `problem` is None for a kernel that is right; then the counts are there.
+    """What a trial of `attempt` found. `problem` is None for a kernel that is right; then the counts are there.
 
     kind         of problem, one of WORDS
     shape        the one that the counts are of, with grid and block
@@ -72,8 +75,7 @@ class Verdict(Tabular):
     least_read, least_written  bytes of the tensors, each once
     """
 
-    kernel: str
-    against: str
+    attempt: Attempt
     problem: str | None = None
     kind: str | None = None
     devices: tuple[str, ...] = ()
@@ -87,9 +89,16 @@ class Verdict(Tabular):
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     least_read: int = 0
     least_written: int = 0
-    arch: str = ""
     resources: Resources | None = None
     printed: str = ""
+
+    @property
+    def kernel(self) -> str:
+        return self.attempt.kernel
+
+    @property
+    def arch(self) -> str:
+        return self.attempt.arch
 
     @property
     def passed(self) -> bool:
@@ -116,7 +125,7 @@ class Verdict(Tabular):
         where = " and ".join({"host": "in the emulator", "cuda": "on the GPU"}[device] for device in self.devices)
         return (
             f"{self.kernel} is right: {self.shapes} shapes, each in two orders of threads, within {self.limit:.0e} of "
-            f"{self.against} (measured {where}){said}"
+            f"{self.attempt.against} (measured {where}){said}"
         )
 
     @property
@@ -143,8 +152,8 @@ class Verdict(Tabular):
         if not self.passed:
             return ""
         return (
-            f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a warp "
-            "touches, counted in the emulator. Registers, spills and static shared memory: NVIDIA's compiler."
+            f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
+            "warp touches, counted in the emulator. Registers, spills and static shared memory: NVIDIA's compiler."
         )
 
     def _repr_html_(self) -> str:
@@ -162,7 +171,7 @@ def try_kernel(attempt: Attempt, *, seconds: float = SECONDS) -> Verdict:
         outcome = run_apart(trial, attempt, time_limit=seconds)
     except Crashed as error:
         kind = "time" if isinstance(error, TimedOut) else "crash"
-        return Verdict(attempt.kernel, attempt.against, problem=str(error), kind=kind, printed=error.printed)
+        return Verdict(attempt, problem=str(error), kind=kind, printed=error.printed)
     return replace(outcome.value, printed=outcome.printed)
 
 
@@ -175,7 +184,7 @@ class _Problem(Exception):
 def trial(attempt: Attempt) -> Verdict:
     """Run one attempt in this process. Raises ValueError for an unknown spec."""
     spec = find_spec(attempt.against)
-    verdict = Verdict(attempt.kernel, attempt.against)
+    verdict = Verdict(attempt)
     try:
         order, source = _read_cell(attempt, spec)
         with _tree(attempt.text, source) as tree:
@@ -190,7 +199,7 @@ def trial(attempt: Attempt) -> Verdict:
 def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
     """The parameters' names in the kernel's order, and the source that includes the cell."""
     name = attempt.kernel
-    code = re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), attempt.text, flags=re.DOTALL)
+    code = _without_comments(attempt.text)
     if not code.strip():
         raise _Problem("cell", "the cell is empty")
     if not re.search(r"\b__global__\b", code):  # a body: the spec says the rest
@@ -198,20 +207,31 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'
     found = re.search(rf"\b__global__\b[^;{{}}]*?\b{re.escape(name)}\s*\(([^)]*)\)", code)
     if not found:
-        raise _Problem("cell", f"no kernel named {name!r} in the cell; expected __global__ void {name}({spec.signature})")
+        expected = f"__global__ void {name}({spec.signature})"
+        raise _Problem("cell", f"no kernel named {name!r} in the cell; expected {expected}")
     order = []
     for parameter in filter(str.strip, found[1].split(",")):
-        words = re.sub(r"\b__restrict__\b", " ", parameter).replace("*", " * ").split()
-        kind, given = " ".join(words[:-1]).replace(" *", "*"), words[-1]
-        plain = kind.removeprefix("const ") if "*" not in kind else kind
+        *words, given = re.sub(r"\b__restrict__\b", " ", parameter).replace("*", " * ").split()
         if given not in spec.parameters:
             raise _Problem("cell", f"parameter {given!r}: {spec.name} gives {spec.signature}")
-        if plain != spec.parameters[given]:
+        kind = _type(words)
+        if kind != spec.parameters[given]:
             raise _Problem("cell", f"parameter {given}: expected {spec.parameters[given]} {given}, got {kind} {given}")
         order.append(given)
     # Declared before, so that the reader need not write extern "C", without which a compiler changes the name.
     declared = f'extern "C" __global__ void {name}({" ".join(found[1].split())});\n'
     return order, _PRELUDE + declared + f'#include "{CELL}"\n'
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
+
+
+def _type(words: list[str]) -> str:
+    """A parameter's type as the specs write it: `float const * const` is const float*, and a const int an int."""
+    pointee = words[: words.index("*")] if "*" in words else []
+    const = ["const"] if "const" in pointee else []
+    return " ".join(const + [word for word in words if word not in ("const", "*")]) + "*" * words.count("*")
 
 
 _PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16; the emulator on the host
@@ -232,10 +252,10 @@ def _tree(text: str, source: str) -> Iterator[Path]:
 
 
 def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict) -> Verdict:
-    block = attempt.block or spec.block
+    block = spec.block if attempt.block is None else attempt.block
     if not 32 <= block <= 1024 or block % 32:
         raise _Problem("launch", f"--block {block}: expected whole warps, 32 to 1024 threads")
-    defines = kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
+    defines = _defines(block)
     backends = [make_backend("host", csrc_dir=tree, count_traffic=True)]
     try:
         if default_device() == "cuda":
@@ -243,12 +263,12 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
         kernels = [backend.compile(SOURCE, [attempt.kernel], defines)[attempt.kernel] for backend in backends]
         resources = compile_cubin(SOURCE, [attempt.kernel], defines, attempt.arch, csrc=tree).resources[attempt.kernel]
     except CompileError as error:
-        raise _Problem("compile", _first_error(error.log or str(error))) from None
+        raise _Problem("compile", _first_error(error.log or str(error), attempt.text)) from None
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
     for backend, kernel in zip(backends, kernels, strict=True):
-        generator = torch.Generator().manual_seed(seed)
+        random = _normal(seed)
         for shape in spec.shapes:
-            inputs = spec.make(shape, lambda *size: torch.randn(size, generator=generator))
+            inputs = spec.make(shape, random)
             orders = (None, seed) if backend.name == "host" else (None,)
             results = [_launch(attempt, spec, order, backend, kernel, shape, block, inputs, o) for o in orders]
             _judge(spec, shape, results, spec.truth(inputs, shape), backend.name)
@@ -270,22 +290,52 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
         traffic=counted.traffic,
         least_read=sum(t.nbytes for t in tensors.values()),
         least_written=sum(t.nbytes for t in written) + outputs,
-        arch=attempt.arch,
         resources=resources,
     )
+
+
+def _defines(block: int) -> dict[str, object]:
+    """What headers of csrc/ want to know: the dimensions of tiny, and the threads of a block."""
+    return kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
+
+
+def prepare(
+    attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor], backend: HostBackend | CudaBackend
+) -> Callable[[], None]:
+    """Compile an attempt that has passed its trial; a function that launches it on `tensors`, by parameter."""
+    spec = find_spec(attempt.against)
+    block = spec.block if attempt.block is None else attempt.block
+    order, source = _read_cell(attempt, spec)
+    with _tree(attempt.text, source) as tree:
+        backend.csrc_dir = tree
+        kernel = backend.compile(SOURCE, [attempt.kernel], _defines(block))[attempt.kernel]
+    names = dict(shape) | {"block": block}
+    grid, smem = evaluate(attempt.grid or spec.grid, names), evaluate(attempt.smem, names)
+    values = dict(shape) | dict(tensors)
+    return lambda: backend.launch(kernel, grid, block, smem, [values[name] for name in order])
+
+
+def _normal(seed: int) -> Callable[..., torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *size: torch.randn(size, generator=generator)
+
+
+# What outputs start as: a NaN that signals, so that arithmetic never gives one, and any that is left was not written.
+UNWRITTEN = 0x7FA5A5A5
 
 
 def _launch(attempt, spec, order, backend, kernel, shape, block, inputs, seed) -> dict[str, torch.Tensor]:
     """One run on copies of the inputs and poisoned outputs; all that the kernel could have changed."""
     names = dict(shape) | {"block": block}
     try:
-        grid = evaluate(attempt.grid or spec.grid, names)
+        grid = evaluate(spec.grid if attempt.grid is None else attempt.grid, names)
         smem = evaluate(attempt.smem, names)
     except ValueError as error:
         raise _Problem("launch", str(error)) from None
     tensors = {name: t.to(backend.device, copy=True) for name, t in inputs.items() if isinstance(t, torch.Tensor)}
     for name, size in spec.outputs(shape).items():
-        tensors[name] = torch.full(size, float("nan"), device=backend.device)
+        bits = torch.full(size, UNWRITTEN, dtype=torch.int32, device=backend.device)
+        tensors[name] = bits.view(torch.float32)
     values = dict(shape) | {name: v for name, v in inputs.items() if isinstance(v, float)} | tensors
     if backend.name == "host":
         backend.seed, backend.tensors = seed, tensors
@@ -317,11 +367,12 @@ def _worst(name: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> st
     difference = torch.where(difference.isnan(), torch.inf, difference)
     size = want.double().abs().max()
     off = int((~(difference <= limit * size)).sum())
-    at = torch.unravel_index(difference.argmax(), want.shape)
+    at = np.unravel_index(int(difference.argmax()), want.shape)  # torch's own would import sympy first
     index = ", ".join(str(int(i)) for i in at)
     value = float(got[at])
-    told = "nothing wrote it" if value != value else f"is {value:.5g}"
-    verb = f"{told}, and should be" if value == value else f"{told}; it should be"
+    unwritten = got.dtype == torch.float32 and int(got.view(torch.int32)[at]) == UNWRITTEN
+    shown = "NaN" if math.isnan(value) else f"{value:.5g}"
+    verb = "nothing wrote it; it should be" if unwritten else f"is {shown}, and should be"
     return f"{name}[{index}] {verb} {float(want[at]):.5g}; {off:,} of {want.numel():,} elements are off"
 
 
@@ -329,8 +380,12 @@ def _words(shape: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 
-def _first_error(log: str) -> str:
+def _first_error(log: str, cell: str) -> str:
     """A compiler's log from its first error on; warnings and the emulator's own files before it are no help."""
     lines = log.splitlines()
     first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), 0)
+    # A brace too few shows in a file that comes after the cell, one too many in the one around it.
+    opened, closed = (_without_comments(cell).count(brace) for brace in "{}")
+    if opened != closed and not lines[first].startswith((f"{CELL}:", f"{CELL}(")):
+        return f"the cell has {opened} {{ and {closed} }}"
     return "\n".join(lines[first : first + LOG_LINES])

@@ -60,22 +60,26 @@ def count_traffic(stage: str, model, tokens: Sequence[int], *, sm_count: int | N
 
     stage     a stage made of kernels, so not "eager", which launches none of ours
     sm_count  multiprocessors of the emulated device, which decide the grid of fused kernels; None for its default
-    Raises ValueError for "eager", KernelError for an access outside every tensor, and what `decoder` raises.
+    Raises ValueError for "eager" or a bad sm_count, KernelError for an access outside every tensor, and what `decoder`
+    raises.
     """
-    from luce_edu.backends.host import HostBackend
+    from luce_edu.backends.host import MOST_SMS, HostBackend
     from luce_edu.stages import decoder
 
     if stage == "eager":
         raise ValueError("eager runs PyTorch's own kernels, whose loads cannot be counted here")
     backend = HostBackend(count_traffic=True)
-    backend.sm_count = sm_count or backend.sm_count
+    if sm_count is not None:
+        if type(sm_count) is not int or not 1 <= sm_count <= MOST_SMS:
+            raise ValueError(f"sm_count: expected multiprocessors from 1 to {MOST_SMS}, got {sm_count!r}")
+        backend.sm_count = sm_count
     dec = decoder(stage, model, max_seq_len=len(tokens), backend=backend)
     kinds = {}
     for kind, tensors in zip(KINDS, _tensors(dec), strict=True):
         backend.tensors |= tensors
         kinds |= dict.fromkeys(tensors, kind)
     dec.prefill(tokens)
-    return StepTraffic(stage, list(dec.ledger.entries), kinds)
+    return StepTraffic(stage, dec.ledger.kernels(), kinds)
 
 
 def _tensors(dec) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -1,0 +1,144 @@
+"""Exercises of notebook 05: lanes side by side, sectors by arithmetic, and a budget of bytes for each output."""
+
+from __future__ import annotations
+
+import random
+
+from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.inline.exercise import kernel_exercise
+from luce_edu.inline.trial import Verdict
+
+SECTOR = 32
+LANES = 32
+BUDGET = 2304  # bytes for each output: 2 * 1024 of W, and 4 * 1024 of x shared by 16 rows
+
+
+def _every_byte_once(verdict: Verdict) -> str:
+    W = verdict.traffic["W"]
+    if W.moved_read > W.distinct_read:
+        raise WrongAnswer(
+            f"It computes the right thing, and moves {W.moved_read / W.distinct_read:.3g} times W's bytes. Write down "
+            "the columns that lanes 0, 1 and 2 read in the same turn of the loop: how far apart are they?"
+        )
+    return f"Each byte of W moves once, {W.moved_read:,} in all. It is the same set of columns, dealt out another way."
+
+
+side_by_side = kernel_exercise(
+    "side_by_side",
+    kernel="strips",
+    against="F.linear",
+    grid="rows/8",
+    accept=_every_byte_once,
+    hint="Each column of a row belongs to exactly one lane. Which columns does lane 3 take now, and which does none?",
+    spec="Each lane walks a strip of its own. Deal the columns out so that every byte of W moves once.",
+    skeleton="""\
+__global__ void strips(const bf16* W, const float* x, float* y, int rows, int cols) {
+    const int row = blockIdx.x * block_warps + warp_id();
+    if (row >= rows) return;
+    const int turns = (cols + 31) / 32;
+    float sum = 0.0f;
+    for (int turn = 0; turn < turns; ++turn) {
+        const int c = lane_id() * turns + turn;
+        if (c < cols) sum += to_float(W[row * cols + c]) * x[c];
+    }
+    sum = warp_sum(sum);
+    if (lane_id() == 0) y[row] = sum;
+}
+""",
+    hole="lane_id() * turns + turn",
+    budget="5 minutes, one expression",
+)
+
+
+def _touched(start: int, stride: int, size: int) -> int:
+    """Sectors by brute force: every byte of every lane."""
+    return len({(start + lane * stride + byte) // SECTOR for lane in range(LANES) for byte in range(size)})
+
+
+def _sectors(answer) -> str:
+    cases = [(0, 2, 2), (0, 16, 16), (0, 2048, 2), (0, 0, 4), (2, 2, 2), (16, 16, 16), (28, 4, 4), (0, 48, 16)]
+    for _ in range(40):
+        size = random.choice((2, 4, 8, 16))
+        start = size * random.randrange(512 // size)
+        stride = size * random.choice((0, 1, 2, 3, 5, 6, 7, 12, 24, random.randrange(64)))
+        cases.append((start, stride, size))
+    for start, stride, size in cases:
+        hint = f"Case: start {start}, stride {stride}, size {size}. {_sectors_hint(start, stride, size)}"
+        close(call(answer, start, stride, size), _touched(start, stride, size), tolerance=0, hint=hint)
+    return "A load costs the sectors it touches, not the bytes it asks for."
+
+
+def _sectors_hint(start: int, stride: int, size: int) -> str:
+    if stride == 0:
+        return "All lanes ask for the same bytes."
+    if start % SECTOR and stride == size:
+        return "The bytes are side by side, but they do not begin where a sector begins."
+    if stride >= SECTOR:
+        return "No two lanes are in the same sector here."
+    return "Which sector is lane 0 in, which is lane 1 in, and which of them have you counted twice?"
+
+
+sectors = Exercise(
+    name="sectors",
+    judge=_sectors,
+    spec="How many sectors of 32 bytes one load of a warp touches.",
+    skeleton='''\
+def sectors(start, stride, size):
+    """Return how many sectors a load touches: lane i of 32 reads `size` bytes from byte start + i * stride on.
+
+    start and stride are multiples of size, which is 2, 4, 8 or 16, as the hardware demands.
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="10 minutes, one or two lines",
+)
+
+
+def _within_budget(verdict: Verdict) -> str:
+    rows, cols = verdict.shape["rows"], verdict.shape["cols"]
+    W, x = (verdict.traffic[name].moved_read / rows for name in ("W", "x"))
+    moved = f"{W + x:,.0f} bytes for each output, {W:,.0f} of W and {x:,.0f} of x"
+    if not W + x <= BUDGET:
+        help_W, help_x = "W is read in scattered pieces, or twice.", "How many rows does one reading of x serve?"
+        raise WrongAnswer(
+            f"It computes the right thing, and moves {moved}. The budget is {BUDGET:,}. "
+            + (help_W if W > 2 * cols else help_x)
+        )
+    return f"{moved}: within {BUDGET:,}."
+
+
+bytes_per_output = kernel_exercise(
+    "bytes_per_output",
+    kernel="frugal",
+    against="F.linear",
+    grid="rows/16",
+    smem="4*cols+1024",
+    accept=_within_budget,
+    hint="Who fills what a warp reads from shared memory, and when is it there? (What nobody has filled is NaN, and so "
+    "is a sum with it.) What does the last block do with rows that do not exist?",
+    spec=f"At most {BUDGET:,} bytes of W and x together moved for each output, at 1,024 columns.",
+    skeleton="""\
+#include "matvec.cuh"
+
+// 16 rows a block of 8 warps. 4 * cols + 1024 bytes of dynamic shared memory are there for you.
+__global__ void frugal(const bf16* W, const float* x, float* y, int rows, int cols) {
+    const int first = 16 * blockIdx.x, last = first + 16 < rows ? first + 16 : rows;
+    for (int row = first + warp_id(); row < last; row += block_warps) {
+        float sum = 0.0f;
+        for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
+        sum = warp_sum(sum);
+        if (lane_id() == 0) y[row] = sum;
+    }
+}
+""",
+    hole="""\
+    for (int row = first + warp_id(); row < last; row += block_warps) {
+        float sum = 0.0f;
+        for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
+        sum = warp_sum(sum);
+        if (lane_id() == 0) y[row] = sum;
+    }
+""",
+    budget="20 minutes, five to twenty lines",
+)

@@ -1,0 +1,306 @@
+"""What the counting emulator counts, computed here by hand, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from luce_edu.backends.host import HostBackend
+from luce_edu.backends.ledger import Traffic
+from luce_edu.errors import KernelError
+
+SOURCE = Path(__file__).parent / "kernels" / "traffic.cu"
+KERNELS = re.findall(r'extern "C" __global__ void (\w+)', SOURCE.read_text())
+ORDERS = (None, 0, 1)  # None: blocks in parallel
+
+
+def line(marker: str) -> str:
+    """'traffic.cu:number' of the one line whose comment is `marker`."""
+    (number,) = [i for i, text in enumerate(SOURCE.read_text().splitlines(), 1) if text.endswith(f"// {marker}")]
+    return f"traffic.cu:{number}"
+
+
+@pytest.fixture
+def backend(kernel_tree):
+    return HostBackend(csrc_dir=kernel_tree, count_traffic=True)
+
+
+@pytest.fixture
+def kernels(backend):
+    return backend.compile("traffic.cu", KERNELS, {})
+
+
+def count(backend, kernel, grid, block, args, smem=0) -> dict[str, Traffic]:
+    backend.launch(kernel, grid, block, smem, args)
+    return backend.ledger.entries[-1].traffic
+
+
+def read(asked, moved, distinct) -> Traffic:
+    return Traffic(asked_read=asked, moved_read=moved, distinct_read=distinct)
+
+
+def written(asked, moved, distinct) -> Traffic:
+    return Traffic(asked_write=asked, moved_write=moved, distinct_write=distinct)
+
+
+# ---- Patterns, by hand ----
+
+X = torch.randn(8192)
+BF16 = torch.randn(8192).bfloat16()
+
+# kernel: grid, block, what stands between x and y and after them, what is read of x, what is written of y.
+# A warp's 32 floats are 128 bytes, which is 4 sectors of 32.
+PATTERNS = {
+    "coalesced": ("copy", 1, 32, X, [32], read(128, 128, 128), written(128, 128, 128)),
+    "8 blocks": ("copy", 8, 256, X, [2048], read(8192, 8192, 8192), written(8192, 8192, 8192)),
+    "a partial warp": ("copy", 1, 40, X, [40], read(160, 160, 160), written(160, 160, 160)),
+    "a guarded tail": ("copy", 2, 64, X, [67], read(268, 288, 268), written(268, 288, 268)),
+    # 4 bytes off: 128 bytes from byte 4 on touch sectors 0 to 4.
+    "unaligned start": ("copy", 1, 32, X[1:], [32], read(128, 160, 128), written(128, 128, 128)),
+    "half a sector off": ("copy", 1, 64, X[4:], [64], read(256, 320, 256), written(256, 256, 256)),
+    "stride 1": ("strided", 1, 32, X, [1], read(128, 128, 128), written(128, 128, 128)),
+    "stride 2": ("strided", 1, 32, X, [2], read(128, 256, 128), written(128, 128, 128)),
+    "stride 32": ("strided", 2, 64, X, [32], read(512, 4096, 512), written(512, 512, 512)),
+    "one address": ("broadcast", 1, 96, X, [], read(384, 96, 4), written(384, 384, 384)),
+    "float2": ("copy2", 1, 32, X, [], read(256, 256, 256), written(256, 256, 256)),
+    "float4": ("copy4", 1, 32, X, [], read(512, 512, 512), written(512, 512, 512)),
+    # Aligned to 16 but not to 32: 512 bytes touch one sector more.
+    "float4 half a sector off": ("copy4", 1, 32, X[4:], [], read(512, 544, 512), written(512, 512, 512)),
+    "a float4's member": ("member", 1, 32, X, [], read(128, 512, 128), written(128, 128, 128)),
+    "bf16x8": ("copy_weights", 1, 32, BF16, [], read(512, 512, 512), written(512, 512, 512)),
+    "bf16": ("copy_bf16", 1, 32, BF16, [], read(64, 64, 64), written(64, 64, 64)),
+    "bytes": ("copy_bytes", 1, 32, X.view(torch.uint8), [], read(32, 32, 32), written(32, 32, 32)),
+    "memset and memcpy": ("copy_by_memcpy", 1, 32, X, [4], read(128, 128, 128), written(256, 256, 128)),
+    "upper half leaves": ("upper_half_leaves", 1, 64, X, [], read(128, 128, 128), written(128, 128, 128)),
+    "odd lanes leave": ("odd_lanes_leave", 1, 32, X, [], read(64, 128, 64), written(64, 128, 64)),
+    # 8 lanes each read 1, 2, 3 and 4 rows: 80 floats; each of the 4 rows has all its 4 sectors touched.
+    "ragged loop": ("ragged", 1, 32, X, [], read(320, 512, 320), written(128, 128, 128)),
+    # 3 blocks, each 2 rows of 32 twice.
+    "rows twice": ("rows_twice", 3, 32, X, [2, 32], read(1536, 1536, 256), written(384, 384, 384)),
+    # The array in full, though each lane walks all of its 256 loads before the next begins.
+    "long loop": ("long_loop", 1, 32, X, [8192], read(32768, 32768, 32768), written(128, 128, 128)),
+    "detours": ("detours", 1, 32, X, [], read(128, 128, 128), written(128, 128, 128)),
+}
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_is_counted_as_by_hand(backend, kernels, name, seed):
+    kernel, grid, block, x, more, wanted_x, wanted_y = PATTERNS[name]
+    backend.seed = seed
+    y = torch.zeros(8192, dtype=x.dtype)
+    backend.tensors = {"x": x, "y": y}
+    traffic = count(backend, kernels[kernel], grid, block, [x, y, *more], smem=128)
+    assert traffic == {"x": wanted_x, "y": wanted_y}
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+def test_a_loop_of_thousands_is_counted_as_if_lanes_went_together(backend, kernels, seed):
+    backend.seed = seed
+    n = 32 * 20_000
+    x, y = torch.ones(n), torch.zeros(32)
+    traffic = count(backend, kernels["long_loop"], 1, 32, [x, y, n])
+    assert traffic["argument 0"] == read(4 * n, 4 * n, 4 * n)
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+def test_an_atomic_is_one_write_of_its_element(backend, kernels, seed):
+    backend.seed = seed
+    counts, flag = torch.zeros(8, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    assert count(backend, kernels["atomics"], 2, 32, [counts]) == {"argument 0": written(256, 64, 32)}
+    assert counts.tolist() == [8] * 8
+    assert count(backend, kernels["flags"], 1, 1, [flag])["argument 0"] == Traffic(4, 4, 32, 32, 4, 4)
+
+
+def test_the_ledger_adds_up_what_its_launches_moved(backend, kernels):
+    x, y = torch.randn(32), torch.zeros(32)
+    backend.tensors = {"x": x, "y": y}
+    for _ in range(3):
+        count(backend, kernels["copy"], 1, 32, [x, y, 32])
+    assert backend.ledger.traffic() == {"x": read(384, 384, 384), "y": written(384, 384, 384)}
+
+
+# ---- Names ----
+
+
+def test_each_tensor_is_counted_under_its_name(backend, kernels):
+    a, b, c, y = (torch.randn(64) for _ in range(4))
+    backend.tensors = {"b": b, "unused": torch.randn(9)}
+    traffic = count(backend, kernels["add_up"], 1, 64, [a, b, c, y])
+    each = read(256, 256, 256)
+    assert traffic == {"argument 0": each, "b": each, "argument 2": each, "argument 3": written(256, 256, 256)}
+
+
+def test_a_view_goes_by_the_tensor_around_it(backend, kernels):
+    whole, y = torch.randn(128), torch.zeros(32)
+    backend.tensors = {"row": whole[32:64], "whole": whole, "y": y}
+    rows = whole[:32], whole[32:64], whole[32:64]
+    traffic = count(backend, kernels["add_up"], 1, 32, [*rows, y])
+    assert traffic == {"whole": read(384, 384, 256), "y": written(128, 128, 128)}
+
+
+def test_tied_tensors_go_by_the_first_name(backend, kernels):
+    x, y = torch.randn(32), torch.zeros(32)
+    backend.tensors = {"embed": x, "head": x.view(4, 8), "y": y}
+    traffic = count(backend, kernels["add_up"], 1, 32, [x, x.view(4, 8), x, y])
+    assert set(traffic) == {"embed", "y"}
+
+
+def test_tensors_behind_pointers_count_once_they_are_named(backend, kernels):
+    rows, y = [torch.randn(32) for _ in range(3)], torch.zeros(32)
+    table = torch.tensor([row.data_ptr() for row in rows])
+    backend.tensors = {f"row {i}": row for i, row in enumerate(rows)}
+    traffic = count(backend, kernels["pointers"], 1, 32, [table, y, 3])
+    assert traffic["row 1"] == read(128, 128, 128)
+    assert traffic["argument 0"] == read(32 * 24, 96, 24)
+    del backend.tensors["row 1"]
+    with pytest.raises(KernelError, match="thread 0 reads 4 bytes outside every tensor"):
+        count(backend, kernels["pointers"], 1, 32, [table, y, 3])
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+def test_barriers_are_those_that_a_block_passes_on_average(backend, kernels, seed):
+    backend.seed = seed
+    for each in (0, 1, 5):
+        count(backend, kernels["barriers"], 4, 64, [each])
+        assert backend.ledger.entries[-1].barriers_a_block == each * (0 + 1 + 2 + 3) / 4
+
+
+# ---- Counting changes nothing else ----
+
+
+def test_without_counting_there_is_no_traffic(kernel_tree):
+    plain = HostBackend(csrc_dir=kernel_tree)
+    x, y = torch.randn(32), torch.zeros(32)
+    copy = plain.compile("traffic.cu", ["copy"], {})["copy"]
+    plain.launch(copy, 1, 32, 0, [x, y, 32])
+    assert plain.ledger.entries[-1].traffic is None
+    with pytest.raises(ValueError, match="copy: its traffic was not counted"):
+        plain.ledger.traffic()
+
+
+def test_a_kernel_gives_the_same_bits_with_counting_as_without(backend, kernels, kernel_tree):
+    plain = HostBackend(csrc_dir=kernel_tree)
+    for name in ("ragged", "rows_twice", "copy_bf16", "copy4", "member", "long_loop", "detours"):
+        x = (BF16 if "bf16" in name else X).clone()
+        results = []
+        for one in (backend, plain):
+            y = torch.zeros_like(x)
+            arguments = {"rows_twice": [7, 32], "long_loop": [8192]}.get(name, [])
+            kernel = one.compile("traffic.cu", KERNELS, {})[name]
+            one.launch(kernel, 1, 32, 128, [x, y, *arguments])
+            results.append(y)
+        assert results[0].any() and torch.equal(*results), name
+
+
+# ---- Astray ----
+
+
+def refusal(backend, kernel, grid, block, args, smem=0, **options) -> str:
+    with pytest.raises(KernelError) as error:
+        backend.launch(kernel, grid, block, smem, args, **options)
+    return str(error.value)
+
+
+# what: kernel, index that its thread takes of a tensor of 30 floats in a memory of 64, what the report must say
+STRAY = {
+    "past the end": ("store", 30, "writes 4 bytes outside every tensor: byte 120 of y, which has 120"),
+    "before the begin": ("store", -1, "writes 4 bytes outside every tensor: byte -4 of y, which has 120"),
+    "far away": ("store", 2**29, "writes 4 bytes outside every tensor: an address far from all of them"),
+    "half outside": ("store4", 28, "writes 16 bytes outside every tensor: byte 112 of y, which has 120"),
+    "atomic": ("add", 30, "writes 4 bytes outside every tensor: byte 120 of y, which has 120"),
+    "flag": ("release", 31, "writes 4 bytes outside every tensor: byte 124 of y, which has 120"),
+    "memcpy": ("move", 29, "writes 8 bytes outside every tensor: byte 116 of y, which has 120"),
+    "not aligned": ("store4", 1, "writes 16 bytes at an address that 16 does not divide: byte 4 of y, which has 120"),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("what", STRAY)
+def test_a_stray_write_is_named_and_does_not_happen(backend, kernels, what, seed):
+    kernel, index, said = STRAY[what]
+    backend.seed = seed
+    memory = torch.arange(64.0)
+    y = memory[16:46]
+    backend.tensors = {"y": y}
+    report = refusal(backend, kernels[kernel], 2, 32, [y, index, 41])
+    assert f"kernel {kernel}: block 1: thread 9 {said} at {line(kernel)}" in report
+    assert ("(seed 5)" in report) == (seed == 5)
+    assert torch.equal(memory, torch.arange(64.0))
+    copied = torch.zeros(32)
+    count(backend, kernels["copy"], 1, 32, [memory, copied, 32])  # the next launch works
+    assert torch.equal(copied, memory[:32])
+
+
+STRAY_READS = {
+    "past the end": ("load", 30, "reads 4 bytes outside every tensor: byte 120 of x, which has 120"),
+    "before the begin": ("load", -3, "reads 4 bytes outside every tensor: byte -12 of x, which has 120"),
+    "half outside": ("load4", 28, "reads 16 bytes outside every tensor: byte 112 of x, which has 120"),
+    "not aligned": ("load4", 2, "reads 16 bytes at an address that 16 does not divide: byte 8 of x, which has 120"),
+    "weights": ("weights", 64, "reads 16 bytes outside every tensor: byte 128 of x, which has 120"),
+    "weights not aligned": ("weights", 4, "reads 16 bytes at an address that 16 does not divide: byte 8 of x"),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("what", STRAY_READS)
+def test_a_stray_read_is_named(backend, kernels, what):
+    kernel, index, said = STRAY_READS[what]
+    x, y = torch.randn(64)[16:46], torch.zeros(1)
+    backend.tensors = {"x": x}
+    report = refusal(backend, kernels[kernel], 1, 32, [x, y, index, 3])
+    assert f"thread 3 {said}" in report and f" at {line(kernel)}" in report
+    assert y.item() == 0
+
+
+@pytest.mark.planted
+def test_an_access_in_the_gap_between_two_tensors_is_named_by_the_nearer(backend, kernels):
+    memory = torch.zeros(64)
+    a, b = memory[:16], memory[48:]
+    backend.tensors = {"a": a, "b": b}
+    for index, said in ((20, "byte 80 of a, which has 64"), (44, "byte -16 of b, which has 64")):
+        assert said in refusal(backend, kernels["store"], 1, 1, [a, index, 0])
+    backend.launch(kernels["store"], 1, 1, 0, [a, 50, 0])  # nobody can tell this from a pointer to b
+    assert memory.nonzero().tolist() == [[50]]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("address", [0, 4096, -4, -64])
+def test_an_address_from_nowhere_is_named_in_a_kernel_without_tensors(backend, kernels, address):
+    said = "thread 0 writes 4 bytes outside every tensor: an address far from all of them"
+    assert f"{said} at {line('nowhere')}" in refusal(backend, kernels["nowhere"], 1, 1, [address])
+
+
+@pytest.mark.planted
+def test_another_librarys_memory_is_not_a_kernels(backend, kernels):
+    assert f"far from all of them at {line('library')}" in refusal(backend, kernels["library"], 1, 1, [torch.zeros(1)])
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("smem, index", [(0, 0), (128, 32), (128, -1)])
+def test_an_access_outside_dynamic_shared_memory_is_named(backend, kernels, smem, index):
+    report = refusal(backend, kernels["shared_end"], 1, 1, [torch.zeros(1), index], smem=smem)
+    assert "writes 4 bytes outside every tensor" in report and line("shared_end") in report
+
+
+@pytest.mark.planted
+def test_once_one_block_has_gone_astray_no_other_writes_astray(backend, kernels):
+    """A block that runs on while another is refused must not go unchecked."""
+    for _ in range(5):
+        memory = torch.zeros(64)
+        refusal(backend, kernels["all_astray"], 3, 1, [torch.randn(32), memory[:32], 32, 100_000], cooperative=True)
+        assert not memory.any()
+
+
+@pytest.mark.skipif("LUCE_HOST_FLAGS" in os.environ, reason="runs inside the other stack switch already")
+def test_the_portable_stack_switch_counts_the_same():
+    chosen = "pattern or stray or barriers or astray"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    variables = {**os.environ, "LUCE_HOST_FLAGS": "-DLUCE_UCONTEXT", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,245 @@
+"""%%kernel in a notebook: what it takes, what it shows, what it raises; and the notebook goes on."""
+
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from kernels import ADD
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.inline import apart
+from luce_edu.inline.exercise import find_exercise, kernel_exercise
+from luce_edu.inline.magic import KernelRefused
+from luce_edu.inline.specs import SPECS
+from luce_edu.inline.trial import Verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ADD.replace("i < n", "i < n - 1")
+AGAINST = "%%kernel mine --against torch.add"
+
+
+@pytest.fixture(scope="module")
+def shell():
+    shell = InteractiveShell()
+    shell.run_line_magic("load_ext", "luce_edu")
+    return shell
+
+
+@pytest.fixture
+def run(shell):
+    """run(cell) -> what it raised or None, what it showed."""
+
+    def one(text: str):
+        with capture_output() as shown:
+            result = shell.run_cell(text)
+        said = shown.stdout + "".join(output.data.get("text/plain", "") for output in shown.outputs)
+        return result.error_before_exec or result.error_in_exec, said
+
+    return one
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sample():
+    """An exercise whose answer is a kernel, as luce_edu.exercises.sample."""
+
+    def accept(verdict: Verdict) -> str:
+        if verdict.bytes_read > verdict.least_read:
+            raise WrongAnswer(f"it reads {verdict.bytes_read:,} bytes; {verdict.least_read:,} are enough.")
+        return "Each byte once."
+
+    module = types.ModuleType("luce_edu.exercises.sample")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    module.add_up = kernel_exercise(
+        "add_up", kernel="add_up", against="torch.add", accept=accept, grid="n / block", block=128,
+        hint="Look at the guard.", spec="y = x + r", skeleton="const int i = 0;\n// ...\n", hole="// ...",
+        budget="5 minutes",
+    )  # fmt: skip
+    module.number = 3
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+# ---- Verdicts ----
+
+
+def test_a_right_kernel_shows_its_table(run):
+    error, said = run(f"{AGAINST}\n{ADD}")
+    assert error is None
+    assert "mine is right" in said and "bytes read" in said and "registers a thread, sm_86" in said
+
+
+@pytest.mark.planted
+def test_a_wrong_kernel_raises_with_its_verdict_alone(run):
+    error, said = run(f"{AGAINST}\n{SHORT}")
+    assert isinstance(error, KernelRefused)
+    assert said.startswith("mine is wrong. n 1: y[0] nothing wrote it") and "Traceback" not in said
+    assert "1 of 1 elements are off" in said
+
+
+@pytest.mark.planted
+def test_wrong_shows_a_mistake_and_raises_on_a_right_kernel(run):
+    error, said = run(f"{AGAINST} --wrong\n{SHORT}")
+    assert error is None and "mine is wrong. n 1" in said
+    error, said = run(f"{AGAINST} --wrong\n{ADD}")
+    assert isinstance(error, KernelRefused) and "mine was meant to be wrong, and passes" in said
+
+
+def test_as_keeps_the_verdict_also_of_a_wrong_kernel(run, shell):
+    run(f"{AGAINST} --as right --grid 'n / block' --block 64 --smem 0 --arch sm_75 --seed 7 --seconds 20\n{ADD}")
+    run(f"{AGAINST} --as wrong\n{SHORT}")
+    right, wrong = shell.user_ns["right"], shell.user_ns["wrong"]
+    assert isinstance(right, Verdict) and right.passed and right.bytes_read == 32768
+    assert (right.block, right.arch) == (64, "sm_75")
+    assert isinstance(wrong, Verdict) and not wrong.passed and wrong.kind == "wrong"
+
+
+def test_the_output_of_a_right_kernel_is_the_same_each_time(run):
+    assert run(f"{AGAINST}\n{ADD}") == run(f"{AGAINST}\n{ADD}")
+
+
+@pytest.mark.planted
+def test_an_error_has_the_line_and_column_of_the_cell(run):
+    """The magic is line 1, as the notebook numbers it."""
+    error, said = run(f"{AGAINST}\n\nfor (int i = 0; i < n; ++i)\n    y[i] = x[i] + q[i];\n")
+    assert isinstance(error, KernelRefused) and "does not compile. cell:4:19: error: 'q' was not declared" in said
+    error, said = run(f"{AGAINST}\n\ny[n] = x[0];")
+    assert "thread 0 writes 4 bytes outside every tensor: byte 4 of y, which has 4 at cell:3" in said
+
+
+def test_kernels_lists_every_spec_with_its_parameters(run):
+    error, said = run("%kernels")
+    assert error is None
+    for spec in SPECS.values():
+        assert f"--against {spec.name}\n" in said and spec.signature in said
+
+
+# ---- The line ----
+
+BAD_LINES = {
+    "": "expected the kernel's name",
+    "--against torch.add": "expected the kernel's name",
+    "7up --against torch.add": "expected the kernel's name",
+    "mine": "expected --against and one of torch.add",
+    "mine --against": "argument --against: expected one argument",
+    "mine --against 'torch.add": "No closing quotation",
+    "mine --against torch.add --gird 4": "unrecognized arguments: --gird 4",
+    "mine --against torch.add --grid n / 4": "unrecognized arguments: / 4",
+    "mine --against torch.add --block many": "argument --block: invalid int value: 'many'",
+    "mine --against torch.add --seed x": "argument --seed: invalid int value",
+    "mine --against torch.add --seed -1": "--seed must be from 0 to",
+    "mine --against torch.add --seed 4294967296": "--seed must be from 0 to",
+    "mine --against torch.add --arch sm_61": "argument --arch: invalid choice: 'sm_61'",
+    "mine --against torch.add --seconds 0": "--seconds must be above 0 and at most 3600, got 0",
+    "mine --against torch.add --seconds nan": "--seconds must be above 0",
+    "mine --against torch.add --seconds inf": "--seconds must be above 0",
+    "mine --against torch.add --as 2": "--as '2' is no name for a variable",
+    "mine --against torch.add --as for": "--as 'for' is no name for a variable",
+    "mine --against torch.add --as ''": "--as '' is no name for a variable",
+    "mine --against torch.add --exercise sample.add_up": "--exercise brings its own",
+    "--exercise sample.add_up --block 64": "--exercise brings its own",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_a_usage_error_of_one_line_or_two(run, line):
+    error, said = run(f"%%kernel {line}\n{ADD}")
+    assert isinstance(error, UsageError), said
+    assert BAD_LINES[line] in str(error) and "Traceback" not in said
+
+
+REFUSED_LINES = {
+    "mine --against torch.sub": "unknown reference 'torch.sub'; a kernel can be checked against torch.add",
+    "mine --against torch.add --grid m": "mine cannot be launched. 'm': expected numbers, + - * / and the names n, bl",
+    "mine --against torch.add --block 33": "mine cannot be launched. --block 33: expected whole warps",
+    "mine --against torch.add --block 0": "mine cannot be launched. --block 0: expected whole warps",
+    "mine --against torch.add --smem x": "mine cannot be launched. 'x': expected numbers",
+    "--exercise sample.gone": "no exercise 'sample.gone'; expected module.name of luce_edu.exercises",
+    "--exercise sample.number": "no exercise 'sample.number'",
+    "--exercise gone.add_up": "no exercise 'gone.add_up'",
+    "--exercise sample": "no exercise 'sample'",
+    "--exercise ../x.y": "no exercise '../x.y'",
+    "--exercise .x": "no exercise '.x'",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED_LINES)
+def test_a_line_that_asks_for_what_is_not_there_is_refused(run, line):
+    error, said = run(f"%%kernel {line}\n{ADD}")
+    assert isinstance(error, KernelRefused), said
+    assert REFUSED_LINES[line] in said and "Traceback" not in said
+
+
+# ---- Exercises ----
+
+
+def test_an_exercise_is_untouched_right_or_wrong(run, sample):
+    cell = "%%kernel --exercise sample.add_up\n"
+    assert run(cell + sample.add_up.skeleton) == (None, "add_up: not tried yet\n")
+    assert run(cell + ADD) == (None, "add_up: right. Each byte once.\n")
+    error, said = run(cell + SHORT)
+    assert isinstance(error, WrongAnswer)
+    assert said.startswith("WrongAnswer: add_up is wrong. n 1: y[0] nothing wrote it") and "Traceback" not in said
+    assert said.strip().endswith("Look at the guard.")
+
+
+WRONG_ANSWERS = {
+    "no guard": ("y[blockIdx.x * blockDim.x + threadIdx.x] = 0;\n", "outside every tensor.*Look at the guard"),
+    "too many bytes": (ADD.replace("x[i] +", "x[i] + 0 * x[n - 1 - i] +"), "^it reads 49,152 bytes; 32,768 are enough"),
+    "not C++": ("y[0] = nothing;\n", r"^add_up does not compile. cell:2:8: error: 'nothing' was not declared[^L]*$"),
+    "no text": (3, r"expected CUDA C\+\+ as text, got int"),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("what", WRONG_ANSWERS)
+def test_a_wrong_answer_is_refused_with_a_hint_where_it_helps(sample, what):
+    answer, said = WRONG_ANSWERS[what]
+    with pytest.raises(WrongAnswer, match=f"(?s){said}"):
+        sample.add_up.check(answer)
+
+
+def test_an_exercise_is_found_by_its_path(sample):
+    assert find_exercise("sample.add_up") is sample.add_up
+
+
+# ---- A notebook ----
+
+
+def test_a_notebook_goes_on_after_every_kind_of_refusal(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = {
+        "%load_ext luce_edu": None,
+        f"{AGAINST}\n{SHORT}": "mine is wrong. n 1: y[0] nothing wrote it",
+        f"{AGAINST}\ny[n] = 0;": "mine does not finish. n 1: kernel mine: block 0: thread 0 writes 4 bytes outside",
+        f"{AGAINST} --seconds 0.5\nfor (;;) y[0] = 0;": "mine does not end. It had not ended after 0.5 s",
+        f"{AGAINST}\nint x;": "mine does not compile. cell:2:",
+        f"{AGAINST} --block 3\n{ADD}": "mine cannot be launched. --block 3",
+        f"{AGAINST} --wrong\n{ADD}": "mine was meant to be wrong, and passes",
+        "%%kernel --exercise none.none\n;": "no exercise 'none.none'",
+        f"%%kernel\n{ADD}": "UsageError: %%kernel: expected the kernel's name",
+        f"{AGAINST} --as verdict\n{ADD}": None,
+        "assert verdict.passed": None,
+    }
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    nbclient.NotebookClient(notebook, kernel_name="python3", allow_errors=True, timeout=120).execute()
+    for cell, said in zip(notebook.cells, cells.values(), strict=True):
+        told = []
+        for output in cell.outputs:
+            if output.output_type == "error":
+                told += output.traceback
+            elif output.output_type == "stream" and output.name == "stderr":
+                told.append(output.text)
+        told = "\n".join(told)
+        assert (said in told and len(told.splitlines()) <= 12) if said else told == "", f"{cell.source}\n{told}"
+
+
+def test_loading_starts_the_server_before_the_first_kernel(shell):
+    assert apart._server is not None and apart._server.process.poll() is None

@@ -1,0 +1,218 @@
+"""The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
+
+import pytest
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises import bytes_are_time as exercises
+
+# Exercise 1: the expression for c.
+SIDE_BY_SIDE = {
+    "lanes side by side": "32 * turn + lane_id()",
+    "lanes the other way round": "32 * turn + 31 - lane_id()",
+    "the last turn first": "32 * (turns - 1 - turn) + lane_id()",
+    "neighbours swapped": "(turn * warp_threads + lane_id()) ^ 1",
+}
+NOT_SIDE_BY_SIDE = {
+    "strips still": ("turn + turns * lane_id()", "moves 16 times W's bytes"),
+    "strips of two lanes": ("lane_id() / 2 * 2 * turns + 2 * turn + lane_id() % 2", "moves 8 times W's bytes"),
+    "every lane the same column": ("turn", "is wrong"),
+    "an index that equal weights hide": ("32 * turn + lane_id() / 2 * 2", "is wrong.*Each column of a row"),
+    "off by one": ("32 * turn + lane_id() + 1", "is wrong"),
+    "a turn of 31": ("31 * turn + lane_id()", "is wrong"),
+    "a turn early": ("32 * turn + lane_id() - 32", "outside every tensor"),
+    "not C++": ("32 * turn +", "does not compile"),
+}
+
+
+def strips(expression):
+    exercise = exercises.side_by_side
+    return exercise.skeleton.replace(exercise.hole, expression)
+
+
+@pytest.mark.parametrize("expression", SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE)
+def test_lanes_that_share_sectors_are_right(expression, capsys):
+    exercises.side_by_side.check(strips(expression))
+    assert "Each byte of W moves once, 262,144" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("expression, reason", NOT_SIDE_BY_SIDE.values(), ids=NOT_SIDE_BY_SIDE)
+def test_other_columns_are_refused(expression, reason):
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.side_by_side.check(strips(expression))
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "old, new",
+    [("y[row] = sum;", "y[row] = sum * (0.0f / 0.0f);"), ("row >= rows", "row >= rows - 1")],
+    ids=["NaN", "the last row never written"],
+)
+def test_an_output_that_is_not_there_is_refused(old, new):
+    with pytest.raises(WrongAnswer, match=r"is wrong.*y\["):
+        exercises.side_by_side.check(strips("32 * turn + lane_id()").replace(old, new))
+
+
+# Exercise 2.
+
+
+def by_lanes(start, stride, size):
+    return len({(start + stride * lane) // 32 for lane in range(32)})
+
+
+def by_bytes(start, stride, size):
+    return len({(start + stride * lane + byte) // 32 for lane in range(32) for byte in range(size)})
+
+
+def closed_form(start, stride, size):
+    return 32 if stride >= 32 else (start + 31 * stride) // 32 - start // 32 + 1
+
+
+WRONG_SECTORS = {
+    "the bytes asked for": lambda start, stride, size: -(-32 * size // 32),
+    "aligned starts only": lambda start, stride, size: min(32, -(-(31 * stride + size) // 32)),
+    "one for each lane": lambda start, stride, size: 32,
+    "lines in place of sectors": lambda start, stride, size: len({(start + stride * i) // 128 for i in range(32)}),
+    "31 lanes": lambda start, stride, size: len({(start + stride * i) // 32 for i in range(31)}),
+    "32 strides": lambda start, stride, size: min(32, (start + 32 * stride) // 32 - start // 32 + 1),
+    "the span, gaps and all": lambda start, stride, size: (start + 31 * stride + size - 1) // 32 - start // 32 + 1,
+    "bytes, not sectors": lambda start, stride, size: 32 * by_lanes(start, stride, size),
+    "NaN": lambda start, stride, size: float("nan"),
+    "nothing": lambda start, stride, size: None,
+    "a number": 32,
+}
+
+
+@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form])
+def test_sectors_by_any_way_are_right(function, capsys):
+    exercises.sectors.check(function)
+    assert "right" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("function", WRONG_SECTORS.values(), ids=WRONG_SECTORS)
+def test_other_sectors_are_wrong(function):
+    with pytest.raises(WrongAnswer, match="Case: start|expected a (function|number)"):
+        exercises.sectors.check(function)
+
+
+# Exercise 3: what stands in the hole.
+STAGE = """\
+    DYNAMIC_SHARED(float, shared_x);
+    for (int c = threadIdx.x; c < cols; c += block_threads) shared_x[staged(c)] = x[c];
+    __syncthreads();
+"""
+WIDE = """\
+    for (int row = first + warp_id(); row < last; row += block_warps) {
+        float sum = 0.0f;
+        for (int c = lane_weights * lane_id(); c < cols; c += chunk) {
+            const float* at = shared_x + staged(c);
+            sum = dot8(load_weights(W + row * cols + c), *reinterpret_cast<const float4*>(at),
+                       *reinterpret_cast<const float4*>(at + chunk / 2), sum);
+        }
+        sum = warp_sum(sum);
+        if (lane_id() == 0) y[row] = sum;
+    }
+"""
+NARROW = exercises.bytes_per_output.hole.replace("x[c]", "shared_x[c]")
+IN_ORDER = STAGE.replace("shared_x[staged(c)]", "shared_x[c]") + NARROW
+PAIRS = (
+    STAGE
+    + """\
+    const int a = first + warp_id(), b = a + block_warps;
+    float sum_a = 0.0f, sum_b = 0.0f;
+    for (int c = lane_weights * lane_id(); c < cols; c += chunk) {
+        const float* at = shared_x + staged(c);
+        const float4 lo = *reinterpret_cast<const float4*>(at);
+        const float4 hi = *reinterpret_cast<const float4*>(at + chunk / 2);
+        if (a < last) sum_a = dot8(load_weights(W + a * cols + c), lo, hi, sum_a);
+        if (b < last) sum_b = dot8(load_weights(W + b * cols + c), lo, hi, sum_b);
+    }
+    sum_a = warp_sum(sum_a);
+    sum_b = warp_sum(sum_b);
+    if (lane_id() == 0 && a < last) y[a] = sum_a;
+    if (lane_id() == 0 && b < last) y[b] = sum_b;
+"""
+)
+HALF_WARPS = (
+    STAGE
+    + """\
+    const int row = first + threadIdx.x / 16;
+    float sum = 0.0f;
+    for (int c = lane_weights * (threadIdx.x % 16); row < last && c < cols; c += lane_weights * 16) {
+        const float* at = shared_x + staged(c);
+        sum = dot8(load_weights(W + row * cols + c), *reinterpret_cast<const float4*>(at),
+                   *reinterpret_cast<const float4*>(at + chunk / 2), sum);
+    }
+    sum = warp_sum<16>(sum);
+    if (threadIdx.x % 16 == 0 && row < last) y[row] = sum;
+"""
+)
+WITHIN = {
+    "wide loads, x staged": STAGE + WIDE,
+    "x in its natural order": IN_ORDER,
+    "two rows a warp": PAIRS,
+    "a row for half a warp": HALF_WARPS,
+}
+RIGHT = STAGE + WIDE
+BARRIER = "    __syncthreads();\n"
+AGAIN = IN_ORDER[IN_ORDER.index("    for") : IN_ORDER.index(BARRIER)]
+NOT_WITHIN = {
+    "x from memory for each row": (
+        exercises.bytes_per_output.hole.replace("float sum", "float  sum"), "moves 6,144 .* 4,096 of x.*How many rows"),
+    "x twice a block": (IN_ORDER + AGAIN, "moves 2,560 .* 512 of x"),
+    "W twice": (IN_ORDER + NARROW, "4,096 of W and 256 of x.*twice"),
+    "W in strips": (
+        IN_ORDER.replace("int c = lane_id(); c < cols; c += 32",
+                         "int c = lane_id() * cols / 32; c < (lane_id() + 1) * cols / 32; ++c"), "scattered pieces"),
+    "wide loads that begin anywhere": (
+        RIGHT.replace("lane_weights * lane_id(); c < cols; c += chunk", "4 * lane_id(); c < cols; c += 128"),
+        "at an address that 16 does not divide|outside every tensor"),
+    "no barrier": (RIGHT.replace(BARRIER, ""), "is wrong.*when is it there"),
+    "a barrier for one warp": (RIGHT.replace("__syncthreads", "__syncwarp"), "is wrong.*when is it there"),
+    "a barrier that not every warp meets": (
+        RIGHT.replace(BARRIER, "").replace("{\n        float", "{\n" + BARRIER + "        float", 1),
+        "does not finish.*divergent barrier"),
+    "x up to the block's threads": (
+        RIGHT.replace("for (int c = threadIdx.x; c < cols; c += block_threads)",
+                      "if (const int c = threadIdx.x; c < cols)"), "is wrong. rows 7, cols 264"),
+    "x in an order that equal elements hide": (
+        RIGHT.replace("shared_x[staged(c)] =", "shared_x[staged(c ^ 1)] ="), "is wrong.*should be"),
+    "half of x from the wrong place": (RIGHT.replace("at + chunk / 2", "at + 4"), "is wrong"),
+    "the first 8 rows only": (RIGHT.replace("row += block_warps", "row += 16"), r"is wrong. rows 33.*y\[8\]"),
+    "off by one in the tail": (RIGHT.replace("row < last", "row <= last"), "outside every tensor"),
+    "the last row never written": (RIGHT.replace("row < last", "row < last - 1"), r"y\[0\] nothing wrote it"),
+    "a chunk too few": (RIGHT.replace("c < cols; c += chunk", "c + chunk <= cols; c += chunk"), r"y\[0\] is 0"),
+    "x past its end": (RIGHT.replace("c < cols; c += block", "c <= cols; c += block"), "outside every tensor"),
+    "NaN": (RIGHT.replace("= sum;", "= sum * (0.0f / 0.0f);"), "is wrong"),
+    "not C++": (RIGHT.replace("float sum = 0.0f;", ""), "does not compile"),
+}  # fmt: skip
+
+
+def frugal(body):
+    exercise = exercises.bytes_per_output
+    return exercise.skeleton.replace(exercise.hole, body)
+
+
+@pytest.mark.parametrize("body", WITHIN.values(), ids=WITHIN)
+def test_a_kernel_within_the_budget_is_right(body, capsys):
+    exercises.bytes_per_output.check(frugal(body))
+    assert "2,304 bytes for each output, 2,048 of W and 256 of x" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("body, reason", NOT_WITHIN.values(), ids=NOT_WITHIN)
+def test_a_kernel_that_is_wrong_or_over_the_budget_is_refused(body, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.bytes_per_output.check(frugal(body))
+
+
+@pytest.mark.parametrize(
+    "exercise, untouched",
+    [(exercises.sectors, lambda *args: ...), (exercises.side_by_side, exercises.side_by_side.skeleton),
+     (exercises.bytes_per_output, exercises.bytes_per_output.skeleton)],
+    ids=["sectors", "side_by_side", "bytes_per_output"],
+)  # fmt: skip
+def test_untouched_is_not_tried_yet(exercise, untouched, capsys):
+    exercise.check(untouched)
+    assert capsys.readouterr().out.endswith("not tried yet\n")

@@ -1,0 +1,242 @@
+"""Each checker of notebook 02 takes right answers however written, and refuses the usual wrong ones."""
+
+import math
+
+import pytest
+import torch
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.delta_rule import RULES, four_rules, grouped_step, next_conv_state
+from luce_edu.reference.causal_conv import causal_conv
+from luce_edu.reference.delta_rule import delta_rule_step
+
+NAN = math.nan
+
+# The conv state
+
+
+def by_the_package(conv_state, x):
+    channels, remembered = conv_state.shape
+    causal_conv(x, torch.ones(channels, 1, remembered + 1), conv_state)
+    return conv_state
+
+
+def one_by_one(conv_state, x):
+    for token in x:
+        conv_state = torch.cat([conv_state[:, 1:], token[:, None]], dim=1)
+    return conv_state
+
+
+def in_place(conv_state, x):
+    everything = torch.cat([conv_state.T, x])
+    conv_state[:] = everything[-conv_state.shape[1] :].T
+    return conv_state
+
+
+def padded(conv_state, x):
+    """The last inputs of the chunk alone, with zeros where it is too short."""
+    n = conv_state.shape[1]
+    return torch.nn.functional.pad(x.T, (n, 0))[:, -n:]
+
+
+CONV_RIGHT = {
+    "all of it, less the first": lambda s, x: torch.cat([s, x.T], dim=-1)[:, x.shape[0] :],
+    "the package": by_the_package,
+    "one by one": one_by_one,
+    "in place": in_place,
+}
+CONV_WRONG = {
+    "unchanged": (lambda s, x: s, "not the last"),
+    "the chunk's last inputs": (lambda s, x: x.T[:, -s.shape[1] :], "expected shape"),
+    "the chunk's last inputs, zeros before": (padded, "not the last"),
+    "newest first": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].flip(1), "oldest first"),
+    "one too old": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] - 1 : -1], "not the last"),
+    "one step, whatever the chunk": (lambda s, x: torch.cat([s, x.T], 1)[:, 1 : 1 + s.shape[1]], "not the last"),
+    "the chunk before the state": (lambda s, x: torch.cat([x.T, s], 1)[:, -s.shape[1] :], "not the last"),
+    "by token, not by channel": (lambda s, x: torch.cat([s.T, x])[-s.shape[1] :], "expected shape"),
+    "channels mixed up": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].roll(1, 0), "not the last"),
+    "NaN": (lambda s, x: torch.full_like(s, NAN), "finite"),
+    "a list": (lambda s, x: s.tolist(), "expected a tensor, got list"),
+    "nothing": (lambda s, x: None, "expected a tensor, got NoneType"),
+    "no function": (3, "expected a function"),
+}  # fmt: skip
+
+# One step with shared key heads
+
+
+def with_einsum(S, q, k, v, beta, g):
+    q, k = (x.repeat_interleave(len(v) // len(k), 0) for x in (q, k))
+    S = S.clone()
+    o = delta_rule_step(q, k, v, beta=beta, g=g, recurrent_state=S)
+    return S, o
+
+
+def with_loops(S, q, k, v, beta, g):
+    o = torch.empty_like(v)
+    served = v.shape[0] // k.shape[0]
+    for h in range(v.shape[0]):
+        S[h] *= math.exp(g[h])
+        S[h] += torch.outer(k[h // served], beta[h] * (v[h] - k[h // served] @ S[h]))
+        o[h] = q[h // served] @ S[h]
+    return [S, o]
+
+
+def in_one_pass(S, q, k, v, beta, g):
+    """As the kernels do it: both products from the old state."""
+    q, k = (x[:, None].expand(-1, len(v) // len(k), -1).flatten(0, 1) for x in (q, k))
+    decay = g.exp()[:, None]
+    delta = beta[:, None] * (v - decay * (k[:, None] @ S)[:, 0])
+    o = decay * (q[:, None] @ S)[:, 0] + delta * (q * k).sum(1, keepdim=True)
+    return decay[..., None] * S + k[..., None] * delta[:, None], o
+
+
+def faulty(fault):
+    def answer(S, q, k, v, beta, g):
+        spread = len(v) // len(k)
+        q, k = (x.repeat(spread, 1) if fault == "repeat" else x.repeat_interleave(spread, 0) for x in (q, k))
+        if fault == "beta and g swapped":
+            beta, g = g, beta
+        decay = (g if fault == "g is the decay" else g.exp())[:, None, None]
+        old, S = S, S * decay
+        predicted = ((old if fault == "asked before the decay" else S) * k[..., None]).sum(1)
+        delta = beta[:, None] * (v - predicted)
+        if fault == "beta on the prediction only":
+            delta = v - beta[:, None] * predicted
+        if fault == "no delta":
+            delta = beta[:, None] * v
+        new = S + k[..., None] * delta[:, None]
+        if fault == "decay after the write":
+            new = (old + k[..., None] * (beta[:, None] * (v - (old * k[..., None]).sum(1)))[:, None]) * decay
+        o = ((S if fault == "read before the write" else new) * q[..., None]).sum(1)
+        if fault == "one NaN":
+            o[-1, -1] = NAN
+        if fault == "the state of the last head is stale":
+            new = torch.cat([new[:-1], old[-1:]])
+        return (o, new) if fault == "o first" else new if fault == "S alone" else (new, o)
+
+    return answer
+
+
+STEP_RIGHT = {"the package": with_einsum, "loops, in place": with_loops, "in one pass": in_one_pass}
+STEP_WRONG = {
+    "repeat": "S of value head 1 is the first.*Which key head",
+    "asked before the decay": "S of value head 0 is the first.*in which order",
+    "decay after the write": "S of value head 0",
+    "beta on the prediction only": "S of value head 0",
+    "no delta": "S of value head 0",
+    "g is the decay": "S of value head 0",
+    "beta and g swapped": "S of value head 0",
+    "read before the write": "o of value head 0 is the first.*S is right in all",
+    "one NaN": "o: not every element is a finite",
+    "the state of the last head is stale": "S of value head",
+    "o first": "expected shape",
+    "S alone": "expected two tensors",
+}
+
+# Four rules
+
+
+def token(S=((0.0,), (0.0,)), q=(1.0, 0.0), k=(1.0, 0.0), v=(10.0,), beta=1.0, g=0.0):
+    return {"S": S, "q": q, "k": k, "v": v, "beta": beta, "g": g}
+
+
+FULL = ((8.0,), (2.0,))
+A, B, D = token(g=-0.7), token(beta=0.5), token(S=FULL, v=(0.0,), g=-0.7)
+
+
+def drawn():
+    """The same three ideas with random numbers, as fp32 tensors."""
+    K, V = 6, 5
+    random = {"q": torch.randn(K), "k": torch.randn(K), "v": torch.randn(V), "beta": torch.tensor(1.0)}
+    return {
+        "A": token(torch.zeros(K, V), **random, g=torch.tensor(-1.0)),
+        "B": token(torch.randn(K, V), **(random | {"beta": torch.tensor(0.3)}), g=torch.tensor(0.0)),
+        "D": token(torch.randn(K, V), **(random | {"v": torch.zeros(V)}), g=torch.tensor(-0.5)),
+    }
+
+
+RULES_RIGHT = {
+    "lists": lambda: {"A": A, "B": B, "D": D},
+    "another order, other sizes": lambda: {"D": D | {"beta": 0.4}, "B": B | {"S": FULL}, "A": A},
+    "random tensors": drawn,
+}
+RULES_WRONG = {
+    "a letter": ("C", "a token for each of three rules"),
+    "two": ({"A": A, "B": B}, "a token for each of three rules"),
+    "all four": ({"A": A, "B": B, "C": A, "D": D}, "a token for each of three rules"),
+    "another right one": ({"A": A, "B": B, "C": D}, "for C does not convict"),
+    "one token for all": (dict.fromkeys("ABD", token(S=FULL, beta=0.5, g=-0.7)), "for A, B is wrong too"),
+    "an empty memory for D": ({"A": A, "B": B, "D": A}, "for D does not convict"),
+    "D with a value to write": ({"A": A, "B": B, "D": D | {"v": (1.0,)}}, "for D, A is wrong too"),
+    "B with a decay": ({"A": A, "B": B | {"g": -0.7}, "D": D}, "for B, A is wrong too"),
+    "A with a share": ({"A": A | {"beta": 0.5}, "B": B, "D": D}, "for A, B is wrong too"),
+    "swapped": ({"A": B, "B": A, "D": D}, "for A does not convict"),
+    "a decay of next to nothing": ({"A": A | {"g": -1e-4}, "B": B, "D": D}, "for A does not convict"),
+    "nothing at all": ({"A": A | {"v": (0.0,)}, "B": B, "D": D}, "for A does not convict"),
+    "NaN": ({"A": A | {"v": (NAN,)}, "B": B, "D": D}, "A: v is not finite"),
+    "NaN for beta": ({"A": A, "B": B | {"beta": NAN}, "D": D}, "B: beta is not finite"),
+    "a share of two": ({"A": A, "B": B | {"beta": 2.0}, "D": D}, "beta from 0 to 1"),
+    "a decay that grows": ({"A": A | {"g": 0.7}, "B": B, "D": D}, "g of at most 0"),
+    "a key too long": ({"A": A | {"k": (1.0, 0.0, 0.0)}, "B": B, "D": D}, r"expected S \[K, V\]"),
+    "no state": ({"A": {"k": (1.0, 0.0)}, "B": B, "D": D}, "expected a dict with S"),
+    "text": ({"A": A | {"v": "ten"}, "B": B, "D": D}, "expected tensors or numbers"),
+}  # fmt: skip
+
+RIGHT = {
+    f"{exercise.name}, {name}": (exercise, answer)
+    for exercise, answers in ((next_conv_state, CONV_RIGHT), (grouped_step, STEP_RIGHT))
+    for name, answer in answers.items()
+}
+WRONG = (
+    {f"next_conv_state, {name}": (next_conv_state, *case) for name, case in CONV_WRONG.items()}
+    | {f"grouped_step, {name}": (grouped_step, faulty(name), reason) for name, reason in STEP_WRONG.items()}
+    | {f"four_rules, {name}": (four_rules, *case) for name, case in RULES_WRONG.items()}
+)
+
+
+@pytest.mark.parametrize("exercise, answer", RIGHT.values(), ids=RIGHT)
+def test_right_answers_pass(exercise, answer, capsys):
+    for _ in range(5):  # inputs are drawn
+        exercise.check(answer)
+        assert f"{exercise.name}: right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", RULES_RIGHT.values(), ids=RULES_RIGHT)
+def test_tokens_that_convict_pass(make, capsys):
+    for _ in range(5):
+        four_rules.check(make())
+        assert "four_rules: right" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("exercise, answer, reason", WRONG.values(), ids=WRONG)
+def test_wrong_answers_are_refused(exercise, answer, reason):
+    for _ in range(5):
+        with pytest.raises(WrongAnswer, match=reason):
+            exercise.check(answer)
+
+
+@pytest.mark.parametrize(
+    "exercise, skeleton",
+    [(next_conv_state, lambda conv_state, x: ...), (grouped_step, lambda S, q, k, v, beta, g: ...), (four_rules, ...)],
+    ids=["next_conv_state", "grouped_step", "four_rules"],
+)
+def test_an_untouched_skeleton_is_not_tried_yet(exercise, skeleton, capsys):
+    exercise.check(skeleton)
+    assert f"{exercise.name}: not tried yet" in capsys.readouterr().out
+
+
+def test_one_of_the_four_rules_is_the_reference_and_the_others_are_not():
+    def run(rule):
+        generator = torch.Generator().manual_seed(0)
+        S, q, k = torch.randn(5, 4, generator=generator), *torch.randn(2, 5, generator=generator)
+        v, beta, g = torch.randn(4, generator=generator), torch.tensor(0.5), torch.tensor(-0.5)
+        if rule in RULES:
+            return torch.cat([part.flatten() for part in RULES[rule](S, q, k, v, beta, g)])
+        heads = S[None].clone()
+        o = delta_rule_step(q[None], k[None], v[None], beta=beta[None], g=g[None], recurrent_state=heads)
+        return torch.cat([heads.flatten(), o.flatten()])
+
+    truth = run("the reference")
+    equal = [rule for rule in RULES if (run(rule) - truth).norm() <= 1e-5 * truth.norm()]
+    assert equal == ["C"]

@@ -1,0 +1,248 @@
+"""The checkers of notebook 06 take right kernels however they are written, and refuse wrong ones with a reason."""
+
+import pytest
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises import layer_kernels as exercises
+
+# ---- the delta update
+
+UPDATE = """
+const float decay = expf(g[head]);
+const float delta = beta[head] * (v[head * V + j] - decay * S_k);
+for (int i = 0; i < K; ++i) column[i * V] = decay * column[i * V] + k_head[i] * delta;
+o[head * V + j] = decay * S_q + delta * k_q;
+"""
+NEW_STATE = """
+float delta = v[head * V + j] - expf(g[head]) * S_k;
+delta *= beta[head];
+float read = 0.0f;
+for (int i = K - 1; i >= 0; --i) {
+    column[i * V] = fmaf(k_head[i], delta, expf(g[head]) * column[i * V]);
+    read = fmaf(column[i * V], q_head[i], read);
+}
+o[head * V + j] = read;
+"""
+
+
+def update(old: str, new: str) -> str:
+    """UPDATE with a mistake in it."""
+    assert UPDATE.count(old) == 1
+    return UPDATE.replace(old, new)
+
+
+WRONG_UPDATE = {
+    "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*before S\\^T k"),
+    "decay left out of S^T q": (update("decay * S_q", "S_q"), "is wrong.* o\\["),
+    "o read before the update": (update(" + delta * k_q", ""), "before S\\^T q"),
+    "the state does not decay": (update("decay * column", "column"), "is wrong"),
+    "g in place of exp(g)": (update("expf(g[head])", "g[head]"), "is wrong"),
+    "beta forgotten": (update("beta[head] * ", ""), "is wrong"),
+    # With equal heads nobody would see it.
+    "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are off"),
+    "a row too far": (update("i < K", "i <= K"), "outside every tensor"),
+    "the last row left as it was": (update("i < K", "i < K - 1"), "S\\["),
+    "o never written": (update("o[head * V + j] = ", "const float unused = "), "o\\[0, 0\\]"),
+    "NaN": (update("delta * k_q", "(k_q - k_q) / 0.0f"), "o\\[0, 0\\]"),
+    "no C++": (UPDATE.replace(";", ""), "does not compile"),
+}
+
+
+def filled(exercise, text: str) -> str:
+    """The reader's cell with `text` in the hole."""
+    return exercise.skeleton.replace(exercise.hole, text.strip("\n"))
+
+
+@pytest.mark.parametrize("text", [UPDATE, NEW_STATE], ids=["by the identity", "from the new state"])
+def test_a_right_update_is_accepted(text, capsys):
+    exercises.delta_update.check(filled(exercises.delta_update, text))
+    assert "delta_update: right. S is read twice and written once." in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("text, reason", WRONG_UPDATE.values(), ids=WRONG_UPDATE)
+def test_a_wrong_update_is_refused(text, reason):
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.delta_update.check(filled(exercises.delta_update, text))
+
+
+# ---- four softmaxes become one
+
+MERGE = """
+__syncthreads();
+float top = -INFINITY, sum = 0.0f, total = 0.0f;
+for (int i = 0; i < 4; ++i) top = fmaxf(top, maxima[i]);
+for (int i = 0; i < 4; ++i) sum += sums[i][c] * expf(maxima[i] - top), total += weights[i] * expf(maxima[i] - top);
+if (c < head_dim) o[head * head_dim + c] = sum / total;
+"""
+RUNNING = """
+__syncthreads();
+if (c >= head_dim) return;
+float m = maxima[0], W = weights[0], s = sums[0][c];
+for (int i = 1; i < 4; ++i) {
+    const float larger = maxima[i] > m ? maxima[i] : m;
+    W = W * expf(m - larger) + weights[i] * expf(maxima[i] - larger);
+    s = s * expf(m - larger) + sums[i][c] * expf(maxima[i] - larger);
+    m = larger;
+}
+o[head * head_dim + c] = s / W;
+"""
+FIRST_WARP = """
+__syncthreads();
+if (w > 0) return;
+float top = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3])), total = 0.0f, scale[4];
+for (int i = 0; i < 4; ++i) scale[i] = expf(maxima[i] - top), total += scale[i] * weights[i];
+for (int e = lane; e < head_dim; e += 32)
+    o[head * head_dim + e] =
+        (scale[0] * sums[0][e] + scale[1] * sums[1][e] + scale[2] * sums[2][e] + scale[3] * sums[3][e]) / total;
+"""
+
+
+def merge(old: str, new: str) -> str:
+    """MERGE with a mistake in it."""
+    assert MERGE.count(old) == 1
+    return MERGE.replace(old, new)
+
+
+WRONG_MERGE = {
+    "no barrier": (merge("__syncthreads();", ""), "is there"),
+    "weights not rescaled": (merge("weights[i] * expf(maxima[i] - top)", "weights[i]"), "units of its own maximum"),
+    "sums not rescaled": (merge("sums[i][c] * expf(maxima[i] - top)", "sums[i][c]"), "units of its own maximum"),
+    "the maximum not carried": (merge("top = fmaxf(top, maxima[i])", "top = maxima[i]"), "o\\["),
+    "a maximum of at least 0": (merge("top = -INFINITY", "top = 0.0f"), "heads 2.*o\\[1, 0\\]"),
+    "each thread on its own warp's scale": (
+        merge("expf(maxima[i] - top), total", "expf(maxima[i] - maximum), total"), "elements are off"),
+    "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "elements are off"),
+    "not divided by the weight": (merge(" / total", ""), "elements are off"),
+    "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*o\\[1, 0\\]"),
+    "an element too many": (merge("c < head_dim", "c <= head_dim"), "outside every tensor"),
+    "an element too few": (merge("c < head_dim", "c < head_dim - 1"), "o\\[0, 31\\]"),
+    "NaN": (merge("sum / total", "sum / (total - total)"), "o\\[0, 0\\]"),
+    "a barrier that half the block skips": (
+        merge("__syncthreads();", "if (w < 2) __syncthreads();"), "divergent barrier|elements are off|is there"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [MERGE, RUNNING, FIRST_WARP], ids=["at once", "one after the other", "one warp"])
+def test_a_right_merge_is_accepted(text, capsys):
+    exercises.merge_softmax.check(filled(exercises.merge_softmax, text))
+    assert "merge_softmax: right. Barriers a block: 1." in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("text, reason", WRONG_MERGE.values(), ids=WRONG_MERGE)
+def test_a_wrong_merge_is_refused(text, reason):
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.merge_softmax.check(filled(exercises.merge_softmax, text))
+
+
+# ---- one walk
+
+WALK = """
+float own_k = 0.0f, own_q = 0.0f, k_q = 0.0f;
+for (int i = 0; i < 32; ++i) {
+    const int row = part + 4 * i;
+    s[i] = row < K && j < V ? column[row * V] : 0.0f;
+    if (row < K) own_k += s[i] * k_head[row], own_q += s[i] * q_head[row];
+}
+for (int i = 0; i < K; ++i) k_q += k_head[i] * q_head[i];
+S_k[part][j] = own_k, S_q[part][j] = own_q;
+__syncthreads();
+if (j >= V) return;
+const float decay = expf(g[head]);
+const float delta = beta[head] * (v[head * V + j] - decay * (S_k[0][j] + S_k[1][j] + S_k[2][j] + S_k[3][j]));
+if (part == 0) o[head * V + j] = decay * (S_q[0][j] + S_q[1][j] + S_q[2][j] + S_q[3][j]) + delta * k_q;
+for (int i = 0; i < 32; ++i)
+    if (part + 4 * i < K) column[(part + 4 * i) * V] = decay * s[i] + k_head[part + 4 * i] * delta;
+"""
+# The sum over the new state has to wait a second time, but the state itself is still read once.
+TWO_SUMS = """
+const float decay = expf(g[head]);
+float sum = 0.0f;
+for (int i = 0; i < 32; ++i) {
+    s[i] = 0.0f;
+    if (part + 4 * i < K && j < V) s[i] = decay * column[(part + 4 * i) * V], sum += s[i] * k_head[part + 4 * i];
+}
+S_k[part][j] = sum;
+__syncthreads();
+const float value = j < V ? v[head * V + j] : 0.0f;
+const float delta = beta[head] * (value - S_k[0][j] - S_k[1][j] - S_k[2][j] - S_k[3][j]);
+sum = 0.0f;
+for (int i = 0; i < 32; ++i)
+    if (part + 4 * i < K) s[i] += k_head[part + 4 * i] * delta, sum += s[i] * q_head[part + 4 * i];
+S_q[part][j] = sum;
+__syncthreads();
+if (j >= V) return;
+for (int i = 0; i < 32; ++i) if (part + 4 * i < K) column[(part + 4 * i) * V] = s[i];
+if (part == 3) o[head * V + j] = S_q[0][j] + S_q[1][j] + S_q[2][j] + S_q[3][j];
+"""
+WHOLE_COLUMN = """
+if (part > 0 || j >= V) return;
+float all[128], sum_k = 0.0f, sum_q = 0.0f, k_q = 0.0f;
+#pragma unroll
+for (int i = 0; i < 128; ++i) all[i] = i < K ? column[i * V] : 0.0f;
+#pragma unroll
+for (int i = 0; i < 128; ++i)
+    if (i < K) sum_k += all[i] * k_head[i], sum_q += all[i] * q_head[i], k_q += k_head[i] * q_head[i];
+const float decay = expf(g[head]);
+const float delta = beta[head] * (v[head * V + j] - decay * sum_k);
+#pragma unroll
+for (int i = 0; i < 128; ++i) if (i < K) column[i * V] = decay * all[i] + k_head[i] * delta;
+o[head * V + j] = decay * sum_q + delta * k_q;
+"""
+
+
+def walk(old: str, new: str) -> str:
+    """WALK with a mistake in it."""
+    assert WALK.count(old) == 1
+    return WALK.replace(old, new)
+
+
+WRONG_WALK = {
+    "S read a second time": (walk("decay * s[i]", "decay * column[(part + 4 * i) * V]"), "S is read twice"),
+    "a column in one thread": (WHOLE_COLUMN, "did not fit into registers"),
+    "an index unknown to the compiler": (
+        walk("for (int i = 0; i < 32; ++i)\n    if", "#pragma unroll 1\nfor (int i = 0; i < 32; ++i)\n    if"),
+        "did not fit into registers"),
+    "no barrier": (walk("__syncthreads();", ""), "is wrong"),
+    "threads without a column leave early": (
+        walk("__syncthreads();\nif (j >= V) return;", "if (j >= V) return;\n__syncthreads();"), "divergent barrier"),
+    "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "is wrong"),
+    "o read before the update": (walk(" + delta * k_q", ""), "is wrong"),
+    "a part of the sum left out": (walk(" + S_k[3][j]", ""), "is wrong"),
+    "rows beyond K read": (walk("row < K && ", ""), "outside every tensor"),
+    "only the first 124 rows": (
+        walk("i < 32; ++i)\n    if", "i < 31; ++i)\n    if"), "S\\["),
+    "o never written": (walk("if (part == 0)", "if (part == 4)"), "o\\[0, 0\\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [WALK, TWO_SUMS], ids=["one sum", "two sums"])
+def test_a_walk_within_the_budget_is_accepted(text, capsys):
+    exercises.one_walk.check(filled(exercises.one_walk, text))
+    assert "one_walk: right. S is read once and written once" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("text, reason", WRONG_WALK.values(), ids=WRONG_WALK)
+def test_a_walk_that_is_wrong_or_beyond_the_budget_is_refused(text, reason):
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.one_walk.check(filled(exercises.one_walk, text))
+
+
+# ---- all of them
+
+
+@pytest.mark.parametrize("name", ["delta_update", "merge_softmax", "one_walk"])
+def test_an_untouched_kernel_is_not_tried_yet(name, capsys):
+    exercise = getattr(exercises, name)
+    exercise.check(exercise.skeleton)
+    assert capsys.readouterr().out == f"{name}: not tried yet\n"
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name", ["delta_update", "merge_softmax", "one_walk"])
+@pytest.mark.parametrize("answer", [42, None, lambda: 1], ids=["number", "None", "function"])
+def test_what_is_not_a_text_is_refused(name, answer):
+    with pytest.raises(WrongAnswer, match="expected CUDA C"):
+        getattr(exercises, name).check(answer)
