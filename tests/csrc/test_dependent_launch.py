@@ -1,0 +1,212 @@
+"""Dependent launch, read from the compiler's PTX: nothing is loaded before the wait, on any path, in any kernel.
+
+The emulator cannot overlap two kernels, so a load that comes too early would show nowhere without a GPU that has it.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+from models import CONFIGS, FULL_SIZE
+
+from luce_edu.backends import csrc_dir
+from luce_edu.backends.cuda import compile_cubin
+from luce_edu.faults import Fault, planted
+from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
+from luce_edu.stages.per_layer import PerLayerDecoder
+
+ARCHITECTURES = ("sm_90a", "sm_100a", "sm_120")  # of those that we name, all that have it
+MACRO = {"DEPENDENT_LAUNCH": 1}
+SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
+WITH_MATRICES = {"deltanet_in", "deltanet_out", "attention_in", "attention_out", "mlp_up", "mlp_down", "lm_head"}
+
+BEFORE, WAITED, LET_START = "before its wait", "after its wait", "after letting its successor start"
+
+
+def to_ptx(source, arch, defines, csrc=None) -> str:
+    """By NVRTC itself: cuda-core asks a driver whether it could load the PTX, and here there is none."""
+    from cuda.bindings import nvrtc
+
+    def checked(answer):
+        status, *values = answer
+        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
+        return values[0] if values else None
+
+    csrc = csrc or csrc_dir()
+    program = checked(nvrtc.nvrtcCreateProgram((csrc / source).read_bytes(), source.encode(), 0, [], []))
+    options = [f"--gpu-architecture={arch.replace('sm', 'compute')}", "--std=c++17", f"-I{csrc}"]
+    options = [option.encode() for option in options + [f"-D{name}={value}" for name, value in defines.items()]]
+    checked(nvrtc.nvrtcCompileProgram(program, len(options), options))
+    text = b" " * checked(nvrtc.nvrtcGetPTXSize(program))
+    checked(nvrtc.nvrtcGetPTX(program, text))
+    return text.rstrip(b"\0").decode()
+
+
+def per_layer_ptx(arch, config="tiny", macro=MACRO, csrc=None) -> str:
+    return to_ptx("per_layer.cu", arch, kernel_defines(SHIPPED[config]) | macro, csrc)
+
+
+def instructions(ptx: str) -> dict[str, tuple[list[str], dict[str, int]]]:
+    """Of each kernel its instructions, one a line, and where its labels stand among them."""
+    kernels = {}
+    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
+        lines, labels = [], {}
+        for line in body.split("\n"):
+            line = line.partition("//")[0].strip().strip("{}").strip()
+            if re.fullmatch(r"\$\w+:", line):
+                labels[line[:-1]] = len(lines)
+            elif line and not line.startswith("."):
+                lines.append(line)
+        kernels[name] = lines, labels
+    return kernels
+
+
+def touches_memory(opcode: str) -> bool:
+    """Whether an instruction reads or writes what other kernels may see; an address without a space may be anything."""
+    own = (".param", ".shared", ".local", ".const")
+    memory = ("ld.", "ldu.", "st.", "atom.", "red.", "cp.", "tex.", "call")
+    return opcode.startswith(memory) and not any(space in opcode for space in own)
+
+
+def problems(lines: list[str], labels: dict[str, int]) -> set[str]:
+    """What is wrong on some path from the kernel's start to one of its ends."""
+    found, seen, todo = set(), set(), [(0, BEFORE)]
+    while todo:
+        at, state = todo.pop()
+        if (at, state) in seen:
+            continue
+        seen.add((at, state))
+        guarded, opcode, operands = re.fullmatch(r"(@!?%p\d+ +)?([\w.:]+)\s*(.*?);?", lines[at]).groups()
+        after = state
+        if opcode == "griddepcontrol.wait":
+            after = WAITED if state == BEFORE else state
+        elif opcode == "griddepcontrol.launch_dependents":
+            if state != WAITED:
+                found.add(f"lets its successor start {state}")
+            after = LET_START
+        elif state == BEFORE and touches_memory(opcode):
+            found.add(f"{opcode.partition('.')[0]} {state}")
+        elif opcode in ("ret", "exit", "trap") and state != LET_START:
+            found.add(f"may end {state}")
+        assert not opcode.startswith("brx"), "jumps by table are not followed"
+        if opcode.startswith("bra"):
+            todo.append((labels[operands], after))
+        if guarded or not opcode.startswith(("bra", "ret", "exit", "trap")):
+            todo.append((at + 1, after))
+    return found
+
+
+def verdict(ptx: str) -> dict[str, set[str]]:
+    """The kernels with problems."""
+    found = {name: problems(*kernel) for name, kernel in instructions(ptx).items()}
+    return {name: of_it for name, of_it in found.items() if of_it}
+
+
+def asks_before_waiting(lines: list[str]) -> bool:
+    wait = lines.index("griddepcontrol.wait;")
+    return any(line.startswith("prefetch.global.L2") for line in lines[:wait])
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_waits_before_its_first_load_and_lets_its_successor_start_once_after_that(arch, config):
+    ptx = per_layer_ptx(arch, config)
+    kernels = instructions(ptx)
+    assert set(kernels) == set(PerLayerDecoder.kernels)
+    assert verdict(ptx) == {}
+    for name, (lines, _) in kernels.items():
+        count = Counter(line for line in lines if "griddepcontrol" in line)
+        assert count == {"griddepcontrol.wait;": 1, "griddepcontrol.launch_dependents;": 1}, name
+        assert any(touches_memory(line) for line in lines), f"{name}: its loads were not recognised"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_with_a_matrix_asks_for_it_before_it_waits(arch):
+    kernels = instructions(per_layer_ptx(arch))
+    assert {name for name, (lines, _) in kernels.items() if asks_before_waiting(lines)} == WITH_MATRICES
+
+
+@pytest.mark.parametrize("source", ["per_layer.cu", "per_op.cu", "megakernel.cu", "microbench.cu"])
+def test_without_the_macro_there_is_neither_wait_nor_prefetch(source):
+    defines = {"BLOCK_THREADS": BLOCK_THREADS} if source == "microbench.cu" else kernel_defines(SHIPPED["tiny"])
+    ptx = to_ptx(source, "sm_90a", defines)
+    assert ".entry" in ptx and "griddepcontrol" not in ptx and "prefetch" not in ptx
+
+
+def test_the_empty_kernel_that_is_timed_with_dependent_launch_has_both():
+    ptx = to_ptx("microbench.cu", "sm_90a", {"BLOCK_THREADS": BLOCK_THREADS} | MACRO)
+    assert problems(*instructions(ptx)["nothing"]) == set()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_prefetching_costs_no_spills(arch):
+    binary = compile_cubin("per_layer.cu", PerLayerDecoder.kernels, kernel_defines(FULL_SIZE) | MACRO, arch)
+    for name, resources in binary.resources.items():
+        assert resources.stack_bytes == resources.spill_store_bytes == resources.spill_load_bytes == 0, name
+        assert resources.registers <= 65536 // BLOCK_THREADS and resources.shared_bytes <= 48 * 1024, name
+
+
+# ---- Planted ----
+
+PHASE = "mlp_down_phase(act, down_proj, x, out, &shared);"
+BEGIN = "    wait_for_predecessor();\n    let_successor_start();\n}"
+PLANTS = {
+    "a kernel that loads first": (
+        Fault("", "per_layer.cu", f"begin_phase();\n    {PHASE}", f"{PHASE}\n    begin_phase();"),
+        {"mlp_down": {"ld before its wait", "st before its wait"}},
+    ),
+    "one early load among the prefetches": (
+        Fault(
+            "", "per_layer.cu", f"begin_phase();\n    {PHASE}",
+            f"const float early = act[0];\n    begin_phase();\n    {PHASE}\n    if (early > 9.0f) out[0] = early;",
+        ),
+        {"mlp_down": {"ld before its wait"}},
+    ),
+    "a wait by some threads only": (
+        Fault("", "per_layer.cu", f"begin_phase();\n    {PHASE}", f"if (threadIdx.x < 32) begin_phase();\n    {PHASE}"),
+        {"mlp_down": {"ld before its wait", "st before its wait", "may end before its wait"}},
+    ),
+    "a successor that starts before the wait": (
+        Fault("", "per_layer.cu", BEGIN, "    let_successor_start();\n    wait_for_predecessor();\n}"),
+        dict.fromkeys(PerLayerDecoder.kernels, {"lets its successor start before its wait"}),
+    ),
+    "a successor that is started twice": (
+        Fault("", "per_layer.cu", BEGIN, BEGIN[:-1] + "    let_successor_start();\n}"),
+        dict.fromkeys(
+            PerLayerDecoder.kernels, {"lets its successor start after letting its successor start"}
+        ),
+    ),
+    "a successor that is never let start": (
+        Fault("", "per_layer.cu", BEGIN, "    wait_for_predecessor();\n}"),
+        dict.fromkeys(PerLayerDecoder.kernels, {"may end after its wait"}),
+    ),
+    "a wait that is none": (
+        Fault("", "primitives.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', ""),
+        None,  # every kernel, each with what it touches
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("plant", PLANTS)
+def test_the_check_catches(plant):
+    fault, expected = PLANTS[plant]
+    with planted(fault) as tree:
+        found = verdict(per_layer_ptx("sm_90a", csrc=tree))
+    assert set(found) == set(PerLayerDecoder.kernels) if expected is None else found == expected
+
+
+@pytest.mark.planted
+def test_a_matrix_that_is_asked_for_after_the_wait_is_seen():
+    prefetch = "    prefetch_first_row<intermediate_size>(down_proj, hidden_size);\n"
+    late = Fault("", "per_layer.cu", f"{prefetch}    begin_phase();\n", f"    begin_phase();\n{prefetch}")
+    with planted(late) as tree:
+        kernels = instructions(per_layer_ptx("sm_90a", csrc=tree))
+    assert {name for name, (lines, _) in kernels.items() if asks_before_waiting(lines)} == WITH_MATRICES - {"mlp_down"}
+
+
+@pytest.mark.planted
+def test_a_wait_that_does_not_ask_for_the_macro_is_seen():
+    always = Fault("", "primitives.cuh", "#if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)", "#ifndef LUCE_HOST")
+    with planted(always) as tree:
+        assert "griddepcontrol" in per_layer_ptx("sm_90a", macro={}, csrc=tree)
