@@ -1,7 +1,7 @@
 """Joules of a loop that runs for seconds: from NVML's energy counter, with power samples beside it.
 
-Gross: whatever the board drew in the window, idle included. The idle draw just before is kept, so that a reader can take
-it off. No joules are given for a single kernel: the counter is far too coarse for one.
+Gross: whatever the board drew in the window, idle included. The idle draw just before is kept, so that a reader can
+take it off. No joules are given for a single kernel: the counter is far too coarse for one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_energy(
     Raises ValueError for a window below LEAST_SECONDS, and NotMeasured, with the reason, where neither the counter nor
     power can be read, where the counter went backwards or stood still, or where nothing was done.
     """
-    if seconds < LEAST_SECONDS:
+    if not seconds >= LEAST_SECONDS:
         raise ValueError(f"seconds: expected {LEAST_SECONDS:g} or more, got {seconds!r}")
     try:
         before: float | None = sensors.energy_j()
@@ -73,26 +73,31 @@ def measure_energy(
         after = sensors.energy_j() if before is not None else None
     if work <= 0:
         raise NotMeasured("no work was done in the window")
+    sampled = None if sampler.mean_w is None else sampler.mean_w * elapsed
     if before is None:
-        if sampler.joules is None:
+        if sampled is None:
             raise NotMeasured(f"{missing}; {sampler.missing}")
-        return Energy(work, elapsed, sampler.joules, sampler.joules, idle_w, "samples")
+        return Energy(work, elapsed, sampled, sampled, idle_w, "samples")
     if after < before:
         raise NotMeasured(f"energy counter: it went back from {before:.3f} to {after:.3f} J, so it has wrapped")
     if after == before:
         raise NotMeasured(f"energy counter: it stood still for {elapsed:.1f} s")
-    return Energy(work, elapsed, after - before, sampler.joules, idle_w, "counter")
+    return Energy(work, elapsed, after - before, sampled, idle_w, "counter")
 
 
 class _Sampler:
-    """Power over a window, from a thread of its own. joules is None, and `missing` says why, where it cannot be read."""
+    """Mean power over a window, from a thread of its own.
+
+    mean_w is None, and `missing` says why, where power cannot be read to the window's end: half of it is no mean.
+    """
 
     def __init__(self, sensors: Sensors, clock: Callable[[], float]):
         self._sensors, self._clock = sensors, clock
         self._samples: list[tuple[float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.joules: float | None = None
+        self._failed = False
+        self.mean_w: float | None = None
         self.missing = "no power samples"
 
     def _sample(self) -> None:
@@ -100,7 +105,7 @@ class _Sampler:
             try:
                 self._samples.append((self._clock(), self._sensors.power_w()))
             except NotMeasured as error:
-                self.missing = str(error)
+                self._failed, self.missing = True, str(error)
                 return
             self._stop.wait(SAMPLE_EVERY)
 
@@ -111,6 +116,7 @@ class _Sampler:
     def __exit__(self, *exception) -> None:
         self._stop.set()
         self._thread.join()
-        if len(self._samples) >= 2:
+        seconds = self._samples[-1][0] - self._samples[0][0] if self._samples else 0
+        if seconds > 0 and not self._failed:
             pairs = zip(self._samples, self._samples[1:], strict=False)
-            self.joules = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairs)
+            self.mean_w = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in pairs) / seconds

@@ -1,4 +1,4 @@
-"""Times on a GPU: CUDA events around enqueued work, warmed up, medians with quartiles. Never a clock of the emulator."""
+"""Times on a GPU: CUDA events around enqueued work, warmed up, medians with quartiles. Never the emulator's clock."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8)
     """(GPU microseconds of each step, CPU microseconds to ask for one), both by themselves.
 
     All steps are enqueued back to back with an event between each two, so a GPU that is fast waits for a CPU that is
-    slow, as it would in use; that the GPU waited shows where the two numbers are the same. The second is the median over
-    single steps asked of an idle GPU, so no full queue holds the CPU back.
+    slow, as it would in use; that the GPU waited shows where the two numbers are the same. The second is the median
+    over single steps asked of an idle GPU, so no full queue holds the CPU back.
     """
     for _ in range(warm_up):
         step()

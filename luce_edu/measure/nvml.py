@@ -1,4 +1,4 @@
-"""NVML, read only: energy counter, power, clocks, limits of the GPU that PyTorch uses. Nothing here changes a setting."""
+"""NVML, read only: energy counter, power, clocks, limits of the GPU that PyTorch uses. Nothing here sets anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class Sensors:
 
     @classmethod
     def open(cls, uuid: str | None = None, nvml: ModuleType | None = None) -> Sensors:
-        """uuid: such as 'GPU-4f…'; None for PyTorch's current GPU. Raises NotMeasured without driver, NVML or permission."""
+        """uuid: such as 'GPU-4f…'; None for PyTorch's current GPU.
+
+        Raises NotMeasured without driver, NVML or permission.
+        """
         if nvml is None:
             try:
                 import pynvml as nvml
