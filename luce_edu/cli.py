@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     evidence = commands.add_parser("evidence", help="measure everything once, write a record and its figures")
     evidence.add_argument("--out", required=True, metavar="DIR", help="where record and figures go")
     evidence.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
-    evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="these parts, into the same record")
+    evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="into the same record")
     evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     evidence.set_defaults(run=_evidence)
 
@@ -103,11 +104,35 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda or host (default: the best there is)")
 
 
-def _console():
-    """Where tables go: a terminal's width, or room for the widest table in a file or pipe."""
-    from rich.console import Console
+def _console(stderr: bool = False):
+    """Where tables and progress go: a terminal's width, or room for the widest table in a file or pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    try:
+        from rich.console import Console
+    except ImportError:  # as on a bare machine that only measures
+        return _PlainConsole(stream)
+    return Console(file=stream, width=None if stream.isatty() else 120)
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+
+class _PlainConsole:
+    """What is used here of rich's Console, in plain text."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def print(self, what, **_) -> None:
+        print(what, file=self._stream)
+
+    @contextmanager
+    def status(self, line: str):
+        self.update(line)
+        yield self
+        self.update("")
+
+    def update(self, line: str) -> None:
+        """The line that shows what is being done, where somebody may be watching."""
+        if self._stream.isatty():
+            print(f"\r{line[:78]:<78}", end="\r", file=self._stream, flush=True)
 
 
 def _names(text: str) -> list[str]:
@@ -149,13 +174,11 @@ def _walkthrough(args) -> int:
 
 
 def _verify(args) -> int:
-    from rich.console import Console
-
     import luce_edu
 
     options = {} if args.steps is None else {"steps": args.steps}
     model = luce_edu.load_model(args.model)
-    with Console(stderr=True).status(f"verifying {args.model}") as status:
+    with _console(stderr=True).status(f"verifying {args.model}") as status:
         report = luce_edu.verify(
             model, stages=args.stages, device=args.device, seed=args.seed, progress=status.update, **options
         )
@@ -168,11 +191,11 @@ def _verify(args) -> int:
 
 def _bench(args) -> int:
     import torch
-    from rich.console import Console
 
     import luce_edu
     from luce_edu.measure.bench import CONTEXTS, PROMPT, STEPS, bench
     from luce_edu.measure.constants import datasheet_bandwidth
+    from luce_edu.measure.latency import NotMeasured
     from luce_edu.measure.systems import make_systems
 
     model = luce_edu.load_model(args.model)
@@ -188,11 +211,16 @@ def _bench(args) -> int:
     if not torch.cuda.is_available():
         print("luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency", file=sys.stderr)
         return NOT_MEASURED
-    with Console(stderr=True).status("measuring") as status:
-        result = bench(
-            model, makers, contexts=contexts, prompts=prompts, where=f"{torch.cuda.get_device_name()}, {args.model}",
-            datasheet_gb_per_s=datasheet_bandwidth(), progress=status.update,
-        )  # fmt: skip
+    where = f"{torch.cuda.get_device_name()}, {args.model}"
+    try:
+        with _console(stderr=True).status("measuring") as status:
+            result = bench(
+                model, makers, contexts=contexts, prompts=prompts, where=where,
+                datasheet_gb_per_s=datasheet_bandwidth(), progress=status.update,
+            )  # fmt: skip
+    except NotMeasured as error:
+        print(f"luce-edu: bench: {error}", file=sys.stderr)
+        return NOT_MEASURED
     if args.json:
         parts = {name: getattr(result, name) for name in ("decode", "prefill", "not_run")}
         print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
@@ -202,12 +230,10 @@ def _bench(args) -> int:
 
 
 def _evidence(args) -> int:
-    from rich.console import Console
-
     from luce_edu.measure.evidence import PARTS, bench_table, gather
     from luce_edu.measure.figures import draw
 
-    with Console(stderr=True).status("measuring") as status:
+    with _console(stderr=True).status("measuring") as status:
         record = gather(args.out, model_name=args.model, only=args.only, gguf=args.gguf, progress=status.update)
         status.update("drawing")
         drawn = draw([record], args.out)
@@ -237,8 +263,6 @@ def _figures(args) -> int:
 
 
 def _generate(args) -> int:
-    from rich.console import Console
-
     import luce_edu
     from luce_edu.models import TextStream
 
@@ -248,7 +272,7 @@ def _generate(args) -> int:
     if model.tokenizer is None:
         raise ValueError(f"model {args.model!r} has no tokenizer.json, so it can neither read nor write text")
     prompt = model.tokenizer.encode(args.prompt)
-    with Console(stderr=True).status(f"{args.stage}: compiling what is not in the cache, reading the prompt"):
+    with _console(stderr=True).status(f"{args.stage}: compiling what is not in the cache, reading the prompt"):
         decoder = luce_edu.decoder(
             args.stage, model, device=args.device, max_seq_len=len(prompt) + args.max_new_tokens
         )

@@ -9,6 +9,7 @@ same bits.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,11 @@ class Report(Tabular):
         return bool(self.rows) and all(row.passed for row in self.rows)
 
     def to_dict(self) -> dict:
+        """For JSON, which has no infinity: an error without bound is None."""
         head = {name: getattr(self, name) for name in ("model", "device", "steps", "seed", "passed")}
-        return head | {"limit": LIMIT, "rows": [vars(row) | {"passed": row.passed} for row in self.rows]}
+        rows = [vars(row) | {"passed": row.passed} for row in self.rows]
+        rows = [{name: None if value == math.inf else value for name, value in row.items()} for row in rows]
+        return head | {"limit": LIMIT, "rows": rows}
 
     @property
     def title(self) -> str:

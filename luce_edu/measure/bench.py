@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.latency import NotMeasured, Quartiles
-from luce_edu.measure.nvml import Sensors
+from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.systems import System
 from luce_edu.reference.model import forward
 from luce_edu.tables import Tabular
@@ -29,7 +30,10 @@ Progress = Callable[[str], None]
 
 @dataclass(repr=False)
 class Bench(Tabular):
-    """What a run measured, as the record's parts have it; `not_run` is a list of {"part", "reason"}."""
+    """What a run measured, as the record's parts have it; `not_run` is a list of {"part", "reason"}.
+
+    clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
+    """
 
     where: str
     datasheet_gb_per_s: float | None
@@ -37,6 +41,7 @@ class Bench(Tabular):
     prefill: list[dict] = field(default_factory=list)
     energy: list[dict] = field(default_factory=list)
     not_run: list[dict] = field(default_factory=list)
+    clocks: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -85,13 +90,16 @@ def bench(
     where: str = "",
     datasheet_gb_per_s: float | None = None,
     progress: Progress = lambda _: None,
+    save: Callable[[Bench], None] = lambda _: None,
 ) -> Bench:
     """Check every system against the fp32 reference, then time those that are right.
 
     makers          from `make_systems`
     contexts        tokens in the cache before a decode step; prompts: lengths to read; () for neither
     energy_seconds  the window for joules at a context of PROMPT, from `sensors`; None for no energy
-    A system that cannot be had, is wrong, or fails is listed in `not_run` with the reason; the others go on.
+    save            called with what there is after decode and after prefill, lest an interruption lose it
+    A system that cannot be had, is wrong, or fails is listed in `not_run` with the reason; the others go on. Raises
+    NotMeasured where the reference decides nothing, so that no system can be checked.
     """
     result = Bench(where, datasheet_gb_per_s)
     systems: dict[str, System] = {}
@@ -102,31 +110,47 @@ def bench(
             systems[name] = make()
             progress(f"{name}: checking its tokens")
             _check(systems[name], choices)
-    systems = {name: system for name, system in systems.items() if not _has_failed(result, name)}
+        if _has_failed(result, name):
+            systems.pop(name, None)
+            gc.collect()  # its memory is for the others
     for context in contexts:
         times: dict[str, list[float]] = {name: [] for name in systems}
         asked: dict[str, float | None] = {}
         for number in range(ROUNDS):
             for name in list(systems)[:: 1 if number % 2 == 0 else -1]:
+                part = f"{name}, decode at {context}"
+                if _has_failed(result, part):
+                    continue
                 progress(f"decode at {context}: {name}, round {number + 1} of {ROUNDS}")
-                with _reported(result, f"{name}, decode at {context}"):
+                with _reported(result, part):
                     systems[name].pretend(context)
                     more, asked[name] = systems[name].time_decode(steps=steps)
+                    if sensors is not None:  # at once: a GPU that idles lowers its clocks
+                        result.clocks = {
+                            "sm_clock_mhz": or_none(sensors.sm_clock_mhz),
+                            "memory_clock_mhz": or_none(sensors.memory_clock_mhz),
+                        }
                     times[name] += more
         for name, values in times.items():
-            if len(values) == ROUNDS * steps:
+            part = f"{name}, decode at {context}"
+            if _has_failed(result, part):
+                continue
+            with _reported(result, part):
                 system = systems[name]
                 result.decode.append({
                     "system": system.name, "context": context, "latency_us": Quartiles.of(values).to_dict(),
                     "enqueue_us": asked[name], "launches": system.launches, "kernels": system.kernels,
                     "barriers": system.barriers, "bytes": decode_bytes(model.config, context).total,
                 })  # fmt: skip
+    save(result)
     for tokens in prompts:
         _time_prompts(result, systems, model, tokens, progress)
+    save(result)
     if energy_seconds is not None:
         _measure_energy(result, systems, sensors, energy_seconds, progress)
-    for system in systems.values():
-        system.close()
+    for name, system in systems.items():
+        with _reported(result, f"{name}, closing"):  # after an error of the GPU itself every call fails, this one too
+            system.close()
     return result
 
 
@@ -175,7 +199,7 @@ def _decided_choices(model, progress: Progress) -> list[tuple[list[int], int, in
         if (token := _decided_choice(model, text[:length])) is not None:
             found.append((text[:length], token, _decided_choice(model, [*text[:length], token])))
     if not found:
-        raise NotMeasured("the reference decides none of its choices by more than bf16's error, so nothing can be checked")
+        raise NotMeasured("the reference decides no choice by more than bf16's error, so nothing can be checked")
     return found
 
 
@@ -199,7 +223,7 @@ def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> 
                 system.advance()
             if token is not None and (choice := system.choice()) != token:
                 raise NotMeasured(
-                    f"{len(prompt) + step} tokens in it chooses {choice}, the fp32 reference {token}: wrong, so not timed"
+                    f"wrong, so not timed: after {len(prompt) + step} tokens it chooses {choice}, the reference {token}"
                 )
 
 
@@ -230,7 +254,6 @@ def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: fl
     for name, system in systems.items():
         progress(f"energy: {name}")
         with _reported(result, f"{name}, energy"):
-
             system.pretend(PROMPT)
 
             def run(system=system) -> int:

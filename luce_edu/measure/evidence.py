@@ -1,7 +1,7 @@
-"""All measurements of one machine in one call: verification, constants, decode, prefill, energy; one record, the figures.
+"""All measurements of one machine in one call: verification, constants, decode, prefill, energy; one record.
 
-Runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; what is missing beside these is said in
-the record. It reads NVML and never writes: no setting of a GPU is changed.
+Runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; what is missing beside these is said
+in the record. It reads NVML and never writes: no setting of a GPU is changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records import SCHEMA, Record, RecordError
 from luce_edu.measure.systems import make_systems
 
-PARTS = ("verify", "launch", "bandwidth", "decode", "prefill", "energy")
+BENCHED = ("decode", "prefill", "energy")  # they share loaded systems
+ALL_BENCHED = ", ".join(BENCHED)  # what not_run says where none of them could be begun
+PARTS = ("verify", "launch", "bandwidth", *BENCHED)
 RECORD = "record.json"
 PACKAGES = ("torch", "transformers", "cuda-core", "flash-linear-attention", "llama-cpp-python", "nvidia-ml-py")
 
@@ -41,10 +43,10 @@ def gather(
 ) -> Record:
     """Measure, and write out/record.json after every part, so that what is interrupted can go on.
 
-    only  the parts to run; the others are taken from a record that is there already, if it is of this machine, model and
-          commit. Without it every part that such a record lacks is run
-    Raises ValueError for an unknown part or model, RecordError for a record of something else, OSError for a folder that
-    cannot be written. A part that cannot run is listed in the record's not_run, with its reason.
+    only  the parts to run; the others are taken from a record that is there already, if it is of this machine, model
+          and commit. Without it every part that such a record lacks is run
+    Raises ValueError for an unknown part or model, RecordError for a record of something else, OSError for a folder
+    that cannot be written. A part that cannot run is listed in the record's not_run, with its reason.
     """
     from luce_edu.models import load_model
 
@@ -62,15 +64,15 @@ def gather(
         _take_over(content, Record.load(path), path)
     wanted = [part for part in PARTS if (part in only if only else part not in content["parts"])]
     record = Record(path.stem, content)
+    model = load_model(model_name)
     if not torch.cuda.is_available():
         _skip(content, wanted, "no CUDA GPU here; nothing is measured in the emulator")
         record.save(path)
         return record
     try:
-        model = load_model(model_name)
-        model.weights_on(torch.device("cuda", torch.cuda.current_device()))
         backend = make_backend("cuda")
-    except (ValueError, torch.OutOfMemoryError) as error:
+        model.weights_on(backend.device)
+    except (ValueError, RuntimeError) as error:  # too old, too small, or a driver that does not work
         _skip(content, wanted, reason(error))
         record.save(path)
         return record
@@ -84,40 +86,49 @@ def gather(
             progress(part)
             with _part(content, part):
                 content["parts"][part] = measure(backend).to_dict()
+                record.checked()
             record.save(path)
-    if {"decode", "prefill", "energy"} & set(wanted):
-        _bench(content, model, wanted, gguf, progress)
+    if set(BENCHED) & set(wanted):
+        _bench(content, model, wanted, gguf, progress, lambda: record.save(path))
     record.save(path)
     return record
 
 
-def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progress: Progress) -> None:
+def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progress: Progress, save) -> None:
     """The parts that share loaded systems."""
     sensors = None
-    if "energy" in wanted:
+    if {"decode", "energy"} & set(wanted):
         try:
             sensors = Sensors.open()
         except NotMeasured as error:
-            content["not_run"].append({"part": "energy", "reason": str(error)})
-    contexts = [c for c in CONTEXTS if c + 4 * STEPS <= model.config.max_position_embeddings]
-    makers = make_systems(model, max_seq_len=max(contexts) + 4 * STEPS, gguf=gguf)
-    with _part(content, "decode, prefill, energy"):
-        result: Bench = bench(
-            model, makers,
-            contexts=contexts if "decode" in wanted else (),
-            prompts=(PROMPT,) if "prefill" in wanted else (),
-            energy_seconds=4.0 if sensors else None,
-            sensors=sensors, progress=progress,
-        )  # fmt: skip
-        for part in ("decode", "prefill", "energy"):
+            if "energy" in wanted:
+                content["not_run"].append({"part": "energy", "reason": str(error)})
+    before = content["not_run"]
+
+    def take(result: Bench) -> None:
+        for part in BENCHED:
             if getattr(result, part):
                 content["parts"][part] = getattr(result, part)
-            elif part in wanted and not any(row["part"] == part for row in content["not_run"]):
+        content["not_run"] = before + result.not_run
+        content["machine"] |= result.clocks
+        save()
+
+    with _part(content, ALL_BENCHED):
+        contexts = [c for c in CONTEXTS if c + 4 * STEPS <= model.config.max_position_embeddings]
+        if not contexts:
+            raise NotMeasured(f"the model has room for {model.config.max_position_embeddings} tokens, too few to time")
+        result = bench(
+            model, make_systems(model, max_seq_len=max(contexts) + 4 * STEPS, gguf=gguf),
+            contexts=contexts if "decode" in wanted else (),
+            prompts=(PROMPT,) if "prefill" in wanted else (),
+            energy_seconds=4.0 if sensors and "energy" in wanted else None,
+            sensors=sensors, progress=progress, save=take,
+        )  # fmt: skip
+        take(result)
+        said = {row["part"] for row in content["not_run"]}
+        for part in wanted:
+            if part in BENCHED and part not in content["parts"] and part not in said:
                 content["not_run"].append({"part": part, "reason": "no system could be measured"})
-        content["not_run"] += result.not_run
-    if sensors:
-        content["machine"]["sm_clock_mhz"] = or_none(sensors.sm_clock_mhz)
-        content["machine"]["memory_clock_mhz"] = or_none(sensors.memory_clock_mhz)
 
 
 def _verify(model, progress: Progress) -> dict:
@@ -128,7 +139,7 @@ def _verify(model, progress: Progress) -> dict:
 
 
 class _part:
-    """A context in which a failure becomes a line of the record's not_run."""
+    """A context in which a failure becomes a line of the record's not_run, and what was half done is dropped."""
 
     def __init__(self, content: dict, name: str):
         self._content, self._name = content, name
@@ -139,6 +150,7 @@ class _part:
     def __exit__(self, kind, error, traceback) -> bool:
         if not isinstance(error, Exception):
             return False
+        self._content["parts"].pop(self._name, None)
         self._content["not_run"].append({"part": self._name, "reason": reason(error)})
         return True
 
@@ -152,8 +164,18 @@ def _forget(content: dict, wanted: Sequence[str]) -> None:
     """Drop what an earlier run said of the parts that this one does again."""
     for part in wanted:
         content["parts"].pop(part, None)
-    again = set(wanted) | ({"decode, prefill, energy"} if {"decode", "prefill", "energy"} & set(wanted) else set())
-    content["not_run"] = [row for row in content["not_run"] if row["part"] not in again]
+    content["not_run"] = [row for row in content["not_run"] if not _parts_of(row) & set(wanted)]
+
+
+def _parts_of(row: dict) -> set[str]:
+    """The parts that a line of not_run speaks of: itself, or those that a system of `bench` could not take part in."""
+    name = row["part"]
+    if name in PARTS:
+        return {name}
+    if name == ALL_BENCHED:
+        return set(BENCHED)
+    marks = {", decode at ": "decode", ", prompt of ": "prefill", ", energy": "energy", "idle draw": "energy"}
+    return {part for mark, part in marks.items() if mark in name} or set(BENCHED)
 
 
 def _take_over(content: dict, old: Record, path: Path) -> None:
@@ -166,9 +188,12 @@ def _take_over(content: dict, old: Record, path: Path) -> None:
                 f"{path.name}: a record of {field} {old.content[field]} is there already, this is {content[field]}; "
                 "name another folder"
             )
-    gpus = old.content["machine"]["gpu"], content["machine"]["gpu"]
-    if gpus[0] != gpus[1]:
-        raise RecordError(f"{path.name}: a record of {gpus[0]} is there already, this is {gpus[1]}; name another folder")
+    was, now = old.content["machine"], content["machine"]
+    if was["gpu"] != now["gpu"]:
+        raise RecordError(
+            f"{path.name}: a record of {was['gpu']} is there already, this is {now['gpu']}; name another folder"
+        )
+    content["machine"] = was | now  # with the clocks of a decode part that is kept
     content["parts"] = dict(old.parts)
     content["not_run"] = list(old.content["not_run"])
 
@@ -202,12 +227,14 @@ def machine() -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that runs, with a + where files differ from it; None without git."""
+    """The commit of the checkout that runs, with a + where code differs from it; None without git."""
     top = Path(__file__).resolve().parents[2]
     git = ["git", "-C", os.fspath(top)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=30, check=True)
+        # Not all files: a record that is written into the checkout would make its own second run another commit's.
+        status = [*git, "status", "--porcelain", "--", "luce_edu", "csrc"]
+        changed = subprocess.run(status, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
@@ -226,5 +253,3 @@ def bench_table(record: Record) -> Bench:
         record.provenance, floor_gb_per_s(record), parts.get("decode", []), parts.get("prefill", []),
         parts.get("energy", []), record.content["not_run"],
     )  # fmt: skip
-
-

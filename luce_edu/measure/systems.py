@@ -1,4 +1,4 @@
-"""Everything that a benchmark sets side by side, behind one small interface: our stages, and other people's programs."""
+"""All that a benchmark sets side by side, behind one small interface: our stages, and other people's programs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class System(ABC):
     def pretend(self, context: int) -> None:
         """Stand where `context` tokens have been read, with room for a timing loop; their content does not matter."""
 
-    def rewind(self, context: int) -> None:
+    def rewind(self, context: int) -> None:  # noqa: B027
         """Back to where `pretend` stood, if that costs next to nothing; else go on from where it is."""
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -110,7 +110,7 @@ class TransformersSystem(System):
 
     def __init__(self, model, *, max_seq_len: int, device: str | torch.device = "cuda", compiled: bool = False):
         try:
-            from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+            from transformers import AutoModelForCausalLM, Qwen3_5TextConfig
         except ImportError as error:
             raise NotMeasured(f"transformers has no Qwen3.5 here ({error})") from None
         kernels = " + flash-linear-attention" if importlib.util.find_spec("fla") else ""
@@ -118,11 +118,14 @@ class TransformersSystem(System):
         self.device, self._room, self._compiled = torch.device(device), max_seq_len, compiled
         config = Qwen3_5TextConfig(**_config_fields(model.config))
         with torch.device(self.device):
-            self._model = Qwen3_5ForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+            # Made in bf16, not turned into it: that would round the angles of RoPE too, which stay fp32.
+            self._model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        self._model.eval().requires_grad_(False)
         weights = dict(model.weights_on(self.device).named_tensors())
         missing, unexpected = self._model.load_state_dict(weights, strict=False)
         if unexpected or [name for name in missing if name != "lm_head.weight"]:
             raise NotMeasured(f"transformers expects other tensors: {sorted({*missing, *unexpected})[:3]}")
+        self._cache = None
         self._step = self._model.forward
         if compiled:
             self._step = torch.compile(self._model.forward, mode="reduce-overhead", fullgraph=True)
@@ -132,7 +135,6 @@ class TransformersSystem(System):
 
         config = self._model.config
         self._cache = StaticCache(config, max_cache_len=self._room) if self._compiled else DynamicCache(config=config)
-        self._position = 0
 
     @torch.no_grad()
     def prefill(self, tokens):
@@ -148,7 +150,6 @@ class TransformersSystem(System):
     def _read(self, run: Callable, tokens: torch.Tensor) -> None:
         logits = run(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
         self._next = logits[:, -1].argmax(-1, keepdim=True)
-        self._position += tokens.shape[1]
 
     def choice(self):
         return int(self._next)
