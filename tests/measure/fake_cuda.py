@@ -1,0 +1,54 @@
+"""A GPU's time for tests: a CPU that asks, a queue, a GPU that works it off, and events; all by a clock of its own."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import torch
+
+from luce_edu.measure import latency
+
+
+class FakeCuda:
+    """Times in microseconds. The queue holds `depth` launches; asked for one more, the CPU waits for the oldest."""
+
+    def __init__(self, depth: int = 4):
+        self.cpu = self.gpu = 0.0  # what time it is for the CPU; when the GPU will have worked off all
+        self.depth, self._ends = depth, deque()
+
+    def launch(self, gpu_us: float, ask_us: float) -> None:
+        if len(self._ends) == self.depth:
+            self.cpu = max(self.cpu, self._ends.popleft())
+        self.cpu += ask_us
+        self.gpu = max(self.gpu, self.cpu) + gpu_us
+        self._ends.append(self.gpu)
+
+    def synchronize(self, device=None) -> None:
+        self.cpu = max(self.cpu, self.gpu)
+        self._ends.clear()
+
+    def event(self, enable_timing: bool = False):
+        return _Event(self, enable_timing)
+
+    def install(self, monkeypatch, module=latency) -> None:
+        """Put it in the place of torch.cuda's events and of the clock that `module` reads."""
+        monkeypatch.setattr(torch.cuda, "Event", self.event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.cpu / 1e6))
+
+
+class _Event:
+    def __init__(self, cuda: FakeCuda, enable_timing: bool):
+        self._cuda, self._timing, self.at = cuda, enable_timing, None
+
+    def record(self) -> None:
+        self.at = max(self._cuda.gpu, self._cuda.cpu)
+
+    def synchronize(self) -> None:
+        self._cuda.cpu = max(self._cuda.cpu, self.at)
+
+    def elapsed_time(self, end) -> float:
+        """Milliseconds, as of a real event, and refused where a real one would refuse."""
+        for event in (self, end):
+            if not event._timing or event.at is None or event.at > self._cuda.cpu:
+                raise RuntimeError("an event without timing, not recorded, or not completed")
+        return (end.at - self.at) / 1e3

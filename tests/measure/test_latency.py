@@ -1,0 +1,148 @@
+"""Times are those of the work: neither of the warm-up, nor of a wait, nor divided by the wrong number."""
+
+import json
+import math
+import random
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+
+from luce_edu.measure import latency
+from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.records import SCHEMA_FILE
+
+# ---- Quartiles ----
+
+
+def test_quartiles_of_five_and_of_four_values_in_any_order():
+    five = [9.0, 1.0, 5.0, 3.0, 7.0]
+    assert Quartiles.of(five) == Quartiles(median=5, q1=3, q3=7, count=5)
+    assert Quartiles.of([4, 1, 3, 2]) == Quartiles(median=2.5, q1=1.75, q3=3.25, count=4)
+    assert Quartiles.of(five).scaled(1e-3) == Quartiles(median=0.005, q1=0.003, q3=0.007, count=5)
+
+
+def test_half_of_all_values_lie_between_the_quartiles():
+    draw = random.Random(0)
+    for count in range(2, 60):
+        values = [draw.expovariate(1) + 1e-6 for _ in range(count)]
+        found = Quartiles.of(values)
+        assert found.q1 <= found.median <= found.q3 and found.count == count
+        inside = sum(found.q1 <= value <= found.q3 for value in values)
+        assert abs(inside - count / 2) <= 2
+
+
+def test_a_record_takes_them_as_they_are():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(SCHEMA_FILE.read_text())["$defs"]["quartiles"]
+    jsonschema.validate(json.loads(json.dumps(Quartiles.of([1, 2, 4]).to_dict())), schema)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, -math.inf])
+def test_a_time_that_is_none_is_refused_wherever_it_stands(wrong):
+    for at in range(4):
+        values = [1.0, 2.0, 3.0]
+        values.insert(at, wrong)
+        with pytest.raises(ValueError, match="two or more positive times"):
+            Quartiles.of(values)
+
+
+@pytest.mark.parametrize("values", [[], [1.0]])
+def test_one_value_has_no_quartiles(values):
+    with pytest.raises(ValueError, match="two or more positive times"):
+        Quartiles.of(values)
+
+
+# ---- Rounds and steps, on a GPU whose every time is known ----
+
+
+def rounds_are_right(module, monkeypatch) -> None:
+    """Seven rounds of ten launches, 300 to 900 µs each; three rounds before them take longer."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch, module)
+    rounds = iter([9000, 8000, 7000, 500, 300, 900, 600, 700, 400, 800])
+
+    def enqueue():
+        gpu_us = next(rounds)
+        for _ in range(10):
+            cuda.launch(gpu_us, ask_us=0)
+
+    times = module.time_rounds(enqueue, rounds=7, warm_up=3, each=10)
+    assert times.to_dict() == pytest.approx({"median": 600, "q1": 450, "q3": 750, "count": 7})
+    assert next(rounds, None) is None, "all rounds were asked for"
+
+
+def steps_are_right(module, monkeypatch) -> None:
+    """A GPU that is slower than its CPU, and one that waits for it."""
+    for gpu_us, ask_us in ((500, 20), (5, 100)):
+        cuda = FakeCuda()
+        cuda.install(monkeypatch, module)
+        slowness = iter([100] * 4 + [1] * (4 + 32 + 15))  # half of those that warm up
+
+        def step(cuda=cuda, gpu_us=gpu_us, ask_us=ask_us, slowness=slowness):
+            slow = next(slowness)
+            cuda.launch(slow * gpu_us, slow * ask_us)
+
+        (first, *others), ask = module.time_steps(step, steps=32, warm_up=8)
+        assert others == pytest.approx([max(gpu_us, ask_us)] * 31)
+        assert max(gpu_us, ask_us) <= first <= gpu_us + ask_us  # the GPU waits for the first to be asked for
+        assert next(slowness, None) is None, "all steps were asked for"
+        assert ask == pytest.approx(ask_us)
+
+
+def test_rounds_leave_out_the_warm_up_and_count_each_launch(monkeypatch):
+    rounds_are_right(latency, monkeypatch)
+
+
+def test_steps_are_timed_one_by_one_and_asking_for_one_by_itself(monkeypatch):
+    steps_are_right(latency, monkeypatch)
+
+
+MISTAKES = {
+    "rounds: no warm-up": ("    for _ in range(warm_up):\n        enqueue()\n", "", rounds_are_right),
+    "rounds: the warm-up counts": ("for _ in range(rounds)]", "for _ in range(rounds + warm_up)]", rounds_are_right),
+    "rounds: not divided": ("elapsed_us(enqueue) / each", "elapsed_us(enqueue)", rounds_are_right),
+    "rounds: divided by the rounds": ("elapsed_us(enqueue) / each", "elapsed_us(enqueue) / rounds", rounds_are_right),
+    "rounds: milliseconds": ("return 1e3 * start", "return start", rounds_are_right),
+    "rounds: not waited for": ("    end.synchronize()\n", "", rounds_are_right),
+    "rounds: quartiles of more than there is": ('method="inclusive"', 'method="exclusive"', rounds_are_right),
+    "steps: no warm-up": ("    for _ in range(warm_up):\n        step()\n", "", steps_are_right),
+    "steps: two in one": ("zip(events, events[1:]", "zip(events, events[2:]", steps_are_right),
+    "steps: from the first": ("for a, b in zip(events, events[1:]", "for a, b in zip([events[0]] * steps, events[1:]",
+                              steps_are_right),
+    "steps: nothing before the first": ("    events[0].record()\n", "", steps_are_right),
+    "steps: milliseconds": ("[1e3 * a.elapsed_time(b)", "[a.elapsed_time(b)", steps_are_right),
+    "steps: asked of a GPU that is busy": (
+        "started))\n        torch.cuda.synchronize()\n", "started))\n", steps_are_right,
+    ),
+    "steps: the answer waited for, too": (
+        "step()\n        asked", "step()\n        torch.cuda.synchronize()\n        asked", steps_are_right,
+    ),
+}  # fmt: skip
+
+
+def with_mistake(old: str, new: str) -> ModuleType:
+    """The module as it would be with another text in one place."""
+    source = Path(latency.__file__).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"the mistake no longer fits: {old!r}"
+    module = ModuleType(latency.__name__)
+    exec(compile(source.replace(old, new), "latency with a mistake", "exec"), vars(module))
+    return module
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_timing_is_caught(mistake, monkeypatch):
+    old, new, check = MISTAKES[mistake]
+    module = with_mistake(old, new)
+    with pytest.raises((AssertionError, RuntimeError, StopIteration)):
+        check(module, monkeypatch)
+
+
+@pytest.mark.gpu
+def test_twice_the_work_takes_twice_the_time_on_the_gpu():
+    one, two = (latency.time_rounds(lambda n=n: torch.cuda._sleep(n)).median for n in (2_000_000, 4_000_000))
+    assert two == pytest.approx(2 * one, rel=0.2)
