@@ -1,0 +1,251 @@
+"""The kernels that measure a launch, a barrier and a byte do what they are timed for, and the constants are theirs."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+
+from luce_edu.backends.cuda import ARCHITECTURES, compile_cubin
+from luce_edu.backends.host import HostBackend
+from luce_edu.faults import Fault, planted
+from luce_edu.measure import constants
+from luce_edu.measure.constants import KERNELS, MANY, SOURCE, datasheet_bandwidth
+from luce_edu.stages.dims import BLOCK_THREADS
+
+DEFINES = {"BLOCK_THREADS": BLOCK_THREADS}
+BLOCKS = 2
+IN_FLIGHT = 8  # in_flight of microbench.cu
+WHOLE = BLOCKS * BLOCK_THREADS * IN_FLIGHT  # vectors that every thread shares evenly
+SIZES = (1, 511, 513, WHOLE - 1, WHOLE, WHOLE + 1, 2 * WHOLE - 700)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUCE_HOST_SMS", "1")
+        patch.setenv("LUCE_HOST_FLAGS", "-O1")
+        yield
+
+
+def bits(vectors: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(vectors)
+    return torch.randint(-(2**15), 2**15, (vectors * 8,), dtype=torch.int16, generator=generator)
+
+
+# ---- The kernels ----
+
+
+def copy_is_right(backend, vectors: int) -> bool:
+    """Whether copy_all copies `vectors` and nothing behind them."""
+    kernel = backend.compile(SOURCE, KERNELS, DEFINES)["copy_all"]
+    source, behind = bits(vectors + 3), 77
+    copy = torch.full_like(source, behind)
+    backend.launch(kernel, BLOCKS, BLOCK_THREADS, 0, (source, copy, vectors))
+    return torch.equal(copy[: vectors * 8], source[: vectors * 8]) and bool((copy[vectors * 8 :] == behind).all())
+
+
+@pytest.mark.parametrize("vectors", SIZES)
+def test_the_copy_is_equal_and_nothing_behind_it_is_touched(vectors):
+    assert copy_is_right(HostBackend(), vectors)
+
+
+def reading(backend, vectors: int):
+    """What read_all reads of `vectors`, counted by the emulator; and whether it wrote anything."""
+    kernel = backend.compile(SOURCE, KERNELS, DEFINES)["read_all"]
+    source, sink = bits(vectors), torch.zeros(1, dtype=torch.int32)
+    backend.launch(kernel, BLOCKS, BLOCK_THREADS, 0, (source, vectors, sink))
+    (entry,) = backend.ledger.entries
+    traffic = entry.traffic["argument 0"]
+    return traffic, int(sink) != 0 or traffic.asked_write != 0
+
+
+@pytest.mark.parametrize("vectors", SIZES)
+def test_reading_asks_for_every_byte_and_for_each_once_but_at_a_ragged_end(vectors):
+    traffic, wrote = reading(HostBackend(count_traffic=True), vectors)
+    assert traffic.distinct_read == 16 * vectors and not wrote
+    # A thread asks for eight vectors at a time; at the end for its first in place of those that are not there.
+    assert traffic.asked_read <= 16 * math.ceil(vectors / WHOLE) * WHOLE
+    if vectors % WHOLE == 0:
+        assert traffic.asked_read == traffic.moved_read == 16 * vectors
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_barriers_are_as_many_as_were_asked_for(count):
+    backend = HostBackend()
+    kernel = backend.compile(SOURCE, KERNELS, DEFINES)["barriers"]
+    state = torch.tensor([0, 5], dtype=torch.int32)  # GridBarrier {arrived, generation}, which goes on from where it is
+    blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
+    backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
+    assert blocks == BLOCKS and state.tolist() == [0, 5 + count]
+
+
+def test_the_empty_kernel_starts_and_ends():
+    backend = HostBackend(count_traffic=True)
+    backend.launch(backend.compile(SOURCE, KERNELS, DEFINES)["nothing"], BLOCKS, BLOCK_THREADS, 0, ())
+    assert backend.ledger.traffic() == {}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_they_compile_for_every_gpu_without_spills(arch):
+    dependent = [{}, {"DEPENDENT_LAUNCH": 1}] if arch in ("sm_90a", "sm_100a", "sm_120") else [{}]
+    for macro in dependent:
+        binary = compile_cubin(SOURCE, KERNELS, DEFINES | macro, arch)
+        assert set(binary.resources) == set(KERNELS)
+        for name, resources in binary.resources.items():
+            assert resources.stack_bytes == resources.spill_store_bytes == resources.spill_load_bytes == 0, name
+            assert resources.registers <= 65536 // BLOCK_THREADS, f"{name} cannot be launched"
+
+
+COPY = "if (at < vectors) *reinterpret_cast<bf16x8*>(to + static_cast<size_t>(at) * 8) = v[i];"
+READ = "    unsigned sum = 0;\n    for (int first = blockIdx.x * block_threads + threadIdx.x; first < vectors;"
+COPY_FAULTS = {
+    "the last vector is left out": Fault("", SOURCE, COPY, COPY.replace("at < vectors", "at < vectors - 1")),
+    "one more is copied": Fault("", SOURCE, COPY, COPY.replace("at < vectors", "at <= vectors")),
+    "one in eight is left out": Fault("", SOURCE, COPY, COPY.replace("(at <", "(i > 0 && at <")),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("fault", COPY_FAULTS)
+def test_a_copy_that_is_none_is_caught(fault):
+    with planted(COPY_FAULTS[fault]) as tree:
+        assert not all(copy_is_right(HostBackend(csrc_dir=tree), vectors) for vectors in SIZES)
+
+
+@pytest.mark.planted
+def test_a_read_that_skips_is_caught():
+    skip = Fault("", SOURCE, READ, READ.replace("threadIdx.x; first", "threadIdx.x + 1; first"))
+    with planted(skip) as tree:
+        assert reading(HostBackend(csrc_dir=tree, count_traffic=True), WHOLE)[0].distinct_read < 16 * WHOLE
+
+
+# ---- The constants, on a GPU whose costs are known ----
+
+
+class FakeBackend:
+    """Asking for a launch takes the CPU 4 µs; a kernel takes 1 µs, in a graph 1.5, there with dependent launch 0.9."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, cuda: FakeCuda, dependent_launch: bool):
+        self.cuda, self.dependent_launch = cuda, dependent_launch
+        self._capturing = None
+
+    def compile(self, source, kernels, defines):
+        assert (source, kernels) == (SOURCE, KERNELS)
+        return {name: SimpleNamespace(name=name, waits="DEPENDENT_LAUNCH" in defines) for name in kernels}
+
+    def max_resident_blocks(self, kernel, block, smem):
+        return 264
+
+    def launch(self, kernel, grid, block, smem, args, cooperative=False, dependent=False):
+        assert block == BLOCK_THREADS and cooperative == (kernel.name == "barriers") and dependent == kernel.waits
+        if self._capturing is not None:
+            self._capturing += 0.9 if dependent else 1.5
+        elif kernel.name == "barriers":
+            assert grid == 132, "as many blocks as multiprocessors"
+            self.cuda.launch(gpu_us=30 + 1.2 * args[1], ask_us=4)
+        else:
+            self.cuda.launch(gpu_us=1, ask_us=4)
+
+    def capture(self, enqueue):
+        self._capturing = 0.0
+        enqueue()
+        graph, self._capturing = self._capturing, None
+        return graph
+
+    def replay(self, graph):
+        self.cuda.launch(gpu_us=graph, ask_us=6)
+
+
+@pytest.mark.parametrize("dependent_launch", [True, False])
+def test_launch_costs_are_those_of_one_launch_and_one_barrier(dependent_launch, monkeypatch):
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    costs = constants.measure_launch_costs(FakeBackend(cuda, dependent_launch))
+    assert costs.plain_us == pytest.approx(4, rel=0.01)
+    assert costs.graph_us == pytest.approx(1.5, rel=0.03)  # and what it takes to ask for a graph, shared by all in it
+    assert costs.barrier_us == pytest.approx(1.2), "the launch around the barriers drops out"
+    if dependent_launch:
+        assert costs.dependent_us == pytest.approx(0.9, rel=0.04)
+    else:
+        assert costs.dependent_us is None
+    assert set(costs.to_dict()) == {"plain_us", "graph_us", "dependent_us", "barrier_us"}
+
+
+@pytest.mark.planted
+def test_barriers_counted_with_their_launch_are_seen(monkeypatch):
+    """The twin of the test above: one length instead of two."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    backend = FakeBackend(cuda, False)
+    kernel = backend.compile(SOURCE, KERNELS, {})["barriers"]
+    enqueue = lambda: backend.launch(kernel, 132, BLOCK_THREADS, 0, (None, MANY), cooperative=True)  # noqa: E731
+    assert constants.time_rounds(enqueue, each=MANY).median != pytest.approx(1.2, rel=0.01)
+
+
+class TimedHost(HostBackend):
+    """The emulator, on which reading takes 10 ns a KiB and copying 30, by a fake clock."""
+
+    def __init__(self, cuda: FakeCuda, csrc_dir=None):
+        super().__init__(csrc_dir=csrc_dir)
+        self.cuda = cuda
+
+    def launch(self, kernel, grid, block, smem, args, **how):
+        super().launch(kernel, grid, block, smem, args, **how)
+        kib = args[0].nbytes / 1024
+        self.cuda.launch(gpu_us=kib * {"read_all": 0.010, "copy_all": 0.030}[kernel.name], ask_us=0)
+
+
+def bandwidth(monkeypatch, csrc_dir=None):
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Something")
+    return constants.measure_bandwidth(TimedHost(cuda, csrc_dir), size=2**17)
+
+
+def test_bandwidth_is_bytes_read_or_bytes_read_and_written_over_time(monkeypatch):
+    found = bandwidth(monkeypatch)
+    assert found.read == pytest.approx(1024 / 10)  # bytes a nanosecond are GB/s
+    assert found.copy == pytest.approx(2 * 1024 / 30)
+    assert found.to_dict() == {"read": found.read, "copy": found.copy, "datasheet": None}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("fault", ["the last vector is left out", "one in eight is left out"])
+def test_the_bandwidth_of_a_copy_that_is_none_is_not_given(fault, monkeypatch):
+    with planted(COPY_FAULTS[fault]) as tree, pytest.raises(AssertionError, match="not equal to what was copied"):
+        bandwidth(monkeypatch, tree)
+
+
+@pytest.mark.parametrize(
+    "name, gb_per_s",
+    [
+        ("NVIDIA H100 80GB HBM3", 3350),
+        ("NVIDIA H200", 4800),
+        ("NVIDIA A100-SXM4-80GB", 2039),
+        ("NVIDIA GeForce RTX 3090", 936),
+        ("NVIDIA GeForce RTX 4090", 1008),
+        ("NVIDIA GeForce RTX 5090", 1792),
+        ("Tesla T4", 320),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_datasheet_is_that_of_the_very_gpu_or_none(name, gb_per_s, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert datasheet_bandwidth() == gb_per_s
+
+
+@pytest.mark.gpu
+def test_the_constants_of_a_real_gpu_are_of_the_right_size():
+    costs, found = constants.measure_launch_costs(), constants.measure_bandwidth()
+    assert 0.3 < costs.graph_us <= costs.plain_us < 50 and 0.2 < costs.barrier_us < 20
+    assert costs.dependent_us is None or costs.dependent_us < 1.2 * costs.graph_us
+    assert 50 < found.read < 20_000 and 50 < found.copy < 20_000
+    assert found.datasheet is None or max(found.read, found.copy) < found.datasheet
+    assert all(map(math.isfinite, (costs.graph_us, found.read)))
