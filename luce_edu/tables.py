@@ -36,11 +36,15 @@ class Tabular(ABC):
         return table
 
     def _repr_html_(self) -> str:
-        def row(tag, cells):
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        def row(tag: str, cells: Sequence[str]) -> str:
+            first, *others = (escape(cell) for cell in cells)
+            numbers = "".join(f"<{tag}>{cell}</{tag}>" for cell in others)
+            return f'<tr><{tag} style="text-align: left">{first}</{tag}>{numbers}</tr>'
 
         rows = row("th", self.header) + "".join(row("td", cells) for cells in self.body)
-        return f"<p>{escape(self.title)}</p><table>{rows}</table><p><small>{escape(self.caption)}</small></p>"
+        above = f"<p>{escape(self.title)}</p>" if self.title else ""
+        below = f"<p><small>{escape(self.caption)}</small></p>" if self.caption else ""
+        return f"{above}<table>{rows}</table>{below}"
 
     def __str__(self) -> str:
         rows = [self.header, *self.body]
