@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from luce_edu.backends.ledger import Launch
 from luce_edu.config import ModelConfig
@@ -656,6 +657,124 @@ def roofline(
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def shown_by_steps(shown: Mapping[str, Mapping[int, float]], truth_us: float, *, provenance: str = "") -> Picture:
+    """What some ways of timing show for one step, by how many steps they time, and what a step takes in truth.
+
+    shown  by way of timing: microseconds a step, by the number of steps
+    """
+    figure = _picture(8, 4.2, provenance)
+    axes = figure.subplots()
+    axes.axhline(truth_us, color=INK, linewidth=1.2, linestyle="--", label=f"the truth: {truth_us:,.0f} µs")
+    for (way, points), colour, marker in zip(shown.items(), (VERMILLION, ORANGE, BLUE), "so^", strict=False):
+        axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=5, label=way)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_axis(axes.xaxis)
+    _plain_axis(axes.yaxis)
+    axes.set_xlabel("steps timed, one after the other")
+    axes.set_ylabel("µs a step, as shown")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def spread(times_us: Sequence[float], *, provenance: str = "") -> Picture:
+    """How often a piece of work took how long, and where the numbers stand that one might report of it."""
+    times = np.sort(np.asarray(times_us, dtype=float))
+    q1, median, q3 = np.quantile(times, (0.25, 0.5, 0.75))
+    figure = _picture(8, 3.8, provenance)
+    axes = figure.subplots()
+    low, high = 0.97 * times[0], 1.03 * times[-1]
+    axes.hist(times, bins=np.geomspace(low, high, 70), color=SKY)
+    axes.axvspan(q1, q3, color=BLUE, alpha=0.18, linewidth=0, label=f"quartiles, {q1:,.0f} to {q3:,.0f}")
+    axes.axvline(times[0], color=VERMILLION, linewidth=1.8, linestyle=":", label=f"best, {times[0]:,.0f}")
+    axes.axvline(median, color=BLUE, linewidth=1.8, label=f"median, {median:,.0f}")
+    axes.axvline(times.mean(), color=ORANGE, linewidth=1.8, linestyle="--", label=f"mean, {times.mean():,.0f}")
+    axes.plot(times[-1], 0.6, "v", color=INK, clip_on=False, label=f"worst, {times[-1]:,.0f}")
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    _plain_axis(axes.xaxis)
+    axes.set_yscale("log")
+    axes.set_ylim(0.5, None)
+    _plain_axis(axes.yaxis)
+    axes.set_xlabel("µs")
+    axes.set_ylabel(f"how many of {len(times):,}")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def energy_windows(
+    windows: Sequence[tuple[float, float]], *, tick: float, least: float, provenance: str = ""
+) -> Picture:
+    """How far the joules of a window are off, by its length, for a counter that moves every `tick` seconds.
+
+    windows  (seconds, joules shown over true joules)
+    least    the shortest window, in seconds, that this project takes
+    """
+    figure = _picture(8, 4.2, provenance)
+    axes = figure.subplots()
+    seconds, ratios = np.array(windows).T
+    axes.axvspan(least, 1.3 * seconds.max(), color=GREEN, alpha=0.12, linewidth=0)
+    axes.plot(seconds, 100 * (ratios - 1), "o", color=BLUE, markersize=3.5, alpha=0.5, markeredgewidth=0)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.axvline(tick, color=VERMILLION, linewidth=1.2, linestyle="--")
+    top = 1.12 * max(100 * (ratios - 1).max(), 100)
+    axes.annotate(f"one tick: {1e3 * tick:.0f} ms", (tick, top), xytext=(5, -4), textcoords="offset points", va="top",
+                  color=VERMILLION)  # fmt: skip
+    axes.annotate(f"{least:g} s and more", (least, top), xytext=(5, -4), textcoords="offset points", va="top",
+                  color=GREEN)  # fmt: skip
+    axes.annotate("the counter stood still: 0 J", (seconds.min(), -100), xytext=(0, -13), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlim(seconds.min() / 1.3, 1.3 * seconds.max())
+    _plain_axis(axes.xaxis)
+    axes.set_ylim(-145, top)
+    axes.set_xlabel("length of the window, s")
+    axes.set_ylabel("joules shown, % off the truth")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = "") -> Picture:
+    """By how much some mistakes make a system look faster than it is, a row for each.
+
+    factors  by mistake, then by where the size comes from: shown speed over true speed; below 1 it looks slower
+    """
+    styles = {"modelled": ("s", BLUE, "simulated, with a known truth"), "measured": ("o", ORANGE, "measured here"),
+              "published": ("D", GREEN, "published, on a GPU")}  # fmt: skip
+    figure = _picture(8, 1.7 + 0.42 * len(factors), provenance)
+    axes = figure.subplots()
+    axes.axvline(1, color=INK, linewidth=1.2)
+    seen = set()
+    for i, of_mistake in enumerate(factors.values()):
+        for kind, factor in of_mistake.items():
+            marker, colour, label = styles[kind]
+            axes.plot([1, factor], [i, i], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(factor, i, marker, color=colour, markersize=8, label=None if kind in seen else label)
+            right = factor >= 1
+            axes.annotate(f"{factor:.2g} ×", (factor, i), xytext=(8 if right else -8, 0), textcoords="offset points",
+                          ha="left" if right else "right", va="center", fontsize=9.5)  # fmt: skip
+            seen.add(kind)
+    _rows(axes, list(factors))
+    axes.set_xscale("log")
+    sizes = [factor for of_mistake in factors.values() for factor in of_mistake.values()]
+    axes.set_xlim(min(0.5, 0.6 * min(sizes)), max(2, 1.8 * max(sizes)))
+    _plain_axis(axes.xaxis)
+    axes.set_xlabel("speed shown, as many times the true one")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=3)
+    return figure
+
+
+def _plain_axis(axis) -> None:
+    """Numbers on a logarithmic axis written out: 1, 2, 5, and more of them where it is short."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5) if high > 5 * low else range(1, 10)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _signed(value: float) -> str:

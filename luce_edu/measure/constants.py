@@ -52,8 +52,7 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
         dependent_us = time_rounds(lambda: backend.replay(chained), each=MANY).median
     kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["barriers"]
     state = torch.zeros(2, dtype=torch.int32, device=backend.device)
-    blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
-    blocks = min(blocks, torch.cuda.get_device_properties(backend.device).multi_processor_count)  # as the megakernel's
+    blocks = _blocks(backend, kernel)
 
     def barriers(count: int):
         return lambda: backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
@@ -68,10 +67,16 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
     )
 
 
+def _blocks(backend, kernel) -> int:
+    """A block for each multiprocessor, as the stages' kernels have it or nearly so."""
+    resident = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
+    return min(resident, torch.cuda.get_device_properties(backend.device).multi_processor_count)
+
+
 def _nothing(backend, *, dependent: bool):
     defines = {"BLOCK_THREADS": BLOCK_THREADS} | ({"DEPENDENT_LAUNCH": 1} if dependent else {})
     kernel = backend.compile(SOURCE, KERNELS, defines)["nothing"]
-    blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)  # asking also loads it, which a capture must not
+    blocks = _blocks(backend, kernel)  # asking also loads it, which a capture must not
 
     def enqueue():
         for _ in range(MANY):
