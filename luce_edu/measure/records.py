@@ -100,19 +100,23 @@ def sources(content: Mapping) -> list[str]:
 def check(content: object, name: str) -> None:
     """Raise RecordError naming the first field that is not as the schema says.
 
-    Without the package jsonschema, as on a bare machine that only measures, kind and version are checked and no more.
+    Without the package jsonschema, as on a bare machine that only measures, kind, version and the names of its fields
+    are checked and no more.
     """
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise RecordError(f"{name}: expected schema {SCHEMA!r}, found {found!r}")
     if content.get("kind") not in ("recorded", "published"):
         raise RecordError(f"{name}: kind: expected 'recorded' or 'published', found {content.get('kind')!r}")
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     try:
         from jsonschema import Draft202012Validator
         from jsonschema.validators import extend
     except ImportError:
+        missing = [field for field in schema["$defs"][content["kind"]]["required"] if field not in content]
+        if missing:
+            raise RecordError(f"{name}: it has no {', '.join(missing)}") from None
         return
-    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     schema["$ref"] = f"#/$defs/{content['kind']}"  # one branch, so that an error names the field and not both branches
     del schema["oneOf"]
     types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_finite_number)
