@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import luce_edu
 from luce_edu import cli, doctor
@@ -181,9 +182,9 @@ def test_walkthrough_ends_with_the_stage_table_and_its_verdict(monkeypatch, mode
 
 def test_an_unknown_command_is_refused_with_status_2(capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["bench"])
+        cli.main(["benchmark"])
     assert ended.value.code == 2
-    assert "invalid choice: 'bench'" in capsys.readouterr().err
+    assert "invalid choice: 'benchmark'" in capsys.readouterr().err
 
 
 def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
@@ -206,12 +207,106 @@ def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
         (["generate", "x", "--temperature", "-1"], "temperature: expected a number of 0 or more, got -1.0"),
         (["verify", "--stages", "warp"], "unknown stage 'warp'; expected some of eager"),
         (["verify", "--steps", "1"], "steps: expected an integer of 2 or more, got 1"),
+        (["bench", "--model", "tiny", "--stages", "graph,warp"], "unknown stage 'warp'; expected some of eager"),
+        (["bench", "--model", "huge"], "unknown name 'huge'; expected tiny"),
+        (["bench", "--model", "tiny", "--contexts", "1,4096"], "tiny has room for 3840 tokens and a timing loop"),
+        (["bench", "--model", "tiny", "--prompts", "3841"], "tiny has room for 3840 tokens and a timing loop"),
+        (["evidence", "--out", "/dev/null/out", "--model", "tiny"], "Not a directory: '/dev/null/out'"),
+        (["evidence", "--out", "/dev/null/out", "--only", "decode,latency"], "unknown part latency; expected some of"),
     ],
 )
 def test_names_and_sizes_that_do_not_exist_are_refused_on_one_line(capsys, arguments, said):
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("luce-edu: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--contexts", "--prompts"])
+@pytest.mark.parametrize("sizes", ["0", "-1", "1,x", "1.5", "", ",", "1,,²"])
+def test_sizes_that_are_none_are_refused_with_status_2(capsys, option, sizes):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", f"{option}={sizes}"])
+    assert ended.value.code == 2
+    assert f"argument {option}: expected positive numbers such as 1,512, got {sizes!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--power-limit", "--set-clocks"])
+def test_no_option_changes_a_gpu(capsys, option):
+    with pytest.raises(SystemExit):
+        cli.main(["evidence", "--out", "x", option, "200"])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_bench_without_a_gpu_ends_with_3_and_no_time(capsys):
+    assert cli.main(["bench", "--model", "tiny"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err == "luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency\n"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Stand in for a GPU and what `bench` measures there. Set the result or an error; `asked` has the options."""
+    from luce_edu.measure import bench, constants
+
+    found = SimpleNamespace(result=bench.Bench("a GPU, tiny", 3350.0), error=None, asked={})
+
+    def measure(model, makers, **options):
+        found.asked = options | {"makers": list(makers)}
+        if found.error:
+            raise found.error
+        return found.result
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(constants, "datasheet_bandwidth", lambda: 3350.0)
+    monkeypatch.setattr(bench, "bench", measure)
+    return found
+
+
+ROW = {
+    "system": "graph", "context": 512, "latency_us": {"median": 500.0, "q1": 490.0, "q3": 510.0, "count": 128},
+    "enqueue_us": 10.0, "launches": 1, "kernels": 42, "barriers": 0, "bytes": 10**9,
+}  # fmt: skip
+
+
+def test_bench_prints_a_table_or_json_of_what_was_measured_and_what_was_not(measured, capsys):
+    measured.result.decode.append(ROW)
+    measured.result.not_run.append({"part": "llama.cpp", "reason": "llama-cpp-python is not installed"})
+    assert cli.main(["bench", "--model", "tiny", "--stages", "graph", "--contexts", "512,1024"]) == 0
+    out = capsys.readouterr().out
+    assert "decode at 512" in out and "2,000" in out and "not run: llama.cpp: llama-cpp-python is not installed" in out
+    assert measured.asked["contexts"] == [512, 1024] and measured.asked["prompts"] == [520]
+    assert measured.asked["makers"] == ["graph", "transformers", "transformers, compiled", "llama.cpp"]
+    assert cli.main(["bench", "--model", "tiny", "--json", "--no-baselines"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"kind": "measured", "where": "a GPU, tiny", "decode": [ROW], "prefill": [],
+                    "not_run": measured.result.not_run}  # fmt: skip
+    assert measured.asked["makers"] == list(luce_edu.STAGES)
+    assert measured.asked["contexts"] == [1, 512, 520, 2048]
+
+
+def test_bench_ends_with_3_where_nothing_could_be_measured(measured, capsys):
+    assert cli.main(["bench", "--model", "tiny"]) == 3
+    from luce_edu.measure.latency import NotMeasured
+
+    measured.error = NotMeasured("the reference decides no choice")
+    assert cli.main(["bench", "--model", "tiny"]) == 3
+    assert capsys.readouterr().err.endswith("luce-edu: bench: the reference decides no choice\n")
+
+
+def test_without_rich_tables_are_plain_text_and_progress_is_one_line(measured, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    measured.result.decode.append(ROW)
+    assert cli.main(["bench", "--model", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{measured.result}\n" and err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with cli._console(stderr=True).status("measuring") as status:
+        status.update("decode at 512" + 100 * ".")
+    shown = capsys.readouterr().err.split("\r")
+    assert "\n" not in "".join(shown) and max(map(len, shown)) <= 79
+    assert [line.strip(". ") for line in shown if line.strip()] == ["measuring", "decode at 512"]
 
 
 def test_a_reader_that_leaves_the_pipe_ends_the_command_quietly():

@@ -185,7 +185,7 @@ class CudaBackend:
                 f"{capability[0]}.{capability[1]}; Turing (7.5) or newer is needed"
             )
         try:
-            from cuda.core import Device
+            from cuda.core import Device, LaunchConfig
         except ImportError as error:
             raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
 
@@ -196,7 +196,9 @@ class CudaBackend:
         major, minor = capability
         suffix = "a" if major in (9, 10) else ""
         self.arch = f"sm_{major}{minor}{suffix}"
-        self.dependent_launch = capability >= DEPENDENT_LAUNCH_CAPABILITY
+        # cuda-core can ask for it from 1.2 on; without it all else works.
+        able = hasattr(LaunchConfig, "programmatic_stream_serialization")
+        self.dependent_launch = able and capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
 
@@ -234,10 +236,8 @@ class CudaBackend:
             raise LaunchError(
                 f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}"
             )
-        config = LaunchConfig(
-            grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative,
-            programmatic_stream_serialization=dependent,
-        )  # fmt: skip
+        how = {"programmatic_stream_serialization": True} if dependent else {}
+        config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative, **how)
         launch(_CurrentStream(self.device), config, kernel.handle, *values)
         self.ledger.record(Launch(kernel.name, grid, block, smem, cooperative))
 

@@ -27,7 +27,8 @@ class GraphDecoder(PerLayerDecoder):
     def _defines(self):
         if self.dependent_launch and not self.backend.dependent_launch:
             raise ValueError(
-                f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer; device {self.device} is none"
+                f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer, and cuda-core 1.2 or newer; "
+                f"device {self.device} has it not"
             )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
 

@@ -1,0 +1,167 @@
+"""The cuda backend's bookkeeping, on a CUDA that only takes notes: what is launched, captured, replayed, refused."""
+
+import sys
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from luce_edu.backends import make_backend
+from luce_edu.backends.cuda import CudaKernel
+from luce_edu.errors import CompileError, LaunchError
+
+
+class LaunchConfig:
+    """cuda-core's, from 1.2 on."""
+
+    programmatic_stream_serialization = False
+
+    def __init__(self, grid, block, shmem_size, is_cooperative=False, programmatic_stream_serialization=False):
+        self.grid, self.block, self.cooperative = grid, block, is_cooperative
+        self.dependent = programmatic_stream_serialization
+
+
+class LaunchConfigBefore12:
+    def __init__(self, grid, block, shmem_size, is_cooperative=False):
+        self.grid, self.block, self.cooperative, self.dependent = grid, block, is_cooperative, False
+
+
+class FakeCuda:
+    """launched: (stream, name, config, values) of every launch;  replayed: how many graphs were."""
+
+    def __init__(self, capability=(9, 0), launch_config=LaunchConfig):
+        self.capability, self.launch_config = capability, launch_config
+        self.launched, self.stream, self.replayed = [], 7, 0
+
+    def install(self, monkeypatch) -> None:
+        core = ModuleType("cuda.core")
+        core.LaunchConfig, core.launch = self.launch_config, self._launch
+        core.Device = lambda index: SimpleNamespace(
+            set_current=lambda: None, properties=SimpleNamespace(multiprocessor_count=132)
+        )
+        monkeypatch.setitem(sys.modules, "cuda.core", core)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: self.capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Fake GPU")
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=self.stream))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self._replay))
+        monkeypatch.setattr(torch.cuda, "graph", self._capture)
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # which would make the context
+
+    def _launch(self, stream, config, kernel, *values):
+        self.launched.append((stream.__cuda_stream__()[1], kernel, config, values))
+
+    @contextmanager
+    def _capture(self, graph):
+        self.stream, before = 99, self.stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def _replay(self):
+        self.replayed += 1
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    fake.install(monkeypatch)
+    return fake
+
+
+def kernel(name, arguments=0):
+    return CudaKernel(name, None, name, arguments)
+
+
+def enqueue(backend, names=("a", "b", "c")):
+    for name in names:
+        backend.launch(kernel(name), 4, 512, 0, ())
+
+
+def test_a_launch_goes_onto_pytorchs_stream_and_into_the_ledger(cuda):
+    backend = make_backend("cuda")
+    backend.launch(kernel("k", 2), (4, 2), 512, 16, (3, 0.5), cooperative=True)
+    ((stream, name, config, values),) = cuda.launched
+    assert (stream, name, config.grid, config.block, config.cooperative) == (7, "k", (4, 2, 1), (512, 1, 1), True)
+    assert [value.value for value in values] == [3, 0.5] and not config.dependent
+    (entry,) = backend.ledger.entries
+    assert (entry.kernel, entry.grid, entry.smem, entry.cooperative) == ("k", (4, 2, 1), 16, True)
+
+
+def test_a_capture_is_on_its_own_stream_and_the_ledger_sees_nothing_of_it(cuda):
+    backend = make_backend("cuda")
+    enqueue(backend, ["before"])
+    graph = backend.capture(lambda: enqueue(backend))
+    assert [stream for stream, *_ in cuda.launched] == [7, 99, 99, 99]
+    assert [entry.kernel for entry in backend.ledger.entries] == ["before"]
+    assert [entry.kernel for entry in graph.launches] == ["a", "b", "c"] and cuda.replayed == 0
+
+
+def test_a_replay_is_one_line_that_stands_for_all_kernels(cuda):
+    backend = make_backend("cuda")
+    graph = backend.capture(lambda: enqueue(backend))
+    for _ in range(2):
+        backend.replay(graph)
+    assert cuda.replayed == 2 and backend.ledger.by_kernel() == {"graph": 2}
+    assert [entry.kernel for entry in backend.ledger.kernels()] == ["a", "b", "c"] * 2
+
+
+def test_a_capture_that_fails_gives_the_ledger_back(cuda):
+    backend = make_backend("cuda")
+    ledger = backend.ledger
+
+    def fail():
+        enqueue(backend)
+        raise LaunchError("planted")
+
+    with pytest.raises(LaunchError, match="planted"):
+        backend.capture(fail)
+    assert backend.ledger is ledger and len(ledger) == 0
+    enqueue(backend)
+    assert len(ledger) == 3
+
+
+@pytest.mark.parametrize("capability, there", [((7, 5), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)])
+def test_dependent_launch_is_there_from_hopper_on(capability, there, monkeypatch):
+    FakeCuda(capability).install(monkeypatch)
+    assert make_backend("cuda").dependent_launch is there
+
+
+def test_a_dependent_launch_says_so_and_no_other_does(cuda):
+    backend = make_backend("cuda")
+    for dependent in (True, False):
+        backend.launch(kernel("k"), 1, 512, 0, (), dependent=dependent)
+    assert [config.dependent for _, _, config, _ in cuda.launched] == [True, False]
+
+
+def test_a_cuda_core_that_does_not_know_dependent_launch_serves_everything_else(monkeypatch):
+    cuda = FakeCuda(launch_config=LaunchConfigBefore12)
+    cuda.install(monkeypatch)
+    backend = make_backend("cuda")
+    assert not backend.dependent_launch
+    enqueue(backend)
+    backend.launch(kernel("barriers"), 132, 512, 0, (), cooperative=True)
+    assert len(cuda.launched) == len(backend.ledger) == 4
+
+
+def test_wrong_arguments_are_refused_and_neither_launched_nor_written_down(cuda):
+    backend = make_backend("cuda")
+    for args in ((1,), (1, torch.ones(2)), (1, "two")):
+        with pytest.raises(LaunchError, match="^k: "):
+            backend.launch(kernel("k", 2), 1, 512, 0, args)
+    with pytest.raises(LaunchError, match="bytes of dynamic shared memory"):
+        backend.launch(kernel("k"), 1, 512, 48 * 1024 + 1, ())
+    assert cuda.launched == [] and len(backend.ledger) == 0
+
+
+def test_what_cannot_serve_is_named(monkeypatch):
+    FakeCuda((7, 0)).install(monkeypatch)
+    with pytest.raises(ValueError, match=r"Fake GPU has compute capability 7.0; Turing \(7.5\) or newer is needed"):
+        make_backend("cuda")
+    FakeCuda().install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(CompileError, match="cuda-core is not installed"):
+        make_backend("cuda")
