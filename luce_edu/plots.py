@@ -22,6 +22,7 @@ from luce_edu.measure.floor import DATASHEET_GB_PER_S, kv_bytes_per_token, recur
 from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import Published, bytes_per_token
+from luce_edu.overlap import Span
 
 PROVENANCE = ("measured", "recorded", "published", "modelled")
 
@@ -722,16 +723,20 @@ def energy_windows(
     axes.plot(seconds, 100 * (ratios - 1), "o", color=BLUE, markersize=3.5, alpha=0.5, markeredgewidth=0)
     axes.axhline(0, color=INK, linewidth=1)
     axes.axvline(tick, color=VERMILLION, linewidth=1.2, linestyle="--")
-    top = 1.12 * max(100 * (ratios - 1).max(), 100)
+    top = 2 * max(100 * (ratios - 1).max(), 100)
     axes.annotate(f"one tick: {1e3 * tick:.0f} ms", (tick, top), xytext=(5, -4), textcoords="offset points", va="top",
                   color=VERMILLION)  # fmt: skip
     axes.annotate(f"{least:g} s and more", (least, top), xytext=(5, -4), textcoords="offset points", va="top",
                   color=GREEN)  # fmt: skip
-    axes.annotate("the counter stood still: 0 J", (seconds.min(), -100), xytext=(0, -13), textcoords="offset points")
+    axes.annotate("0 J: the counter stood still", (tick, -100), xytext=(5, 0), textcoords="offset points", va="center")
     axes.set_xscale("log")
     axes.set_xlim(seconds.min() / 1.3, 1.3 * seconds.max())
     _plain_axis(axes.xaxis)
-    axes.set_ylim(-145, top)
+    axes.set_yscale("symlog", linthresh=3)  # so that 3 % are seen beside 300
+    ticks = [tick for tick in (-100, -30, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 3000) if tick < top]
+    axes.set_yticks(ticks, [f"{tick:+,}".replace("-", "\N{MINUS SIGN}") if tick else "0" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(-220, top)
     axes.set_xlabel("length of the window, s")
     axes.set_ylabel("joules shown, % off the truth")
     axes.grid(alpha=0.25)
@@ -746,17 +751,19 @@ def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = ""
     """
     styles = {"modelled": ("s", BLUE, "simulated, with a known truth"), "measured": ("o", ORANGE, "measured here"),
               "published": ("D", GREEN, "published, on a GPU")}  # fmt: skip
-    figure = _picture(8, 1.7 + 0.42 * len(factors), provenance)
+    figure = _picture(8, 1.7 + 0.46 * len(factors), provenance)
     axes = figure.subplots()
     axes.axvline(1, color=INK, linewidth=1.2)
     seen = set()
     for i, of_mistake in enumerate(factors.values()):
-        for kind, factor in of_mistake.items():
+        for j, (kind, factor) in enumerate(of_mistake.items()):
             marker, colour, label = styles[kind]
-            axes.plot([1, factor], [i, i], color=colour, linewidth=2, alpha=0.5)
-            axes.plot(factor, i, marker, color=colour, markersize=8, label=None if kind in seen else label)
+            y = i + 0.36 * (j - (len(of_mistake) - 1) / 2)
+            axes.plot([1, factor], [y, y], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(factor, y, marker, color=colour, markersize=7, label=None if kind in seen else label)
             right = factor >= 1
-            axes.annotate(f"{factor:.2g} ×", (factor, i), xytext=(8 if right else -8, 0), textcoords="offset points",
+            words = f"{factor:.2f}" if 0.5 < factor < 2 else f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}"
+            axes.annotate(f"{words} ×", (factor, y), xytext=(8 if right else -8, 0), textcoords="offset points",
                           ha="left" if right else "right", va="center", fontsize=9.5)  # fmt: skip
             seen.add(kind)
     _rows(axes, list(factors))
@@ -772,9 +779,33 @@ def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = ""
 def _plain_axis(axis) -> None:
     """Numbers on a logarithmic axis written out: 1, 2, 5, and more of them where it is short."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5) if high > 5 * low else range(1, 10)))
+    digits = (1,) if high > 1000 * low else (1, 2, 5) if high > 5 * low else range(1, 10)
+    axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = "") -> Picture:
+    """What `luce_edu.overlap.timelines` gives, a row for each lane, with where it ends."""
+    kernels = list(dict.fromkeys(span.what for spans in lanes.values() for span in spans if span.what != "asking"))
+    palette = (BLUE, VERMILLION, GREEN, PURPLE, SKY)
+    colours = {name: palette[i % len(palette)] for i, name in enumerate(kernels)} | {"asking": ORANGE}
+    figure = _picture(10.5, 4.6, provenance)
+    axes = figure.subplots()
+    for row, spans in enumerate(lanes.values()):
+        for span in spans:
+            hatch = {"hatch": "////", "alpha": 0.55} if span.ahead else {}
+            axes.barh(row, span.us, left=span.start_us, height=0.62, color=colours[span.what], edgecolor="white",
+                      linewidth=0.8, **hatch)  # fmt: skip
+        axes.text(spans[-1].end_us, row, f"  {spans[-1].end_us:.1f} µs", va="center", fontsize=10.5)
+    _rows(axes, list(lanes))
+    axes.set_xlim(0, 1.1 * max(spans[-1].end_us for spans in lanes.values()))
+    axes.set_xlabel("µs")
+    patches = [Rectangle((0, 0), 1, 1, facecolor=colours[name]) for name in kernels]
+    patches.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="////"))
+    axes.legend(patches, [*kernels, "asked for ahead"], frameon=False, ncols=len(patches), loc="lower left",
+                bbox_to_anchor=(-0.02, 1), columnspacing=1.2, handlelength=1.2)  # fmt: skip
+    return figure
 
 
 def _signed(value: float) -> str:

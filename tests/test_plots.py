@@ -9,6 +9,7 @@ from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import RESULTS
 from luce_edu.models import RANDOM_CONFIG
+from luce_edu.overlap import timelines
 from luce_edu.plots import (
     BLUE,
     VERMILLION,
@@ -19,6 +20,7 @@ from luce_edu.plots import (
     error_by_part,
     grid_over_array,
     ladder,
+    launch_timeline,
     launches_by_size,
     margins_against_slack,
     published_against_floor,
@@ -238,7 +240,7 @@ def _launch(kernel: str, **tensors: str) -> Launch:
     traffic = {
         name: Traffic(distinct_read=4 * ("r" in how), distinct_write=4 * ("w" in how)) for name, how in tensors.items()
     }
-    return Launch(kernel, (1, 1, 1), (32, 1, 1), 0, False, traffic, 0.0)
+    return Launch(kernel, (1, 1, 1), (32, 1, 1), 0, False, traffic=traffic, barriers_a_block=0.0)
 
 
 FLOW = [
@@ -293,3 +295,23 @@ def test_sixteen_blocks_leave_most_multiprocessors_idle_and_tiles_leave_none():
 def test_tiles_that_do_not_divide_a_head_are_refused(columns):
     with pytest.raises(ValueError, match="tile_columns"):
         state_owners(**OWNERS | {"tile_columns": columns}, provenance="modelled")
+
+
+# Notebook 07.
+
+LANES_OF_KERNELS = timelines({"up": 4.0, "rule": 0.5, "down": 1.0}, ask_us=3, gap_us=1.5, ahead_us={"up": 4, "down": 1})
+
+
+def test_a_timeline_shows_itself_and_only_with_provenance():
+    assert launch_timeline(LANES_OF_KERNELS, provenance="modelled")._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="provenance"):
+        launch_timeline(LANES_OF_KERNELS, provenance="drawn")
+
+
+def test_a_timeline_draws_every_span_where_it_is_and_names_each_end():
+    (axes,) = launch_timeline(LANES_OF_KERNELS, provenance="modelled").axes
+    drawn = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert drawn == [(span.start_us, span.us) for spans in LANES_OF_KERNELS.values() for span in spans]
+    hatched = [bar.get_x() for bar in axes.patches if bar.get_hatch()]
+    assert hatched == [span.start_us for span in LANES_OF_KERNELS["with dependent launch"] if span.ahead]
+    assert [text.get_text() for text in axes.texts] == ["  9.0 µs", "  11.5 µs", "  10.0 µs", "  7.5 µs", "  5.5 µs"]
