@@ -1,0 +1,316 @@
+"""Exercises of notebook 07: what a graph removes, a step that one graph serves, and which orders of a wait are safe."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from luce_edu.backends import csrc_dir
+from luce_edu.backends.host import HostBackend
+from luce_edu.errors import KernelError, LaunchError
+from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.overlap import play
+from luce_edu.tables import Tabular
+
+# ---- 1: which share of the launch cost a graph removes ----
+
+
+def _share_removed(answer) -> str:
+    cases = [
+        ((225, 347.5), (225, 186.9)),  # as published
+        ((100, 200.0), (400, 360.0)),  # counts that differ
+        ((300, 250.0), (200, 250.0)),  # a graph that is dearer
+    ]
+    for _ in range(3):
+        counts = random.sample(range(50, 2000), 2)
+        cases.append(tuple((count, count * random.uniform(0.4, 6.0)) for count in counts))
+    for plain, graph in cases:
+        each_plain, each_graph = (total / count for count, total in (plain, graph))
+        close(
+            call(answer, plain, graph), 1 - each_graph / each_plain, tolerance=1e-6,
+            hint=f"Case: {plain[0]} plain launches in {plain[1]:.4g} µs, a graph of {graph[0]} in {graph[1]:.4g} µs. "
+            "How much is one of each, and which share of the first is gone in the second? A share is a fraction of 1, "
+            "and below 0 where a graph is dearer.",
+        )  # fmt: skip
+    return "Of the published figures, 0.462: more than half stays, and Python has no part in that."
+
+
+share_removed = Exercise(
+    name="share_removed",
+    judge=_share_removed,
+    spec="The share of a launch's cost that a graph removes, from two measurements of kernels that do nothing.",
+    skeleton='''\
+def share_removed(plain, graph):
+    """Return the share (0.25 is a quarter) of what a plain launch costs that is gone in a graph.
+
+    plain, graph  (how many kernels, the microseconds that they took together); the two counts may differ
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, one or two lines",
+)
+
+
+# ---- 2: a step that one graph serves ----
+
+KERNELS = """
+// cache[position] = table[token]
+extern "C" __global__ void put(const float* table, const int* token, float* cache, const int* position) {
+    if (threadIdx.x == 0) cache[*position] = table[*token];
+}
+
+// out[0] = the mean of cache[0] to cache[position]
+extern "C" __global__ void mean(const float* cache, const int* position, float* out) {
+    float sum = 0.0f;
+    for (int p = threadIdx.x; p <= *position; p += 32) sum += cache[p];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) out[0] = sum / (*position + 1);
+}
+"""
+THREADS = 32
+WHOLE = {"put": (1, 3), "mean": (1,)}  # which arguments are tokens and positions
+
+
+@cache
+def _compiled():
+    """The two kernels in the emulator, with every access checked: a wrong position must not take Python with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "csrc"
+        shutil.copytree(csrc_dir(), tree)
+        (tree / "step.cu").write_text(f'#include "block.cuh"\n{KERNELS}', encoding="utf-8")
+        backend = HostBackend(csrc_dir=tree, count_traffic=True)
+        return backend, backend.compile("step.cu", ["put", "mean"], {"BLOCK_THREADS": THREADS})
+
+
+class Gpu:
+    """The emulator with `put` and `mean`, each launched with one block of 32 threads; it counts what it is asked."""
+
+    def __init__(self):
+        self._backend, self._module = _compiled()
+        self._recording = False
+        self.captures = self.replays = self.launches = 0
+
+    def launch(self, name: str, *tensors: torch.Tensor) -> None:
+        """Run a kernel, or record it inside `capture`. `token` and `position` are tensors of one int32."""
+        for i in WHOLE[name]:
+            if isinstance(tensors[i], torch.Tensor) and tensors[i].dtype != torch.int32:
+                raise LaunchError(f"{name}: argument {i} must be int32, got {tensors[i].dtype}")
+        self.launches += not self._recording
+        self._backend.launch(self._module[name], 1, THREADS, 0, tensors)
+
+    def capture(self, enqueue: Callable[[], object]):
+        """A graph of what `enqueue` launches, recorded and not run."""
+        self.captures += 1
+        self._recording = True
+        try:
+            return self._backend.capture(enqueue)
+        finally:
+            self._recording = False
+
+    def replay(self, graph) -> None:
+        """Run what was recorded, with the arguments of the recording."""
+        self.replays += 1
+        self._backend.replay(graph)
+        self._backend.ledger.clear()
+
+
+def _text(table: torch.Tensor, room: int) -> list[tuple[int, int]]:
+    """Tokens with their positions: a text, a step back in it, and a second text from position 0."""
+    length = random.randrange(4, room)
+    positions = [*range(length), length - 2, *range(random.randrange(2, room))]
+    tokens = [random.randrange(len(table)) for _ in positions]
+    tokens[1] = (tokens[0] + random.randrange(1, len(table))) % len(table)  # another one, so that an old one shows
+    return list(zip(tokens, positions, strict=True))
+
+
+def _step(answer) -> str:
+    if not isinstance(answer, type):
+        raise WrongAnswer(f"expected the class Step, got {answer!r}")
+    gpu = Gpu()
+    runs = []
+    for vocabulary, room in ((5, 8), (random.randrange(20, 50), random.randrange(36, 60))):
+        tensors = torch.randn(vocabulary), torch.full((room,), torch.nan), torch.full((1,), torch.nan)
+        runs.append((_guarded("making a Step", answer, gpu, *tensors), tensors, _text(tensors[0], room)))
+    calls = 0
+    while any(text for *_, text in runs):  # the two in turn, as nothing says that there is only one
+        for step, tensors, text in runs:
+            if text:
+                _call(gpu, step, tensors, *text.pop(0))
+                calls += 1
+    if gpu.captures != len(runs):
+        raise WrongAnswer(
+            f"The results are right, but {len(runs)} Steps recorded {gpu.captures} graphs in {calls} calls. To record "
+            "is to ask for each kernel once more: one recording must serve every token."
+        )
+    return f"Each call was one replay, and each of {len(runs)} Steps was recorded once."
+
+
+def _guarded(where: str, function: Callable, *args):
+    try:
+        return call(function, *args)
+    except (KernelError, LaunchError) as error:
+        raise WrongAnswer(f"{where}: {error}") from None
+
+
+def _call(gpu: Gpu, step, tensors, token: int, position: int) -> None:
+    """One call of a reader's Step, judged by its result, by what it left in the cache, and by what it asked for."""
+    table, cache, out = tensors
+    want = cache.clone()
+    want[position] = table[token]
+    mean = float(want[: position + 1].double().mean())
+    out.fill_(torch.nan)
+    launches, replays = gpu.launches, gpu.replays
+    where = f"token {token} at position {position}"
+    got = _guarded(where, step, token, position)
+    try:
+        value = float(got)
+    except (TypeError, ValueError, RuntimeError):
+        raise WrongAnswer(f"{where}: expected what stands in out, got {got!r}") from None
+    if not abs(value - mean) <= 1e-5 * (1 + abs(mean)):
+        raise WrongAnswer(
+            f"{where}: out is {value:.4g} and should be {mean:.4g}. A replay passes the addresses of the recording: "
+            "what stands there while it runs?"
+        )
+    if not torch.equal(cache.isnan(), want.isnan()) or not torch.equal(cache.nan_to_num(), want.nan_to_num()):
+        raise WrongAnswer(f"{where}: out is right, but the cache holds something else than it should.")
+    launched, replayed = gpu.launches - launches, gpu.replays - replays
+    if (launched, replayed) != (0, 1):
+        raise WrongAnswer(
+            f"{where}: the result is right, but the call launched {launched} kernels one by one and replayed "
+            f"{replayed} graphs. It should make one request."
+        )
+
+
+step = Exercise(
+    name="step",
+    judge=_step,
+    spec="Make each call of `Step` the replay of one graph, recorded once, for any token at any position.",
+    skeleton='''\
+class Step:
+    """cache[position] = table[token]; then out is the mean of cache[0] to cache[position]."""
+
+    def enqueue(self, token, position):   # tensors of one int32 each, as the kernels have it
+        self.gpu.launch("put", self.table, token, self.cache, position)
+        self.gpu.launch("mean", self.cache, position, self.out)
+
+    def __init__(self, gpu, table, cache, out):   # there are gpu.capture(function) and gpu.replay(graph)
+        self.gpu, self.table, self.cache, self.out = gpu, table, cache, out
+        # your lines
+
+    def __call__(self, token, position):   # two ints; returns out
+        return ...   # your lines
+''',
+    hole="""\
+# your lines
+
+    def __call__(self, token, position):   # two ints; returns out
+        return ...   # your lines""",
+    budget="15 minutes, six lines",
+)
+
+
+# ---- 3: which orders of a wait are safe ----
+
+
+def _order(**kernels: str) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(actions.split(", ")) for name, actions in kernels.items()}
+
+
+ORDERS = {
+    "C reads act first": _order(
+        A="wait, let go, read sum, write mid",
+        B="prefetch, wait, let go, read mid, write act",
+        C="prefetch, read act, wait, let go, read mid, write x",
+    ),
+    "each lets go first": _order(
+        A="let go, wait, read sum, write mid",
+        B="let go, prefetch, wait, read mid, write act",
+        C="let go, prefetch, wait, read act, read mid, write x",
+    ),
+    "B never waits": _order(  # as it needs nothing from A
+        A="wait, let go, read sum, write mid",
+        B="let go, write count",
+        C="prefetch, wait, let go, read mid, write x",
+    ),
+    "C clears sum first": _order(
+        A="wait, let go, read sum, write mid",
+        B="prefetch, wait, let go, read mid, write act",
+        C="write sum, wait, let go, read act, read mid, write x",
+    ),
+    "each lets go first, then C clears": _order(
+        A="let go, wait, read sum, write mid",
+        B="let go, prefetch, wait, read mid, write act",
+        C="let go, write sum, wait, read act, read mid, write x",
+    ),
+}
+SAFE = {"each lets go first", "C clears sum first"}
+
+
+class Orders(Tabular):
+    """ORDERS as a table, a line for each kernel."""
+
+    header = ("order", "kernel", "does")
+
+    @property
+    def body(self) -> list[list[str]]:
+        rows = []
+        for name, kernels in ORDERS.items():
+            rows += [[name if kernel == "A" else "", kernel, ", ".join(actions)] for kernel, actions in kernels.items()]
+        return rows
+
+
+def _schedules(answer) -> str:
+    if not isinstance(answer, dict) or set(answer) != set(ORDERS):
+        raise WrongAnswer(f"expected a dict with {', '.join(map(repr, ORDERS))}, got {answer!r}")
+    if all(given is ... for given in answer.values()):
+        call(lambda: ...)  # untouched
+    for name, kernels in ORDERS.items():
+        given = answer[name]
+        if not isinstance(given, str | type(...)):
+            raise WrongAnswer(f'{name}: expected "safe" or a schedule such as "AAB", got {given!r}')
+        if given is ...:
+            raise WrongAnswer(f"{name}: still open; what came before it is right.")
+        if given.strip().lower() == "safe":
+            if name not in SAFE:
+                raise WrongAnswer(
+                    f"{name}: it is not. Which kernel can still be running when another touches the same buffer?"
+                )
+            continue
+        try:
+            played = play(kernels, given.strip().upper())
+        except ValueError as error:
+            raise WrongAnswer(f"{name}: {error}.") from None
+        if played.hazard is None:
+            raise WrongAnswer(f"{name}: this schedule can happen, and in it nobody touches anything too early.")
+    return "Three are proven wrong by a schedule. Of the two others every schedule has been tried."
+
+
+schedules = Exercise(
+    name="schedules",
+    judge=_schedules,
+    spec='For each order, a schedule in which a kernel touches a buffer too early, or "safe" where there is none.',
+    skeleton="""\
+answer = {
+    "C reads act first": ...,
+    "each lets go first": ...,
+    "B never waits": ...,
+    "C clears sum first": ...,
+    "each lets go first, then C clears": ...,
+}
+""",
+    hole="""\
+    "C reads act first": ...,
+    "each lets go first": ...,
+    "B never waits": ...,
+    "C clears sum first": ...,
+    "each lets go first, then C clears": ...,
+""",
+    budget="20 minutes, five short texts",
+)

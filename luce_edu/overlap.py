@@ -1,0 +1,288 @@
+"""Kernels that may start while the one before them runs (programmatic dependent launch), without a GPU that does it.
+
+A model so small that every schedule of it can be tried:
+
+    kernels = {"A": ["wait", "let go", "write x"], "B": ["wait", "let go", "read x"]}
+    play(kernels, "AABAB")     one schedule, step by step
+    try_all(kernels)           how many there are, and in how many a kernel touches what it must not yet
+
+It knows time and nothing of caches: once a kernel has ended, all see what it wrote. The hardware promises that to those
+that have waited for it.
+
+Beside it `timelines`, which lays kernels of known length side by side, and the compiler's own text, in which
+`order_in_ptx` looks up what stands before the wait.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from luce_edu.backends import csrc_dir
+from luce_edu.errors import CompileError
+from luce_edu.tables import Tabular
+
+# By name, in the order of their launches, what each kernel does. All its blocks do the same, and "let go" is when the
+# last of them does.
+Kernels = Mapping[str, Sequence[str]]
+PLAIN = ("prefetch", "wait", "let go")
+ACCESS = ("read", "write")
+
+
+@dataclass(frozen=True, repr=False)
+class Played(Tabular):
+    """A schedule up to its end or its first hazard, a column for each kernel. steps: kernel, action."""
+
+    kernels: Sequence[str]
+    steps: Sequence[tuple[str, str]]
+    hazard: str | None
+    finished: bool
+
+    @property
+    def header(self) -> list[str]:
+        return ["step", *self.kernels]
+
+    @property
+    def body(self) -> list[list[str]]:
+        return [
+            [str(number), *(action if kernel == turn else "" for kernel in self.kernels)]
+            for number, (turn, action) in enumerate(self.steps, 1)
+        ]
+
+    @property
+    def caption(self) -> str:
+        return self.hazard or ("all have ended, in order" if self.finished else "no hazard so far")
+
+
+def play(kernels: Kernels, schedule: Sequence[str]) -> Played:
+    """Let kernels act one action at a time.
+
+    schedule  whose turn it is: "AAB" or ["A", "A", "B"]. What follows a hazard does not matter.
+    Raises ValueError for an unknown kernel or action, and for a step that cannot happen, which it names.
+    """
+    names, actions = _checked(kernels)
+    turns = [turn for turn in schedule if turn.strip()]
+    done = [0] * len(names)
+    steps = []
+    for number, turn in enumerate(turns, 1):
+        if turn not in names:
+            raise ValueError(f"step {number}: no kernel {turn!r}; there are {', '.join(names)}")
+        k = names.index(turn)
+        if refusal := _refusal(names, actions, tuple(done), k):
+            raise ValueError(f"step {number}: {refusal}")
+        action = actions[k][done[k]]
+        steps.append((turn, action))
+        if hazard := _hazard(names, actions, tuple(done), k):
+            return Played(names, steps, hazard, False)
+        done[k] += 1
+    return Played(names, steps, None, all(_ended(actions, done, k) for k in range(len(names))))
+
+
+def try_all(kernels: Kernels) -> tuple[int, int]:
+    """(schedules in which every kernel ends, those of them with a hazard)."""
+    names, actions = _checked(kernels)
+    everyone = range(len(names))
+
+    @cache
+    def count(done: tuple[int, ...]) -> tuple[int, int]:
+        """From here on: all schedules, and those without a hazard."""
+        if all(_ended(actions, done, k) for k in everyone):
+            return 1, 1
+        schedules = clean = 0
+        for k in everyone:
+            if not _refusal(names, actions, done, k):
+                rest, clean_rest = count(done[:k] + (done[k] + 1,) + done[k + 1 :])
+                schedules += rest
+                clean += 0 if _hazard(names, actions, done, k) else clean_rest
+        return schedules, clean
+
+    schedules, clean = count((0,) * len(names))
+    return schedules, schedules - clean
+
+
+def _checked(kernels: Kernels) -> tuple[list[str], list[tuple[str, ...]]]:
+    for name, actions in kernels.items():
+        if not actions:
+            raise ValueError(f"{name}: a kernel that does nothing cannot be scheduled")
+        for action in actions:
+            verb, _, buffer = action.partition(" ")
+            if action not in PLAIN and not (verb in ACCESS and buffer):
+                raise ValueError(f"{name}: expected {', '.join(PLAIN)}, read NAME or write NAME, got {action!r}")
+    return list(kernels), [tuple(actions) for actions in kernels.values()]
+
+
+def _ended(actions, done: Sequence[int], k: int) -> bool:
+    return done[k] == len(actions[k])
+
+
+# The rules, as the PTX ISA has them under griddepcontrol: a kernel may start when all blocks of the one before have let
+# go or ended, and a wait is over when the one before has ended.
+def _refusal(names, actions, done: tuple[int, ...], k: int) -> str | None:
+    """Why kernel k cannot do its next action now; None where it can."""
+    if _ended(actions, done, k):
+        return f"{names[k]} has ended"
+    if k == 0 or _ended(actions, done, k - 1):
+        return None
+    before = names[k - 1]
+    if done[k] == 0 and "let go" not in actions[k - 1][: done[k - 1]]:
+        return f"{names[k]} cannot start: {before} has neither let go nor ended"
+    if actions[k][done[k]] == "wait":
+        return f"{names[k]} waits until {before} has ended"
+    return None
+
+
+def _hazard(names, actions, done: tuple[int, ...], k: int) -> str | None:
+    """What is wrong if kernel k does its next action now: an earlier one that touches the same has not ended."""
+    verb, _, buffer = actions[k][done[k]].partition(" ")
+    for j in range(k):
+        others = [other for other in ("write", "read") if f"{other} {buffer}" in actions[j]]
+        if others and "write" in (verb, *others) and not _ended(actions, done, j):
+            return f"{names[k]} {verb}s {buffer}, which {names[j]} {others[0]}s, and {names[j]} has not ended"
+    return None
+
+
+# ---- The same kernels, asked for in other ways ----
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a lane: of `what`, from start_us on; ahead: bytes that a kernel asks for while it waits."""
+
+    what: str
+    start_us: float
+    us: float
+    ahead: bool = False
+
+    @property
+    def end_us(self) -> float:
+        return self.start_us + self.us
+
+
+def timelines(
+    work_us: Mapping[str, float], *, ask_us: float, gap_us: float, ahead_us: Mapping[str, float]
+) -> dict[str, list[Span]]:
+    """When each kernel moves its bytes, by the way in which it is asked for. All modelled: no ramp, no tail.
+
+    work_us   what each kernel needs for its bytes, in order
+    ask_us    from one request to the next of a CPU that asks for one kernel at a time
+    gap_us    from the end of one kernel to the first byte of the next
+    ahead_us  by kernel, how much of its work it may ask for while it waits; it does so in the gap before it, and no
+              earlier. ValueError for more than its work, or a kernel that is not there
+    """
+    wrong = [name for name, us in ahead_us.items() if not 0 <= us <= work_us.get(name, -1)]
+    if wrong:
+        raise ValueError(f"ahead_us: expected kernels of work_us and at most their work, got {', '.join(wrong)}")
+    asking, one_by_one, graph, dependent, alone = ([] for _ in range(5))
+
+    def end(lane: list[Span]) -> float:
+        return lane[-1].end_us if lane else 0.0
+
+    for i, (name, us) in enumerate(work_us.items()):
+        asking.append(Span("asking", i * ask_us, ask_us))
+        one_by_one.append(Span(name, max(end(one_by_one) + gap_us, (i + 1) * ask_us), us))
+        graph.append(Span(name, end(graph) + gap_us, us))
+        early, starts = min(gap_us, ahead_us.get(name, 0.0)), end(dependent) + gap_us
+        if early:
+            dependent.append(Span(name, starts - early, early, ahead=True))
+        dependent.append(Span(name, starts, us - early))
+        alone.append(Span(name, end(alone), us))
+    return {
+        "CPU, asking one by one": asking,
+        "GPU, asked one by one": one_by_one,
+        "as a graph": graph,
+        "with dependent launch": dependent,
+        "its bytes alone": alone,
+    }
+
+
+# ---- What the compiler made of it ----
+
+
+@dataclass(frozen=True)
+class KernelOrder:
+    """Of one kernel in PTX: how many waits and let-goes, and what stands above its first wait."""
+
+    kernel: str
+    waits: int
+    let_goes: int
+    prefetches_before: int
+    accesses_before: int
+    accesses: int
+
+
+@dataclass(frozen=True, repr=False)
+class PtxOrder(Tabular):
+    """Result of `order_in_ptx`, counted in the order of the text.
+
+    An access is a load, a store or an atomic of memory that other kernels see.
+    """
+
+    arch: str
+    kernels: Sequence[KernelOrder]
+
+    header = ("kernel", "prefetches before it waits", "accesses before", "waits", "lets go")
+
+    @property
+    def body(self) -> list[list[str]]:
+        return [
+            [k.kernel, "yes" if k.prefetches_before else "–", str(k.accesses_before), str(k.waits), str(k.let_goes)]
+            for k in self.kernels
+        ]
+
+    @property
+    def caption(self) -> str:
+        return f"per_layer.cu with DEPENDENT_LAUNCH for {self.arch}: counted in what NVIDIA's compiler wrote (measured)"
+
+
+def order_in_ptx(defines: Mapping[str, object], arch: str = "sm_90a", *, csrc: Path | None = None) -> PtxOrder:
+    """Compile per_layer.cu for dependent launch, which takes no GPU, and read its PTX. Raises CompileError."""
+    text = to_ptx("per_layer.cu", arch, {"DEPENDENT_LAUNCH": 1} | dict(defines), csrc=csrc)
+    return PtxOrder(arch, list(_orders(text)))
+
+
+def to_ptx(source: str, arch: str, defines: Mapping[str, object], *, csrc: Path | None = None) -> str:
+    """The PTX of csrc/`source`; from NVRTC itself, as cuda-core would ask for a driver. Raises CompileError."""
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise CompileError(f"cuda-bindings is not installed ({error}); pip install 'cuda-core[cu13]'") from None
+    tree = csrc_dir() if csrc is None else Path(csrc)
+    options = [f"--gpu-architecture={arch.replace('sm', 'compute')}", "--std=c++17", f"-I{tree}"]
+    options += [f"-D{name}={value}" for name, value in defines.items()]
+    _, program = nvrtc.nvrtcCreateProgram((tree / source).read_bytes(), source.encode(), 0, [], [])
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    asked = (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        asked = (nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
+    text = b" " * asked[0](program)[1]
+    asked[1](program, text)
+    nvrtc.nvrtcDestroyProgram(program)
+    text = text.rstrip(b"\0").decode()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"{source}: NVRTC refused it for {arch}", text)
+    return text
+
+
+def _orders(ptx: str) -> Iterator[KernelOrder]:
+    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
+        lines = [re.sub(r"^@!?%p\d+\s+", "", line.strip(" \t{}")) for line in body.split("\n")]
+        waits = [at for at, line in enumerate(lines) if line.startswith("griddepcontrol.wait")]
+        above = lines[: waits[0]] if waits else lines
+        yield KernelOrder(
+            name,
+            waits=len(waits),
+            let_goes=sum(line.startswith("griddepcontrol.launch_dependents") for line in lines),
+            prefetches_before=sum(line.startswith("prefetch.") for line in above),
+            accesses_before=sum(map(_is_access, above)),
+            accesses=sum(map(_is_access, lines)),
+        )
+
+
+def _is_access(line: str) -> bool:
+    """Whether an instruction reads or writes memory that other kernels see; an address without a space may be any."""
+    opcode = re.split(r"\s", line, maxsplit=1)[0]
+    own = (".param", ".shared", ".local", ".const")
+    return opcode.startswith(("ld.", "st.", "atom.", "red.")) and not any(space in opcode for space in own)

@@ -1,0 +1,245 @@
+"""The checkers of notebook 07 take right answers however they are written, and refuse wrong ones by name."""
+
+import math
+
+import pytest
+import torch
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises import graphs as exercises
+from luce_edu.overlap import play, try_all
+
+# ---- Exercise 1 ----
+
+
+def one_of_each(plain, graph):
+    (many, total), (many_graph, total_graph) = plain, graph
+    return 1 - total_graph / many_graph / (total / many)
+
+
+def saved_over_paid(plain, graph):
+    each = [total / count for count, total in (plain, graph)]
+    return (each[0] - each[1]) / each[0]
+
+
+WRONG_SHARES = {
+    "totals, whatever the counts": lambda plain, graph: 1 - graph[1] / plain[1],
+    "what is left": lambda plain, graph: 1 - one_of_each(plain, graph),
+    "per cent": lambda plain, graph: 100 * one_of_each(plain, graph),
+    "how many times dearer": lambda plain, graph: 1 / (1 - one_of_each(plain, graph)),
+    "of the graph's cost": lambda plain, graph: 1 / (1 - one_of_each(plain, graph)) - 1,
+    "microseconds": lambda plain, graph: plain[1] / plain[0] - graph[1] / graph[0],
+    "never below 0": lambda plain, graph: max(0, one_of_each(plain, graph)),
+    "graph and plain swapped": lambda plain, graph: one_of_each(graph, plain),
+    "rounded": lambda plain, graph: round(one_of_each(plain, graph), 2),
+    "the published one": lambda plain, graph: 0.46215827338,
+    "NaN": lambda plain, graph: math.nan,
+    "None": lambda plain, graph: None,
+}
+
+
+@pytest.mark.parametrize("answer", [one_of_each, saved_over_paid])
+def test_a_share_by_any_way_is_right(answer, capsys):
+    exercises.share_removed.check(answer)
+    assert "right. Of the published figures, 0.462" in capsys.readouterr().out
+
+
+def test_the_share_that_the_verdict_names_is_that_of_the_published_figures():
+    assert f"{one_of_each((225, 347.5), (225, 186.9)):.3f}" == "0.462"
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("answer", WRONG_SHARES.values(), ids=WRONG_SHARES)
+def test_another_share_is_refused(answer):
+    with pytest.raises(WrongAnswer, match="Case: .* plain launches|expected a number"):
+        exercises.share_removed.check(answer)
+
+
+# ---- Exercise 2: what stands in the hole. ----
+
+RIGHT = """
+        self.token, self.position = (torch.zeros(1, dtype=torch.int32) for _ in range(2))
+        self.graph = gpu.capture(lambda: self.enqueue(self.token, self.position))
+
+    def __call__(self, token, position):
+        self.token.fill_(token)
+        self.position.fill_(position)
+        self.gpu.replay(self.graph)
+        return self.out
+"""
+IN_ONE_TENSOR = """
+        self.both = torch.zeros(2, dtype=torch.int32)
+        self.graph = gpu.capture(lambda: self.enqueue(self.both[:1], self.both[1:]))
+
+    def __call__(self, token, position):
+        self.both.copy_(torch.tensor([token, position]))
+        self.gpu.replay(self.graph)
+        return float(self.out)
+"""
+AT_THE_FIRST_CALL = """
+        self.graph = None
+
+    def __call__(self, token, position):
+        if self.graph is None:
+            self.where = torch.tensor([token], dtype=torch.int32), torch.tensor([position], dtype=torch.int32)
+            self.graph = gpu_capture(self)
+        for tensor, value in zip(self.where, (token, position)):
+            tensor[0] = value
+        self.gpu.replay(self.graph)
+        return self.out.clone()
+
+
+def gpu_capture(self):
+    return self.gpu.capture(lambda: self.enqueue(*self.where))
+"""
+FILLS = "        self.token.fill_(token)\n        self.position.fill_(position)\n"
+REPLAY = "        self.gpu.replay(self.graph)\n"
+AGAIN = "self.gpu.capture(lambda: self.enqueue(self.token, self.position))"
+TENSOR = "torch.tensor([{}], dtype=torch.int32)"
+STALE = r"(?s)out is .* and should be .*addresses of the recording"
+NEW = "".join(f"        self.{name} = {TENSOR.format(name)}\n" for name in ("token", "position"))
+WRONG_STEPS = {
+    "new tensors under the old names": (RIGHT.replace(FILLS, NEW), STALE),
+    "filled after the replay": (RIGHT.replace(FILLS + REPLAY, REPLAY + FILLS), STALE),
+    "the position one late": (RIGHT.replace("fill_(position)", "fill_(max(position - 1, 0))"), STALE),
+    "only the token": (RIGHT.replace("        self.position.fill_(position)\n", ""), STALE),
+    "only the position": (RIGHT.replace("        self.token.fill_(token)\n", ""), STALE),
+    "a position that only counts on": (
+        RIGHT.replace("self.position.fill_(position)", "self.position.add_(1)")
+        .replace("        self.graph = ", "        self.position.fill_(-1)\n        self.graph = "), STALE),
+    "a copy is captured": (RIGHT.replace("enqueue(self.token,", "enqueue(self.token.clone(),"), STALE),
+    "only the first kernel is captured": (
+        RIGHT.replace("lambda: self.enqueue(self.token, self.position)",
+                      'lambda: gpu.launch("put", table, self.token, cache, self.position)'), STALE),
+    "out as it was before": (
+        RIGHT.replace(REPLAY, "        out = self.out.clone()\n" + REPLAY).replace("return self.", "return "), STALE),
+    "one graph of all Steps": (
+        RIGHT.replace("        self.graph = ", "        Step.graph = ").replace("self.token,", "Step.token,")
+        .replace("self.token.", "Step.token."), r"out is|should be|recorded"),
+    "recorded at each call": (
+        RIGHT.replace(REPLAY, f"        self.graph = {AGAIN}\n" + REPLAY), r"recorded \d+ graphs"),
+    "a graph for each token and position": (
+        RIGHT.replace(REPLAY, "        self.graphs = getattr(self, 'graphs', {})\n"
+                      "        if (token, position) not in self.graphs:\n"
+                      f"            self.where = {TENSOR.format('token')}, {TENSOR.format('position')}\n"
+                      "            where = self.where\n"
+                      "            self.graphs[token, position] = self.gpu.capture(lambda: self.enqueue(*where))\n"
+                      "        self.gpu.replay(self.graphs[token, position])\n"), r"recorded \d+ graphs"),
+    "launched one by one": (
+        RIGHT.replace(REPLAY, "        self.enqueue(self.token, self.position)\n"), "launched 2 kernels one by one"),
+    "replayed twice": (RIGHT.replace(REPLAY, REPLAY + REPLAY), "replayed 2 graphs"),
+    "numbers in place of tensors": (
+        RIGHT.replace("(torch.zeros(1, dtype=torch.int32) for _ in range(2))", "0, 0"), "a contiguous tensor"),
+    "64 bits": (RIGHT.replace("torch.int32", "torch.int64"), "must be int32"),
+    "floats": (RIGHT.replace(", dtype=torch.int32", ""), "must be int32"),
+    "a token beyond the table": (RIGHT.replace("fill_(token)", "fill_(token + 10**6)"), "outside every tensor"),
+    "nothing is returned": (RIGHT.replace("        return self.out\n", ""), "expected what stands in out, got None"),
+    "NaN": (RIGHT.replace("return self.out", "return self.out * torch.nan"), "out is nan"),
+}  # fmt: skip
+
+
+def make_step(body):
+    exercise = exercises.step
+    text = exercise.skeleton.replace(exercise.hole, body.strip("\n").removeprefix("        "))
+    names = {"torch": torch}
+    exec(text, names)
+    return names["Step"]
+
+
+@pytest.mark.parametrize("body", [RIGHT, IN_ONE_TENSOR, AT_THE_FIRST_CALL], ids=["fill", "one tensor", "lazy"])
+def test_a_step_that_one_graph_serves_is_right(body, capsys):
+    exercises.step.check(make_step(body))
+    assert "Each call was one replay, and each of 2 Steps was recorded once." in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("body, reason", WRONG_STEPS.values(), ids=WRONG_STEPS)
+def test_a_wrong_step_is_refused_with_the_reason(body, reason):
+    assert body.strip() != RIGHT.strip()
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.step.check(make_step(body))
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("answer", [lambda *args: None, 3, "Step"], ids=["a function", "a number", "a text"])
+def test_what_is_no_class_is_refused(answer):
+    with pytest.raises(WrongAnswer, match="expected the class Step"):
+        exercises.step.check(answer)
+
+
+# ---- Exercise 3 ----
+
+PROOFS = {
+    "C reads act first": "AAAABBBCC",
+    "each lets go first": "safe",
+    "B never waits": "AABBCCCC",
+    "C clears sum first": "safe",
+    "each lets go first, then C clears": "ABCC",
+}
+OTHER_PROOFS = PROOFS | {
+    "C reads act first": "aabaabb bcc",
+    "each lets go first": " Safe",
+    "B never waits": "AAABBCCCCCC",
+    "each lets go first, then C clears": "ABBAACC",
+}
+WRONG_PROOFS = {
+    "safe, which it is not": ("C reads act first", "safe", "C reads act first: it is not"),
+    "safe, with nobody waiting in the middle": ("B never waits", "safe", "B never waits: it is not"),
+    "unsafe, which it is not": ("each lets go first", "ABCAAABBBBCCCCC", "nobody touches anything too early"),
+    "C starts before it may": ("C reads act first", "AABCC", "step 4: C cannot start: B has neither let go nor ended"),
+    "a wait that is not over": ("B never waits", "AABCCC", "step 5: C waits until B has ended"),
+    "one step short of the hazard": ("B never waits", "AABBCCC", "nobody touches anything too early"),
+    "in order, where it goes well": ("B never waits", "AAAABBCCCCC", "nobody touches anything too early"),
+    "a kernel that is not there": ("C reads act first", "AAD", "no kernel 'D'"),
+    "nothing": ("B never waits", "", "nobody touches anything too early"),
+    "still open": ("B never waits", ..., "B never waits: still open"),
+    "a word for it": ("B never waits", "unsafe", "no kernel 'U'"),
+    "True": ("C clears sum first", True, 'expected "safe" or a schedule'),
+}
+
+
+@pytest.mark.parametrize("answer", [PROOFS, OTHER_PROOFS], ids=["short", "other"])
+def test_proofs_by_any_schedule_are_right(answer, capsys):
+    exercises.schedules.check(answer)
+    assert "right. Three are proven wrong" in capsys.readouterr().out
+
+
+def test_what_is_called_safe_is_so_in_every_schedule_and_the_others_are_not():
+    assert set(exercises.ORDERS) == set(PROOFS)
+    for name, kernels in exercises.ORDERS.items():
+        schedules, hazards = try_all(kernels)
+        assert (hazards == 0) == (name in exercises.SAFE), name
+        assert hazards < schedules, name
+        if hazards:
+            assert play(kernels, PROOFS[name]).hazard, name
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name, given, reason", WRONG_PROOFS.values(), ids=WRONG_PROOFS)
+def test_a_wrong_proof_is_refused_with_the_reason(name, given, reason):
+    with pytest.raises(WrongAnswer, match=reason):
+        exercises.schedules.check(PROOFS | {name: given})
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("answer", [["safe"] * 5, {"B never waits": "safe"}, PROOFS | {"more": "safe"}, None])
+def test_what_does_not_answer_every_order_is_refused(answer):
+    with pytest.raises(WrongAnswer, match="expected a dict with 'C reads act first'"):
+        exercises.schedules.check(answer)
+
+
+def untouched() -> list:
+    names = {}
+    exec(exercises.step.skeleton, names)
+    exec(exercises.schedules.skeleton, names)
+    return [
+        (exercises.share_removed, lambda plain, graph: ...),
+        (exercises.step, names["Step"]),
+        (exercises.schedules, names["answer"]),
+    ]
+
+
+@pytest.mark.parametrize("exercise, answer", untouched(), ids=["share_removed", "step", "schedules"])
+def test_untouched_is_not_tried_yet(exercise, answer, capsys):
+    exercise.check(answer)
+    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"
