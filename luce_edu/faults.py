@@ -89,12 +89,12 @@ FAULTS = (
     # The delta rule. The first two shipped in another project's kernel, and its output still read well.
     Fault(
         "decay left out of S^T k", "delta_rule.cuh",
-        "beta * (v_column - decay * k_sum)", "beta * (v_column - k_sum)",
+        "beta * (v_column - decay * k_sum)", "beta * (v_column - k_sum)", steps=8,
     ),
     Fault(
         "decay left out of S^T k, plain form", "delta_rule.cuh",
         "fmaf(decay * S[i * value_head_dim + column], k[i], S_k)",
-        "fmaf(S[i * value_head_dim + column], k[i], S_k)", ("per_op",),
+        "fmaf(S[i * value_head_dim + column], k[i], S_k)", ("per_op",), steps=8,
     ),
     Fault(
         "o read before the update", "delta_rule.cuh",
