@@ -689,7 +689,7 @@ def spread(times_us: Sequence[float], *, provenance: str = "") -> Picture:
     figure = _picture(8, 3.8, provenance)
     axes = figure.subplots()
     low, high = 0.97 * times[0], 1.03 * times[-1]
-    axes.hist(times, bins=np.geomspace(low, high, 70), color=SKY)
+    axes.hist(times, bins=np.geomspace(low, high, 71), color=SKY)
     axes.axvspan(q1, q3, color=BLUE, alpha=0.18, linewidth=0, label=f"quartiles, {q1:,.0f} to {q3:,.0f}")
     axes.axvline(times[0], color=VERMILLION, linewidth=1.8, linestyle=":", label=f"best, {times[0]:,.0f}")
     axes.axvline(median, color=BLUE, linewidth=1.8, label=f"median, {median:,.0f}")
@@ -769,7 +769,7 @@ def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = ""
     _rows(axes, list(factors))
     axes.set_xscale("log")
     sizes = [factor for of_mistake in factors.values() for factor in of_mistake.values()]
-    axes.set_xlim(min(0.5, 0.6 * min(sizes)), max(2, 1.8 * max(sizes)))
+    axes.set_xlim(min(0.5, 0.4 * min(sizes)), max(2, 2 * max(sizes)))  # room for the words beside them
     _plain_axis(axes.xaxis)
     axes.set_xlabel("speed shown, as many times the true one")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=3)

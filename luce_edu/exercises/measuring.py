@@ -1,0 +1,337 @@
+"""Exercises of notebook 13: a timer with four slips, whose lead a public table supports, and the slip in each row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.measure.simulated import SimulatedGPU
+from luce_edu.tables import Tabular
+
+# Exercise 1.
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A GPU on which one slip alone shows. hint: the question to ask of a timer that fails here.
+
+    cold        calls until the GPU is warm, each three times as slow; the first also loads the kernel
+    busy_us     what somebody else has asked for just before
+    skewed      a call takes longer or shorter than its median, now and then three times as long
+    """
+
+    name: str
+    hint: str
+    cold: int = 0
+    busy_us: float = 0.0
+    skewed: bool = False
+
+
+SITUATIONS = (
+    Situation("warm and idle", "What had the GPU done when you read the clock for the second time?"),
+    Situation(
+        "warm, with somebody else's work in its queue",
+        "Whose work is between your first reading of the clock and the second?",
+        busy_us=40_000,
+    ),
+    Situation("cold", "What is in the first calls besides the work?", cold=5),
+    Situation(
+        "warm, and interrupted now and then",
+        "Which one of all your times do you return, and what would a single interruption do to it?",
+        skewed=True,
+    ),
+    Situation(
+        "cold, with a queue, and interrupted now and then",
+        "Each slip alone is repaired. Are they all, together?",
+        cold=5,
+        busy_us=40_000,
+        skewed=True,
+    ),
+)
+TOLERANCE = 0.06
+
+
+def _median_one() -> float:
+    """A draw whose median is 1: three in four are close to it, one in eight is low, one in eight about 3."""
+    draw = random.random()
+    if draw < 0.125:
+        return random.uniform(0.7, 0.9)
+    return random.uniform(2.5, 3.5) if draw > 0.875 else random.uniform(0.99, 1.01)
+
+
+def _try(timer: Callable, situation: Situation) -> None:
+    """Let the timer time fresh work on a fresh GPU; WrongAnswer where it does not say what the work takes."""
+    launches, each_us = random.randint(20, 90), random.uniform(8, 30)
+    truth_us, calls = launches * each_us, 0
+    gpu = SimulatedGPU(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0)
+    if situation.busy_us:
+        gpu.launch(situation.busy_us, kernel="somebody else's")
+
+    def work() -> None:
+        nonlocal calls
+        calls += 1
+        factor = 3.0 if calls <= situation.cold else _median_one() if situation.skewed else 1.0
+        for _ in range(launches):
+            gpu.launch(factor * each_us)
+
+    got = call(timer, gpu, work)
+    hint = f"It takes {truth_us:.6g} µs, on a GPU that is {situation.name}. {situation.hint}"
+    close(got, truth_us, tolerance=TOLERANCE, hint=hint)
+
+
+def _careful(answer) -> str:
+    for situation in SITUATIONS:
+        for _ in range(4):
+            _try(answer, situation)
+    return "It tells what the GPU does from what the CPU asks, and one interruption does not move it."
+
+
+careful = Exercise(
+    name="careful",
+    judge=_careful,
+    spec="Time a piece of work on a GPU that is cold, busy with something else, and now and then interrupted.",
+    skeleton='''\
+def careful(gpu, work):
+    """Return the microseconds that the GPU takes for one call of `work`: the median of 20 or more.
+
+    It is warm after five calls.
+    work()      asks the GPU for some launches, and returns
+    gpu.now()   what time it is for the CPU, in microseconds
+    gpu.wait()  returns when all that anybody asked for is done
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="10 minutes, six to ten lines",
+)
+
+# Exercise 2. Sources: the first table, and 21,347 in a later one, in the README and RESULTS.md of Luce-Org/lucebox as
+# its forks keep them (Danmoreng/lucebox-hub at 04b22df, xsession/lucebox-hub at 39fe251); how the first was made and
+# the user's table, Luce-Org/lucebox#5; llama.cpp "run separately" by final_bench.py of that fork; Luce-Org/lucebox#41.
+# The later table differs from the first in one number only, so its other rows are the first run's.
+PUBLIC = (
+    {"table": "first", "run": "final_bench.py", "system": "megakernel", "tokens_per_s": 37_800},
+    {"table": "first", "run": "llama.cpp's own", "system": "llama.cpp", "tokens_per_s": 11_247},
+    {"table": "first", "run": "final_bench.py", "system": "PyTorch", "tokens_per_s": 7_578},
+    {"table": "later", "run": "not said", "system": "megakernel", "tokens_per_s": 21_347},
+    {"table": "later", "run": "llama.cpp's own", "system": "llama.cpp", "tokens_per_s": 11_247},
+    {"table": "later", "run": "final_bench.py", "system": "PyTorch", "tokens_per_s": 7_578},
+    {"table": "a user's, #5", "run": "a user's", "system": "megakernel", "tokens_per_s": 8_505},
+    {"table": "a user's, #5", "run": "a user's", "system": "PyTorch", "tokens_per_s": 8_747},
+    {"table": "#41", "run": "llama.cpp's own, later", "system": "llama.cpp", "tokens_per_s": 18_667},
+)
+OURS, BASELINE = "megakernel", "PyTorch"
+
+
+def _fresh_rows() -> list[dict]:
+    """Some runs of some systems, in tables that mix runs, in any order."""
+    rows, runs = [], random.sample([f"run {letter}" for letter in "ABCDEFGHJK"], random.randint(4, 7))
+    for i, run in enumerate(runs):
+        both = (OURS, BASELINE, random.choice(("llama.cpp", "vLLM")))
+        systems = both if i < 2 else random.choice(((OURS,), (BASELINE,), both, ("llama.cpp",), (OURS, "vLLM")))
+        for system in systems:
+            rate = round(random.uniform(2_000, 40_000))
+            rows.append({"table": f"table {random.randint(1, 3)}", "run": run, "system": system, "tokens_per_s": rate})
+    rows += [row | {"table": "table 4"} for row in random.sample(rows, 2)]  # a later table keeps some rows
+    random.shuffle(rows)
+    return rows
+
+
+def _true_leads(rows: Sequence[Mapping]) -> dict[str, float]:
+    rates = {(row["run"], row["system"]): row["tokens_per_s"] for row in rows}
+    return {
+        run: rates[run, OURS] / rates[run, BASELINE]
+        for run, system in rates
+        if system == OURS and (run, BASELINE) in rates
+    }
+
+
+def _leads(answer) -> str:
+    for rows in [list(PUBLIC), *(_fresh_rows() for _ in range(20))]:
+        want = _true_leads(rows)
+        got = call(answer, [dict(row) for row in rows])
+        if not isinstance(got, Mapping):
+            raise WrongAnswer(f"expected a dict of runs, got {type(got).__name__}")
+        if set(got) != set(want):
+            wrong = ", ".join(map(str, sorted(set(got) ^ set(want), key=str)))
+            raise WrongAnswer(
+                f"Wrong with these runs: {wrong}. A lead is a ratio of two numbers of one run, and a run may have only "
+                "one of them. A table is not a run."
+            )
+        for run, lead in want.items():
+            close(got[run], lead, tolerance=1e-6, hint=f"In {run}: how many times as fast is the {OURS}?")
+    first, user = (_true_leads(PUBLIC)[run] for run in ("final_bench.py", "a user's"))
+    return f"On the public table: {first:.1f} times as fast in one run, and {user:.2f} times in the other."
+
+
+leads = Exercise(
+    name="leads",
+    judge=_leads,
+    spec="Whose lead do published figures support? Only numbers of one run may be divided by each other.",
+    skeleton='''\
+def leads(rows):
+    """Return {run: how many times as fast as "PyTorch" the "megakernel" is}, for each run that timed both.
+
+    rows  dicts with "table" (where the row was printed), "run" (how it was made), "system", "tokens_per_s"
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="5 minutes, two to five lines",
+)
+
+# Exercise 3.
+SLIPS = {
+    "unchecked": "nobody held its results against an independent reference",
+    "other work": "another model, precision, batch or context than the task's",
+    "cold": "fewer than 3 rounds before the first that counts",
+    "not waited for": "the clock stopped when the CPU had asked",
+    "cached": "what it touches is less than twice the L2 cache",
+    "easy data": "all numbers alike",
+    "no spread": "fewer than 5 rounds, or nothing that says how much they differ",
+    "short window": "joules from less than 2 s",
+    "no provenance": "no GPU is named, or it is none",
+}
+TASK = {"model": "Qwen3.5-0.8B", "dtype": "bf16", "batch": 1, "context": 520}
+
+
+def _good_row() -> dict:
+    """A row that may be compared, of one of the many kinds that may."""
+    clock = random.choice(("events", "host"))
+    l2_mb = random.choice((4, 6, 40, 50, 96))  # of some GPUs
+    return {
+        "system": "".join(random.sample("bcdfghklmnprstvz", 2)) + random.choice("aeiou"),
+        **TASK,
+        "checked_against": random.choice(("reference", "transformers")),
+        "warm_up": random.choice((3, 5, 10, 100)),
+        "clock": clock,
+        "waits": clock == "host" or random.random() < 0.5,
+        "touches_mb": random.choice((2 * l2_mb, 2 * l2_mb + 1, 1550)),
+        "l2_mb": l2_mb,
+        "data": random.choice(("weights", "random")),
+        "rounds": random.choice((5, 7, 20, 200)),
+        "reports": random.choice(("quartiles", "deviation", "all times")),
+        "window_s": random.choice((None, None, 2.0, 4.0, 30.0)),
+        "gpu": random.choice(("RTX 3090", "H100 SXM", "Tesla T4")),
+        "tokens_per_s": random.randint(100, 1500),
+    }
+
+
+def _ways(row: Mapping) -> dict[str, list[dict]]:
+    """By slip, every way to make it: what changes in a row that has none."""
+    return {
+        "unchecked": [{"checked_against": "nothing"}, {"checked_against": "itself"}],
+        "other work": [{"model": "Qwen3-0.6B"}, {"dtype": "int4"}, {"dtype": "fp8"}, {"batch": 2}, {"batch": 32},
+                       {"context": 1}, {"context": 32_768}],
+        "cold": [{"warm_up": 0}, {"warm_up": 1}, {"warm_up": 2}],
+        "not waited for": [{"clock": "host", "waits": False}],
+        "cached": [{"touches_mb": 1}, {"touches_mb": row["l2_mb"] + 1}, {"touches_mb": 2 * row["l2_mb"] - 1}],
+        "easy data": [{"data": "zeros"}, {"data": "ones"}],
+        "no spread": [{"rounds": 1}, {"rounds": 4}, {"reports": "best"}, {"reports": "mean"}],
+        "short window": [{"window_s": 0.02}, {"window_s": 1.9}],
+        "no provenance": [{"gpu": None}, {"gpu": "emulator"}],
+    }  # fmt: skip
+
+
+def _table() -> list[tuple[dict, str | None]]:
+    """Rows with their slip, each made in each way four times, and as many rows without."""
+    rows: list[tuple[dict, str | None]] = []
+    for _ in range(4):
+        for name, ways in _ways(row := _good_row()).items():
+            rows += [(row | change, name) for change in ways]
+    rows += [(_good_row(), None) for _ in rows]
+    random.shuffle(rows)
+    return rows
+
+
+def _slip(answer) -> str:
+    table = _table()
+    for row, want in table:
+        got = call(answer, dict(row), dict(TASK))
+        if got is not None and not (isinstance(got, str) and got in SLIPS):
+            raise WrongAnswer(f"expected None or one of {', '.join(SLIPS)}; got {got!r}")
+        if got == want:
+            continue
+        if want is None:
+            told = f"You say {got!r}, and the row may be compared. It is not true of it that {SLIPS[got]}."
+        elif got is None:
+            told = "You find nothing wrong with it. Go through the list of slips once more."
+        else:
+            told = f"You say {got!r}. There is one slip in it, and it is another."
+        shown = ", ".join(f"{name} {value}" for name, value in row.items())
+        raise WrongAnswer(f"{told} The row: {shown}.")
+    return f"{len(table)} fresh rows, half of them without a slip."
+
+
+slip = Exercise(
+    name="slip",
+    judge=_slip,
+    spec="Name the slip of each row of a table, and let those pass that have none.",
+    skeleton='''\
+def slip(row, task):
+    """Return the name of the slip in a row, a key of measuring.SLIPS, or None. A row has one at most.
+
+    row   a dict with the lines of the table above; window_s is None where no joules are claimed
+    task  a dict with "model", "dtype", "batch" and "context": what every row should have done
+    """
+    return ...
+''',
+    hole="return ...",
+    budget="20 minutes, ten to twenty lines",
+)
+
+
+@dataclass(repr=False)
+class Rows(Tabular):
+    """Dicts that share their keys, as a table for reading: one a row, or, `across`, one a column."""
+
+    rows: Sequence[Mapping]
+    caption: str = ""
+    across: bool = False
+
+    @property
+    def _cells(self) -> list[list[str]]:
+        cells = [[name.replace("_", " ") for name in self.rows[0]]]
+        cells += [[_cell(value) for value in row.values()] for row in self.rows]
+        return [list(column) for column in zip(*cells, strict=True)] if self.across else cells
+
+    @property
+    def header(self) -> list[str]:
+        return self._cells[0]
+
+    @property
+    def body(self) -> list[list[str]]:
+        return self._cells[1:]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:,}"
+    return "–" if value is None else str(value)
+
+
+def sample() -> Rows:
+    """A table in the manner of public ones: nine slips, and one row without."""
+    good = _good_row() | {
+        "l2_mb": 6, "touches_mb": 1550, "gpu": "RTX 3090", "clock": "events", "waits": False, "warm_up": 8,
+        "data": "weights", "rounds": 64, "reports": "quartiles", "window_s": None,
+        "checked_against": "reference", "tokens_per_s": 411,
+    }  # fmt: skip
+    spoilt = (
+        {"checked_against": "itself", "tokens_per_s": 413},
+        {"dtype": "int4", "tokens_per_s": 560},
+        {"warm_up": 1, "rounds": 5, "tokens_per_s": 180},
+        {"clock": "host", "tokens_per_s": 2_900},
+        {"touches_mb": 7.3, "l2_mb": 50, "gpu": "H100 SXM", "tokens_per_s": 5_100},
+        {"data": "zeros", "tokens_per_s": 470},
+        {"rounds": 500, "reports": "best", "tokens_per_s": 433},
+        {"window_s": 0.05, "tokens_per_s": 409},
+        {"gpu": "emulator", "tokens_per_s": 0.3},
+    )
+    rows = [good | change | {"system": letter} for letter, change in zip("ABCDEFGHI", spoilt, strict=True)]
+    rows.insert(4, good | {"system": "J"})
+    return Rows(rows, "Invented, in the manner of public tables.", across=True)

@@ -1,0 +1,335 @@
+"""The checkers of notebook 13 take right answers however they are written, and refuse wrong ones by name."""
+
+import statistics
+
+import pytest
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises import measuring as exercises
+
+# Exercise 1.
+
+
+def timed(gpu, work, *, rounds=25, warm_up=5, wait_before=True, wait_after=True, pick=statistics.median, scale=1):
+    """A timer with every way to go wrong; by default it does not."""
+    for _ in range(warm_up):
+        work()
+    times = []
+    for _ in range(rounds):
+        if wait_before:
+            gpu.wait()
+        start = gpu.now()
+        work()
+        if wait_after:
+            gpu.wait()
+        times.append(gpu.now() - start)
+    return scale * pick(times)
+
+
+def waiting_once_before(gpu, work):
+    """Each wait after a round is the wait before the next."""
+    for _ in range(8):
+        work()
+        gpu.wait()
+    marks = [gpu.now()]
+    for _ in range(31):
+        work()
+        gpu.wait()
+        marks.append(gpu.now())
+    return statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+
+
+def by_events(gpu, work):
+    """The GPU's own marks, as `latency.elapsed_us` sets them."""
+    for _ in range(6):
+        work()
+    times = []
+    for _ in range(41):
+        start, end = gpu.event(), gpu.event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(1e3 * start.elapsed_time(end))
+    return sorted(times)[20]
+
+
+RIGHT_TIMERS = {
+    "as the solution": timed,
+    "waiting once between rounds": waiting_once_before,
+    "by events": by_events,
+    "many rounds, and no warm-up that a median needs": lambda gpu, work: timed(gpu, work, warm_up=0, rounds=201),
+    "a lower median": lambda gpu, work: timed(gpu, work, pick=statistics.median_low, rounds=30),
+}
+
+
+def around_all_rounds(gpu, work):
+    for _ in range(5):
+        work()
+    gpu.wait()
+    start = gpu.now()
+    for _ in range(200):
+        work()
+    gpu.wait()
+    return (gpu.now() - start) / 200
+
+
+WRONG_TIMERS = {
+    "no wait after": (lambda gpu, work: timed(gpu, work, wait_after=False), "warm and idle.*What had the GPU done"),
+    "no wait at all": (
+        lambda gpu, work: timed(gpu, work, wait_before=False, wait_after=False), "warm and idle.*What had the GPU"),
+    "no wait before, one round": (
+        lambda gpu, work: timed(gpu, work, warm_up=0, rounds=1, wait_before=False), "in its queue.*Whose work"),
+    "no warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=0, rounds=5), "cold.*first calls"),
+    "one warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=1, rounds=5), "cold.*first calls"),
+    "the best": (lambda gpu, work: timed(gpu, work, pick=min, rounds=200), "interrupted.*Which one"),
+    "the worst": (lambda gpu, work: timed(gpu, work, pick=max, rounds=200), "interrupted.*Which one"),
+    "the mean": (lambda gpu, work: timed(gpu, work, pick=statistics.mean, rounds=400), "interrupted.*Which one"),
+    "the mean, by one clock around all": (around_all_rounds, "interrupted.*Which one"),
+    "milliseconds": (lambda gpu, work: timed(gpu, work, scale=1e-3), "is not it"),
+    "all rounds added up": (lambda gpu, work: timed(gpu, work, pick=sum), "is not it"),
+    "a stale time": (lambda gpu, work: 1000.0, "is not it"),
+    "NaN": (lambda gpu, work: float("nan"), "is not it"),
+    "nothing": (lambda gpu, work: None, "expected a number"),
+    "a number": (1000.0, "expected a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("timer", RIGHT_TIMERS.values(), ids=RIGHT_TIMERS)
+def test_a_careful_timer_is_right_however_it_is_written(timer, capsys):
+    exercises.careful.check(timer)
+    assert "right" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("timer, reason", WRONG_TIMERS.values(), ids=WRONG_TIMERS)
+def test_a_timer_with_a_slip_is_refused(timer, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.careful.check(timer)
+
+
+@pytest.mark.planted
+def test_the_notebooks_careless_timer_is_refused():
+    with pytest.raises(WrongAnswer, match="What had the GPU done"):
+        exercises.careful.check(
+            lambda gpu, work: timed(gpu, work, rounds=10, warm_up=0, wait_before=False, wait_after=False, pick=min)
+        )
+
+
+# Exercise 2.
+
+
+def by_dict(rows):
+    rate = {(row["run"], row["system"]): row["tokens_per_s"] for row in rows}
+    return {
+        run: rate[run, "megakernel"] / rate[run, "PyTorch"]
+        for run in {row["run"] for row in rows}
+        if (run, "megakernel") in rate and (run, "PyTorch") in rate
+    }
+
+
+def by_pairs(rows):
+    return {
+        a["run"]: a["tokens_per_s"] / b["tokens_per_s"]
+        for a in rows
+        for b in rows
+        if a["run"] == b["run"] and (a["system"], b["system"]) == ("megakernel", "PyTorch")
+    }
+
+
+def _by(column):
+    """Leads grouped by a column of the table."""
+
+    def leads(rows):
+        rate = {(row[column], row["system"]): row["tokens_per_s"] for row in rows}
+        names = {name for name, _ in rate}
+        both = [n for n in names if (n, "megakernel") in rate and (n, "PyTorch") in rate]
+        return {n: rate[n, "megakernel"] / rate[n, "PyTorch"] for n in both}
+
+    return leads
+
+
+def _rates(rows, system):
+    return [row["tokens_per_s"] for row in rows if row["system"] == system]
+
+
+def one_of_each(pick_ours, pick_theirs):
+    """One lead for all runs: some rate of ours over some rate of the baseline."""
+
+    def leads(rows):
+        lead = pick_ours(_rates(rows, "megakernel")) / pick_theirs(_rates(rows, "PyTorch"))
+        return dict.fromkeys(by_dict(rows), lead)
+
+    return leads
+
+
+def with_gaps(rows):
+    return {row["run"]: float("nan") for row in rows} | by_dict(rows)
+
+
+WRONG_LEADS = {
+    "by table": (_by("table"), "Wrong with these runs.*A table is not a run"),
+    "the best over the worst": (one_of_each(max, min), "How|how many times"),
+    "the first over the first": (one_of_each(lambda r: r[0], lambda r: r[0]), "how many times"),
+    "the mean over the mean": (one_of_each(statistics.mean, statistics.mean), "how many times"),
+    "upside down": (lambda rows: {run: 1 / lead for run, lead in by_dict(rows).items()}, "how many times"),
+    "over any other system": (
+        lambda rows: {a["run"]: a["tokens_per_s"] / b["tokens_per_s"] for a in rows for b in rows
+                      if a["run"] == b["run"] and a["system"] == "megakernel" != b["system"]}, "these runs|how many"),
+    "runs that have one of them": (with_gaps, "Wrong with these runs"),
+    "one run forgotten": (lambda rows: dict(list(by_dict(rows).items())[1:]), "Wrong with these runs"),
+    "the public table's answer": (lambda rows: by_dict(exercises.PUBLIC), "Wrong with these runs"),
+    "per cent": (lambda rows: {run: 100 * lead for run, lead in by_dict(rows).items()}, "how many times"),
+    "NaN": (lambda rows: dict.fromkeys(by_dict(rows), float("nan")), "how many times"),
+    "a list": (lambda rows: list(by_dict(rows).values()), "expected a dict"),
+    "nothing": (lambda rows: None, "expected a dict"),
+    "a dict": ({"final_bench.py": 4.99}, "expected a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [by_dict, by_pairs])
+def test_leads_within_runs_are_right(function, capsys):
+    exercises.leads.check(function)
+    assert "5.0 times as fast in one run, and 0.97 times in the other" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("function, reason", WRONG_LEADS.values(), ids=WRONG_LEADS)
+def test_leads_that_no_run_has_are_refused(function, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.leads.check(function)
+
+
+def test_the_public_rows_are_those_of_the_published_record():
+    from luce_edu.measure.records import Record, records_dir
+
+    published = Record.load(records_dir() / "published.json").content["prefill"]
+    names = {"Luce megakernel": "megakernel", "llama.cpp": "llama.cpp"}
+    recorded = {(names[row["system"]], row["tokens_per_s"]) for row in published}
+    shown = {(row["system"], row["tokens_per_s"]) for row in exercises.PUBLIC}
+    assert recorded <= shown
+    assert {system for system, _ in shown - recorded} == {"PyTorch"}
+
+
+# Exercise 3.
+
+
+def found_in(row, task):
+    """By name, whether a row has this slip."""
+    return {
+        "unchecked": row["checked_against"] in ("nothing", "itself"),
+        "other work": any(row[name] != task[name] for name in task),
+        "cold": row["warm_up"] < 3,
+        "not waited for": row["clock"] == "host" and not row["waits"],
+        "cached": row["touches_mb"] < 2 * row["l2_mb"],
+        "easy data": row["data"] in ("zeros", "ones"),
+        "no spread": row["rounds"] < 5 or row["reports"] in ("best", "mean"),
+        "short window": row["window_s"] is not None and row["window_s"] < 2,
+        "no provenance": row["gpu"] in (None, "emulator"),
+    }
+
+
+def named(row, task, **changes):
+    found = found_in(row, task) | {name.replace("_", " "): is_so(row) for name, is_so in changes.items()}
+    return next((name for name, is_so in found.items() if is_so), None)
+
+
+def by_what_is_allowed(row, task):
+    """The same, said by what may be."""
+    if row["checked_against"] not in ("reference", "transformers"):
+        return "unchecked"
+    if {name: row[name] for name in task} != task:
+        return "other work"
+    if not row["warm_up"] >= 3:
+        return "cold"
+    if not (row["clock"] == "events" or row["waits"]):
+        return "not waited for"
+    if not row["touches_mb"] / row["l2_mb"] >= 2:
+        return "cached"
+    if row["data"] not in ("weights", "random"):
+        return "easy data"
+    if not (row["rounds"] >= 5 and row["reports"] in ("quartiles", "deviation", "all times")):
+        return "no spread"
+    if not (row["window_s"] or 2) >= 2:
+        return "short window"
+    return None if row["gpu"] and row["gpu"] != "emulator" else "no provenance"
+
+
+WRONG_SLIPS = {
+    "nothing is ever wrong": (lambda row, task: None, "You find nothing wrong"),
+    "everything is": (lambda row, task: "cold", "You say 'cold'"),
+    "itself is a reference": (
+        lambda row, task: named(row, task, unchecked=lambda r: r["checked_against"] == "nothing"), "nothing wrong"),
+    "precision alone": (
+        lambda row, task: named(row, task, other_work=lambda r: r["dtype"] != task["dtype"]), "nothing wrong"),
+    "one warm-up is enough": (lambda row, task: named(row, task, cold=lambda r: r["warm_up"] < 1), "nothing wrong"),
+    "off by one warm-up": (
+        lambda row, task: named(row, task, cold=lambda r: r["warm_up"] <= 3), "may be compared|it is another"),
+    "events must be waited for": (
+        lambda row, task: named(row, task, not_waited_for=lambda r: not r["waits"]),
+        "(may be compared|it is another).*clock events"),
+    "the host's clock is always wrong": (
+        lambda row, task: named(row, task, not_waited_for=lambda r: r["clock"] == "host"),
+        "may be compared|it is another"),
+    "larger than the cache will do": (
+        lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] < r["l2_mb"]), "nothing wrong"),
+    "off by the border of the cache": (
+        lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] <= 2 * r["l2_mb"]),
+        "may be compared|it is another"),
+    "ones are numbers": (lambda row, task: named(row, task, easy_data=lambda r: r["data"] == "zeros"), "nothing wrong"),
+    "many rounds make a best honest": (
+        lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5), "nothing wrong"),
+    "only quartiles say how much": (
+        lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5 or r["reports"] != "quartiles"),
+        "may be compared|it is another"),
+    "no joules are a short window": (
+        lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 0) < 2),
+        "may be compared|it is another"),
+    "a second is a window": (
+        lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 2) < 1), "nothing wrong"),
+    "the emulator is a GPU": (
+        lambda row, task: named(row, task, no_provenance=lambda r: r["gpu"] is None), "nothing wrong"),
+    "whether, and not which": (lambda row, task: named(row, task) is not None, "expected None or one of"),
+    "another name": (lambda row, task: named(row, task) and "cache", "expected None or one of"),
+    "all names": (lambda row, task: [n for n, so in found_in(row, task).items() if so], "expected None or one of"),
+    "NaN": (lambda row, task: float("nan"), "expected None or one of"),
+    "a name": ("cold", "expected a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [named, by_what_is_allowed])
+def test_slips_by_any_rule_are_right(function, capsys):
+    for _ in range(20):
+        exercises.slip.check(function)
+    assert capsys.readouterr().out.count("right") == 20
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("function, reason", WRONG_SLIPS.values(), ids=WRONG_SLIPS)
+def test_other_slips_are_wrong(function, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.slip.check(function)
+
+
+def test_each_row_of_the_sample_has_the_slip_that_its_solution_names():
+    names = {row["system"]: named(row, exercises.TASK) for row in exercises.sample().rows}
+    assert names["J"] is None
+    assert [names[letter] for letter in "ABCDEFGHI"] == list(exercises.SLIPS)
+    for row in exercises.sample().rows:
+        assert sum(found_in(row, exercises.TASK).values()) == (row["system"] != "J")
+
+
+def test_a_table_shows_rows_or_columns_and_each_value_in_words():
+    rows = [{"gpu_name": "T4", "waits": True, "window_s": None}, {"gpu_name": "H100", "waits": False, "window_s": 2000}]
+    assert exercises.Rows(rows).header == ["gpu name", "waits", "window s"]
+    assert exercises.Rows(rows).body == [["T4", "yes", "–"], ["H100", "no", "2,000"]]
+    across = exercises.Rows(rows, "as said", across=True)
+    assert across.header == ["gpu name", "T4", "H100"]
+    assert across.body == [["waits", "yes", "no"], ["window s", "–", "2,000"]]
+    assert str(across).endswith("as said")
+
+
+@pytest.mark.parametrize("exercise", [exercises.careful, exercises.leads, exercises.slip], ids=lambda e: e.name)
+def test_untouched_is_not_tried_yet(exercise, capsys):
+    exercise.check(lambda *args: ...)
+    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"
