@@ -27,6 +27,13 @@ __device__ __forceinline__ Best warp_best(Best best) {
     return best;
 }
 
+// The token to decode. Where the last step's choice is written the host puts its own tokens too, as their complement:
+// negative, so that a choice that nothing wrote cannot pass for one.
+__device__ __forceinline__ int token_at(const int* p) {
+    const int token = *p;
+    return token < 0 ? ~token : token;
+}
+
 struct ArgmaxShared {
     Best warp[block_warps];
     int flag;

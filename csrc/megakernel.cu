@@ -60,7 +60,7 @@ megakernel(const Model* model, const Layer* layers, int position, int max_seq_le
     copy_to_shared(all_layers, layers, num_hidden_layers);
     __syncthreads();  // the pointers are in shared memory
 
-    const int token = *m.next_token;  // lm_head writes the next one there, when all blocks have long read this
+    const int token = token_at(m.next_token);  // lm_head writes the next one there, when all blocks have long read this
     embed_phase(m.embed_tokens, token, m.hidden_states);
     grid_barrier(m.barrier);
 

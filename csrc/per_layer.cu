@@ -17,7 +17,7 @@ __device__ __forceinline__ void begin_phase() {
 KERNEL embed(const bf16* embed_tokens, const int* token, int* position, float* x) {
     begin_phase();
     if (blockIdx.x == 0 && threadIdx.x == 0) ++*position;
-    embed_phase(embed_tokens, *token, x);
+    embed_phase(embed_tokens, token_at(token), x);
 }
 
 KERNEL deltanet_in(const float* x, const float* input_norm, const bf16* in_proj_qkv, const bf16* in_proj_z,

@@ -15,7 +15,7 @@ __device__ __forceinline__ int element_id() { return blockIdx.x * blockDim.x + t
 // x = embed_tokens[token]
 KERNEL embed(const bf16* embed_tokens, const int* token, float* x) {
     const int i = element_id();
-    if (i < hidden_size) x[i] = to_float(embed_tokens[static_cast<size_t>(*token) * hidden_size + i]);
+    if (i < hidden_size) x[i] = to_float(embed_tokens[static_cast<size_t>(token_at(token)) * hidden_size + i]);
 }
 
 // y = rms_norm(x, weight); one block

@@ -306,9 +306,12 @@ class KernelDecoder(Decoder):
         ]  # fmt: skip
 
     def _place_token(self, token: int | None) -> None:
-        """Put the token where the kernels look for it, unless it is the model's own choice, which is there already."""
+        """Put the token where the kernels look for it, unless it is the model's own choice, which is there already.
+
+        As its complement (csrc/argmax.cuh, token_at): a choice that nothing wrote then shows.
+        """
         if token is not None and token != self._expected:
-            self.next_token.fill_(token)
+            self.next_token.fill_(~token)
         self._expected = None
 
     def _next_token(self) -> int:
