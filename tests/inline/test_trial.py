@@ -106,7 +106,7 @@ def test_a_cell_may_hold_helpers_headers_and_other_kernels():
     verdict = attempt(
         '#include "matvec.cuh"\n'
         "// __global__ void mine(int nothing) is only a comment\n"
-        "constexpr int one = 1;\n"
+        "__constant__ float one = 1.0f;\n"
         "__device__ float sum_of(float a, float b) { return one * a + b; }\n"
         "__global__ void other(float* anything) { anything[0] = 0.0f; }\n"
         + whole("mine", SPECS["torch.add"], ADD.replace("x[i] + r[i]", "sum_of(x[i], r[i])"))
@@ -244,6 +244,9 @@ WRONG = {
         "float twice(float x) { return 2 * x; }\n" + whole("mine", SPECS["torch.add"], "y[0] = twice(x[0]);\n"),
         "compile", r"^cell\(2\): error: A function without execution space[^\0]*$"),
     "a header that NVRTC lacks": ("#include <vector>\n" + WHOLE, "compile", r"cell\(2\).*error.*vector"),
+    "CUDA's own dynamic shared memory": (
+        "extern __shared__ float s[];\ny[0] = s[0];", "cell",
+        r"^extern __shared__: expected DYNAMIC_SHARED\(float, s\)"),
     "a parameter twice": ("__global__ void mine(int n, int n) {}", "compile", "error"),
     # Sizes
     **{f"--grid {grid}": (ADD, "launch", "grid must be|expected numbers", {"grid": grid})
