@@ -15,7 +15,7 @@ __device__ __forceinline__ void warp_l2_norm(const float* x, float* out, float s
         [&](int i, float value, float) { out[i] = value; });
 }
 
-// The plain form: thread j owns column j of one head's state, and walks down it three times.
+// The plain form: thread j owns column j of one head's state, and walks down it twice.
 // Slow by choice: one block a head leaves most SMs idle, and the walk is K loads long. delta_rule_tile() does better.
 // q, k, v, S, o point at this head; q and k are L2-normalised, q is scaled.
 __device__ __forceinline__ void delta_rule_column(const float* q, const float* k, const float* v, float beta, float g,

@@ -132,7 +132,8 @@ def _with_comment(path: str, lines: list[str], first: int, last: int) -> Source:
 
 def _plain(path: str, lines: list[str], first: int, last: int) -> Source:
     indent = len(lines[first - 1]) - len(lines[first - 1].lstrip())
-    return Source(path, first, "\n".join(line[indent:].rstrip() for line in lines[first - 1 : last]))
+    shown = [line if line[:indent].strip() else line[indent:] for line in lines[first - 1 : last]]  # #pragma has none
+    return Source(path, first, "\n".join(line.rstrip() for line in shown))
 
 
 def _marked_regions(text: str, mark: str) -> list[tuple[int, int]]:

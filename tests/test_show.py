@@ -117,6 +117,12 @@ def test_every_mark_in_csrc_makes_one_region():
         assert find_source(path, mark.replace("</", "<")).text
 
 
+def test_a_line_with_less_indent_than_the_first_is_shown_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("luce_edu.show.csrc_dir", lambda: tmp_path)
+    (tmp_path / "a.cuh").write_text("    // <loop>\n    int n;\n#pragma unroll\n    for (;;);\n    // </loop>\n")
+    assert find_source("csrc/a.cuh", "<loop>").text == "int n;\n#pragma unroll\nfor (;;);"
+
+
 def test_an_object_shows_the_same_as_its_path():
     assert find_source(rms_norm) == find_source("luce_edu/reference/rms_norm.py", "rms_norm")
     assert rms_norm.__doc__.split("\n")[0] in repr(find_source(rms_norm))

@@ -20,6 +20,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __constant__
 #define __shared__ static thread_local
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))

@@ -190,7 +190,7 @@ class HostBackend:
             raise KernelError(_with_names(report.decode(), kernel, ranges))
 
     def _ranges(self, args) -> list[tuple[int, int, str]]:
-        """Begin, end and name of every tensor that may be touched, sorted; one inside another goes by the larger."""
+        """Begin, end and name of every tensor that may be touched, sorted; those that overlap go by the first."""
         import torch
 
         named = {f"argument {i}": arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)}
@@ -199,8 +199,10 @@ class HostBackend:
         # Of equal ranges the first named one stays; Python's sort keeps their order.
         ranges: list[tuple[int, int, str]] = []
         for begin, end, name in sorted(found, key=lambda r: (r[0], -r[1])):
-            if not ranges or end > ranges[-1][1]:
+            if not ranges or begin >= ranges[-1][1]:
                 ranges.append((begin, end, name))
+            elif end > ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], end, ranges[-1][2])
         return ranges
 
     def max_resident_blocks(self, kernel: HostKernel, block, smem: int) -> int:

@@ -202,6 +202,9 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
     code = _without_comments(attempt.text)
     if not code.strip():
         raise _Problem("cell", "the cell is empty")
+    if dynamic := re.search(r"\bextern\s+__shared__\s+(\w+)\s+(\w+)", code):
+        expected = f"DYNAMIC_SHARED({dynamic[1]}, {dynamic[2]}); inside the kernel"
+        raise _Problem("cell", f"extern __shared__: expected {expected}")
     if not re.search(r"\b__global__\b", code):  # a body: the spec says the rest
         head = f'extern "C" __global__ void __launch_bounds__(block_threads) {name}({spec.signature}) {{\n'
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'

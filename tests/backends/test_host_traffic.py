@@ -150,6 +150,15 @@ def test_tied_tensors_go_by_the_first_name(backend, kernels):
     assert set(traffic) == {"embed", "y"}
 
 
+@pytest.mark.parametrize("seed", ORDERS)
+def test_tensors_that_overlap_go_by_the_first_of_them(backend, kernels, seed):
+    backend.seed = seed
+    memory, y = torch.randn(96), torch.zeros(64)
+    backend.tensors = {"left": memory[:64], "right": memory[32:], "y": y}
+    traffic = count(backend, kernels["add_up"], 2, 32, [memory[:64], memory[32:], memory[:64], y])
+    assert traffic == {"left": read(768, 768, 384), "y": written(256, 256, 256)}
+
+
 def test_tensors_behind_pointers_count_once_they_are_named(backend, kernels):
     rows, y = [torch.randn(32) for _ in range(3)], torch.zeros(32)
     table = torch.tensor([row.data_ptr() for row in rows])

@@ -106,7 +106,7 @@ def test_a_cell_may_hold_helpers_headers_and_other_kernels():
     verdict = attempt(
         '#include "matvec.cuh"\n'
         "// __global__ void mine(int nothing) is only a comment\n"
-        "constexpr int one = 1;\n"
+        "__constant__ float one = 1.0f;\n"
         "__device__ float sum_of(float a, float b) { return one * a + b; }\n"
         "__global__ void other(float* anything) { anything[0] = 0.0f; }\n"
         + whole("mine", SPECS["torch.add"], ADD.replace("x[i] + r[i]", "sum_of(x[i], r[i])"))
@@ -244,6 +244,9 @@ WRONG = {
         "float twice(float x) { return 2 * x; }\n" + whole("mine", SPECS["torch.add"], "y[0] = twice(x[0]);\n"),
         "compile", r"^cell\(2\): error: A function without execution space[^\0]*$"),
     "a header that NVRTC lacks": ("#include <vector>\n" + WHOLE, "compile", r"cell\(2\).*error.*vector"),
+    "CUDA's own dynamic shared memory": (
+        "extern __shared__ float s[];\ny[0] = s[0];", "cell",
+        r"^extern __shared__: expected DYNAMIC_SHARED\(float, s\)"),
     "a parameter twice": ("__global__ void mine(int n, int n) {}", "compile", "error"),
     # Sizes
     **{f"--grid {grid}": (ADD, "launch", "grid must be|expected numbers", {"grid": grid})
@@ -332,7 +335,7 @@ def test_a_new_cell_takes_under_5_seconds_and_a_known_one_under_1():
         *((seconds(text), seconds(text)) for text in (f"{RMS_NORM}// {time.time_ns()}" for _ in range(3))), strict=True
     )
     print(f"first {min(first):.2f} s, again {min(again):.2f} s")
-    assert min(first) < 5 and min(again) < 1  # 1.1 s and 0.1 s on two busy cores
+    assert min(first) < 5 and min(again) < 1  # 0.3 s and 0.04 s on two busy cores
 
 
 def test_csrc_is_as_it_was_before_all_of_this(csrc_before):
