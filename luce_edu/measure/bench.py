@@ -135,8 +135,11 @@ def bench(
             part = f"{name}, decode at {context}"
             if _has_failed(result, part):
                 continue
+            system = systems[name]
+            if system.launches is None and not _has_failed(result, f"{name}, launches"):
+                with _reported(result, f"{name}, launches"):
+                    system.count_launches()
             with _reported(result, part):
-                system = systems[name]
                 result.decode.append({
                     "system": system.name, "context": context, "latency_us": Quartiles.of(values).to_dict(),
                     "enqueue_us": asked[name], "launches": system.launches, "kernels": system.kernels,

@@ -1,11 +1,16 @@
-"""How many kernels a token launches, counted in the ledger."""
+"""How many kernels a token launches: counted in the ledger, or by PyTorch's profiler in other people's programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from luce_edu.config import ModelConfig
+from luce_edu.measure.latency import NotMeasured
+
+# Calls of the CUDA runtime and driver that put a kernel, or a graph of them, on a stream.
+LAUNCH_CALL = re.compile(r"cu(da)?(LaunchKernel(Ex|ExC)?|LaunchCooperativeKernel|GraphLaunch)")
 
 
 @dataclass(frozen=True)
@@ -53,3 +58,26 @@ def count_launches(
             dec.step(token)
         counts[stage] = Count(dec.launches, dec.barriers)
     return counts
+
+
+def profiled_launches(step: Callable[[], object]) -> int:
+    """Launches that `step` asks CUDA for, by PyTorch's profiler; a graph counts once, as it is asked for once.
+
+    Runs the step once. Raises NotMeasured where the profiler sees no launch, as without CUPTI or permission.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return count_launch_calls(event.name for event in profiler.events())
+
+
+def count_launch_calls(names: Iterable[str]) -> int:
+    """How many of a profile's events are launches, by name; NotMeasured where none is."""
+    count = sum(LAUNCH_CALL.fullmatch(name) is not None for name in names)
+    if count == 0:
+        raise NotMeasured("PyTorch's profiler saw no launch; it needs CUPTI, and permission to use it")
+    return count

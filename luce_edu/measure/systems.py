@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from luce_edu.measure.latency import NotMeasured, time_steps
+from luce_edu.measure.launches import profiled_launches
 from luce_edu.stages import STAGES, decoder
 
 
@@ -56,6 +57,9 @@ class System(ABC):
     def time_decode(self, *, steps: int) -> tuple[list[float], float | None]:
         """(GPU microseconds of each step, CPU microseconds to ask for one)."""
         return time_steps(self.advance, steps=steps)
+
+    def count_launches(self) -> None:
+        """Fill in `launches` where that takes running a step; may raise NotMeasured."""
 
     def wait(self) -> None:
         """Until all that was enqueued is done."""
@@ -153,6 +157,10 @@ class TransformersSystem(System):
 
     def choice(self):
         return int(self._next)
+
+    def count_launches(self):
+        if self.device.type == "cuda":
+            self.launches = profiled_launches(self.advance)
 
     def pretend(self, context):
         tokens = torch.randint(self._model.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))

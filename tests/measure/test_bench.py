@@ -122,6 +122,36 @@ def test_what_there_is_can_be_saved_after_decode_and_after_prefill(log):
 # ---- What is wrong is not timed ----
 
 
+class Foreign(Toy):
+    """Its launches take a profiler to count."""
+
+    launches = None
+
+    def count_launches(self):
+        self.log.append((self.name, "profile", None))
+        self.launches = 345
+
+
+class Unprofiled(Foreign):
+    def count_launches(self):
+        self.log.append((self.name, "profile", None))
+        raise NotMeasured("no permission")
+
+
+def test_launches_of_a_foreign_program_are_counted_once_after_its_times(log):
+    result = run(log, others={"foreign": lambda: Foreign("foreign", log)})
+    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [345, 345]
+    what = [what for name, what, _ in log if name == "foreign"]
+    assert what.count("profile") == 1 and what.index("profile") > what.index("pretend")
+
+
+@pytest.mark.planted
+def test_launches_that_cannot_be_counted_are_listed_once_and_cost_no_time(log):
+    result = run(log, others={"foreign": lambda: Unprofiled("foreign", log)})
+    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [None, None]
+    assert result.not_run == [{"part": "foreign, launches", "reason": "no permission"}]
+
+
 class WrongAtOnce(Toy):
     def choice(self):
         return super().choice() + 1

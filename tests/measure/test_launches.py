@@ -6,7 +6,8 @@ import pytest
 
 import luce_edu
 from luce_edu.config import ModelConfig
-from luce_edu.measure.launches import count_launches, narrow
+from luce_edu.measure.latency import NotMeasured
+from luce_edu.measure.launches import count_launch_calls, count_launches, narrow, profiled_launches
 from luce_edu.models import RANDOM_CONFIG, load_model
 
 KERNEL_STAGES = tuple(stage for stage in luce_edu.STAGES if stage != "eager")
@@ -46,3 +47,51 @@ def test_counts_at_reduced_width_equal_those_of_random_08b():
         dec = luce_edu.decoder(stage, model, "host", max_seq_len=2)
         dec.step(1)
         assert counts[stage].launches == dec.launches, stage
+
+
+# As PyTorch's profiler names what it sees of a step: operations, calls of CUDA, kernels and copies on the GPU.
+PROFILE = (
+    "aten::mm", "cudaLaunchKernel", "void gemv_kernel<float>(...)", "cudaMemcpyAsync", "Memcpy HtoD (Pinned -> Device)",
+    "cuLaunchKernel", "cuLaunchKernelEx", "cudaLaunchKernelExC", "cudaLaunchCooperativeKernel", "cudaGraphLaunch",
+    "cudaStreamSynchronize", "cudaFuncSetAttribute", "cudaLaunchHostFunc", "cudaOccupancyMaxActiveBlocks",
+)  # fmt: skip
+
+
+def test_launches_of_a_profile_are_calls_that_start_kernels_or_graphs():
+    assert count_launch_calls(PROFILE) == 6
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("names", [(), ("aten::mm", "cudaMemcpyAsync"), ("cudaLaunchHostFunc", "my cudaLaunchKernel")])
+def test_a_profile_without_a_launch_is_no_count_of_zero(names):
+    with pytest.raises(NotMeasured, match="saw no launch"):
+        count_launch_calls(names)
+
+
+def test_a_step_is_profiled_once_and_waited_for_before_and_after(monkeypatch):
+    import torch
+
+    done = []
+
+    class Event:
+        def __init__(self, name):
+            self.name = name
+
+    class Profile:
+        def __init__(self, activities):
+            assert set(activities) == {torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA}
+
+        def __enter__(self):
+            done.append("begin")
+            return self
+
+        def __exit__(self, *error):
+            done.append("end")
+
+        def events(self):
+            return [Event(name) for name in PROFILE]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    assert profiled_launches(lambda: done.append("step")) == 6
+    assert done == ["wait", "begin", "step", "wait", "end"]
