@@ -138,7 +138,7 @@ def bench(
             system = systems[name]
             if system.launches is None and not _has_failed(result, f"{name}, launches"):
                 with _reported(result, f"{name}, launches"):
-                    system.count_launches()
+                    system.launches = system.count_launches()
             with _reported(result, part):
                 result.decode.append({
                     "system": system.name, "context": context, "latency_us": Quartiles.of(values).to_dict(),
