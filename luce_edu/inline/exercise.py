@@ -32,7 +32,7 @@ def kernel_exercise(
             raise WrongAnswer(f"expected CUDA C++ as text, got {type(answer).__name__}")
         verdict = try_kernel(Attempt(kernel, against, answer, grid, block, smem), seconds=SECONDS)
         if not verdict.passed:
-            helped = f".\n{hint}" if hint and verdict.kind in ("wrong", "kernel") else ""
+            helped = f". {hint}" if hint and verdict.kind in ("wrong", "kernel") else ""
             raise WrongAnswer(f"{kernel} {WORDS[verdict.kind]}. {verdict.problem}{helped}")
         return accept(verdict)
 
