@@ -78,6 +78,8 @@ WRONG_TIMERS = {
     "no wait after": (lambda gpu, work: timed(gpu, work, wait_after=False), "warm and idle.*What had the GPU done"),
     "no wait at all": (
         lambda gpu, work: timed(gpu, work, wait_before=False, wait_after=False), "warm and idle.*What had the GPU"),
+    "no wait in a long loop": (
+        lambda gpu, work: timed(gpu, work, rounds=300, wait_before=False, wait_after=False), "warm and idle.*What had"),
     "no wait before, one round": (
         lambda gpu, work: timed(gpu, work, warm_up=0, rounds=1, wait_before=False), "in its queue.*Whose work"),
     "no warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=0, rounds=5), "cold.*first calls"),

@@ -65,7 +65,8 @@ def _try(timer: Callable, situation: Situation) -> None:
     """Let the timer time fresh work on a fresh GPU; WrongAnswer where it does not say what the work takes."""
     launches, each_us = random.randint(20, 90), random.uniform(8, 30)
     truth_us, calls = launches * each_us, 0
-    gpu = SimulatedGPU(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0)
+    # A queue so deep that it does not fill: a full one would hold a timer that never waits to the GPU's pace.
+    gpu = SimulatedGPU(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0, depth=10**6)
     if situation.busy_us:
         gpu.launch(situation.busy_us, kernel="somebody else's")
 
