@@ -47,7 +47,8 @@ __device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
 
 // Programmatic dependent launch (Hopper and newer, -DDEPENDENT_LAUNCH): a kernel may start while the one before it still
 // runs. Until wait_for_predecessor() it must touch nothing that another kernel writes; after it, all that the
-// predecessor wrote is there, and all before that too, as each kernel lets its successor start only after its own wait.
+// predecessor wrote is there, and all before that too, as every kernel waits. Each lets its successor start after its own
+// wait, so that when a kernel starts all but its predecessor have ended.
 #if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_successor_start() { asm volatile("griddepcontrol.launch_dependents;"); }
