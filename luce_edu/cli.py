@@ -211,7 +211,7 @@ def _bench(args) -> int:
     if not torch.cuda.is_available():
         print("luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency", file=sys.stderr)
         return NOT_MEASURED
-    where = f"{torch.cuda.get_device_name()}, {args.model}"
+    where = f"{torch.cuda.get_device_name()}, {args.model} (measured now)"
     try:
         with _console(stderr=True).status("measuring") as status:
             result = bench(

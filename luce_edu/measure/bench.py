@@ -45,7 +45,7 @@ class Bench(Tabular):
 
     @property
     def title(self) -> str:
-        return f"{self.where} (measured now)"
+        return self.where
 
     header = ("system", "test", "µs a token", "quartiles", "tok/s", "CPU asks, µs", "launches", "of the floor")
 

@@ -440,7 +440,7 @@ def test_energy_without_sensors_is_said(log):
 
 
 def test_the_table_gives_times_rates_and_the_share_of_the_floor(log):
-    result = run(log, contexts=(512,), where="a GPU, random", datasheet_gb_per_s=1000)
+    result = run(log, contexts=(512,), where="a GPU, random (measured now)", datasheet_gb_per_s=1000)
     floor = decode_bytes(MODEL.config, 512).total / 1e6  # µs at 1000 GB/s
     assert result.title == "a GPU, random (measured now)"
     row = dict(zip(result.header, result.body[0], strict=True))
