@@ -21,7 +21,8 @@ ROWS_RIGHT = {
     }""",
 }
 LAST = "    for (int c = threadIdx.x; c < n; c += blockDim.x)\n        y"
-TWO_ROWS = "6[012] of 93"  # wrong of three with 31 elements; about once in 100 runs one is so near 0 that it counts as right
+# Wrong of three with 31 elements; about once in 100 runs one lies so near 0 that it counts as right.
+TWO_ROWS = "6[012] of 93"
 ROWS_WRONG = {
     "the mistake left in": (exercises.rms_rows.skeleton.replace("float squares", "float  squares"), TWO_ROWS),
     "the wrong index changed": (
