@@ -48,14 +48,28 @@ def elapsed_us(enqueue: Callable[[], object]) -> float:
     return 1e3 * start.elapsed_time(end)
 
 
-def time_rounds(enqueue: Callable[[], object], *, rounds: int = 15, warm_up: int = 3, each: int = 1) -> Quartiles:
+def time_rounds(
+    enqueue: Callable[[], object],
+    *,
+    rounds: int = 15,
+    warm_up: int = 3,
+    each: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> Quartiles:
     """Microseconds of one of the `each` things that a call of `enqueue` does: quartiles over rounds.
 
+    before  enqueued on the same stream ahead of each round's first event, so it is done by then and not counted; it
+            decides what the caches hold. While the GPU is at it the CPU asks for the round, which then takes the GPU's
+            time alone
     The rounds before are not counted: module loads, clocks and caches settle there.
     """
     for _ in range(warm_up):
         enqueue()
-    return Quartiles.of([elapsed_us(enqueue) / each for _ in range(rounds)])
+    times = []
+    for _ in range(rounds):
+        before()
+        times.append(elapsed_us(enqueue) / each)
+    return Quartiles.of(times)
 
 
 def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8) -> tuple[list[float], float]:
@@ -82,3 +96,12 @@ def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8)
         asked.append(1e6 * (time.perf_counter() - started))
         torch.cuda.synchronize()
     return between, statistics.median(asked)
+
+
+def l2_emptier(device: torch.device | str) -> Callable[[], object]:
+    """A function that enqueues writing a buffer of twice the device's L2 or more, after which L2 holds nothing else.
+
+    The buffer takes 2**28 bytes at least, so that the GPU is at it for longer than the CPU needs to ask for a launch.
+    """
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.empty(max(2 * l2_bytes, 2**28), dtype=torch.uint8, device=device).zero_

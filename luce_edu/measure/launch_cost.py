@@ -11,7 +11,7 @@ import torch
 from luce_edu.backends import make_backend
 from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
-from luce_edu.measure.latency import Quartiles, time_rounds
+from luce_edu.measure.latency import Quartiles, l2_emptier, time_rounds
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.tables import Tabular
 
@@ -71,9 +71,11 @@ def _size(entry: Launch, scale: float = 1) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class LaunchTime:
-    """Microseconds a launch, over many.
+    """Microseconds a launch.
 
-    what  the kernel;  how  "one by one" from Python, or "as a graph": recorded once, replayed as one request
+    what  the kernel
+    how   many, "one by one" from Python or "as a graph", recorded once and replayed as one request; or one "alone",
+          with "warm L2", where it has just run, or "cold L2", which was filled with something else
     """
 
     what: str
@@ -99,14 +101,15 @@ class LaunchTimes(Tabular):
     def caption(self) -> str:
         return (
             f"{self.gpu}: measured now, with CUDA events around {self.launches} launches back to back, all data in "
-            "cache; median of rounds"
+            "cache, or around one alone; median of rounds"
         )
 
 
 def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 15) -> LaunchTimes:
     """Time a kernel that has nothing to do, and one RMSNorm of hidden_size floats, on the GPU that is there.
 
-    The first is stage `per_op`'s `add` of no elements: it starts, sees that there is none for it, and ends.
+    The first is stage `per_op`'s `add` of no elements: it starts, sees that there is none for it, and ends. Alone, it
+    shows how much of a time is the events' and the start's; a cold L2 has to fetch code as well as data.
     Raises ValueError where there is no GPU that can serve.
     """
     backend = make_backend("cuda")
@@ -118,6 +121,7 @@ def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 
             module["rms_norm"], 1, BLOCK_THREADS, 0, [x, weight, y]
         ),
     }
+    empty_l2 = l2_emptier(backend.device)
     times = []
     for what, launch in kernels.items():
 
@@ -129,4 +133,12 @@ def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 
         graph = backend.capture(one_by_one)
         for how, enqueue in (("one by one", one_by_one), ("as a graph", lambda graph=graph: backend.replay(graph))):
             times.append(LaunchTime(what, how, time_rounds(enqueue, rounds=rounds, each=launches)))
+
+        def empty_and_run(launch=launch):
+            empty_l2()
+            launch()
+
+        # Both empty L2 first, so that they differ in nothing but what it holds when the launch comes.
+        for how, before in (("alone, warm L2", empty_and_run), ("alone, cold L2", empty_l2)):
+            times.append(LaunchTime(what, how, time_rounds(launch, rounds=rounds, before=before)))
     return LaunchTimes(torch.cuda.get_device_name(), launches, times)

@@ -75,6 +75,29 @@ def rounds_are_right(module, monkeypatch) -> None:
     assert next(rounds, None) is None, "all rounds were asked for"
 
 
+def rounds_before_which_l2_is_emptied_are_right(module, monkeypatch) -> None:
+    """A launch of 7 µs with a warm L2 and 30 with a cold one, on GPUs of a small L2 and of a very large one.
+
+    The CPU needs 20 µs to ask for it, which must not show.
+    """
+    for l2_bytes in (4 * 2**20, 192 * 2**20):
+        cuda = FakeCuda(l2_bytes=l2_bytes)
+        cuda.install(monkeypatch, module)
+
+        def launch(cuda=cuda):
+            cuda.read(cold_us=30, warm_us=7, ask_us=20)
+
+        empty_l2 = module.l2_emptier("cuda")
+
+        def empty_and_launch(launch=launch, empty_l2=empty_l2):
+            empty_l2()
+            launch()
+
+        for before, us in ((empty_l2, 30), (empty_and_launch, 7), (empty_l2, 30)):
+            times = module.time_rounds(launch, rounds=3, before=before)
+            assert times.to_dict() == pytest.approx({"median": us, "q1": us, "q3": us, "count": 3})
+
+
 def steps_are_right(module, monkeypatch) -> None:
     """A GPU that is slower than its CPU, and one that waits for it."""
     for gpu_us, ask_us in ((500, 20), (5, 100)):
@@ -97,18 +120,40 @@ def test_rounds_leave_out_the_warm_up_and_count_each_launch(monkeypatch):
     rounds_are_right(latency, monkeypatch)
 
 
+def test_a_round_finds_in_l2_what_was_left_there_before_it_and_that_is_not_timed(monkeypatch):
+    rounds_before_which_l2_is_emptied_are_right(latency, monkeypatch)
+
+
 def test_steps_are_timed_one_by_one_and_asking_for_one_by_itself(monkeypatch):
     steps_are_right(latency, monkeypatch)
 
 
+COLD = rounds_before_which_l2_is_emptied_are_right
+BEFORE = "        before()\n        times.append(elapsed_us(enqueue) / each)\n"
 MISTAKES = {
     "rounds: no warm-up": ("    for _ in range(warm_up):\n        enqueue()\n", "", rounds_are_right),
-    "rounds: the warm-up counts": ("for _ in range(rounds)]", "for _ in range(rounds + warm_up)]", rounds_are_right),
+    "rounds: the warm-up counts": ("for _ in range(rounds):", "for _ in range(rounds + warm_up):", rounds_are_right),
     "rounds: not divided": ("elapsed_us(enqueue) / each", "elapsed_us(enqueue)", rounds_are_right),
     "rounds: divided by the rounds": ("elapsed_us(enqueue) / each", "elapsed_us(enqueue) / rounds", rounds_are_right),
     "rounds: milliseconds": ("return 1e3 * start", "return start", rounds_are_right),
     "rounds: not waited for": ("    end.synchronize()\n", "", rounds_are_right),
     "rounds: quartiles of more than there is": ('method="inclusive"', 'method="exclusive"', rounds_are_right),
+    "cold: never emptied": (BEFORE, BEFORE.replace("before()", "pass"), COLD),
+    "cold: emptied once": (
+        "    for _ in range(rounds):\n        before()\n", "    before()\n    for _ in range(rounds):\n", COLD,
+    ),
+    "cold: emptying is timed": (BEFORE, BEFORE.replace("before()", "pass").replace(
+        "(enqueue)", "(lambda: (before(), enqueue()))"), COLD,
+    ),
+    "cold: emptied after the round": (
+        BEFORE, "        times.append(elapsed_us(enqueue) / each)\n        before()\n", COLD,
+    ),
+    "cold: waited for, so the CPU's asking is timed": (
+        BEFORE, BEFORE.replace("before()", "before()\n        torch.cuda.synchronize()"), COLD,
+    ),
+    "cold: a buffer as large as L2": ("max(2 * l2_bytes, ", "max(l2_bytes, ", COLD),
+    "cold: a buffer that is written too soon": ("max(2 * l2_bytes, 2**28)", "2 * l2_bytes", COLD),
+    "cold: a buffer of one size": ("max(2 * l2_bytes, 2**28)", "2**28", COLD),
     "steps: no warm-up": ("    for _ in range(warm_up):\n        step()\n", "", steps_are_right),
     "steps: two in one": ("zip(events, events[1:]", "zip(events, events[2:]", steps_are_right),
     "steps: from the first": ("for a, b in zip(events, events[1:]", "for a, b in zip([events[0]] * steps, events[1:]",
@@ -140,6 +185,22 @@ def test_a_mistake_in_the_timing_is_caught(mistake, monkeypatch):
     module = with_mistake(old, new)
     with pytest.raises((AssertionError, RuntimeError, StopIteration)):
         check(module, monkeypatch)
+
+
+@pytest.mark.gpu
+def test_what_l2_held_takes_longer_to_read_after_it_was_emptied():
+    x = torch.randn(torch.cuda.get_device_properties(0).L2_cache_size // 16, device="cuda")  # fills a quarter of L2
+    y, empty_l2 = torch.empty_like(x), latency.l2_emptier("cuda")
+
+    def double():
+        torch.mul(x, 2, out=y)
+
+    def empty_and_double():
+        empty_l2()
+        double()
+
+    warm, cold = (latency.time_rounds(double, before=before) for before in (empty_and_double, empty_l2))
+    assert cold.q1 > warm.q3
 
 
 @pytest.mark.gpu
