@@ -226,7 +226,12 @@ def _bench(args) -> int:
         print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
     else:
         _console().print(result)
-    return HOLDS if result.decode else NOT_MEASURED
+    if set(result.wrong) & set(luce_edu.STAGES):
+        return DOES_NOT_HOLD
+    asked_for = {*luce_edu.STAGES, *(["llama.cpp"] if args.gguf else [])}
+    optional = set(result.absent) - asked_for  # baselines: those that are installed were asked for
+    missing = {row["part"] for row in result.not_run} - optional
+    return HOLDS if result.decode and not missing else NOT_MEASURED
 
 
 def _evidence(args) -> int:

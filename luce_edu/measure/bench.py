@@ -32,6 +32,8 @@ Progress = Callable[[str], None]
 class Bench(Tabular):
     """What a run measured, as the record's parts have it; `not_run` is a list of {"part", "reason"}.
 
+    wrong   those named in not_run that were asked, and chose otherwise than the reference
+    absent  those named there that cannot be had here, such as a baseline that is not installed
     clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
     """
 
@@ -41,6 +43,8 @@ class Bench(Tabular):
     prefill: list[dict] = field(default_factory=list)
     energy: list[dict] = field(default_factory=list)
     not_run: list[dict] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     clocks: dict[str, int | None] = field(default_factory=dict)
 
     @property
@@ -107,9 +111,16 @@ def bench(
     for name, make in makers.items():
         progress(f"{name}: loading")
         with _reported(result, name):
-            systems[name] = make()
-            progress(f"{name}: checking its tokens")
-            _check(systems[name], choices)
+            try:
+                systems[name] = make()
+                progress(f"{name}: checking its tokens")
+                _check(systems[name], choices)
+            except _WrongChoice:
+                result.wrong.append(name)
+                raise
+            except NotMeasured:
+                result.absent.append(name)
+                raise
         if _has_failed(result, name):
             systems.pop(name, None)
             gc.collect()  # its memory is for the others
@@ -217,15 +228,19 @@ def _decided_choice(model, prompt: list[int]) -> int | None:
     return int(exact.argmax()) if top[0] - top[1] > 2 * (exact - rounded).abs().max() else None
 
 
+class _WrongChoice(NotMeasured):
+    """A system chose otherwise than the reference, so its times would be nobody's."""
+
+
 def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> None:
-    """NotMeasured for a system that chooses otherwise than the reference where that one is decided."""
+    """_WrongChoice for a system that chooses otherwise than the reference where that one is decided."""
     for prompt, first, second in choices:
         system.prefill(prompt)
         for step, token in enumerate((first, second)):
             if step:
                 system.advance()
             if token is not None and (choice := system.choice()) != token:
-                raise NotMeasured(
+                raise _WrongChoice(
                     f"wrong, so not timed: after {len(prompt) + step} tokens it chooses {choice}, the reference {token}"
                 )
 
