@@ -43,8 +43,8 @@ def gather(
 ) -> Record:
     """Measure, and write out/record.json after every part, so that what is interrupted can go on.
 
-    only  the parts to run; the others are taken from a record that is there already, if it is of this machine, model
-          and commit. Without it every part that such a record lacks is run
+    only  the parts to run; the others are taken from a record that is there already, if it is of this machine, model,
+          commit and versions of packages. Without it every part that such a record lacks is run
     Raises ValueError for an unknown part or model, RecordError for a record of something else, OSError for a folder
     that cannot be written. A part that cannot run is listed in the record's not_run, with its reason.
     """
@@ -179,20 +179,19 @@ def _parts_of(row: dict) -> set[str]:
 
 
 def _take_over(content: dict, old: Record, path: Path) -> None:
-    """Go on with the record of an interrupted run; RecordError for one of another machine, model or commit."""
+    """Go on with the record of an interrupted run; RecordError for one of another machine, model, commit or version."""
     if old.kind != "recorded":
         raise RecordError(f"{path.name}: a {old.kind} record is there already; name another folder")
-    for field in ("model", "commit"):
-        if old.content[field] != content[field]:
-            raise RecordError(
-                f"{path.name}: a record of {field} {old.content[field]} is there already, this is {content[field]}; "
-                "name another folder"
-            )
     was, now = old.content["machine"], content["machine"]
-    if was["gpu"] != now["gpu"]:
-        raise RecordError(
-            f"{path.name}: a record of {was['gpu']} is there already, this is {now['gpu']}; name another folder"
-        )
+    names = sorted({*was["versions"], *now["versions"]})
+    pairs = {field: (old.content[field], content[field]) for field in ("model", "commit")}
+    pairs |= {"GPU": (was["gpu"], now["gpu"])}
+    pairs |= {name: (was["versions"].get(name), now["versions"].get(name)) for name in names}
+    for what, (before, here) in pairs.items():
+        if before != here:
+            raise RecordError(
+                f"{path.name}: a record of {what} {before} is there already, this is {here}; name another folder"
+            )
     content["machine"] = was | now  # with the clocks of a decode part that is kept
     content["parts"] = dict(old.parts)
     content["not_run"] = list(old.content["not_run"])

@@ -19,7 +19,7 @@ from luce_edu.measure import evidence
 from luce_edu.measure.bench import STEPS
 from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
 from luce_edu.measure.latency import NotMeasured
-from luce_edu.measure.records import Record
+from luce_edu.measure.records import Record, RecordError
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -281,22 +281,37 @@ def test_parts_that_are_saved_only_at_the_end_are_lost_to_an_interruption(machin
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"gpu": "NVIDIA Other"}, "a record of NVIDIA Fake 80GB is there already, this is NVIDIA Other; name another"),
+        ({"gpu": "NVIDIA Other"}, "a record of GPU NVIDIA Fake 80GB is there already, this is NVIDIA Other; name"),
         ({"commit": "2" * 40}, f"a record of commit {'1' * 40} is there already, this is {'2' * 40}; name"),
         ({"commit": "1" * 40 + "+"}, "name another folder"),
         ({"commit": None}, "name another folder"),
         ({"model": "random-0.8b"}, "a record of model tiny is there already, this is random-0.8b; name another folder"),
+        ({"versions": {"torch": "2.12.0"}}, "a record of torch 2.11.0 is there already, this is 2.12.0; name another"),
+        ({"versions": {"python": "3.12.4"}}, "a record of python 3.12.3 is there already, this is 3.12.4; name"),
+        ({"versions": {"flash-linear-attention": "0.4.2"}},
+         "a record of flash-linear-attention None is there already, this is 0.4.2; name another folder"),
     ],
-)
-def test_a_record_of_another_machine_model_or_commit_is_refused_and_stays(change, said, machine, tmp_path, capsys):
+)  # fmt: skip
+def test_a_record_of_another_machine_model_commit_or_version_is_refused_and_stays(
+    change, said, machine, tmp_path, capsys
+):
     measured(tmp_path)
     before = (tmp_path / "record.json").read_bytes()
     machine.fields["gpu"] = change.get("gpu", machine.fields["gpu"])
+    machine.fields["versions"] = machine.fields["versions"] | change.get("versions", {})
     machine.commit = change.get("commit", machine.commit)
     machine.happened.clear()
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", change.get("model", "tiny")]) == 2
     assert said in capsys.readouterr().err
     assert machine.happened == [] and (tmp_path / "record.json").read_bytes() == before
+
+
+@pytest.mark.planted
+def test_a_version_that_is_gone_is_refused_too(machine, tmp_path):
+    measured(tmp_path)
+    machine.fields["versions"] = {"python": "3.12.3"}
+    with pytest.raises(RecordError, match="a record of torch 2.11.0 is there already, this is None; name another"):
+        measured(tmp_path)
 
 
 FOREIGN = {
