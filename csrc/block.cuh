@@ -41,8 +41,9 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 // One warp: store(i, x[i] * scale(sum of x^2), load(i)) for each of n elements, lanes side by side. A lane reads all
 // its elements before it stores any, so store may write to x; and what `load` brings (weights) is under way during
 // the sum. Left to the stores, each load would wait for the store before it, which might be to the same memory.
-template <int n, typename Load, typename Scale, typename Store>
-__device__ __forceinline__ void warp_normalise(const float* x, Load load, Scale scale, Store store) {
+// x: anything with x[i], such as a pointer.
+template <int n, typename Input, typename Load, typename Scale, typename Store>
+__device__ __forceinline__ void warp_normalise(Input x, Load load, Scale scale, Store store) {
     constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
     float value[per_lane];
     decltype(load(0)) other[per_lane];

@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,15 +66,53 @@ class Weights:
         return sum(tensor.nbytes for _, tensor in self.named_tensors())
 
     def to(self, device: torch.device | str) -> Weights:
-        """The same weights on a device; a tied head stays tied."""
+        """The same weights on a device; a tied head stays tied.
+
+        Where that takes a copy, matrices with the same input come to stand side by side (`SIDE_BY_SIDE`).
+        """
         embed_tokens = self.embed_tokens.to(device)
         tied = self.lm_head is self.embed_tokens
+        layers = []
+        for layer in self.layers:
+            moved = {name: tensor.to(device) for name, tensor in layer.items()}
+            layers.append(moved if all(moved[name] is layer[name] for name in layer) else stand_side_by_side(moved))
         return Weights(
             embed_tokens=embed_tokens,
             norm=self.norm.to(device),
             lm_head=embed_tokens if tied else self.lm_head.to(device),
-            layers=[{name: tensor.to(device) for name, tensor in layer.items()} for layer in self.layers],
+            layers=layers,
         )
+
+
+# Matrices of a layer that multiply the same vectors. One after the other in memory they are one matrix.
+SIDE_BY_SIDE = (
+    ("linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight",
+     "linear_attn.in_proj_b.weight", "linear_attn.in_proj_a.weight"),
+    ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+)  # fmt: skip
+
+
+def stand_side_by_side(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same layer, each group of SIDE_BY_SIDE copied into one piece of memory, its matrices views of it."""
+    layer = dict(layer)
+    for group in SIDE_BY_SIDE:
+        if group[0] in layer:
+            together = torch.cat([layer[name] for name in group])
+            layer |= zip(group, together.split([len(layer[name]) for name in group]), strict=True)
+    return layer
+
+
+def as_one_matrix(matrices: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The matrices [rows, columns] as one, without a copy; None where they do not stand side by side in memory."""
+    first = matrices[0]
+    offset, rows = first.storage_offset(), 0
+    for matrix in matrices:
+        same = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not matrix.is_contiguous() or matrix.storage_offset() != offset + rows * first.shape[1]:
+            return None
+        rows += len(matrix)
+    return first.as_strided((rows, first.shape[1]), first.stride())
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 Both have the same few members:
     compile(source, kernels, defines) -> Module; module[name] -> Kernel
     launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which writes the ledger
+    matmul(x, weights, out), a library's product, which does so too
     capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
     max_resident_blocks(kernel, block, smem), synchronize(), device, name, ledger
 """

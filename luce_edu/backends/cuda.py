@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
-from luce_edu.backends.ledger import Launch, Ledger, graph_launch
+from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, LaunchError
+from luce_edu.weights import as_one_matrix
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
@@ -104,8 +105,9 @@ def parse_ptxas(log: str) -> dict[str, Resources]:
     """Read the report of `ptxas -v`: one Resources for each kernel it compiled."""
     report: dict[str, Resources] = {}
     pattern = re.compile(
-        r"Function properties for (\w+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+        r"Function properties for (\w+)\n[^\n]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        # A device function that is not inlined has properties too, and no registers of its own.
+        r"(\d+) bytes spill loads(?:(?!Function properties).)*?Used (\d+) registers([^\n]*)",
         re.DOTALL,
     )
     for name, stack, stores, loads, registers, rest in pattern.findall(log):
@@ -240,6 +242,23 @@ class CudaBackend:
         config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative, **how)
         launch(_CurrentStream(self.device), config, kernel.handle, *values)
         self.ledger.record(Launch(kernel.name, grid, block, smem, cooperative))
+
+    def matmul(self, x, weights: Sequence, out) -> None:
+        """Enqueue out = x @ weights^T by cuBLAS, the weights' outputs side by side: bf16 in and out, sums in fp32.
+
+        x [rows, inputs], each of weights [outputs, inputs], out [rows, all outputs], contiguous. One product where the
+        weights stand side by side in memory, as those on a GPU do. Raises LaunchError before anything runs.
+        """
+        import torch
+
+        check_product(x, weights, out)
+        together = as_one_matrix(weights)
+        parts = [(together, out)] if together is not None else zip(
+            weights, out.split([len(weight) for weight in weights], dim=1), strict=True
+        )  # fmt: skip
+        for weight, part in parts:
+            torch.mm(x, weight.T, out=part)
+            self.ledger.record(PRODUCT)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments.

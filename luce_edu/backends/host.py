@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu import backends
-from luce_edu.backends.ledger import Launch, Ledger, Traffic, graph_launch
+from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, Traffic, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CompileError, KernelError, LaunchError
 
@@ -77,9 +77,12 @@ class HostKernel:
 
 @dataclass(frozen=True)
 class HostGraph:
-    """What stands in for a CUDA graph here: launches with their arguments, checked and not run."""
+    """What stands in for a CUDA graph here: launches with their arguments, checked and not run.
 
-    launches: tuple
+    Each is called with what writes the ledger.
+    """
+
+    launches: tuple[Callable[[Callable[[Launch], None]], None], ...]
 
 
 class HostBackend:
@@ -145,10 +148,19 @@ class HostBackend:
             )
         _pack(kernel, args)  # refuses wrong arguments
         entry = Launch(kernel.name, grid, block, smem, cooperative)
+        self._do(lambda record: self._run(kernel, entry, resident, args, record))
+
+    def matmul(self, x, weights: Sequence, out) -> None:
+        """As `CudaBackend.matmul`: the same function, computed by PyTorch in fp32 and rounded once."""
+        check_product(x, weights, out)
+        self._do(lambda record: _multiply(x, tuple(weights), out, record))
+
+    def _do(self, run: Callable[[Callable[[Launch], None]], None]) -> None:
+        """Run something that gives its line of the ledger to the function that it is called with, or capture it."""
         if self._capturing is not None:
-            self._capturing.append((kernel, entry, resident, args))
+            self._capturing.append(run)
         else:
-            self._run(kernel, entry, resident, args, self.ledger.record)
+            run(self.ledger.record)
 
     def capture(self, enqueue: Callable[[], None]) -> HostGraph:
         """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments."""
@@ -163,8 +175,8 @@ class HostBackend:
         """Run the launches of a graph in their order. The ledger gets one line."""
         entries: list[Launch] = []
         try:
-            for kernel, entry, resident, args in graph.launches:
-                self._run(kernel, entry, resident, args, entries.append)
+            for run in graph.launches:
+                run(entries.append)
         finally:
             self.ledger.record(graph_launch(entries))
 
@@ -256,6 +268,15 @@ class _Request(ctypes.Structure):
         ("traffic", ctypes.POINTER(_Traffic)),
         ("block_barriers", ctypes.POINTER(ctypes.c_uint64)),
     )
+
+
+def _multiply(x, weights, out, record: Callable[[Launch], None]) -> None:
+    """out = x @ weights^T for bf16 tensors: products of bf16 numbers and their sums in fp32, as tensor cores have it."""
+    at = 0
+    for weight in weights:
+        out[:, at : at + len(weight)] = x.float() @ weight.float().T
+        at += len(weight)
+    record(PRODUCT)
 
 
 def _with_names(report: str, kernel: HostKernel, ranges) -> str:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from luce_edu.errors import LaunchError
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -50,6 +52,21 @@ class Launch:
 def graph_launch(captured: Sequence[Launch]) -> Launch:
     """The one line for a replay of a CUDA graph."""
     return Launch("graph", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False, captured=tuple(captured))
+
+
+# A product of matrices by a library: one line, however many kernels the library takes for it.
+PRODUCT = Launch("matmul", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False)
+
+
+def check_product(x, weights: Sequence, out) -> None:
+    """LaunchError unless x [rows, inputs], weights [outputs, inputs] each and out [rows, all outputs] are bf16 and fit."""
+    import torch
+
+    wanted = (len(x), sum(len(weight) for weight in weights))
+    fits = all(t.dtype == torch.bfloat16 and t.dim() == 2 for t in (x, out, *weights)) and out.is_contiguous()
+    if not fits or tuple(out.shape) != wanted or any(weight.shape[1] != x.shape[1] for weight in weights):
+        shapes = ", ".join(f"{t.dtype} {list(t.shape)}" for t in (x, *weights, out))
+        raise LaunchError(f"matmul: expected bf16 x [rows, inputs], weights [outputs, inputs] and out, got {shapes}")
 
 
 @dataclass

@@ -11,8 +11,10 @@ from luce_edu.reference.block import deltanet, hybrid_block
 from luce_edu.reference.rms_norm import rms_norm
 
 
-def forward(weights, config, tokens, state=None, *, dtype=torch.float32, chunked=True, trace=None):
-    """Logits [..., T, vocab_size] in dtype for tokens [..., T] (int64).
+def forward(
+    weights, config, tokens, state=None, *, dtype=torch.float32, chunked=True, trace=None, logits_to_keep=None
+):
+    """Logits [..., T, vocab_size] in dtype for tokens [..., T] (int64), or of the last `logits_to_keep` tokens only.
 
     With a `DecodeState`, tokens is [T] and continues the sequence that state remembers; state is advanced in
     place. Without one, tokens is [T] or [B, T], whole sequences, and nothing is kept: that form is
@@ -33,6 +35,8 @@ def forward(weights, config, tokens, state=None, *, dtype=torch.float32, chunked
             trace.append(x)
     if state is not None:
         state.position += len(tokens)
+    if logits_to_keep is not None:
+        x = x[..., -logits_to_keep:, :]
     return F.linear(rms_norm(x, weights.norm, eps=config.rms_norm_eps), weights.lm_head.to(dtype))
 
 

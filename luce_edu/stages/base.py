@@ -6,6 +6,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,6 +14,7 @@ from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
+from luce_edu.stages.prefill import Prefill
 from luce_edu.state import DecodeState
 
 
@@ -55,6 +57,10 @@ class Decoder(ABC):
 
         None stands for the choice after the last token, which need not be known on the host.
         """
+
+    @abstractmethod
+    def _read_prompt(self, tokens: list[int]) -> None:
+        """Enqueue a prompt from state.position on: writes what `_advance` does, as after the last token."""
 
     @abstractmethod
     def _next_token(self) -> int:
@@ -110,15 +116,22 @@ class Decoder(ABC):
         Raises ValueError, with the state as it was, for a token that is not an integer in range, or when the
         sequence is full.
         """
-        return self.prefill([token])
+        self._run(self._check_tokens([token]))
+        return self.logits.clone()
 
-    def prefill(self, tokens: Iterable[int]) -> torch.Tensor:
-        """Decode a prompt, continuing from the present state; return the logits after its last token.
+    def prefill(self, tokens: Iterable[int], *, chunked: bool = True) -> torch.Tensor:
+        """Read a prompt, continuing from the present state; return the logits after its last token.
 
-        Raises ValueError, with the state as it was, for an empty prompt, a token that is not an integer in range,
-        or more tokens than there is room for.
+        chunked  all of it together, a segment of up to luce_edu.stages.prefill.SEGMENT tokens at a time; False: token by
+                 token, as the stage decodes. The ledger then holds the launches of all, or of the last token
+        Raises, with the state as it was, ValueError for an empty prompt, a token that is not an integer in range, or more
+        tokens than there is room for, and torch.OutOfMemoryError.
         """
-        self._run(self._check_tokens(tokens))
+        checked = self._check_tokens(tokens)
+        if chunked:
+            self._read(checked)
+        else:
+            self._run(checked)
         return self.logits.clone()
 
     def advance(self) -> None:
@@ -173,8 +186,10 @@ class Decoder(ABC):
 
     def _stream(self, tokens: list[int], max_new_tokens: int, temperature: float, generator) -> Iterator[int]:
         self.reset()
-        for _ in range(max_new_tokens):
-            self._run(tokens)
+        self._read(tokens)
+        for number in range(max_new_tokens):
+            if number > 0:
+                self._run([token])
             runs = self._runs
             if temperature == 0:
                 token = self._next_token()
@@ -189,20 +204,45 @@ class Decoder(ABC):
                 return
             if self._runs != runs:
                 raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
-            tokens = [token]
 
     def _run(self, tokens: list[int | None]) -> None:
+        """Token by token."""
+        with self._moving_on():
+            for token in tokens:
+                self.ledger.clear()
+                position = self.state.position
+                self._advance(token)
+                self.state.position = position + 1
+
+    def _read(self, tokens: list[int]) -> None:
+        """All together. Running out of memory leaves the state as it was; that of the cache has not been overwritten."""
+        with self._moving_on():
+            position = self.state.position
+            before = [tensor.clone() for tensor in self._recurrent_tensors()] if position > 0 else None
+            try:
+                self.ledger.clear()
+                self._read_prompt(tokens)
+                self.state.position = position + len(tokens)
+            except torch.OutOfMemoryError:
+                for i, tensor in enumerate(self._recurrent_tensors()):
+                    tensor.copy_(before[i]) if before else tensor.zero_()
+                self.state.position = position
+                self._failed = self._has_choice = False
+                raise torch.OutOfMemoryError(
+                    f"{self.stage}: out of memory on {self.device} for a prompt of {len(tokens)} tokens; the state is as before"
+                ) from None
+
+    def _recurrent_tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.state.conv_state, self.state.recurrent_state
+
+    @contextmanager
+    def _moving_on(self):
+        """Refuses to go on from an undefined state, and leaves the decoder marked as failed when what is inside fails."""
         if self._failed:
-            raise ValueError(
-                f"{self.stage}: a kernel failed and left the state undefined; call reset() first"
-            )
+            raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
         self._failed = True  # until all is enqueued
         self._runs += 1
-        for token in tokens:
-            self.ledger.clear()
-            position = self.state.position
-            self._advance(token)
-            self.state.position = position + 1
+        yield
         self._failed = False
         self._has_choice = True
 
@@ -283,6 +323,7 @@ class KernelDecoder(Decoder):
         )
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
+        self._prefill: Prefill | None = None  # compiled for the first prompt
 
     def _defines(self) -> dict[str, object]:
         """The -D macros that the kernels are compiled with."""
@@ -303,7 +344,13 @@ class KernelDecoder(Decoder):
         return super()._scratch() + [
             self.mid, self.qkv, self.z, self.beta, self.g, self.o, self.projected, self.act, self.partials,
             self.next_token, self.block_best,
-        ]  # fmt: skip
+        ] + (self._prefill.scratch() if self._prefill else [])  # fmt: skip
+
+    def _read_prompt(self, tokens):
+        if self._prefill is None:
+            self._prefill = Prefill(self)
+        self._expected = None
+        self._prefill.read(tokens)
 
     def _place_token(self, token: int | None) -> None:
         """Put the token where the kernels look for it, unless it is the model's own choice, which is there already.

@@ -43,6 +43,7 @@ def check_kernels_serve(config: ModelConfig) -> None:
         "hidden_size": (config.hidden_size, 8),
         "intermediate_size": (config.intermediate_size, 8),
         "linear_num_value_heads": (config.linear_num_value_heads, 2),
+        "linear_key_head_dim": (config.linear_key_head_dim, 2),
         "linear_value_head_dim": (config.linear_value_head_dim, 16),
         "linear_num_value_heads * linear_value_head_dim": (config.value_dim, 8),
         "num_attention_heads * head_dim": (q_dim, 8),

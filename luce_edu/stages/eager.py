@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from luce_edu.backends.ledger import Launch
 from luce_edu.reference.model import forward
 from luce_edu.stages.base import Decoder
+from luce_edu.stages.prefill import SEGMENT
 
 
 class EagerDecoder(Decoder):
@@ -24,13 +25,21 @@ class EagerDecoder(Decoder):
 
     def _advance(self, token):
         chosen = self.logits.argmax(keepdim=True) if token is None else torch.tensor([token], device=self.device)
+        self._forward(chosen, chunked=False)
+
+    def _read_prompt(self, tokens):
+        for segment in torch.tensor(tokens, device=self.device).split(SEGMENT):
+            self._forward(segment, chunked=True)
+
+    def _forward(self, tokens: torch.Tensor, *, chunked: bool) -> None:
         trace = []
         with torch.no_grad(), _RecordOperations(self.ledger) if self.counts else nullcontext():
             logits = forward(
-                self.weights, self.config, chosen, self.state, dtype=torch.bfloat16, chunked=False, trace=trace
-            )
+                self.weights, self.config, tokens, self.state, dtype=torch.bfloat16, chunked=chunked, trace=trace,
+                logits_to_keep=1,
+            )  # fmt: skip
         self.logits.copy_(logits[0])
-        self.hidden_states.copy_(torch.cat(trace))
+        self.hidden_states.copy_(torch.stack([x[-1] for x in trace]))
 
     def _next_token(self) -> int:
         return -1 if self.logits.isnan().any() else int(self.logits.argmax())

@@ -1,0 +1,115 @@
+// causal_conv_sequence.cuh: the causal convolution of causal_conv.cuh over a sequence, and what follows it head by head
+// Computes  y_t = silu(sum_j weight[c, j] * input[t - conv_kernel + 1 + j]), inputs before the sequence from conv_state;
+//           then, for q and k, y / sqrt(sum(y^2) + eps) over the head, q also / sqrt(K)
+// Shapes    projected [tokens, stride] bf16, a row's first conv_dim are q, k, v;  qkv as delta_rule_chunk.cuh reads it;
+//           weight [conv_dim, conv_kernel], conv_state [conv_dim, conv_kernel - 1] fp32
+// Work      a warp takes one head of q, k or v and `conv_tokens` tokens, two neighbouring channels a lane, and keeps the last
+//           inputs in registers. The warp with a head's first tokens is the only one that reads its conv_state, so it may
+//           also move it on.
+// Traffic   each input is read once and conv_kernel - 1 of every conv_tokens once more
+// Checked   tests/csrc/test_prefill.py
+#pragma once
+#include "activations.cuh"
+#include "delta_rule_chunk.cuh"
+
+constexpr int conv_tokens = 16;
+constexpr int conv_heads = 2 * num_key_heads + num_value_heads;
+static_assert(key_head_dim % 2 == 0, "a lane takes two neighbouring channels");
+
+// Two neighbouring bf16 numbers in one 4-byte access.
+__device__ __forceinline__ float2 load_two(const bf16* p) {
+    const unsigned pair = *reinterpret_cast<const unsigned*>(p);
+    return float2{even(pair), odd(pair)};
+}
+
+__device__ __forceinline__ void store_two(bf16* p, float first, float second) {
+    *reinterpret_cast<unsigned*>(p) = to_bf16(first).bits | static_cast<unsigned>(to_bf16(second).bits) << 16;
+}
+
+// One head of `dim` channels, written `width` wide. in, out: its first channel at token 0; weight and conv_state: at that
+// channel. Rows from `length` to the end of the last chunk become zero. scale: 0 for a head that is not normalised.
+template <int dim, int width>
+__device__ __forceinline__ void conv_head(const bf16* in, int stride, const float* weight, float* conv_state, bf16* out,
+                                          int first, int length, float scale) {
+    constexpr int pairs = (width / 2 + warp_threads - 1) / warp_threads;  // of channels, for a lane
+    constexpr int history = conv_kernel - 1;
+    const int chunks_end = (length + chunk_tokens - 1) / chunk_tokens * chunk_tokens;
+    const int end = first + conv_tokens < chunks_end ? first + conv_tokens : chunks_end;
+    if (first >= end) return;
+    float taps[pairs][2][conv_kernel], window[pairs][2][history];
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+        const int c = 2 * (lane_id() + p * warp_threads);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+#pragma unroll
+            for (int j = 0; j < conv_kernel; ++j) taps[p][h][j] = c < dim ? weight[(c + h) * conv_kernel + j] : 0.0f;
+#pragma unroll
+            for (int j = 0; j < history; ++j) {
+                const int t = first - history + j;
+                window[p][h][j] = c >= dim ? 0.0f
+                                  : t >= 0 ? to_float(in[static_cast<size_t>(t) * stride + c + h])
+                                           : conv_state[(c + h) * history + history + t];
+            }
+        }
+    }
+#pragma unroll 4
+    for (int t = first; t < end; ++t) {
+        float y[pairs][2], squares = 0.0f;
+#pragma unroll
+        for (int p = 0; p < pairs; ++p) {
+            const int c = 2 * (lane_id() + p * warp_threads);
+            const bool is_there = c < dim && t < length;
+            const float2 x = is_there ? load_two(in + static_cast<size_t>(t) * stride + c) : float2{0.0f, 0.0f};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float now = h == 0 ? x.x : x.y;
+                float sum = taps[p][h][history] * now;
+#pragma unroll
+                for (int j = 0; j < history; ++j) {
+                    sum = fmaf(taps[p][h][j], window[p][h][j], sum);
+                    window[p][h][j] = j + 1 < history ? window[p][h][j + 1] : now;
+                }
+                y[p][h] = is_there ? silu(sum) : 0.0f;
+                squares = fmaf(y[p][h], y[p][h], squares);
+            }
+        }
+        const float factor = scale != 0.0f ? scale * rsqrtf(warp_sum(squares) + l2_norm_eps) : 1.0f;
+#pragma unroll
+        for (int p = 0; p < pairs; ++p) {
+            const int c = 2 * (lane_id() + p * warp_threads);
+            if (c < width) store_two(out + static_cast<size_t>(t) * qkv_width + c, factor * y[p][0], factor * y[p][1]);
+        }
+    }
+    if (first != 0) return;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+        for (int h = 0; h < 2; ++h) {
+            const int c = 2 * (lane_id() + p * warp_threads) + h;  // the channels whose state this lane has read
+            if (c >= dim) continue;
+            float* state = conv_state + c * history;
+            for (int j = 0; j < history; ++j) {  // in this order: of a short sequence some old inputs stay, further ahead
+                const int t = length - history + j;
+                state[j] = t >= 0 ? to_float(in[static_cast<size_t>(t) * stride + c]) : state[history + t];
+            }
+        }
+    }
+}
+
+// One warp's head and tokens; unit counts both, heads first.
+__device__ __forceinline__ void causal_conv_sequence(const bf16* projected, int stride, const float* weight,
+                                                     float* conv_state, bf16* qkv, int unit, int length) {
+    const int head = unit % conv_heads, first = unit / conv_heads * conv_tokens;
+    const bool is_v = head >= 2 * num_key_heads;
+    const int channel = is_v ? 2 * key_dim + (head - 2 * num_key_heads) * value_head_dim : head * key_head_dim;
+    const bf16* in = projected + channel;
+    const float* w = weight + channel * conv_kernel;
+    float* state = conv_state + channel * (conv_kernel - 1);
+    if (is_v) {
+        conv_head<value_head_dim, value_head_dim>(
+            in, stride, w, state, qkv + v_offset + (head - 2 * num_key_heads) * value_head_dim, first, length, 0.0f);
+    } else {
+        const float scale = head < num_key_heads ? rsqrtf(static_cast<float>(key_head_dim)) : 1.0f;
+        conv_head<key_head_dim, key_width>(in, stride, w, state, qkv + head * key_width, first, length, scale);
+    }
+}

@@ -1,0 +1,315 @@
+// delta_rule_chunk.cuh: the gated delta rule for a sequence, in chunks of 64 tokens
+// Computes  what delta_rule.cuh does token by token. In a chunk let d_i be the correction that token i writes, G_i the sum of
+//           g up to and with i, S the state before the chunk. Every d_i depends on those before it:
+//             d_i + sum_{j<i} beta_i exp(G_i - G_j) (k_i . k_j) d_j = beta_i v_i - beta_i exp(G_i) S^T k_i
+//           a unit lower-triangular system with two right-hand sides, so that d = U - W S, where U and W need no state:
+//           `prepare` finds them for all chunks at once. Then `scan` goes from chunk to chunk:
+//             d = U - W S;  o_i = exp(G_i) S^T q_i + sum_{j<=i} A_ij d_j;  S = exp(G_end) S + sum_i exp(G_end - G_i) k_i d_i^T
+//           with A_ij = exp(G_i - G_j) (q_i . k_j), which `prepare` finds too.
+// Shapes    qkv [tokens, qkv_width] bf16, from causal_conv_sequence.cuh: q and k normalised, q scaled, each key head
+//           padded with zeros to key_width; rows up to the end of the last chunk are there, zero beyond the sequence
+//           W [chunks, heads, 64, key_width], U [chunks, heads, 64, V], A [chunks, heads, 64, 64], G [chunks, heads, 64];
+//           W and A are rounded to TF32, as all their readers would
+//           recurrent_state [heads, K, V] fp32, read and written
+// Work      prepare: a block for each chunk and value head. scan: a block for each value head and `scan_columns` of V, whose
+//           part of the state stays in registers from the first chunk to the last
+// Checked   tests/csrc/test_prefill.py      Source  arXiv 2412.06464
+#pragma once
+#include "activations.cuh"
+#include "dims.cuh"
+#include "tensor_core.cuh"
+
+constexpr int chunk_tokens = 64;
+constexpr int key_block = 64;  // rows of the state that a warp updates together
+constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
+constexpr int qkv_width = 2 * num_key_heads * key_width + value_dim;
+constexpr int k_offset = num_key_heads * key_width, v_offset = 2 * k_offset;
+static_assert(block_warps == 8, "four warps for the rows of W, four for those of q");
+
+struct ChunkArgs {
+    const bf16* qkv;
+    float *W, *U, *A, *G;
+};
+
+__device__ __forceinline__ size_t chunk_head(int chunk, int head) {
+    return static_cast<size_t>(chunk) * num_value_heads + head;
+}
+
+// ---- prepare
+
+constexpr int products_stride = chunk_tokens + 4;  // rows stay 16-byte aligned, and transposed stores meet no bank twice
+
+struct PrepareShared {
+    // [j][i]: what token i takes from token j, for i > j. Transposed, as the solver goes down a column.
+    alignas(16) float products[chunk_tokens][products_stride];
+    float beta[chunk_tokens], G[chunk_tokens];
+};
+
+// beta and G of the chunk; one warp, two neighbouring tokens a lane. a, b: the projections of this head at the chunk's
+// first token, `stride` apart. Tokens from `tokens` on leave the state alone: g = 0, beta = 0.
+__device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int stride, float A_log, float dt_bias, int tokens,
+                                            float* G, PrepareShared* shared) {
+    const int token = 2 * lane_id();
+    float g[2] = {}, beta[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (token + i >= tokens) continue;
+        const size_t at = static_cast<size_t>(token + i) * stride;
+        g[i] = log_decay(to_float(a[at]), A_log, dt_bias);
+        beta[i] = sigmoid(to_float(b[at]));
+    }
+    float sum = g[0] + g[1];
+#pragma unroll
+    for (int offset = 1; offset < warp_threads; offset *= 2) {
+        const float before = __shfl_up_sync(full_warp, sum, offset);
+        if (lane_id() >= offset) sum += before;
+    }
+    const float sums[2] = {sum - g[1], sum};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        shared->beta[token + i] = beta[i];
+        shared->G[token + i] = G[token + i] = sums[i];
+    }
+}
+
+// Warps 0 to 3: k_i . k_j with its factors, into shared memory. Warps 4 to 7: q_i . k_j, into A. A warp takes 16 tokens i.
+__device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, float* A, PrepareShared* shared) {
+    const int first = warp_id() % 4 * 16;
+    const bool is_q = warp_id() >= 4;
+    const bf16* rows = (is_q ? q : k) + static_cast<size_t>(first + tile_row()) * qkv_width + terms_at();
+    constexpr int tiles = chunk_tokens / 8;
+    TileC product[tiles] = {};
+#pragma unroll 1
+    for (int block = 0; block < key_width; block += block_terms) {
+        const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile) {
+            if (8 * tile >= first + 16) break;  // all of these tokens come later
+            const Eight other = load_eight(k + static_cast<size_t>(8 * tile + tile_row()) * qkv_width + terms_at() + block);
+#pragma unroll
+            for (int step = 0; step < block_steps; ++step)
+                multiply_add(product[tile], tile_a(upper, lower, step), tile_b(other, step));
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+            const int i = first + tile_row() + x / 2 * 8, j = 8 * tile + 2 * tile_slot() + x % 2;
+            const float decayed = j <= i ? expf(shared->G[i] - shared->G[j]) * product[tile].x[x] : 0.0f;
+            if (is_q) {
+                A[i * chunk_tokens + j] = to_tf32(decayed);
+            } else {
+                shared->products[j][i] = shared->beta[i] * decayed;
+            }
+        }
+    }
+}
+
+// x_i = right_i - sum_{j<i} products[j][i] x_j, for one column of the right-hand side in x; in place. As soon as x_j is
+// known it is taken off all later ones, which do not wait for each other.
+__device__ __forceinline__ void solve_column(float (&x)[chunk_tokens], const PrepareShared* shared) {
+    // <solve>
+#pragma unroll
+    for (int j = 0; j < chunk_tokens - 1; ++j) {
+        if (j % 4 == 0) asm volatile("" ::: "memory");  // or the compiler asks for all of them at once, and spills
+#pragma unroll
+        for (int four = (j + 1) / 4; four < chunk_tokens / 4; ++four) {
+            const float4 p = *reinterpret_cast<const float4*>(&shared->products[j][4 * four]);  // one address: a broadcast
+            if (4 * four + 0 > j) x[4 * four + 0] = fmaf(-p.x, x[j], x[4 * four + 0]);
+            if (4 * four + 1 > j) x[4 * four + 1] = fmaf(-p.y, x[j], x[4 * four + 1]);
+            if (4 * four + 2 > j) x[4 * four + 2] = fmaf(-p.z, x[j], x[4 * four + 2]);
+            if (4 * four + 3 > j) x[4 * four + 3] = fmaf(-p.w, x[j], x[4 * four + 3]);
+        }
+    }
+    // </solve>
+}
+
+// a, b: this head's projections of the whole sequence, `stride` apart. The block's chunk has `tokens` tokens that count.
+__device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, int head, const bf16* a, const bf16* b,
+                                                   int stride, float A_log, float dt_bias, int tokens,
+                                                   PrepareShared* shared) {
+    const int key_head = head / value_heads_per_key;
+    const size_t first = static_cast<size_t>(chunk) * chunk_tokens, at = chunk_head(chunk, head);
+    const bf16* q = args.qkv + first * qkv_width + key_head * key_width;
+    const bf16* k = q + k_offset;
+    const bf16* v = args.qkv + first * qkv_width + v_offset + head * value_head_dim;
+    if (warp_id() == 0)
+        chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
+                    shared);
+    __syncthreads();  // beta and G are there
+    chunk_products(q, k, args.A + at * chunk_tokens * chunk_tokens, shared);
+    __syncthreads();  // the products of k are there
+    for (int column = threadIdx.x; column < key_width + value_head_dim; column += block_threads) {
+        const bool is_k = column < key_width;
+        const bf16* right = is_k ? k + column : v + column - key_width;
+        float x[chunk_tokens];
+#pragma unroll
+        for (int i = 0; i < chunk_tokens; ++i)
+            x[i] = shared->beta[i] * (is_k ? expf(shared->G[i]) : 1.0f) * to_float(right[static_cast<size_t>(i) * qkv_width]);
+        solve_column(x, shared);
+        float* out = is_k ? args.W + at * chunk_tokens * key_width + column
+                          : args.U + at * chunk_tokens * value_head_dim + column - key_width;
+        const int width = is_k ? key_width : value_head_dim;
+#pragma unroll
+        for (int i = 0; i < chunk_tokens; ++i) out[i * width] = is_k ? to_tf32(x[i]) : x[i];
+    }
+}
+
+// ---- scan
+
+// As many columns as shared memory has room for, so that W, q and k are read by few blocks.
+constexpr int scan_columns = value_head_dim % 32 == 0 && key_width <= 192 ? 32 : key_width <= 512 ? 16 : 8;
+constexpr int scan_tiles = scan_columns / 8;
+constexpr int scan_stride = scan_columns + 1;  // 1 modulo 4: see tile_b()
+constexpr int scan_units = key_width / key_block * scan_tiles;  // 64 rows by 8 columns of the state
+constexpr int scan_units_per_warp = (scan_units + block_warps - 1) / block_warps;
+static_assert(value_head_dim % scan_columns == 0, "whole tiles");
+
+struct ScanShared {
+    float S[key_width][scan_stride];  // the state before the chunk, rounded to TF32
+    float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // the latter decayed to the chunk's end
+};
+
+// The rows of the state that a lane's registers of a unit stand for: eight neighbours, so that k loads as one.
+__device__ __forceinline__ int state_row(int unit, int tile, int x) {
+    return unit / scan_tiles * key_block + 8 * tile_row() + 2 * tile + x / 2;
+}
+__device__ __forceinline__ int state_column(int unit, int x) { return unit % scan_tiles * 8 + 2 * tile_slot() + x % 2; }
+
+// product[tile] += rows . S: rows points at this lane's terms of its first row, the second is 8 rows further
+template <typename T>
+__device__ __forceinline__ void rows_times_state(const T* rows, int stride, const ScanShared* shared,
+                                                 TileC (&product)[scan_tiles]) {
+#pragma unroll 2
+    for (int block = 0; block < key_width; block += block_terms) {
+        const Eight upper = load_eight(rows + block), lower = load_eight(rows + static_cast<size_t>(8) * stride + block);
+#pragma unroll
+        for (int step = 0; step < block_steps; ++step)
+#pragma unroll
+            for (int tile = 0; tile < scan_tiles; ++tile)
+                multiply_add(product[tile], tile_a(upper, lower, step),
+                             tile_b(&shared->S[block][8 * tile], scan_stride, step));
+    }
+}
+
+// o [tokens, value_dim] fp32; S: this head's state
+__device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int first_column, int chunks, float* S,
+                                                float* o, ScanShared* shared) {
+    const int key_head = head / value_heads_per_key;
+    TileC state[scan_units_per_warp][4];
+#pragma unroll
+    for (int u = 0; u < scan_units_per_warp; ++u)
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                const int unit = warp_id() + u * block_warps, row = state_row(unit, tile, x);
+                const bool is_there = unit < scan_units && row < key_head_dim;
+                state[u][tile].x[x] =
+                    is_there ? S[static_cast<size_t>(row) * value_head_dim + first_column + state_column(unit, x)] : 0.0f;
+            }
+
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        const size_t at = chunk_head(chunk, head), token = static_cast<size_t>(chunk) * chunk_tokens;
+        const bf16* q = args.qkv + token * qkv_width + key_head * key_width;
+        const bf16* k = q + k_offset;
+        const float* G = args.G + at * chunk_tokens;
+        const float G_end = G[chunk_tokens - 1];
+        const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens: row and row + 8
+        const float G_row[2] = {G[row], G[row + 8]};
+#pragma unroll
+        for (int u = 0; u < scan_units_per_warp; ++u) {
+            const int unit = warp_id() + u * block_warps;
+            if (unit >= scan_units) break;
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+                for (int x = 0; x < 4; ++x)
+                    shared->S[state_row(unit, tile, x)][state_column(unit, x)] = to_tf32(state[u][tile].x[x]);
+        }
+        __syncthreads();  // S is there, and nobody reads the corrections of the chunk before any more
+
+        TileC product[scan_tiles] = {};
+        if (warp_id() < 4) {
+            rows_times_state(args.W + (at * chunk_tokens + row) * key_width + terms_at(), key_width, shared, product);
+            const float* U = args.U + at * chunk_tokens * value_head_dim + first_column;
+#pragma unroll
+            for (int tile = 0; tile < scan_tiles; ++tile)
+#pragma unroll
+                for (int x = 0; x < 4; ++x) {
+                    const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
+                    const float delta = U[i * value_head_dim + column] - product[tile].x[x];
+                    shared->delta[i][column] = to_tf32(delta);
+                    shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta);
+                }
+        } else {
+            rows_times_state(q + static_cast<size_t>(row) * qkv_width + terms_at(), qkv_width, shared, product);
+#pragma unroll
+            for (int tile = 0; tile < scan_tiles; ++tile)
+#pragma unroll
+                for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
+        }
+        __syncthreads();  // the corrections are there, and nobody reads S any more
+
+        const float decay = expf(G_end);
+#pragma unroll
+        for (int u = 0; u < scan_units_per_warp; ++u) {
+            const int unit = warp_id() + u * block_warps;
+            if (unit >= scan_units) break;
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+                for (int x = 0; x < 4; ++x) state[u][tile].x[x] *= decay;
+            const bf16* keys = k + static_cast<size_t>(terms_at()) * qkv_width + state_row(unit, 0, 0);
+#pragma unroll
+            for (int block = 0; block < chunk_tokens; block += block_terms)
+#pragma unroll
+                for (int step = 0; step < block_steps; ++step) {
+                    const bf16* two = keys + static_cast<size_t>(block + 2 * step) * qkv_width;
+                    const Eight first = load_eight(two), second = load_eight(two + qkv_width);
+                    const TileB b = tile_b(&shared->delta_at_end[block][unit % scan_tiles * 8], scan_stride, step);
+#pragma unroll
+                    for (int tile = 0; tile < 4; ++tile)
+                        multiply_add(state[u][tile],
+                                     TileA{{first.x[2 * tile], first.x[2 * tile + 1], second.x[2 * tile],
+                                            second.x[2 * tile + 1]}},
+                                     b);
+                }
+        }
+        if (warp_id() >= 4) {
+            const float* A = args.A + (at * chunk_tokens + row) * chunk_tokens + terms_at();
+#pragma unroll
+            for (int block = 0; block < chunk_tokens; block += block_terms) {
+                if (block > row) break;  // all of these tokens come later; the same for the whole warp
+                const Eight upper = load_eight(A + block), lower = load_eight(A + 8 * chunk_tokens + block);
+#pragma unroll
+                for (int step = 0; step < block_steps; ++step)
+#pragma unroll
+                    for (int tile = 0; tile < scan_tiles; ++tile)
+                        multiply_add(product[tile], tile_a(upper, lower, step),
+                                     tile_b(&shared->delta[block][8 * tile], scan_stride, step));
+            }
+#pragma unroll
+            for (int tile = 0; tile < scan_tiles; ++tile)
+#pragma unroll
+                for (int x = 0; x < 4; x += 2)
+                    *reinterpret_cast<float2*>(o + (token + row + x / 2 * 8) * value_dim + head * value_head_dim +
+                                               first_column + 8 * tile + 2 * tile_slot()) =
+                        float2{product[tile].x[x], product[tile].x[x + 1]};
+        }
+    }
+
+#pragma unroll
+    for (int u = 0; u < scan_units_per_warp; ++u)
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                const int unit = warp_id() + u * block_warps, row = state_row(unit, tile, x);
+                if (unit < scan_units && row < key_head_dim)
+                    S[static_cast<size_t>(row) * value_head_dim + first_column + state_column(unit, x)] =
+                        state[u][tile].x[x];
+            }
+}

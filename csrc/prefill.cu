@@ -1,0 +1,200 @@
+// prefill.cu: what stands between the matrix products of a prompt (luce_edu/stages/prefill.py); these are cuBLAS's
+//
+//   DeltaNet layer    norm | product | causal_conv -> delta_rule_prepare -> delta_rule_scan -> gated_rms_norm | product
+//   attention layer   norm | product | attention_prepare -> attention | product
+//   both then         norm | product | swiglu | product
+//
+// The residual x is fp32; what enters or leaves a product is bf16. A row is a token. Position and length of the segment are
+// read from memory, so that a CUDA graph serves every prompt that fits its rows; rows at `length` and beyond hold nothing
+// that may be read, except where zeros are promised.
+#include "causal_attention.cuh"
+#include "causal_conv_sequence.cuh"
+#include "delta_rule_chunk.cuh"
+#include "phases.cuh"
+
+#define KERNEL extern "C" __global__ void __launch_bounds__(block_threads)
+// For kernels that keep much in registers: how many blocks an SM shall have room for.
+#define KERNEL_FOR(blocks) extern "C" __global__ void __launch_bounds__(block_threads, blocks)
+
+// The head of the buffer that holds the segment's tokens.
+struct Segment {
+    int position, length;  // tokens before the segment, and in it
+};
+
+// A projection's outputs stand side by side in a row.
+constexpr int deltanet_width = deltanet_in_rows, attention_width = attention_in_rows;
+
+// A bf16 head, read as floats.
+struct Bf16Row {
+    const bf16* p;
+    __device__ __forceinline__ float operator[](int i) const { return to_float(p[i]); }
+};
+
+// One block, one row: x = value(i), normed = rms_norm(x), and of the segment's last row also last = x.
+template <typename Value>
+__device__ __forceinline__ void norm_row(Value value, const float* norm, float* x, bf16* normed, float* last) {
+    __shared__ float scratch[block_warps];
+    constexpr int pairs = (hidden_size / 2 + block_threads - 1) / block_threads;
+    float2 here[pairs];
+    float squares = 0.0f;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+        const int i = 2 * (threadIdx.x + p * block_threads);
+        here[p] = i < hidden_size ? value(i) : float2{0.0f, 0.0f};
+        squares = fmaf(here[p].x, here[p].x, fmaf(here[p].y, here[p].y, squares));
+    }
+    const float scale = rsqrtf(block_sum(squares, scratch) / hidden_size + rms_norm_eps);
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+        const int i = 2 * (threadIdx.x + p * block_threads);
+        if (i >= hidden_size) break;
+        const float2 weight = *reinterpret_cast<const float2*>(norm + i);
+        *reinterpret_cast<float2*>(x + i) = here[p];
+        store_two(normed + i, here[p].x * scale * (1.0f + weight.x), here[p].y * scale * (1.0f + weight.y));
+        if (last != nullptr) *reinterpret_cast<float2*>(last + i) = here[p];
+    }
+}
+
+// x = embed_tokens[tokens], normed = rms_norm(x); hidden gets the last row. A block a row.
+KERNEL embed_norm(const bf16* embed_tokens, const int* tokens, const float* norm, float* x, bf16* normed, float* hidden) {
+    const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    const int row = blockIdx.x;
+    if (row >= segment.length) return;
+    const bf16* embedding = embed_tokens + static_cast<size_t>(tokens[2 + row]) * hidden_size;
+    const size_t at = static_cast<size_t>(row) * hidden_size;
+    norm_row([&](int i) { return load_two(embedding + i); }, norm, x + at, normed + at,
+             row == segment.length - 1 ? hidden : nullptr);
+}
+
+// x += y, normed = rms_norm(x); hidden gets the last row, where is_layer_end. A block a row.
+KERNEL add_norm(const bf16* y, const int* tokens, const float* norm, float* x, bf16* normed, float* hidden,
+                int is_layer_end) {
+    const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    const int row = blockIdx.x;
+    if (row >= segment.length) return;
+    const size_t at = static_cast<size_t>(row) * hidden_size;
+    norm_row(
+        [&](int i) {
+            const float2 before = *reinterpret_cast<const float2*>(x + at + i), more = load_two(y + at + i);
+            return float2{before.x + more.x, before.y + more.y};
+        },
+        norm, x + at, normed + at, is_layer_end && row == segment.length - 1 ? hidden : nullptr);
+}
+
+// hidden = x + y of the last row: what the final norm and the head are for
+KERNEL last_hidden(const bf16* y, const int* tokens, const float* x, float* hidden) {
+    const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    const int i = blockIdx.x * block_threads + threadIdx.x;
+    const size_t at = static_cast<size_t>(segment.length - 1) * hidden_size + i;
+    if (i < hidden_size) hidden[i] = x[at] + to_float(y[at]);
+}
+
+// qkv = silu(conv(projected)), q and k normalised; conv_state moves on. A warp takes a head and 16 tokens.
+KERNEL causal_conv(const bf16* projected, const int* tokens, const float* weight, float* conv_state, bf16* qkv) {
+    const int length = reinterpret_cast<const Segment*>(tokens)->length;
+    const int unit = blockIdx.x * block_warps + warp_id();
+    causal_conv_sequence(projected, deltanet_width, weight, conv_state, qkv, unit, length);
+}
+
+// W, U, A, G of each chunk and value head
+KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const bf16* qkv, const float* A_log,
+                          const float* dt_bias, float* W, float* U, float* A, float* G) {
+    __shared__ PrepareShared shared;
+    const int length = reinterpret_cast<const Segment*>(tokens)->length;
+    const int chunk = blockIdx.y, head = blockIdx.x;
+    if (chunk * chunk_tokens >= length) return;
+    prepare_chunk(ChunkArgs{qkv, W, U, A, G}, chunk, head, projected + a_row + head, projected + b_row + head,
+                  deltanet_width, A_log[head], dt_bias[head], length - chunk * chunk_tokens, &shared);
+}
+
+// o, and recurrent_state after the segment
+KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* W, float* U, float* A, float* G, float* recurrent_state,
+                       float* o) {
+    __shared__ ScanShared shared;
+    const int length = reinterpret_cast<const Segment*>(tokens)->length;
+    const int head = blockIdx.x, column = blockIdx.y * scan_columns;
+    if (column >= value_head_dim) return;  // the grid has a block for the narrowest tiles that there are
+    scan_chunks(ChunkArgs{qkv, W, U, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
+                recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim, o, &shared);
+}
+
+// mixed = rms_norm(o) * weight * silu(z), head by head; a warp takes a head of a token
+KERNEL gated_rms_norm(const float* o, const bf16* projected, const int* tokens, const float* weight, bf16* mixed) {
+    struct Pair {
+        float weight, z;
+    };
+    const int unit = blockIdx.x * block_warps + warp_id();
+    const int row = unit / num_value_heads, head = unit % num_value_heads;
+    if (row >= reinterpret_cast<const Segment*>(tokens)->length) return;
+    const size_t at = static_cast<size_t>(row) * value_dim + head * value_head_dim;
+    const bf16* z = projected + static_cast<size_t>(row) * deltanet_width + z_row + head * value_head_dim;
+    warp_normalise<value_head_dim>(
+        o + at, [&](int i) { return Pair{weight[i], to_float(z[i])}; },
+        [](float squares) { return rsqrtf(squares / value_head_dim + rms_norm_eps); },
+        [&](int i, float value, Pair with) { mixed[at + i] = to_bf16(value * with.weight * silu(with.z)); });
+}
+
+// q = rope(norm(q)) / sqrt(head_dim);  k = rope(norm(k)) and v join the cache. A warp takes a head of a token: q's, k's, v's.
+KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* q_norm, const float* k_norm,
+                         const float* rope_cos, const float* rope_sin, bf16* q, bf16* k_cache, bf16* v_cache,
+                         int max_seq_len) {
+    __shared__ float heads[block_warps][head_dim];
+    constexpr int units = num_attention_heads + 2 * num_key_value_heads;
+    const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    const int row = (blockIdx.x * block_warps + warp_id()) / units, unit = (blockIdx.x * block_warps + warp_id()) % units;
+    if (row >= segment.length) return;  // a whole warp leaves, and no barrier of the block follows
+    const bf16* in = projected + static_cast<size_t>(row) * attention_width;
+    const int position = segment.position + row, kv = (unit - num_attention_heads) % num_key_value_heads;
+    const size_t cached = (static_cast<size_t>(max_of(kv, 0)) * max_seq_len + position) * head_dim;
+    if (unit >= num_attention_heads + num_key_value_heads) {
+        for (int i = lane_id(); i < head_dim; i += warp_threads) v_cache[cached + i] = in[v_row + kv * head_dim + i];
+        return;
+    }
+    const bool is_k = unit >= num_attention_heads;
+    const bf16* head = in + (is_k ? k_row + kv * head_dim : 2 * unit * head_dim);
+    const float* norm = is_k ? k_norm : q_norm;
+    float* own = heads[warp_id()];
+    warp_normalise<head_dim>(
+        Bf16Row{head}, [&](int i) { return norm[i]; },
+        [](float squares) { return rsqrtf(squares / head_dim + rms_norm_eps); },
+        [&](int i, float value, float with) { own[i] = value * (1.0f + with); });
+    __syncwarp();  // RoPE reads what other lanes wrote
+    const size_t angles = static_cast<size_t>(position) * (rotary_dim / 2);
+    warp_rope(own, rope_cos + angles, rope_sin + angles);
+    __syncwarp();
+    bf16* out = is_k ? k_cache + cached : q + (static_cast<size_t>(row) * num_attention_heads + unit) * head_dim;
+    const float scale = is_k ? 1.0f : rsqrtf(static_cast<float>(head_dim));
+    for (int i = lane_id(); i < head_dim; i += warp_threads) out[i] = to_bf16(own[i] * scale);
+}
+
+// mixed = attention * sigmoid(gate); a block takes 32 rows of a kv head
+KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const bf16* projected, const int* tokens,
+                 bf16* mixed, int max_seq_len) {
+    __shared__ CausalShared shared;
+    const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    const int first_row = blockIdx.x * teams * query_rows;
+    if (first_row >= segment.length * heads_per_kv) return;
+    causal_attention(CausalArgs{q, k_cache, v_cache, projected, mixed, segment.position, segment.length, max_seq_len},
+                     blockIdx.y, first_row, attention_width, &shared);
+}
+
+// act = silu(gate) * up; gate and up stand side by side in a row. A thread takes eight elements.
+KERNEL swiglu(const bf16* projected, const int* tokens, bf16* act) {
+    constexpr int per_row = intermediate_size / 8;
+    const int unit = blockIdx.x * block_threads + threadIdx.x;
+    const int row = unit / per_row, i = unit % per_row * 8;
+    if (row >= reinterpret_cast<const Segment*>(tokens)->length) return;
+    const bf16* at = projected + static_cast<size_t>(row) * 2 * intermediate_size + i;
+    const Eight gate = load_eight(at), up = load_eight(at + intermediate_size);
+    Eight out;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) out.x[j] = silu(gate.x[j]) * up.x[j];
+    store_eight(act + static_cast<size_t>(row) * intermediate_size + i, out);
+}
+
+// logits and choice after the last row
+KERNEL lm_head(const float* x, const float* norm, const bf16* lm_head, float* logits, Best* block_best, unsigned* arrivals,
+               int* next_token) {
+    __shared__ PhaseShared shared;
+    lm_head_phase(x, norm, lm_head, logits, block_best, arrivals, next_token, &shared);
+}
