@@ -22,6 +22,9 @@ from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
+# Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, and in one's middle.
+PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
+DECODED = 64  # tokens that a stage decodes after each
 
 
 @dataclass
@@ -113,6 +116,47 @@ class Report(Tabular):
     def caption(self) -> str:
         """What is wrong, a line for each problem."""
         return "\n".join(f"{row.stage}: {problem}" for row in self.rows for problem in row.problems)
+
+
+@dataclass
+class PromptResult(StageResult):
+    """One row of the table of prompts: `tokens` read in `pieces` calls, then decoded from there."""
+
+    tokens: int = 0
+    pieces: int = 1
+
+
+@dataclass(repr=False)
+class PromptReport(Report):
+    """The verdict on prompts that are read together; `steps` tokens are decoded after each."""
+
+    rows: list[PromptResult]
+
+    @property
+    def title(self) -> str:
+        where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
+        return (
+            f"{self.model} on {where}: prompts, and {self.steps} tokens decoded after each, seed {self.seed} (measured now)"
+        )
+
+    header = ("stage", "prompt", "calls", "error", "× bf16", "greedy", "repeats", "launches", "verdict")
+
+    @property
+    def body(self) -> list[list[str]]:
+        return [
+            [
+                row.stage, str(row.tokens), str(row.pieces), f"{row.error:.1e}", f"{row.ratio:.2f}",
+                f"{row.agree}/{row.decided}", "yes" if row.repeats else "NO", str(row.launches),
+                "pass" if row.passed else "FAIL",
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+
+    @property
+    def caption(self) -> str:
+        return "\n".join(
+            f"{row.stage}, prompt of {row.tokens} in {row.pieces}: {problem}" for row in self.rows for problem in row.problems
+        )
 
 
 def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
@@ -269,25 +313,11 @@ def verify(
     progress  is called with a line of text before each token
     Raises ValueError for an unknown stage or device, or too few steps.
     """
-    from luce_edu.backends import default_device
-    from luce_edu.stages import STAGES, decoder
+    from luce_edu.stages import decoder
 
-    if not hasattr(model, "weights_on"):
-        raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
-    if isinstance(stages, str) or not isinstance(stages, Sequence | None):
-        raise ValueError(f"stages: expected a list of names, got {stages!r}")
-    stages = STAGES if stages is None else tuple(stages)
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise ValueError(
-            f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}"
-        )
+    stages, device, seed = _checked(model, stages, device, seed)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
         raise ValueError(f"steps: expected an integer of 2 or more, got {steps!r}")
-    device = default_device() if device is None else device
-    seed = secrets.randbelow(10**6) if seed is None else seed
     progress = progress or (lambda _: None)
     make = make or (lambda stage: decoder(stage, model, device, max_seq_len=steps))
 
@@ -317,17 +347,164 @@ def verify(
     return Report(model.name, device, steps, seed, rows)
 
 
+def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
+    """Stages, device and seed with their defaults; ValueError for what no verification can be made of."""
+    from luce_edu.backends import default_device
+    from luce_edu.stages import STAGES
+
+    if not hasattr(model, "weights_on"):
+        raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
+    if isinstance(stages, str) or not isinstance(stages, Sequence | None):
+        raise ValueError(f"stages: expected a list of names, got {stages!r}")
+    stages = STAGES if stages is None else tuple(stages)
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(
+            f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}"
+        )
+    return stages, device or default_device(), secrets.randbelow(10**6) if seed is None else seed
+
+
+def verify_prefill(
+    model,
+    *,
+    stages: Sequence[str] | None = None,
+    device: str | None = None,
+    prompts: Sequence[int] = PROMPTS,
+    steps: int = DECODED,
+    seed: int | None = None,
+    make=None,
+    progress: Callable[[str], None] | None = None,
+) -> PromptReport:
+    """Verify that a prompt read together leaves what the model leaves, and that each stage decodes on from there.
+
+    Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
+    Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's output
+    for them, and the states at the end. The yardstick is plain bf16 PyTorch, token by token. A second reading, on the
+    emulator with its threads in a hostile order, must give the same bits.
+
+    prompts  lengths, each 1 or more;  the others as for `verify`, and so are the errors
+    """
+    from luce_edu.stages import decoder
+
+    stages, device, seed = _checked(model, stages, device, seed)
+    lengths = sorted(set(prompts))
+    if not lengths or not all(type(n) is int and n >= 1 for n in lengths):
+        raise ValueError(f"prompts: expected lengths of 1 or more, got {prompts!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected an integer of 1 or more, got {steps!r}")
+    room = lengths[-1] + steps
+    if room > model.config.max_position_embeddings:
+        raise ValueError(f"prompts: the model was made for {model.config.max_position_embeddings} positions, got {room}")
+    progress = progress or (lambda _: None)
+    make = make or (lambda stage: decoder(stage, model, device, max_seq_len=room))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(model.config.vocab_size, (room,), generator=generator).tolist()
+    torch_device = make(stages[0]).device
+    reference = _continuations(model, tokens, lengths, steps, torch.float32, torch_device, progress)
+    yardstick = _continuations(model, tokens, lengths, steps, torch.bfloat16, torch_device, progress)
+    rows = []
+    for stage in stages:
+        dec = make(stage)
+        for length in lengths:
+            pieces = _pieces(length, generator)
+            for parts in ([length], pieces) if len(pieces) > 1 else ([length],):
+                progress(f"{stage}: prompt of {length} in {len(parts)}, then {steps} tokens")
+                launches = _read_in(dec, tokens, parts)
+                read = [dec.logits.clone(), *_states(dec.state).values()]
+                trace, choices = _decode_on(dec, tokens[length : length + steps])
+                with _hostile_order(dec, seed):
+                    _read_in(dec, tokens, parts)
+                again = [dec.logits, *_states(dec.state).values()]
+                row = PromptResult(
+                    stage=stage, tokens=length, pieces=len(parts), error_before=None, launches=launches, barriers=0,
+                    repeats=all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(read, again, strict=True)),
+                    **judge(trace, choices, reference[length], yardstick[length]),
+                )  # fmt: skip
+                if not row.repeats:
+                    row.problems.append("a second reading gave other bits")
+                rows.append(row)
+    return PromptReport(model.name, device, steps, seed, rows)
+
+
+@true_fp32()
+def _continuations(model, tokens, lengths, steps, dtype, device, progress) -> dict[int, Trace]:
+    """For each length what the plain model says of the token before it and of the `steps` after, by the recurrence."""
+    weights, config = model.weights_on(device), model.config
+    cache = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    state = DecodeState.empty(config, len(tokens), device=device, cache_dtype=cache)
+    wanted = {at for length in lengths for at in range(length - 1, length + steps)}
+    logits, hidden, states = {}, {}, {}
+    cuts = sorted({*lengths, *(length + steps for length in lengths)})
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        progress(f"{'fp32 reference' if cache == dtype == torch.float32 else 'bf16 yardstick'}: tokens {begin} to {end}")
+        trace: list[torch.Tensor] = []
+        piece = torch.tensor(tokens[begin:end], device=device)
+        with torch.no_grad():
+            out = forward(weights, config, piece, state, dtype=dtype, chunked=False, trace=trace)
+        together = torch.stack(trace, dim=1)
+        for at in wanted & set(range(begin, end)):
+            logits[at], hidden[at] = out[at - begin].float().cpu(), together[at - begin].float().cpu()
+        states[end] = _states(state)
+    return {
+        length: Trace(
+            *(torch.stack([rows[at] for at in range(length - 1, length + steps)]) for rows in (logits, hidden)),
+            states[length + steps],
+        )
+        for length in lengths
+    }  # fmt: skip
+
+
+def _pieces(length: int, generator: torch.Generator) -> list[int]:
+    """`length` cut into up to five pieces of any size."""
+    cuts = torch.randint(1, length + 1, (4,), generator=generator).tolist()
+    edges = sorted({0, length, *cuts})
+    return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> int:
+    """Read the prompt from a fresh state, everything poisoned before each piece; the launches of the last one."""
+    dec.reset()
+    at = 0
+    for piece in pieces:
+        dec.poison()
+        dec.prefill(tokens[at : at + piece])
+        at += piece
+    return dec.launches
+
+
+def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:
+    """What a stage says after the prompt that it has just read, and after each of the tokens that follow."""
+    logits, hidden, choices = [], [], []
+    for token in (None, *tokens):
+        if token is not None:
+            dec.poison()
+            dec.step(token)
+        logits.append(dec.logits.float().cpu().clone())
+        hidden.append(dec.hidden_states.float().cpu().clone())
+        choices.append(dec._next_token())
+    return Trace(torch.stack(logits), torch.stack(hidden), _states(dec.state)), choices
+
+
 def _second_run(dec, tokens, seed, progress) -> Trace:
     """Run again; on the emulator with its threads in a hostile order that the seed decides."""
-    shuffles = hasattr(dec.backend, "seed")
-    usual = dec.backend.seed if shuffles else None
-    if shuffles:
-        dec.backend.seed = seed
-    try:
+    with _hostile_order(dec, seed):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
+
+
+@contextmanager
+def _hostile_order(dec, seed: int):
+    """On the emulator, threads run one at a time in an order that the seed decides."""
+    if not hasattr(dec.backend, "seed"):
+        yield
+        return
+    usual, dec.backend.seed = dec.backend.seed, seed
+    try:
+        yield
     finally:
-        if shuffles:
-            dec.backend.seed = usual
+        dec.backend.seed = usual
 
 
 def _same_bits(a: Trace, b: Trace) -> bool:
