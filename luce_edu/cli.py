@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
     _add_model(verify)
     verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
-    verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24)")
+    verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24; after a prompt 64)")
+    verify.add_argument("--prefill", action="store_true", help="prompts that are read together, then decoded from")
+    verify.add_argument("--prompts", type=_sizes, metavar="N,N", help="their lengths (default: nine from 1 to 1000)")
     verify.add_argument("--seed", type=int, help="draws the tokens (default: a fresh one, which the table names)")
     verify.add_argument("--json", action="store_true", help="print JSON in place of a table")
     verify.set_defaults(run=_verify)
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
     bench.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
     bench.add_argument("--contexts", type=_sizes, metavar="N,N", help="tokens in the cache (default: 1 to 32768)")
-    bench.add_argument("--prompts", type=_sizes, metavar="N,N", help="prompt lengths (default: 520)")
+    bench.add_argument("--prompts", type=_sizes, metavar="N,N", help="prompt lengths (default: 520,4096)")
     bench.add_argument("--no-baselines", action="store_true", help="our stages only")
     bench.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     bench.add_argument("--json", action="store_true", help="print JSON in place of a table")
@@ -177,9 +179,15 @@ def _verify(args) -> int:
     import luce_edu
 
     options = {} if args.steps is None else {"steps": args.steps}
+    check = luce_edu.verify
+    if args.prefill:
+        check = luce_edu.verify_prefill
+        options |= {} if args.prompts is None else {"prompts": args.prompts}
+    elif args.prompts:
+        raise ValueError("--prompts is for --prefill")
     model = luce_edu.load_model(args.model)
     with _console(stderr=True).status(f"verifying {args.model}") as status:
-        report = luce_edu.verify(
+        report = check(
             model, stages=args.stages, device=args.device, seed=args.seed, progress=status.update, **options
         )
     if args.json:
@@ -193,7 +201,7 @@ def _bench(args) -> int:
     import torch
 
     import luce_edu
-    from luce_edu.measure.bench import CONTEXTS, PROMPT, STEPS, bench
+    from luce_edu.measure.bench import CONTEXTS, PROMPTS, STEPS, bench
     from luce_edu.measure.constants import datasheet_bandwidth
     from luce_edu.measure.latency import NotMeasured
     from luce_edu.measure.systems import make_systems
@@ -201,7 +209,7 @@ def _bench(args) -> int:
     model = luce_edu.load_model(args.model)
     most = model.config.max_position_embeddings - 4 * STEPS
     contexts = args.contexts or [context for context in CONTEXTS if context <= most]
-    prompts = args.prompts or [PROMPT]
+    prompts = args.prompts or [prompt for prompt in PROMPTS if prompt <= most]
     if max(contexts + prompts) > most:
         raise ValueError(f"--contexts, --prompts: {args.model} has room for {most} tokens and a timing loop")
     makers = make_systems(

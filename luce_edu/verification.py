@@ -22,7 +22,7 @@ from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
-# Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, and in one's middle.
+# Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, ending inside one.
 PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
 DECODED = 64  # tokens that a stage decodes after each
 
@@ -135,9 +135,8 @@ class PromptReport(Report):
     @property
     def title(self) -> str:
         where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
-        return (
-            f"{self.model} on {where}: prompts, and {self.steps} tokens decoded after each, seed {self.seed} (measured now)"
-        )
+        what = f"prompts, and {self.steps} tokens decoded after each"
+        return f"{self.model} on {where}: {what}, seed {self.seed} (measured now)"
 
     header = ("stage", "prompt", "calls", "error", "× bf16", "greedy", "repeats", "launches", "verdict")
 
@@ -155,7 +154,9 @@ class PromptReport(Report):
     @property
     def caption(self) -> str:
         return "\n".join(
-            f"{row.stage}, prompt of {row.tokens} in {row.pieces}: {problem}" for row in self.rows for problem in row.problems
+            f"{row.stage}, prompt of {row.tokens} in {row.pieces}: {problem}"
+            for row in self.rows
+            for problem in row.problems
         )
 
 
@@ -381,9 +382,9 @@ def verify_prefill(
     """Verify that a prompt read together leaves what the model leaves, and that each stage decodes on from there.
 
     Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
-    Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's output
-    for them, and the states at the end. The yardstick is plain bf16 PyTorch, token by token. A second reading, on the
-    emulator with its threads in a hostile order, must give the same bits.
+    Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's
+    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. A second reading,
+    on the emulator with its threads in a hostile order, must give the same bits.
 
     prompts  lengths, each 1 or more;  the others as for `verify`, and so are the errors
     """
@@ -397,7 +398,8 @@ def verify_prefill(
         raise ValueError(f"steps: expected an integer of 1 or more, got {steps!r}")
     room = lengths[-1] + steps
     if room > model.config.max_position_embeddings:
-        raise ValueError(f"prompts: the model was made for {model.config.max_position_embeddings} positions, got {room}")
+        most = model.config.max_position_embeddings
+        raise ValueError(f"prompts: the model was made for {most} positions, got {room}")
     progress = progress or (lambda _: None)
     make = make or (lambda stage: decoder(stage, model, device, max_seq_len=room))
     generator = torch.Generator().manual_seed(seed)
@@ -433,13 +435,12 @@ def verify_prefill(
 def _continuations(model, tokens, lengths, steps, dtype, device, progress) -> dict[int, Trace]:
     """For each length what the plain model says of the token before it and of the `steps` after, by the recurrence."""
     weights, config = model.weights_on(device), model.config
-    cache = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    state = DecodeState.empty(config, len(tokens), device=device, cache_dtype=cache)
+    state = DecodeState.empty(config, len(tokens), device=device, cache_dtype=dtype)
     wanted = {at for length in lengths for at in range(length - 1, length + steps)}
     logits, hidden, states = {}, {}, {}
     cuts = sorted({*lengths, *(length + steps for length in lengths)})
     for begin, end in zip([0, *cuts], cuts, strict=False):
-        progress(f"{'fp32 reference' if cache == dtype == torch.float32 else 'bf16 yardstick'}: tokens {begin} to {end}")
+        progress(f"{'fp32 reference' if dtype == torch.float32 else 'bf16 yardstick'}: tokens {begin} to {end}")
         trace: list[torch.Tensor] = []
         piece = torch.tensor(tokens[begin:end], device=device)
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """The command line: fast to start, one clear line for bad input, an exit status that scripts can trust."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def report(monkeypatch, model):
         return result
 
     monkeypatch.setitem(vars(luce_edu), "verify", verify)
+    prefill = functools.partial(verify, prefill=True)
+    monkeypatch.setitem(vars(luce_edu), "verify_prefill", prefill)
     return result
 
 
@@ -133,6 +136,14 @@ def test_verify_passes_its_options_on_and_prints_json(report, capsys):
     assert report.asked.pop("progress")
     asked = {"model": "tiny", "stages": ["eager", "megakernel"], "device": "host", "seed": None, "steps": 3}
     assert report.asked == asked
+
+
+def test_verify_prefill_checks_prompts(report, capsys):
+    assert cli.main(["verify", "--prefill", "--prompts", "1,64", "--seed", "5", "--json"]) == 0
+    assert report.asked.pop("progress") and report.asked["prefill"]
+    assert report.asked["prompts"] == [1, 64] and report.asked["seed"] == 5 and "steps" not in report.asked
+    assert cli.main(["verify", "--prompts", "1,64"]) == 2
+    assert "--prompts is for --prefill" in capsys.readouterr().err
 
 
 def test_verify_ends_with_1_when_a_check_does_not_hold(report, capsys):

@@ -271,7 +271,7 @@ class _Request(ctypes.Structure):
 
 
 def _multiply(x, weights, out, record: Callable[[Launch], None]) -> None:
-    """out = x @ weights^T for bf16 tensors: products of bf16 numbers and their sums in fp32, as tensor cores have it."""
+    """out = x @ weights^T for bf16 tensors: products of bf16 numbers and sums in fp32, as tensor cores have it."""
     at = 0
     for weight in weights:
         out[:, at : at + len(weight)] = x.float() @ weight.float().T

@@ -59,7 +59,7 @@ PRODUCT = Launch("matmul", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False)
 
 
 def check_product(x, weights: Sequence, out) -> None:
-    """LaunchError unless x [rows, inputs], weights [outputs, inputs] each and out [rows, all outputs] are bf16 and fit."""
+    """LaunchError unless x [rows, inputs], weights [outputs, inputs] and out [rows, all outputs] are bf16 and fit."""
     import torch
 
     wanted = (len(x), sum(len(weight) for weight in weights))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.measure.bench import CONTEXTS, PROMPT, STEPS, Bench, bench, reason
+from luce_edu.measure.bench import CONTEXTS, PROMPTS, STEPS, Bench, bench, reason
 from luce_edu.measure.constants import measure_bandwidth, measure_launch_costs
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors, or_none
@@ -28,6 +28,8 @@ BENCHED = ("decode", "prefill", "energy")  # they share loaded systems
 ALL_BENCHED = ", ".join(BENCHED)  # what not_run says where none of them could be begun
 PARTS = ("verify", "launch", "bandwidth", *BENCHED)
 RECORD = "record.json"
+# Fewer than `luce-edu verify --prefill` takes: logits of the full vocabulary are kept for each token.
+VERIFIED_PROMPTS, VERIFIED_STEPS = (1, 65, 520, 1000), 16
 PACKAGES = ("torch", "transformers", "cuda-core", "flash-linear-attention", "llama-cpp-python", "nvidia-ml-py")
 
 Progress = Callable[[str], None]
@@ -120,7 +122,7 @@ def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progre
         result = bench(
             model, make_systems(model, max_seq_len=max(contexts) + 4 * STEPS, gguf=gguf),
             contexts=contexts if "decode" in wanted else (),
-            prompts=(PROMPT,) if "prefill" in wanted else (),
+            prompts=[n for n in PROMPTS if n <= max(contexts)] if "prefill" in wanted else (),
             energy_seconds=4.0 if sensors and "energy" in wanted else None,
             sensors=sensors, progress=progress, save=take,
         )  # fmt: skip
@@ -132,10 +134,13 @@ def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progre
 
 
 def _verify(model, progress: Progress) -> dict:
-    from luce_edu.verification import verify
+    from luce_edu.verification import verify, verify_prefill
 
-    report = verify(model, device="cuda", progress=progress)
-    return report.to_dict()
+    steps = verify(model, device="cuda", progress=progress)
+    room = model.config.max_position_embeddings - VERIFIED_STEPS
+    lengths = [n for n in VERIFIED_PROMPTS if n <= room]
+    prompts = verify_prefill(model, device="cuda", prompts=lengths, steps=VERIFIED_STEPS, progress=progress)
+    return steps.to_dict() | {"passed": steps.passed and prompts.passed, "prompts": prompts.to_dict()}
 
 
 class _part:

@@ -14,11 +14,14 @@ from luce_edu.measure.latency import NotMeasured, time_steps
 from luce_edu.measure.launches import profiled_launches
 from luce_edu.stages import STAGES, decoder
 
+READER = "cuBLAS and chunked kernels"  # how all of our stages read a prompt, but for eager
+
 
 class System(ABC):
     """A program that decodes one sequence, greedily, from the weights that it was given.
 
     launches, kernels, barriers  of a step, where they can be counted
+    reader  whose way of reading a prompt this is; systems with the same one are timed once
     """
 
     name: str
@@ -26,9 +29,17 @@ class System(ABC):
     kernels: int | None = None
     barriers: int | None = None
 
+    @property
+    def reader(self) -> str:
+        return self.name
+
     @abstractmethod
     def prefill(self, tokens: Sequence[int]) -> None:
         """Read a prompt from a fresh state."""
+
+    def ways_to_read(self) -> Sequence[Callable[[Sequence[int]], None]]:
+        """`prefill`, and what else must read a prompt right before this system is timed."""
+        return (self.prefill,)
 
     @abstractmethod
     def advance(self) -> None:
@@ -85,9 +96,21 @@ class StageSystem(System):
         if stage == "eager":
             self.kernels, self._decoder.counts = None, False  # listening to PyTorch slows it down
 
+    @property
+    def reader(self):
+        return self.name if self.name == "eager" else READER
+
     def prefill(self, tokens):
         self._decoder.reset()
         self._decoder.prefill(tokens)
+
+    def ways_to_read(self):
+        return (self.prefill, self._prefill_by_steps)
+
+    def _prefill_by_steps(self, tokens) -> None:
+        """By the step that decodes, which is what is timed."""
+        self._decoder.reset()
+        self._decoder.prefill(tokens, chunked=False)
 
     def advance(self):
         self._decoder.advance()

@@ -78,7 +78,7 @@ def count_traffic(stage: str, model, tokens: Sequence[int], *, sm_count: int | N
     for kind, tensors in zip(KINDS, _tensors(dec), strict=True):
         backend.tensors |= tensors
         kinds |= dict.fromkeys(tensors, kind)
-    dec.prefill(tokens)
+    dec.prefill(tokens, chunked=False)
     return StepTraffic(stage, dec.ledger.kernels(), kinds)
 
 

@@ -122,10 +122,10 @@ class Decoder(ABC):
     def prefill(self, tokens: Iterable[int], *, chunked: bool = True) -> torch.Tensor:
         """Read a prompt, continuing from the present state; return the logits after its last token.
 
-        chunked  all of it together, a segment of up to luce_edu.stages.prefill.SEGMENT tokens at a time; False: token by
-                 token, as the stage decodes. The ledger then holds the launches of all, or of the last token
-        Raises, with the state as it was, ValueError for an empty prompt, a token that is not an integer in range, or more
-        tokens than there is room for, and torch.OutOfMemoryError.
+        chunked  all of it together, up to luce_edu.stages.prefill.SEGMENT tokens at a time; False: token by token, as
+                 the stage decodes. The ledger then holds the launches of all, or of the last token
+        Raises, with the state as it was, ValueError for an empty prompt, a token that is not an integer in range, or
+        more tokens than there is room for, and torch.OutOfMemoryError.
         """
         checked = self._check_tokens(tokens)
         if chunked:
@@ -187,9 +187,7 @@ class Decoder(ABC):
     def _stream(self, tokens: list[int], max_new_tokens: int, temperature: float, generator) -> Iterator[int]:
         self.reset()
         self._read(tokens)
-        for number in range(max_new_tokens):
-            if number > 0:
-                self._run([token])
+        for left in reversed(range(max_new_tokens)):
             runs = self._runs
             if temperature == 0:
                 token = self._next_token()
@@ -204,6 +202,8 @@ class Decoder(ABC):
                 return
             if self._runs != runs:
                 raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
+            if left:
+                self._run([token])
 
     def _run(self, tokens: list[int | None]) -> None:
         """Token by token."""
@@ -215,7 +215,7 @@ class Decoder(ABC):
                 self.state.position = position + 1
 
     def _read(self, tokens: list[int]) -> None:
-        """All together. Running out of memory leaves the state as it was; that of the cache has not been overwritten."""
+        """All together. Running out of memory leaves the state as it was; of the cache nothing old is overwritten."""
         with self._moving_on():
             position = self.state.position
             before = [tensor.clone() for tensor in self._recurrent_tensors()] if position > 0 else None
@@ -229,7 +229,8 @@ class Decoder(ABC):
                 self.state.position = position
                 self._failed = self._has_choice = False
                 raise torch.OutOfMemoryError(
-                    f"{self.stage}: out of memory on {self.device} for a prompt of {len(tokens)} tokens; the state is as before"
+                    f"{self.stage}: out of memory on {self.device} for a prompt of {len(tokens)} tokens; "
+                    "the state is as before"
                 ) from None
 
     def _recurrent_tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,7 +238,7 @@ class Decoder(ABC):
 
     @contextmanager
     def _moving_on(self):
-        """Refuses to go on from an undefined state, and leaves the decoder marked as failed when what is inside fails."""
+        """Refuses to go on from an undefined state, and marks the decoder as failed when what is inside fails."""
         if self._failed:
             raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
         self._failed = True  # until all is enqueued

@@ -29,14 +29,15 @@ KERNELS = (
 class Prefill:
     """Reads prompts into the state of a `KernelDecoder`.
 
-    The launches of a segment depend on its length rounded up to whole chunks only. The first segment of such a size runs
-    them one by one, and from the second on they are replayed as one CUDA graph: capturing one costs more than it saves for
-    a prompt that comes once.
+    The launches of a segment depend on its length rounded up to whole chunks only. The first segment of such a size
+    runs them one by one, and from the second on they are replayed as one CUDA graph: to capture one costs more than it
+    saves for a prompt that comes once.
 
     Buffers hold `rows` tokens:
     x [rows, hidden_size] fp32, the residual;  normed [rows, hidden_size], act, mixed [rows, value_dim or q_dim],
-    out [rows, hidden_size] bf16, what enters and leaves the products;  projected, the outputs of a layer's first product,
-    or of gate and up, side by side in a row;  qkv, W, U, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim] bf16
+    out [rows, hidden_size] bf16, what enters and leaves the products;  projected, the outputs of a layer's first
+    product, or of gate and up, side by side in a row;  qkv, W, U, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim]
+    bf16
     """
 
     def __init__(self, decoder):
@@ -115,7 +116,8 @@ class Prefill:
         for i, (layer, kind) in enumerate(zip(weights.layers, config.layer_types, strict=True)):
             norm = layer["input_layernorm.weight"]
             if i == 0:
-                self._launch("embed_norm", rows, weights.embed_tokens, self.tokens, norm, self.x, self.normed, hidden[0])
+                embed = weights.embed_tokens
+                self._launch("embed_norm", rows, embed, self.tokens, norm, self.x, self.normed, hidden[0])
             else:
                 self._launch("add_norm", rows, self.out, self.tokens, norm, self.x, self.normed, hidden[i], 1)
             if kind == LINEAR_ATTENTION:
@@ -146,14 +148,15 @@ class Prefill:
         )
         between = (self.W, self.U, self.A, self.G)
         self._launch(
-            "delta_rule_prepare", (heads, rows // CHUNK), self.projected, self.tokens, self.qkv, w["A_log"], w["dt_bias"],
-            *between,
+            "delta_rule_prepare", (heads, rows // CHUNK), self.projected, self.tokens, self.qkv, w["A_log"],
+            w["dt_bias"], *between,
         )  # fmt: skip
         grid = (heads, config.linear_value_head_dim // 8)
         self._launch("delta_rule_scan", grid, self.tokens, self.qkv, *between, recurrent_state, self.o)
         self._launch(
-            "gated_rms_norm", _ceil(rows * heads, WARPS), self.o, self.projected, self.tokens, w["norm.weight"], self.mixed
-        )
+            "gated_rms_norm", _ceil(rows * heads, WARPS), self.o, self.projected, self.tokens, w["norm.weight"],
+            self.mixed,
+        )  # fmt: skip
 
     def _attention(self, rows: int, layer: dict, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
         decoder, config = self._decoder, self._decoder.config

@@ -20,7 +20,7 @@ from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.records import SCHEMA, Record
-from luce_edu.measure.systems import StageSystem, System
+from luce_edu.measure.systems import READER, StageSystem, System
 from luce_edu.reference.model import forward
 
 MODEL = make_model(
@@ -102,7 +102,36 @@ def test_systems_are_timed_there_and_back_at_each_context(log):
 def test_all_are_checked_before_any_is_timed_and_closed_after_the_last(log):
     run(log)
     whats = [what if what != "prefill" or size != 16 else "prompt" for _, what, size in log]
-    assert whats == ["prefill"] * 4 + ["pretend"] * 8 + ["prompt"] * 8 + ["close"] * 2
+    assert whats == ["prefill"] * 4 + ["pretend"] * 8 + ["prompt"] * 16 + ["close"] * 2
+
+
+def test_systems_that_read_a_prompt_the_same_way_are_timed_once_under_its_name(log):
+    class Stage(Toy):
+        reader = "kernels"
+
+    result = run(log, others={name: lambda name=name: Stage(name, log) for name in ("graph", "megakernel")})
+    assert [row["system"] for row in result.prefill] == ["first", "kernels", "last"]
+    assert {name for name, what, size in log if what == "prefill" and size == 16} == {"first", "graph", "last"}
+
+
+def test_the_readings_that_load_and_capture_are_not_in_a_prompts_time(log, monkeypatch):
+    class Clock:
+        now = 0.0
+
+    class Captures(Toy):
+        """The first reading takes 9 s, the second 5 s, all others 2 ms."""
+
+        times = [9.0, 5.0]
+
+        def prefill(self, tokens):
+            super().prefill(tokens)
+            if len(tokens) == 16:
+                Clock.now += self.times.pop(0) if self.times else 2e-3
+
+    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: Clock.now)
+    result = run(log, contexts=(1,), others={"captures": lambda: Captures("captures", log)})
+    row = next(row for row in result.prefill if row["system"] == "captures")
+    assert row["latency_us"]["q3"] == pytest.approx(2000) and row["latency_us"]["count"] == 5
 
 
 def test_a_row_has_the_steps_of_both_rounds_and_what_the_system_says_of_itself(log):
@@ -322,16 +351,26 @@ class ForgetsItsState(TimedStage):
         super().prefill(tokens[-1:])
 
 
+class DecodesAsIfFresh(TimedStage):
+    """Reads a prompt together as it should, and forgets with every step that decodes."""
+
+    def _prefill_by_steps(self, tokens):
+        for token in tokens:
+            super()._prefill_by_steps([token])
+
+
 @pytest.mark.planted
 def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does_not(monkeypatch):
     monkeypatch.setenv("LUCE_HOST_SMS", "1")
     monkeypatch.setenv("LUCE_HOST_FLAGS", "-O1")
     monkeypatch.setattr(bench_module, "CHECKED_TEXT", 16)
-    makers = {"graph": on_the_host("graph"), "forgetful": on_the_host("graph", ForgetsItsState)}
+    wrong = {"forgetful": ForgetsItsState, "wrong in decode alone": DecodesAsIfFresh}
+    makers = {"graph": on_the_host("graph")} | {name: on_the_host("graph", kind) for name, kind in wrong.items()}
     result = bench(MODEL, makers | {"megakernel": on_the_host("megakernel")}, contexts=(20,), prompts=(8,), steps=4)
     assert timed(result) == [("graph", 20), ("megakernel", 20)]
-    assert [row["part"] for row in result.not_run] == result.wrong == ["forgetful"]
-    assert result.not_run[0]["reason"].startswith("wrong, so not timed")
+    assert [row["part"] for row in result.not_run] == result.wrong == list(wrong)
+    assert all(row["reason"].startswith("wrong, so not timed") for row in result.not_run)
+    assert [row["system"] for row in result.prefill] == [READER]
     assert result.decode[0]["launches"] == 1 and result.decode[0]["kernels"] == 12
     assert_record_takes(result)
 

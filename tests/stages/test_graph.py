@@ -295,7 +295,8 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
         twin.step(token)
 
     kept = 0  # an old choice
-    by_prompt = chunked = False  # by_prompt: whether the last move was a prompt's, which leaves the position to the next token
+    # by_prompt: whether the last move was a prompt's, which leaves the position in memory to the next token.
+    by_prompt = chunked = False
     for _ in range(length):
         name, before = draw.choice(CALLS), dec.position
         if name == "reset" or dec.position > ROOM - 4:
