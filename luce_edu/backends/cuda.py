@@ -256,9 +256,15 @@ class CudaBackend:
         parts = [(together, out)] if together is not None else zip(
             weights, out.split([len(weight) for weight in weights], dim=1), strict=True
         )  # fmt: skip
-        for weight, part in parts:
-            torch.mm(x, weight.T, out=part)
-            self.ledger.record(PRODUCT)
+        # By default cuBLAS may add up the parts of a sum that it has split in bf16.
+        allowed = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        try:
+            for weight, part in parts:
+                torch.mm(x, weight.T, out=part)
+                self.ledger.record(PRODUCT)
+        finally:
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = allowed
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments.
