@@ -386,7 +386,10 @@ def verify_prefill(
     output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. A second reading,
     on the emulator with its threads in a hostile order, must give the same bits.
 
-    prompts  lengths, each 1 or more;  the others as for `verify`, and so are the errors
+    prompts  lengths, each 1 or more
+    steps    1 or more. A prompt's error is of the size of the yardstick's, unlike a kernel stage's, so that few tokens
+             of a small model can differ by more than the limit by chance; 32 have not
+    The others are as for `verify`, and so are the errors.
     """
     from luce_edu.stages import decoder
 

@@ -29,7 +29,7 @@ ALL_BENCHED = ", ".join(BENCHED)  # what not_run says where none of them could b
 PARTS = ("verify", "launch", "bandwidth", *BENCHED)
 RECORD = "record.json"
 # Fewer than `luce-edu verify --prefill` takes: logits of the full vocabulary are kept for each token.
-VERIFIED_PROMPTS, VERIFIED_STEPS = (1, 65, 520, 1000), 16
+VERIFIED_PROMPTS = (1, 65, 520, 1000)
 PACKAGES = ("torch", "transformers", "cuda-core", "flash-linear-attention", "llama-cpp-python", "nvidia-ml-py")
 
 Progress = Callable[[str], None]
@@ -134,12 +134,12 @@ def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progre
 
 
 def _verify(model, progress: Progress) -> dict:
-    from luce_edu.verification import verify, verify_prefill
+    from luce_edu.verification import DECODED, verify, verify_prefill
 
     steps = verify(model, device="cuda", progress=progress)
-    room = model.config.max_position_embeddings - VERIFIED_STEPS
+    room = model.config.max_position_embeddings - DECODED
     lengths = [n for n in VERIFIED_PROMPTS if n <= room]
-    prompts = verify_prefill(model, device="cuda", prompts=lengths, steps=VERIFIED_STEPS, progress=progress)
+    prompts = verify_prefill(model, device="cuda", prompts=lengths, progress=progress)
     return steps.to_dict() | {"passed": steps.passed and prompts.passed, "prompts": prompts.to_dict()}
 
 
