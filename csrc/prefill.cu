@@ -90,7 +90,7 @@ KERNEL last_hidden(const bf16* y, const int* tokens, const float* x, float* hidd
 }
 
 // qkv = silu(conv(projected)), q and k normalised; conv_state moves on. A warp takes a head and 16 tokens.
-KERNEL causal_conv(const bf16* projected, const int* tokens, const float* weight, float* conv_state, bf16* qkv) {
+KERNEL_FOR(2) causal_conv(const bf16* projected, const int* tokens, const float* weight, float* conv_state, bf16* qkv) {
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int unit = blockIdx.x * block_warps + warp_id();
     causal_conv_sequence(projected, deltanet_width, weight, conv_state, qkv, unit, length);
