@@ -8,13 +8,13 @@ from models import CONFIGS, FULL_SIZE
 from luce_edu.backends import csrc_dir
 from luce_edu.backends.cuda import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.errors import CompileError
-from luce_edu.stages import megakernel, per_layer, per_op
-from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
+from luce_edu.stages import dims, megakernel, per_layer, per_op, prefill
+from luce_edu.stages.dims import kernel_defines
 
 STAGES = {
-    kind.source: kind.kernels
+    kind.source: (kind.kernels, dims.BLOCK_THREADS)
     for kind in (per_op.PerOpDecoder, per_layer.PerLayerDecoder, megakernel.MegakernelDecoder)
-}
+} | {"prefill.cu": (prefill.KERNELS, prefill.BLOCK_THREADS)}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 
 
@@ -30,12 +30,14 @@ def spilling(binary: Binary) -> list[str]:
 @pytest.mark.parametrize("source", STAGES)
 @pytest.mark.parametrize("config", SHIPPED)
 def test_every_kernel_compiles_without_spills(arch, source, config):
-    binary = compile_cubin(source, STAGES[source], kernel_defines(SHIPPED[config]), arch)
+    kernels, block_threads = STAGES[source]
+    defines = kernel_defines(SHIPPED[config]) | {"BLOCK_THREADS": block_threads}
+    binary = compile_cubin(source, kernels, defines, arch)
     assert binary.cubin[:4] == b"\x7fELF"
-    assert set(binary.resources) == set(STAGES[source]), "the stage lists exactly the kernels of its source"
+    assert set(binary.resources) == set(kernels), "the stage lists exactly the kernels of its source"
     assert spilling(binary) == []
     for name, resources in binary.resources.items():
-        assert 0 < resources.registers <= 65536 // BLOCK_THREADS, f"{name} cannot be launched"
+        assert 0 < resources.registers <= 65536 // block_threads, f"{name} cannot be launched"
         assert resources.shared_bytes <= 48 * 1024
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 from models import CONFIGS, FULL_SIZE
+from ptx import to_ptx
 
-from luce_edu.backends import csrc_dir
 from luce_edu.backends.cuda import compile_cubin
 from luce_edu.faults import Fault, planted
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
@@ -21,25 +21,6 @@ SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 WITH_MATRICES = {"deltanet_in", "deltanet_out", "attention_in", "attention_out", "mlp_up", "mlp_down", "lm_head"}
 
 BEFORE, WAITED, LET_START = "before its wait", "after its wait", "after letting its successor start"
-
-
-def to_ptx(source, arch, defines, csrc=None) -> str:
-    """By NVRTC itself: cuda-core asks a driver whether it could load the PTX, and here there is none."""
-    from cuda.bindings import nvrtc
-
-    def checked(answer):
-        status, *values = answer
-        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
-        return values[0] if values else None
-
-    csrc = csrc or csrc_dir()
-    program = checked(nvrtc.nvrtcCreateProgram((csrc / source).read_bytes(), source.encode(), 0, [], []))
-    options = [f"--gpu-architecture={arch.replace('sm', 'compute')}", "--std=c++17", f"-I{csrc}"]
-    options = [option.encode() for option in options + [f"-D{name}={value}" for name, value in defines.items()]]
-    checked(nvrtc.nvrtcCompileProgram(program, len(options), options))
-    text = b" " * checked(nvrtc.nvrtcGetPTXSize(program))
-    checked(nvrtc.nvrtcGetPTX(program, text))
-    return text.rstrip(b"\0").decode()
 
 
 def per_layer_ptx(arch, config="tiny", macro=MACRO, csrc=None) -> str:
