@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep
 from luce_edu.plots import BLUE, GREEN, GREY, INK, ORANGE, POWER_PANELS, VERMILLION
 
-WIDTH, HEIGHT = 1140, 330
+WIDTH, HEIGHT = 1140, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 34, 50  # of each panel
 STAR = "0,-13 3.1,-4.3 12.6,-4.1 5,1.7 7.8,10.7 0,5.3 -7.8,10.7 -5,1.7 -12.6,-4.1 -3.1,-4.3"
 DIAMOND = "0,-8 8,0 0,8 -8,0"
@@ -127,9 +127,9 @@ def legend(sweep: Sweep, fit: Fit | None, beside: Sweep | Baseline | None) -> st
     if beside:
         mark = "■" if isinstance(beside, Sweep) else "━"
         items.append((VERMILLION, mark, f"{beside.kind}: {beside.system}, {beside.gpu}"))
-    spans = "".join(
-        '<span style="margin-right: 18px; white-space: nowrap">'
+    spans = " ".join(
+        '<span style="margin-right: 18px; display: inline-block">'
         f'<span style="color: {colour}" aria-hidden="true">{mark}</span> {escape(words)}</span>'
         for colour, mark, words in items
     )
-    return f'<div style="line-height: 1.6">{spans}</div>'
+    return f'<div style="line-height: 1.5">{spans}</div>'

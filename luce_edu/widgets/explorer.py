@@ -40,7 +40,7 @@ from luce_edu.measure.records import Record, RecordError, records_dir
 from luce_edu.widgets.chart import chart, legend
 
 POLL_S = 0.5
-HERE = "this machine"
+HERE, NOTHING = "this machine", "nothing"  # what the two lists hold besides sweeps
 WIDE = {"description_width": "170px"}
 
 
@@ -77,20 +77,18 @@ class PowerExplorer(ipywidgets.VBox):
         self._offer(self._sweeps[0])
         super().__init__([
             ipywidgets.HBox([self.source, self.beside], layout={"flex_flow": "row wrap"}),
-            ipywidgets.HBox([self.limit, self.loss], layout={"flex_flow": "row wrap"}),
+            ipywidgets.HBox([self._limit_box, self._loss_box], layout={"flex_flow": "row wrap"}),
             ipywidgets.HBox([self.price_text, self.add, self.save], layout={"flex_flow": "row wrap"}),
             self.message, self.picture, self.readout,
             ipywidgets.HBox([self.watch, self.gauge], layout={"flex_flow": "row wrap"}),
-        ])  # fmt: skip
+        ], layout={"width": "100%"})  # fmt: skip
 
     def _make_controls(self) -> None:
         half = {"width": "min(540px, 98%)"}
         self.source = ipywidgets.Dropdown(description="GPU and sweep", style=WIDE, layout=half)
         self.beside = ipywidgets.Dropdown(description="Beside it", style=WIDE, layout=half)
-        self.limit = ipywidgets.IntSlider(description="Power limit, W", style=WIDE, layout=half)
-        self.loss = ipywidgets.IntSlider(
-            5, 0, 30, description="Speed to give up, %", style=WIDE, layout=half
-        )
+        self.limit, self._limit_box = _slider("Power limit, W", 0, 0, 1)
+        self.loss, self._loss_box = _slider("Speed to give up, %", 5, 0, 30)
         self.price_text = ipywidgets.Text(
             f"{self.price:.2f}", description="Price of a kWh", style=WIDE, layout={"width": "260px"},
             continuous_update=False,
@@ -102,7 +100,7 @@ class PowerExplorer(ipywidgets.VBox):
         self.save = ipywidgets.Button(description="Save picture and data", layout={"width": "190px"})
         self.message, self.picture, self.readout, self.gauge = (ipywidgets.HTML() for _ in range(4))
         for wide in (self.message, self.picture, self.readout):
-            wide.layout.width = "100%"
+            wide.layout = {"width": "auto", "min_width": "0"}
         self.watch = ipywidgets.ToggleButton(
             False, description="Watch the GPU", disabled=self._sensors is None, layout={"width": "150px"}
         )
@@ -121,6 +119,11 @@ class PowerExplorer(ipywidgets.VBox):
     @property
     def sweep(self) -> Sweep:
         return self._chosen
+
+    @property
+    def other(self) -> Sweep | Baseline | None:
+        """What stands beside it."""
+        return None if self.beside.value == NOTHING else self.beside.value
 
     def fit_of(self, sweep: Sweep) -> Fit | None:
         """Its model, or None; fitted once."""
@@ -161,8 +164,8 @@ class PowerExplorer(ipywidgets.VBox):
             self.source.options = [*((s.name, s) for s in self._sweeps), (f"This machine · {gpu}", HERE)]
             self.source.value = sweep
             kept, others = self.beside.value, [i for i in (*self._beside, *self._sweeps) if i != sweep]
-            self.beside.options = [("nothing", None), *((item.name, item) for item in others)]
-            self.beside.value = kept if kept in others else None
+            self.beside.options = [(NOTHING, NOTHING), *((item.name, item) for item in others)]
+            self.beside.value = kept if kept in others else NOTHING
             self.limit.max = max(self.limit.max, high)
             self.limit.min, self.limit.max, self.limit.value = low, max(high, low + 1), high
         finally:
@@ -224,16 +227,16 @@ class PowerExplorer(ipywidgets.VBox):
         captions = [f"Points {self.sweep.provenance}"]
         if model:
             captions.append("Curve, diamond and star modelled: luce_edu/measure/power_model.py, fitted to these points")
-        if self.beside.value:
-            captions.append(f"Beside it {self.beside.value.provenance}")
+        if self.other:
+            captions.append(f"Beside it {self.other.provenance}")
         return plots.power_curves(
-            self.sweep, model, limit_w=self.limit.value, loss=self.loss.value / 100, beside=self.beside.value,
+            self.sweep, model, limit_w=self.limit.value, loss=self.loss.value / 100, beside=self.other,
             provenance="\n".join(f"{caption}." for caption in captions),
         )  # fmt: skip
 
     def data(self) -> str:
         """Points and modelled curve as CSV, a kind and a source for each row."""
-        model, beside = self.fit_of(self.sweep), self.beside.value
+        model, beside = self.fit_of(self.sweep), self.other
         rows = [(self.sweep, self.sweep.kind, self.sweep.source, point) for point in self.sweep.points]
         rows += [(self.sweep, "modelled", "fitted to the points", point) for point in (model.curve if model else ())]
         for point in beside.points if isinstance(beside, Sweep) else (beside.point,) if beside else ():
@@ -249,7 +252,7 @@ class PowerExplorer(ipywidgets.VBox):
         return text.getvalue()
 
     def _show(self) -> None:
-        sweep, model, beside = self.sweep, self.fit_of(self.sweep), self.beside.value
+        sweep, model, beside = self.sweep, self.fit_of(self.sweep), self.other
         limit_w = self.limit.value
         here = expected(sweep, model, limit_w)
         spot = sweet_spot(model.curve if model else sweep.points, self.loss.value / 100)
@@ -264,7 +267,7 @@ class PowerExplorer(ipywidgets.VBox):
         if is_modelled and not model.is_trusted(limit_w):
             words += " Nothing was measured near it: a guess."
         nearest = sweep.nearest(limit_w)
-        columns = {f"{kind}, at {limit_w} W": here}
+        columns = {f"{kind}, at {limit_w}\N{NO-BREAK SPACE}W": here}
         if model:
             columns[f"{sweep.kind}, nearest point"] = nearest
         columns[f"★ for {self.loss.value} % less speed, {'modelled' if model else sweep.kind}"] = spot
@@ -277,7 +280,7 @@ class PowerExplorer(ipywidgets.VBox):
         ) + legend(sweep, model, beside)  # fmt: skip
         self.readout.value = (
             f'<p class="luce-now" data-limit-w="{limit_w}" role="status" aria-live="polite" '
-            f'style="margin: 4px 0; font-size: 15px"><b>{escape(words)}</b></p>'
+            f'style="margin: 4px 0; font-size: 15px; line-height: 1.35"><b>{escape(words)}</b></p>'
             f"{self._table(columns)}{self._notes(model, beside)}"
         )
         self._tell()
@@ -292,8 +295,8 @@ class PowerExplorer(ipywidgets.VBox):
             "kWh for a million tokens": lambda p: _number(p.kwh_per_million, 3),
             f"cost of a million tokens, at {self.price:g} a kWh": lambda p: _number(self.price * p.kwh_per_million, 3),
         }
-        cell = 'style="text-align: right; padding: 2px 10px; max-width: 230px"'
-        left = 'style="text-align: left; padding: 2px 10px"'
+        cell = 'style="text-align: right; padding: 1px 10px; max-width: 230px; line-height: 1.3"'
+        left = 'style="text-align: left; padding: 1px 10px; line-height: 1.3"'
         head = "".join(f'<th scope="col" {cell}>{escape(name)}</th>' for name in columns)
         body = "".join(
             f'<tr><th scope="row" {left}>{escape(name)}</th>'
@@ -301,7 +304,8 @@ class PowerExplorer(ipywidgets.VBox):
             + "</tr>"
             for name, show in rows.items()
         )
-        return f'<table style="font-size: 14px"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
+        style = "font-size: 14px; line-height: 1.3"
+        return f'<table style="{style}"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
 
     def _notes(self, model: Fit | None, beside: Sweep | Baseline | None) -> str:
         notes = [f"Points {self.sweep.provenance}."]
@@ -346,6 +350,18 @@ class PowerExplorer(ipywidgets.VBox):
         return bundle
 
 
+def _slider(name: str, value: int, low: int, high: int) -> tuple[ipywidgets.IntSlider, ipywidgets.HBox]:
+    """A slider, and a box that holds it behind a field for the same number.
+
+    The handle of an ipywidgets slider has no name that a screen reader could say; the field has.
+    """
+    slider = ipywidgets.IntSlider(value, low, high, readout=False, layout={"width": "calc(100% - 260px)"})
+    field = ipywidgets.BoundedIntText(value, low, high, description=name, style=WIDE, layout={"width": "250px"})
+    for trait in ("max", "min", "value"):
+        ipywidgets.link((slider, trait), (field, trait))
+    return slider, ipywidgets.HBox([field, slider], layout={"width": "min(540px, 98%)"})
+
+
 def gauge(sensors: Sensors) -> str:
     """Draw, limit and clocks of a GPU now, as text and as a bar; what cannot be read is a dash."""
     power, limit, sm, memory = (
@@ -380,4 +396,6 @@ def _number(value: float | None, digits: int) -> str:
 
 def _change(ratio: float) -> str:
     percent = 100 * (ratio - 1)
-    return "the same" if abs(percent) < 0.05 else f"{abs(percent):.1f} % {'more' if percent > 0 else 'less'}"
+    if abs(percent) < 0.05:
+        return "the same"
+    return f"{abs(percent):.1f}\N{NO-BREAK SPACE}% {'more' if percent > 0 else 'less'}"
