@@ -1,5 +1,6 @@
 # make walkthrough   run every notebook in order and end with the stage table
 # make test          the tests, and the notebooks against their stored outputs
+# make browser-test  the power explorer in JupyterLab in headless Chromium; leaves a screenshot in build/browser
 # make lab           JupyterLab, on the first notebook
 # make notebooks     run the notebooks and their solutions again, and store the outputs of both
 # make lint          ruff
@@ -19,7 +20,7 @@ PINS := sed '/^. CUDA 13/,$$d'
 TORCH_INDEX ?= https://download.pytorch.org/whl/cu126
 endif
 
-.PHONY: walkthrough test lab notebooks lint install
+.PHONY: walkthrough test browser-test lab notebooks lint install
 .DEFAULT_GOAL := walkthrough
 
 walkthrough: $(INSTALLED)
@@ -28,6 +29,12 @@ walkthrough: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+
+browser-test: $(INSTALLED)
+	@for chromium in chromium chromium-browser google-chrome; do command -v $$chromium > /dev/null && exit 0; done; \
+		echo "make: no Chromium found; install it: sudo apt install chromium" >&2; exit 1
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser -s
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/00_*.ipynb

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.measure.floor import DATASHEET_GB_PER_S, kv_bytes_per_token, recurrent_state_bytes
 from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
+from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep, expected, sweet_spot
 from luce_edu.measure.published import Published, bytes_per_token
 from luce_edu.overlap import Span
 
@@ -921,6 +922,89 @@ def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = ""
     patches.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="////"))
     axes.legend(patches, [*kernels, "asked for ahead"], frameon=False, ncols=len(patches), loc="lower left",
                 bbox_to_anchor=(-0.02, 1), columnspacing=1.2, handlelength=1.2)  # fmt: skip
+    return figure
+
+
+POWER_PANELS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
+    ("speed", "tok/s", lambda point: point.tokens_per_s),
+    ("draw", "W", lambda point: point.draw_w),
+    ("tokens for a joule", "tok/J", lambda point: point.tokens_per_joule),
+)
+
+
+def power_curves(
+    sweep: Sweep,
+    fit: Fit | None,
+    *,
+    limit_w: float | None = None,
+    loss: float | None = None,
+    beside: Sweep | Baseline | None = None,
+    provenance: str = "",
+) -> Picture:
+    """Speed, draw and tokens for a joule against the power limit: points, and the modelled curve where there is one.
+
+    fit      None for a sweep that no curve can be fitted to: points alone
+    limit_w  marks what is expected under this limit: modelled, or the nearest point where there is no model
+    loss     marks the least draw that gives up at most this share of the speed
+    beside   another sweep's points, or one figure as a line across
+    """
+    figure = _picture(11, 4.2, provenance)
+    limits = [point.limit_w for point in sweep.points]
+    for axes, (name, unit, value) in zip(figure.subplots(1, 3), POWER_PANELS, strict=True):
+        for trusted, run in fit.runs() if fit else ():
+            axes.plot([p.limit_w for p in run], [value(p) for p in run], color=BLUE, linewidth=2,
+                      linestyle="-" if trusted else (0, (2, 2)),
+                      label="modelled" if trusted else "modelled, a guess")  # fmt: skip
+        axes.plot(limits, [value(p) for p in sweep.points], "o", color=BLUE, markersize=7,
+                  label=f"{sweep.kind}: {sweep.system}")  # fmt: skip
+        if isinstance(beside, Sweep):
+            axes.plot([p.limit_w for p in beside.points], [value(p) for p in beside.points], "s", color=VERMILLION,
+                      markersize=6, label=f"{beside.kind}: {beside.gpu}, {beside.system}")  # fmt: skip
+        elif beside:
+            axes.axhline(value(beside.point), color=VERMILLION, linewidth=1.8, linestyle="-.",
+                         label=f"{beside.kind}: {beside.gpu}, {beside.system}")  # fmt: skip
+        if loss is not None:
+            spot = sweet_spot(fit.curve if fit else sweep.points, loss)
+            axes.plot(spot.limit_w, value(spot), "*", color=GREEN, markersize=16, markeredgecolor="white",
+                      label=f"least draw for {100 * loss:g} % less speed")  # fmt: skip
+        if limit_w is not None:
+            here = expected(sweep, fit, limit_w)
+            axes.axvline(limit_w, color=GREY, linewidth=1, linestyle=":")
+            axes.plot(here.limit_w, value(here), "D", color=ORANGE, markersize=9, markeredgecolor=INK,
+                      label=f"at {limit_w:g} W")  # fmt: skip
+        axes.set_title(name, loc="left", fontsize=11)
+        axes.set_ylabel(unit)
+        axes.set_xlabel("power limit, W")
+        axes.set_ylim(0, None)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def power_errors(fit: Fit, *, provenance: str = "") -> Picture:
+    """How far the model is off at each point of its sweep, fitted to all of them and to all but that one."""
+    figure = _picture(9, 3.6, provenance)
+    points = fit.sweep.points
+    names = [f"{point.limit_w:g} W\n{point.clock_mhz:,.0f} MHz" for point in points]
+    panels = (("draw", "draw"), ("speed", "tokens"))
+    for axes, (name, of) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        axes.axhspan(-8, 8, color=GREEN, alpha=0.12, linewidth=0)
+        axes.axhline(0, color=INK, linewidth=1)
+        fitted = [100 * getattr(errors, of) for errors in fit.errors]
+        left_out = [100 * getattr(errors, of) if errors else math.nan for errors in fit.left_out]
+        axes.plot(range(len(points)), fitted, "o", color=BLUE, markersize=8, label="fitted to all points")
+        axes.plot(range(len(points)), left_out, "D", color=VERMILLION, markersize=9, markerfacecolor="none",
+                  markeredgewidth=1.8, label="fitted to the others")  # fmt: skip
+        axes.set_xticks(range(len(points)), names)
+        axes.set_xlim(-0.5, len(points) - 0.5)
+        axes.set_title(f"{name}: modelled over {fit.sweep.kind}", loc="left", fontsize=11)
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.axes[0].set_ylabel("error, %; band: 8 %")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 

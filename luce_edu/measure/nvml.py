@@ -8,6 +8,14 @@ from types import ModuleType
 
 from luce_edu.measure.latency import NotMeasured
 
+# NVML's bits; heat and the board's own brake have two each, by what notices first.
+SLOWED_BY = {
+    "power limit": ("nvmlClocksThrottleReasonSwPowerCap",),
+    "heat": ("nvmlClocksThrottleReasonSwThermalSlowdown", "nvmlClocksThrottleReasonHwThermalSlowdown"),
+    "the board": ("nvmlClocksThrottleReasonHwSlowdown", "nvmlClocksThrottleReasonHwPowerBrakeSlowdown"),
+    "a clock setting": ("nvmlClocksThrottleReasonApplicationsClocksSetting",),
+}
+
 
 @dataclass(frozen=True)
 class Sensors:
@@ -48,8 +56,38 @@ class Sensors:
         return self._read("power", "nvmlDeviceGetPowerUsage") / 1e3
 
     def power_limit_w(self) -> float:
-        """The limit in force."""
+        """The limit in force: the least of all that hold."""
         return self._read("power limit", "nvmlDeviceGetEnforcedPowerLimit") / 1e3
+
+    def chosen_power_limit_w(self) -> float:
+        """The limit that somebody chose, or the default; what may be set anew."""
+        return self._read("chosen power limit", "nvmlDeviceGetPowerManagementLimit") / 1e3
+
+    def default_power_limit_w(self) -> float:
+        return self._read("default power limit", "nvmlDeviceGetPowerManagementDefaultLimit") / 1e3
+
+    def power_limit_range_w(self) -> tuple[float, float]:
+        """The lowest and the highest limit that may be chosen."""
+        low, high = self._read("range of power limits", "nvmlDeviceGetPowerManagementLimitConstraints")
+        return low / 1e3, high / 1e3
+
+    def sm_clock_range_mhz(self) -> tuple[int, int]:
+        """The lowest and the highest clock that the SMs have, beside the fastest memory clock."""
+        memory = max(self._read("memory clocks", "nvmlDeviceGetSupportedMemoryClocks"), default=0)
+        clocks = self._read("range of SM clocks", "nvmlDeviceGetSupportedGraphicsClocks", memory)
+        if not clocks:
+            raise NotMeasured("range of SM clocks: this GPU does not report it")
+        return min(clocks), max(clocks)
+
+    def temperature_c(self) -> int:
+        """Of the chip, in degrees Celsius."""
+        return self._read("temperature", "nvmlDeviceGetTemperature", self.nvml.NVML_TEMPERATURE_GPU)
+
+    def slowed_by(self) -> set[str]:
+        """What keeps the clock down now, by the names of SLOWED_BY; idling is not among them."""
+        # By its older name, which drivers before 535 know too.
+        reasons = self._read("what holds the clock", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return {name for name, bits in SLOWED_BY.items() if any(reasons & getattr(self.nvml, bit) for bit in bits)}
 
     def sm_clock_mhz(self) -> int:
         return self._read("SM clock", "nvmlDeviceGetClockInfo", self.nvml.NVML_CLOCK_SM)
@@ -57,12 +95,19 @@ class Sensors:
     def memory_clock_mhz(self) -> int:
         return self._read("memory clock", "nvmlDeviceGetClockInfo", self.nvml.NVML_CLOCK_MEM)
 
+    def uuid(self) -> str:
+        return _text(self._read("UUID", "nvmlDeviceGetUUID"))
+
     def driver(self) -> str:
-        version = _ask(self.nvml, "driver version", self.nvml.nvmlSystemGetDriverVersion)
-        return version.decode() if isinstance(version, bytes) else version
+        return _text(_ask(self.nvml, "driver version", self.nvml.nvmlSystemGetDriverVersion))
 
 
-def or_none(reading: Callable[[], float | int | str]):
+def _text(value: str | bytes) -> str:
+    """Older bindings return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def or_none(reading: Callable[[], object]):
     """A reading, or None where it cannot be had: for what only accompanies a measurement."""
     try:
         return reading()
@@ -85,6 +130,7 @@ def _reason(nvml: ModuleType, error: Exception) -> str:
         "NVMLError_LibraryNotFound": "no NVIDIA driver here",
         "NVMLError_DriverNotLoaded": "the NVIDIA driver is not loaded",
         "NVMLError_NotFound": "no such GPU",
+        "NVMLError_FunctionNotFound": "this driver does not know the question",
     }
     for name, reason in known.items():
         if isinstance(error, getattr(nvml, name, ())):

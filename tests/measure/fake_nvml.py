@@ -36,6 +36,14 @@ class NVMLError_NotFound(NVMLError):
     pass
 
 
+class NVMLError_FunctionNotFound(NVMLError):
+    pass
+
+
+class NVMLError_InvalidArgument(NVMLError):
+    pass
+
+
 class NVMLError_Unknown(NVMLError):
     pass
 
@@ -74,6 +82,18 @@ class FakeNvml:
     NVMLError_LibraryNotFound = NVMLError_LibraryNotFound
     NVMLError_DriverNotLoaded = NVMLError_DriverNotLoaded
     NVMLError_NotFound = NVMLError_NotFound
+    NVMLError_FunctionNotFound = NVMLError_FunctionNotFound
+    NVMLError_InvalidArgument = NVMLError_InvalidArgument
+    NVML_TEMPERATURE_GPU = 0
+    nvmlClocksThrottleReasonApplicationsClocksSetting = 0x02
+    nvmlClocksThrottleReasonSwPowerCap = 0x04
+    nvmlClocksThrottleReasonHwSlowdown = 0x08
+    nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
+    nvmlClocksThrottleReasonHwThermalSlowdown = 0x40
+    nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80
+    held_by = 0x01  # the bits of what holds the clock: it idles; tests set others
+    LIMITS_MW, DEFAULT_MW = (100_000, 350_000), 350_000
+    SM_CLOCKS = tuple(range(210, 1981, 15))
 
     def __init__(self, clock: Clock, *, faults=None, lost_at=math.inf, wraps_at=math.inf, stuck=False):
         self.clock, self.faults, self.lost_at = clock, faults or {}, lost_at
@@ -145,6 +165,38 @@ class FakeNvml:
     def nvmlDeviceGetClockInfo(self, handle, kind):
         self._answer("nvmlDeviceGetClockInfo")
         return {self.NVML_CLOCK_SM: 1755, self.NVML_CLOCK_MEM: 2619}[kind]
+
+    def nvmlDeviceGetUUID(self, handle):
+        self._answer("nvmlDeviceGetUUID")
+        return self.UUID.encode()  # as older bindings give it
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle):
+        self._answer("nvmlDeviceGetPowerManagementLimit")
+        return self.DEFAULT_MW
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle):
+        self._answer("nvmlDeviceGetPowerManagementDefaultLimit")
+        return self.DEFAULT_MW
+
+    def nvmlDeviceGetPowerManagementLimitConstraints(self, handle):
+        self._answer("nvmlDeviceGetPowerManagementLimitConstraints")
+        return list(self.LIMITS_MW)
+
+    def nvmlDeviceGetSupportedMemoryClocks(self, handle):
+        self._answer("nvmlDeviceGetSupportedMemoryClocks")
+        return [2619, 1593]
+
+    def nvmlDeviceGetSupportedGraphicsClocks(self, handle, memory_mhz):
+        self._answer("nvmlDeviceGetSupportedGraphicsClocks")
+        return list(self.SM_CLOCKS) if memory_mhz == 2619 else []
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        self._answer("nvmlDeviceGetTemperature")
+        return {self.NVML_TEMPERATURE_GPU: 61}[sensor]
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        self._answer("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return self.held_by
 
     def __getattr__(self, name):
         if name.startswith(("nvmlDeviceSet", "nvmlDeviceReset", "nvmlUnitSet", "nvmlDeviceModify", "nvmlDeviceClear")):

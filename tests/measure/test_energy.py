@@ -84,7 +84,21 @@ def test_readings_are_in_the_units_of_their_names():
     assert sensors.power_limit_w() == 350
     assert (sensors.sm_clock_mhz(), sensors.memory_clock_mhz()) == (1755, 2619)
     assert sensors.driver() == "580.65.06"
+    assert sensors.uuid() == FakeNvml.UUID
+    assert (sensors.chosen_power_limit_w(), sensors.default_power_limit_w()) == (350, 350)
+    assert sensors.power_limit_range_w() == (100, 350) and sensors.sm_clock_range_mhz() == (210, 1980)
+    assert sensors.temperature_c() == 61
     assert sensors.power_w() == pytest.approx(fake.watts(fake.clock()), abs=0.001)
+
+
+@pytest.mark.parametrize("bits, names", [
+    (0x01, set()), (0x04, {"power limit"}), (0x20, {"heat"}), (0x40, {"heat"}), (0x08, {"the board"}),
+    (0x81, {"the board"}), (0x02, {"a clock setting"}), (0x24, {"power limit", "heat"}),
+])  # fmt: skip
+def test_what_keeps_the_clock_down_has_a_name(bits, names):
+    fake, sensors = gpu()
+    fake.held_by = bits
+    assert sensors.slowed_by() == names
 
 
 # ---- What cannot be had is said ----
@@ -95,6 +109,7 @@ SEEN = {
     "lost": (fake_nvml.NVMLError_GpuIsLost(), "the GPU is gone from the bus"),
     "no driver": (fake_nvml.NVMLError_LibraryNotFound(), "no NVIDIA driver here"),
     "driver not loaded": (fake_nvml.NVMLError_DriverNotLoaded(), "the NVIDIA driver is not loaded"),
+    "an old driver": (fake_nvml.NVMLError_FunctionNotFound(), "this driver does not know the question"),
     "something else": (fake_nvml.NVMLError_Unknown("Unknown Error"), "Unknown Error"),
 }
 
@@ -115,6 +130,14 @@ def test_a_reading_that_cannot_be_had_says_why(seen):
         "power limit": ("nvmlDeviceGetEnforcedPowerLimit", Sensors.power_limit_w),
         "SM clock": ("nvmlDeviceGetClockInfo", Sensors.sm_clock_mhz),
         "memory clock": ("nvmlDeviceGetClockInfo", Sensors.memory_clock_mhz),
+        "chosen power limit": ("nvmlDeviceGetPowerManagementLimit", Sensors.chosen_power_limit_w),
+        "default power limit": ("nvmlDeviceGetPowerManagementDefaultLimit", Sensors.default_power_limit_w),
+        "range of power limits": ("nvmlDeviceGetPowerManagementLimitConstraints", Sensors.power_limit_range_w),
+        "memory clocks": ("nvmlDeviceGetSupportedMemoryClocks", Sensors.sm_clock_range_mhz),
+        "range of SM clocks": ("nvmlDeviceGetSupportedGraphicsClocks", Sensors.sm_clock_range_mhz),
+        "temperature": ("nvmlDeviceGetTemperature", Sensors.temperature_c),
+        "what holds the clock": ("nvmlDeviceGetCurrentClocksThrottleReasons", Sensors.slowed_by),
+        "UUID": ("nvmlDeviceGetUUID", Sensors.uuid),
         "driver version": ("nvmlSystemGetDriverVersion", Sensors.driver),
     }
     for name, (function, reading) in readings.items():
@@ -268,8 +291,8 @@ def setters(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*.py") if SETTER.search(path.read_text(encoding="utf-8")))
 
 
-def test_no_source_of_the_measurements_names_a_function_that_changes_a_gpu():
-    assert setters(Path(luce_edu.__file__).parent / "measure") == []
+def test_no_source_of_the_measurements_but_one_names_a_function_that_changes_a_gpu():
+    assert setters(Path(luce_edu.__file__).parent / "measure") == ["power.py"]  # and that is used by the sweep alone
 
 
 @pytest.mark.planted

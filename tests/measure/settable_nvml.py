@@ -1,0 +1,114 @@
+"""A GPU whose power limit and clocks can be set, with the driver's ranges and permissions, and a draw that follows."""
+
+import json
+import math
+from pathlib import Path
+
+from fake_nvml import Clock, FakeNvml, NVMLError_InvalidArgument, NVMLError_NoPermission
+
+AS_SHIPPED = {"limit_mw": 350_000, "lock": None}
+
+
+def clock_mhz(limit_w: float) -> float:
+    """The SMs' clock that a limit leaves: the draw goes with its cube, above 40 W that nothing takes away."""
+    return min(1980.0, 1980 * ((limit_w - 40) / 280) ** (1 / 3))
+
+
+def draw_w(clock: float) -> float:
+    return 40 + 280 * (clock / 1980) ** 3
+
+
+class SettableNvml(FakeNvml):
+    """As FakeNvml, and it can be set.
+
+    hardware   a file that holds the settings, and so outlives a process; None for a GPU of this process only
+    permitted  whether this user may set anything
+    lag_s      the time in which draw and clock go 63 % of the way to where a new setting leads
+    wave_w     draw that comes and goes, so that no window is like the next
+    deaf       takes a power limit without a word, and keeps the one it has
+    calls      the settings asked for, in order: ("limit", watts), ("lock", (low, high)), ("unlock", None)
+    """
+
+    WAVE_W = 0.0
+
+    def __init__(self, clock=None, *, hardware=None, permitted=True, lag_s=0.5, wave_w=0.0, deaf=False, **faults):
+        super().__init__(clock or Clock(), **faults)
+        self.hardware, self.permitted, self.lag_s, self.deaf = hardware, permitted, lag_s, deaf
+        self.WAVE_W = wave_w
+        self.calls: list[tuple[str, object]] = []
+        self._settings = dict(AS_SHIPPED)
+        # Where the clock started and leads to, since when, and the joules up to then.
+        self._since, self._from_mhz, self._joules = self.clock(), clock_mhz(350), 0.0
+
+    @property
+    def settings(self) -> dict:
+        if self.hardware and Path(self.hardware).exists():
+            return json.loads(Path(self.hardware).read_text())
+        return self._settings
+
+    def change(self, **setting) -> None:
+        """Somebody sets it, with or without this program."""
+        now = self.clock()
+        self._joules, self._from_mhz, self._since = self.joules(0, now), self.mhz(now), now
+        self._settings = self.settings | setting
+        if self.hardware:
+            Path(self.hardware).write_text(json.dumps(self._settings))
+
+    def mhz(self, time: float) -> float:
+        low, high = self.settings["lock"] or (0, math.inf)
+        target = min(max(clock_mhz(self.settings["limit_mw"] / 1e3), low), high)
+        return target + (self._from_mhz - target) * math.exp(-(time - self._since) / self.lag_s)
+
+    def watts(self, time):
+        return draw_w(self.mhz(time)) + self.WAVE_W * math.sin(2 * math.pi * time / self.WAVE_S)
+
+    def joules(self, since, until):
+        """By Simpson's rule, from the last setting on."""
+        assert since == 0 and until >= self._since - self.TICK
+        steps = 2 * max(1, math.ceil((until - self._since) / 0.1))
+        width = (until - self._since) / steps
+        weights = (1, *(4 if i % 2 else 2 for i in range(1, steps)), 1)
+        return self._joules + width / 3 * sum(w * self.watts(self._since + i * width) for i, w in enumerate(weights))
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle):
+        self._answer("nvmlDeviceGetPowerManagementLimit")
+        return self.settings["limit_mw"]
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        self._answer("nvmlDeviceGetEnforcedPowerLimit")
+        return self.settings["limit_mw"]
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        if kind != self.NVML_CLOCK_SM:
+            return super().nvmlDeviceGetClockInfo(handle, kind)
+        self._answer("nvmlDeviceGetClockInfo")
+        return round(self.mhz(self.clock()))
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        super().nvmlDeviceGetTemperature(handle, sensor)
+        return round(25 + 0.15 * self.watts(self.clock()))
+
+    def _granted(self, name: str) -> None:
+        self._answer(name)
+        if not self.permitted:
+            raise NVMLError_NoPermission("Insufficient Permissions")
+
+    def nvmlDeviceSetPowerManagementLimit(self, handle, limit_mw):
+        self._granted("nvmlDeviceSetPowerManagementLimit")
+        if not self.LIMITS_MW[0] <= limit_mw <= self.LIMITS_MW[1]:
+            raise NVMLError_InvalidArgument("Invalid Argument")
+        self.calls.append(("limit", limit_mw / 1e3))
+        if not self.deaf:
+            self.change(limit_mw=limit_mw)
+
+    def nvmlDeviceSetGpuLockedClocks(self, handle, low_mhz, high_mhz):
+        self._granted("nvmlDeviceSetGpuLockedClocks")
+        if not self.SM_CLOCKS[0] <= low_mhz <= high_mhz <= self.SM_CLOCKS[-1]:
+            raise NVMLError_InvalidArgument("Invalid Argument")
+        self.calls.append(("lock", (low_mhz, high_mhz)))
+        self.change(lock=[low_mhz, high_mhz])
+
+    def nvmlDeviceResetGpuLockedClocks(self, handle):
+        self._granted("nvmlDeviceResetGpuLockedClocks")
+        self.calls.append(("unlock", None))
+        self.change(lock=None)

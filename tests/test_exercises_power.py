@@ -1,0 +1,210 @@
+"""The checkers of notebook 14 take right answers however they are written, and refuse wrong ones by name."""
+
+import pytest
+
+from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises import power as exercises
+
+# Exercise 1.
+
+
+def in_two_steps(points, loss):
+    best = max(point["tokens_per_s"] for point in points)
+    return min((p for p in points if p["tokens_per_s"] >= (1 - loss) * best), key=lambda p: p["draw_w"])
+
+
+def by_sorting(points, loss):
+    top = sorted(points, key=lambda p: -p["tokens_per_s"])[0]["tokens_per_s"]
+    for point in sorted(points, key=lambda p: p["draw_w"]):
+        if 1 - point["tokens_per_s"] / top <= loss:
+            return point
+
+
+def by_a_loop(points, loss):
+    best = max(p["tokens_per_s"] for p in points)
+    found = None
+    for p in points:
+        if (best - p["tokens_per_s"]) / best <= loss and (found is None or p["draw_w"] < found["draw_w"]):
+            found = dict(p)
+    return found
+
+
+def against(points, loss, *, reference=None, key=None, pick=min):
+    """The right answer with one habit changed."""
+    reference = reference(points) if reference else max(p["tokens_per_s"] for p in points)
+    return pick((p for p in points if p["tokens_per_s"] >= (1 - loss) * reference), key=key or (lambda p: p["draw_w"]))
+
+
+def stale():
+    kept = []
+
+    def knee(points, loss):
+        kept.append(in_two_steps(points, loss))
+        return kept[0]
+
+    return knee
+
+
+WRONG_KNEES = {
+    "the lowest limit": (
+        lambda points, loss: against(points, loss, key=lambda p: p["limit_w"]), "another point .* draws less"),
+    "against the speed at the top limit": (
+        lambda points, loss: against(
+            points, loss, reference=lambda ps: max(ps, key=lambda p: p["limit_w"])["tokens_per_s"]),
+        "loses .* of the best speed|draws less"),
+    "against the mean speed": (
+        lambda points, loss: against(
+            points, loss, reference=lambda ps: sum(p["tokens_per_s"] for p in ps) / len(ps)), "of the best speed"),
+    "the most tokens for a joule": (
+        lambda points, loss: max(points, key=lambda p: p["tokens_per_s"] / p["draw_w"]),
+        "of the best speed|draws less"),
+    "the most tokens for a joule that is fast enough, by limit": (
+        lambda points, loss: against(points, loss, key=lambda p: p["tokens_per_s"] / p["limit_w"], pick=max),
+        "draws less"),
+    "the fastest": (lambda points, loss: max(points, key=lambda p: p["tokens_per_s"]), "another point"),
+    "the least draw of all": (lambda points, loss: min(points, key=lambda p: p["draw_w"]), "of the best speed"),
+    "the loss in per cent": (lambda points, loss: against(points, loss / 100), "another point"),
+    "a fixed loss": (lambda points, loss: against(points, 0.05), "of the best speed|draws less"),
+    "the loss of power": (
+        lambda points, loss: min(
+            (p for p in points if p["draw_w"] >= (1 - loss) * max(q["draw_w"] for q in points)),
+            key=lambda p: p["draw_w"]), "of the best speed|draws less"),
+    "the first that is fast enough": (
+        lambda points, loss: next(p for p in points if p["tokens_per_s"] >= (1 - loss) * max(
+            q["tokens_per_s"] for q in points)), "another point"),
+    "the last": (lambda points, loss: points[-1], "of the best speed|draws less"),
+    "a stale point": (stale(), "none of the points|of the best speed|draws less"),
+    "a limit": (lambda points, loss: in_two_steps(points, loss)["limit_w"], "expected one of the points"),
+    "NaN": (lambda points, loss: in_two_steps(points, loss) | {"draw_w": float("nan")}, "none of the points"),
+    "nothing": (lambda points, loss: None, "expected one of the points"),
+    "a point": ({"limit_w": 220, "draw_w": 220, "tokens_per_s": 411}, "expected a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [in_two_steps, by_sorting, by_a_loop])
+def test_a_knee_is_right_however_it_is_found(function, capsys):
+    for _ in range(10):
+        exercises.knee.check(function)
+    assert capsys.readouterr().out.count("right") == 10
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("function, reason", WRONG_KNEES.values(), ids=WRONG_KNEES)
+def test_another_point_is_not_the_knee(function, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.knee.check(function)
+
+
+def test_the_spec_is_that_of_the_package():
+    from luce_edu.measure.power_model import Point, sweet_spot
+
+    for _ in range(50):
+        points = exercises._fresh_sweep()
+        spot = sweet_spot([Point(p["limit_w"], None, p["draw_w"], p["tokens_per_s"]) for p in points], 0.05)
+        if exercises._is_clear(points, 0.05):
+            assert in_two_steps(points, 0.05)["limit_w"] == spot.limit_w
+
+
+# Exercise 2.
+
+
+def per_joule(point):
+    return point["tokens_per_s"] / point["draw_w"]
+
+
+def plain(ours, theirs):
+    def default(side):
+        return next(per_joule(p) for p in side if p["is_default"])
+
+    def best(side):
+        return max(per_joule(p) for p in side)
+
+    return {"neither": default(ours) > default(theirs), "ours": best(ours) > default(theirs),
+            "both": best(ours) > best(theirs)}  # fmt: skip
+
+
+def by_joules_a_token(ours, theirs):
+    joules = {
+        name: {p["is_default"] or i: p["draw_w"] / p["tokens_per_s"] for i, p in enumerate(side, start=2)}
+        for name, side in (("ours", ours), ("theirs", theirs))
+    }
+    us, them = joules["ours"], joules["theirs"]
+    return {"both": min(us.values()) < min(them.values()), "neither": us[True] < them[True],
+            "ours": min(us.values()) < them[True]}  # fmt: skip
+
+
+def built(*, measure=per_joule, default=None, best=None, ours_against="default"):
+    """A comparison with one habit changed."""
+
+    def verdicts(ours, theirs):
+        def set_to(side):
+            return measure(default(side)) if default else next(measure(p) for p in side if p["is_default"])
+
+        def top(side):
+            return measure(best(side)) if best else max(measure(p) for p in side)
+
+        other = set_to(theirs) if ours_against == "default" else top(theirs)
+        return {"neither": set_to(ours) > set_to(theirs), "ours": top(ours) > other, "both": top(ours) > top(theirs)}
+
+    return verdicts
+
+
+WRONG_VERDICTS = {
+    "by the limit, not the draw": (built(measure=lambda p: p["tokens_per_s"] / p["limit_w"]), "by what it draws"),
+    "by speed": (built(measure=lambda p: p["tokens_per_s"]), "out of a joule"),
+    "by the least draw": (built(measure=lambda p: -p["draw_w"]), "a joule"),
+    "joules a token, the more the better": (built(measure=lambda p: p["draw_w"] / p["tokens_per_s"]), "a joule"),
+    "the highest limit as what it comes set to": (
+        built(default=lambda side: max(side, key=lambda p: p["limit_w"])), "as it comes set"),
+    "the first point as what it comes set to": (built(default=lambda side: side[0]), "as it comes set"),
+    "the fastest as the best": (built(best=lambda side: max(side, key=lambda p: p["tokens_per_s"])), "best"),
+    "the lowest limit as the best": (built(best=lambda side: min(side, key=lambda p: p["limit_w"])), "best"),
+    "both swept where ours alone is": (built(ours_against="best"), "Ours alone is swept"),
+    "theirs alone is swept": (
+        lambda ours, theirs: plain(ours, theirs) | {"ours": not plain(theirs, ours)["ours"]}, "Ours alone is swept"),
+    "the other way round": (
+        lambda ours, theirs: {k: not v for k, v in plain(ours, theirs).items()}, "Neither is swept"),
+    "the headline for all": (
+        lambda ours, theirs: dict.fromkeys(plain(ours, theirs), plain(ours, theirs)["ours"]), "swept"),
+    "one verdict": (lambda ours, theirs: plain(ours, theirs)["both"], "expected a dict"),
+    "a key missing": (lambda ours, theirs: {"neither": True, "both": True}, "expected a dict with the keys"),
+    "names": (
+        lambda ours, theirs: {k: "ours" if v else "theirs" for k, v in plain(ours, theirs).items()},
+        "expected True or False"),
+    "NaN": (lambda ours, theirs: dict.fromkeys(plain(ours, theirs), float("nan")), "expected True or False"),
+    "nothing": (lambda ours, theirs: None, "expected a dict"),
+    "a dict": ({"neither": False, "ours": True, "both": True}, "expected a function"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [plain, by_joules_a_token, built()])
+def test_verdicts_are_right_however_they_are_reached(function, capsys):
+    for _ in range(10):
+        exercises.verdicts.check(function)
+    assert capsys.readouterr().out.count("right") == 10
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("function, reason", WRONG_VERDICTS.values(), ids=WRONG_VERDICTS)
+def test_other_verdicts_are_refused(function, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.verdicts.check(function)
+
+
+def test_the_published_pair_flips_and_is_as_published():
+    from luce_edu.measure.power_model import BASELINES, sweeps
+    from luce_edu.measure.records import Record, records_dir
+
+    ours, theirs = exercises._PUBLISHED
+    assert plain(ours, theirs) == {"neither": False, "ours": True, "both": True}
+    points = sweeps(Record.load(records_dir() / "published.json"))[0].points
+    assert {(p["limit_w"], p["draw_w"], p["tokens_per_s"]) for p in ours} == {
+        (p.limit_w, p.draw_w, p.tokens_per_s) for p in points
+    }
+    assert per_joule(theirs[0]) == BASELINES[1].point.tokens_per_joule
+
+
+@pytest.mark.parametrize("exercise", [exercises.knee, exercises.verdicts], ids=lambda e: e.name)
+def test_untouched_is_not_tried_yet(exercise, capsys):
+    exercise.check(lambda *args: ...)
+    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"
