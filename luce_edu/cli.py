@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     evidence.set_defaults(run=_evidence)
 
+    sweep = commands.add_parser("sweep", help="decode at one power limit after another, write a record")
+    sweep.add_argument("--limits", type=_watts, metavar="W,W", help="in watts, in the order to take them: 150,200,250")
+    sweep.add_argument("--allow-power-limit", action="store_true", help="set them; else only say what would be done")
+    sweep.add_argument("--out", default="sweep", metavar="DIR", help="where the record goes (default: %(default)s)")
+    sweep.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
+    sweep.add_argument("--stage", default="megakernel", help="what decodes (default: %(default)s)")
+    sweep.add_argument("--restore", action="store_true", help="put back what a sweep that was killed has left")
+    sweep.set_defaults(run=_sweep)
+
     figures = commands.add_parser("figures", help="draw every figure from the records, write the README's results")
     figures.add_argument("--records", metavar="DIR", help="default: the project's own")
     figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
@@ -146,6 +156,16 @@ def _sizes(text: str) -> list[int]:
     if not sizes or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise argparse.ArgumentTypeError(f"expected positive numbers such as 1,512, got {text!r}")
     return [int(size) for size in sizes]
+
+
+def _watts(text: str) -> list[float]:
+    try:
+        watts = [float(name) for name in _names(text)]
+    except ValueError:
+        watts = []
+    if not watts or not all(0 < limit < math.inf for limit in watts):
+        raise argparse.ArgumentTypeError(f"expected watts such as 150,200, got {text!r}")
+    return watts
 
 
 def _doctor(args) -> int:
@@ -260,6 +280,75 @@ def _evidence(args) -> int:
     if verified and not verified["passed"]:
         return DOES_NOT_HOLD
     return HOLDS if set(args.only or PARTS) <= set(record.parts) else NOT_MEASURED
+
+
+def _sweep(args) -> int:
+    from luce_edu.measure.latency import NotMeasured
+
+    if args.restore:
+        return _restore_settings()
+    if args.limits is None:
+        raise ValueError("sweep: expected --limits with some watts, such as 150,200,250, or --restore")
+    try:
+        return _sweep_limits(args)
+    except NotMeasured as error:
+        print(f"luce-edu: sweep: {error}", file=sys.stderr)
+        return NOT_MEASURED
+
+
+def _sweep_limits(args) -> int:
+    from luce_edu.measure.bench import PROMPT, STEPS
+    from luce_edu.measure.evidence import begin_record
+    from luce_edu.measure.nvml import Sensors
+    from luce_edu.measure.records import Record
+    from luce_edu.measure.sweep import check_limits, decode_run, plan, sweep
+    from luce_edu.measure.systems import StageSystem
+    from luce_edu.models import load_model
+    from luce_edu.stages import STAGES
+
+    if args.stage not in STAGES:
+        raise ValueError(f"unknown stage {args.stage!r}; expected one of {', '.join(STAGES)}")
+    sensors = Sensors.open()
+    if not args.allow_power_limit:
+        print(f"luce-edu: sweep: {plan(sensors, args.limits)}", file=sys.stderr)
+        return NOT_MEASURED
+    check_limits(args.limits, sensors)
+    content, path = begin_record(args.out, args.model)
+    model = load_model(args.model)
+    room = model.config.max_position_embeddings
+    if room < PROMPT + STEPS + 1:
+        raise ValueError(f"{args.model} has room for {room} tokens; a sweep decodes {STEPS} from {PROMPT} on")
+    system = StageSystem(args.stage, model, max_seq_len=PROMPT + STEPS + 1)
+
+    def save(part: dict) -> None:
+        others = [row for row in content["parts"].get("sweep", []) if row["system"] != args.stage]
+        content["parts"]["sweep"] = [*others, {"system": args.stage, "context": PROMPT} | part]
+        Record(path.stem, content).save(path)
+
+    with _console(stderr=True).status("decoding") as status:
+        part = sweep(
+            decode_run(system, PROMPT, STEPS), sensors, args.limits, allow=True, progress=status.update, save=save
+        )
+    for point in part["points"]:
+        print(
+            f"{point['limit_w']:g} W: {point['clock_mhz']:.0f} MHz, {point['draw_w']:.0f} W drawn, "
+            f"{point['tokens_per_s']:.0f} tok/s, {point['tokens_per_joule']:.2f} tok/J"
+            + ("" if point["settled"] else " (had not settled)")
+        )
+    print(f"wrote {path}")
+    return HOLDS
+
+
+def _restore_settings() -> int:
+    """What `sweep --restore` does."""
+    from luce_edu.measure.power import restore_leftovers
+
+    found = restore_leftovers()
+    for leftover in found:
+        print(leftover.said)
+    if not found:
+        print("nothing to put back")
+    return HOLDS if all(leftover.done for leftover in found) else NOT_MEASURED
 
 
 def _figures(args) -> int:

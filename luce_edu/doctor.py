@@ -57,6 +57,7 @@ def diagnose() -> list[Finding]:
         _python(),
         _torch(),
         *_gpus(),
+        *_gpu_settings(),
         _nvrtc(),
         _compiler(),
         _cache(),
@@ -135,6 +136,19 @@ def _gpus() -> list[Finding]:
         return [Finding("driver", "problem", f"NVML fails: {error}", "nvidia-smi")]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _gpu_settings() -> list[Finding]:
+    """Power limits and clock locks that a sweep has set and not put back. They are looked at, not touched."""
+    try:
+        from luce_edu.measure.power import leftovers
+    except ImportError:  # such as of PyTorch, which has a line of its own
+        return []
+    remedy = "luce-edu sweep --restore"
+    return [
+        Finding("gpu settings", "info" if left.alive else "problem", left.said, None if left.alive else remedy)
+        for left in leftovers()
+    ]
 
 
 def _no_driver(pynvml, error) -> Finding:

@@ -55,15 +55,7 @@ def gather(
     unknown = [part for part in only if part not in PARTS]
     if unknown:
         raise ValueError(f"--only: unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "schema": SCHEMA, "kind": "recorded", "date": datetime.date.today().isoformat(), "commit": commit(),
-        "model": model_name, "machine": machine(), "parts": {}, "not_run": [],
-    }  # fmt: skip
-    path = out / RECORD
-    if path.exists():
-        _take_over(content, Record.load(path), path)
+    content, path = begin_record(out, model_name)
     wanted = [part for part in PARTS if (part in only if only else part not in content["parts"])]
     record = Record(path.stem, content)
     model = load_model(model_name)
@@ -94,6 +86,23 @@ def gather(
         _bench(content, model, wanted, gguf, progress, lambda: record.save(path))
     record.save(path)
     return record
+
+
+def begin_record(out: str | Path, model_name: str) -> tuple[dict, Path]:
+    """The content that a record of this machine starts with, or goes on with, and its file in the folder `out`.
+
+    Raises as `gather` does.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": SCHEMA, "kind": "recorded", "date": datetime.date.today().isoformat(), "commit": commit(),
+        "model": model_name, "machine": machine(), "parts": {}, "not_run": [],
+    }  # fmt: skip
+    path = out / RECORD
+    if path.exists():
+        _take_over(content, Record.load(path), path)
+    return content, path
 
 
 def _bench(content: dict, model, wanted: Sequence[str], gguf: str | None, progress: Progress, save) -> None:
