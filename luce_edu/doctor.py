@@ -146,7 +146,7 @@ def _gpu_settings() -> list[Finding]:
         return []
     remedy = "luce-edu sweep --restore"
     return [
-        Finding("gpu settings", "info" if left.alive else "problem", left.said, None if left.alive else remedy)
+        Finding("gpu settings", "info" if left.alive else "problem", left.said, "" if left.alive else remedy)
         for left in leftovers()
     ]
 

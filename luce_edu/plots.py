@@ -975,7 +975,7 @@ def power_curves(
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_ylabel(unit)
         axes.set_xlabel("power limit, W")
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()

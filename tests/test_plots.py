@@ -1,5 +1,7 @@
 """Every picture says where its numbers come from, and shows the numbers that it was given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,9 @@ from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
+from luce_edu.measure.power_model import BASELINES, fit, sweeps
 from luce_edu.measure.published import RESULTS
+from luce_edu.measure.records import Record, records_dir
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.overlap import timelines
 from luce_edu.plots import (
@@ -26,6 +30,8 @@ from luce_edu.plots import (
     launches_by_size,
     margins_against_slack,
     mistakes,
+    power_curves,
+    power_errors,
     prefill_against_ceiling,
     published_against_floor,
     roofline,
@@ -440,3 +446,57 @@ def test_each_rate_has_its_share_of_the_ceiling_and_the_colour_of_its_system():
         "37,800  (56 %)", "11,247  (17 %)", "8,747  (13 %)", "ceiling: 67,676",
     ]  # fmt: skip
     assert len({bar.get_facecolor() for bar in axes.patches}) == 3
+# Notebook 14.
+
+SWEEPS = sweeps(Record.load(records_dir() / "published.json"))
+
+
+def curves(index=0, **marks):
+    sweep = SWEEPS[index]
+    return power_curves(sweep, fit(sweep) if index == 0 else None, provenance="published and modelled", **marks)
+
+
+def label_of(axes, words):
+    (line,) = [line for line in axes.lines if words in line.get_label()]
+    return line
+
+
+def test_power_curves_show_each_point_in_three_panels_and_the_curve_through_them():
+    for axes, value in zip(curves().axes, (lambda p: p.tokens_per_s, lambda p: p.draw_w, lambda p: p.tokens_per_joule),
+                           strict=True):  # fmt: skip
+        points = label_of(axes, "published: Luce megakernel")
+        assert list(points.get_xdata()) == [150, 220, 300, 420]
+        assert list(points.get_ydata()) == [value(p) for p in SWEEPS[0].points]
+        guess = label_of(axes, "modelled, a guess")
+        assert guess.get_linestyle() == "--" and (min(guess.get_xdata()), max(guess.get_xdata())) == (150, 219)
+        assert axes.get_ylim()[0] == 0 and axes.get_xlabel() == "power limit, W"
+
+
+def test_power_curves_without_a_model_are_points_alone():
+    for axes in curves(2).axes:
+        assert [line.get_label() for line in axes.lines] == ["published: llama.cpp"]
+
+
+def test_power_curves_mark_the_limit_the_sweet_spot_and_what_stands_beside():
+    axes = curves(limit_w=300, loss=0.05, beside=BASELINES[1]).axes[0]
+    assert list(label_of(axes, "at 300 W").get_xdata()) == [300]
+    assert list(label_of(axes, "least draw for 5 % less speed").get_xdata()) == [222]
+    assert list(label_of(axes, "Apple M5 Max").get_ydata()) == [229, 229]
+    other = curves(beside=SWEEPS[3]).axes[1]
+    assert list(label_of(other, "RTX 5060 Ti").get_ydata()) == [147.2, 159.3, 172.7]
+
+
+def test_power_errors_show_fitted_and_left_out_points():
+    found = fit(SWEEPS[0])
+    draw, _ = power_errors(found, provenance="modelled").axes
+    assert list(label_of(draw, "fitted to all points").get_ydata()) == [100 * e.draw for e in found.errors]
+    assert list(label_of(draw, "fitted to the others").get_ydata()) == [100 * e.draw for e in found.left_out]
+    lone = replace(found, left_out=(None, *found.left_out[1:]))
+    assert np.isnan(label_of(power_errors(lone, provenance="modelled").axes[0], "others").get_ydata()[0])
+
+
+def test_a_power_picture_without_provenance_is_refused():
+    found = fit(SWEEPS[0])
+    for picture in (lambda: power_errors(found), lambda: power_curves(SWEEPS[0], found, provenance="somewhere")):
+        with pytest.raises(ValueError, match="provenance"):
+            picture()

@@ -183,8 +183,7 @@ def _verdicts(answer) -> str:
                     f"{_HINTS[swept]} You say {bool(got[swept])}. Ours, as (limit, draw, tok/s): {_short(ours)}, "
                     f"set to {_default(ours)} W; theirs: {_short(theirs)}, set to {_default(theirs)} W."
                 )
-    flips = sum(_wins(*pair)["neither"] != _wins(*pair)["ours"] for pair in tasks)
-    return f"60 pairs; in {flips} of them sweeping one side alone turned the verdict round."
+    return "60 pairs. In the published one, sweeping our side alone turns the verdict round."
 
 
 _HINTS = {

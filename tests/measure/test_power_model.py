@@ -201,15 +201,6 @@ def test_another_model_is_off_by_more_than_8_percent(spoil):
 # Records.
 
 
-def recorded(points, **changes) -> Record:
-    content = copy.deepcopy(dict(h100().content))
-    content["parts"] = {"sweep": [{
-        "system": "megakernel", "context": 520, "default_limit_w": 700, "range_w": [200, 700], "idle_w": 70,
-        "points": points, **changes,
-    }]}  # fmt: skip
-    return Record("mine", content)
-
-
 def row(point: Point, **changes) -> dict:
     return {"limit_w": point.limit_w, "clock_mhz": point.clock_mhz, "draw_w": point.draw_w,
             "tokens_per_s": point.tokens_per_s, "tokens_per_joule": point.tokens_per_joule, "temperature_c": 60,
@@ -224,6 +215,16 @@ def test_a_recorded_sweep_is_fitted_by_the_same_code_without_unsettled_points():
     sweep = sweep_of(recorded_part(rows), "megakernel", "Qwen3.5-0.8B", "an H100", "recorded", "today", "here")
     assert sweep.points == points
     assert "1 of 7 points had not settled" in sweep.provenance
+    assert fit(sweep).model.knee_mhz == pytest.approx(1300, rel=0.02)
+
+
+def test_sweeps_of_a_recorded_record_carry_its_gpu_model_and_provenance(monkeypatch):
+    monkeypatch.setattr("luce_edu.measure.records.check", lambda content, name: None)  # the schema is tested elsewhere
+    content = copy.deepcopy(dict(h100().content))
+    content["parts"] = {"sweep": [recorded_part([row(p) for p in made_by(TRUE).points])]}
+    (sweep,) = sweeps(Record("mine", content))
+    assert (sweep.gpu, sweep.kind, sweep.points) == (h100().gpu, "recorded", made_by(TRUE).points)
+    assert sweep.provenance.startswith(f"recorded: {h100().gpu}") and "context 520" in sweep.provenance
     assert fit(sweep).model.knee_mhz == pytest.approx(1300, rel=0.02)
 
 
