@@ -146,6 +146,10 @@ def store(notebook: nbformat.NotebookNode, path: Path) -> None:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            # A widget without its kernel is an error message; what is printed beside it says what it showed.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     nbformat.write(notebook, path)
 
 

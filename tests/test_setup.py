@@ -80,14 +80,35 @@ def test_a_wheel_carries_kernels_and_records_where_the_package_looks_for_them():
         assert (ROOT / folder).is_dir()
 
 
-def test_ci_runs_the_test_command_and_nothing_else():
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert script.read_text().splitlines()[1:] == [
-        "set -euo pipefail",
-        'cd "$(dirname "$0")/.."',
-        "make test",
-    ]
+CI = ROOT / ".ci" / "run"
+
+
+def ci(tmp_path: Path, *, fails: str = "", chromium: bool) -> tuple[int, list[str]]:
+    """Run .ci/run with a `make` that only writes down its target; return status and the targets."""
+    tools, log = tmp_path / "bin", tmp_path / "log"
+    tools.mkdir()
+    log.touch()
+    scripts = {"make": f'echo "$1" >> "{log}"; [ "$1" != "{fails}" ]'} | ({"chromium": ""} if chromium else {})
+    for name, script in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tools / name).chmod(0o755)
+    for name in ("bash", "dirname", "id", "env"):  # and nothing else: no apt-get
+        (tools / name).symlink_to(shutil.which(name))
+    done = subprocess.run([str(CI)], env={"PATH": str(tools)}, capture_output=True)
+    return done.returncode, log.read_text().split()
+
+
+def test_ci_runs_the_test_command_and_the_browsers_where_there_is_one(tmp_path):
+    assert os.access(CI, os.X_OK)
+    for i, (options, expected) in enumerate([
+        ({"chromium": True}, (0, ["test", "browser-test"])),
+        ({"chromium": False}, (0, ["test"])),
+        ({"chromium": True, "fails": "browser-test"}, (2, ["test", "browser-test"])),
+        ({"chromium": True, "fails": "test"}, (2, ["test"])),
+    ]):  # fmt: skip
+        (tmp_path / str(i)).mkdir()
+        status, targets = ci(tmp_path / str(i), **options)
+        assert (bool(status), targets) == (bool(expected[0]), expected[1])
 
 
 def make(tmp_path: Path, **environment: str) -> tuple[int, str]:
