@@ -218,14 +218,19 @@ class Decoder(ABC):
         """All together. Running out of memory leaves the state as it was; of the cache nothing old is overwritten."""
         with self._moving_on():
             position = self.state.position
-            before = [tensor.clone() for tensor in self._recurrent_tensors()] if position > 0 else None
+            before: list[torch.Tensor] = []
             try:
+                if position > 0:
+                    before = [tensor.clone() for tensor in self._recurrent_tensors()]
                 self.ledger.clear()
                 self._read_prompt(tokens)
                 self.state.position = position + len(tokens)
             except torch.OutOfMemoryError:
                 for i, tensor in enumerate(self._recurrent_tensors()):
-                    tensor.copy_(before[i]) if before else tensor.zero_()
+                    if position == 0:
+                        tensor.zero_()
+                    elif before:  # or it was the copies that there was no memory for
+                        tensor.copy_(before[i])
                 self.state.position = position
                 self._failed = self._has_choice = False
                 raise torch.OutOfMemoryError(
