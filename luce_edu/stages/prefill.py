@@ -100,8 +100,8 @@ class Prefill:
 
     def _run_segment(self, rows: int) -> None:
         if rows not in self._met:
-            self._met.add(rows)
             self._enqueue(rows)
+            self._met.add(rows)  # now every kernel is loaded, without which it could not be captured
             return
         if rows not in self._graphs:
             self._graphs[rows] = self._backend.capture(lambda: self._enqueue(rows))
