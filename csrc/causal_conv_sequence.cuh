@@ -15,6 +15,7 @@
 constexpr int conv_tokens = 16;
 constexpr int conv_heads = 2 * num_key_heads + num_value_heads;
 static_assert(key_head_dim % 2 == 0, "a lane takes two neighbouring channels");
+static_assert(conv_kernel - 1 <= conv_tokens, "only a head's first warp may read its conv_state, which it moves on");
 
 // Two neighbouring bf16 numbers in one 4-byte access.
 __device__ __forceinline__ float2 load_two(const bf16* p) {

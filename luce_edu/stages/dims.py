@@ -53,10 +53,9 @@ def check_kernels_serve(config: ModelConfig) -> None:
             raise ConfigError(f"kernels need {name} to be a multiple of {multiple}, got {value}")
     if config.head_dim not in (8, 16, 32, 64, 128, 256):
         raise ConfigError(f"kernels need head_dim 8, 16, 32, 64, 128 or 256, got {config.head_dim}")
-    if config.linear_conv_kernel_dim < 2:
-        raise ConfigError(
-            f"kernels need linear_conv_kernel_dim of 2 or more, got {config.linear_conv_kernel_dim}"
-        )
+    # More, and a warp of csrc/causal_conv_sequence.cuh would read a state that another one moves on.
+    if not 2 <= config.linear_conv_kernel_dim <= 17:
+        raise ConfigError(f"kernels need linear_conv_kernel_dim from 2 to 17, got {config.linear_conv_kernel_dim}")
     if config.linear_key_head_dim > 1024:
         raise ConfigError(
             f"kernels need linear_key_head_dim of at most 1024, got {config.linear_key_head_dim}"

@@ -212,6 +212,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
         ({"intermediate_size": 11000, "num_hidden_layers": 64, "layer_types": (LINEAR_ATTENTION,) * 64}, "64 layers"),
         ({"head_dim": 96, "partial_rotary_factor": 0.25}, "head_dim 8, 16, 32, 64, 128 or 256, got 96"),
         ({"linear_value_head_dim": 24}, "linear_value_head_dim to be a multiple of 16, got 24"),
+        ({"linear_conv_kernel_dim": 18}, "linear_conv_kernel_dim from 2 to 17, got 18"),
         ({"num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 256}, "48 KiB"),
         (
             {"linear_num_value_heads": 3, "linear_num_key_heads": 1},
