@@ -26,7 +26,10 @@ REPLAYED = ("graph", "per_layer")  # with token and position in memory
 
 @dataclass(frozen=True)
 class Fault:
-    """In csrc/`path`, `old` becomes `new`. stages: those that run it; steps: tokens until it can show."""
+    """In csrc/`path`, `old` becomes `new`. stages: those that run it; steps: tokens until it can show.
+
+    Of PREFILL_FAULTS, which every stage made of kernels runs, steps is the length of a prompt in which it shows.
+    """
 
     name: str
     path: str
@@ -37,11 +40,12 @@ class Fault:
 
 
 def fault(name: str) -> Fault:
-    """The fault of that name in FAULTS; ValueError with the names that there are."""
-    for candidate in FAULTS:
+    """The fault of that name, for decoding or for prompts; ValueError with the names that there are."""
+    for candidate in FAULTS + PREFILL_FAULTS:
         if candidate.name == name:
             return candidate
-    raise ValueError(f"unknown fault {name!r}; expected one of {'; '.join(f.name for f in FAULTS)}")
+    names = "; ".join(f.name for f in FAULTS + PREFILL_FAULTS)
+    raise ValueError(f"unknown fault {name!r}; expected one of {names}")
 
 
 @contextmanager
@@ -245,4 +249,98 @@ FAULTS = (
         "shared->x[staged(at + i)] = y; });\n    }\n    __syncthreads();", "shared->x[staged(at + i)] = y; });\n    }",
     ),
     Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads", "// RoPE reads"),
+)  # fmt: skip
+
+
+def _in_prompts(name: str, path: str, old: str, new: str, length: int = 70) -> Fault:
+    return Fault(f"prompt: {name}", path, old, new, ("prefill",), length)
+
+
+def _unsynchronised(where: str, path: str, comment: str, barrier: str = "__syncthreads", length: int = 70) -> Fault:
+    return _in_prompts(f"no {barrier} in {where}", path, f"{barrier}();  // {comment}", f"// {comment}", length)
+
+
+# So that the window shows which a missing barrier leaves: prepare's other warps have much to do before they read.
+GATES = """\
+    if (warp_id() == 0)
+        chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
+                    shared);"""
+SLOW_GATES = "    if (warp_id() == 0)\n        for (int i = 0; i < 1000; ++i) __nanosleep(100);\n" + GATES
+
+# Lengths: 70 has two chunks of the delta rule, 300 many rows that see more than one tile of keys a warp.
+PREFILL_FAULTS = (
+    # The delta rule inside a chunk
+    _in_prompts(
+        "decay left out of the products", "delta_rule_chunk.cuh",
+        "expf(shared->G[i] - shared->G[j]) * product[tile].x[x]", "product[tile].x[x]",
+    ),
+    _in_prompts(
+        "decay up to the token before", "delta_rule_chunk.cuh",
+        "= {sum - g[1], sum};", "= {sum - g[1] - g[0], sum - g[1]};",
+    ),
+    _in_prompts("a token sees the next one", "delta_rule_chunk.cuh", "j <= i ?", "j <= i + 1 ?"),
+    _in_prompts("beta left out of the system", "delta_rule_chunk.cuh", "shared->beta[i] * decayed", "decayed"),
+    _in_prompts("W without decay", "delta_rule_chunk.cuh", "(is_k ? expf(shared->G[i]) : 1.0f)", "1.0f"),
+    _in_prompts("the system's diagonal counted", "delta_rule_chunk.cuh", "4 * four + 0 > j", "4 * four + 0 >= j"),
+    _in_prompts(
+        "rows past the prompt taken for tokens", "delta_rule_chunk.cuh",
+        "token + i >= tokens", "token + i >= chunk_tokens",
+    ),
+    # ... and from chunk to chunk
+    _in_prompts("state not decayed over a chunk", "delta_rule_chunk.cuh", ".x[x] *= decay;", ".x[x] *= 1.0f;"),
+    _in_prompts(
+        "corrections not decayed to the chunk's end", "delta_rule_chunk.cuh", "&shared->delta_at_end[block]",
+        "&shared->delta[block]",
+    ),
+    _in_prompts(
+        "o reads a state not decayed", "delta_rule_chunk.cuh", ".x[x] *= expf(G_row[x / 2]);", ".x[x] *= 1.0f;",
+    ),
+    _in_prompts(
+        "state of the wrong key head", "delta_rule_chunk.cuh",
+        "head / value_heads_per_key;\n    TileC", "head % num_key_heads;\n    TileC",
+    ),
+    # The convolution
+    _in_prompts(
+        "conv_state one token late", "causal_conv_sequence.cuh", "t = length - history + j;",
+        "t = length - history + j - 1;",
+    ),
+    _in_prompts(
+        "q not scaled", "causal_conv_sequence.cuh",
+        "head < num_key_heads ? rsqrtf(static_cast<float>(key_head_dim)) : 1.0f", "1.0f",
+    ),
+    _in_prompts("padding of keys not zero", "causal_conv_sequence.cuh", "if (c < width) store", "if (c < dim) store"),
+    # Attention
+    _in_prompts("mask one key too far", "causal_attention.cuh", ">= visible[half]) score", "> visible[half]) score"),
+    _in_prompts(
+        "tokens before the piece not seen", "causal_attention.cuh", "a.position + there + 1;", "there + 1;",
+    ),
+    _in_prompts(
+        "old sums not rescaled", "causal_attention.cuh", "const float old = expf(soft.maximum[half] - base);",
+        "const float old = 1.0f;", 300,
+    ),
+    _in_prompts("warps not rescaled", "causal_attention.cuh", "now = expf(theirs - base);", "now = 1.0f;"),
+    _in_prompts(
+        "wrong query head", "causal_attention.cuh",
+        "kv_head * heads_per_kv + row % heads_per_kv", "row % heads_per_kv * num_key_value_heads + kv_head",
+    ),
+    # Rows and positions
+    _in_prompts(
+        "hidden state of the first row", "prefill.cu", "is_layer_end && row == segment.length - 1",
+        "is_layer_end && row == 0",
+    ),
+    _in_prompts(
+        "RoPE from position 0 in each piece", "prefill.cu", "const size_t angles = static_cast<size_t>(position)",
+        "const size_t angles = static_cast<size_t>(row)",
+    ),
+    # Barriers
+    _in_prompts(
+        "no __syncthreads in prepare, after the gates", "delta_rule_chunk.cuh",
+        GATES + "\n    __syncthreads();  // beta and G are there", SLOW_GATES,
+    ),
+    _unsynchronised("prepare, after the products", "delta_rule_chunk.cuh", "the products of k are there"),
+    _unsynchronised("scan, after the state", "delta_rule_chunk.cuh", "S is there, and nobody"),
+    _unsynchronised("scan, after the corrections", "delta_rule_chunk.cuh", "the corrections are there"),
+    _unsynchronised("merge_team", "causal_attention.cuh", "the other warp's sums are there"),
+    _unsynchronised("merge_team, between warps", "causal_attention.cuh", "the next warp may overwrite"),
+    _unsynchronised("attention_prepare", "prefill.cu", "RoPE reads what other lanes wrote", "__syncwarp"),
 )  # fmt: skip

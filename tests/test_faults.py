@@ -11,10 +11,10 @@ from models import TINY, make_model
 from luce_edu.backends import csrc_dir, make_backend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
-from luce_edu.faults import FAULTS, Fault, fault, planted
-from luce_edu.stages import decoder
+from luce_edu.faults import FAULTS, GATES, PREFILL_FAULTS, SLOW_GATES, Fault, fault, planted
+from luce_edu.stages import decoder, prefill
 from luce_edu.stages.dims import kernel_defines
-from luce_edu.verification import verify
+from luce_edu.verification import verify, verify_prefill
 
 # Two value heads a key head and two query heads a kv head; an odd vocabulary; heads so wide that a worker of the
 # attention sees two positions within 17, and RoPE pairs that lie in different lanes of a warp.
@@ -29,6 +29,13 @@ MODEL = make_model(
         linear_key_head_dim=160,
     )
 )
+# In prompts all rows of an attention count where a layer follows that remembers them.
+PROMPT_MODEL = make_model(
+    dataclasses.replace(
+        MODEL.config, num_hidden_layers=3, layer_types=(LINEAR_ATTENTION, FULL_ATTENTION, LINEAR_ATTENTION)
+    )
+)
+DECODED = 12  # tokens after a prompt
 CLASSES = {
     "per_op": "PerOpDecoder",
     "per_layer": "PerLayerDecoder",
@@ -62,7 +69,12 @@ def compiled(small_device, request):
                 pool.submit(compile_one, **item.callspec.params)
 
 
-def compile_one(one, stage):
+def compile_one(one, stage=None):
+    if stage is None:
+        with planted(one) as tree:
+            defines = kernel_defines(PROMPT_MODEL.config) | {"BLOCK_THREADS": prefill.BLOCK_THREADS}
+            make_backend("host", csrc_dir=tree).compile("prefill.cu", prefill.KERNELS, defines)
+        return
     kind = getattr(import_module(f"luce_edu.stages.{stage}"), CLASSES[stage])
     with planted(one) as tree:
         make_backend("host", csrc_dir=tree).compile(kind.source, kind.kernels, kernel_defines(MODEL.config))
@@ -91,6 +103,40 @@ def test_verification_catches(one, stage):
         assert problems(stage, seed, one, steps=one.steps), f"seed {seed}: {one.name} passed"
 
 
+def problems_of_a_prompt(length, *faults, seed=0):
+    """What verification says of prompts read with these faults; what decodes after them has none."""
+    with planted(*faults) as tree:
+
+        def make(stage):
+            dec = decoder(stage, PROMPT_MODEL, "host", length + DECODED + 2)  # room for a read too far
+            dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
+            return dec
+
+        try:
+            report = verify_prefill(
+                PROMPT_MODEL, stages=["per_layer"], device="host", prompts=[length], steps=DECODED, seed=seed, make=make
+            )
+        except KernelError as error:
+            return [str(error)]
+    return [problem for row in report.rows for problem in row.problems]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("one", [pytest.param(one, id=one.name) for one in PREFILL_FAULTS])
+def test_verification_of_prompts_catches(one):
+    assert problems_of_a_prompt(one.steps, one), f"{one.name} passed"
+
+
+def test_prepare_survives_the_pause_that_shows_its_missing_barrier():
+    assert problems_of_a_prompt(70, Fault("pause", "delta_rule_chunk.cuh", GATES, SLOW_GATES)) == []
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("length", sorted({one.steps for one in PREFILL_FAULTS}))
+def test_without_a_fault_the_same_check_of_prompts_passes(length, seed):
+    assert problems_of_a_prompt(length, seed=seed) == []
+
+
 @pytest.mark.parametrize("stage", CLASSES)
 def test_without_a_fault_the_same_check_passes(stage):
     assert problems(stage, 0, steps=8) == []
@@ -109,7 +155,7 @@ def test_a_missing_barrier_is_named_by_the_first_part_that_it_spoils():
 
 
 def test_names_are_unique_and_an_unknown_one_is_refused():
-    assert len({one.name for one in FAULTS}) == len(FAULTS)
+    assert len({one.name for one in FAULTS + PREFILL_FAULTS}) == len(FAULTS + PREFILL_FAULTS)
     with pytest.raises(ValueError, match="unknown fault 'typo'.*A_log without exp"):
         fault("typo")
 
