@@ -1,0 +1,337 @@
+"""Prompts read together: every stage goes on from them as from single tokens, and what fails leaves no trace."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from models import CONFIGS, FULL_SIZE, TINY, make_model
+
+from luce_edu import load_model
+from luce_edu.backends import make_backend
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import KernelError
+from luce_edu.models import DATA
+from luce_edu.stages import STAGES, decoder, prefill
+from luce_edu.verification import LIMIT, PROMPTS, relative_error, verify_prefill
+
+HELD_OUT = Path(__file__).parents[1] / "reference" / "held_out.txt"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Two layers, for what does not depend on how many there are."""
+    return make_model(dataclasses.replace(TINY, num_hidden_layers=2, layer_types=(LINEAR_ATTENTION, FULL_ATTENTION)))
+
+
+def drawn(count, vocab_size=256, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (count,), generator=generator).tolist()
+
+
+def snapshot(dec):
+    """The state, of the caches what is in use, and what the last token left; copies."""
+    state = dec.state
+    caches = [cache[:, :, : state.position].clone() for cache in (state.k_cache, state.v_cache)]
+    return [state.position, state.conv_state.clone(), state.recurrent_state.clone(), *caches]
+
+
+def outputs(dec):
+    return [dec.logits.clone(), dec.hidden_states.clone()]
+
+
+def assert_same_bits(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+# ---- Against the reference ----
+
+
+# All stages share the kernels that read a prompt; decoding after each length is what takes long here.
+@pytest.mark.parametrize(
+    "stage, steps", [("megakernel", 32), *(pytest.param(stage, 64, marks=pytest.mark.full) for stage in STAGES)]
+)
+def test_prompts_of_all_lengths_verify(stage, steps, tiny):
+    report = verify_prefill(tiny, stages=[stage], device="host", prompts=PROMPTS, steps=steps, seed=0)
+    assert report.passed, str(report)
+    assert {row.tokens for row in report.rows} == set(PROMPTS) and {row.pieces for row in report.rows} >= {1, 5}
+
+
+@pytest.mark.parametrize("stage", ["eager", "per_op", "graph"])  # which launches the kernels of per_layer
+def test_the_other_stages_decode_64_tokens_from_a_prompt(stage, tiny):
+    report = verify_prefill(tiny, stages=[stage], device="host", prompts=[65], steps=64, seed=1)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("config", ["odd", "wide"])
+def test_awkward_sizes_verify(config):
+    model = make_model(CONFIGS[config], seed=3)
+    report = verify_prefill(model, stages=["per_layer"], device="host", prompts=(3, 66), steps=32, seed=2)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("length", [150, pytest.param(128, marks=pytest.mark.full)])
+def test_a_prompt_over_several_segments_verifies(length, tiny, monkeypatch):
+    monkeypatch.setattr(prefill, "SEGMENT", 64)
+    report = verify_prefill(tiny, stages=["megakernel"], device="host", prompts=[length], steps=32, seed=3)
+    assert report.passed, str(report)
+
+
+def test_segments_that_end_with_the_prompt_leave_the_bits_of_one_call_each(small, monkeypatch):
+    monkeypatch.setattr(prefill, "SEGMENT", 64)
+    dec, twin = (decoder("per_layer", small, "host", 128) for _ in range(2))
+    tokens = drawn(128)
+    dec.prefill(tokens)
+    for first in (0, 64):
+        twin.prefill(tokens[first : first + 64])
+    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+
+
+def test_a_segment_of_another_size_is_launched_and_one_of_the_same_size_replayed(small, monkeypatch):
+    monkeypatch.setattr(prefill, "SEGMENT", 128)
+    dec = decoder("per_layer", small, "host", 300)
+    dec.prefill(drawn(300))
+    counted = dec.ledger.by_kernel()
+    assert counted["embed_norm"] == 2 and counted["graph"] == counted["lm_head"] == 1, "128, 128 again, 44"
+
+
+@pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
+def test_a_full_size_layer_verifies(kind):
+    """Qwen3.5-0.8B's own shapes, but for a small vocabulary: one layer of each kind."""
+    config = dataclasses.replace(FULL_SIZE, num_hidden_layers=1, layer_types=(kind,), vocab_size=1001)
+    report = verify_prefill(make_model(config), stages=["per_layer"], device="host", prompts=[130], steps=4, seed=0)
+    assert report.passed, str(report)
+
+
+def test_a_prompt_and_what_follows_equal_transformers(tiny):
+    from transformers import AutoModelForCausalLM
+
+    models = [
+        AutoModelForCausalLM.from_pretrained(DATA / "tiny", dtype=dtype).eval().requires_grad_(False)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    prompt = list(HELD_OUT.read_bytes()[:130])
+    dec = decoder("per_layer", tiny, "host", 160)
+    logits = dec.prefill(prompt)
+    continuation = dec.generate(prompt, 30)
+    ids = torch.tensor([prompt + continuation])
+    truth, rounded = (model(ids).logits[0, len(prompt) - 1 : -1].float() for model in models)
+    assert relative_error(logits, truth[0]) <= LIMIT * relative_error(rounded[0], truth[0])
+    slack = (rounded - truth).abs().amax(-1)
+    behind = truth.amax(-1) - truth.gather(-1, torch.tensor(continuation)[:, None])[:, 0]
+    assert (behind <= slack).all(), "each choice is transformers' own, or one that bf16 might take for it"
+    assert (behind == 0).sum() > 25
+
+
+# ---- Launches ----
+
+
+def test_the_first_prompt_of_a_size_launches_each_kernel_and_the_next_is_a_graph_with_the_same_bits(small):
+    dec, fresh = (decoder("per_layer", small, "host", 192) for _ in range(2))
+    first = drawn(100)
+    dec.prefill(first)
+    read, launched = outputs(dec) + snapshot(dec), dec.ledger.entries[:]
+    assert dec.launches == len(launched) == 14 + 8, "kernels and products"
+    assert {entry.kernel for entry in launched} == {*prefill.KERNELS, "matmul"}
+    for _ in range(2):
+        dec.reset()
+        dec.poison()
+        dec.prefill(first)
+        assert_same_bits(outputs(dec) + snapshot(dec), read)
+        assert [entry.kernel for entry in dec.ledger.entries] == ["graph", "lm_head"]
+        assert [entry.kernel for entry in dec.ledger.kernels()] == [entry.kernel for entry in launched]
+    # The same graph serves another length that takes as many chunks.
+    other = drawn(65, seed=1)
+    for d in (dec, fresh):
+        d.reset()
+        d.poison()
+        d.prefill(other)
+    assert dec.launches == 2 < fresh.launches
+    assert_same_bits(outputs(dec) + snapshot(dec), outputs(fresh) + snapshot(fresh))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_models_own_choice_follows_a_prompt(stage, small):
+    dec, twin = (decoder(stage, small, "host", 80) for _ in range(2))
+    for length in (70, 3):
+        choice = int(dec.prefill(drawn(length)).argmax())
+        twin.prefill(drawn(length))
+        dec.advance()
+        twin.step(choice)
+        assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+
+
+def test_a_prompt_after_tokens_and_tokens_after_a_prompt_find_each_others_state(small):
+    tokens = drawn(90, small.config.vocab_size)
+    dec, by_token = (decoder("graph", small, "host", 90) for _ in range(2))
+    for token in tokens[:5]:
+        dec.step(token)
+    dec.prefill(tokens[5:80])
+    for token in tokens[80:85]:
+        dec.step(token)
+    dec.prefill(tokens[85:])
+    by_token.prefill(tokens, chunked=False)
+    assert dec.position == 90
+    for got, wanted in zip(snapshot(dec)[1:], snapshot(by_token)[1:], strict=True):
+        assert relative_error(got.float(), wanted.float()) < 0.01
+
+
+# ---- What is refused ----
+
+BAD = {
+    "empty": ([], "empty"),
+    "one more than there is room for": ([1] * 9, "9 tokens do not fit; there is room for 8"),
+    "negative in the middle": ([1, 2, -1, 3], "0 to 255, got -1"),
+    "too large at the end": ([1, 2, 256], "0 to 255, got 256"),
+    "a float at the end": ([1, 2, 3.0], "expected integers, got 3.0"),
+}
+
+
+@pytest.mark.parametrize("position", [0, 70])
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("stage", ["eager", "per_layer"])
+def test_a_bad_prompt_is_refused_before_anything_runs(stage, bad, position, small):
+    tokens, message = BAD[bad]
+    dec = decoder(stage, small, "host", position + 8)
+    if position:
+        dec.prefill(drawn(position))
+    everything = [tensor.clone() for tensor in (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)]
+    before, launches = snapshot(dec), dec.launches
+    with pytest.raises(ValueError, match=message):
+        dec.prefill(tokens)
+    assert_same_bits(snapshot(dec), before)
+    after = (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)
+    assert_same_bits([x.nan_to_num(7.0) for x in after], [x.nan_to_num(7.0) for x in everything])
+    assert dec.launches == launches
+    dec.prefill([1] * 8)  # what fits still does
+    assert dec.position == position + 8
+
+
+# ---- Out of memory, and kernels that fail ----
+
+
+def failing(function, nth, error):
+    """The function, but its nth call raises."""
+    calls = iter(range(1, 10**6))
+
+    def call(*args, **kwargs):
+        if next(calls) == nth:
+            raise error
+        return function(*args, **kwargs)
+
+    return call
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("planted")
+PLACES = {  # which function of what runs out of memory, and at which call
+    "the buffers": ("per_layer", lambda dec: (dec, "_buffer"), 7),
+    "the first product": ("per_layer", lambda dec: (dec.backend, "matmul"), 1),
+    "a product in the middle": ("per_layer", lambda dec: (dec.backend, "matmul"), 5),
+    "the last product": ("per_layer", lambda dec: (dec.backend, "matmul"), 8),
+    "a launch after the state has moved on": ("megakernel", lambda dec: (dec.backend, "launch"), 6),
+    "the head": ("per_op", lambda dec: (dec.backend, "launch"), 14),
+    "PyTorch's own": ("eager", lambda dec: (torch.nn.functional, "linear"), 10),
+    "the copies of the state": ("graph", lambda dec: (torch.Tensor, "clone"), 2),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("position", [0, 60])  # fewer chunks than the prompt, whose launches are then not captured yet
+def test_running_out_of_memory_leaves_the_state_as_it_was(place, position, small, monkeypatch):
+    stage, where, nth = PLACES[place]
+    if place == "the copies of the state" and position == 0:
+        pytest.skip("of the state before the first token no copy is needed")
+    dec, twin = (decoder(stage, small, "host", 160) for _ in range(2))
+    tokens = drawn(position + 80)
+    if position:
+        for d in (dec, twin):
+            d.prefill(tokens[:position])
+        if place == "the buffers":
+            dec._prefill = None  # as where the tokens before were decoded one by one
+    before = snapshot(dec)
+    sentence = f"^{stage}: out of memory on cpu for a prompt of 80 tokens; the state is as before$"
+    owner, name = where(dec)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), nth, OUT_OF_MEMORY))
+        with pytest.raises(torch.OutOfMemoryError, match=sentence):
+            dec.prefill(tokens[position:])
+    assert_same_bits(snapshot(dec), before)
+    for _ in range(2):  # one launch at a time, and as a graph
+        for d in (dec, twin):
+            d.prefill(tokens[position:])
+            d.step(3)
+        assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+        for d in (dec, twin):
+            d.reset()
+            d.prefill(tokens[:position] or [1])
+
+
+def test_running_out_of_memory_while_capturing_leaves_the_state_as_it_was(small, monkeypatch):
+    dec, twin = (decoder("per_layer", small, "host", 200) for _ in range(2))
+    tokens = drawn(40)
+    for d in (dec, twin):
+        d.prefill(tokens)
+    before = snapshot(dec)
+    with monkeypatch.context() as patch:
+        patch.setattr(dec.backend, "matmul", failing(dec.backend.matmul, 5, OUT_OF_MEMORY))
+        with pytest.raises(torch.OutOfMemoryError, match="the state is as before"):
+            dec.prefill(tokens)
+    assert_same_bits(snapshot(dec), before)
+    for d in (dec, twin):
+        d.prefill(tokens)
+        d.step(3)
+    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+
+
+@pytest.mark.planted
+def test_without_the_copies_the_check_of_the_state_fails(small, monkeypatch):
+    monkeypatch.setattr("luce_edu.stages.base.KernelDecoder._recurrent_tensors", lambda self: ())
+    with pytest.raises(AssertionError):
+        test_running_out_of_memory_leaves_the_state_as_it_was("the last product", 60, small, monkeypatch)
+
+
+def test_a_kernel_that_fails_in_the_middle_demands_a_reset(small, monkeypatch):
+    dec, twin = (decoder("per_layer", small, "host", 160) for _ in range(2))
+    tokens = drawn(70)
+    with monkeypatch.context() as patch:
+        patch.setattr(dec.backend, "launch", failing(dec.backend.launch, 6, KernelError("planted")))
+        with pytest.raises(KernelError, match="planted"):
+            dec.prefill(tokens)
+    for call in (lambda: dec.prefill([1]), lambda: dec.step(1), dec.advance):
+        with pytest.raises(ValueError, match="a kernel failed and left the state undefined; call reset"):
+            call()
+    dec.reset()
+    for d in (dec, twin):
+        d.prefill(tokens)
+    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+
+
+# ---- Memory ----
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_no_kernel_touches_anything_outside_its_tensors(config):
+    """Buffers and caches are full to the last row, and every access is checked; with a second piece after the first."""
+    layers = {"num_hidden_layers": 2, "layer_types": (LINEAR_ATTENTION, FULL_ATTENTION)}
+    model = make_model(dataclasses.replace(CONFIGS[config], **layers))
+    dec = decoder("per_layer", model, "host", 64, backend=make_backend("host", count_traffic=True))
+    dec.poison()
+    for piece in (3, 61):
+        dec.prefill(drawn(piece, model.config.vocab_size))
+    dec.reset()
+    assert torch.isfinite(dec.prefill(drawn(64, model.config.vocab_size))).all()
+    assert dec.ledger.kernels()[0].traffic is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tiny", "random-0.8b"])
+def test_prompts_verify_on_the_gpu(name):
+    report = verify_prefill(load_model(name), device="cuda")
+    assert report.passed, str(report)
