@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CheckpointError
-from luce_edu.weights import Weights, expected_tensors, load_weights, random_weights
+from luce_edu.weights import (
+    SIDE_BY_SIDE,
+    Weights,
+    as_one_matrix,
+    expected_tensors,
+    load_weights,
+    random_weights,
+    stand_side_by_side,
+)
 
 # Both layer types, grouped heads in both, odd-looking sizes; small enough to write in milliseconds.
 TOY = {
@@ -458,3 +466,58 @@ def test_loader_agrees_with_the_safetensors_library(tmp_path):
     library = load_file(tmp_path / "model.safetensors")
     text = {n.replace("language_model.", ""): t for n, t in library.items() if "language_model" in n}
     assert_same_bits(load_weights(tmp_path, CONFIG), text)
+
+
+# ---- Matrices that multiply the same vectors ----
+
+
+def groups_of(layer):
+    return [[layer[name] for name in group] for group in SIDE_BY_SIDE if group[0] in layer]
+
+
+def test_matrices_with_the_same_input_come_to_stand_side_by_side_with_the_same_values():
+    for layer in random_weights(CONFIG, seed=1).layers:
+        moved = stand_side_by_side(layer)
+        assert moved.keys() == layer.keys() and all(torch.equal(moved[name], layer[name]) for name in layer)
+        assert len(groups_of(layer)) == 2, "of the mixer, and of the MLP"
+        for group in groups_of(moved):
+            whole = as_one_matrix(group)
+            assert torch.equal(whole, torch.cat(group)) and whole.data_ptr() == group[0].data_ptr()
+            assert all(matrix.is_contiguous() for matrix in group)
+        in_groups = {name for group in SIDE_BY_SIDE for name in group}
+        assert all(moved[name] is layer[name] for name in layer.keys() - in_groups)
+        assert all(as_one_matrix(group) is None for group in groups_of(layer)), "the given layer is as it was"
+
+
+def test_weights_stay_where_they_are_on_their_own_device_and_stand_side_by_side_on_another():
+    weights = random_weights(CONFIG, seed=1)
+    own, other = weights.to("cpu"), weights.to("meta")
+    for layer, same, moved in zip(weights.layers, own.layers, other.layers, strict=True):
+        assert all(same[name] is layer[name] for name in layer)
+        for group in groups_of(moved):
+            assert as_one_matrix(group).shape == (sum(len(matrix) for matrix in group), CONFIG.hidden_size)
+    assert other.num_bytes == weights.num_bytes and other.lm_head is other.embed_tokens
+
+
+def apart():
+    whole = torch.arange(60.0).view(10, 6)
+    return {
+        "other memory": [whole[:4], whole[4:].clone()],
+        "wrong order": [whole[4:], whole[:4]],
+        "a gap": [whole[:4], whole[5:]],
+        "an overlap": [whole[:4], whole[3:]],
+        "columns of a wider matrix": [whole[:, :3], whole[:, 3:]],
+        "transposed": [whole[:5].T, whole[5:].T],
+    }
+
+
+@pytest.mark.parametrize("case", apart())
+def test_matrices_that_do_not_stand_side_by_side_are_none_together(case):
+    assert as_one_matrix(apart()[case]) is None
+
+
+def test_one_matrix_and_rows_of_a_larger_one_are_one_without_a_copy():
+    whole = torch.arange(60.0).view(10, 6)
+    for parts, expected in (([whole], whole), ([whole[2:3], whole[3:7], whole[7:9]], whole[2:9])):
+        together = as_one_matrix(parts)
+        assert torch.equal(together, expected) and together.data_ptr() == expected.data_ptr()

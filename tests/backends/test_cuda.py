@@ -157,6 +157,76 @@ def test_wrong_arguments_are_refused_and_neither_launched_nor_written_down(cuda)
     assert cuda.launched == [] and len(backend.ledger) == 0
 
 
+@pytest.fixture
+def products(monkeypatch):
+    """(rows of the weight, whether cuBLAS might add up in bf16) of every product; computed on the CPU."""
+    seen, multiply = [], torch.mm
+
+    def mm(x, weight, out):
+        seen.append((weight.shape[1], torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction))
+        return out.copy_(multiply(x.float(), weight.float()))
+
+    monkeypatch.setattr(torch, "mm", mm)
+    return seen
+
+
+def matrices(*outputs, together):
+    inputs = 24
+    whole = torch.randn(sum(outputs), inputs).bfloat16()
+    weights = list(whole.split(list(outputs)))
+    return torch.randn(5, inputs).bfloat16(), weights if together else [weight.clone() for weight in weights]
+
+
+@pytest.mark.parametrize("together, rows", [(True, [27]), (False, [16, 3, 8])])
+def test_weights_side_by_side_are_one_product_and_others_one_each(cuda, products, together, rows):
+    backend = make_backend("cuda")
+    x, weights = matrices(16, 3, 8, together=together)
+    out = torch.full((5, 27), float("nan")).bfloat16()
+    backend.matmul(x, weights, out)
+    assert torch.equal(out, (x.float() @ torch.cat(weights).float().T).bfloat16())
+    assert [n for n, _ in products] == rows
+    assert [entry.kernel for entry in backend.ledger.entries] == ["matmul"] * len(rows)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_sums_stay_in_fp32_and_the_users_own_setting_comes_back(cuda, products, allowed, monkeypatch):
+    setting = torch.backends.cuda.matmul
+    before = setting.allow_bf16_reduced_precision_reduction
+    try:
+        setting.allow_bf16_reduced_precision_reduction = allowed
+        backend = make_backend("cuda")
+        x, weights = matrices(16, together=True)
+        backend.matmul(x, weights, torch.ones(5, 16).bfloat16())
+        assert setting.allow_bf16_reduced_precision_reduction is allowed
+
+        def fails(*_, **__):
+            raise torch.OutOfMemoryError("planted")
+
+        monkeypatch.setattr(torch, "mm", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            backend.matmul(x, weights, torch.ones(5, 16).bfloat16())
+        assert setting.allow_bf16_reduced_precision_reduction is allowed
+    finally:
+        setting.allow_bf16_reduced_precision_reduction = before
+    assert products == [(16, False)] and len(backend.ledger) == 1
+
+
+def test_a_captured_product_is_among_the_graphs_launches(cuda, products):
+    backend = make_backend("cuda")
+    x, weights = matrices(16, 8, together=True)
+    graph = backend.capture(lambda: backend.matmul(x, weights, torch.ones(5, 24).bfloat16()))
+    assert [entry.kernel for entry in graph.launches] == ["matmul"] and len(backend.ledger) == 0
+
+
+def test_a_product_that_does_not_fit_is_refused(cuda, products):
+    backend = make_backend("cuda")
+    x, weights = matrices(16, 8, together=True)
+    for out in (torch.ones(5, 16).bfloat16(), torch.ones(5, 24), torch.ones(24, 5).bfloat16().T):
+        with pytest.raises(LaunchError, match="^matmul: expected bf16 x"):
+            backend.matmul(x, weights, out)
+    assert products == [] and len(backend.ledger) == 0
+
+
 def test_what_cannot_serve_is_named(monkeypatch):
     FakeCuda((7, 0)).install(monkeypatch)
     with pytest.raises(ValueError, match=r"Fake GPU has compute capability 7.0; Turing \(7.5\) or newer is needed"):

@@ -117,6 +117,66 @@ def test_an_unknown_kernel_is_refused_with_those_there_are(module):
         module["full"]
 
 
+# ---- Products ----
+
+
+def matrices(*outputs, inputs=24, rows=5):
+    x = torch.randn(rows, inputs).bfloat16()
+    return x, [torch.randn(n, inputs).bfloat16() for n in outputs]
+
+
+def test_a_product_is_fp32_rounded_once_with_the_outputs_side_by_side_and_one_line_of_the_ledger(backend, poisoned):
+    x, weights = matrices(16, 3, 8)
+    out = poisoned(5, 27, dtype=torch.bfloat16)
+    backend.matmul(x, weights, out)
+    exact = x.double() @ torch.cat(weights).double().T
+    size = x.double().abs() @ torch.cat(weights).double().abs().T
+    assert ((out.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6 * size).all()
+    assert [entry.kernel for entry in backend.ledger.entries] == ["matmul"]
+
+
+def test_a_captured_product_runs_with_the_graph_and_among_its_launches(backend, module, poisoned):
+    x, weights = matrices(16)
+    out, filled = poisoned(5, 16, dtype=torch.bfloat16), poisoned(32)
+
+    def enqueue():
+        backend.matmul(x, weights, out)
+        backend.launch(module["fill"], 1, 32, 0, [filled, 1.0])
+
+    graph = backend.capture(enqueue)
+    assert out.isnan().all() and len(backend.ledger) == 0
+    for _ in range(2):
+        x.copy_(torch.randn(x.shape))  # what is in the tensors when it runs
+        backend.replay(graph)
+        assert torch.equal(out, (x.float() @ weights[0].float().T).bfloat16())
+    assert [entry.kernel for entry in backend.ledger.entries] == ["graph", "graph"]
+    assert [entry.kernel for entry in backend.ledger.kernels()] == ["matmul", "fill"] * 2
+
+
+def wrong_products():
+    x, weights = matrices(16, 8)
+    out = torch.zeros(5, 24).bfloat16()
+    return {
+        "fp32 x": (x.float(), weights, out),
+        "an fp32 weight": (x, [weights[0], weights[1].float()], out),
+        "fp32 out": (x, weights, out.float()),
+        "too few rows of out": (x, weights, out[:4]),
+        "too many columns of out": (x, weights[:1], out),
+        "other inputs": (x[:, :16], weights, out),
+        "one weight with other inputs": (x, [weights[0], weights[1][:, :16]], out),
+        "a vector": (x[0], weights, out),
+        "out not contiguous": (x, weights, torch.zeros(24, 5).bfloat16().T),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_products())
+def test_a_product_that_does_not_fit_is_refused_before_anything_runs(backend, case):
+    x, weights, out = wrong_products()[case]
+    with pytest.raises(LaunchError, match=r"matmul: expected bf16 x \[rows, inputs\].*got torch\."):
+        backend.matmul(x, weights, out)
+    assert not out.any() and len(backend.ledger) == 0
+
+
 # ---- Compiling ----
 
 
