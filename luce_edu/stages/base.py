@@ -116,8 +116,7 @@ class Decoder(ABC):
         Raises ValueError, with the state as it was, for a token that is not an integer in range, or when the
         sequence is full.
         """
-        self._run(self._check_tokens([token]))
-        return self.logits.clone()
+        return self.prefill([token], chunked=False)
 
     def prefill(self, tokens: Iterable[int], *, chunked: bool = True) -> torch.Tensor:
         """Read a prompt, continuing from the present state; return the logits after its last token.
@@ -128,11 +127,12 @@ class Decoder(ABC):
         more tokens than there is room for, and torch.OutOfMemoryError.
         """
         checked = self._check_tokens(tokens)
+        result = torch.empty_like(self.logits)  # now: there may be no memory for it, and the state is as it was
         if chunked:
             self._read(checked)
         else:
             self._run(checked)
-        return self.logits.clone()
+        return result.copy_(self.logits)
 
     def advance(self) -> None:
         """Decode the model's own choice after the last token: enqueued and not waited for, as a timing loop wants it.

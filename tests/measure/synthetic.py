@@ -97,9 +97,20 @@ def _record(name, machine, bandwidth, launch, costs, baselines_us, idle_w) -> Re
         "schema": SCHEMA, "kind": "recorded", "date": "2026-11-20", "commit": "0123456789abcdef" * 2 + "01234567",
         "model": "random-0.8b", "machine": machine,
         "parts": {"verify": verify, "bandwidth": bandwidth, "launch": launch, "decode": decode, "prefill": prefill,
-                  "energy": energy},
+                  "energy": energy, "sweep": [_sweep(machine["power_limit_w"], float(idle_w))]},
         "not_run": [{"part": "llama.cpp, prompt of 520", "reason": "synthetic"}],
     })  # fmt: skip
+
+
+def _sweep(default_w: float, idle_w: float) -> dict:
+    points = [
+        {"limit_w": share * default_w, "clock_mhz": share * 1900.0, "draw_w": 0.98 * share * default_w,
+         "tokens_per_s": 400 * share**0.5, "tokens_per_joule": 400 * share**0.5 / (0.98 * share * default_w),
+         "temperature_c": 60, "slowed_by": ["power limit"], "settled": True}
+        for share in (0.5, 0.6, 0.8, 1.0)
+    ]  # fmt: skip
+    return {"system": "megakernel", "context": PROMPT, "default_limit_w": default_w,
+            "range_w": [0.3 * default_w, default_w], "idle_w": idle_w, "points": points}  # fmt: skip
 
 
 def _quartiles(median: float) -> dict:

@@ -56,7 +56,7 @@ def assert_same_bits(a, b):
 
 # All stages share the kernels that read a prompt; decoding after each length is what takes long here.
 @pytest.mark.parametrize(
-    "stage, steps", [("megakernel", 32), *(pytest.param(stage, 64, marks=pytest.mark.full) for stage in STAGES)]
+    "stage, steps", [("megakernel", 64), *(pytest.param(stage, 64, marks=pytest.mark.full) for stage in STAGES)]
 )
 def test_prompts_of_all_lengths_verify(stage, steps, tiny):
     report = verify_prefill(tiny, stages=[stage], device="host", prompts=PROMPTS, steps=steps, seed=0)
