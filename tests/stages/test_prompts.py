@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -328,6 +329,25 @@ def test_no_kernel_touches_anything_outside_its_tensors(config):
     dec.reset()
     assert torch.isfinite(dec.prefill(drawn(64, model.config.vocab_size))).all()
     assert dec.ledger.kernels()[0].traffic is not None
+
+
+def test_a_prompt_of_any_length_takes_no_more_than_a_segments_memory():
+    """So 32k tokens fit on a card of 8 GB: 1.5 GB of weights, 0.4 GB of cache, and this."""
+
+    class Anything(dict):
+        def __missing__(self, kernel):
+            return kernel
+
+    state = SimpleNamespace(max_seq_len=32768)
+    backend = SimpleNamespace(compile=lambda *_: Anything(), max_resident_blocks=lambda *_: 132)
+
+    def buffer(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    made = prefill.Prefill(SimpleNamespace(config=FULL_SIZE, state=state, backend=backend, _buffer=buffer))
+    tensors = [tensor for tensor in vars(made).values() if isinstance(tensor, torch.Tensor)]
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in made.scratch()}, "what poison fills"
+    assert 0 < sum(tensor.nbytes for tensor in tensors) < 100e6
 
 
 @pytest.mark.gpu
