@@ -336,7 +336,7 @@ def _sweep_limits(args) -> int:
             + ("" if point["settled"] else " (had not settled)")
         )
     print(f"wrote {path}")
-    return HOLDS
+    return HOLDS if all(point["settled"] for point in part["points"]) else NOT_MEASURED
 
 
 def _restore_settings() -> int:

@@ -431,6 +431,8 @@ def _hold(uuid: str) -> None:
 
 
 def _is_held(uuid: str) -> bool:
+    if uuid in _held:
+        return True
     try:
         with open(_folder() / f"{uuid}.lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

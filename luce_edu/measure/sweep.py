@@ -18,6 +18,7 @@ SETTLE_WINDOWS = 3  # two may agree on the two sides of a wave
 SETTLED_WITHIN = 0.02  # from the lowest window to the highest
 SETTLE_AT_MOST_S = 40.0
 MEASURED_S = 4.0
+LOOK_EVERY_S = 0.25  # at the clock, while a point is measured
 
 Progress = Callable[[str], None]
 
@@ -89,11 +90,15 @@ def settle(run: Callable[[], int], sensors: Sensors, *, clock: Callable[[], floa
 def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> dict:
     clocks: list[int] = []
     slowed: set[str] = set()
+    looked = clock()
 
     def watched() -> int:
+        nonlocal looked
         tokens = run()
-        clocks.append(sensors.sm_clock_mhz())
-        slowed.update(or_none(sensors.slowed_by) or ())
+        if not clocks or clock() - looked >= LOOK_EVERY_S:  # not after each run: the GPU waits meanwhile
+            clocks.append(sensors.sm_clock_mhz())
+            slowed.update(or_none(sensors.slowed_by) or ())
+            looked = clock()
         return tokens
 
     energy = measure_energy(watched, sensors, seconds=MEASURED_S, clock=clock)

@@ -17,7 +17,16 @@ from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.power import NotPermitted, PowerLimit
 from luce_edu.measure.power_model import sweeps
 from luce_edu.measure.records import Record, RecordError
-from luce_edu.measure.sweep import SETTLE_AT_MOST_S, SETTLE_WINDOW_S, SETTLE_WINDOWS, plan, settle, sweep
+from luce_edu.measure.sweep import (
+    LOOK_EVERY_S,
+    MEASURED_S,
+    SETTLE_AT_MOST_S,
+    SETTLE_WINDOW_S,
+    SETTLE_WINDOWS,
+    plan,
+    settle,
+    sweep,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +164,7 @@ def test_a_gpu_without_an_energy_counter_is_measured_by_samples():
     sensors = Sensors.open(gpu.UUID, nvml=gpu)
     import luce_edu.measure.sweep as module
 
-    assert module.MEASURED_S >= LEAST_SECONDS
+    assert MEASURED_S >= LEAST_SECONDS
     point = module._measure(work, sensors, 350.0, True, gpu.clock)
     assert point["draw_w"] == pytest.approx(draw_w(clock_mhz(350)), rel=0.1)
 
@@ -244,6 +253,26 @@ def test_the_command_writes_a_record_that_the_explorer_reads(gpu, tmp_path, caps
     assert "context 520" in found.provenance and gpu.settings == AS_SHIPPED
     assert cli.main([*arguments, "--limits", "150", "--stage", "graph"]) == 0
     assert [found.system for found in sweeps(Record.load(out / "record.json"))] == ["megakernel", "graph"]
+
+
+def test_a_point_that_has_not_settled_shows_in_the_commands_line_and_status(gpu, tmp_path, capsys):
+    gpu.WAVE_W = 60.0
+    arguments = ["sweep", "--model", "tiny", "--limits", "150", "--allow-power-limit", "--out", str(tmp_path)]
+    assert cli.main(arguments) == cli.NOT_MEASURED
+    assert "(had not settled)" in capsys.readouterr().out and (tmp_path / "record.json").exists()
+
+
+def test_the_clock_is_looked_at_a_few_times_and_not_after_each_run():
+    class Counting(Decoding):
+        looks = 0
+
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+            self.looks += 1
+            return super().nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+
+    gpu = Counting()
+    swept(gpu, [200])
+    assert 10 <= gpu.looks <= MEASURED_S / LOOK_EVERY_S + 1
 
 
 def test_without_being_allowed_the_command_says_what_it_would_do(gpu, tmp_path, capsys):
