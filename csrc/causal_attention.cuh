@@ -5,6 +5,7 @@
 // Work      a row is a query: of one token and one of the heads that share a kv head, so that these share its keys. A warp
 //           takes 16 rows and goes over tiles of 32 keys with an online softmax, all in registers; four warps take every
 //           fourth tile of the same rows and are merged at the end. A block has two such teams.
+// Traffic   a warp reads 32 keys and values, 32 KB at head_dim 256, for 16 rows; the others of its block find most in L1
 // Layout    operands come from memory in the layout in which the tensor cores want them, so nothing is staged or transposed.
 //           The scores come out as (row, 2 slot), (row, 2 slot + 1) and go in again as the terms slot and slot + 4 of a
 //           sum over keys: term slot is then key 2 slot, and term slot + 4 is key 2 slot + 1. A lane's eight neighbouring
@@ -15,10 +16,12 @@
 #include "dims.cuh"
 #include "tensor_core.cuh"
 
-constexpr int query_rows = 16;   // of a warp
+constexpr int query_rows = 16;  // of a warp
 constexpr int key_tile = 32;
-constexpr int team_warps = 4;    // that share their rows
+constexpr int team_warps = 4;   // that share their rows
 constexpr int teams = block_warps / team_warps;
+constexpr int block_rows = BLOCK_ROWS;
+static_assert(teams * query_rows == block_rows, "the grid counts on it");
 constexpr int value_blocks = (head_dim + 63) / 64;  // of 64 elements, eight tiles of columns
 constexpr int value_tiles = 8 * value_blocks;
 
@@ -193,6 +196,7 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
         if (token[half] >= a.length) continue;
         const bf16* gate = a.projected + static_cast<size_t>(token[half]) * gate_stride + (2 * head[half] + 1) * head_dim;
         bf16* o = a.o + (static_cast<size_t>(token[half]) * num_attention_heads + head[half]) * head_dim;
+        const float scale = 1.0f / soft.weight[half];
 #pragma unroll
         for (int block = 0; block < value_blocks; ++block)
 #pragma unroll
@@ -203,7 +207,7 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
                 Eight out;
 #pragma unroll
                 for (int j = 0; j < 8; ++j)
-                    out.x[j] = soft.sum[8 * block + j].x[2 * half + x] / soft.weight[half] * sigmoid(gates.x[j]);
+                    out.x[j] = soft.sum[8 * block + j].x[2 * half + x] * scale * sigmoid(gates.x[j]);
                 store_eight(o + element, out);
             }
     }

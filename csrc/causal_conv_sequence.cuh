@@ -12,7 +12,7 @@
 #include "activations.cuh"
 #include "delta_rule_chunk.cuh"
 
-constexpr int conv_tokens = 16;
+constexpr int conv_tokens = CONV_TOKENS;
 constexpr int conv_heads = 2 * num_key_heads + num_value_heads;
 static_assert(key_head_dim % 2 == 0, "a lane takes two neighbouring channels");
 static_assert(conv_kernel - 1 <= conv_tokens, "only a head's first warp may read its conv_state, which it moves on");

@@ -19,8 +19,9 @@
 #include "dims.cuh"
 #include "tensor_core.cuh"
 
-constexpr int chunk_tokens = 64;
-constexpr int key_block = 64;  // rows of the state that a warp updates together
+constexpr int chunk_tokens = CHUNK_TOKENS;
+constexpr int key_block = KEY_BLOCK;  // rows of the state that a warp updates together: eight for each tile_row()
+static_assert(chunk_tokens == 64 && key_block == 64, "four warps take 16 tokens each; a lane takes eight rows");
 constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
 constexpr int qkv_width = 2 * num_key_heads * key_width + value_dim;
 constexpr int k_offset = num_key_heads * key_width, v_offset = 2 * k_offset;
@@ -64,7 +65,10 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
         const float before = __shfl_up_sync(full_warp, sum, offset);
         if (lane_id() >= offset) sum += before;
     }
-    const float sums[2] = {sum - g[1], sum};
+    // The sum before this lane's tokens, from its neighbour: sum - g[1] would cancel where g[1] is large.
+    const float neighbour = __shfl_up_sync(full_warp, sum, 1);
+    const float before = lane_id() == 0 ? 0.0f : neighbour;
+    const float sums[2] = {before + g[0], sum};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         shared->beta[token + i] = beta[i];
@@ -145,7 +149,7 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
         const bf16* right = is_k ? k + column : v + column - key_width;
         float x[chunk_tokens];
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i)
+        for (int i = 0; i < chunk_tokens; ++i)  // exp() again in each thread: factors that wait in registers would spill
             x[i] = shared->beta[i] * (is_k ? expf(shared->G[i]) : 1.0f) * to_float(right[static_cast<size_t>(i) * qkv_width]);
         solve_column(x, shared);
         float* out = is_k ? args.W + at * chunk_tokens * key_width + column
@@ -161,7 +165,7 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
 // As many columns as shared memory has room for, so that W, q and k are read by few blocks.
 constexpr int scan_columns = value_head_dim % 32 == 0 && key_width <= 192 ? 32 : key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
-constexpr int scan_stride = scan_columns + 1;  // 1 modulo 4: see tile_b()
+constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd: see tile_b(); 3 spreads the stores too
 constexpr int scan_units = key_width / key_block * scan_tiles;  // 64 rows by 8 columns of the state
 constexpr int scan_units_per_warp = (scan_units + block_warps - 1) / block_warps;
 static_assert(value_head_dim % scan_columns == 0, "whole tiles");
@@ -176,6 +180,20 @@ __device__ __forceinline__ int state_row(int unit, int tile, int x) {
     return unit / scan_tiles * key_block + 8 * tile_row() + 2 * tile + x / 2;
 }
 __device__ __forceinline__ int state_column(int unit, int x) { return unit % scan_tiles * 8 + 2 * tile_slot() + x % 2; }
+
+// use(element, row, column) for each element of the state that this lane holds, padding of the keys included.
+template <typename Use>
+__device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp][4], Use use) {
+#pragma unroll
+    for (int u = 0; u < scan_units_per_warp; ++u) {
+        const int unit = warp_id() + u * block_warps;
+        if (unit >= scan_units) break;
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile)
+#pragma unroll
+            for (int x = 0; x < 4; ++x) use(state[u][tile].x[x], state_row(unit, tile, x), state_column(unit, x));
+    }
+}
 
 // product[tile] += rows . S: rows points at this lane's terms of its first row, the second is 8 rows further
 template <typename T>
@@ -197,18 +215,11 @@ __device__ __forceinline__ void rows_times_state(const T* rows, int stride, cons
 __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int first_column, int chunks, float* S,
                                                 float* o, ScanShared* shared) {
     const int key_head = head / value_heads_per_key;
+    S += first_column;
     TileC state[scan_units_per_warp][4];
-#pragma unroll
-    for (int u = 0; u < scan_units_per_warp; ++u)
-#pragma unroll
-        for (int tile = 0; tile < 4; ++tile)
-#pragma unroll
-            for (int x = 0; x < 4; ++x) {
-                const int unit = warp_id() + u * block_warps, row = state_row(unit, tile, x);
-                const bool is_there = unit < scan_units && row < key_head_dim;
-                state[u][tile].x[x] =
-                    is_there ? S[static_cast<size_t>(row) * value_head_dim + first_column + state_column(unit, x)] : 0.0f;
-            }
+    each_of_state(state, [&](float& s, int row, int column) {
+        s = row < key_head_dim ? S[static_cast<size_t>(row) * value_head_dim + column] : 0.0f;
+    });
 
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -219,16 +230,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         const float G_end = G[chunk_tokens - 1];
         const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens: row and row + 8
         const float G_row[2] = {G[row], G[row + 8]};
-#pragma unroll
-        for (int u = 0; u < scan_units_per_warp; ++u) {
-            const int unit = warp_id() + u * block_warps;
-            if (unit >= scan_units) break;
-#pragma unroll
-            for (int tile = 0; tile < 4; ++tile)
-#pragma unroll
-                for (int x = 0; x < 4; ++x)
-                    shared->S[state_row(unit, tile, x)][state_column(unit, x)] = to_tf32(state[u][tile].x[x]);
-        }
+        each_of_state(state, [&](float& s, int row, int column) { shared->S[row][column] = to_tf32(s); });
         __syncthreads();  // S is there, and nobody reads the corrections of the chunk before any more
 
         TileC product[scan_tiles] = {};
@@ -254,14 +256,11 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         __syncthreads();  // the corrections are there, and nobody reads S any more
 
         const float decay = expf(G_end);
+        each_of_state(state, [&](float& s, int, int) { s *= decay; });
 #pragma unroll
         for (int u = 0; u < scan_units_per_warp; ++u) {
             const int unit = warp_id() + u * block_warps;
             if (unit >= scan_units) break;
-#pragma unroll
-            for (int tile = 0; tile < 4; ++tile)
-#pragma unroll
-                for (int x = 0; x < 4; ++x) state[u][tile].x[x] *= decay;
             const bf16* keys = k + static_cast<size_t>(terms_at()) * qkv_width + state_row(unit, 0, 0);
 #pragma unroll
             for (int block = 0; block < chunk_tokens; block += block_terms)
@@ -301,15 +300,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         }
     }
 
-#pragma unroll
-    for (int u = 0; u < scan_units_per_warp; ++u)
-#pragma unroll
-        for (int tile = 0; tile < 4; ++tile)
-#pragma unroll
-            for (int x = 0; x < 4; ++x) {
-                const int unit = warp_id() + u * block_warps, row = state_row(unit, tile, x);
-                if (unit < scan_units && row < key_head_dim)
-                    S[static_cast<size_t>(row) * value_head_dim + first_column + state_column(unit, x)] =
-                        state[u][tile].x[x];
-            }
+    each_of_state(state, [&](float& s, int row, int column) {
+        if (row < key_head_dim) S[static_cast<size_t>(row) * value_head_dim + column] = s;
+    });
 }

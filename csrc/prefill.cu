@@ -6,7 +6,7 @@
 //
 // The residual x is fp32; what enters or leaves a product is bf16. A row is a token. Position and length of the segment are
 // read from memory, so that a CUDA graph serves every prompt that fits its rows; rows at `length` and beyond hold nothing
-// that may be read, except where zeros are promised.
+// that may be used, except where zeros are promised.
 #include "causal_attention.cuh"
 #include "causal_conv_sequence.cuh"
 #include "delta_rule_chunk.cuh"
@@ -172,7 +172,7 @@ KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                  bf16* mixed, int max_seq_len) {
     __shared__ CausalShared shared;
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
-    const int first_row = blockIdx.x * teams * query_rows;
+    const int first_row = blockIdx.x * block_rows;
     if (first_row >= segment.length * heads_per_kv) return;
     causal_attention(CausalArgs{q, k_cache, v_cache, projected, mixed, segment.position, segment.length, max_seq_len},
                      blockIdx.y, first_row, attention_width, &shared);

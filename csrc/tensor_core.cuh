@@ -6,10 +6,10 @@
 //             of c  (row, 2 slot) (row, 2 slot + 1) (row + 8, 2 slot) (row + 8, 2 slot + 1)
 //           The eight terms of a sum may come in any order, if a and b agree on it. So a caller may put neighbouring
 //           elements of a row into its own slots, and load eight bf16 with one instruction: see terms_at().
-// Why TF32  every operand is a register of its own, whatever it was stored as: bf16 needs no packing and loses nothing, and
-//           fp32 keeps three more bits than as bf16.
-// Needs     Ampere or newer for tensor cores; Turing has none for TF32 and multiplies on its ordinary cores, some 20 times
-//           slower. The emulator does the same.
+// Why TF32  one kind of tile for all: fp32 keeps three more bits than as bf16, and bf16 loses nothing. Every operand is a
+//           register of its own. Where both operands are bf16, tiles of that type would do twice as much an instruction.
+// Needs     Ampere or newer for tensor cores; Turing has none for TF32 and multiplies on its ordinary cores, 32 shuffles a
+//           tile, which is slow. The emulator does the same.
 // Checked   tests/csrc/test_tensor_core.py
 #pragma once
 #include "block.cuh"
@@ -130,7 +130,7 @@ __device__ __forceinline__ TileB tile_b(const Eight& column, int step) {
 }
 
 // Column tile_row() of b, from rows in shared memory: b points at the block's first term and the tile's first column.
-// With a stride of 1 modulo 4 the 32 lanes read 32 different banks: 8 * stride * slot + row.
+// With an odd stride the 32 lanes read 32 different banks: 8 * stride * slot + row.
 __device__ __forceinline__ TileB tile_b(const float* b, int stride, int step) {
     const float* at = b + (terms_at() + 2 * step) * stride + tile_row();
     return TileB{{at[0], at[stride]}};

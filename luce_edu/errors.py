@@ -21,5 +21,9 @@ class LaunchError(ValueError):
     """A launch that was refused before it started: unknown kernel, bad grid, wrong arguments."""
 
 
+class CaptureError(RuntimeError):
+    """Launches that could not become a CUDA graph, such as where memory is short; none of them has run."""
+
+
 class KernelError(RuntimeError):
     """A kernel that started and could not finish, such as one that deadlocked; names who waits where."""

@@ -276,7 +276,7 @@ PREFILL_FAULTS = (
     ),
     _in_prompts(
         "decay up to the token before", "delta_rule_chunk.cuh",
-        "= {sum - g[1], sum};", "= {sum - g[1] - g[0], sum - g[1]};",
+        "= {before + g[0], sum};", "= {before, before + g[0]};",
     ),
     _in_prompts("a token sees the next one", "delta_rule_chunk.cuh", "j <= i ?", "j <= i + 1 ?"),
     _in_prompts("beta left out of the system", "delta_rule_chunk.cuh", "shared->beta[i] * decayed", "decayed"),
@@ -287,7 +287,7 @@ PREFILL_FAULTS = (
         "token + i >= tokens", "token + i >= chunk_tokens",
     ),
     # ... and from chunk to chunk
-    _in_prompts("state not decayed over a chunk", "delta_rule_chunk.cuh", ".x[x] *= decay;", ".x[x] *= 1.0f;"),
+    _in_prompts("state not decayed over a chunk", "delta_rule_chunk.cuh", "s *= decay;", "s *= 1.0f;"),
     _in_prompts(
         "corrections not decayed to the chunk's end", "delta_rule_chunk.cuh", "&shared->delta_at_end[block]",
         "&shared->delta[block]",
@@ -297,7 +297,7 @@ PREFILL_FAULTS = (
     ),
     _in_prompts(
         "state of the wrong key head", "delta_rule_chunk.cuh",
-        "head / value_heads_per_key;\n    TileC", "head % num_key_heads;\n    TileC",
+        "head / value_heads_per_key;\n    S += first", "head % num_key_heads;\n    S += first",
     ),
     # The convolution
     _in_prompts(

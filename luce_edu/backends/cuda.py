@@ -7,6 +7,7 @@ kernel can be had on a laptop. Launching goes through cuda-core onto PyTorch's c
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import io
 import json
@@ -14,13 +15,14 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
-from luce_edu.errors import CompileError, LaunchError
+from luce_edu.errors import CaptureError, CompileError, LaunchError
 from luce_edu.weights import as_one_matrix
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
@@ -256,30 +258,34 @@ class CudaBackend:
         parts = [(together, out)] if together is not None else zip(
             weights, out.split([len(weight) for weight in weights], dim=1), strict=True
         )  # fmt: skip
-        # By default cuBLAS may add up the parts of a sum that it has split in bf16.
-        allowed = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        try:
+        with _sums_in_fp32():
             for weight, part in parts:
                 torch.mm(x, weight.T, out=part)
                 self.ledger.record(PRODUCT)
-        finally:
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = allowed
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments.
 
-        Kernels must be loaded before, which the occupancy query sees to: loading is not allowed during capture.
+        Kernels must have been loaded before, by the occupancy query or a launch: loading is not allowed during capture.
+        Nor may `enqueue` allocate what it uses: graphs are replayed in any order, and share one pool of memory, which
+        holds cuBLAS's workspace. Raises CaptureError, with PyTorch's stream and the ledger as they were.
         """
         import torch
 
+        current = torch.cuda.current_stream(self.device)
         before, self.ledger = self.ledger, Ledger()
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # On this device's own stream; and what other threads do meanwhile, such as to allocate, is their affair.
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.graph(graph, pool=_graph_pool(), stream=stream, capture_error_mode="thread_local"):
                 enqueue()
             return CudaGraph(graph, tuple(self.ledger.entries))
+        except RuntimeError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CaptureError(f"a CUDA graph could not be captured: {reason}") from error
         finally:
+            torch.cuda.set_stream(current)  # where a capture fails at its end, PyTorch stays on the other one
             self.ledger = before
 
     def replay(self, graph: CudaGraph) -> None:
@@ -296,6 +302,29 @@ class CudaBackend:
         import torch
 
         torch.cuda.synchronize(self.device)
+
+
+@functools.cache
+def _graph_pool():
+    import torch
+
+    return torch.cuda.graph_pool_handle()
+
+
+@contextmanager
+def _sums_in_fp32():
+    """By default cuBLAS may add up in bf16 the parts of a sum that it has split."""
+    import torch
+
+    setting = torch.backends.cuda.matmul
+    allowed = setting.allow_bf16_reduced_precision_reduction
+    # Where PyTorch has two values, one assigned alone would set the other back.
+    split_k = getattr(setting, "allow_bf16_reduced_precision_reduction_split_k", None)
+    setting.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        setting.allow_bf16_reduced_precision_reduction = allowed if split_k is None else (allowed, split_k)
 
 
 class _CurrentStream:

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 
 import torch
 
-from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.config import LINEAR_ATTENTION, ModelConfig
+from luce_edu.errors import CaptureError
 from luce_edu.stages.dims import kernel_defines
 
 SEGMENT = 1024  # tokens at a time, so that a long prompt needs no more memory than this many
-CHUNK = 64  # tokens that the delta rule takes together; rows come in multiples of it
 BLOCK_THREADS = 256
-KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
-TEAM_ROWS = 32  # rows of queries that a block of csrc/causal_attention.cuh takes
-CONV_TOKENS = 16  # that a warp of csrc/causal_conv_sequence.cuh takes
 WARPS = BLOCK_THREADS // 32
+CHUNK = 64  # tokens that the delta rule takes together; rows come in multiples of it
+KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
+BLOCK_ROWS = 32  # rows of queries that a block of csrc/causal_attention.cuh takes
+CONV_TOKENS = 16  # that a warp of csrc/causal_conv_sequence.cuh takes
 
 KERNELS = (
     "embed_norm", "add_norm", "last_hidden", "causal_conv", "delta_rule_prepare", "delta_rule_scan", "gated_rms_norm",
@@ -26,12 +27,20 @@ KERNELS = (
 )  # fmt: skip
 
 
+def prefill_defines(config: ModelConfig) -> dict[str, object]:
+    """The -D macros of csrc/prefill.cu: the model's, and the sizes above, from which both sides count."""
+    return kernel_defines(config) | {
+        "BLOCK_THREADS": BLOCK_THREADS, "CHUNK_TOKENS": CHUNK, "KEY_BLOCK": KEY_BLOCK, "BLOCK_ROWS": BLOCK_ROWS,
+        "CONV_TOKENS": CONV_TOKENS,
+    }  # fmt: skip
+
+
 class Prefill:
     """Reads prompts into the state of a `KernelDecoder`.
 
     The launches of a segment depend on its length rounded up to whole chunks only. The first segment of such a size
-    runs them one by one, and from the second on they are replayed as one CUDA graph: to capture one costs more than it
-    saves for a prompt that comes once.
+    runs them one by one, which loads the kernels; from the second on they are replayed as one CUDA graph, unless it
+    cannot be captured.
 
     Buffers hold `rows` tokens:
     x [rows, hidden_size] fp32, the residual;  normed [rows, hidden_size], act, mixed [rows, value_dim or q_dim],
@@ -43,14 +52,13 @@ class Prefill:
     def __init__(self, decoder):
         config = decoder.config
         self._decoder, self._backend = decoder, decoder.backend
-        defines = kernel_defines(config) | {"BLOCK_THREADS": BLOCK_THREADS}
-        self._module = self._backend.compile("prefill.cu", KERNELS, defines)
+        self._module = self._backend.compile("prefill.cu", KERNELS, prefill_defines(config))
         self._head_blocks = self._backend.max_resident_blocks(self._module["lm_head"], BLOCK_THREADS, 0)
         rows = _whole_chunks(min(SEGMENT, decoder.state.max_seq_len))
         heads, key_heads = config.linear_num_value_heads, config.linear_num_key_heads
         key_width = -(-config.linear_key_head_dim // KEY_BLOCK) * KEY_BLOCK
         q_dim, kv_dim = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.rows, self._q_dim = rows, q_dim
+        self.rows = rows
         self._widths = {
             "deltanet": config.conv_dim + config.value_dim + 2 * heads,
             "attention": 2 * q_dim + 2 * kv_dim,
@@ -104,8 +112,15 @@ class Prefill:
             self._met.add(rows)  # now every kernel is loaded, without which it could not be captured
             return
         if rows not in self._graphs:
-            self._graphs[rows] = self._backend.capture(lambda: self._enqueue(rows))
-        self._backend.replay(self._graphs[rows])
+            try:
+                self._graphs[rows] = self._backend.capture(lambda: self._enqueue(rows))
+            except CaptureError:  # the launches need no memory of their own, as a graph does
+                self._graphs[rows] = None
+        graph = self._graphs[rows]
+        if graph is None:
+            self._enqueue(rows)
+        else:
+            self._backend.replay(graph)
 
     def _enqueue(self, rows: int) -> None:
         """Launch what a segment of up to `rows` tokens takes, short of the head; its tokens are in memory."""
@@ -151,7 +166,7 @@ class Prefill:
             "delta_rule_prepare", (heads, rows // CHUNK), self.projected, self.tokens, self.qkv, w["A_log"],
             w["dt_bias"], *between,
         )  # fmt: skip
-        grid = (heads, config.linear_value_head_dim // 8)
+        grid = (heads, config.linear_value_head_dim // 8)  # 8 columns a block are the fewest; blocks too many leave
         self._launch("delta_rule_scan", grid, self.tokens, self.qkv, *between, recurrent_state, self.o)
         self._launch(
             "gated_rms_norm", _ceil(rows * heads, WARPS), self.o, self.projected, self.tokens, w["norm.weight"],
@@ -167,7 +182,7 @@ class Prefill:
             "attention_prepare", _ceil(rows * (heads + 2 * kv_heads), WARPS), self.projected, self.tokens,
             w["q_norm.weight"], w["k_norm.weight"], decoder.rope_cos, decoder.rope_sin, self.q, k_cache, v_cache, room,
         )  # fmt: skip
-        grid = (_ceil(rows * (heads // kv_heads), TEAM_ROWS), kv_heads)
+        grid = (_ceil(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
         self._launch("attention", grid, self.q, k_cache, v_cache, self.projected, self.tokens, self.mixed, room)
 
     def _project(self, rows: int, part: str, *weights: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.backends.cuda import CudaKernel
-from luce_edu.errors import CompileError, LaunchError
+from luce_edu.errors import CaptureError, CompileError, LaunchError
 
 
 class LaunchConfig:
@@ -33,6 +33,7 @@ class FakeCuda:
     def __init__(self, capability=(9, 0), launch_config=LaunchConfig):
         self.capability, self.launch_config = capability, launch_config
         self.launched, self.stream, self.replayed = [], 7, 0
+        self.captures, self.capture_fails = [], False
 
     def install(self, monkeypatch) -> None:
         core = ModuleType("cuda.core")
@@ -46,6 +47,9 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: self.capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Fake GPU")
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=self.stream))
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream.cuda_stream))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=99, device=device))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self._replay))
         monkeypatch.setattr(torch.cuda, "graph", self._capture)
         monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # which would make the context
@@ -54,11 +58,15 @@ class FakeCuda:
         self.launched.append((stream.__cuda_stream__()[1], kernel, config, values))
 
     @contextmanager
-    def _capture(self, graph):
-        self.stream, before = 99, self.stream
+    def _capture(self, graph, *, pool, stream, capture_error_mode):
+        """As PyTorch's: where the end of a capture fails, the stream stays."""
+        self.captures.append((pool, stream.device, capture_error_mode))
+        self.stream, before = stream.cuda_stream, self.stream
         try:
             yield
         finally:
+            if self.capture_fails:
+                raise RuntimeError("operation failed due to a previous error during capture\nand more")
             self.stream = before
 
     def _replay(self):
@@ -107,6 +115,35 @@ def test_a_replay_is_one_line_that_stands_for_all_kernels(cuda):
         backend.replay(graph)
     assert cuda.replayed == 2 and backend.ledger.by_kernel() == {"graph": 2}
     assert [entry.kernel for entry in backend.ledger.kernels()] == ["a", "b", "c"] * 2
+
+
+def test_captures_are_on_the_backends_device_and_share_one_pool(cuda):
+    backends = [make_backend("cuda") for _ in range(2)]
+    for backend in backends * 2:
+        backend.capture(lambda backend=backend: enqueue(backend))
+    assert {device for _, device, _ in cuda.captures} == {torch.device("cuda", 0)}
+    assert len({id(pool) for pool, *_ in cuda.captures}) == 1
+    assert {mode for *_, mode in cuda.captures} == {"thread_local"}, "what another thread allocates is no error"
+
+
+@pytest.mark.planted
+def test_a_capture_whose_end_fails_is_one_line_and_leaves_pytorch_on_its_stream(cuda):
+    backend = make_backend("cuda")
+    ledger, cuda.capture_fails = backend.ledger, True
+    with pytest.raises(CaptureError, match="^a CUDA graph could not be captured: operation failed .* capture$"):
+        backend.capture(lambda: enqueue(backend))
+    assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
+
+
+def test_memory_that_is_short_during_a_capture_is_a_capture_error(cuda):
+    backend = make_backend("cuda")
+
+    def fails():
+        raise torch.OutOfMemoryError("planted")
+
+    with pytest.raises(CaptureError, match="planted"):
+        backend.capture(fails)
+    assert cuda.stream == 7
 
 
 def test_a_capture_that_fails_gives_the_ledger_back(cuda):
@@ -188,16 +225,22 @@ def test_weights_side_by_side_are_one_product_and_others_one_each(cuda, products
     assert [entry.kernel for entry in backend.ledger.entries] == ["matmul"] * len(rows)
 
 
-@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("allowed", [True, False, (False, False)])
 def test_sums_stay_in_fp32_and_the_users_own_setting_comes_back(cuda, products, allowed, monkeypatch):
     setting = torch.backends.cuda.matmul
-    before = setting.allow_bf16_reduced_precision_reduction
+
+    def both():
+        split_k = setting.allow_bf16_reduced_precision_reduction_split_k
+        return setting.allow_bf16_reduced_precision_reduction, split_k
+
+    before = both()
     try:
         setting.allow_bf16_reduced_precision_reduction = allowed
+        chosen = both()
         backend = make_backend("cuda")
         x, weights = matrices(16, together=True)
         backend.matmul(x, weights, torch.ones(5, 16).bfloat16())
-        assert setting.allow_bf16_reduced_precision_reduction is allowed
+        assert both() == chosen
 
         def fails(*_, **__):
             raise torch.OutOfMemoryError("planted")
@@ -205,7 +248,7 @@ def test_sums_stay_in_fp32_and_the_users_own_setting_comes_back(cuda, products, 
         monkeypatch.setattr(torch, "mm", fails)
         with pytest.raises(torch.OutOfMemoryError):
             backend.matmul(x, weights, torch.ones(5, 16).bfloat16())
-        assert setting.allow_bf16_reduced_precision_reduction is allowed
+        assert both() == chosen
     finally:
         setting.allow_bf16_reduced_precision_reduction = before
     assert products == [(16, False)] and len(backend.ledger) == 1

@@ -8,13 +8,13 @@ from models import CONFIGS, FULL_SIZE
 from luce_edu.backends import csrc_dir
 from luce_edu.backends.cuda import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.errors import CompileError
-from luce_edu.stages import dims, megakernel, per_layer, per_op, prefill
+from luce_edu.stages import megakernel, per_layer, per_op, prefill
 from luce_edu.stages.dims import kernel_defines
 
 STAGES = {
-    kind.source: (kind.kernels, dims.BLOCK_THREADS)
+    kind.source: (kind.kernels, kernel_defines)
     for kind in (per_op.PerOpDecoder, per_layer.PerLayerDecoder, megakernel.MegakernelDecoder)
-} | {"prefill.cu": (prefill.KERNELS, prefill.BLOCK_THREADS)}
+} | {"prefill.cu": (prefill.KERNELS, prefill.prefill_defines)}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 
 
@@ -30,14 +30,14 @@ def spilling(binary: Binary) -> list[str]:
 @pytest.mark.parametrize("source", STAGES)
 @pytest.mark.parametrize("config", SHIPPED)
 def test_every_kernel_compiles_without_spills(arch, source, config):
-    kernels, block_threads = STAGES[source]
-    defines = kernel_defines(SHIPPED[config]) | {"BLOCK_THREADS": block_threads}
+    kernels, make_defines = STAGES[source]
+    defines = make_defines(SHIPPED[config])
     binary = compile_cubin(source, kernels, defines, arch)
     assert binary.cubin[:4] == b"\x7fELF"
     assert set(binary.resources) == set(kernels), "the stage lists exactly the kernels of its source"
     assert spilling(binary) == []
     for name, resources in binary.resources.items():
-        assert 0 < resources.registers <= 65536 // block_threads, f"{name} cannot be launched"
+        assert 0 < resources.registers <= 65536 // defines["BLOCK_THREADS"], f"{name} cannot be launched"
         assert resources.shared_bytes <= 48 * 1024
 
 

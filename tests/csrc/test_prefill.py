@@ -19,8 +19,15 @@ from luce_edu.reference.delta_rule import delta_rule_gates, delta_rule_recurrent
 from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 from luce_edu.reference.rope import apply_rope, rope_tables
 from luce_edu.stages import prefill
-from luce_edu.stages.dims import kernel_defines
-from luce_edu.stages.prefill import BLOCK_THREADS, CHUNK, CONV_TOKENS, KEY_BLOCK, TEAM_ROWS, WARPS
+from luce_edu.stages.prefill import (
+    BLOCK_ROWS,
+    BLOCK_THREADS,
+    CHUNK,
+    CONV_TOKENS,
+    KEY_BLOCK,
+    WARPS,
+    prefill_defines,
+)
 from luce_edu.verification import relative_error
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 127)
@@ -36,7 +43,7 @@ class Kernels:
 
     def __init__(self, config, *faults):
         self.config = config
-        self.defines = kernel_defines(config) | {"BLOCK_THREADS": BLOCK_THREADS}
+        self.defines = prefill_defines(config)
         with planted(*faults) as tree:
             self.backend = make_backend("host", csrc_dir=tree, seed=7)
             self.module = self.backend.compile("prefill.cu", prefill.KERNELS, self.defines)
@@ -378,7 +385,7 @@ def check_attention(kernels, position, length, spread=1.0):
     for cache in caches:
         cache[:, position + length :] = NAN
     mixed = poisoned(rows, heads, D, dtype=torch.bfloat16)
-    grid = (blocks(rows * (heads // kv_heads), TEAM_ROWS), kv_heads)
+    grid = (blocks(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
     kernels.run("attention", grid, q, *caches, projected, segment(position, length), mixed, room)
     k, v = (cache[:, : position + length].transpose(0, 1).double() for cache in caches)
     queries = q[:length].unflatten(-1, (heads, D)).double() * D**0.5
