@@ -254,12 +254,19 @@ def _bench(args) -> int:
         print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
     else:
         _console().print(result)
-    if set(result.wrong) & set(luce_edu.STAGES):
+    return _status(result.not_run, bool(result.decode), args)
+
+
+def _status(not_run: list[dict], has_all: bool, args) -> int:
+    """The exit status of what was measured: has_all, and what a table says was not run."""
+    from luce_edu.stages import STAGES
+
+    if any(row.get("kind") == "wrong" and row["part"] in STAGES for row in not_run):
         return DOES_NOT_HOLD
-    asked_for = {*luce_edu.STAGES, *(["llama.cpp"] if args.gguf else [])}
-    optional = set(result.absent) - asked_for  # baselines: those that are installed were asked for
-    missing = {row["part"] for row in result.not_run} - optional
-    return HOLDS if result.decode and not missing else NOT_MEASURED
+    asked_for = {*STAGES, *(["llama.cpp"] if args.gguf else [])}
+    # Of baselines, those that are installed were asked for.
+    missing = [row for row in not_run if row.get("kind") != "absent" or row["part"] in asked_for]
+    return HOLDS if has_all and not missing else NOT_MEASURED
 
 
 def _evidence(args) -> int:
@@ -279,10 +286,11 @@ def _evidence(args) -> int:
     verified = record.parts.get("verify")
     if verified and not verified["passed"]:
         return DOES_NOT_HOLD
-    return HOLDS if set(args.only or PARTS) <= set(record.parts) else NOT_MEASURED
+    return _status(record.content["not_run"], set(args.only or PARTS) <= set(record.parts), args)
 
 
 def _sweep(args) -> int:
+    from luce_edu.measure.bench import WrongChoice
     from luce_edu.measure.latency import NotMeasured
 
     if args.restore:
@@ -291,13 +299,16 @@ def _sweep(args) -> int:
         raise ValueError("sweep: expected --limits with some watts, such as 150,200,250, or --restore")
     try:
         return _sweep_limits(args)
+    except WrongChoice as error:
+        print(f"luce-edu: sweep: {args.stage}: {error}", file=sys.stderr)
+        return DOES_NOT_HOLD
     except NotMeasured as error:
         print(f"luce-edu: sweep: {error}", file=sys.stderr)
         return NOT_MEASURED
 
 
 def _sweep_limits(args) -> int:
-    from luce_edu.measure.bench import PROMPT, STEPS
+    from luce_edu.measure.bench import PROMPT, STEPS, check_system
     from luce_edu.measure.evidence import begin_record
     from luce_edu.measure.nvml import Sensors
     from luce_edu.measure.records import Record
@@ -319,6 +330,7 @@ def _sweep_limits(args) -> int:
     if room < PROMPT + STEPS + 1:
         raise ValueError(f"{args.model} has room for {room} tokens; a sweep decodes {STEPS} from {PROMPT} on")
     system = StageSystem(args.stage, model, max_seq_len=PROMPT + STEPS + 1)
+    check_system(system, model)
 
     def save(part: dict) -> None:
         others = [row for row in content["parts"].get("sweep", []) if row["system"] != args.stage]

@@ -66,6 +66,10 @@ class StageResult:
     def passed(self) -> bool:
         return not self.problems
 
+    @property
+    def name(self) -> str:
+        return self.stage
+
 
 @dataclass(repr=False)
 class Report(Tabular):
@@ -91,7 +95,12 @@ class Report(Tabular):
     @property
     def title(self) -> str:
         where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
-        return f"{self.model} on {where}: {self.steps} tokens, seed {self.seed} (measured now)"
+        return f"{self.model} on {where}: {self.what}, seed {self.seed} (measured now)"
+
+    @property
+    def what(self) -> str:
+        """What was run."""
+        return f"{self.steps} tokens"
 
     header = ("stage", "error", "vs before", "× bf16", "greedy", "repeats", "launches", "barriers", "verdict")
 
@@ -115,7 +124,7 @@ class Report(Tabular):
     @property
     def caption(self) -> str:
         """What is wrong, a line for each problem."""
-        return "\n".join(f"{row.stage}: {problem}" for row in self.rows for problem in row.problems)
+        return "\n".join(f"{row.name}: {problem}" for row in self.rows for problem in row.problems)
 
 
 @dataclass
@@ -125,6 +134,10 @@ class PromptResult(StageResult):
     tokens: int = 0
     pieces: int = 1
 
+    @property
+    def name(self) -> str:
+        return f"{self.stage}, prompt of {self.tokens} in {self.pieces}"
+
 
 @dataclass(repr=False)
 class PromptReport(Report):
@@ -133,10 +146,8 @@ class PromptReport(Report):
     rows: list[PromptResult]
 
     @property
-    def title(self) -> str:
-        where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
-        what = f"prompts, and {self.steps} tokens decoded after each"
-        return f"{self.model} on {where}: {what}, seed {self.seed} (measured now)"
+    def what(self) -> str:
+        return f"prompts, and {self.steps} tokens decoded after each"
 
     header = ("stage", "prompt", "calls", "error", "× bf16", "greedy", "repeats", "launches", "verdict")
 
@@ -150,14 +161,6 @@ class PromptReport(Report):
             ]
             for row in self.rows
         ]  # fmt: skip
-
-    @property
-    def caption(self) -> str:
-        return "\n".join(
-            f"{row.stage}, prompt of {row.tokens} in {row.pieces}: {problem}"
-            for row in self.rows
-            for problem in row.problems
-        )
 
 
 def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
@@ -365,7 +368,8 @@ def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
         raise ValueError(
             f"unknown stage {', '.join(map(repr, unknown)) or '(none)'}; expected some of {', '.join(STAGES)}"
         )
-    return stages, device or default_device(), secrets.randbelow(10**6) if seed is None else seed
+    device = default_device() if device is None else device
+    return stages, device, secrets.randbelow(10**6) if seed is None else seed
 
 
 def verify_prefill(
@@ -418,14 +422,14 @@ def verify_prefill(
             for parts in ([length], pieces) if len(pieces) > 1 else ([length],):
                 progress(f"{stage}: prompt of {length} in {len(parts)}, then {steps} tokens")
                 launches = _read_in(dec, tokens, parts)
-                read = [dec.logits.clone(), *_states(dec.state).values()]
+                read = _read_out(dec)
                 trace, choices = _decode_on(dec, tokens[length : length + steps])
                 with _hostile_order(dec, seed):
                     _read_in(dec, tokens, parts)
-                again = [dec.logits, *_states(dec.state).values()]
+                again = _read_out(dec)
                 row = PromptResult(
                     stage=stage, tokens=length, pieces=len(parts), error_before=None, launches=launches, barriers=0,
-                    repeats=all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(read, again, strict=True)),
+                    repeats=all(torch.equal(a, b) for a, b in zip(read, again, strict=True)),
                     **judge(trace, choices, reference[length], yardstick[length]),
                 )  # fmt: skip
                 if not row.repeats:
@@ -477,6 +481,11 @@ def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> int:
         dec.prefill(tokens[at : at + piece])
         at += piece
     return dec.launches
+
+
+def _read_out(dec) -> list[torch.Tensor]:
+    """All that a prompt leaves."""
+    return [dec.logits.cpu().clone(), dec.hidden_states.cpu().clone(), *_states(dec.state).values()]
 
 
 def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:

@@ -283,8 +283,8 @@ ROW = {
 
 def test_bench_prints_a_table_or_json_of_what_was_measured_and_what_was_not(measured, capsys):
     measured.result.decode.append(ROW)
-    measured.result.not_run.append({"part": "llama.cpp", "reason": "llama-cpp-python is not installed"})
-    measured.result.absent.append("llama.cpp")
+    reason = "llama-cpp-python is not installed"
+    measured.result.not_run.append({"part": "llama.cpp", "reason": reason, "kind": "absent"})
     assert cli.main(["bench", "--model", "tiny", "--stages", "graph", "--contexts", "512,1024"]) == 0
     out = capsys.readouterr().out
     assert "decode at 512" in out and "2,000" in out and "not run: llama.cpp: llama-cpp-python is not installed" in out
@@ -307,36 +307,48 @@ def test_bench_ends_with_3_where_nothing_could_be_measured(measured, capsys):
     assert capsys.readouterr().err.endswith("luce-edu: bench: the reference decides no choice\n")
 
 
-NOT_RUN = {  # (part, in which lists, options): the exit status
-    ("megakernel", ("wrong",), ()): 1,
-    ("transformers", ("wrong",), ()): 3,  # other people's error, so it is only not measured
-    ("megakernel", (), ()): 3,
-    ("megakernel", ("absent",), ()): 3,
-    ("megakernel, decode at 512", (), ()): 3,
-    ("transformers", (), ()): 3,
-    ("transformers", ("absent",), ()): 0,
-    ("transformers, prompt of 520", (), ()): 3,
-    ("llama.cpp", ("absent",), ()): 0,
-    ("llama.cpp", ("absent",), ("--gguf", "model.gguf")): 3,
+NOT_RUN = {  # (part, kind, options): the exit status
+    ("megakernel", "wrong", ()): 1,
+    ("transformers", "wrong", ()): 3,  # other people's error, so it is only not measured
+    ("megakernel", None, ()): 3,
+    ("megakernel", "absent", ()): 3,
+    ("megakernel, decode at 512", None, ()): 3,
+    ("transformers", None, ()): 3,
+    ("transformers", "absent", ()): 0,
+    ("transformers, prompt of 520", None, ()): 3,
+    ("llama.cpp", "absent", ()): 0,
+    ("llama.cpp", "absent", ("--gguf", "model.gguf")): 3,
 }
 
 
+def not_run(part, kind):
+    return {"part": part, "reason": "said in words that nothing depends on"} | ({"kind": kind} if kind else {})
+
+
 @pytest.mark.planted
-@pytest.mark.parametrize("part, lists, options", NOT_RUN)
-def test_bench_ends_with_1_for_a_stage_that_is_wrong_and_with_3_for_what_is_missing(measured, part, lists, options):
+@pytest.mark.parametrize("part, kind, options", NOT_RUN)
+def test_bench_ends_with_1_for_a_stage_that_is_wrong_and_with_3_for_what_is_missing(measured, part, kind, options):
     measured.result.decode.append(ROW)
-    measured.result.not_run.append({"part": part, "reason": "said in words that nothing depends on"})
-    for name in lists:
-        getattr(measured.result, name).append(part)
-    assert cli.main(["bench", "--model", "tiny", *options]) == NOT_RUN[part, lists, options]
+    measured.result.not_run.append(not_run(part, kind))
+    assert cli.main(["bench", "--model", "tiny", *options]) == NOT_RUN[part, kind, options]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("part, kind, options", NOT_RUN)
+def test_evidence_ends_as_bench_does_where_its_parts_are_all_there(part, kind, options, monkeypatch, tmp_path):
+    from luce_edu.measure import evidence, figures
+
+    content = {"not_run": [not_run(part, kind)]}
+    record = SimpleNamespace(parts=dict.fromkeys(evidence.PARTS) | {"verify": {"passed": True}}, content=content)
+    monkeypatch.setattr(evidence, "gather", lambda *_, **__: record)
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
+    assert cli.main(["evidence", "--out", str(tmp_path), *options]) == NOT_RUN[part, kind, options]
 
 
 @pytest.mark.planted
 def test_a_wrong_stage_outweighs_what_is_missing(measured):
-    for part, where in (("megakernel", "wrong"), ("graph, decode at 512", None), ("llama.cpp", "absent")):
-        measured.result.not_run.append({"part": part, "reason": "it is so"})
-        if where:
-            getattr(measured.result, where).append(part)
+    kinds = {"megakernel": "wrong", "graph, decode at 512": None, "llama.cpp": "absent"}
+    measured.result.not_run += [not_run(part, kind) for part, kind in kinds.items()]
     assert cli.main(["bench", "--model", "tiny"]) == 1
 
 

@@ -33,10 +33,10 @@ Progress = Callable[[str], None]
 
 @dataclass(repr=False)
 class Bench(Tabular):
-    """What a run measured, as the record's parts have it; `not_run` is a list of {"part", "reason"}.
+    """What a run measured, as the record's parts have it.
 
-    wrong   those named in not_run that were asked, and chose otherwise than the reference
-    absent  those named there that cannot be had here, such as a baseline that is not installed
+    not_run  a list of {"part", "reason"}, some with a "kind": "wrong" for a system that chose otherwise than the
+             reference, "absent" for one that cannot be had here, such as a baseline that is not installed
     clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
     """
 
@@ -46,8 +46,6 @@ class Bench(Tabular):
     prefill: list[dict] = field(default_factory=list)
     energy: list[dict] = field(default_factory=list)
     not_run: list[dict] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
     clocks: dict[str, int | None] = field(default_factory=dict)
 
     @property
@@ -113,17 +111,10 @@ def bench(
     choices = _decided_choices(model, progress)
     for name, make in makers.items():
         progress(f"{name}: loading")
-        with _reported(result, name):
-            try:
-                systems[name] = make()
-                progress(f"{name}: checking its tokens")
-                _check(systems[name], choices)
-            except _WrongChoice:
-                result.wrong.append(name)
-                raise
-            except NotMeasured:
-                result.absent.append(name)
-                raise
+        with _reported(result, name, loading=True):
+            systems[name] = make()
+            progress(f"{name}: checking its tokens")
+            _check(systems[name], choices)
         if _has_failed(result, name):
             systems.pop(name, None)
             gc.collect()  # its memory is for the others
@@ -172,10 +163,13 @@ def bench(
 
 
 class _reported:
-    """A context in which a failure becomes a line of `not_run`, with its reason."""
+    """A context in which a failure becomes a line of `not_run`, with its reason.
 
-    def __init__(self, result: Bench, part: str):
-        self._result, self._part = result, part
+    loading  what is not measured here is not there at all
+    """
+
+    def __init__(self, result: Bench, part: str, loading: bool = False):
+        self._result, self._part, self._loading = result, part, loading
 
     def __enter__(self) -> None:
         pass
@@ -185,7 +179,12 @@ class _reported:
             return False
         if not isinstance(error, Exception):  # Ctrl-C is not a measurement that failed
             return False
-        self._result.not_run.append({"part": self._part, "reason": reason(error)})
+        row = {"part": self._part, "reason": reason(error)}
+        if isinstance(error, WrongChoice):
+            row["kind"] = "wrong"
+        elif self._loading and isinstance(error, NotMeasured):
+            row["kind"] = "absent"
+        self._result.not_run.append(row)
         return True
 
 
@@ -231,12 +230,19 @@ def _decided_choice(model, prompt: list[int]) -> int | None:
     return int(exact.argmax()) if top[0] - top[1] > 2 * (exact - rounded).abs().max() else None
 
 
-class _WrongChoice(NotMeasured):
+class WrongChoice(NotMeasured):
     """A system chose otherwise than the reference, so its times would be nobody's."""
 
 
+def check_system(system: System, model, progress: Progress = lambda _: None) -> None:
+    """WrongChoice for a system that chooses otherwise than the fp32 reference where that one is decided.
+
+    NotMeasured where the reference decides nothing.
+    """
+    _check(system, _decided_choices(model, progress))
+
+
 def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> None:
-    """_WrongChoice for a system that chooses otherwise than the reference where that one is decided."""
     for prompt, first, second in choices:
         for read in system.ways_to_read():
             read(prompt)
@@ -245,7 +251,7 @@ def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> 
                     system.advance()
                 if token is not None and (choice := system.choice()) != token:
                     after = len(prompt) + step
-                    raise _WrongChoice(
+                    raise WrongChoice(
                         f"wrong, so not timed: after {after} tokens it chooses {choice}, the reference {token}"
                     )
 

@@ -310,6 +310,18 @@ def check_delta_rule(kernels, length, keys="random", *, limit):
     assert_untouched(case.o[case.rows :])
 
 
+def test_a_token_that_forgets_everything_leaves_the_sums_before_it_exact(kernels):
+    """Sums of g are added up two tokens a lane; taken apart again by subtraction, a small one would be lost."""
+    case = DeltaRule(kernels, 64)
+    heads = case.o.shape[1]
+    case.A_log[:] = 0
+    case.projected[1:64:2, kernels.value_width + heads :] = 1e5
+    case.run()
+    g, _ = case.gates()
+    first = case.G[0, :, 0]
+    assert g[1].max() < -9e4 and (first - g[0]).abs().max() <= FP32 * g[0].abs().max()
+
+
 @pytest.mark.parametrize("length", [1, 64, 65, 127])
 def test_prepare_equals_a_triangular_solve(kernels, length):
     case = DeltaRule(kernels, length)

@@ -213,8 +213,7 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_system_that_chooses_otherwise_is_never_timed(kind, log):
     result = run(log, others={"wrong": lambda: kind("wrong", log)})
-    assert result.not_run == [{"part": "wrong", "reason": f"wrong, so not timed: {WRONG[kind]}"}]
-    assert result.wrong == ["wrong"] and result.absent == []
+    assert result.not_run == [{"part": "wrong", "reason": f"wrong, so not timed: {WRONG[kind]}", "kind": "wrong"}]
     assert {what for name, what, _ in log if name == "wrong"} == {"prefill"}
     assert timed(result) == GOOD and [row["system"] for row in result.prefill] == ["first", "last"]
 
@@ -260,8 +259,8 @@ REASONS = {
 def test_a_system_that_cannot_be_made_or_checked_is_listed_with_its_reason(how, at, log):
     error, reason = REASONS[how]
     result = run(log, others={"fails": lambda: failing(error, log, at=at)})
-    assert result.not_run == [{"part": "fails", "reason": reason}]
-    assert result.absent == (["fails"] if how == "not there" else []) and result.wrong == []
+    kind = {"kind": "absent"} if how == "not there" else {}
+    assert result.not_run == [{"part": "fails", "reason": reason} | kind]
     assert timed(result) == GOOD
 
 
@@ -368,7 +367,7 @@ def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does
     makers = {"graph": on_the_host("graph")} | {name: on_the_host("graph", kind) for name, kind in wrong.items()}
     result = bench(MODEL, makers | {"megakernel": on_the_host("megakernel")}, contexts=(20,), prompts=(8,), steps=4)
     assert timed(result) == [("graph", 20), ("megakernel", 20)]
-    assert [row["part"] for row in result.not_run] == result.wrong == list(wrong)
+    assert [(row["part"], row["kind"]) for row in result.not_run] == [(name, "wrong") for name in wrong]
     assert all(row["reason"].startswith("wrong, so not timed") for row in result.not_run)
     assert [row["system"] for row in result.prefill] == [READER]
     assert result.decode[0]["launches"] == 1 and result.decode[0]["kernels"] == 12

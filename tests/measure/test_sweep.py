@@ -10,7 +10,7 @@ from fake_nvml import FakeNvml
 from settable_nvml import AS_SHIPPED, SettableNvml, clock_mhz, draw_w
 
 from luce_edu import cli, doctor
-from luce_edu.measure import evidence, power, systems
+from luce_edu.measure import bench, evidence, power, systems
 from luce_edu.measure.energy import LEAST_SECONDS
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
@@ -208,7 +208,13 @@ class Stage:
     """Decodes on the fake GPU."""
 
     def __init__(self, gpu):
-        self._gpu = gpu
+        self._gpu, self._done = gpu, 0
+
+    def ways_to_read(self):
+        return (lambda tokens: None,)
+
+    def choice(self):
+        return 4
 
     def pretend(self, context):
         assert context == 520
@@ -231,6 +237,7 @@ def gpu(monkeypatch):
     fake = Decoding()
     monkeypatch.setattr(Sensors, "open", classmethod(lambda cls, uuid=None, nvml=None: cls(fake, "handle")))
     monkeypatch.setattr(systems, "StageSystem", lambda *a, **o: Stage(fake))
+    monkeypatch.setattr(bench, "_decided_choices", lambda model, progress: [([1, 2], 4, None)])
     monkeypatch.setattr(module.sweep, "__kwdefaults__", module.sweep.__kwdefaults__ | {
         "clock": fake.clock, "wait": fake.clock.wait,
     })  # fmt: skip
@@ -253,6 +260,15 @@ def test_the_command_writes_a_record_that_the_explorer_reads(gpu, tmp_path, caps
     assert "context 520" in found.provenance and gpu.settings == AS_SHIPPED
     assert cli.main([*arguments, "--limits", "150", "--stage", "graph"]) == 0
     assert [found.system for found in sweeps(Record.load(out / "record.json"))] == ["megakernel", "graph"]
+
+
+@pytest.mark.planted
+def test_a_stage_that_chooses_otherwise_than_the_reference_is_not_swept(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Stage, "choice", lambda self: 5)
+    arguments = ["sweep", "--model", "tiny", "--limits", "150", "--allow-power-limit", "--out", str(tmp_path)]
+    assert cli.main(arguments) == cli.DOES_NOT_HOLD
+    assert "megakernel: wrong, so not timed: after 2 tokens it chooses 5, the reference 4" in capsys.readouterr().err
+    assert gpu.calls == [] and not (tmp_path / "record.json").exists()
 
 
 def test_a_point_that_has_not_settled_shows_in_the_commands_line_and_status(gpu, tmp_path, capsys):
