@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luce_edu.measure.records import Record, RecordError
+from luce_edu.measure.records import Record, RecordError, records_dir
 from luce_edu.tables import Tabular
 
 LEAST_POINTS = 4  # one point can then be left out, and five parameters meet six numbers
@@ -103,17 +103,6 @@ class Baseline:
         return f"{self.kind}: {self.source}"
 
 
-# Not in the published record, whose sweeps have limits: these figures were given without one.
-_LUCE = "Luce-Org/lucebox, megakernel README"
-BASELINES = (
-    Baseline("llama.cpp", "Qwen3.5-0.8B", "RTX 3090", "published",
-             f"{_LUCE}; 350 W is the datasheet's figure for the board, whether it was measured is not said",
-             Point(None, None, 350, 267)),
-    Baseline("LM Studio (llama.cpp)", "Qwen3.5-0.8B", "Apple M5 Max", "published", f"{_LUCE}; \"~130 W\"",
-             Point(None, None, 130, 229)),
-)  # fmt: skip
-
-
 def sweeps(record: Record) -> list[Sweep]:
     """The sweeps that a record holds, without points that had not settled; RecordError for one with holes."""
     if record.checked().kind == "published":
@@ -158,15 +147,22 @@ def _is_positive(value: object) -> bool:
 
 
 def baselines(record: Record) -> list[Baseline]:
-    """Other stages and systems of a recorded energy part, one point each; empty for a record without one."""
-    if record.kind != "recorded":
-        return []
+    """Stages and systems of a record's energy, one point each; empty for a record without."""
+    if record.kind == "published":
+        return [
+            Baseline(row["system"], row["model"], row["gpu"], "published", row["source"],
+                     Point(None, None, row["draw_w"], row["tokens_per_s"]))
+            for row in record.content.get("energy", ())
+        ]  # fmt: skip
     source = record.provenance.partition(": ")[2]
     return [
         Baseline(row["system"], record.content["model"], record.gpu, "recorded", f"{source}, context {row['context']}",
                  Point(None, None, row["joules"] / row["seconds"], row["tokens"] / row["seconds"]))
         for row in record.parts.get("energy", ())
     ]  # fmt: skip
+
+
+BASELINES = tuple(baselines(Record.load(records_dir() / "published.json")))
 
 
 @dataclass(frozen=True)

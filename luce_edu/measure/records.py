@@ -93,7 +93,7 @@ class Record:
 
 def sources(content: Mapping) -> list[str]:
     """The sources of a published record, each once, in order."""
-    rows = [row for name in ("decode", "prefill", "launch", "sweeps") for row in content.get(name, ())]
+    rows = [row for name in ("decode", "prefill", "launch", "sweeps", "energy") for row in content.get(name, ())]
     return list(dict.fromkeys(row["source"] for row in rows))
 
 

@@ -322,6 +322,13 @@ def test_a_token_that_forgets_everything_leaves_the_sums_before_it_exact(kernels
     assert g[1].max() < -9e4 and (first - g[0]).abs().max() <= FP32 * g[0].abs().max()
 
 
+@pytest.mark.planted
+def test_a_sum_that_is_taken_apart_by_subtraction_is_caught():
+    fault = Fault("cancels", "delta_rule_chunk.cuh", "= {before + g[0], sum};", "= {sum - g[1], sum};")
+    with pytest.raises(AssertionError):
+        test_a_token_that_forgets_everything_leaves_the_sums_before_it_exact(Kernels(CONFIGS["tiny"], fault))
+
+
 @pytest.mark.parametrize("length", [1, 64, 65, 127])
 def test_prepare_equals_a_triangular_solve(kernels, length):
     case = DeltaRule(kernels, length)

@@ -214,7 +214,7 @@ BAD = {
     "another schema": (published_with(lambda c: c.update(schema="luce_edu record 7")), "expected schema"),
     "not JSON": ("{", "not a readable record"),
     "a list": ("[]", "expected schema"),
-    "no sweep": (published_with(lambda c: c.pop("sweeps")), "it holds no sweep"),
+    "no sweep": (published_with(lambda c: [c.pop(part) for part in ("sweeps", "energy")]), "it holds no sweep"),
     "a sweep without points": (published_with(lambda c: c["sweeps"][0].update(points=[])), "sweeps/0/points"),
     "a hole": (published_with(lambda c: c["sweeps"][0]["points"][1].pop("draw_w")), "'draw_w' is a required property"),
     "NaN": (published_with(lambda c: c["sweeps"][0]["points"][1].update(draw_w=float("nan"))), "draw_w"),
