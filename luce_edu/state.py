@@ -30,14 +30,16 @@ class DecodeState:
     TENSORS = ("conv_state", "recurrent_state", "k_cache", "v_cache")
 
     @classmethod
-    def empty(cls, config: ModelConfig, max_seq_len: int, *, device="cpu", cache_dtype=torch.bfloat16):
-        """A zero state with room for max_seq_len tokens; cache_dtype is float32 for the reference."""
+    def empty(
+        cls, config: ModelConfig, max_seq_len: int, *, device="cpu", cache_dtype=torch.bfloat16, dtype=torch.float32
+    ):
+        """A zero state with room for max_seq_len tokens; for the reference cache_dtype is float32, or both float64."""
         linear, attention = len(config.linear_layers), len(config.attention_layers)
         cache = (attention, config.num_key_value_heads, max_seq_len, config.head_dim)
         heads = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
         return cls(
-            conv_state=torch.zeros(linear, config.conv_dim, config.linear_conv_kernel_dim - 1, device=device),
-            recurrent_state=torch.zeros(linear, *heads, device=device),
+            conv_state=torch.zeros(linear, config.conv_dim, config.linear_conv_kernel_dim - 1, dtype=dtype, device=device),
+            recurrent_state=torch.zeros(linear, *heads, dtype=dtype, device=device),
             k_cache=torch.zeros(cache, dtype=cache_dtype, device=device),
             v_cache=torch.zeros(cache, dtype=cache_dtype, device=device),
         )

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from luce_edu.reference.precision import at_least_fp32
 from luce_edu.reference.rms_norm import rms_norm
 from luce_edu.reference.rope import apply_rope, rope_tables
 
@@ -11,7 +12,7 @@ def causal_attention(q, k, v):
     """Mix v by softmax(q k^T / sqrt(D)); q [..., T, H, D], k, v [..., S, Hkv, D], S >= T; returns q's shape.
 
     The T queries are the last T of the S positions, and each sees the positions up to its own.
-    Each key head serves H / Hkv consecutive query heads. The softmax is fp32.
+    Each key head serves H / Hkv consecutive query heads. The softmax is fp32 or wider.
     """
     tokens, heads, head_dim = q.shape[-3:]
     total, kv_heads = k.shape[-3:-1]
@@ -19,7 +20,7 @@ def causal_attention(q, k, v):
     q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
     future = torch.ones(tokens, total, dtype=torch.bool, device=q.device).triu(total - tokens + 1)
     scores = (q @ k.mT * head_dim**-0.5).masked_fill(future, float("-inf"))
-    return (F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v).transpose(-3, -2)
+    return (F.softmax(at_least_fp32(scores), dim=-1).to(q.dtype) @ v).transpose(-3, -2)
 
 
 def gated_attention(x, layer, config, *, position=0, k_cache=None, v_cache=None):

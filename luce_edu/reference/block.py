@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from luce_edu.reference.causal_conv import causal_conv
 from luce_edu.reference.delta_rule import delta_rule_chunked, delta_rule_gates, delta_rule_recurrent, l2_norm
 from luce_edu.reference.mlp import swiglu
+from luce_edu.reference.precision import at_least_fp32
 from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 
 
@@ -20,7 +21,7 @@ def deltanet(x, layer, config, *, conv_state, recurrent_state, chunked=True):
         return F.linear(x, layer[f"linear_attn.{name}.weight"].to(x.dtype))
 
     key_dim, heads = config.linear_key_head_dim, config.linear_num_value_heads
-    qkv = causal_conv(project("in_proj_qkv"), layer["linear_attn.conv1d.weight"], conv_state).float()
+    qkv = at_least_fp32(causal_conv(project("in_proj_qkv"), layer["linear_attn.conv1d.weight"], conv_state))
     q, k, v = qkv.split([config.key_dim, config.key_dim, config.value_dim], dim=-1)
     # Each key head serves consecutive value heads.
     served = heads // config.linear_num_key_heads

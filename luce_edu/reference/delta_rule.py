@@ -12,6 +12,8 @@ Source: arXiv 2412.06464; compared with transformers in tests/reference/test_mod
 import torch
 import torch.nn.functional as F
 
+from luce_edu.reference.precision import at_least_fp32
+
 
 def l2_norm(x, *, eps=1e-6):
     """x [..., D] divided by its length over D."""
@@ -24,8 +26,9 @@ def delta_rule_gates(a, b, A_log, dt_bias):
     g <= 0 is the log of the decay, -exp(A_log) * softplus(a + dt_bias); beta = sigmoid(b) in (0, 1) is the
     share of the correction that is written.
     """
-    g = -A_log.float().exp() * F.softplus(a.float() + dt_bias.float())
-    return g, b.sigmoid().float()
+    a = at_least_fp32(a)
+    g = -A_log.to(a.dtype).exp() * F.softplus(a + dt_bias.to(a.dtype))
+    return g, at_least_fp32(b.sigmoid())
 
 
 def delta_rule_step(q, k, v, *, beta, g, recurrent_state):
