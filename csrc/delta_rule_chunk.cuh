@@ -20,6 +20,7 @@
 #include "tensor_core.cuh"
 
 constexpr int chunk_tokens = CHUNK_TOKENS;
+constexpr float forgets_all = FORGETS_ALL;
 constexpr int key_block = KEY_BLOCK;  // rows of the state that a warp updates together: eight for each tile_row()
 static_assert(chunk_tokens == 64 && key_block == 64, "four warps take 16 tokens each; a lane takes eight rows");
 constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
@@ -56,7 +57,8 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
     for (int i = 0; i < 2; ++i) {
         if (token + i >= tokens) continue;
         const size_t at = static_cast<size_t>(token + i) * stride;
-        g[i] = log_decay(to_float(a[at]), A_log, dt_bias);
+        // Whatever decays by more is gone as well. Unbounded, a large g would take the digits of all sums after it.
+        g[i] = fmaxf(log_decay(to_float(a[at]), A_log, dt_bias), forgets_all);
         beta[i] = sigmoid(to_float(b[at]));
     }
     float sum = g[0] + g[1];

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CheckpointError
+from luce_edu.odd_model import ODD_CONFIG, odd_weights
 from luce_edu.weights import Weights, load_weights, random_weights
 
 DATA = Path(__file__).parent / "data"
 RANDOM_CONFIG = DATA / "qwen3_5-0.8b.config.json"
-MODELS = ("tiny", "random-0.8b")  # the names that need no files from outside the package
+MODELS = ("tiny", "random-0.8b", "random-odd")  # the names that need no files from outside the package
 
 
 class Tokenizer:
@@ -87,7 +88,7 @@ class Model:
 def load_model(name: str | Path, *, seed: int = 0) -> Model:
     """Load a model by name; the weights are on the CPU.
 
-    name  "tiny", "random-0.8b" (`seed` draws its weights), a checkpoint folder, or a hub id such as
+    name  "tiny", "random-0.8b" or "random-odd" (`seed` draws their weights; see odd_model.py), a checkpoint folder, or a hub id such as
           "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists goes before a hub id.
     Raises ValueError naming the choices for a name that is none of these, ConfigError for another
     architecture, CheckpointError for files that are missing or damaged, or a download that failed.
@@ -98,6 +99,8 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
     if name == "random-0.8b":
         config = ModelConfig.from_file(RANDOM_CONFIG)
         return Model(name, config, random_weights(config, seed), tokenizer=None, folder=None)
+    if name == "random-odd":
+        return Model(name, ODD_CONFIG, odd_weights(seed), tokenizer=None, folder=None)
     folder = DATA / name if name == "tiny" else _find_folder(name)
     config = ModelConfig.from_file(folder / "config.json")
     tokenizer_file = folder / "tokenizer.json"

@@ -3,8 +3,11 @@
 The measure is ||x - reference|| / ||reference||. The yardstick is what bf16 itself costs: the error of the same
 model in plain bf16 PyTorch. A stage passes when, for the logits, for every layer's output and for every state, its
 error is at most LIMIT times the yardstick's; when its choice of the next token is the largest of its own logits, and
-equals the reference's wherever the reference prefers one by more than that error; and when a second run gives the
-same bits.
+equals the reference's wherever the reference prefers one by more than that error can undo; and when a second run gives
+the same bits.
+
+A stage made of kernels computes in fp32, so it must pass the same by a second yardstick too, a thousand times shorter:
+what fp32 itself costs, with the roundings that the stage states (luce_edu/exactness.py).
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
+from luce_edu.exactness import BF16_BITS, FP32_LIMIT, PromptListener, excess, stated_run
 from luce_edu.reference.model import forward
 from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
@@ -53,10 +57,12 @@ class StageResult:
     stage: str
     error: float  # logits, against the fp32 reference
     error_before: float | None  # logits, against the stage before
-    ratio: float  # the largest error / yardstick over logits, layers and states
+    ratio: float  # the largest error / bf16's own error over logits, layers and states
     worst: str  # where that is
+    fp32_ratio: float | None  # the same with fp32's own error; None for a stage that computes in bf16
+    fp32_worst: str | None
     agree: int  # greedy choices equal to the reference's ...
-    decided: int  # ... among those that the reference decides by more than bf16's error
+    decided: int  # ... among those that it decides, by bf16's error or, where that is asked, by fp32's
     repeats: bool
     launches: int
     barriers: int
@@ -90,7 +96,7 @@ class Report(Tabular):
         head = {name: getattr(self, name) for name in ("model", "device", "steps", "seed", "passed")}
         rows = [vars(row) | {"passed": row.passed} for row in self.rows]
         rows = [{name: None if value == math.inf else value for name, value in row.items()} for row in rows]
-        return head | {"limit": LIMIT, "rows": rows}
+        return head | {"limits": {"bf16": LIMIT, "fp32": FP32_LIMIT}, "rows": rows}
 
     @property
     def title(self) -> str:
@@ -102,7 +108,7 @@ class Report(Tabular):
         """What was run."""
         return f"{self.steps} tokens"
 
-    header = ("stage", "error", "vs before", "× bf16", "greedy", "repeats", "launches", "barriers", "verdict")
+    header = ("stage", "error", "before", "× bf16", "× fp32", "greedy", "repeats", "launches", "barriers", "verdict")
 
     @property
     def body(self) -> list[list[str]]:
@@ -112,6 +118,7 @@ class Report(Tabular):
                 f"{row.error:.1e}",
                 "–" if row.error_before is None else f"{row.error_before:.1e}",
                 f"{row.ratio:.2f}",
+                _times(row.fp32_ratio),
                 f"{row.agree}/{row.decided}",
                 "yes" if row.repeats else "NO",
                 str(row.launches),
@@ -149,18 +156,22 @@ class PromptReport(Report):
     def what(self) -> str:
         return f"prompts, and {self.steps} tokens decoded after each"
 
-    header = ("stage", "prompt", "calls", "error", "× bf16", "greedy", "repeats", "launches", "verdict")
+    header = ("stage", "prompt", "calls", "error", "× bf16", "× fp32", "greedy", "repeats", "launches", "verdict")
 
     @property
     def body(self) -> list[list[str]]:
         return [
             [
                 row.stage, str(row.tokens), str(row.pieces), f"{row.error:.1e}", f"{row.ratio:.2f}",
-                f"{row.agree}/{row.decided}", "yes" if row.repeats else "NO", str(row.launches),
+                _times(row.fp32_ratio), f"{row.agree}/{row.decided}", "yes" if row.repeats else "NO", str(row.launches),
                 "pass" if row.passed else "FAIL",
             ]
             for row in self.rows
         ]  # fmt: skip
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
 
 
 def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
@@ -239,7 +250,7 @@ def _states(state: DecodeState) -> dict[str, torch.Tensor]:
 
 
 def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Trace) -> dict:
-    """Compare one stage with the reference; the fields of a StageResult that follow from the traces alone."""
+    """Compare one stage with the reference by bf16's error; the fields of a StageResult that follow from the traces."""
     problems = []
     expected, bf16, got = reference.parts(), yardstick.parts(), trace.parts()
     ratios = {}
@@ -249,42 +260,76 @@ def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Tra
         # nothing.
         usable = 0 < allowed < float("inf")
         ratios[name] = error / allowed if usable else (0.0 if error == allowed == 0 else float("inf"))
-    exceeded = [name for name, ratio in ratios.items() if not ratio <= LIMIT]
-    worst = max(ratios, key=lambda name: ratios[name])
-    if exceeded:
-        first = exceeded[0]
-        problems.append(
-            f"{first} is the first of {len(exceeded)} parts that differ: {ratios[first]:.3g} times bf16's error, "
-            f"limit {LIMIT}{_worst_element(got[first], expected[first])}"
-        )
-    agree = decided = 0
-    top = reference.logits.topk(2).values
+    problems += _exceeded(ratios, LIMIT, "bf16", got, expected)
     for step, logits in enumerate(trace.logits):
         own = int((logits == logits.max()).nonzero()[0]) if torch.isfinite(logits).all() else None
         if choices[step] != own:
             problems.append(f"token {step}: chose {choices[step]}, but the largest of its own logits is {own}")
             break
-    for step in range(len(choices)):
-        # Where the reference's margin is within what bf16 may move the logits, either choice is right.
-        slack = float((yardstick.logits[step] - reference.logits[step]).abs().max())
-        if float(top[step, 0] - top[step, 1]) <= slack:
-            continue
-        decided += 1
-        want = int(reference.logits[step].argmax())
-        if choices[step] == want:
-            agree += 1
-        elif agree == decided - 1:
-            problems.append(
-                f"token {step}: chose {choices[step]}, the reference {want} by more than bf16's error"
-            )
+    agree, decided, wrong = _greedy(choices, reference.logits, yardstick.logits, LIMIT, "bf16")
+    worst = max(ratios, key=lambda name: ratios[name])
     return {
         "error": relative_error(trace.logits, reference.logits),
         "ratio": ratios[worst],
         "worst": worst,
+        "fp32_ratio": None,
+        "fp32_worst": None,
         "agree": agree,
         "decided": decided,
-        "problems": problems,
+        "problems": problems + wrong,
     }
+
+
+def judge_exactly(trace: Trace, choices: Sequence[int], exact: Trace, fp32: Trace) -> dict:
+    """Compare a stage that computes in fp32 with `exact` by fp32's own error; the fields of a StageResult as `judge`.
+
+    exact, fp32  the model in fp64 and in fp32, with the stage's own KV cache (luce_edu.exactness.stated_run)
+    """
+    got, expected, yardstick = trace.parts(), exact.parts(), fp32.parts()
+    ratios = {
+        name: excess(got[name], truth, yardstick[name], bits=BF16_BITS if name in ("k_cache", "v_cache") else None)
+        for name, truth in expected.items()
+    }
+    worst = max(ratios, key=lambda name: ratios[name])
+    agree, decided, wrong = _greedy(choices, exact.logits, fp32.logits, FP32_LIMIT, "fp32")
+    problems = _exceeded(ratios, FP32_LIMIT, "fp32", got, expected) + wrong
+    return {
+        "fp32_ratio": ratios[worst], "fp32_worst": worst, "agree": agree, "decided": decided, "problems": problems
+    }  # fmt: skip
+
+
+def _exceeded(ratios: dict[str, float], limit: float, yardstick: str, got: dict, expected: dict) -> list[str]:
+    """The first part that is too far from what is expected, with its worst element; NaN is too far."""
+    exceeded = [name for name, ratio in ratios.items() if not ratio <= limit]
+    if not exceeded:
+        return []
+    first = exceeded[0]
+    return [
+        f"{first} is the first of {len(exceeded)} parts that differ: {ratios[first]:.3g} times {yardstick}'s error, "
+        f"limit {limit}{_worst_element(got[first], expected[first])}"
+    ]
+
+
+def _greedy(choices, truth: torch.Tensor, yardstick: torch.Tensor, limit: float, name: str):
+    """Choices that agree with the reference's, those that it decides, and what is wrong.
+
+    A choice is decided where its margin is larger than twice what a right program's logits may be moved by: the largest
+    may lose as much, and the second gain as much.
+    """
+    agree = decided = 0
+    problems = []
+    top = truth.topk(2).values
+    for step, choice in enumerate(choices):
+        slack = limit * float((yardstick[step] - truth[step]).abs().max())
+        if not float(top[step, 0] - top[step, 1]) > 2 * slack:
+            continue
+        decided += 1
+        want = int(truth[step].argmax())
+        if choice == want:
+            agree += 1
+        elif not problems:
+            problems.append(f"token {step}: chose {choice}, the reference {want} by more than {name}'s error can undo")
+    return agree, decided, problems
 
 
 def _worst_element(got: torch.Tensor, truth: torch.Tensor) -> str:
@@ -335,6 +380,11 @@ def verify(
         dec = make(stage)
         trace, choices = stage_trace(dec, tokens, progress)
         launches, barriers = dec.launches, dec.barriers
+        verdict = judge(trace, choices, reference, yardstick)
+        if dec.activations == torch.float32:
+            progress(f"{stage}: against fp64")
+            exactly = judge_exactly(trace, choices, *_stated(model, tokens, trace, torch_device))
+            verdict |= exactly | {"problems": verdict["problems"] + exactly["problems"]}
         again = _second_run(dec, tokens, seed, progress)
         row = StageResult(
             stage=stage,
@@ -342,13 +392,22 @@ def verify(
             repeats=_same_bits(trace, again),
             launches=launches,
             barriers=barriers,
-            **judge(trace, choices, reference, yardstick),
+            **verdict,
         )
         if not row.repeats:
             row.problems.append("a second run gave other bits")
         rows.append(row)
         before = trace
     return Report(model.name, device, steps, seed, rows)
+
+
+@true_fp32()
+def _stated(model, tokens: Sequence[int], trace: Trace, device) -> tuple[Trace, Trace]:
+    """The model in fp64 and in fp32 with the KV cache that a stage has left."""
+    caches = {name: trace.states[name] for name in ("k_cache", "v_cache")}
+    return tuple(
+        Trace(*stated_run(model, tokens, caches, dtype, device)) for dtype in (torch.float64, torch.float32)
+    )
 
 
 def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
@@ -387,8 +446,9 @@ def verify_prefill(
 
     Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
     Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's
-    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. A second reading,
-    on the emulator with its threads in a hostile order, must give the same bits.
+    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. While a stage made
+    of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the emulator with its
+    threads in a hostile order, must give the same bits.
 
     prompts  lengths, each 1 or more
     steps    1 or more. A prompt's error is of the size of the yardstick's, unlike a kernel stage's, so that few tokens
@@ -421,16 +481,23 @@ def verify_prefill(
             pieces = _pieces(length, generator)
             for parts in ([length], pieces) if len(pieces) > 1 else ([length],):
                 progress(f"{stage}: prompt of {length} in {len(parts)}, then {steps} tokens")
-                launches = _read_in(dec, tokens, parts)
+                listener = PromptListener(model.config)
+                with listener.listening_to(dec) if dec.activations == torch.float32 else nullcontext(), true_fp32():
+                    launches = _read_in(dec, tokens, parts)
                 read = _read_out(dec)
                 trace, choices = _decode_on(dec, tokens[length : length + steps])
                 with _hostile_order(dec, seed):
                     _read_in(dec, tokens, parts)
                 again = _read_out(dec)
+                verdict = judge(trace, choices, reference[length], yardstick[length])
+                if listener.worst:
+                    worst = max(listener.worst, key=listener.worst.get)
+                    verdict |= {"fp32_ratio": listener.worst[worst], "fp32_worst": worst}
+                    verdict["problems"] += listener.problems()
                 row = PromptResult(
                     stage=stage, tokens=length, pieces=len(parts), error_before=None, launches=launches, barriers=0,
                     repeats=all(torch.equal(a, b) for a, b in zip(read, again, strict=True)),
-                    **judge(trace, choices, reference[length], yardstick[length]),
+                    **verdict,
                 )  # fmt: skip
                 if not row.repeats:
                     row.problems.append("a second reading gave other bits")

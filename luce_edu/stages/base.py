@@ -28,6 +28,7 @@ class Decoder(ABC):
     """
 
     stage: str
+    activations = torch.float32  # what it computes in, and how exactly it is judged
 
     def __init__(self, model, *, device: str | None, max_seq_len: int, backend=None):
         if not hasattr(model, "weights_on"):

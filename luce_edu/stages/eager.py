@@ -21,6 +21,7 @@ class EagerDecoder(Decoder):
     """
 
     stage = "eager"
+    activations = torch.bfloat16
     counts = True
 
     def _advance(self, token):
@@ -35,7 +36,7 @@ class EagerDecoder(Decoder):
         trace = []
         with torch.no_grad(), _RecordOperations(self.ledger) if self.counts else nullcontext():
             logits = forward(
-                self.weights, self.config, tokens, self.state, dtype=torch.bfloat16, chunked=chunked, trace=trace,
+                self.weights, self.config, tokens, self.state, dtype=self.activations, chunked=chunked, trace=trace,
                 logits_to_keep=1,
             )  # fmt: skip
         self.logits.copy_(logits[0])

@@ -19,6 +19,7 @@ WARPS = BLOCK_THREADS // 32
 CHUNK = 64  # tokens that the delta rule takes together; rows come in multiples of it
 KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
 BLOCK_ROWS = 32  # rows of queries that a block of csrc/causal_attention.cuh takes
+FORGETS_ALL = -100.0  # a log decay below counts as this: exp(-100) is 4e-44, and sums of g stay exact enough to subtract
 CONV_TOKENS = 16  # that a warp of csrc/causal_conv_sequence.cuh takes
 
 KERNELS = (
@@ -31,7 +32,7 @@ def prefill_defines(config: ModelConfig) -> dict[str, object]:
     """The -D macros of csrc/prefill.cu: the model's, and the sizes above, from which both sides count."""
     return kernel_defines(config) | {
         "BLOCK_THREADS": BLOCK_THREADS, "CHUNK_TOKENS": CHUNK, "KEY_BLOCK": KEY_BLOCK, "BLOCK_ROWS": BLOCK_ROWS,
-        "CONV_TOKENS": CONV_TOKENS,
+        "CONV_TOKENS": CONV_TOKENS, "FORGETS_ALL": f"{FORGETS_ALL}f",
     }  # fmt: skip
 
 
@@ -89,6 +90,11 @@ class Prefill:
             self.tokens, self.x, self.normed, self.projected, self.mixed, self.act, self.out, self.qkv, self.W, self.U,
             self.A, self.G, self.o, self.q, self.block_best,
         ]  # fmt: skip
+
+    def forget_graphs(self) -> None:
+        """From the next segment on every launch runs by itself once more, as before there was a graph."""
+        self._met.clear()
+        self._graphs.clear()
 
     def read(self, tokens: Sequence[int]) -> None:
         """Enqueue a prompt that follows on the decoder's state; its position is the caller's to move.
