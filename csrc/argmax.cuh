@@ -4,13 +4,16 @@
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "block.cuh"
+#include "dims.cuh"
 
 struct Best {
     float value;
     int index;
 };
 
-__device__ __forceinline__ Best no_best() { return Best{-INFINITY, 0x7fffffff}; }
+constexpr int no_token = 0x7fffffff;  // the choice where no logit is a number: NaN compares greater than nothing
+
+__device__ __forceinline__ Best no_best() { return Best{-INFINITY, no_token}; }
 
 __device__ __forceinline__ Best better(Best a, Best b) {
     if (b.value > a.value || (b.value == a.value && b.index < a.index)) return b;
@@ -28,10 +31,12 @@ __device__ __forceinline__ Best warp_best(Best best) {
 }
 
 // The token to decode. Where the last step's choice is written the host puts its own tokens too, as their complement:
-// negative, so that a choice that nothing wrote cannot pass for one.
+// negative, so that a choice that nothing wrote cannot pass for one. no_token becomes the last of the vocabulary: a loop
+// that the host does not watch goes on inside the embedding, and grid_argmax tells the host when it looks.
 __device__ __forceinline__ int token_at(const int* p) {
     const int token = *p;
-    return token < 0 ? ~token : token;
+    const int chosen = token < 0 ? ~token : token;  // 0 or more
+    return chosen < vocab_size ? chosen : vocab_size - 1;
 }
 
 struct ArgmaxShared {
@@ -39,14 +44,17 @@ struct ArgmaxShared {
     int flag;
 };
 
-// Each thread gives its best; *token gets the index of the best of the whole grid.
+// Each thread gives its best; *token gets the index of the best of the whole grid. no_token stays, until the host puts a
+// token there: what follows it is no choice of the model's, even if its logits are numbers.
 // block_best: one Best for each block, in device memory;  arrivals: 0 between launches.
 __device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigned* arrivals, int* token,
                                             ArgmaxShared* shared) {
     best = warp_best(best);
     if (lane_id() == 0) shared->warp[warp_id()] = best;
     __syncthreads();  // every warp's best is there
+    bool lost = false;
     if (threadIdx.x == 0) {
+        lost = *token == no_token;  // loaded now, so that the last block need not wait for it; written only after all arrive
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp[w]);
         block_best[blockIdx.x] = best;
     }
@@ -54,6 +62,6 @@ __device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigne
         best = no_best();
         for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) best = better(best, block_best[b]);
         best = warp_best(best);
-        if (lane_id() == 0) *token = best.index;
+        if (lane_id() == 0) *token = lost ? no_token : best.index;
     }
 }

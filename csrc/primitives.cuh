@@ -60,7 +60,8 @@ __device__ __forceinline__ void let_successor_start() {}
 __device__ __forceinline__ void prefetch(const void*) {}
 #endif
 
-// Synchronisation between blocks. Release: all this thread did before is visible to whoever acquires the value.
+// Synchronisation between blocks. A release publishes what this thread, and every thread that it was synchronised with,
+// wrote before. An acquire that reads the released value, or what atomics made of it since, sees all of that.
 #ifndef LUCE_HOST
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
     unsigned v;
@@ -72,15 +73,22 @@ __device__ __forceinline__ void store_release(unsigned* p, unsigned v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+__device__ __forceinline__ unsigned add_release(unsigned* p, unsigned v) {
+    unsigned old;
+    asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+
 __device__ __forceinline__ unsigned add_acq_rel(unsigned* p, unsigned v) {
     unsigned old;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
     return old;
 }
 
-// Spin until *p differs from `old`, with acquire order. The emulator turns the spin into a wait that it can name.
-__device__ __forceinline__ void wait_while_equal(const unsigned* p, unsigned old) {
-    while (load_acquire(p) == old) {
+// Spin until *p differs from `old` in a bit of `mask`, with acquire order. The emulator turns the spin into a wait that
+// it can name.
+__device__ __forceinline__ void wait_while_equal(const unsigned* p, unsigned old, unsigned mask = 0xffffffffu) {
+    while (((load_acquire(p) ^ old) & mask) == 0u) {
     }
 }
 

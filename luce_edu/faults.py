@@ -194,17 +194,28 @@ FAULTS = (
     _no_grid_barrier("mlp_down", "hidden_size, &shared.matvec);", 8),
     Fault(
         "grid barrier opens one block early", "grid_barrier.cuh",
-        "gridDim.x - 1)", "gridDim.x - 2)", ("megakernel",),
+        "(gridDim.x - 1)", "(gridDim.x - 2)", ("megakernel",),
     ),
-    Fault("grid barrier opens only once", "grid_barrier.cuh", "barrier->arrived = 0u;", "", ("megakernel",)),
+    Fault(
+        "grid barrier to which every block adds 1", "grid_barrier.cuh",
+        "blockIdx.x == 0 ? top_bit - (gridDim.x - 1) : 1u", "1u", ("megakernel",),
+    ),
+    Fault(
+        "grid barrier that waits for a set bit", "grid_barrier.cuh",
+        "wait_while_equal(&barrier->word, before, top_bit);", "wait_while_equal(&barrier->word, 0u, top_bit);",
+        ("megakernel",),
+    ),
+    Fault(
+        "grid barrier opens with the next arrival", "grid_barrier.cuh",
+        "wait_while_equal(&barrier->word, before, top_bit);", "wait_while_equal(&barrier->word, before + share);",
+        ("megakernel",),
+    ),
     Fault(  # the pause only widens a window that is always there
-        "grid barrier reads the generation late", "grid_barrier.cuh",
-        "        const unsigned generation = load_acquire(&barrier->generation);\n"
-        "        if (add_acq_rel(&barrier->arrived, 1u) == gridDim.x - 1) {",
-        "        const bool last = add_acq_rel(&barrier->arrived, 1u) == gridDim.x - 1;\n"
+        "grid barrier reads the word late", "grid_barrier.cuh",
+        "        const unsigned before = add_release(&barrier->word, share);\n",
+        "        add_release(&barrier->word, share);\n"
         "        __nanosleep(1000);\n"
-        "        const unsigned generation = load_acquire(&barrier->generation);\n"
-        "        if (last) {",
+        "        const unsigned before = load_acquire(&barrier->word);\n",
         ("megakernel",),
     ),
     Fault(

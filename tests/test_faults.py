@@ -143,8 +143,8 @@ def test_without_a_fault_the_same_check_passes(stage):
 
 
 def test_a_correct_grid_barrier_survives_the_pause_that_breaks_the_other():
-    read = "        const unsigned generation = load_acquire(&barrier->generation);\n"
-    pause = Fault("pause after reading", "grid_barrier.cuh", read, read + "        __nanosleep(1000);\n")
+    add = "        const unsigned before = add_release(&barrier->word, share);\n"
+    pause = Fault("pause after adding", "grid_barrier.cuh", add, add + "        __nanosleep(1000);\n")
     assert problems("megakernel", 0, pause) == []
 
 

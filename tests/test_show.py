@@ -141,7 +141,7 @@ def test_html_and_text_hold_the_same_characters():
     ("what", "name", "message"),
     [
         ("csrc/grid_barrier.cuh", "gone", "csrc/grid_barrier.cuh.*gone"),
-        ("csrc/grid_barrier.cuh", "add_acq_rel", "add_acq_rel"),  # called there, not defined
+        ("csrc/grid_barrier.cuh", "add_release", "add_release"),  # called there, not defined
         ("luce_edu/show.py", "Source.gone", "Source.gone"),
         ("csrc/gone.cu", "megakernel", "csrc/gone.cu: no such file"),
         ("/etc/passwd", None, "csrc/ or luce_edu/"),

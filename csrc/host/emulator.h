@@ -269,12 +269,17 @@ LUCE_COUNTS_ITSELF inline void store_release(unsigned* p, unsigned value) {
     emulator::stored(p);
 }
 
+inline unsigned add_release(unsigned* p, unsigned value, emulator::Location at = emulator::Location::current()) {
+    return atomicAdd(p, value, at);
+}
+
 inline unsigned add_acq_rel(unsigned* p, unsigned value, emulator::Location at = emulator::Location::current()) {
     return atomicAdd(p, value, at);
 }
 
-inline void wait_while_equal(const unsigned* p, unsigned old, emulator::Location at = emulator::Location::current()) {
-    emulator::wait_for_change(p, old, at);
+inline void wait_while_equal(const unsigned* p, unsigned old, unsigned mask = ~0u,
+                             emulator::Location at = emulator::Location::current()) {
+    emulator::wait_for_change(p, old, mask, at);
 }
 
 // ---- Arithmetic that NVRTC has without an include ----

@@ -882,11 +882,11 @@ void block_barrier(Location at) {
     block.give_way();
 }
 
-void wait_for_change(const unsigned* address, unsigned old, Location at) {
+void wait_for_change(const unsigned* address, unsigned old, unsigned mask, Location at) {
     Block& block = emulator::block();
     block.give_way();
-    while (__atomic_load_n(address, __ATOMIC_SEQ_CST) == old)
-        block.wait_for(block.thread(), Operation::wait_while_equal, address, sizeof(unsigned), old, at, false);
+    for (unsigned now; (((now = __atomic_load_n(address, __ATOMIC_SEQ_CST)) ^ old) & mask) == 0;)
+        block.wait_for(block.thread(), Operation::wait_while_equal, address, sizeof(unsigned), now, at, false);
 }
 
 void stored(const void* address) {

@@ -56,8 +56,8 @@ extern __thread Current current __attribute__((tls_model("initial-exec")));
 // something other than 0. syncwarp: 0.
 uint64_t warp_rendezvous(Operation, unsigned mask, uint64_t value, unsigned source, Location);
 void block_barrier(Location);
-// Returns once *address differs from `old`.
-void wait_for_change(const unsigned* address, unsigned old, Location);
+// Returns once *address differs from `old` in a bit of `mask`.
+void wait_for_change(const unsigned* address, unsigned old, unsigned mask, Location);
 // An atomic has stored here: wake whoever waits for it.
 void stored(const void* address);
 // A load or an atomic of `size` bytes has seen `value` here and changed nothing: others may run now.

@@ -9,7 +9,7 @@ import torch
 from luce_edu.backends import make_backend
 from luce_edu.measure.floor import DATASHEET_GB_PER_S
 from luce_edu.measure.latency import time_rounds
-from luce_edu.stages.dims import BLOCK_THREADS
+from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS
 
 SOURCE, KERNELS = "microbench.cu", ("nothing", "barriers", "read_all", "copy_all")
 MANY = 200  # launches or barriers a round
@@ -51,7 +51,7 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
         chained = backend.capture(_nothing(backend, dependent=True))
         dependent_us = time_rounds(lambda: backend.replay(chained), each=MANY).median
     kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["barriers"]
-    state = torch.zeros(2, dtype=torch.int32, device=backend.device)
+    state = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=backend.device)
     blocks = _blocks(backend, kernel)
 
     def barriers(count: int):

@@ -116,7 +116,7 @@ class StageSystem(System):
         self._decoder.advance()
 
     def choice(self):
-        return self._decoder._next_token()
+        return self._decoder.choice()
 
     def pretend(self, context):
         self._decoder.pretend(context)

@@ -138,6 +138,8 @@ class Decoder(ABC):
     def advance(self) -> None:
         """Decode the model's own choice after the last token: enqueued and not waited for, as a timing loop wants it.
 
+        Where no logit is a number there is no choice; choice() then raises, until a token is given.
+
         Raises ValueError where there is no choice, before the first token and after poison(), and when the sequence is
         full.
         """
@@ -160,6 +162,18 @@ class Decoder(ABC):
             getattr(self.state, name).normal_(std=0.5, generator=generator)
         self.state.position = position - 1
         self._run([0])
+
+    def choice(self) -> int:
+        """The model's choice after the last token; waits for it.
+
+        Raises KernelError where no logit was a number, after the last token or after one before it that advance() ran.
+        """
+        return self._checked(self._next_token())
+
+    def _checked(self, choice: int) -> int:
+        if not 0 <= choice < self.config.vocab_size:
+            raise KernelError(f"{self.stage}: no logit is a number, so there is no next token")
+        return choice
 
     def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
         """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""
@@ -191,13 +205,11 @@ class Decoder(ABC):
         for left in reversed(range(max_new_tokens)):
             runs = self._runs
             if temperature == 0:
-                token = self._next_token()
+                token = self.choice()
             else:
                 weights = torch.softmax(self.logits.cpu().double() / temperature, -1)
                 finite = bool(torch.isfinite(weights).all())
-                token = int(torch.multinomial(weights, 1, generator=generator)) if finite else -1
-            if not 0 <= token < self.config.vocab_size:
-                raise KernelError(f"{self.stage}: no logit is a number, so there is no next token")
+                token = self._checked(int(torch.multinomial(weights, 1, generator=generator)) if finite else -1)
             yield token
             if token in self.config.eos_token_ids:
                 return
@@ -356,7 +368,7 @@ class KernelDecoder(Decoder):
     def _read_prompt(self, tokens):
         if self._prefill is None:
             self._prefill = Prefill(self)
-        self._expected = None
+        self._place_token(tokens[-1])
         self._prefill.read(tokens)
 
     def _place_token(self, token: int | None) -> None:

@@ -9,6 +9,8 @@ BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM'
 MAX_SPLITS = (
     64  # blocks that share one kv head's positions, at most; each leaves head_dim + 2 floats to merge
 )
+GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll and the count, on 128 bytes each
+GRID_BARRIER_PASSED = 32  # ... and where the count stands among them
 SHARED_FLOATS = (
     12 * 1024
 )  # 48 KiB of fp32, the shared memory a block has on every GPU without asking for more

@@ -25,10 +25,15 @@ class EagerDecoder(Decoder):
     counts = True
 
     def _advance(self, token):
-        chosen = self.logits.argmax(keepdim=True) if token is None else torch.tensor([token], device=self.device)
+        if token is None:
+            chosen = self.logits.argmax(keepdim=True)
+            self._largest = torch.maximum(self._largest, self.logits[chosen])  # NaN, once there, stays
+        else:
+            chosen, self._largest = torch.tensor([token], device=self.device), self.logits.new_zeros(1)
         self._forward(chosen, chunked=False)
 
     def _read_prompt(self, tokens):
+        self._largest = self.logits.new_zeros(1)  # of the logits that advance() has chosen by
         for segment in torch.tensor(tokens, device=self.device).split(SEGMENT):
             self._forward(segment, chunked=True)
 
@@ -43,7 +48,8 @@ class EagerDecoder(Decoder):
         self.hidden_states.copy_(torch.stack([x[-1] for x in trace]))
 
     def _next_token(self) -> int:
-        return -1 if self.logits.isnan().any() else int(self.logits.argmax())
+        lost = self.logits.isnan().any() or self._largest.isnan()
+        return -1 if lost else int(self.logits.argmax())
 
 
 class _RecordOperations(TorchDispatchMode):

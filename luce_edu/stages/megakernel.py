@@ -9,6 +9,7 @@ import torch
 from luce_edu.backends import csrc_dir
 from luce_edu.config import LINEAR_ATTENTION
 from luce_edu.stages.base import KernelDecoder
+from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 
 class MegakernelDecoder(KernelDecoder):
@@ -20,9 +21,7 @@ class MegakernelDecoder(KernelDecoder):
 
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
-        self.barrier = torch.zeros(
-            2, dtype=torch.int32, device=self.device
-        )  # GridBarrier {arrived, generation}
+        self.barrier = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=self.device)
         self._blocks = self._resident_blocks("megakernel")
         self._tokens = 0
         # The kernel finds its tensors through two tables of pointers in device memory, written once.
@@ -40,8 +39,8 @@ class MegakernelDecoder(KernelDecoder):
 
     @property
     def barriers(self) -> int:
-        """Grid barriers a token, from the generation that the kernel itself counted since the last reset."""
-        return int(self.barrier[1]) // max(self._tokens, 1)
+        """Grid barriers a token, from what the kernel itself has counted since the last reset."""
+        return int(self.barrier[GRID_BARRIER_PASSED]) // max(self._tokens, 1)
 
     def reset(self) -> None:
         super().reset()

@@ -12,7 +12,7 @@ from luce_edu.backends.host import HostBackend
 from luce_edu.faults import Fault, planted
 from luce_edu.measure import constants
 from luce_edu.measure.constants import KERNELS, MANY, SOURCE, datasheet_bandwidth
-from luce_edu.stages.dims import BLOCK_THREADS
+from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 DEFINES = {"BLOCK_THREADS": BLOCK_THREADS}
 BLOCKS = 2
@@ -75,10 +75,11 @@ def test_reading_asks_for_every_byte_and_for_each_once_but_at_a_ragged_end(vecto
 def test_barriers_are_as_many_as_were_asked_for(count):
     backend = HostBackend()
     kernel = backend.compile(SOURCE, KERNELS, DEFINES)["barriers"]
-    state = torch.tensor([0, 5], dtype=torch.int32)  # GridBarrier {arrived, generation}, which goes on from where it is
+    state = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32)
+    state[GRID_BARRIER_PASSED] = 5  # the count goes on from where it is
     blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
     backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
-    assert blocks == BLOCKS and state.tolist() == [0, 5 + count]
+    assert blocks == BLOCKS and state[GRID_BARRIER_PASSED] == 5 + count
 
 
 def test_the_empty_kernel_starts_and_ends():

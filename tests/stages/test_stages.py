@@ -8,8 +8,11 @@ from models import CONFIGS, FULL_SIZE, TINY, make_model
 
 from luce_edu import load_model
 from luce_edu.backends import make_backend
+from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import ConfigError, KernelError
+from luce_edu.faults import Fault, planted
+from luce_edu.measure.traffic import _tensors
 from luce_edu.models import Model
 from luce_edu.stages import STAGES, decoder
 from luce_edu.verification import relative_error, stage_trace, verify
@@ -236,6 +239,65 @@ def test_text_ends_with_an_error_where_no_logit_is_a_number(stage, temperature):
     model.weights.norm.fill_(float("nan"))
     with pytest.raises(KernelError, match="no logit is a number"):
         list(decoder(stage, model, "host", 8).stream([1], 4, temperature=temperature))
+
+
+def without_a_largest_logit(stage, backend=None):
+    """A decoder of a small model whose weights hold NaN where every logit comes from, after one token."""
+    config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,))
+    dec = decoder(stage, make_model(config), "host", 16, backend=backend)
+    if backend is not None:  # the megakernel reaches its tensors through tables
+        backend.tensors = {name: tensor for tensors in _tensors(dec) for name, tensor in tensors.items()}
+    norm = dec.weights.norm.clone()
+    dec.weights.norm.fill_(float("nan"))
+    dec.step(1)
+    return dec, norm
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loop_that_the_host_does_not_watch_ends_in_the_same_error(stage):
+    dec, norm = without_a_largest_logit(stage)
+    for _ in range(3):
+        dec.advance()
+    with pytest.raises(KernelError, match="no logit is a number"):
+        dec.choice()
+    dec.weights.norm.copy_(norm)
+    dec.advance()
+    assert torch.isfinite(dec.logits).all(), "the next token is made of numbers again, but of no choice"
+    with pytest.raises(KernelError):
+        dec.choice()
+    dec.step(5)
+    assert dec.choice() == int(dec.logits.argmax())
+    dec.advance()
+    assert dec.choice() == int(dec.logits.argmax())
+
+
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_a_prompt_after_such_a_loop_has_a_choice_again(stage):
+    dec, norm = without_a_largest_logit(stage)
+    dec.weights.norm.copy_(norm)
+    dec.reset()
+    dec.prefill([3, 4])
+    assert dec.choice() == int(dec.logits.argmax())
+
+
+def advance_without_a_choice(stage, *faults):
+    """With every access checked against the tensors that there are."""
+    with planted(*faults) as tree:
+        dec, _ = without_a_largest_logit(stage, HostBackend(count_traffic=True, csrc_dir=tree))
+        dec.advance()
+
+
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_a_choice_that_is_none_reads_nothing_outside_the_embedding(stage):
+    advance_without_a_choice(stage)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_reading_a_choice_that_is_none_as_it_is_would_be_caught(stage):
+    clamp = Fault("", "argmax.cuh", "chosen < vocab_size ? chosen : vocab_size - 1", "chosen")
+    with pytest.raises(KernelError, match=r"read.*(far from|which has)"):
+        advance_without_a_choice(stage, clamp)
 
 
 @pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
