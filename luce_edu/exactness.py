@@ -27,8 +27,8 @@ from luce_edu.reference.delta_rule import delta_rule_gates, l2_norm
 from luce_edu.reference.model import forward
 from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 from luce_edu.reference.rope import apply_rope, rope_tables
-from luce_edu.state import DecodeState
 from luce_edu.stages.prefill import CHUNK, FORGETS_ALL
+from luce_edu.state import DecodeState
 
 # Times the error of fp32 PyTorch. A kernel adds up in another order, so its error is of the same size and not the same;
 # the largest ratio met in sound kernels is in the README. The smallest planted fault stands far above.

@@ -1,6 +1,7 @@
 """What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
 
 import os
+from collections import Counter
 from pathlib import PurePath
 
 import pytest
@@ -44,6 +45,7 @@ def _what_ran(stats) -> str:
     )
     bad = failed | errors  # an error while tearing down comes on top of a pass
     cells, solutions, exercises, planted = {}, {}, {}, {}  # each {test: what it is a part of}
+    counted = Counter()  # by what a passed test says that it counts for
     for test, report in (passed | bad).items():
         path = PurePath(test.partition("::")[0])
         if path.suffix == ".ipynb":
@@ -51,6 +53,8 @@ def _what_ran(stats) -> str:
         for name, value in report.user_properties:
             if name == "exercise":
                 exercises[test] = value
+            if name == "counted" and test not in bad:
+                counted[value] += 1
         if "planted" in report.keywords:
             planted[test] = test
 
@@ -72,4 +76,5 @@ def _what_ran(stats) -> str:
             f"planted wrong answers and faults refused: {len(planted.keys() - bad.keys())} of {len(planted)}"
             + (f" ({left_out} more skipped)" if left_out else "")
         )
+    line += [f"{what}: {count}" for what, count in counted.items()]
     return " · ".join(line)

@@ -1,40 +1,29 @@
 """Verification catches every planted fault, in every stage that it touches, whatever the order of threads."""
 
-import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
-from models import TINY, make_model
-
 from luce_edu.backends import csrc_dir, make_backend
-from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
-from luce_edu.faults import FAULTS, GATES, PREFILL_FAULTS, SLOW_GATES, Fault, fault, planted
+from luce_edu.faults import (
+    FAULTS,
+    GATES,
+    PREFILL_FAULTS,
+    SLOW_GATES,
+    SMALL_FAULTS,
+    SMALL_PREFILL_FAULTS,
+    Fault,
+    fault,
+    planted,
+)
+from luce_edu.models import load_model
 from luce_edu.stages import decoder, prefill
 from luce_edu.stages.dims import kernel_defines
-from luce_edu.verification import verify, verify_prefill
+from luce_edu.verification import LIMIT, verify, verify_prefill
 
-# Two value heads a key head and two query heads a kv head; an odd vocabulary; heads so wide that a worker of the
-# attention sees two positions within 17, and RoPE pairs that lie in different lanes of a warp.
-MODEL = make_model(
-    dataclasses.replace(
-        TINY,
-        vocab_size=131,
-        num_hidden_layers=2,
-        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
-        head_dim=256,
-        partial_rotary_factor=0.125,
-        linear_key_head_dim=160,
-    )
-)
-# In prompts all rows of an attention count where a layer follows that remembers them.
-PROMPT_MODEL = make_model(
-    dataclasses.replace(
-        MODEL.config, num_hidden_layers=3, layer_types=(LINEAR_ATTENTION, FULL_ATTENTION, LINEAR_ATTENTION)
-    )
-)
+MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
 DECODED = 12  # tokens after a prompt
 CLASSES = {
     "per_op": "PerOpDecoder",
@@ -42,12 +31,19 @@ CLASSES = {
     "graph": "GraphDecoder",
     "megakernel": "MegakernelDecoder",
 }
-# Every fault in one stage always; in the others, which share the line, in a long run.
-CASES = [
-    pytest.param(one, stage, id=f"{stage}: {one.name}", marks=[pytest.mark.full] if i else [])
-    for one in FAULTS
-    for i, stage in enumerate(one.stages)
-]
+
+
+def in_stages(faults):
+    """Every fault in one stage always; in the others, which share the line, in a long run."""
+    return [
+        pytest.param(one, stage, id=f"{stage}: {one.name}", marks=[pytest.mark.full] if i else [])
+        for one in faults
+        for i, stage in enumerate(one.stages)
+    ]
+
+
+def by_name(faults):
+    return [pytest.param(one, id=one.name) for one in faults]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,59 +68,87 @@ def compiled(small_device, request):
 def compile_one(one, stage=None):
     if stage is None:
         with planted(one) as tree:
-            defines = kernel_defines(PROMPT_MODEL.config) | {"BLOCK_THREADS": prefill.BLOCK_THREADS}
+            defines = prefill.prefill_defines(MODELS[one.model].config)
             make_backend("host", csrc_dir=tree).compile("prefill.cu", prefill.KERNELS, defines)
         return
     kind = getattr(import_module(f"luce_edu.stages.{stage}"), CLASSES[stage])
     with planted(one) as tree:
-        make_backend("host", csrc_dir=tree).compile(kind.source, kind.kernels, kernel_defines(MODEL.config))
+        make_backend("host", csrc_dir=tree).compile(kind.source, kind.kernels, kernel_defines(MODELS[one.model].config))
 
 
-def problems(stage, seed, *faults, steps=4):
-    """What verification says of a stage with these faults in it."""
+def verdict(stage, seed, *faults, steps=4):
+    """What verification says of a stage with these faults in it: its row, or the error that ended it."""
+    model = MODELS[faults[0].model if faults else "random-odd"]
     with planted(*faults) as tree:
 
         def make(name):
             backend = make_backend("host", csrc_dir=tree)
-            return decoder(name, MODEL, "host", steps + 1, backend=backend)  # room for a read too far
+            return decoder(name, model, "host", steps + 1, backend=backend)  # room for a read too far
 
-        try:
-            report = verify(MODEL, stages=[stage], device="host", steps=steps, seed=seed, make=make)
-        except KernelError as error:  # a kernel that cannot end, named by the emulator
-            return [str(error)]
-    return report.rows[0].problems
+        return verify(model, stages=[stage], device="host", steps=steps, seed=seed, make=make).rows[0]
+
+
+def problems(stage, seed, *faults, steps=4):
+    try:
+        return verdict(stage, seed, *faults, steps=steps).problems
+    except KernelError as error:  # a kernel that cannot end, named by the emulator
+        return [str(error)]
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("one, stage", CASES)
+@pytest.mark.parametrize("one, stage", in_stages(FAULTS))
 def test_verification_catches(one, stage):
     seeds = (0, 1, 2) if one.name.startswith("no grid barrier") or os.environ.get("LUCE_FULL") == "1" else (0,)
     for seed in seeds:
         assert problems(stage, seed, one, steps=one.steps), f"seed {seed}: {one.name} passed"
 
 
-def problems_of_a_prompt(length, *faults, seed=0):
-    """What verification says of prompts read with these faults; what decodes after them has none."""
+@pytest.mark.planted
+@pytest.mark.parametrize("one, stage", in_stages(SMALL_FAULTS))
+def test_fp32s_yardstick_catches_what_is_small(one, stage, record_property):
+    row = verdict(stage, 0, one, steps=one.steps)
+    assert row.problems, f"{one.name} passed"
+    record_property("counted", "small faults caught")
+    if row.ratio <= LIMIT:
+        record_property("counted", "small faults that bf16's yardstick alone would have passed")
+
+
+def verdicts_of_prompts(length, *faults, seed=0, stage="per_layer"):
+    """The rows of prompts read with these faults; what decodes after them has none."""
+    model = MODELS[faults[0].model if faults else "random-odd"]
     with planted(*faults) as tree:
 
         def make(stage):
-            dec = decoder(stage, PROMPT_MODEL, "host", length + DECODED + 2)  # room for a read too far
+            dec = decoder(stage, model, "host", length + DECODED + 2)  # room for a read too far
             dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
             return dec
 
-        try:
-            report = verify_prefill(
-                PROMPT_MODEL, stages=["per_layer"], device="host", prompts=[length], steps=DECODED, seed=seed, make=make
-            )
-        except KernelError as error:
-            return [str(error)]
-    return [problem for row in report.rows for problem in row.problems]
+        return verify_prefill(
+            model, stages=[stage], device="host", prompts=[length], steps=DECODED, seed=seed, make=make
+        ).rows
+
+
+def problems_of_a_prompt(length, *faults, seed=0):
+    try:
+        return [problem for row in verdicts_of_prompts(length, *faults, seed=seed) for problem in row.problems]
+    except KernelError as error:
+        return [str(error)]
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("one", [pytest.param(one, id=one.name) for one in PREFILL_FAULTS])
+@pytest.mark.parametrize("one", by_name(PREFILL_FAULTS))
 def test_verification_of_prompts_catches(one):
     assert problems_of_a_prompt(one.steps, one), f"{one.name} passed"
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("one", by_name(SMALL_PREFILL_FAULTS))
+def test_fp32s_yardstick_catches_what_is_small_in_prompts(one, record_property):
+    rows = verdicts_of_prompts(one.steps, one)
+    assert any(row.problems for row in rows), f"{one.name} passed"
+    record_property("counted", "small faults caught")
+    if all(row.ratio <= LIMIT for row in rows):
+        record_property("counted", "small faults that bf16's yardstick alone would have passed")
 
 
 def test_prepare_survives_the_pause_that_shows_its_missing_barrier():
@@ -150,12 +174,13 @@ def test_a_correct_grid_barrier_survives_the_pause_that_breaks_the_other():
 
 @pytest.mark.planted
 def test_a_missing_barrier_is_named_by_the_first_part_that_it_spoils():
-    verdict = problems("megakernel", 0, fault("no grid barrier after attention"))
-    assert verdict[0].startswith("layer 1 is the first of")  # the attention layer
+    found = problems("megakernel", 0, fault("no grid barrier after attention"))
+    assert found[0].startswith("layer 0 is the first of")  # an attention layer
 
 
 def test_names_are_unique_and_an_unknown_one_is_refused():
-    assert len({one.name for one in FAULTS + PREFILL_FAULTS}) == len(FAULTS + PREFILL_FAULTS)
+    every = FAULTS + SMALL_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
+    assert len({one.name for one in every}) == len(every)
     with pytest.raises(ValueError, match="unknown fault 'typo'.*A_log without exp"):
         fault("typo")
 
