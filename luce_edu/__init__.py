@@ -17,6 +17,7 @@ _HOMES = {
     "load_model": "luce_edu.models",
     "stage_table": "luce_edu.scoreboard",
     "verify": "luce_edu.verification",
+    "verify_paths": "luce_edu.verification",
     "verify_prefill": "luce_edu.verification",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -57,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     walkthrough.set_defaults(run=_walkthrough)
 
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
-    _add_model(verify)
+    verify.add_argument("--model", help=f"{_MODELS} (default: tiny, then random-odd, which takes every path)")
+    _add_device(verify)
     verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
     verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24; after a prompt 64)")
     verify.add_argument("--prefill", action="store_true", help="prompts that are read together, then decoded from")
@@ -110,9 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_MODELS = "tiny, random-0.8b, a checkpoint folder or a hub id"
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    help = "tiny, random-0.8b, a checkpoint folder or a hub id (default: %(default)s)"
-    parser.add_argument("--model", default="tiny", help=help)
+    parser.add_argument("--model", default="tiny", help=f"{_MODELS} (default: %(default)s)")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda or host (default: the best there is)")
 
 
@@ -198,23 +205,27 @@ def _walkthrough(args) -> int:
 def _verify(args) -> int:
     import luce_edu
 
-    options = {} if args.steps is None else {"steps": args.steps}
+    options = {"stages": args.stages, "device": args.device, "seed": args.seed}
+    options |= {} if args.steps is None else {"steps": args.steps}
     check = luce_edu.verify
     if args.prefill:
         check = luce_edu.verify_prefill
         options |= {} if args.prompts is None else {"prompts": args.prompts}
     elif args.prompts:
         raise ValueError("--prompts is for --prefill")
-    model = luce_edu.load_model(args.model)
-    with _console(stderr=True).status(f"verifying {args.model}") as status:
-        report = check(
-            model, stages=args.stages, device=args.device, seed=args.seed, progress=status.update, **options
-        )
+    model = luce_edu.load_model(args.model or "tiny")
+    reports = []
+    with _console(stderr=True).status(f"verifying {model.name}") as status:
+        reports.append(check(model, progress=status.update, **options))
+        if args.model is None:
+            reports.append(luce_edu.verify_paths(prefill=args.prefill, progress=status.update, **options))
+    passed = all(report.passed for report in reports)
     if args.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(json.dumps({"passed": passed, "reports": [report.to_dict() for report in reports]}, indent=2))
     else:
-        _console().print(report)
-    return HOLDS if report.passed else DOES_NOT_HOLD
+        for report in reports:
+            _console().print(report)
+    return HOLDS if passed else DOES_NOT_HOLD
 
 
 def _bench(args) -> int:

@@ -1,13 +1,13 @@
 """The second yardstick: what fp32 itself costs, against which a stage's small faults show.
 
 bf16's own error hides a fault a hundred times smaller than itself. A stage made of kernels computes in fp32 and rounds
-to fewer digits only where it says so. So it is also held against the model in fp64 with the very roundings that the stage
-states, and the yardstick is the same model in fp32 PyTorch: two programs that round in fp32 at other places err by about
-the same.
+to fewer digits only where it says so. So it is also held against the model in fp64 with the roundings that the stage
+states, and the yardstick is the same model in fp32 PyTorch: two programs that round in fp32 at other places have errors
+of about the same size.
 
-A rounding that falls to the other side, because a sum came out 1e-7 higher, is no fault, but moves a number by as much as
-bf16 can. So what a stage has rounded and stored is taken as it stands: it must lie within half a step of the exact number,
-and whatever reads it is judged on it.
+A rounding that falls to the other side because a sum came out 1e-7 higher is no fault, but it moves a number by a whole
+step of bf16. So what a stage has rounded and stored is taken as it stands: it must lie within half a step of the exact
+number, and whatever reads it is judged on that.
   Decoding rounds the KV cache alone: the fp64 model reads the cache that the stage has left (`stated_run`).
   A prompt rounds between any two kernels: each launch is judged on its own inputs (`PromptListener`).
 """
@@ -61,11 +61,13 @@ def excess(
     bits         of what `got` was rounded to last. Without, the norms of both errors are compared. With, each element
                  may be half a step away, and what it is away beyond that is compared with fp32's largest error
     cut          what tensor cores may cut off, relative to the largest exact element
-    even         whether a bf16 number that is exactly halfway between two neighbours must have gone to the even one. Not
-                 for products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 a little beside
+    even         whether a number that is exactly halfway between two neighbours in bf16 must have gone to the even one.
+                 Not for products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 a little beside
     """
     if not (torch.isfinite(got).all() and torch.isfinite(exact).all()):
         return float("inf")
+    if exact.numel() == 0:  # such as the cache of a model without attention
+        return 0.0
     got, fp32 = got.double(), fp32.double()
     if bits is None:
         error, allowed = torch.linalg.vector_norm(got - exact), torch.linalg.vector_norm(fp32 - exact)
@@ -215,8 +217,8 @@ class PromptListener:
     def _note(self, what: str, ratio: float) -> None:
         self.worst[what] = max(ratio, self.worst.get(what, 0.0))
 
-    # What each kernel of csrc/prefill.cu should have written, from the arguments that it got (luce_edu/stages/prefill.py),
-    # computed in `dtype`. before: the argument of IN_PLACE as it was. Rows at `length` and beyond hold nothing.
+    # What each kernel of csrc/prefill.cu should have written, computed in `dtype` from the arguments that it got
+    # (luce_edu/stages/prefill.py). before: the argument of IN_PLACE as it was. Rows from `length` on hold nothing.
 
     def _embed_norm(self, dtype, before, embed_tokens, tokens, norm, x, normed, hidden):
         self._length = length = int(tokens[1])

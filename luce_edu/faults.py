@@ -267,14 +267,18 @@ FAULTS = (
 
 DECAY = "    const float decay = expf(g);\n    if"  # of the tiled form
 BF16 = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
+LAST_COLUMN = "fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w)"
 TURNED = "        const float a = y[i], b = y[i + rotary_dim / 2];"
+TURNED_TOO_FAR = """\
+        const float a = y[i] - 1e-3f * y[i + rotary_dim / 2], b = y[i + rotary_dim / 2] + 1e-3f * y[i];"""
 
-# Faults a hundred or a thousand times smaller than what bf16 costs, which the second yardstick sees. Most pass the first.
+# A hundred or a thousand times smaller than what bf16 costs. fp32's yardstick sees them, and most pass bf16's.
 SMALL_FAULTS = (
     Fault("decay 0.9995 times the right one", "delta_rule.cuh", DECAY, DECAY.replace("expf(g)", "0.9995f * expf(g)")),
     Fault(
         "decay 0.9995 times the right one, plain form", "delta_rule.cuh",
-        "const float decay = expf(g);\n    float S_k", "const float decay = 0.9995f * expf(g);\n    float S_k", ("per_op",),
+        "const float decay = expf(g);\n    float S_k", "const float decay = 0.9995f * expf(g);\n    float S_k",
+        ("per_op",),
     ),
     Fault("decay 0.99999 times the right one", "delta_rule.cuh", DECAY, DECAY.replace("expf(g)", "0.99999f * expf(g)")),
     Fault("epsilon of the L2 norm 300 times too large", "dims.cuh", "l2_norm_eps = 1e-6f", "l2_norm_eps = 3e-4f", ALL),
@@ -283,29 +287,54 @@ SMALL_FAULTS = (
         "epsilon of the norms 300 times too large", "dims.cuh", "static_cast<float>(RMS_NORM_EPS)",
         "300.0f * static_cast<float>(RMS_NORM_EPS)", ALL, model="tiny",
     ),
-    Fault("correction of o 0.01 % too large", "delta_rule.cuh", "fmaf(delta, shared->k_dot_q,", "fmaf(1.0001f * delta, shared->k_dot_q,"),
-    Fault("recurrent state kept in TF32", "delta_rule.cuh",
-          "        s[i].w = fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w);",
-          "        s[i].w = __uint_as_float((__float_as_uint(fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w)) + 0x1000u) "
-          "& 0xffffe000u);"),
-    Fault("beta 0.01 % too small", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = 0.9999f * sigmoid(value)"),
-    Fault("conv_state kept in bf16", "causal_conv.cuh", "state[conv_kernel - 2] = x;", "state[conv_kernel - 2] = to_float(to_bf16(x));", ALL),
-    Fault("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.0001f * x);", ALL),
-    Fault("gated norm's output kept in bf16", "phases.cuh", "shared->x[staged(at + i)] = y; });", "shared->x[staged(at + i)] = to_float(to_bf16(y)); });"),
-    Fault("residual kept in bf16", "matvec.cuh", "out[row] = before + sum[0];", "out[row] = to_float(to_bf16(before + sum[0]));"),
-    Fault("weights of the norms rounded to bf16", "rms_norm.cuh", "(1.0f + weight[c])", "(1.0f + to_float(to_bf16(weight[c])))", ALL),
     Fault(
-        "one row of the head stale", "phases.cuh", "logits[row + lane_id()] = logit;",
+        "correction of o 0.01 % too large", "delta_rule.cuh",
+        "fmaf(delta, shared->k_dot_q,", "fmaf(1.0001f * delta, shared->k_dot_q,",
+    ),
+    Fault(
+        "a quarter of the recurrent state kept in TF32", "delta_rule.cuh", f"        s[i].w = {LAST_COLUMN};",
+        f"        s[i].w = {LAST_COLUMN};\n"
+        "        s[i].w = __uint_as_float((__float_as_uint(s[i].w) + 0x1000u) & 0xffffe000u);",
+    ),
+    Fault("beta 0.01 % too small", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = 0.9999f * sigmoid(value)"),
+    Fault(
+        "conv_state kept in bf16", "causal_conv.cuh",
+        "state[conv_kernel - 2] = x;", "state[conv_kernel - 2] = to_float(to_bf16(x));", ALL,
+    ),
+    Fault("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.0001f * x);", ALL),
+    Fault(
+        "gated norm's output kept in bf16", "phases.cuh",
+        "shared->x[staged(at + i)] = y; });", "shared->x[staged(at + i)] = to_float(to_bf16(y)); });",
+    ),
+    Fault(
+        "residual kept in bf16", "matvec.cuh",
+        "out[row] = before + sum[0];", "out[row] = to_float(to_bf16(before + sum[0]));",
+    ),
+    Fault(
+        "weights of the norms rounded to bf16", "rms_norm.cuh",
+        "(1.0f + weight[c])", "(1.0f + to_float(to_bf16(weight[c])))", ALL,
+    ),
+    Fault(
+        "one row of the head is its neighbour's", "phases.cuh", "logits[row + lane_id()] = logit;",
+        "logits[row + lane_id()] = row == 6 ? sum[0] : logit;",
+    ),
+    Fault(
+        "one row of the head from weights of a step ago", "phases.cuh", "logits[row + lane_id()] = logit;",
         "logits[row + lane_id()] = row + lane_id() == 7 ? logit * 1.002f : logit;",
     ),
-    Fault("one row of a matrix reads its neighbour's weights by a hair", "phases.cuh",
-          "if (lane_id() == 0) act[row] = silu(sum[0]) * sum[1];",
-          "if (lane_id() == 0) act[row] = silu(sum[0]) * (row == 5 ? sum[1] * 1.001f : sum[1]);"),
-    Fault("RoPE's angle off by 1e-3", "rope.cuh", TURNED,
-          "        const float a = y[i] - 1e-3f * y[i + rotary_dim / 2], b = y[i + rotary_dim / 2] + 1e-3f * y[i];", ALL),
-    Fault("softmax scale off by 0.1 %", "attention.cuh", "rsqrtf(static_cast<float>(head_dim))", "1.001f * rsqrtf(static_cast<float>(head_dim))"),
-    Fault("cache rounded twice", "attention.cuh", "to_bf16(v[c])",
-          "to_bf16(__uint_as_float((__float_as_uint(v[c]) + 0x1000u) & 0xffffe000u))"),
+    Fault(
+        "one row of up_proj from weights of a step ago", "phases.cuh", "act[row] = silu(sum[0]) * sum[1];",
+        "act[row] = silu(sum[0]) * (row == 5 ? sum[1] * 1.001f : sum[1]);",
+    ),
+    Fault("RoPE's angle off by 1e-3", "rope.cuh", TURNED, TURNED_TOO_FAR, ALL),
+    Fault(
+        "softmax scale off by 0.1 %", "attention.cuh",
+        "rsqrtf(static_cast<float>(head_dim))", "1.001f * rsqrtf(static_cast<float>(head_dim))",
+    ),
+    Fault(
+        "cache rounded twice", "attention.cuh", "to_bf16(v[c])",
+        "to_bf16(__uint_as_float((__float_as_uint(v[c]) + 0x1000u) & 0xffffe000u))",
+    ),
     Fault("output gate a little off", "attention.cuh", "weight * sigmoid(gate)", "weight * sigmoid(1.0001f * gate)"),
     Fault("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16", ALL),
     Fault("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16", ALL),
@@ -408,21 +437,43 @@ PREFILL_FAULTS = (
 
 
 SMALL_PREFILL_FAULTS = (
-    _in_prompts("decay 0.9995 times the right one", "delta_rule_chunk.cuh", "fmaxf(log_decay(", "fmaxf(-5e-4f + log_decay("),
+    _in_prompts(
+        "decay 0.9995 times the right one", "delta_rule_chunk.cuh",
+        "fmaxf(log_decay(", "fmaxf(-5e-4f + log_decay(",
+    ),
     _in_prompts("epsilon of the L2 norm 300 times too large", "dims.cuh", "l2_norm_eps = 1e-6f", "l2_norm_eps = 3e-4f"),
     _in_prompts("beta 0.01 % too small", "delta_rule_chunk.cuh", "beta[i] = sigmoid(", "beta[i] = 0.9999f * sigmoid("),
-    _in_prompts("TF32 cut off in place of rounded", "tensor_core.cuh", "(bits + 0x1000u) & 0xffffe000u", "bits & 0xffffe000u"),
-    _in_prompts("corrections rounded to bf16", "delta_rule_chunk.cuh", "= to_tf32(delta);", "= to_float(to_bf16(delta));"),
-    _in_prompts("state decayed 0.1 % too much over a chunk", "delta_rule_chunk.cuh", "s *= decay;", "s *= 0.999f * decay;"),
-    _in_prompts("weights of the softmax rounded to bf16", "causal_attention.cuh", "score = to_tf32(score);", "score = to_float(to_bf16(score));"),
+    _in_prompts(
+        "TF32 cut off in place of rounded", "tensor_core.cuh",
+        "(bits + 0x1000u) & 0xffffe000u", "bits & 0xffffe000u",
+    ),
+    _in_prompts(
+        "corrections rounded to bf16", "delta_rule_chunk.cuh",
+        "= to_tf32(delta);", "= to_float(to_bf16(delta));",
+    ),
+    _in_prompts(
+        "state decayed 0.1 % too much over a chunk", "delta_rule_chunk.cuh",
+        "s *= decay;", "s *= 0.999f * decay;",
+    ),
+    _in_prompts(
+        "weights of the softmax rounded to bf16", "causal_attention.cuh",
+        "score = to_tf32(score);", "score = to_float(to_bf16(score));",
+    ),
     _in_prompts("softmax scale off by 0.1 %", "prefill.cu", "is_k ? 1.0f : rsqrtf(", "is_k ? 1.0f : 1.001f * rsqrtf("),
-    _in_prompts("RoPE's angle off by 1e-3", "rope.cuh", TURNED,
-          "        const float a = y[i] - 1e-3f * y[i + rotary_dim / 2], b = y[i + rotary_dim / 2] + 1e-3f * y[i];"),
-    _in_prompts("output gate a little off", "causal_attention.cuh", "sigmoid(gates.x[j])", "sigmoid(1.003f * gates.x[j])"),
+    _in_prompts("RoPE's angle off by 1e-3", "rope.cuh", TURNED, TURNED_TOO_FAR),
+    _in_prompts(
+        "output gate a little off", "causal_attention.cuh",
+        "sigmoid(gates.x[j])", "sigmoid(1.003f * gates.x[j])",
+    ),
     _in_prompts("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.001f * x);"),
-    _in_prompts("residual kept in bf16", "prefill.cu", "return float2{before.x + more.x, before.y + more.y};",
-                "return float2{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y))};"),
-    _in_prompts("gated norm's weight rounded to bf16", "prefill.cu", "value * with.weight * silu(with.z)", "value * to_float(to_bf16(with.weight)) * silu(with.z)"),
+    _in_prompts(
+        "residual kept in bf16", "prefill.cu", "return float2{before.x + more.x, before.y + more.y};",
+        "return float2{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y))};",
+    ),
+    _in_prompts(
+        "gated norm's weight rounded to bf16", "prefill.cu",
+        "value * with.weight * silu(with.z)", "value * to_float(to_bf16(with.weight)) * silu(with.z)",
+    ),
     _in_prompts("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16"),
     _in_prompts("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16"),
 )  # fmt: skip

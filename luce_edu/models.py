@@ -88,8 +88,9 @@ class Model:
 def load_model(name: str | Path, *, seed: int = 0) -> Model:
     """Load a model by name; the weights are on the CPU.
 
-    name  "tiny", "random-0.8b" or "random-odd" (`seed` draws their weights; see odd_model.py), a checkpoint folder, or a hub id such as
-          "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists goes before a hub id.
+    name  "tiny", "random-0.8b" or "random-odd" (`seed` draws the weights of the last two; see odd_model.py), a
+          checkpoint folder, or a hub id such as "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists
+          goes before a hub id.
     Raises ValueError naming the choices for a name that is none of these, ConfigError for another
     architecture, CheckpointError for files that are missing or damaged, or a download that failed.
     """

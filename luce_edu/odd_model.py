@@ -1,8 +1,8 @@
 """A small model in which few tokens take every path of the kernels, and in which every constant counts.
 
 `tiny` is small in all directions: 24 of its tokens fit one split of the cache, each position has a worker of its own,
-so that no online softmax is ever rescaled, and a matrix has fewer rows than there are warps. Verification runs this model
-beside it:
+so that no online softmax is ever rescaled, and a matrix has fewer rows than there are warps. Verification runs this
+model beside it:
   attention    40 positions make two splits and, with the blocks that verification allows, more units than blocks; heads
                of 256 leave 16 workers to a block, which see two positions each
   sizes        no power of two where none is needed: tails in every loop, an odd vocabulary, padded key heads, two value
@@ -27,7 +27,8 @@ ODD_CONFIG = ModelConfig(
     hidden_size=264,
     intermediate_size=360,
     num_hidden_layers=3,
-    layer_types=(FULL_ATTENTION, LINEAR_ATTENTION, FULL_ATTENTION),  # each kind is followed by one that remembers its rows
+    # Each kind is followed by a layer that remembers its rows.
+    layer_types=(FULL_ATTENTION, LINEAR_ATTENTION, FULL_ATTENTION),
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=256,

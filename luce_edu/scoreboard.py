@@ -26,14 +26,14 @@ class StageTable(Tabular):
     megabytes: float
     record: Record | None = None
 
-    header = ("stage", "launches", "barriers", "MB", "µs", "J", "error", "verdict")
+    header = ("stage", "launches", "kernels", "barriers", "MB", "µs", "J", "error", "verdict")
 
     @property
     def body(self) -> list[list[str]]:
         megabytes = f"{self.megabytes:.3g}"
         return [
-            [row.stage, str(row.launches), str(row.barriers), megabytes, self._us(row.stage), self._joules(row.stage),
-             f"{row.error:.1e}", "pass" if row.passed else "FAIL"]
+            [row.stage, str(row.launches), str(row.kernels), str(row.barriers), megabytes, self._us(row.stage),
+             self._joules(row.stage), f"{row.error:.1e}", "pass" if row.passed else "FAIL"]
             for row in self.report.rows
         ]  # fmt: skip
 
@@ -54,9 +54,9 @@ class StageTable(Tabular):
         where = {"host": "in the CPU emulator", "cuda": "on this GPU"}[self.report.device]
         times = f"at a context of {PROMPT}, {self.record.provenance}" if self.record else "no GPU record yet"
         return (
-            f"{self.report.model}: launches, barriers and error measured {where} now ({self.report.steps} tokens, seed "
-            f"{self.report.seed}); MB a token modelled from the config, each weight once; µs and J a token: {times}; "
-            "eager's launches are the PyTorch operations that compute"
+            f"{self.report.model}: launches, the kernels in them, barriers and error measured {where} now "
+            f"({self.report.steps} tokens, seed {self.report.seed}); MB a token modelled from the config, each weight "
+            f"once; µs and J a token: {times}; eager's launches are the PyTorch operations that compute"
         )
 
 

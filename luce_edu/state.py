@@ -38,7 +38,9 @@ class DecodeState:
         cache = (attention, config.num_key_value_heads, max_seq_len, config.head_dim)
         heads = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
         return cls(
-            conv_state=torch.zeros(linear, config.conv_dim, config.linear_conv_kernel_dim - 1, dtype=dtype, device=device),
+            conv_state=torch.zeros(
+                linear, config.conv_dim, config.linear_conv_kernel_dim - 1, dtype=dtype, device=device
+            ),
             recurrent_state=torch.zeros(linear, *heads, dtype=dtype, device=device),
             k_cache=torch.zeros(cache, dtype=cache_dtype, device=device),
             v_cache=torch.zeros(cache, dtype=cache_dtype, device=device),

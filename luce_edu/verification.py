@@ -26,6 +26,12 @@ from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
+STEPS = 24  # tokens to decode
+# What takes a model of awkward sizes through every path of the kernels: two splits of the cache, blocks so few that
+# each has several units of a phase, prompts with several tiles of keys for a warp.
+ODD = {"steps": 40}
+ODD_PREFILL = {"prompts": (3, 65, 300), "steps": 12}
+ODD_BLOCKS = 3
 # Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, ending inside one.
 PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
 DECODED = 64  # tokens that a stage decodes after each
@@ -64,7 +70,8 @@ class StageResult:
     agree: int  # greedy choices equal to the reference's ...
     decided: int  # ... among those that it decides, by bf16's error or, where that is asked, by fp32's
     repeats: bool
-    launches: int
+    launches: int  # for a token, or for the last piece of a prompt ...
+    kernels: int  # ... and the kernels that ran in them, those of a graph one by one
     barriers: int
     problems: list[str] = field(default_factory=list)
 
@@ -346,7 +353,7 @@ def verify(
     *,
     stages: Sequence[str] | None = None,
     device: str | None = None,
-    steps: int = 24,
+    steps: int = STEPS,
     seed: int | None = None,
     make=None,
     progress: Callable[[str], None] | None = None,
@@ -379,7 +386,7 @@ def verify(
     for stage in stages:
         dec = make(stage)
         trace, choices = stage_trace(dec, tokens, progress)
-        launches, barriers = dec.launches, dec.barriers
+        counts = {"launches": dec.launches, "kernels": len(dec.ledger.kernels()), "barriers": dec.barriers}
         verdict = judge(trace, choices, reference, yardstick)
         if dec.activations == torch.float32:
             progress(f"{stage}: against fp64")
@@ -390,8 +397,7 @@ def verify(
             stage=stage,
             error_before=None if before is None else relative_error(trace.logits, before.logits),
             repeats=_same_bits(trace, again),
-            launches=launches,
-            barriers=barriers,
+            **counts,
             **verdict,
         )
         if not row.repeats:
@@ -431,6 +437,29 @@ def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
     return stages, device, secrets.randbelow(10**6) if seed is None else seed
 
 
+def verify_paths(*, prefill: bool = False, device: str | None = None, **options) -> Report:
+    """Verify the model that takes every path of the kernels, on as few blocks as that needs (luce_edu/odd_model.py).
+
+    `tiny`, or a large model on few tokens, leaves some paths out. prefill: `verify_prefill` in place of `verify`, whose
+    other arguments and errors these are.
+    """
+    from luce_edu.backends import make_backend
+    from luce_edu.models import load_model
+    from luce_edu.stages import decoder
+
+    check, defaults = (verify_prefill, ODD_PREFILL) if prefill else (verify, ODD)
+    options = defaults | options
+    model, room = load_model("random-odd"), options["steps"] + max(options.get("prompts", [0]))
+
+    def make(stage):
+        backend = make_backend(device)
+        resident = backend.max_resident_blocks
+        backend.max_resident_blocks = lambda *of_kernel: min(ODD_BLOCKS, resident(*of_kernel))
+        return decoder(stage, model, backend=backend, max_seq_len=room)
+
+    return check(model, device=device, make=make, **options)
+
+
 def verify_prefill(
     model,
     *,
@@ -446,9 +475,9 @@ def verify_prefill(
 
     Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
     Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's
-    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. While a stage made
-    of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the emulator with its
-    threads in a hostile order, must give the same bits.
+    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. While a stage
+    made of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the emulator
+    with its threads in a hostile order, must give the same bits.
 
     prompts  lengths, each 1 or more
     steps    1 or more. A prompt's error is of the size of the yardstick's, unlike a kernel stage's, so that few tokens
@@ -483,7 +512,8 @@ def verify_prefill(
                 progress(f"{stage}: prompt of {length} in {len(parts)}, then {steps} tokens")
                 listener = PromptListener(model.config)
                 with listener.listening_to(dec) if dec.activations == torch.float32 else nullcontext(), true_fp32():
-                    launches = _read_in(dec, tokens, parts)
+                    _read_in(dec, tokens, parts)
+                counts = {"launches": dec.launches, "kernels": len(dec.ledger.kernels())}
                 read = _read_out(dec)
                 trace, choices = _decode_on(dec, tokens[length : length + steps])
                 with _hostile_order(dec, seed):
@@ -495,9 +525,9 @@ def verify_prefill(
                     verdict |= {"fp32_ratio": listener.worst[worst], "fp32_worst": worst}
                     verdict["problems"] += listener.problems()
                 row = PromptResult(
-                    stage=stage, tokens=length, pieces=len(parts), error_before=None, launches=launches, barriers=0,
+                    stage=stage, tokens=length, pieces=len(parts), error_before=None, barriers=0,
                     repeats=all(torch.equal(a, b) for a, b in zip(read, again, strict=True)),
-                    **verdict,
+                    **counts, **verdict,
                 )  # fmt: skip
                 if not row.repeats:
                     row.problems.append("a second reading gave other bits")
@@ -539,15 +569,14 @@ def _pieces(length: int, generator: torch.Generator) -> list[int]:
     return [b - a for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> int:
-    """Read the prompt from a fresh state, everything poisoned before each piece; the launches of the last one."""
+def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> None:
+    """Read the prompt from a fresh state, everything poisoned before each piece."""
     dec.reset()
     at = 0
     for piece in pieces:
         dec.poison()
         dec.prefill(tokens[at : at + piece])
         at += piece
-    return dec.launches
 
 
 def _read_out(dec) -> list[torch.Tensor]:

@@ -61,6 +61,8 @@ def report(monkeypatch, model):
     monkeypatch.setitem(vars(luce_edu), "verify", verify)
     prefill = functools.partial(verify, prefill=True)
     monkeypatch.setitem(vars(luce_edu), "verify_prefill", prefill)
+    result.paths = []
+    monkeypatch.setitem(vars(luce_edu), "verify_paths", lambda **options: result.paths.append(options) or result)
     return result
 
 
@@ -132,10 +134,15 @@ def test_ctrl_c_ends_quietly_with_130(model, capsys, monkeypatch):
 def test_verify_passes_its_options_on_and_prints_json(report, capsys):
     arguments = ["--stages", "eager,megakernel", "--device", "host", "--steps", "3", "--json"]
     assert cli.main(["verify", *arguments]) == 0
-    assert json.loads(capsys.readouterr().out) == {"passed": True}
-    assert report.asked.pop("progress")
-    asked = {"model": "tiny", "stages": ["eager", "megakernel"], "device": "host", "seed": None, "steps": 3}
-    assert report.asked == asked
+    assert json.loads(capsys.readouterr().out) == {"passed": True, "reports": [{"passed": True}] * 2}
+    options = {"stages": ["eager", "megakernel"], "device": "host", "seed": None, "steps": 3}
+    assert report.asked.pop("progress") and report.asked == {"model": "tiny"} | options
+    assert report.paths[0].pop("progress") and report.paths == [{"prefill": False} | options]
+
+
+def test_verify_of_a_named_model_is_of_that_one_alone(report, capsys):
+    assert cli.main(["verify", "--model", "tiny", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["reports"]) == 1 and report.paths == []
 
 
 def test_verify_prefill_checks_prompts(report, capsys):

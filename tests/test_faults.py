@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
+
 from luce_edu.backends import csrc_dir, make_backend
 from luce_edu.errors import KernelError
 from luce_edu.faults import (

@@ -9,7 +9,7 @@ import torch
 from models import TINY, make_model
 
 from luce_edu.stages import decoder
-from luce_edu.verification import Report, StageResult, Trace, judge, relative_error, stage_trace, verify
+from luce_edu.verification import LIMIT, Report, StageResult, Trace, judge, relative_error, stage_trace, verify
 
 
 def make_traces(seed=0, steps=6, vocab=40, layers=3, hidden=16):
@@ -105,6 +105,17 @@ def test_one_wrong_greedy_choice_is_seen():
     assert verdict["problems"][1].startswith(f"token {step}: chose {wrong[step]}, the reference")
 
 
+@pytest.mark.parametrize("lead, decided", [(1.9, False), (2.1, True)])
+def test_a_choice_is_decided_by_a_lead_that_two_errors_cannot_undo(lead, decided):
+    truth, yardstick, stage = make_traces(steps=1)
+    slack = LIMIT * float((yardstick.logits - truth.logits).abs().max())
+    truth.logits[0, 3] = truth.logits.max() + 1
+    truth.logits[0, 4] = truth.logits[0, 3] - lead * slack
+    yardstick.logits[0, 3:5] = truth.logits[0, 3:5]
+    verdict = judge(stage, choices(stage), truth, yardstick)
+    assert verdict["decided"] == decided
+
+
 def test_a_choice_that_is_not_the_largest_logit_is_seen_even_where_either_would_do():
     truth, yardstick, stage = make_traces()
     for trace in (truth, yardstick, stage):
@@ -168,11 +179,15 @@ def test_poison_reaches_everything_that_a_token_must_write():
 def test_the_table_fits_a_terminal_of_80_columns():
     from rich.console import Console
 
-    result = StageResult("megakernel", 1.4e-2, 3.8e-3, 12.34, "layer 17", 40, 40, True, 2041, 121)
+    result = StageResult(
+        "megakernel", 1.4e-2, 3.8e-3, 12.34, "layer 17", 3.45, "logits", 40, 40, True, launches=2041, kernels=2041,
+        barriers=121,
+    )
     console = Console(width=80, file=io.StringIO())
     console.print(Report("random-0.8b", "host", 40, 123456, [result]))
     text = console.file.getvalue()
-    assert all(cell in text for cell in ("1.4e-02", "3.8e-03", "12.34", "40/40", "2041", "121", "verdict", "pass"))
+    cells = ("1.4e-02", "3.8e-03", "12.34", "3.45", "40/40", "2041", "121", "verdict", "pass")
+    assert all(cell in text for cell in cells)
 
 
 def test_a_report_without_rows_has_not_passed():

@@ -74,6 +74,9 @@ def delta_rule_chunked(q, k, v, *, beta, g, recurrent_state, chunk_size=None):
         x = F.pad(x.transpose(-3, -2), (0, 0, 0, -tokens % chunk_size))
         return x.unflatten(-2, (-1, chunk_size))
 
+    # Sums of g are subtracted from each other below, so one huge g would take the digits of all that follow. At -100 a
+    # token forgets all there is: exp(-100) is 4e-44.
+    g = g.clamp_min(-100.0)
     q, k, v, beta, g = split(q), split(k), split(v), split(beta[..., None]), split(g[..., None])
     g_sum = g.cumsum(-2)
     # decay[i, j] is what is left at token i of what token j wrote; masked before exp, which could overflow

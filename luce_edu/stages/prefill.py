@@ -19,7 +19,8 @@ WARPS = BLOCK_THREADS // 32
 CHUNK = 64  # tokens that the delta rule takes together; rows come in multiples of it
 KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
 BLOCK_ROWS = 32  # rows of queries that a block of csrc/causal_attention.cuh takes
-FORGETS_ALL = -100.0  # a log decay below counts as this: exp(-100) is 4e-44, and sums of g stay exact enough to subtract
+# A log decay below counts as this: exp(-100) is 4e-44, and sums of g stay exact enough to be subtracted.
+FORGETS_ALL = -100.0
 CONV_TOKENS = 16  # that a warp of csrc/causal_conv_sequence.cuh takes
 
 KERNELS = (

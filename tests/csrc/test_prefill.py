@@ -24,6 +24,7 @@ from luce_edu.stages.prefill import (
     BLOCK_THREADS,
     CHUNK,
     CONV_TOKENS,
+    FORGETS_ALL,
     KEY_BLOCK,
     WARPS,
     prefill_defines,
@@ -337,7 +338,7 @@ def test_prepare_equals_a_triangular_solve(kernels, length):
     g, beta = (F.pad(x, (0, 0, 0, case.rows - length)).unflatten(0, (chunks, CHUNK)).mT for x in case.gates())
     padded = (F.pad(x, (0, 0, 0, 0, 0, case.rows - length)) for x in case.qkv_of_value_heads())
     q, k, v = (x.unflatten(0, (chunks, CHUNK)).transpose(1, 2) for x in padded)
-    G = g.cumsum(-1)
+    G = g.clamp_min(FORGETS_ALL).cumsum(-1)
     assert_close(case.G[:chunks], G, FP32)
     of_exp = SUMS * G.abs().amax((0, 2))  # by head
     decay = (G[..., :, None] - G[..., None, :]).tril().exp()
