@@ -21,7 +21,7 @@ def check_start(path: Path, error: type[ValueError] = CheckpointError) -> None:
     if start.startswith(_BOM):
         raise error(f"{path}: starts with a byte order mark; save it as UTF-8 without one")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise error(f"{path}: a web page in place of the file; download the file itself")
+        raise error(f"{path}: a web page in place of the file; download it by its address with /resolve/, not /blob/")
 
 
 def read_json(path: Path, error: type[ValueError] = CheckpointError) -> dict:
@@ -48,9 +48,9 @@ def safetensors_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a checkpoint folder, and there is none")
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "another model"
         raise CheckpointError(
-            f"{folder}: an adapter of {base!r}, which changes a model and is none; merge it into that model "
+            f"{folder}: an adapter of {base}, which is no model by itself; merge it into that model "
             "(PEFT's merge_and_unload), save the result, and load that folder"
         )
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"

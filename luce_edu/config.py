@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SIZES = {
     "linear_conv_kernel_dim": 4,
     "max_position_embeddings": 32768,
 }
+_QUANTISED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 _RMS_NORM_EPS, _FULL_ATTENTION_INTERVAL = 1e-6, 4
 _ROPE_THETA, _PARTIAL_ROTARY_FACTOR = 1e4, 0.25
 
@@ -74,12 +76,12 @@ class ModelConfig:
         elif model_type != "qwen3_5_text":
             raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}")
 
-        for part in (config, text):
-            if quantised := part.get("quantization_config") or part.get("compression_config"):
-                method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        for part, name in itertools.product((config, text), _QUANTISED):
+            if quantised := part.get(name):
+                method = quantised.get("quant_method", quantised) if isinstance(quantised, Mapping) else quantised
                 raise ConfigError(
-                    f"config: quantised weights ({method!r:.80}) are not served; take the checkpoint in bf16 that they "
-                    "were made from"
+                    f"config: {name} ({method!r:.60}): quantised weights are not served; take the checkpoint in bf16 "
+                    "that they were made from"
                 )
         sizes = {name: _positive_int(text, name, default) for name, default in _SIZES.items()}
         rope = _rope(config, text)
@@ -185,8 +187,8 @@ def _rope(config: Mapping, text: Mapping) -> Mapping:
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise ConfigError(
-                f"config: expected rope_type 'default', got {kind!r} in {name}: scaled RoPE is not served; take the "
-                "checkpoint's config.json without the scaling, which contexts up to max_position_embeddings do not need"
+                f"config: expected rope_type 'default', got {kind!r} in {name}: only plain RoPE is served; if the "
+                "scaling was added for long contexts, take the config.json without it"
             )
     beside = {
         "rope_theta": text.get("rope_theta", _ROPE_THETA),

@@ -38,6 +38,7 @@ _QUANTISED = re.compile(
     r"(.*\.)?(qweight|qzeros|scales|biases|g_idx|W_q|SCB|codes|codebooks|weight_(packed|shape|g_idx|format)"
     r"|.*(absmax|quant_map|quant_state\..*|_scale|_scale_inv|_scale_2|_zero_point))"
 )
+_SAME = "take the weights and their own config.json, in transformers' layout"
 _BF16_COPY = "quantised weights are not served; take the checkpoint in bf16 that they were made from"
 
 
@@ -340,12 +341,13 @@ def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ..
         elif missing == ["lm_head.weight"]:
             instead = "; the config does not tie it to the embedding (tie_word_embeddings)"
         raise CheckpointError(
-            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are){instead}"
+            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are)"
+            f"{instead}: {_SAME}"
         )
     if unknown:
         raise CheckpointError(
             f"{unknown[0]}: in {entries[unknown[0]].path}, but the config has no place for it "
-            f"({len(unknown)} such tensors)"
+            f"({len(unknown)} such tensors): {_SAME}"
         )
     for name, shape in expected.items():
         entry = entries[name]
@@ -355,7 +357,7 @@ def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ..
             )
         if entry.shape != shape:
             raise CheckpointError(
-                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}"
+                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}: {_SAME}"
             )
 
 
