@@ -453,8 +453,41 @@ _loaded: dict[Path, ctypes.CDLL] = {}
 
 def _load(library: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     if library not in _loaded:
-        _loaded[library] = ctypes.CDLL(str(library), mode=mode)
+        try:
+            _loaded[library] = ctypes.CDLL(str(library), mode=mode)
+        except OSError as error:
+            raise _unloadable(library, error) from None
     return _loaded[library]
+
+
+def _unloadable(library: Path, error: OSError) -> CompileError:
+    """The error for a library that was built and does not load, with what to do."""
+    if runs_no_code(library.parent):
+        return CompileError(
+            f"the cache for kernels is on a mount that runs no code (noexec), so {library} does not load: name a "
+            "folder elsewhere in LUCE_CACHE"
+        )
+    return CompileError(
+        f"the compiler {find_compiler()[0]} made a library that does not load ({error}): install g++ (Debian: "
+        "build-essential) or name another compiler in CXX; if the folder is to blame, name another in LUCE_CACHE"
+    )
+
+
+def runs_no_code(folder: Path) -> bool:
+    """Whether a folder is on a mount from which no library loads."""
+    return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+
+
+def try_out() -> None:
+    """Build a small library in the cache with the kernels' flags, load it and call it.
+
+    Raises CompileError, as the first kernel would, where one of the three does not work.
+    """
+    csrc = backends.csrc_dir()
+    code = 'extern "C" __attribute__((visibility("default"))) int luce_try_out(int x) { return 3 * x; }'
+    library = _build(csrc, "a small library", code, FLAGS, csrc / "host")
+    if _load(library).luce_try_out(14) != 42:
+        raise CompileError(f"the compiler {find_compiler()[0]} made a library that computes wrongly")
 
 
 _runtime: ctypes.CDLL | None = None
