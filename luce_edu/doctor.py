@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir
-from luce_edu.backends.host import find_compiler, runs_no_code, try_out
-from luce_edu.errors import CompileError
+from luce_edu.backends.host import find_compiler, try_out
+from luce_edu.errors import CacheError, CompileError
 
 # The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
 DRIVER_FOR_CUDA = {12: 525, 13: 580}
@@ -280,8 +280,8 @@ def _kernels() -> Finding:
     """Whether what the compiler makes can be loaded from the cache, as the emulator's kernels are."""
     try:
         try_out()
-    except (CompileError, OSError) as error:
-        remedy = OTHER_CACHE if runs_no_code(cache_dir()) else INSTALL_COMPILER
+    except CompileError as error:
+        remedy = OTHER_CACHE if isinstance(error, CacheError) else INSTALL_COMPILER
         return Finding("kernels", "problem", str(error), remedy, True)
     return Finding("kernels", "ok", "a small library builds, loads from the cache and runs", needed=True)
 

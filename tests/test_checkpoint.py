@@ -411,6 +411,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize("row", BAD)
 def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, row):
     changes, *said = BAD[row]

@@ -1,5 +1,6 @@
 """The doctor names what is missing and the line that mends it, whatever driver or tool it meets."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -184,22 +185,25 @@ def test_a_library_that_loads_from_the_cache_is_ok(cache):
     assert finding.status == "ok" and list(cache.rglob("module.so"))
 
 
-# Knows C++20, and writes a file that starts as a library does and is none.
+# It knows C++20, and what it writes is no library: not to the compiler's caller, or not to the loader.
 NO_LIBRARY = """#!/bin/sh
 for last; do :; done
-case "$*" in *-fsyntax-only*|*--version*) ;; *) printf '\177ELF and no more' > "$last" ;; esac
+case "$*" in *-fsyntax-only*|*--version*) ;; *) printf '%s' > "$last" ;; esac
 """
 
 
-def test_a_compiler_whose_library_does_not_load_is_named_with_what_to_install(cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("written, said", [("object", "wrote no library"), (r"\177ELF", "does not load")])
+def test_a_compiler_whose_library_does_not_load_is_named_with_what_to_install(
+    cache, monkeypatch, tmp_path, written, said
+):
     compiler = tmp_path / "odd-g++"
-    compiler.write_text(NO_LIBRARY)
+    compiler.write_text(NO_LIBRARY % written)
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     finding, first_use = kernels()
     assert (finding.status, finding.remedy) == ("problem", doctor.INSTALL_COMPILER)
     assert not doctor.ready([finding])
-    assert str(compiler) in first_use and "install g++" in first_use and "LUCE_CACHE" in first_use
+    assert str(compiler) in first_use and said in first_use and "install g++" in first_use
 
 
 def test_a_compiler_whose_library_computes_wrongly_is_named(cache, monkeypatch):
@@ -218,6 +222,16 @@ def test_a_cache_from_which_no_library_loads_is_named(cache, monkeypatch):
     finding, first_use = kernels()
     assert (finding.status, finding.remedy) == ("problem", doctor.OTHER_CACHE)
     assert "noexec" in first_use and "LUCE_CACHE" in first_use and str(cache) in first_use
+
+
+def test_a_cache_that_is_full_is_named(cache, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(host.os, "replace", refuse)
+    finding, first_use = kernels()
+    assert (finding.status, finding.remedy) == ("problem", doctor.OTHER_CACHE)
+    assert "No space left" in first_use and "LUCE_CACHE" in first_use
 
 
 @pytest.fixture
