@@ -56,6 +56,8 @@ def safetensors_files(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
+    if single.is_symlink():
+        raise CheckpointError(f"{single}: links to {single.readlink()}, which is not there; download the folder again")
     if not index.is_file():
         expected = f"{folder}: expected {single.name} or {index.name}, found"
         raise CheckpointError(f"{expected} {_found_instead(folder)}")
@@ -83,4 +85,4 @@ def _found_instead(folder: Path) -> str:
         return f"{files[0].name}: shards need their index; download the folder again, whole"
     if files := sorted([*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]):
         return f"neither; a folder inside has a config.json: give {files[-1].parent}"
-    return "neither"
+    return "neither; weights in other formats, such as GGUF or .bin, are not read"

@@ -177,7 +177,7 @@ def _rope(config: Mapping, text: Mapping) -> Mapping:
     `rope_scaling`, where it says anything, goes before `rope_parameters`; what that leaves out is taken from the text
     config itself. Only plain RoPE is served: a scaled one is refused by its type, also where the wrapper has it.
     """
-    for part in (config, text):
+    for part in (config, text):  # the text config's is the one that counts
         name = "rope_scaling" if part.get("rope_scaling") else "rope_parameters"
         rope = part.get(name) or {}
         if not isinstance(rope, Mapping):
@@ -185,7 +185,8 @@ def _rope(config: Mapping, text: Mapping) -> Mapping:
         if layers := sorted({FULL_ATTENTION, LINEAR_ATTENTION} & rope.keys()):
             raise ConfigError(f"config: expected one {name} for all layers, got one for {', '.join(layers)}")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
+        # The wrapper of older vision models says mrope, which is plain RoPE where all tokens are text.
+        if kind != "default" and not (kind == "mrope" and part is not text):
             raise ConfigError(
                 f"config: expected rope_type 'default', got {kind!r} in {name}: only plain RoPE is served; if the "
                 "scaling was added for long contexts, take the config.json without it"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from luce_edu.checkpoint import check_start, read_json, safetensors_files
 from luce_edu.config import ModelConfig, eos_ids
-from luce_edu.errors import CheckpointError, ConfigError
+from luce_edu.errors import CheckpointError
 from luce_edu.weights import Weights, load_weights, random_weights
 
 DATA = Path(__file__).parent / "data"
@@ -26,9 +26,11 @@ class Tokenizer:
         """Raises CheckpointError that names the file."""
         import tokenizers  # only text needs it
 
-        check_start(Path(path))
         try:
+            check_start(Path(path))
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises plain Exception for a file that it cannot parse
             raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
 
@@ -99,8 +101,10 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
 
     name  "tiny", "random-0.8b" (`seed` draws its weights), a checkpoint folder, or a hub id such as
           "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists goes before a hub id.
-    Raises ValueError naming the choices for a name that is none of these, ConfigError for another
-    architecture, CheckpointError for files that are missing or damaged, or a download that failed.
+    A folder means what it means to transformers, and its text ends at what any of its files names as the end.
+    Raises ValueError naming the choices for a name that is none of these, ConfigError for another architecture or a
+    field that cannot be served, CheckpointError for files that are missing, damaged or of another format, or a download
+    that failed.
     """
     if not isinstance(name, (str, Path)):
         raise ValueError(f"model: expected a name or folder, got {name!r}; {_choices()}")
@@ -128,7 +132,7 @@ def _stop_ids(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
     ids = set(config.eos_token_ids)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        ids.update(eos_ids(read_json(generation, ConfigError), str(generation)))
+        ids.update(eos_ids(read_json(generation), str(generation)))
     if tokenizer is not None:
         ids.update(token for token in map(tokenizer.id_of, _eos_names(folder)) if token is not None)
     outside = sorted(token for token in ids if not 0 <= token < config.vocab_size)

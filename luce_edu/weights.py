@@ -21,7 +21,8 @@ from luce_edu.errors import CheckpointError
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-# Prefixes that transformers takes a text tensor under: none, model., language_model. and the first before the others.
+# Prefixes under which transformers finds a text tensor: none, model., language_model., model.language_model.,
+# model.model.
 _PREFIX = re.compile(r"(model\.)?((language_)?model\.)?")
 # After the prefix: the vision tower, the multi-token prediction head, and RoPE's table, which old savers kept.
 _IGNORED = re.compile(r"visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
@@ -372,8 +373,8 @@ def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
     if not torch.stack(torch.aminmax(tensor)).isfinite().all():  # a NaN is both the least and the largest
         bad = int(tensor.isfinite().logical_not().sum())
         raise CheckpointError(
-            f"{entry.name}: {bad} of {tensor.numel()} values are NaN or infinite in {entry.path}; download it again, "
-            "or take an earlier checkpoint if it was trained here"
+            f"{entry.name}: {bad} of {tensor.numel()} values are NaN or infinite as {tensor.dtype} in {entry.path}; "
+            "download it again, or take an earlier checkpoint if it was trained here"
         )
     return tensor
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
+from luce_edu import weights
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CheckpointError, ConfigError
 from luce_edu.models import DATA, load_model
@@ -38,7 +39,7 @@ LIMIT = 1e-5  # sums in another order, as in tests/reference/test_tiny.py
 
 
 class Folder:
-    """A checkpoint to be. Rows change its config, its tensors, and further files by name, which may also be None."""
+    """A checkpoint to be. Rows change its config, its tensors, and further files: None is no file, a Path is a link."""
 
     def __init__(self):
         self.config, self.tensors = json.loads(json.dumps(CONFIG)), dict(TENSORS)
@@ -52,8 +53,10 @@ class Folder:
         for name, content in self.files.items():
             file = path / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            if content is None:
+            if content is None or isinstance(content, Path):
                 file.unlink(missing_ok=True)
+                if content:
+                    file.symlink_to(content)
             elif isinstance(content, bytes):
                 file.write_bytes(content)
             else:
@@ -171,6 +174,7 @@ GOOD = {
     "type in place of rope_type": [rope("default", "type")],
     "rope_type goes before type": [rope("default", type="yarn", factor=4.0)],
     "mrope_section": [rope("default", mrope_section=[3, 3, 2], mrope_interleaved=True)],
+    "mrope in the wrapper": [wrapper(rope_scaling={"type": "mrope", "mrope_section": [3, 3, 2]})],
     "defaults left out": [config("rms_norm_eps", "max_position_embeddings", "linear_conv_kernel_dim", "hidden_act")],
     "an interval for the layers": [config("layer_types", full_attention_interval=4)],
     "no word on the layers": [config("layer_types")],
@@ -318,6 +322,7 @@ BAD = {
         [FLAT, config(rope_scaling={"rope_type": "yarn", "factor": 4.0})], "'yarn'", "rope_scaling"),
     "yarn in the wrapper": (wrapper(rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'", "rope_scaling"),
     "linear": (rope("linear", factor=2.0), "'linear'"),
+    "linear in the wrapper": (wrapper(rope_parameters={"rope_type": "linear", "factor": 2.0}), "'linear'"),
     "dynamic": (rope("dynamic", factor=2.0), "'dynamic'"),
     "longrope": (rope("longrope", short_factor=[1.0], long_factor=[1.0]), "'longrope'"),
     "llama3": (rope("llama3", factor=8.0), "'llama3'"),
@@ -351,6 +356,8 @@ BAD = {
     "a trainer's output": (files({"config.json": None, "model.safetensors": None, "checkpoint-500/config.json": "{}"}),
                            "checkpoint-500"),
     "nothing": (files({"config.json": None, "model.safetensors": None}), "model.safetensors", INDEX, "neither"),
+    "a link into the hub's cache that was emptied": (
+        files({"model.safetensors": Path("../blobs/4d7a")}), "../blobs/4d7a", "not there", "download"),
     "no config": (files({"config.json": None}), "config.json", "No such file"),
     "a shard that is missing": ([one_shard, files({"model.safetensors-00001-of-00001.safetensors": None})],
                                 "00001-of-00001", "missing"),
@@ -413,8 +420,10 @@ BAD = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("row", BAD)
-def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, row):
+def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, row):
     changes, *said = BAD[row]
+    if not {"NaN", "infinite"} & set(said):  # all but a value shows before a tensor is read
+        monkeypatch.setattr(weights, "_read_tensor", lambda *_: pytest.fail("a tensor was read"))
     path = folder(tmp_path, *(changes if isinstance(changes, list) else [changes]))
     with pytest.raises((CheckpointError, ConfigError)) as error:
         load_model(path)
