@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from luce_edu.checkpoint import read_json
 from luce_edu.errors import ConfigError
 
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
 
-# Sizes that the config must give as positive integers. Nothing is guessed: a missing one is an error.
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "linear_num_key_heads",
-    "linear_num_value_heads",
-    "linear_key_head_dim",
-    "linear_value_head_dim",
-    "linear_conv_kernel_dim",
-)
+# Sizes, positive integers, and what they are where a config leaves them out. The defaults here and below are those of
+# transformers' Qwen3_5TextConfig, so a checkpoint means the same in both; compared with it in tests/test_config.py.
+_SIZES = {
+    "vocab_size": 248320,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "max_position_embeddings": 32768,
+}
+_QUANTISED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
+_RMS_NORM_EPS, _FULL_ATTENTION_INTERVAL = 1e-6, 4
+_ROPE_THETA, _PARTIAL_ROTARY_FACTOR = 1e4, 0.25
 
 
 @dataclass(frozen=True)
@@ -70,43 +76,41 @@ class ModelConfig:
         elif model_type != "qwen3_5_text":
             raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}")
 
-        sizes = {name: _positive_int(text, name) for name in _SIZES}
-        rope = text.get("rope_parameters") or text
-        if not isinstance(rope, Mapping):
-            raise ConfigError(f"config: expected rope_parameters to be an object, got {rope!r}")
-        tie = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
-        if not isinstance(tie, bool):
-            raise ConfigError(f"config: expected tie_word_embeddings to be true or false, got {tie!r}")
-        eos = text.get("eos_token_id", config.get("eos_token_id"))
-        eos = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-        if not all(type(token) is int for token in eos):
-            raise ConfigError(f"config: expected eos_token_id to be one or more integers, got {eos!r}")
+        for part, name in itertools.product((config, text), _QUANTISED):
+            if quantised := part.get(name):
+                method = quantised.get("quant_method", quantised) if isinstance(quantised, Mapping) else quantised
+                raise ConfigError(
+                    f"config: {name} ({method!r:.60}): quantised weights are not served; take the checkpoint in bf16 "
+                    "that they were made from"
+                )
+        sizes = {name: _positive_int(text, name, default) for name, default in _SIZES.items()}
+        rope = _rope(config, text)
+        ties = [part.get("tie_word_embeddings", False) for part in (config, text)]
+        for tie in ties:
+            if not isinstance(tie, bool):
+                raise ConfigError(f"config: expected tie_word_embeddings to be true or false, got {tie!r}")
         result = cls(
             **sizes,
             layer_types=_layer_types(text, sizes["num_hidden_layers"]),
-            rms_norm_eps=_number(text, "rms_norm_eps"),
+            rms_norm_eps=_number(text, "rms_norm_eps", _RMS_NORM_EPS),
             rope_theta=_number(rope, "rope_theta"),
             partial_rotary_factor=_number(rope, "partial_rotary_factor"),
-            tie_word_embeddings=tie,
-            max_position_embeddings=_positive_int(text, "max_position_embeddings"),
-            eos_token_ids=eos,
+            tie_word_embeddings=any(ties),  # transformers' classes look at one or the other
+            eos_token_ids=tuple(sorted({*eos_ids(config), *eos_ids(text)})),
         )
-        result._check(text, rope)
+        result._check(text)
         return result
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelConfig:
         """Read config.json; raises ConfigError that names the file."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not a readable config.json ({error})") from error
+        content = read_json(Path(path), ConfigError)
         try:
             return cls.from_dict(content)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
-    def _check(self, text: Mapping, rope: Mapping) -> None:
+    def _check(self, text: Mapping) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -126,8 +130,6 @@ class ModelConfig:
         for name, value in expected.items():
             if text.get(name, value) != value:
                 raise ConfigError(f"config: expected {name} {value!r}, got {text[name]!r}")
-        if rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"config: expected rope_type 'default', got {rope['rope_type']!r}")
 
     @property
     def rotary_dim(self) -> int:
@@ -160,15 +162,51 @@ class ModelConfig:
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == FULL_ATTENTION)
 
 
-def _positive_int(config: Mapping, name: str) -> int:
-    value = config.get(name)
+def eos_ids(content: Mapping, where: str = "config") -> tuple[int, ...]:
+    """`eos_token_id` of config.json or generation_config.json: none, one or several."""
+    eos = content.get("eos_token_id")
+    ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    if not all(type(token) is int for token in ids):
+        raise ConfigError(f"{where}: expected eos_token_id to be one or more integers, got {eos!r}")
+    return ids
+
+
+def _rope(config: Mapping, text: Mapping) -> Mapping:
+    """RoPE's parameters in any of their spellings, read as transformers reads them.
+
+    `rope_scaling`, where it says anything, goes before `rope_parameters`; what that leaves out is taken from the text
+    config itself. Only plain RoPE is served: a scaled one is refused by its type, also where the wrapper has it.
+    """
+    for part in (config, text):  # the text config's is the one that counts
+        name = "rope_scaling" if part.get("rope_scaling") else "rope_parameters"
+        rope = part.get(name) or {}
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"config: expected {name} to be an object, got {rope!r}")
+        if layers := sorted({FULL_ATTENTION, LINEAR_ATTENTION} & rope.keys()):
+            raise ConfigError(f"config: expected one {name} for all layers, got one for {', '.join(layers)}")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        # The wrapper of older vision models says mrope, which is plain RoPE where all tokens are text.
+        if kind != "default" and not (kind == "mrope" and part is not text):
+            raise ConfigError(
+                f"config: expected rope_type 'default', got {kind!r} in {name}: only plain RoPE is served; if the "
+                "scaling was added for long contexts, take the config.json without it"
+            )
+    beside = {
+        "rope_theta": text.get("rope_theta", _ROPE_THETA),
+        "partial_rotary_factor": text.get("partial_rotary_factor", _PARTIAL_ROTARY_FACTOR),
+    }
+    return beside | rope
+
+
+def _positive_int(config: Mapping, name: str, default: int) -> int:
+    value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ConfigError(f"config: expected {name} to be a positive integer, got {value!r}")
     return value
 
 
-def _number(config: Mapping, name: str) -> float:
-    value = config.get(name)
+def _number(config: Mapping, name: str, default: float | None = None) -> float:
+    value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigError(f"config: expected {name} to be a positive number, got {value!r}")
     return float(value)
@@ -178,7 +216,7 @@ def _layer_types(text: Mapping, num_hidden_layers: int) -> tuple[str, ...]:
     """`layer_types` where the config lists them; else every `full_attention_interval`-th is attention."""
     kinds = text.get("layer_types")
     if kinds is None:
-        interval = _positive_int(text, "full_attention_interval")
+        interval = _positive_int(text, "full_attention_interval", _FULL_ATTENTION_INTERVAL)
         return tuple(
             LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(num_hidden_layers)
         )

@@ -12,13 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from luce_edu.backends import OLDEST_CAPABILITY, cache_dir
-from luce_edu.backends.host import find_compiler
-from luce_edu.errors import CompileError
+from luce_edu.backends.host import find_compiler, try_out
+from luce_edu.errors import CacheError, CompileError
 
 # The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
 DRIVER_FOR_CUDA = {12: 525, 13: 580}
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
 NVRTC_PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+INSTALL_COMPILER = "sudo apt install g++"
+OTHER_CACHE = "export LUCE_CACHE=/a/folder/of/yours"
 CXX20_PROBE = """
 #include <atomic>
 #include <source_location>
@@ -53,14 +55,16 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at everything; nothing that is missing or broken raises."""
+    compiler, cache = _compiler(), _cache()
     return [
         _python(),
         _torch(),
         *_gpus(),
         *_gpu_settings(),
         _nvrtc(),
-        _compiler(),
-        _cache(),
+        compiler,
+        cache,
+        *([_kernels()] if compiler.good and cache.good else []),
         _tiny(),
         _jupyter(),
         _memory(),
@@ -236,7 +240,7 @@ def _nvrtc() -> Finding:
 
 
 def _compiler() -> Finding:
-    remedy = "sudo apt install g++"
+    remedy = INSTALL_COMPILER
     try:
         command = find_compiler()
     except CompileError as error:
@@ -266,11 +270,20 @@ def _cache() -> Finding:
             pass
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except OSError as error:
-        remedy = "export LUCE_CACHE=/a/folder/of/yours"
         return Finding(
-            "cache", "problem", f"compiled kernels cannot be kept in {folder}: {error}", remedy, True
+            "cache", "problem", f"compiled kernels cannot be kept in {folder}: {error}", OTHER_CACHE, True
         )
     return Finding("cache", "ok", f"{folder}, {size / 2**20:.1f} MiB of compiled kernels", needed=True)
+
+
+def _kernels() -> Finding:
+    """Whether what the compiler makes can be loaded from the cache, as the emulator's kernels are."""
+    try:
+        try_out()
+    except CompileError as error:
+        remedy = OTHER_CACHE if isinstance(error, CacheError) else INSTALL_COMPILER
+        return Finding("kernels", "problem", str(error), remedy, True)
+    return Finding("kernels", "ok", "a small library builds, loads from the cache and runs", needed=True)
 
 
 def _tiny() -> Finding:

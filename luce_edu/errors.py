@@ -17,6 +17,10 @@ class CompileError(ValueError):
         self.log = log
 
 
+class CacheError(CompileError):
+    """The folder for compiled kernels cannot be written, or no library loads from it."""
+
+
 class LaunchError(ValueError):
     """A launch that was refused before it started: unknown kernel, bad grid, wrong arguments."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from luce_edu.config import ModelConfig
+from luce_edu.checkpoint import check_start, read_json, safetensors_files
+from luce_edu.config import ModelConfig, eos_ids
 from luce_edu.errors import CheckpointError
 from luce_edu.odd_model import ODD_CONFIG, odd_weights
 from luce_edu.weights import Weights, load_weights, random_weights
@@ -26,7 +28,10 @@ class Tokenizer:
         import tokenizers  # only text needs it
 
         try:
+            check_start(Path(path))
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises plain Exception for a file that it cannot parse
             raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
 
@@ -37,6 +42,10 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValueError(f"prompt: not valid UTF-8 at character {error.start}") from None
         return self._tokenizer.encode(text).ids
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its own text, such as '<|im_end|>'; None where there is no such token."""
+        return self._tokenizer.token_to_id(token)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
@@ -68,7 +77,10 @@ class TextStream:
 
 @dataclass
 class Model:
-    """A loaded model. `tokenizer` is None where there is no tokenizer.json, `folder` for random weights."""
+    """A loaded model. `tokenizer` is None where there is no tokenizer.json, `folder` for random weights.
+
+    `config` is what the whole folder says: its end-of-text tokens are those of all files.
+    """
 
     name: str
     config: ModelConfig
@@ -91,8 +103,10 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
     name  "tiny", "random-0.8b" or "random-odd" (`seed` draws the weights of the last two; see odd_model.py), a
           checkpoint folder, or a hub id such as "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists
           goes before a hub id.
-    Raises ValueError naming the choices for a name that is none of these, ConfigError for another
-    architecture, CheckpointError for files that are missing or damaged, or a download that failed.
+    A folder means what it means to transformers, and its text ends at what any of its files names as the end.
+    Raises ValueError naming the choices for a name that is none of these, ConfigError for another architecture or a
+    field that cannot be served, CheckpointError for files that are missing, damaged or of another format, or a download
+    that failed.
     """
     if not isinstance(name, (str, Path)):
         raise ValueError(f"model: expected a name or folder, got {name!r}; {_choices()}")
@@ -103,10 +117,50 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
     if name == "random-odd":
         return Model(name, ODD_CONFIG, odd_weights(seed), tokenizer=None, folder=None)
     folder = DATA / name if name == "tiny" else _find_folder(name)
+    safetensors_files(folder)  # a folder of another kind is refused by what it is before its config.json is missed
     config = ModelConfig.from_file(folder / "config.json")
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = Tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
-    return Model(name, config, load_weights(folder, config), tokenizer, folder)
+    config = replace(config, eos_token_ids=_stop_ids(folder, config, tokenizer))
+    weights = load_weights(folder, config)
+    config = replace(config, tie_word_embeddings=weights.lm_head is weights.embed_tokens)
+    return Model(name, config, weights, tokenizer, folder)
+
+
+def _stop_ids(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The tokens that end a text: those of config.json, of generation_config.json and of the tokenizer together.
+
+    Chat models keep the end of a turn in one of the last two. An id outside the vocabulary can never come, and
+    transformers ignores it too; it is left out with a warning.
+    """
+    ids = set(config.eos_token_ids)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        ids.update(eos_ids(read_json(generation), str(generation)))
+    if tokenizer is not None:
+        ids.update(token for token in map(tokenizer.id_of, _eos_names(folder)) if token is not None)
+    outside = sorted(token for token in ids if not 0 <= token < config.vocab_size)
+    if outside:
+        warnings.warn(
+            f"{folder}: end-of-text ids {outside} are outside the vocabulary of {config.vocab_size} and never come",
+            stacklevel=3,
+        )
+    return tuple(sorted(ids.difference(outside)))
+
+
+def _eos_names(folder: Path) -> set[str]:
+    """The end-of-text tokens that the tokenizer's files name; Qwen's tokenizers have one where no file does."""
+    names, kind = set(), "Qwen2Tokenizer"
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        if path.is_file():
+            content = read_json(path)
+            kind = content.get("tokenizer_class") or kind
+            token = content.get("eos_token")
+            name = token.get("content") if isinstance(token, dict) else token
+            if name is not None and not isinstance(name, str):
+                raise CheckpointError(f"{path}: expected eos_token to be a token's text, got {token!r:.80}")
+            names |= {name} - {None}
+    return names or ({"<|endoftext|>"} if str(kind).startswith("Qwen") else set())
 
 
 def _find_folder(name: str) -> Path:

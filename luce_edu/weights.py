@@ -6,20 +6,41 @@ import json
 import math
 import mmap
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from luce_edu.checkpoint import check_start, safetensors_files
 from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CheckpointError
 
 # The dtypes that a text tensor may be stored in; safetensors' names.
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_IGNORED = ("model.visual.", "mtp.")  # the vision tower and the multi-token prediction head
+# Prefixes under which transformers finds a text tensor: none, model., language_model., model.language_model.,
+# model.model.
+_PREFIX = re.compile(r"(model\.)?((language_)?model\.)?")
+# After the prefix: the vision tower, the multi-token prediction head, and RoPE's table, which old savers kept.
+_IGNORED = re.compile(r"visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
+# Other prefixes that checkpoints come with, and what helps.
+_FOREIGN = {
+    "base_model.model.": "PEFT's, with the adapter apart: merge it (merge_and_unload) and save that",
+    "language_model.model.": "MLX's, which also stores norms and convolutions otherwise: take the original checkpoint",
+    "module.": "DistributedDataParallel's: save model.module",
+    "_orig_mod.": "torch.compile's: save the model that was compiled",
+}
+# The last part of a name by which GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, HQQ, AQLM, MLX and ModelOpt store
+# what stands in for a weight, or goes with it.
+_QUANTISED = re.compile(
+    r"(.*\.)?(qweight|qzeros|scales|biases|g_idx|W_q|SCB|codes|codebooks|weight_(packed|shape|g_idx|format)"
+    r"|.*(absmax|quant_map|quant_state\..*|_scale|_scale_inv|_scale_2|_zero_point))"
+)
+_SAME = "take the weights and their own config.json, in transformers' layout"
+_BF16_COPY = "quantised weights are not served; take the checkpoint in bf16 that they were made from"
 
 
 @dataclass
@@ -175,6 +196,7 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class _Entry:
     """Where one tensor lies: bytes [begin, end) of the data, which starts data_start bytes into the file."""
 
+    name: str  # as the file has it
     path: Path
     mapping: mmap.mmap
     data_start: int
@@ -187,57 +209,52 @@ class _Entry:
 def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
     """Read the text model from a checkpoint folder without copying it.
 
-    Takes one `model.safetensors`, or the shards that `model.safetensors.index.json` names; tensors named
-    `model.language_model.*` (the vision-language wrapper) or `model.*` (text only). bf16 matrices are views
-    into the mapped files; those that do not start on 16 bytes are copied, and fp16 or fp32 ones are rounded
-    to bf16, one at a time. The mapping is private: writing to a tensor does not change the file.
-    Raises CheckpointError, naming the file or tensor, for anything missing, damaged, misshapen or unknown.
+    Takes one `model.safetensors`, or the shards that `model.safetensors.index.json` names, with tensors under any
+    prefix that transformers takes: `model.language_model.` (the vision-language wrapper), `model.` (text only) or none.
+    bf16 matrices are views into the mapped files; those that do not start on 16 bytes are copied, and others are
+    rounded to bf16, one at a time. The mapping is private: writing to a tensor does not change the file.
+    A head of its own in a tied checkpoint counts where it differs from the embedding, as in transformers.
+    Raises CheckpointError, naming the file or tensor, for anything missing, damaged, misshapen, quantised or unknown,
+    and for a value that is not finite. Warns where norms look as if they were saved for a factor of w, not 1 + w.
     Source: https://huggingface.co/docs/safetensors, "Format".
     """
     entries: dict[str, _Entry] = {}
-    for path in _safetensors_files(Path(folder)):
+    for path in safetensors_files(Path(folder)):
         for stored_name, entry in _read_header(path).items():
-            if stored_name.startswith(_IGNORED):
+            bare = stored_name[_PREFIX.match(stored_name).end() :]
+            if _IGNORED.match(bare):
                 continue
-            name = re.sub(r"^model\.language_model\.", "model.", stored_name)
+            name = bare if bare == "lm_head.weight" else f"model.{bare}"
             if name in entries:
                 raise CheckpointError(f"{name}: found twice, in {entries[name].path} and in {path}")
             entries[name] = entry
+            _check_kind(entry)
 
     expected = expected_tensors(config)
-    spare_head = entries.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    if "lm_head.weight" in entries:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
     _check_entries(entries, expected)
     tensors = {name: _read_tensor(entries[name], len(shape)) for name, shape in expected.items()}
-    if spare_head is not None:
-        _check_spare_head(spare_head, tensors["model.embed_tokens.weight"])
+    if config.tie_word_embeddings and "lm_head.weight" in tensors:
+        if torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+            del tensors["lm_head.weight"]
+    _warn_of_shifted_norms(folder, tensors)
     return Weights.from_named(tensors, config)
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected a checkpoint folder, and there is none")
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found neither")
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        bad = [name for name in names if Path(name).name != name]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: expected a 'weight_map' of tensor to file ({error!r})") from error
-    if bad or not names:
-        raise CheckpointError(f"{index}: expected plain file names in 'weight_map', got {bad or 'none'}")
-    for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: the shard is missing; {index.name} names it")
-    return [folder / name for name in names]
+def _check_kind(entry: _Entry) -> None:
+    """Refuse, by its name, a tensor of a quantised checkpoint or of another project's."""
+    if _QUANTISED.fullmatch(entry.name):
+        raise CheckpointError(f"{entry.name}: in {entry.path}: {_BF16_COPY}")
+    for prefix, remedy in _FOREIGN.items():
+        if entry.name.startswith(prefix):
+            raise CheckpointError(f"{entry.name}: in {entry.path}: the prefix {prefix!r} is {remedy}")
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
     """Map a safetensors file: 8 bytes of header length (little-endian), the header in JSON, then the data."""
     try:
+        check_start(path)
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size < 8:
@@ -282,7 +299,7 @@ def _parse_entry(path: Path, mapping: mmap.mmap, data_start: int, name: str, val
     numbers_fit = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if not isinstance(dtype, str) or not numbers_fit:
         raise CheckpointError(f"{path}: {name}: expected dtype, shape and data_offsets, got {value!r}")
-    return _Entry(path, mapping, data_start, dtype, shape, begin, end)
+    return _Entry(name, path, mapping, data_start, dtype, shape, begin, end)
 
 
 def _check_layout(path: Path, entries: dict[str, _Entry], data_bytes: int) -> None:
@@ -315,26 +332,33 @@ def _num_bytes(entry: _Entry) -> int:
 
 def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in entries]
-    if missing:
-        raise CheckpointError(
-            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are)"
-        )
     # A tensor nobody asked for means that config and checkpoint differ, in the number of layers for instance.
     unknown = [name for name in entries if name not in expected]
+    if missing:
+        instead = ""
+        if unknown:
+            first = entries[unknown[0]]
+            instead = f"; there is {first.name} {list(first.shape)}, which the config has no place for"
+        elif missing == ["lm_head.weight"]:
+            instead = "; the config does not tie it to the embedding (tie_word_embeddings)"
+        raise CheckpointError(
+            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are)"
+            f"{instead}: {_SAME}"
+        )
     if unknown:
         raise CheckpointError(
             f"{unknown[0]}: in {entries[unknown[0]].path}, but the config has no place for it "
-            f"({len(unknown)} such tensors)"
+            f"({len(unknown)} such tensors): {_SAME}"
         )
     for name, shape in expected.items():
         entry = entries[name]
-        if entry.shape != shape:
-            raise CheckpointError(
-                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}"
-            )
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}"
+                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}: {_BF16_COPY}"
+            )
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}: {_SAME}"
             )
 
 
@@ -345,16 +369,30 @@ def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
     if raw.data_ptr() % _ALIGNMENT:
         raw = raw.clone()
     tensor = raw.view(_DTYPES[entry.dtype]).view(entry.shape)
-    return tensor.to(torch.bfloat16 if num_dims == 2 else torch.float32)
-
-
-def _check_spare_head(entry: _Entry, embed_tokens: torch.Tensor) -> None:
-    """A tied checkpoint may store lm_head.weight all the same; then it has to say the same thing."""
-    _check_entries({"lm_head.weight": entry}, {"lm_head.weight": tuple(embed_tokens.shape)})
-    if not torch.equal(_read_tensor(entry, 2), embed_tokens):
+    tensor = tensor.to(torch.bfloat16 if num_dims == 2 else torch.float32)
+    if not torch.stack(torch.aminmax(tensor)).isfinite().all():  # a NaN is both the least and the largest
+        bad = int(tensor.isfinite().logical_not().sum())
         raise CheckpointError(
-            f"lm_head.weight: the config ties it to model.embed_tokens.weight, but {entry.path} holds "
-            "other values"
+            f"{entry.name}: {bad} of {tensor.numel()} values are NaN or infinite as {tensor.dtype} in {entry.path}; "
+            "download it again, or take an earlier checkpoint if it was trained here"
+        )
+    return tensor
+
+
+def _warn_of_shifted_norms(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Warn where the zero-centred norms lie around 1: reference and kernels would agree on a wrong model.
+
+    Their factor is 1 + w, and a trained w has a mean near 0 (-0.02 over Qwen3.6's, by ml-explore/mlx-lm#1623). Savers
+    of other projects store the factor itself. One norm may well have a mean of 1; half of them have not.
+    """
+    norms = [t for name, t in tensors.items() if name.endswith("norm.weight") and "linear_attn" not in name]
+    middle = float(torch.stack([norm.mean() for norm in norms]).median())
+    if 0.5 <= middle <= 1.5:
+        warnings.warn(
+            f"{folder}: half of the norms have a mean of {middle:.2f} or more, where one near 0 is expected. They may "
+            "have been saved for a factor of w in place of 1 + w, such as by MLX; then the text is wrong. Take the "
+            "original checkpoint, or subtract 1 from them",
+            stacklevel=4,
         )
 
 

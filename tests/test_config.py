@@ -1,5 +1,6 @@
 """config.json: both layouts read alike, and every field that cannot be served is named."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_config_agrees_with_transformers():
     for name in ("hidden_size", "head_dim", "linear_num_value_heads", "rms_norm_eps", "tie_word_embeddings"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert list(ours.layer_types) == theirs.layer_types
+
+
+def test_fields_that_a_config_leaves_out_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    ours = ModelConfig.from_dict({"model_type": "qwen3_5_text"})
+    theirs = transformers.Qwen3_5TextConfig().to_dict()
+    theirs |= theirs["rope_parameters"] | {"layer_types": tuple(theirs["layer_types"]), "eos_token_ids": ()}
+    fields = dataclasses.asdict(ours)
+    assert fields == {name: theirs[name] for name in fields}
 
 
 def test_explicit_layer_types_go_before_the_interval():
@@ -88,10 +98,10 @@ BAD_FIELDS = {
     ),
     "scaled_rope": (
         {"rope_parameters": ROPE | {"rope_type": "yarn"}},
-        "expected rope_type 'default', got 'yarn'",
+        "expected rope_type 'default', got 'yarn' in rope_parameters",
     ),
-    "no_theta": (
-        {"rope_parameters": {"partial_rotary_factor": 0.25}},
+    "theta_of_null": (
+        {"rope_parameters": {"rope_theta": None}},
         "expected rope_theta to be a positive number, got None",
     ),
 }

@@ -1,5 +1,8 @@
 """The doctor names what is missing and the line that mends it, whatever driver or tool it meets."""
 
+import errno
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +11,8 @@ import pytest
 import torch
 
 from luce_edu import doctor
+from luce_edu.backends import host
+from luce_edu.errors import CompileError
 
 REAL_ERRORS = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML")}
 TURING = ("Tesla T4", (7, 5), 16 * 2**30)
@@ -155,6 +160,99 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "file" / "cache"))
     finding = doctor._cache()
     assert finding.status == "problem" and "LUCE_CACHE" in finding.remedy and not doctor.ready([finding])
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A cache of its own, and the compiler that the machine has."""
+    monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def kernels():
+    """What doctor says about kernels where compiler and cache are good, as they are here; and the first kernel."""
+    assert doctor._compiler().good and doctor._cache().good
+    finding = doctor._kernels()
+    assert finding in doctor.diagnose()
+    with pytest.raises(CompileError) as error:
+        host.try_out()
+    return finding, str(error.value)
+
+
+def test_a_library_that_loads_from_the_cache_is_ok(cache):
+    assert doctor._cache().good
+    finding = doctor._kernels()
+    assert finding.status == "ok" and list(cache.rglob("module.so"))
+
+
+# It knows C++20, and what it writes is no library: not to the compiler's caller, or not to the loader.
+NO_LIBRARY = """#!/bin/sh
+for last; do :; done
+case "$*" in *-fsyntax-only*|*--version*) ;; *) printf '%s' > "$last" ;; esac
+"""
+
+
+@pytest.mark.parametrize("written, said", [("object", "wrote no library"), (r"\177ELF", "does not load")])
+def test_a_compiler_whose_library_does_not_load_is_named_with_what_to_install(
+    cache, monkeypatch, tmp_path, written, said
+):
+    compiler = tmp_path / "odd-g++"
+    compiler.write_text(NO_LIBRARY % written)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    finding, first_use = kernels()
+    assert (finding.status, finding.remedy) == ("problem", doctor.INSTALL_COMPILER)
+    assert not doctor.ready([finding])
+    assert str(compiler) in first_use and said in first_use and "install g++" in first_use
+
+
+def test_a_compiler_whose_library_computes_wrongly_is_named(cache, monkeypatch):
+    monkeypatch.setattr(host, "_load", lambda library: SimpleNamespace(luce_try_out=lambda x: 0))
+    assert "computes wrongly" in kernels()[1]
+
+
+def test_a_cache_from_which_no_library_loads_is_named(cache, monkeypatch):
+    """What a loader says on a noexec mount, and the mount's flag."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr(host.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    finding, first_use = kernels()
+    assert (finding.status, finding.remedy) == ("problem", doctor.OTHER_CACHE)
+    assert "noexec" in first_use and "LUCE_CACHE" in first_use and str(cache) in first_use
+
+
+def test_a_cache_that_is_full_is_named(cache, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(host.os, "replace", refuse)
+    finding, first_use = kernels()
+    assert (finding.status, finding.remedy) == ("problem", doctor.OTHER_CACHE)
+    assert "No space left" in first_use and "LUCE_CACHE" in first_use
+
+
+@pytest.fixture
+def noexec_mount(tmp_path):
+    """A real one, where this user may mount; else a skip with the reason."""
+    folder = tmp_path / "noexec"
+    folder.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no tmpfs can be mounted here: {getattr(error, 'stderr', error)}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a library that did not load stays half mapped
+
+
+def test_a_cache_on_a_real_noexec_mount_is_named(noexec_mount, monkeypatch):
+    monkeypatch.setenv("LUCE_CACHE", str(noexec_mount))
+    finding, first_use = kernels()
+    assert (finding.status, finding.remedy) == ("problem", doctor.OTHER_CACHE)
+    assert "noexec" in first_use and "LUCE_CACHE" in first_use
 
 
 def test_nvrtc_that_is_missing_or_fails_is_named(monkeypatch):

@@ -19,6 +19,7 @@ TOY = json.loads(models.RANDOM_CONFIG.read_text(encoding="utf-8"))["text_config"
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
+    "eos_token_id": 7,
 }
 
 

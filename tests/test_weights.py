@@ -314,7 +314,7 @@ BAD_TENSORS = {
     ),
     "integers": (
         lambda t: t.update({QKV: t[QKV].to(torch.int8)}),
-        f"{QKV}: expected dtype BF16, F16, F32, got I8",
+        f"{QKV}: expected dtype BF16, F16, F32, F64, got I8 in .*: quantised weights",
     ),
     "too_many_layers": (
         lambda t: t.update({"model.layers.4.input_layernorm.weight": torch.ones(48)}),
@@ -323,10 +323,6 @@ BAD_TENSORS = {
     "both_layouts_at_once": (
         lambda t: t.update({"model.language_model.norm.weight": torch.ones(48)}),
         "model.norm.weight: found twice",
-    ),
-    "tied_head_differs": (
-        lambda t: t.update({"lm_head.weight": torch.ones(67, 48)}),
-        "lm_head.weight: the config ties it",
     ),
     "tied_head_misshapen": (
         lambda t: t.update({"lm_head.weight": torch.ones(66, 48)}),
@@ -354,6 +350,12 @@ def test_tied_checkpoint_may_repeat_its_embedding_as_head(tmp_path):
     tensors = tensors_of()
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     save_file(tensors | head, tmp_path / "model.safetensors")
+    assert_same_bits(load_weights(tmp_path, CONFIG), tensors)
+
+
+def test_tied_checkpoint_with_a_head_of_its_own_is_served_with_that_head(tmp_path):
+    tensors = tensors_of() | {"lm_head.weight": torch.ones(67, 48, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
     assert_same_bits(load_weights(tmp_path, CONFIG), tensors)
 
 
@@ -385,7 +387,7 @@ def test_tensor_in_two_shards_is_refused(tmp_path):
 )
 def test_bad_index_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json: expected"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json: (expected|not a readable)"):
         load_weights(tmp_path, CONFIG)
 
 

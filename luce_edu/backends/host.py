@@ -20,13 +20,14 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu import backends
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, Traffic, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
-from luce_edu.errors import CompileError, KernelError, LaunchError
+from luce_edu.errors import CacheError, CompileError, KernelError, LaunchError
 
 # The emulated device: threads and blocks a multiprocessor as on Turing, shared memory as on Hopper, so that any
 # kernel that fits a GPU fits here. Registers and static shared memory do not count.
@@ -39,6 +40,7 @@ SHARED_BYTES_PER_BLOCK = 227 * 1024  # the device keeps 1 KiB of each block for 
 MOST_SMS = 512  # two blocks of 512 threads on each: more stacks than that, and Linux runs out of mappings
 
 COMPILERS = ("g++", "clang++", "c++")
+OTHER_COMPILER = "install g++ (Debian: build-essential), or name another compiler in CXX"
 # Aliasing: kernels read arrays through wider types, which CUDA allows. Hidden: or libraries would share the
 # `__shared__` variables of inline functions.
 FLAGS = (
@@ -381,16 +383,12 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
     library = backends.cache_dir() / "host" / _key(sources, code, compiler, flags) / "module.so"
     if _is_whole(library):
         return library
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable_cache(error) from None
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        output = Path(scratch) / "module.so"
+    with _scratch_in(library.parent) as scratch:
+        output = scratch / "module.so"
         # Names in reports are relative to csrc/, as an entry serves every tree with the same contents.
         paths = ["-I", str(csrc), f"-ffile-prefix-map={csrc}{os.sep}="]
         # Two steps: one would link the thread sanitizer's runtime into a library built for counting.
-        compiled = Path(scratch) / "module.o"
+        compiled = scratch / "module.o"
         plain = os.environ | {"LC_ALL": "C"}  # the same words and quotes everywhere
         try:
             done = subprocess.run(
@@ -403,8 +401,12 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
                     [*compiler, *linked, "-shared", str(compiled), "-o", str(output)], capture_output=True, text=True
                 )
         except OSError as error:
-            raise CompileError(f"{title}: the compiler {compiler[0]} does not run ({error.strerror})") from None
-        if done.returncode != 0 or not _is_library(output):
+            raise CompileError(
+                f"{title}: the compiler {compiler[0]} does not run ({error.strerror}): {OTHER_COMPILER}"
+            ) from None
+        if done.returncode == 0 and not _is_library(output):
+            raise CompileError(f"{title}: the compiler {compiler[0]} wrote no library: {OTHER_COMPILER}", done.stderr)
+        if done.returncode != 0:
             log = (done.stderr or done.stdout).replace(f"{csrc}{os.sep}", "")
             name = f"{Path(compiler[0]).name} (exit status {done.returncode})"
             raise CompileError(f"{title}: {name} did not compile it for the host backend", log.strip())
@@ -412,6 +414,17 @@ def _build(csrc: Path, title: str, code: str, flags: list[str], sources: Path) -
         output.write_bytes(content + hashlib.sha256(content).digest())
         os.replace(output, library)
     return library
+
+
+@contextmanager
+def _scratch_in(folder: Path):
+    """A folder for a while inside one of the cache. Raises CacheError where that is read-only or full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise unusable_cache(error) from None
 
 
 def _is_library(output: Path) -> bool:
@@ -453,8 +466,36 @@ _loaded: dict[Path, ctypes.CDLL] = {}
 
 def _load(library: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     if library not in _loaded:
-        _loaded[library] = ctypes.CDLL(str(library), mode=mode)
+        try:
+            _loaded[library] = ctypes.CDLL(str(library), mode=mode)
+        except OSError as error:
+            raise _unloadable(library, error) from None
     return _loaded[library]
+
+
+def _unloadable(library: Path, error: OSError) -> CompileError:
+    """The error for a library that was built and does not load, with what to do."""
+    if os.statvfs(library.parent).f_flag & os.ST_NOEXEC:
+        return CacheError(
+            f"the cache for kernels is on a mount that runs no code (noexec), so {library} does not load: name a "
+            "folder elsewhere in LUCE_CACHE"
+        )
+    return CompileError(
+        f"the compiler {find_compiler()[0]} made a library that does not load ({error}): {OTHER_COMPILER}; if the "
+        "folder is to blame, name another in LUCE_CACHE"
+    )
+
+
+def try_out() -> None:
+    """Build a small library in the cache with the kernels' flags, load it and call it.
+
+    Raises CompileError, as the first kernel would, where one of the three does not work.
+    """
+    csrc = backends.csrc_dir()
+    code = 'extern "C" __attribute__((visibility("default"))) int luce_try_out(int x) { return 3 * x; }'
+    library = _build(csrc, "a small library", code, FLAGS, csrc / "host")
+    if _load(library).luce_try_out(14) != 42:
+        raise CompileError(f"the compiler {find_compiler()[0]} made a library that computes wrongly: {OTHER_COMPILER}")
 
 
 _runtime: ctypes.CDLL | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,20 +29,27 @@ class Sensors:
     def open(cls, uuid: str | None = None, nvml: ModuleType | None = None) -> Sensors:
         """uuid: such as 'GPU-4f…'; None for PyTorch's current GPU.
 
-        Raises NotMeasured without driver, NVML or permission.
+        Raises NotMeasured without driver, NVML or permission, and where PyTorch's GPU is a MIG slice.
         """
         if nvml is None:
             try:
                 import pynvml as nvml
             except ImportError:
                 raise NotMeasured("the module pynvml is not there; pip install nvidia-ml-py") from None
-        if uuid is None:
+        by_torch = uuid is None
+        if by_torch:
             import torch
 
             if not torch.cuda.is_available():
                 raise NotMeasured("no CUDA GPU here")
+            # By UUID: with CUDA_VISIBLE_DEVICES, PyTorch's numbers are not NVML's.
             uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
         _ask(nvml, "NVML", nvml.nvmlInit)
+        if by_torch and _is_slice(nvml, uuid):
+            raise NotMeasured(
+                f"PyTorch's {uuid} is a MIG slice; NVML reads power and energy of the whole GPU only, which others may "
+                "use too: measure on a GPU without MIG"
+            )
         return cls(nvml, _ask(nvml, f"NVML's {uuid}", lambda: nvml.nvmlDeviceGetHandleByUUID(uuid)))
 
     def _read(self, what: str, function: str, *args):
@@ -105,6 +113,20 @@ class Sensors:
 def _text(value: str | bytes) -> str:
     """Older bindings return bytes."""
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _is_slice(nvml: ModuleType, uuid: str) -> bool:
+    """Whether what CUDA uses is a MIG slice of a GPU. `uuid` may be the slice's own or its GPU's, both as GPU-…"""
+    try:
+        nvml.nvmlDeviceGetHandleByUUID(uuid.replace("GPU-", "MIG-", 1))  # the name that NVML has for a slice
+        return True
+    except nvml.NVMLError:
+        pass
+    try:
+        mode, _after_reset = nvml.nvmlDeviceGetMigMode(nvml.nvmlDeviceGetHandleByUUID(uuid))
+        return bool(mode)
+    except nvml.NVMLError:  # NVML does not know it, or it is a GPU that cannot be cut
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
 
 
 def or_none(reading: Callable[[], object]):

@@ -66,6 +66,8 @@ class FakeNvml:
 
     faults    by function name, an exception to raise in place of the answer
     lost_at   the time from which every question about the GPU ends in NVMLError_GpuIsLost
+    slices    UUIDs of MIG slices ("MIG-…"), which is all that it knows where there are some
+    cut       MIG is on: the GPU is there, and CUDA runs on slices of it
     wraps_at  joules of the energy counter at which it starts from 0 again;  stuck: the counter stands still
     asked     the names of all functions that were called
     """
@@ -95,7 +97,10 @@ class FakeNvml:
     LIMITS_MW, DEFAULT_MW = (100_000, 350_000), 350_000
     SM_CLOCKS = tuple(range(210, 1981, 15))
 
-    def __init__(self, clock: Clock, *, faults=None, lost_at=math.inf, wraps_at=math.inf, stuck=False):
+    def __init__(
+        self, clock: Clock, *, faults=None, lost_at=math.inf, wraps_at=math.inf, stuck=False, slices=(), cut=False
+    ):
+        self.slices, self.cut = slices, cut
         self.clock, self.faults, self.lost_at = clock, faults or {}, lost_at
         self.wraps_at, self.stuck = wraps_at, stuck
         self.asked: set[str] = set()
@@ -137,9 +142,13 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
         self._answer("nvmlDeviceGetHandleByUUID")
-        if uuid != self.UUID:
+        if uuid not in (self.slices or (self.UUID,)):
             raise NVMLError_NotFound("Not Found")
         return "handle"
+
+    def nvmlDeviceGetMigMode(self, handle):
+        self._answer("nvmlDeviceGetMigMode")
+        return [int(self.cut), int(self.cut)]
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle):
         self._answer("nvmlDeviceGetTotalEnergyConsumption")

@@ -5,10 +5,12 @@ import re
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_nvml
 import pytest
 from fake_nvml import Clock, FakeNvml, SettingChanged
+from settable_nvml import SettableNvml
 
 import luce_edu
 from luce_edu.measure import energy, nvml
@@ -150,6 +152,73 @@ def test_a_reading_that_cannot_be_had_says_why(seen):
 def test_a_gpu_that_nvml_does_not_know_is_named():
     with pytest.raises(NotMeasured, match="NVML's GPU-other: no such GPU"):
         Sensors.open("GPU-other", nvml=FakeNvml(Clock()))
+
+
+# ---- The GPU that PyTorch uses ----
+
+SLICE = FakeNvml.UUID.replace("GPU-", "MIG-")
+
+
+@pytest.fixture
+def torch_uses(monkeypatch):
+    """Let PyTorch's GPU have this UUID, as it is where CUDA_VISIBLE_DEVICES says so."""
+
+    def use(uuid: str, visible: str) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+        properties = SimpleNamespace(uuid=uuid.partition("-")[2])
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+
+    return use
+
+
+SLICES = {
+    "only slices are known": {"slices": (SLICE,)},
+    "other slices are known": {"slices": ("MIG-0",)},
+    "the GPU is known, and MIG is on": {"cut": True},
+}
+
+
+@pytest.mark.parametrize("kind", [FakeNvml, SettableNvml])
+@pytest.mark.parametrize("row", SLICES)
+def test_a_mig_slice_is_said_to_be_why_there_are_no_joules(torch_uses, row, kind):
+    torch_uses(FakeNvml.UUID, SLICE)
+    fake = kind(Clock(), **SLICES[row])
+    with pytest.raises(NotMeasured, match=f"{FakeNvml.UUID} is a MIG slice.*whole GPU only.*without MIG"):
+        Sensors.open(nvml=fake)
+    assert not {COUNTER, POWER} & fake.asked
+
+
+class TwoGpus(FakeNvml):
+    """Two whole GPUs, of which the second draws twice as much; a handle is a UUID."""
+
+    SECOND = "GPU-87654321-9abc-def0-1234-56789abcdef0"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if uuid not in (self.UUID, self.SECOND):
+            raise fake_nvml.NVMLError_NotFound("Not Found")
+        return uuid
+
+    def nvmlDeviceGetUUID(self, handle):
+        return handle
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return super().nvmlDeviceGetPowerUsage(handle) * (2 if handle == self.SECOND else 1)
+
+
+@pytest.mark.parametrize("uuid", [TwoGpus.UUID, TwoGpus.SECOND])
+@pytest.mark.parametrize("fault", [None, fake_nvml.NVMLError_NotSupported()])
+def test_a_uuid_in_cuda_visible_devices_leads_to_that_gpu(torch_uses, uuid, fault):
+    torch_uses(uuid, uuid)
+    fake = TwoGpus(Clock(), faults={"nvmlDeviceGetMigMode": fault} if fault else None)
+    sensors = Sensors.open(nvml=fake)
+    times = 2 if uuid == TwoGpus.SECOND else 1
+    assert sensors.uuid() == uuid and sensors.power_w() == pytest.approx(times * fake.watts(fake.clock()), abs=0.01)
+
+
+def test_a_gpu_by_its_uuid_is_found_with_mig_on_so_that_a_setting_can_be_put_back():
+    assert Sensors.open(FakeNvml.UUID, nvml=FakeNvml(Clock(), cut=True)).uuid() == FakeNvml.UUID
 
 
 def test_a_missing_pynvml_is_named_with_the_package_that_has_it(monkeypatch):
