@@ -6,8 +6,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from luce_edu.exercises import Exercise, WrongAnswer, call, close
-from luce_edu.measure.simulated import SimulatedGPU
+from luce_edu.measure.published import published
+from luce_edu.measure.simulated import SimulatedEvent, SimulatedGPU
 from luce_edu.tables import Tabular
 
 # Exercise 1.
@@ -19,7 +22,7 @@ class Situation:
 
     cold        calls until the GPU is warm, each three times as slow; the first also loads the kernel
     busy_us     what somebody else has asked for just before
-    skewed      a call takes longer or shorter than its median, now and then three times as long
+    skewed      a call takes longer or shorter than their median, now and then several times as long
     """
 
     name: str
@@ -51,41 +54,88 @@ SITUATIONS = (
     ),
 )
 TOLERANCE = 0.06
+LEAST_TIMED = 20
+PHASES = (0.0, 0.25, 0.5, 0.75)  # where in its pattern an interrupted GPU begins; the verdict is the same on every run
+
+# An interrupted call as many times as long as the median: few are close to it, and most of the others are longer.
+SHARES, FACTORS = (0.0, 0.1, 0.44, 0.56, 0.9, 1.0), (0.6, 0.72, 0.98, 1.02, 1.7, 4.0)
 
 
-def _median_one() -> float:
-    """A draw whose median is 1: three in four are close to it, one in eight is low, one in eight about 3."""
-    draw = random.random()
-    if draw < 0.125:
-        return random.uniform(0.7, 0.9)
-    return random.uniform(2.5, 3.5) if draw > 0.875 else random.uniform(0.99, 1.01)
+def _interrupted(call: int, phase: float) -> float:
+    """The factor of the call of this number. Steps of the golden ratio spread any 20 calls in a row evenly over
+    SHARES, so that their median is within 4 % of 1, while means, quartiles and extremes are further away.
+    """
+    golden = (5**0.5 - 1) / 2
+    return float(np.interp((phase + call * golden) % 1, SHARES, FACTORS))
 
 
-def _try(timer: Callable, situation: Situation) -> None:
+class _Watched(SimulatedGPU):
+    """A simulated GPU that counts how its work is timed: see `reading`."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.timed = self.calls = 0  # calls that were timed alone; calls since the last reading of a clock
+
+    def reading(self) -> None:
+        """A clock is read: the CPU's, or the GPU's own by an event. One call since the last reading is timed alone."""
+        self.timed += self.calls == 1
+        self.calls = 0
+
+    def now(self) -> float:
+        self.reading()
+        return super().now()
+
+    def event(self, enable_timing: bool = False) -> SimulatedEvent:
+        return _WatchedEvent(self)
+
+
+class _WatchedEvent(SimulatedEvent):
+    def record(self) -> None:
+        self._of.reading()
+        super().record()
+
+
+def _try(timer: Callable, situation: Situation, phase: float) -> None:
     """Let the timer time fresh work on a fresh GPU; WrongAnswer where it does not say what the work takes."""
-    launches, each_us = random.randint(20, 90), random.uniform(8, 30)
+    launches, each_us = random.randint(20, 40), random.uniform(8, 30)
     truth_us, calls = launches * each_us, 0
     # A queue so deep that it does not fill: a full one would hold a timer that never waits to the GPU's pace.
-    gpu = SimulatedGPU(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0, depth=10**6)
+    gpu = _Watched(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0, depth=10**6)
     if situation.busy_us:
         gpu.launch(situation.busy_us, kernel="somebody else's")
 
     def work() -> None:
         nonlocal calls
         calls += 1
-        factor = 3.0 if calls <= situation.cold else _median_one() if situation.skewed else 1.0
+        gpu.calls += 1
+        factor = 3.0 if calls <= situation.cold else _interrupted(calls, phase) if situation.skewed else 1.0
         for _ in range(launches):
             gpu.launch(factor * each_us)
 
     got = call(timer, gpu, work)
-    hint = f"It takes {truth_us:.6g} µs, on a GPU that is {situation.name}. {situation.hint}"
+    if situation.skewed and gpu.timed < LEAST_TIMED:
+        raise WrongAnswer(_too_few(gpu.timed, calls))
+    hint = situation.hint
+    for factor, name in ((gpu.timed, "all its rounds added up"), (1e-3, "in milliseconds"), (1e-6, "in seconds")):
+        if factor != 1 and isinstance(got, int | float) and abs(got - factor * truth_us) <= 0.1 * factor * truth_us:
+            hint = f"This looks like the right time {name}."
+    hint = f"It takes {truth_us:.6g} µs, on a GPU that is {situation.name}. {hint}"
     close(got, truth_us, tolerance=TOLERANCE, hint=hint)
+
+
+def _too_few(timed: int, calls: int) -> str:
+    if timed == 0 and calls > 1:
+        return f"No call is timed by itself. One clock around {calls} calls, divided by their number, gives their mean."
+    return (
+        f"{timed} of {calls} calls are timed by themselves, and the median of {LEAST_TIMED} or more is asked for. On a "
+        "GPU that is interrupted now and then, the median of a few calls is right by luck."
+    )
 
 
 def _careful(answer) -> str:
     for situation in SITUATIONS:
-        for _ in range(4):
-            _try(answer, situation)
+        for phase in PHASES:
+            _try(answer, situation, phase)
     return "It tells what the GPU does from what the CPU asks, and one interruption does not move it."
 
 
@@ -112,18 +162,27 @@ def careful(gpu, work):
 # its forks keep them (Danmoreng/lucebox-hub at 04b22df, xsession/lucebox-hub at 39fe251); how the first was made and
 # the user's table, Luce-Org/lucebox#5; llama.cpp "run separately" by final_bench.py of that fork; Luce-Org/lucebox#41.
 # The later table differs from the first in one number only, so its other rows are the first run's.
-PUBLIC = (
-    {"table": "first", "run": "final_bench.py", "system": "megakernel", "tokens_per_s": 37_800},
-    {"table": "first", "run": "llama.cpp's own", "system": "llama.cpp", "tokens_per_s": 11_247},
-    {"table": "first", "run": "final_bench.py", "system": "PyTorch", "tokens_per_s": 7_578},
-    {"table": "later", "run": "not said", "system": "megakernel", "tokens_per_s": 21_347},
-    {"table": "later", "run": "llama.cpp's own", "system": "llama.cpp", "tokens_per_s": 11_247},
-    {"table": "later", "run": "final_bench.py", "system": "PyTorch", "tokens_per_s": 7_578},
-    {"table": "a user's, #5", "run": "a user's", "system": "megakernel", "tokens_per_s": 8_505},
-    {"table": "a user's, #5", "run": "a user's", "system": "PyTorch", "tokens_per_s": 8_747},
-    {"table": "#41", "run": "llama.cpp's own, later", "system": "llama.cpp", "tokens_per_s": 18_667},
-)
+README, FIRST_README = "Luce-Org/lucebox, megakernel README", "Luce-Org/lucebox, first megakernel README"
 OURS, BASELINE = "megakernel", "PyTorch"
+NAMES = {OURS: "Luce megakernel", BASELINE: "PyTorch + transformers", "llama.cpp": "llama.cpp"}  # in the record
+
+
+def _public(table: str, run: str, system: str, source: str) -> dict:
+    rate = published("prefill", system=NAMES[system], source=source)["tokens_per_s"]
+    return {"table": table, "run": run, "system": system, "tokens_per_s": rate}
+
+
+PUBLIC = (
+    _public("first", "final_bench.py", OURS, FIRST_README),
+    _public("first", "llama.cpp's own", "llama.cpp", README),
+    _public("first", "final_bench.py", BASELINE, README),
+    _public("later", "not said", OURS, README),
+    _public("later", "llama.cpp's own", "llama.cpp", README),
+    _public("later", "final_bench.py", BASELINE, README),
+    _public("a user's, #5", "a user's", OURS, "Luce-Org/lucebox#5"),
+    _public("a user's, #5", "a user's", BASELINE, "Luce-Org/lucebox#5"),
+    _public("#41", "llama.cpp's own, later", "llama.cpp", "Luce-Org/lucebox#41"),
+)
 
 
 def _fresh_rows() -> list[dict]:
@@ -155,16 +214,34 @@ def _leads(answer) -> str:
         got = call(answer, [dict(row) for row in rows])
         if not isinstance(got, Mapping):
             raise WrongAnswer(f"expected a dict of runs, got {type(got).__name__}")
-        if set(got) != set(want):
-            wrong = ", ".join(map(str, sorted(set(got) ^ set(want), key=str)))
-            raise WrongAnswer(
-                f"Wrong with these runs: {wrong}. A lead is a ratio of two numbers of one run, and a run may have only "
-                "one of them. A table is not a run."
-            )
+        _same_runs(set(got), set(want), rows)
         for run, lead in want.items():
-            close(got[run], lead, tolerance=1e-6, hint=f"In {run}: how many times as fast is the {OURS}?")
+            close(got[run], lead, tolerance=1e-6, hint=f"In {run}: {_lead_hint(got[run], lead)}")
     first, user = (_true_leads(PUBLIC)[run] for run in ("final_bench.py", "a user's"))
     return f"On the public table: {first:.1f} times as fast in one run, and {user:.2f} times in the other."
+
+
+def _same_runs(got: set, want: set, rows: Sequence[Mapping]) -> None:
+    """WrongAnswer where a lead is missing, or one is given that no run has."""
+    for run in sorted(want - got):
+        raise WrongAnswer(
+            f"{run!r} timed both, and its lead is missing. Rows of one run may be printed in more than one table."
+        )
+    for name in sorted(got - want, key=str):
+        systems = sorted({row["system"] for row in rows if row["run"] == name})
+        if systems:
+            raise WrongAnswer(f"{name!r} has a lead in your answer, and this run timed only {', '.join(systems)}.")
+        is_table = name in {row["table"] for row in rows}
+        raise WrongAnswer(f"{name!r} is " + ("a table, and a table is not a run." if is_table else "not a run's name."))
+
+
+def _lead_hint(got: object, lead: float) -> str:
+    if isinstance(got, int | float):
+        for mistaken, cause in ((1 / lead, "PyTorch over the megakernel"), (100 * lead, "per cent"),
+                                (lead - 1, "by how much it is faster, which is 1 less")):  # fmt: skip
+            if abs(got - mistaken) <= 1e-6 * abs(mistaken):
+                return f"this is {cause}."
+    return f"how many times as fast as {BASELINE} is the {OURS}, both by rows of this run?"
 
 
 leads = Exercise(
@@ -198,13 +275,21 @@ SLIPS = {
 TASK = {"model": "Qwen3.5-0.8B", "dtype": "bf16", "batch": 1, "context": 520}
 
 
-def _good_row() -> dict:
-    """A row that may be compared, of one of the many kinds that may."""
+TASKS = (
+    TASK,
+    {"model": "Qwen3.5-2B", "dtype": "bf16", "batch": 1, "context": 8192},
+    {"model": "Qwen3.5-0.8B", "dtype": "fp8", "batch": 32, "context": 520},
+    {"model": "Llama-3.2-1B", "dtype": "fp16", "batch": 2, "context": 1},
+)
+
+
+def _good_row(task: Mapping = TASK) -> dict:
+    """A row that may be compared with others of its task, of one of the many kinds that may."""
     clock = random.choice(("events", "host"))
     l2_mb = random.choice((4, 6, 40, 50, 96))  # of some GPUs
     return {
         "system": "".join(random.sample("bcdfghklmnprstvz", 2)) + random.choice("aeiou"),
-        **TASK,
+        **task,
         "checked_against": random.choice(("reference", "transformers")),
         "warm_up": random.choice((3, 5, 10, 100)),
         "clock": clock,
@@ -220,12 +305,13 @@ def _good_row() -> dict:
     }
 
 
-def _ways(row: Mapping) -> dict[str, list[dict]]:
+def _ways(row: Mapping, task: Mapping) -> dict[str, list[dict]]:
     """By slip, every way to make it: what changes in a row that has none."""
+    others = {"model": ("Qwen3-0.6B", "Qwen3.5-0.8B"), "dtype": ("int4", "fp8", "bf16", "fp32"), "batch": (1, 2, 32),
+              "context": (1, 520, 32_768)}  # fmt: skip
     return {
         "unchecked": [{"checked_against": "nothing"}, {"checked_against": "itself"}],
-        "other work": [{"model": "Qwen3-0.6B"}, {"dtype": "int4"}, {"dtype": "fp8"}, {"batch": 2}, {"batch": 32},
-                       {"context": 1}, {"context": 32_768}],
+        "other work": [{name: other} for name, values in others.items() for other in values if other != task[name]],
         "cold": [{"warm_up": 0}, {"warm_up": 1}, {"warm_up": 2}],
         "not waited for": [{"clock": "host", "waits": False}],
         "cached": [{"touches_mb": 1}, {"touches_mb": row["l2_mb"] + 1}, {"touches_mb": 2 * row["l2_mb"] - 1}],
@@ -236,33 +322,49 @@ def _ways(row: Mapping) -> dict[str, list[dict]]:
     }  # fmt: skip
 
 
-def _table() -> list[tuple[dict, str | None]]:
-    """Rows with their slip, each made in each way four times, and as many rows without."""
-    rows: list[tuple[dict, str | None]] = []
-    for _ in range(4):
-        for name, ways in _ways(row := _good_row()).items():
-            rows += [(row | change, name) for change in ways]
-    rows += [(_good_row(), None) for _ in rows]
+@dataclass(frozen=True)
+class _Judged:
+    """A row, what it should have done, its slip, and in which of its lines the slip stands."""
+
+    row: Mapping
+    task: Mapping
+    slip: str | None = None
+    lines: tuple[str, ...] = ()
+
+
+def _table() -> list[_Judged]:
+    """Rows with their slip, each made in each way for each task, and as many rows without."""
+    rows = []
+    for task in TASKS:
+        row = _good_row(task)
+        spoilt = [
+            _Judged(row | change, task, name, tuple(change))
+            for name, ways in _ways(row, task).items()
+            for change in ways
+        ]
+        rows += spoilt + [_Judged(_good_row(task), task) for _ in spoilt]
     random.shuffle(rows)
     return rows
 
 
 def _slip(answer) -> str:
     table = _table()
-    for row, want in table:
-        got = call(answer, dict(row), dict(TASK))
+    for judged in table:
+        row, want = judged.row, judged.slip
+        got = call(answer, dict(row), dict(judged.task))
         if got is not None and not (isinstance(got, str) and got in SLIPS):
             raise WrongAnswer(f"expected None or one of {', '.join(SLIPS)}; got {got!r}")
         if got == want:
             continue
+        look = f"Look at its {' and '.join(judged.lines)}."
         if want is None:
             told = f"You say {got!r}, and the row may be compared. It is not true of it that {SLIPS[got]}."
         elif got is None:
-            told = "You find nothing wrong with it. Go through the list of slips once more."
+            told = f"You find nothing wrong with it. {look}"
         else:
-            told = f"You say {got!r}. There is one slip in it, and it is another."
-        shown = ", ".join(f"{name} {value}" for name, value in row.items())
-        raise WrongAnswer(f"{told} The row: {shown}.")
+            told = f"You say {got!r}. There is one slip in it, and it is another. {look}"
+        shown, asked = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (row, judged.task))
+        raise WrongAnswer(f"{told} The row: {shown}. The task: {asked}.")
     return f"{len(table)} fresh rows, half of them without a slip."
 
 

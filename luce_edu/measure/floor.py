@@ -1,4 +1,4 @@
-"""The least a decode step can cost: all bytes that must move, over the bandwidth of a GPU. All modelled."""
+"""The least that a decode step and a prompt can cost: the bytes that must move, and the operations. All modelled."""
 
 from __future__ import annotations
 
@@ -70,3 +70,28 @@ def recurrent_state_bytes(config: ModelConfig) -> int:
 def kv_bytes_per_token(config: ModelConfig) -> int:
     """What the KV cache of all attention layers grows by with each token: k and v in bf16."""
     return len(config.attention_layers) * 2 * config.num_key_value_heads * config.head_dim * 2
+
+
+def prompt_operations(config: ModelConfig, tokens: int, *, logits: int = 1) -> dict[str, float]:
+    """Operations of a prompt that is read together, by part, each once. A multiplication and an addition are two.
+
+    logits  for how many of the tokens the head is computed
+    """
+    from luce_edu.weights import expected_tensors
+
+    shapes = expected_tensors(config)
+    weights = sum(math.prod(shape) for name, shape in shapes.items() if "layers." in name and "proj" in name)
+    pairs = tokens * (tokens + 1) / 2 * config.num_attention_heads * len(config.attention_layers)
+    return {
+        "products with weights": 2 * tokens * weights + 2 * logits * config.vocab_size * config.hidden_size,
+        "delta rule": tokens * delta_rule_operations(config),
+        "attention": 4 * pairs * config.head_dim,  # q . k, and the weighted sum of v
+    }
+
+
+def delta_rule_operations(config: ModelConfig, chunk: int = 64) -> float:
+    """Operations of the delta rule for one token, all layers, where a prompt is read in chunks of so many tokens."""
+    K, V = config.linear_key_head_dim, config.linear_value_head_dim
+    with_state = 6 * K * V  # W S, q S, k d^T
+    with_tokens = chunk / 2 * (6 * K + 4 * V)  # half a chunk comes before a token
+    return len(config.linear_layers) * config.linear_num_value_heads * (with_state + with_tokens)

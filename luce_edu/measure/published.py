@@ -1,11 +1,14 @@
-"""Decode results that other people published: batch 1, bf16 weights, each with its source.
+"""What other people published, each figure with its source. The numbers are in figures/records/published.json.
 
-The numbers are in figures/records/published.json.
+    published("prefill", system="Luce megakernel", source="Luce-Org/lucebox#5")["tokens_per_s"]
+
+A text that needs one takes it from there, so that it stands in one place. `RESULTS` are the decode results: batch 1,
+bf16 weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from luce_edu.config import ModelConfig
@@ -64,4 +67,23 @@ def once_each(results: Iterable[Published]) -> tuple[Published, ...]:
     return tuple(first.values())
 
 
-RESULTS = once_each(decode_results(Record.load(records_dir() / "published.json")))
+PUBLISHED = Record.load(records_dir() / "published.json").checked()
+RESULTS = once_each(decode_results(PUBLISHED))
+
+
+def published(part: str, **wanted: object) -> Mapping:
+    """The one row of a part ("decode", "prefill", "launch", ...) whose fields are `wanted`.
+
+    ValueError where there is none, or more than one.
+    """
+    rows = PUBLISHED.content[part]
+    found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+    if len(found) != 1:
+        raise ValueError(f"published: expected one row of {part!r} with {wanted}, found {len(found)} of {len(rows)}")
+    return found[0]
+
+
+def launch_us(what: str) -> float:
+    """Microseconds for one of what was timed: "plain launch", "kernel in a graph" or "grid barrier", on an RTX 3090."""
+    row = published("launch", what=what)
+    return row["total_us"] / row["count"]

@@ -3,7 +3,13 @@
 import pytest
 
 from luce_edu.config import ModelConfig
-from luce_edu.measure.floor import decode_bytes, kv_bytes_per_token, recurrent_state_bytes
+from luce_edu.measure.floor import (
+    decode_bytes,
+    delta_rule_operations,
+    kv_bytes_per_token,
+    prompt_operations,
+    recurrent_state_bytes,
+)
 from luce_edu.models import RANDOM_CONFIG, load_model
 from luce_edu.state import DecodeState
 
@@ -35,3 +41,20 @@ def test_sizes_equal_those_of_the_tensors():
 
 def test_the_floor_is_bytes_over_bandwidth():
     assert decode_bytes(BIG, 520).floor_us(936) == pytest.approx(1656, abs=1)
+
+
+def test_a_prompt_does_two_operations_for_each_weight_and_token_and_attention_grows_with_its_square():
+    last, every = (prompt_operations(BIG, 520, logits=rows) for rows in (1, 520))
+    head = 2 * BIG.vocab_size * BIG.hidden_size
+    assert every["products with weights"] - last["products with weights"] == 519 * head
+    matrices = (last["products with weights"] - head) / 520  # two operations a weight, as many as its bytes in bf16
+    assert 0.999 < matrices / decode_bytes(BIG, 0).layers < 1  # which have the vectors and the convolution besides
+    assert prompt_operations(BIG, 1041)["attention"] == pytest.approx(4 * last["attention"], rel=0.01)
+    assert round(sum(every.values()) / sum(last.values()), 2) == 1.48
+
+
+def test_the_delta_rule_does_three_products_with_the_state_and_pairs_within_a_chunk():
+    heads, K, V = BIG.linear_num_value_heads, BIG.linear_key_head_dim, BIG.linear_value_head_dim
+    a_head = delta_rule_operations(BIG, 1) / len(BIG.linear_layers) / heads
+    assert a_head == 6 * K * V + 3 * K + 2 * V
+    assert delta_rule_operations(BIG) == prompt_operations(BIG, 1)["delta rule"]

@@ -4,7 +4,7 @@ import pytest
 import synthetic
 
 from luce_edu.measure.floor import DATASHEET_GB_PER_S
-from luce_edu.measure.published import RESULTS, bytes_per_token, decode_results
+from luce_edu.measure.published import RESULTS, bytes_per_token, decode_results, launch_us, published
 from luce_edu.measure.records import Record, records_dir
 
 EVERY = decode_results(Record.load(records_dir() / "published.json"))
@@ -53,3 +53,16 @@ def test_a_recorded_record_holds_no_published_results():
 def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match="Qwen3.5-0.8B"):
         bytes_per_token("GPT-9")
+
+
+def test_one_row_is_found_by_its_fields():
+    row = published("prefill", system="Luce megakernel", source="Luce-Org/lucebox#5")
+    assert (row["tokens_per_s"], row["tokens"], row["gpu"]) == (8505, 520, "RTX 3090")
+    assert launch_us("plain launch") == 347.5 / 225
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("wanted, found", [({"system": "llama.cpp"}, "found 2 of"), ({"system": "vLLM"}, "found 0 of")])
+def test_no_row_and_two_rows_are_refused(wanted, found):
+    with pytest.raises(ValueError, match=found):
+        published("prefill", **wanted)
