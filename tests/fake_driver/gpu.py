@@ -1,0 +1,81 @@
+"""A GPU for a PyTorch that has none: tensors in the CPU's memory that say they are on "cuda:0", and torch.cuda's part.
+
+With the fake driver in place of NVIDIA's, luce_edu's cuda backend and its stages run on this down to the driver's door.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from types import SimpleNamespace
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+DEVICE = torch.device("cuda", 0)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says so; its address is one of the CPU's."""
+
+    device = property(lambda self: DEVICE)
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+class _PlaceOnGpu(TorchFunctionMode):
+    """What is made on or moved to a CUDA device becomes an OnGpu."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        to_gpu = any(map(_is_cuda, [*args, kwargs.get("device")]))
+        if function is torch.device or not to_gpu:
+            return function(*args, **kwargs)
+        if "device" in kwargs:
+            kwargs["device"] = "cpu"
+        made = function(*("cpu" if _is_cuda(arg) else arg for arg in args), **kwargs)
+        return made.as_subclass(OnGpu)
+
+
+def _is_cuda(value) -> bool:
+    return isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
+
+
+class FakeGpu:
+    """Puts itself in torch.cuda's place for as long as it is entered; the driver is the one that LD_LIBRARY_PATH names.
+
+    stream  the handle of PyTorch's current stream
+    """
+
+    def __init__(self):
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        self.driver.fake_log.restype = self.driver.fake_calls.restype = ctypes.c_char_p
+        self.stream = 0x5000
+        self._mode = _PlaceOnGpu()
+
+    def set(self, name: str, value: int) -> None:
+        """What the device can do, or what the next call of a driver's function returns (driver.cc)."""
+        self.driver.fake_set(name.encode(), value)
+
+    def clear(self) -> None:
+        self.driver.fake_clear()
+
+    def launches(self) -> list[SimpleNamespace]:
+        lines = self.driver.fake_log().decode().splitlines()
+        return [SimpleNamespace(**json.loads(line)) for line in lines]
+
+    def calls(self) -> list[str]:
+        return self.driver.fake_calls().decode().split()
+
+    def __enter__(self):
+        torch.cuda.is_available = lambda: True
+        torch.cuda.current_device = lambda: 0
+        torch.cuda.get_device_capability = lambda *_: (9, 0)
+        torch.cuda.get_device_name = lambda *_: "Fake GPU"
+        torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=self.stream)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._mode.__exit__(*error)
