@@ -178,6 +178,7 @@ class CudaBackend:
     """
 
     name = "cuda"
+    lazy_loading = True
 
     def __init__(self, *, csrc_dir: Path | None = None):
         if not torch.cuda.is_available():
@@ -309,13 +310,15 @@ class CudaBackend:
         before, self.ledger = self.ledger, Ledger()
         try:
             graph = torch.cuda.CUDAGraph()
-            # On this device's own stream; and what other threads do meanwhile, such as to allocate, is their affair.
-            stream = torch.cuda.Stream(self.device)
+            stream = _capture_stream(self.device)
+            # What other threads do meanwhile, such as to allocate, is their affair.
             with torch.cuda.graph(graph, pool=_graph_pool(), stream=stream, capture_error_mode="thread_local"):
                 enqueue()
             return CudaGraph(graph, tuple(self.ledger.entries))
         except RuntimeError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            # What failed in a capture comes before the error of its end.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            reason = (str(first) or type(first).__name__).splitlines()[0]
             raise CaptureError(f"a CUDA graph could not be captured: {reason}") from error
         finally:
             torch.cuda.set_stream(current)  # where a capture fails at its end, PyTorch stays on the other one
@@ -334,6 +337,12 @@ class CudaBackend:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+
+@functools.cache
+def _capture_stream(device):
+    """One stream for all captures on a device: cuBLAS keeps a workspace of its own for each stream that it meets."""
+    return torch.cuda.Stream(device)
 
 
 @functools.cache

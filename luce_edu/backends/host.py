@@ -98,6 +98,7 @@ class HostBackend:
 
     name = "host"
     dependent_launch = False
+    lazy_loading = False
 
     def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False):
         import torch

@@ -9,7 +9,7 @@ import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.backends.cuda import CudaKernel
-from luce_edu.errors import CaptureError, CompileError, LaunchError
+from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 
 
 class LaunchConfig:
@@ -27,17 +27,22 @@ class LaunchConfigBefore12:
         self.grid, self.block, self.cooperative, self.dependent = grid, block, is_cooperative, False
 
 
+class CUDAError(Exception):
+    """cuda-core's: no RuntimeError."""
+
+
 class FakeCuda:
     """launched: (stream, name, config, values) of every launch;  replayed: how many graphs were."""
 
     def __init__(self, capability=(9, 0), launch_config=LaunchConfig):
         self.capability, self.launch_config = capability, launch_config
         self.launched, self.stream, self.replayed = [], 7, 0
-        self.captures, self.capture_fails = [], False
+        self.captures, self.capture_fails, self.launch_fails = [], False, False
 
     def install(self, monkeypatch) -> None:
         core = ModuleType("cuda.core")
         core.LaunchConfig, core.launch = self.launch_config, self._launch
+        core.Stream = SimpleNamespace(from_handle=lambda handle: handle)
         core.Device = lambda index: SimpleNamespace(
             set_current=lambda: None, properties=SimpleNamespace(multiprocessor_count=132)
         )
@@ -55,7 +60,9 @@ class FakeCuda:
         monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # which would make the context
 
     def _launch(self, stream, config, kernel, *values):
-        self.launched.append((stream.__cuda_stream__()[1], kernel, config, values))
+        if self.launch_fails:
+            raise CUDAError("CUDA_ERROR_INVALID_HANDLE: of the driver. And more")
+        self.launched.append((stream, kernel, config, values))
 
     @contextmanager
     def _capture(self, graph, *, pool, stream, capture_error_mode):
@@ -81,7 +88,7 @@ def cuda(monkeypatch):
 
 
 def kernel(name, arguments=0):
-    return CudaKernel(name, None, name, arguments)
+    return CudaKernel(name, None, name, (4,) * arguments)
 
 
 def enqueue(backend, names=("a", "b", "c")):
@@ -94,7 +101,7 @@ def test_a_launch_goes_onto_pytorchs_stream_and_into_the_ledger(cuda):
     backend.launch(kernel("k", 2), (4, 2), 512, 16, (3, 0.5), cooperative=True)
     ((stream, name, config, values),) = cuda.launched
     assert (stream, name, config.grid, config.block, config.cooperative) == (7, "k", (4, 2, 1), (512, 1, 1), True)
-    assert [value.value for value in values] == [3, 0.5] and not config.dependent
+    assert [getattr(value, "value", value) for value in values] == [3, 0.5] and not config.dependent
     (entry,) = backend.ledger.entries
     assert (entry.kernel, entry.grid, entry.smem, entry.cooperative) == ("k", (4, 2, 1), 16, True)
 
@@ -133,6 +140,18 @@ def test_a_capture_whose_end_fails_is_one_line_and_leaves_pytorch_on_its_stream(
     with pytest.raises(CaptureError, match="^a CUDA graph could not be captured: operation failed .* capture$"):
         backend.capture(lambda: enqueue(backend))
     assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("end_fails", [False, True])
+def test_a_launch_that_the_driver_refuses_in_a_capture_is_a_capture_error_that_names_it(end_fails, cuda):
+    backend = make_backend("cuda")
+    cuda.launch_fails, cuda.capture_fails = True, end_fails
+    with pytest.raises(CaptureError, match="captured: a: CUDA_ERROR_INVALID_HANDLE: of the driver$"):
+        backend.capture(lambda: enqueue(backend))
+    assert cuda.stream == 7 and len(backend.ledger) == 0
+    with pytest.raises(KernelError, match="^a: CUDA_ERROR_INVALID_HANDLE"):
+        enqueue(backend)
 
 
 def test_memory_that_is_short_during_a_capture_is_a_capture_error(cuda):

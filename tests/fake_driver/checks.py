@@ -21,9 +21,10 @@ import torch
 from gpu import FakeGpu
 
 import luce_edu.backends.cuda
-from luce_edu.errors import KernelError, LaunchError
+from luce_edu.errors import CaptureError, KernelError, LaunchError
 from luce_edu.models import load_model
 from luce_edu.stages.dims import BLOCK_THREADS
+from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
 
 MODEL = load_model("tiny")
@@ -191,6 +192,61 @@ def check_a_stages_launches_are_those_of_its_ledger(gpu, make):
         assert launched.arguments == bytes_of(*want), launched.kernel
 
 
+def graph_decoder(make, **options):
+    return GraphDecoder(MODEL, device="cuda", max_seq_len=32, backend=make(), **options)
+
+
+def check_a_graph_stage_runs_each_kernel_once_and_captures_it_with_dependent_launch(gpu, make):
+    with warnings.catch_warnings(record=True) as said:
+        decoder = graph_decoder(make)
+    first, captured = gpu.launches()[: len(gpu.launches()) // 2], gpu.launches()[len(gpu.launches()) // 2 :]
+    count = 2 + 5 * MODEL.config.num_hidden_layers
+    assert [launch.stream for launch in first] == [0x5000] * count
+    assert [launch.stream for launch in captured] == gpu.captured[-1:] * count != [0x5000] * count
+    for launches in (first, captured):
+        assert [launch.dependent for launch in launches] == [launch.kernel != "embed" for launch in launches]
+    assert [launch.arguments for launch in first] == [launch.arguments for launch in captured]
+    assert decoder.dependent_launch and decoder.dependent_launch_refused is None and said == []
+    assert (decoder.position, len(decoder.ledger), gpu.stream) == (0, 0, 0x5000)
+    decoder.step(3)
+    assert decoder.launches == 1 and len(gpu.launches()) == 2 * count and gpu.replayed == 1
+
+
+def check_a_graph_stage_goes_on_without_dependent_launch_where_a_capture_refuses_it(gpu, make):
+    gpu.set("dependent_in_capture", 0)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            decoder = graph_decoder(make)
+        assert "CUDA_ERROR_INVALID_HANDLE" in raises(CaptureError, lambda: graph_decoder(make, dependent_launch=True))
+    finally:
+        gpu.set("dependent_in_capture", 1)
+    assert len(said) == 1 and "without dependent launch" in str(said[0].message)
+    assert not decoder.dependent_launch and "deltanet_in: CUDA_ERROR_INVALID_HANDLE" in decoder.dependent_launch_refused
+    decoder.step(3)
+    assert decoder.launches == 1 and gpu.stream == 0x5000
+
+
+def check_all_captures_are_on_one_stream_of_their_own(gpu, make):
+    backends = [make(), make()]
+    before = len(gpu.captured)
+    for backend in backends * 2:
+        none = kernel(backend, "none")
+        backend.capture(lambda backend=backend, none=none: backend.launch(none, 1, 32, 0, ()))
+    (stream,) = set(gpu.captured[before:])
+    assert {launch.stream for launch in gpu.launches()} == {stream} and stream != gpu.stream == 0x5000
+
+
+def check_a_launch_that_fails_in_a_capture_is_a_capture_error_that_names_it(gpu, make):
+    backend = make()
+    none = kernel(backend, "none")
+    gpu.set("cuLaunchKernelEx", 701)
+    message = raises(CaptureError, lambda: backend.capture(lambda: backend.launch(none, 1, 32, 0, ())))
+    assert "none: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES" in message
+    backend.launch(none, 1, 32, 0, ())
+    assert gpu.launches()[0].stream == 0x5000 and len(backend.ledger) == 1
+
+
 def planted(old: str, new: str) -> ModuleType:
     """backends/cuda.py with one text in another's place."""
     source = Path(luce_edu.backends.cuda.__file__).read_text(encoding="utf-8")
@@ -202,7 +258,7 @@ def planted(old: str, new: str) -> ModuleType:
 
 
 def failures(gpu: FakeGpu, module: ModuleType) -> dict[str, str]:
-    """The checks that fail on a module's backend, each with its error."""
+    """The checks that fail on a module's backend, each with its error; those of stages take csrc/ itself."""
     failed = {}
     for name, check in CHECKS.items():
         gpu.clear()

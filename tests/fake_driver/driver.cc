@@ -26,8 +26,8 @@ struct Library { std::map<std::string, Kernel> kernels; };
 
 // What fake_set() can change. A name of a driver function holds the CUresult that its next call returns.
 std::map<std::string, int> settings = {
-    {"devices", 1}, {"major", 9}, {"minor", 0}, {"multiprocessors", 132}, {"driver", 13000}, {"has_parameters", 1},
-    {"cooperative", 1},
+    {"devices", 1}, {"major", 9}, {"minor", 0}, {"multiprocessors", 132}, {"driver", 13000},
+    {"cooperative", 1}, {"capturing", 0}, {"dependent_in_capture", 1},
 };
 std::string launches;  // lines of JSON
 std::string calls;     // names of the functions called, one a line
@@ -209,6 +209,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
             dependent = attribute.value.programmaticStreamSerializationAllowed;
         else ++other;
     }
+    if (dependent && settings["capturing"] && !settings["dependent_in_capture"]) return CUDA_ERROR_INVALID_HANDLE;
     const long threads = 1L * config->blockDimX * config->blockDimY * config->blockDimZ;
     const long blocks = 1L * config->gridDimX * config->gridDimY * config->gridDimZ;
     if (threads < 1 || threads > 1024 || blocks < 1) return CUDA_ERROR_INVALID_VALUE;
@@ -239,6 +240,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
 CUresult cuGetErrorName(CUresult error, const char** text) {
     switch (error) {
         case CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: *text = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"; break;
+        case CUDA_ERROR_INVALID_HANDLE: *text = "CUDA_ERROR_INVALID_HANDLE"; break;
         case CUDA_ERROR_LAUNCH_FAILED: *text = "CUDA_ERROR_LAUNCH_FAILED"; break;
         case CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: *text = "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"; break;
         default: *text = "CUDA_ERROR_UNKNOWN";

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -45,13 +46,16 @@ def _is_cuda(value) -> bool:
 class FakeGpu:
     """Puts itself in torch.cuda's place for as long as it is entered; the driver is the one that LD_LIBRARY_PATH names.
 
-    stream  the handle of PyTorch's current stream
+    stream    the handle of PyTorch's current stream
+    captured  the handle of the stream of each capture;  replayed  how many graphs were
     """
 
     def __init__(self):
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.driver.fake_log.restype = self.driver.fake_calls.restype = ctypes.c_char_p
-        self.stream = 0x5000
+        self.stream, self.streams = 0x5000, 0
+        self.captured: list[int] = []
+        self.replayed = 0
         self._mode = _PlaceOnGpu()
 
     def set(self, name: str, value: int) -> None:
@@ -74,8 +78,34 @@ class FakeGpu:
         torch.cuda.get_device_capability = lambda *_: (9, 0)
         torch.cuda.get_device_name = lambda *_: "Fake GPU"
         torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=self.stream)
+        torch.cuda.set_stream = lambda stream: setattr(self, "stream", stream.cuda_stream)
+        torch.cuda.Stream = self._new_stream
+        torch.cuda.graph_pool_handle = lambda: (0, 1)
+        torch.cuda.CUDAGraph = lambda: SimpleNamespace(replay=self._replay)
+        torch.cuda.graph = self._capture
         self._mode.__enter__()
         return self
+
+    def _new_stream(self, device):
+        self.streams += 1
+        return SimpleNamespace(cuda_stream=0x100000 * self.streams)
+
+    @contextmanager
+    def _capture(self, graph, *, pool, stream, capture_error_mode):
+        """As PyTorch's: where the end of a capture fails, the stream stays and that error comes last."""
+        self.captured.append(stream.cuda_stream)
+        self.stream, before = stream.cuda_stream, self.stream
+        self.set("capturing", 1)
+        try:
+            yield
+        except Exception:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        finally:
+            self.set("capturing", 0)
+        self.stream = before
+
+    def _replay(self):
+        self.replayed += 1
 
     def __exit__(self, *error):
         self._mode.__exit__(*error)
