@@ -18,12 +18,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy
 import torch
 
-from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
+from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir, torch_lacks
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
 from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
@@ -126,8 +127,6 @@ def parse_ptxas(log: str) -> dict[str, Resources]:
 
 def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> str:
     """A hash of all that decides the machine code: every source that could be included, options, compiler."""
-    from importlib.metadata import PackageNotFoundError, version
-
     digest = hashlib.sha256(repr((source, sorted(defines.items()), arch)).encode())
     for package in ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
@@ -174,7 +173,8 @@ class CudaGraph:
 class CudaBackend:
     """Runs kernels on PyTorch's current CUDA device and stream.
 
-    Raises ValueError when there is no GPU, or one older than Turing.
+    Raises ValueError when there is no GPU, or one older than Turing or newer than PyTorch; CompileError where cuda-core
+    is missing or older than 1.0.
     """
 
     name = "cuda"
@@ -191,11 +191,18 @@ class CudaBackend:
                 f"device 'cuda': {torch.cuda.get_device_name()} has compute capability "
                 f"{capability[0]}.{capability[1]}; Turing (7.5) or newer is needed"
             )
+        if problem := torch_lacks(capability):
+            raise ValueError(f"device 'cuda': {torch.cuda.get_device_name()}: {problem}")
         try:
             core = importlib.import_module("cuda.core")
         except ImportError as error:
             raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
 
+        if not hasattr(getattr(core, "LaunchConfig", None), "is_cooperative"):  # named cooperative_launch before
+            raise CompileError(
+                f"cuda-core {version('cuda-core')} is too old; 1.0 or newer is needed: "
+                "pip install 'cuda-core[cu13]>=1.0'"
+            )
         self.device = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=self.device)  # PyTorch makes the primary context; cuda-core then shares it
         self._core = core

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from luce_edu.backends import make_backend
+from luce_edu.backends import default_device, make_backend
 from luce_edu.backends.cuda import CudaKernel
 from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 
@@ -15,7 +15,7 @@ from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 class LaunchConfig:
     """cuda-core's, from 1.2 on."""
 
-    programmatic_stream_serialization = False
+    programmatic_stream_serialization = is_cooperative = False
 
     def __init__(self, grid, block, shmem_size, is_cooperative=False, programmatic_stream_serialization=False):
         self.grid, self.block, self.cooperative = grid, block, is_cooperative
@@ -23,6 +23,8 @@ class LaunchConfig:
 
 
 class LaunchConfigBefore12:
+    is_cooperative = False
+
     def __init__(self, grid, block, shmem_size, is_cooperative=False):
         self.grid, self.block, self.cooperative, self.dependent = grid, block, is_cooperative, False
 
@@ -287,6 +289,42 @@ def test_a_product_that_does_not_fit_is_refused(cuda, products):
         with pytest.raises(LaunchError, match="^matmul: expected bf16 x"):
             backend.matmul(x, weights, out)
     assert products == [] and len(backend.ledger) == 0
+
+
+PYTORCH_FOR = {"12.6": ["sm_75", "sm_80", "sm_86", "sm_90"], "13.0": ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]}
+
+
+@pytest.mark.parametrize(
+    "cuda_version, capability, code, served",
+    [
+        ("12.6", (7, 5), None, True), ("12.6", (8, 9), None, True), ("12.6", (9, 0), None, True),
+        ("12.6", (12, 0), None, False), ("12.6", (10, 0), None, False), ("13.0", (12, 0), None, True),
+        ("13.0", (12, 1), None, True), ("13.0", (13, 0), None, False), ("12.8", (12, 0), ["compute_90"], True),
+        ("12.8", (9, 0), ["sm_90a"], True), ("12.6", (12, 0), [], True),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_pytorch_has_no_code_for_is_told_to_update_the_driver(
+    cuda_version, capability, code, served, monkeypatch
+):
+    FakeCuda(capability).install(monkeypatch)
+    monkeypatch.setattr(torch.version, "cuda", cuda_version)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: PYTORCH_FOR[cuda_version] if code is None else code)
+    if served:
+        assert make_backend("cuda").name == "cuda" and default_device() == "cuda"
+        return
+    wanted = "a newer PyTorch is needed" if cuda_version == "13.0" else "update the NVIDIA driver to 580 or newer, then"
+    with pytest.raises(ValueError, match=f"^device 'cuda': Fake GPU: this PyTorch, for CUDA 1[23].[06], .*{wanted}"):
+        make_backend("cuda")
+    with pytest.warns(RuntimeWarning, match=wanted):
+        assert default_device() == "host"
+
+
+@pytest.mark.parametrize("old", [type("LaunchConfig", (), {"cooperative_launch": False}), None])
+def test_a_cuda_core_before_1_is_refused_by_its_version(old, monkeypatch):
+    FakeCuda(launch_config=old).install(monkeypatch)
+    monkeypatch.setattr("luce_edu.backends.cuda.version", lambda package: {"cuda-core": "0.3.2"}[package])
+    with pytest.raises(CompileError, match=r"^cuda-core 0.3.2 is too old; 1.0 or newer is needed"):
+        make_backend("cuda")
 
 
 def test_what_cannot_serve_is_named(monkeypatch):
