@@ -4,6 +4,7 @@ Both have the same few members:
     compile(source, kernels, defines) -> Module; module[name] -> Kernel
     launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which writes the ledger
     matmul(x, weights, out), a library's product, which does so too
+    prepare(enqueue) -> launches, run(launches): what `enqueue` launches, checked once and started again and again
     capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow
     max_resident_blocks(kernel, block, smem), synchronize(), device, name, ledger

@@ -217,7 +217,8 @@ class CudaBackend:
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
         self._streams: dict[int, object] = {}  # cuda-core's, by their handle
-        self._prepared_before: dict[tuple, tuple[object, Launch]] = {}
+        self._configs: dict[tuple, tuple[object, Launch]] = {}
+        self._preparing: list[tuple] | None = None
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[CudaKernel]:
         """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors.
@@ -258,20 +259,44 @@ class CudaBackend:
             else _number(kernel.name, i, value, size, device)
             for i, (value, size) in enumerate(zip(args, sizes, strict=True))
         ]
-        config, entry = self._prepared(kernel.name, _triple(grid), _triple(block), smem, cooperative, dependent)
+        config, entry = self._configured(kernel.name, _triple(grid), _triple(block), smem, cooperative, dependent)
+        if self._preparing is not None:
+            self._preparing.append((config, kernel, values, entry))
+        else:
+            self._start(self._current_stream(), config, kernel, values, entry)
+
+    def prepare(self, enqueue: Callable[[], None]) -> tuple:
+        """What `enqueue` launches, unrun: checked and converted once, for `run` to start with these very arguments.
+
+        Of kernels alone. The tensors must stay where they are.
+        """
+        self._preparing = []
         try:
-            self._core.launch(self._current_stream(), config, kernel.handle, *values)
+            enqueue()
+            return tuple(self._preparing)
+        finally:
+            self._preparing = None
+
+    def run(self, prepared: tuple) -> None:
+        """Enqueue prepared launches on the current stream, one by one; errors of the driver as in `launch`."""
+        stream = self._current_stream()
+        for launch in prepared:
+            self._start(stream, *launch)
+
+    def _start(self, stream, config, kernel: CudaKernel, values: list, entry: Launch) -> None:
+        try:
+            self._core.launch(stream, config, kernel.handle, *values)
         except ValueError as error:  # a cooperative grid that is too large
             raise LaunchError(f"{kernel.name}: {error}") from None
         except Exception as error:  # cuda-core keeps its CUDAError in a private module
             raise _driver_error(kernel.name, error) from error
         self.ledger.record(entry)
 
-    def _prepared(self, *how):
+    def _configured(self, *how):
         """cuda-core's configuration and the ledger's line for a kernel's name, grid, block, smem and flags."""
-        if how not in self._prepared_before:
+        if how not in self._configs:
             name, grid, block, smem, cooperative, dependent = how
-            if smem > MAX_DYNAMIC_SHARED:
+            if not 0 <= smem <= MAX_DYNAMIC_SHARED:
                 raise LaunchError(f"{name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}")
             flags = {"programmatic_stream_serialization": True} if dependent else {}
             try:
@@ -280,8 +305,8 @@ class CudaBackend:
                 )
             except (TypeError, ValueError) as error:
                 raise LaunchError(f"{name}: {error}") from None
-            self._prepared_before[how] = config, Launch(name, grid, block, smem, cooperative)
-        return self._prepared_before[how]
+            self._configs[how] = config, Launch(name, grid, block, smem, cooperative)
+        return self._configs[how]
 
     def _current_stream(self):
         """PyTorch's current stream as cuda-core's."""
@@ -297,6 +322,8 @@ class CudaBackend:
         weights stand side by side in memory, as those on a GPU do. Raises LaunchError before anything runs.
         """
         check_product(x, weights, out)
+        if self._preparing is not None:
+            raise LaunchError("matmul: only kernels can be prepared")
         together = as_one_matrix(weights)
         parts = [(together, out)] if together is not None else zip(
             weights, out.split([len(weight) for weight in weights], dim=1), strict=True

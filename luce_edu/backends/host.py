@@ -172,6 +172,15 @@ class HostBackend:
         finally:
             self._capturing = None
 
+    def prepare(self, enqueue: Callable[[], None]) -> HostGraph:
+        """What `enqueue` launches, unrun, for `run` to start with these very arguments."""
+        return self.capture(enqueue)
+
+    def run(self, prepared: HostGraph) -> None:
+        """Run prepared launches in their order. The ledger gets a line for each."""
+        for run in prepared.launches:
+            run(self.ledger.record)
+
     def replay(self, graph: HostGraph) -> None:
         """Run the launches of a graph in their order. The ledger gets one line."""
         entries: list[Launch] = []

@@ -247,6 +247,35 @@ def check_a_launch_that_fails_in_a_capture_is_a_capture_error_that_names_it(gpu,
     assert gpu.launches()[0].stream == 0x5000 and len(backend.ledger) == 1
 
 
+def check_prepared_launches_are_those_of_launch_on_the_stream_of_their_run(gpu, make):
+    backend = make()
+    mixed, none = kernel(backend), kernel(backend, "none")
+    a, b = tensors(2)
+
+    def enqueue():
+        backend.launch(mixed, (3, 2), 64, 128, (a, -7, 0.1, b, 5))
+        backend.launch(none, 4, 512, 0, (), cooperative=True)
+        backend.launch(none, 4, 512, 0, (), dependent=True)
+
+    prepared = backend.prepare(enqueue)
+    assert gpu.launches() == [] and len(backend.ledger) == 0
+    enqueue()
+    gpu.stream = 0x7000
+    for _ in range(2):
+        backend.run(prepared)
+    one_by_one, *runs = (gpu.launches()[i : i + 3] for i in (0, 3, 6))
+    assert [launch.stream for run in runs for launch in run] == [0x7000] * 6
+    for run in runs:
+        assert [vars(launch) | {"stream": 0x5000} for launch in run] == list(map(vars, one_by_one))
+    assert backend.ledger.entries == backend.ledger.entries[:3] * 3
+    gpu.set("cuLaunchKernelEx", 701)
+    assert raises(KernelError, lambda: backend.run(prepared)).startswith("mixed: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+    assert len(backend.ledger) == 9
+    raises(LaunchError, lambda: backend.prepare(lambda: backend.launch(mixed, 1, 1, 0, ())))
+    backend.launch(none, 1, 32, 0, ())
+    assert len(gpu.launches()) == len(backend.ledger) == 10
+
+
 def planted(old: str, new: str) -> ModuleType:
     """backends/cuda.py with one text in another's place."""
     source = Path(luce_edu.backends.cuda.__file__).read_text(encoding="utf-8")
