@@ -47,15 +47,14 @@ class FakeGpu:
     """Puts itself in torch.cuda's place for as long as it is entered; the driver is the one that LD_LIBRARY_PATH names.
 
     stream    the handle of PyTorch's current stream
-    captured  the handle of the stream of each capture;  replayed  how many graphs were
+    captured  the handles of the captures' streams, since the last clear();  replayed  how many graphs were
     """
 
     def __init__(self):
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.driver.fake_log.restype = self.driver.fake_calls.restype = ctypes.c_char_p
-        self.stream, self.streams = 0x5000, 0
-        self.captured: list[int] = []
-        self.replayed = 0
+        self.streams = 0  # made so far
+        self.clear()
         self._mode = _PlaceOnGpu()
 
     def set(self, name: str, value: int) -> None:
@@ -63,7 +62,9 @@ class FakeGpu:
         self.driver.fake_set(name.encode(), value)
 
     def clear(self) -> None:
+        """Forget what was launched, captured and replayed; the stream is the first again."""
         self.driver.fake_clear()
+        self.stream, self.captured, self.replayed = 0x5000, [], 0
 
     def launches(self) -> list[SimpleNamespace]:
         lines = self.driver.fake_log().decode().splitlines()
