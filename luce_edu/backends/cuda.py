@@ -340,18 +340,21 @@ class CudaBackend:
         Nor may `enqueue` allocate what it uses: graphs are replayed in any order, and share one pool of memory, which
         holds cuBLAS's workspace. Raises CaptureError, with PyTorch's stream and the ledger as they were.
         """
-        current = torch.cuda.current_stream(self.device)
+        current, failed = torch.cuda.current_stream(self.device), None
         before, self.ledger = self.ledger, Ledger()
         try:
             graph = torch.cuda.CUDAGraph()
             stream = _capture_stream(self.device)
             # What other threads do meanwhile, such as to allocate, is their affair.
             with torch.cuda.graph(graph, pool=_graph_pool(), stream=stream, capture_error_mode="thread_local"):
-                enqueue()
+                try:
+                    enqueue()
+                except RuntimeError as error:
+                    failed = error
+                    raise
             return CudaGraph(graph, tuple(self.ledger.entries))
         except RuntimeError as error:
-            # What failed in a capture comes before the error of its end.
-            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            first = failed or error  # after a launch that failed, the end of the capture has an error of its own
             reason = (str(first) or type(first).__name__).splitlines()[0]
             raise CaptureError(f"a CUDA graph could not be captured: {reason}") from error
         finally:

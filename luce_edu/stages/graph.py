@@ -40,22 +40,22 @@ class GraphDecoder(PerLayerDecoder):
     def _capture(self):
         """The graph of one token; without dependent launch where the driver refuses that, and nobody insists on it."""
         try:
-            if self.backend.lazy_loading:  # then every kernel has to run once before
-                self._place_token(0)
-                self.device_position.fill_(-1)
-                self._enqueue()
-                self.reset()
-            return self.backend.capture(self._enqueue)
+            return self._capture_once()
         except (CaptureError, KernelError) as error:
             if self._asked or not self.dependent_launch:
                 raise
             self.dependent_launch_refused, self._asked = str(error), False
-            warnings.warn(
-                f"{self.stage}: goes on without dependent launch, which was refused: {error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return self._capture()  # kernels that were compiled for it then find nothing to wait for
+        said = f"{self.stage}: goes on without dependent launch, which was refused: {self.dependent_launch_refused}"
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        return self._capture_once()  # kernels that were compiled for it find nothing to wait for
+
+    def _capture_once(self):
+        if self.backend.lazy_loading:  # then every kernel has to run once before
+            self._place_token(0)
+            self.device_position.fill_(-1)
+            self._enqueue()
+            self.reset()
+        return self.backend.capture(self._enqueue)
 
     def _run_step(self) -> None:
         self.backend.replay(self._graph)

@@ -82,7 +82,7 @@ FAULTS = {
     "the blocks of one multiprocessor": ("per_sm * self._device.properties.multiprocessor_count", "per_sm"),
     "a stream for each capture": ("@functools.cache\ndef _capture_stream", "def _capture_stream"),
     "captures on the current stream": ("_capture_stream(self.device)\n", "torch.cuda.current_stream()\n"),
-    "the end of a capture in its launch's place": ("if isinstance(error.__context__, RuntimeError)", "if False"),
+    "the end of a capture in its launch's place": ("first = failed or error", "first = error"),
     "a capture that fails and keeps its stream": ("            torch.cuda.set_stream(current)", "            pass"),
     "captured launches in the ledger": (RESTORE, f"            before.entries += self.ledger.entries\n{RESTORE}"),
     "no kernel runs before it is captured": ("lazy_loading = True", "lazy_loading = False"),

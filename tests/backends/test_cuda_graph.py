@@ -37,7 +37,7 @@ class LoadsLate(HostBackend):
 
 
 class NeverWarmed(GraphDecoder):
-    def _capture(self):
+    def _capture_once(self):
         return self.backend.capture(self._enqueue)
 
 
@@ -61,7 +61,7 @@ def test_every_kernel_runs_once_before_the_capture_and_leaves_no_trace():
 @pytest.mark.planted
 def test_a_capture_without_that_step_fails():
     with pytest.raises(CaptureError, match="embed: not loaded"):
-        make(NeverWarmed, LoadsLate())
+        make(NeverWarmed, LoadsLate(), dependent_launch=False)
 
 
 def test_where_dependent_launch_is_refused_the_stage_goes_on_without_and_says_so_once():

@@ -25,7 +25,9 @@ from luce_edu.errors import CaptureError, KernelError, LaunchError
 from luce_edu.models import load_model
 from luce_edu.stages.dims import BLOCK_THREADS
 from luce_edu.stages.graph import GraphDecoder
+from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
+from luce_edu.stages.per_op import PerOpDecoder
 
 MODEL = load_model("tiny")
 KERNELS = Path(__file__).parent / "kernels"  # a source tree of its own
@@ -171,26 +173,48 @@ def check_errors_of_the_driver_are_ours_and_name_the_kernel(gpu, make):
     assert len(gpu.launches()) == len(backend.ledger) == 1
 
 
-def check_a_stages_launches_are_those_of_its_ledger(gpu, make):
-    """Stage per_layer, from its embedding to its head: five kernels a layer, every argument as the stage gave it."""
+def seen_and_given(gpu, make, kind, run):
+    """What the driver saw of a stage that `run` moves on, the arguments that the stage gave, and its ledger's lines."""
     backend = make()
     given = []
     launch = backend.launch
     backend.launch = lambda kernel, grid, block, smem, args, **how: (
         given.append(args), launch(kernel, grid, block, smem, args, **how),
     )  # fmt: skip
-    decoder = PerLayerDecoder(MODEL, device="cuda", max_seq_len=32, backend=backend)
+    decoder = kind(MODEL, device="cuda", max_seq_len=32, backend=backend)
     gpu.clear()
-    decoder.step(3)
+    run(decoder)
     seen = gpu.launches()
-    assert [(x.kernel, tuple(x.grid), tuple(x.block), x.smem) for x in seen] == [
-        (entry.kernel, entry.grid, entry.block, entry.smem) for entry in decoder.ledger.entries
+    entries = [entry for entry in decoder.ledger.entries if entry.kernel != "matmul"]
+    assert [(x.kernel, tuple(x.grid), tuple(x.block), x.smem, bool(x.cooperative)) for x in seen] == [
+        (entry.kernel, entry.grid, entry.block, entry.smem, entry.cooperative) for entry in entries
     ]
-    assert len(seen) == 2 + 5 * MODEL.config.num_hidden_layers
-    assert {tuple(launched.block) for launched in seen} == {(BLOCK_THREADS, 1, 1)}
     for launched, args in zip(seen, given, strict=True):
         want = [(INT, a) if isinstance(a, int) else (POINTER, a.data_ptr()) for a in args]
         assert launched.arguments == bytes_of(*want), launched.kernel
+    return seen
+
+
+def check_stage_per_layer_launches_what_its_ledger_says(gpu, make):
+    seen = seen_and_given(gpu, make, PerLayerDecoder, lambda decoder: decoder.step(3))
+    assert len(seen) == 2 + 5 * MODEL.config.num_hidden_layers
+    assert {tuple(launched.block) for launched in seen} == {(BLOCK_THREADS, 1, 1)}
+    assert not any(launched.cooperative or launched.dependent for launched in seen)
+
+
+def check_stage_per_op_launches_what_its_ledger_says(gpu, make):
+    seen = seen_and_given(gpu, make, PerOpDecoder, lambda decoder: decoder.step(3))
+    assert len(seen) > 100 and not any(launched.cooperative for launched in seen)
+
+
+def check_stage_megakernel_is_one_cooperative_launch(gpu, make):
+    (seen,) = seen_and_given(gpu, make, MegakernelDecoder, lambda decoder: decoder.step(3))
+    assert seen.kernel == "megakernel" and seen.cooperative
+
+
+def check_a_prompt_of_a_stage_launches_what_its_ledger_says(gpu, make):
+    seen = seen_and_given(gpu, make, PerLayerDecoder, lambda decoder: decoder.prefill([1, 2, 3, 4, 5]))
+    assert {"delta_rule_scan", "attention", "lm_head"} <= {launched.kernel for launched in seen}
 
 
 def graph_decoder(make, **options):
