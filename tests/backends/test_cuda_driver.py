@@ -111,12 +111,12 @@ def seen(driver) -> dict:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_at_the_drivers_door(check, seen):
+def test_the_driver_gets_what_it_should(check, seen):
     assert check in seen["checks"]
     assert check not in seen["right"], seen["right"][check]
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen_at_the_drivers_door(fault, seen):
+def test_a_planted_fault_is_seen_by_a_check(fault, seen):
     assert seen["faults"][fault], f"no check of {len(seen['checks'])} saw it"

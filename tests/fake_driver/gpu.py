@@ -1,6 +1,7 @@
-"""A GPU for a PyTorch that has none: tensors in the CPU's memory that say they are on "cuda:0", and torch.cuda's part.
+"""A stand-in for a GPU where PyTorch is a CPU build: tensors in the CPU's memory that say they are on "cuda:0".
 
-With the fake driver in place of NVIDIA's, luce_edu's cuda backend and its stages run on this down to the driver's door.
+With the fake driver in place of NVIDIA's, the cuda backend and the stages then do all that they do on a GPU, up to the
+calls of the driver. No kernel runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that says so; its address is one of the CPU's."""
+    """A tensor that says it is on the GPU; its address is one of the CPU's memory."""
 
     device = property(lambda self: DEVICE)
 
@@ -44,8 +45,9 @@ def _is_cuda(value) -> bool:
 
 
 class FakeGpu:
-    """Puts itself in torch.cuda's place for as long as it is entered; the driver is the one that LD_LIBRARY_PATH names.
+    """Replaces what the backend asks of torch.cuda for the rest of the process, and places tensors while entered.
 
+    The driver is the one in LD_LIBRARY_PATH.
     stream    the handle of PyTorch's current stream
     captured  the handles of the captures' streams, since the last clear();  replayed  how many graphs were
     """
