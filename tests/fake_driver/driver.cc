@@ -34,7 +34,8 @@ std::string calls;     // names of the functions called, one a line
 bool quiet = false;    // for timing: launches are neither checked nor written down
 CUcontext primary = reinterpret_cast<CUcontext>(0x1000), current = nullptr;
 
-// EIATTR numbers and layouts of .nv.info, as `cuobjdump -elf` prints them.
+// Attributes of .nv.info, found in NVRTC's cubins; checks.py compares what they give with the kernels' declarations and
+// with ptxas's report.
 constexpr unsigned char FORMAT_SIZED = 4, REGISTER_COUNT = 0x2f, PARAMETER = 0x17;
 
 template <class Each>
