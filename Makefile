@@ -6,7 +6,8 @@
 # make lint          ruff
 # Each makes .venv and installs into it first, where that has not been done. Options of that first call:
 #   PYTHON=python3.12   another Python, 3.11 or newer
-#   CUDA=cu12           for an NVIDIA driver older than CUDA 13; `luce-edu doctor` says which one yours needs
+#   CUDA=cu12           for an NVIDIA driver older than CUDA 13; `luce-edu doctor` says which one yours needs. A GPU
+#                       newer than Hopper, such as an RTX 50, needs a driver of CUDA 13 (580 or newer) and not this
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   PyTorch from another index; this one saves gigabytes
 #                       where there is no GPU
 VENV := .venv

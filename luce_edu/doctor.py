@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from luce_edu.backends import OLDEST_CAPABILITY, cache_dir
+from luce_edu.backends import DRIVER_FOR_CUDA, OLDEST_CAPABILITY, cache_dir, torch_lacks
 from luce_edu.backends.host import find_compiler, try_out
 from luce_edu.errors import CacheError, CompileError
 
-# The first NVIDIA driver that knows each CUDA version (CUDA release notes, table of driver versions).
-DRIVER_FOR_CUDA = {12: 525, 13: 580}
+CU12_NEWEST = (9, 0)  # the newest GPU of the PyTorch that `make CUDA=cu12` installs, which is for CUDA 12.6
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
 NVRTC_PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 INSTALL_COMPILER = "sudo apt install g++"
@@ -177,6 +176,10 @@ def _driver(pynvml) -> Finding:
         detail = f"{found}; {DRIVER_FOR_CUDA[12]} or newer is needed, and {DRIVER_FOR_CUDA[13]} for CUDA 13"
         return Finding("driver", "problem", detail, f"sudo apt install nvidia-driver-{DRIVER_FOR_CUDA[13]}")
     extra = "cu13" if major >= 13 else "cu12"
+    newest = max((_capability(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount())), default=OLDEST_CAPABILITY)
+    if extra == "cu12" and newest > CU12_NEWEST:
+        detail = f"{found}; a GPU of compute capability {newest[0]}.{newest[1]} needs {DRIVER_FOR_CUDA[13]} or newer"
+        return Finding("driver", "problem", detail, f"sudo apt install nvidia-driver-{DRIVER_FOR_CUDA[13]}")
     remedy = f"rm -rf .venv && make CUDA={extra} walkthrough"
     torch_cuda = _torch_cuda_major()
     if torch_cuda is None:
@@ -190,7 +193,7 @@ def _driver(pynvml) -> Finding:
 
 def _gpu(pynvml, index: int) -> Finding:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+    capability = _capability(pynvml, index)
     try:
         memory = f"{pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
     except pynvml.NVMLError:  # GPUs that share the machine's memory have none of their own to report
@@ -200,7 +203,14 @@ def _gpu(pynvml, index: int) -> Finding:
     if capability < OLDEST_CAPABILITY:
         detail += "; Turing (7.5) or newer is needed, so the emulator takes over"
         return Finding(f"gpu {index}", "info", detail)
+    if _torch_cuda_major() and (problem := torch_lacks(capability)):
+        why, _, remedy = problem.partition("; ")
+        return Finding(f"gpu {index}", "problem", f"{detail}; {why}", remedy)
     return Finding(f"gpu {index}", "ok", detail)
+
+
+def _capability(pynvml, index: int) -> tuple[int, int]:
+    return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(index)))
 
 
 def _text(value: str | bytes) -> str:

@@ -30,4 +30,4 @@ class CaptureError(RuntimeError):
 
 
 class KernelError(RuntimeError):
-    """A kernel that started and could not finish, such as one that deadlocked; names who waits where."""
+    """A kernel that could not finish, such as one that deadlocked (names who waits where), or that a driver refused."""

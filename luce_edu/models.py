@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from luce_edu.checkpoint import check_start, read_json, safetensors_files
 from luce_edu.config import ModelConfig, eos_ids
 from luce_edu.errors import CheckpointError
@@ -91,10 +93,12 @@ class Model:
 
     def weights_on(self, device) -> Weights:
         """The weights on a device, moved there once and shared by all decoders of this model."""
-        key = str(device)
-        if key not in self._placed:
-            self._placed[key] = self.weights.to(device)
-        return self._placed[key]
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._placed:
+            self._placed[device] = self.weights.to(device)
+        return self._placed[device]
 
 
 def load_model(name: str | Path, *, seed: int = 0) -> Model:

@@ -16,6 +16,7 @@ from luce_edu.errors import CompileError
 
 REAL_ERRORS = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("NVML")}
 TURING = ("Tesla T4", (7, 5), 16 * 2**30)
+RTX_50 = ("NVIDIA GeForce RTX 5090", (12, 0), 32 * 2**30)
 PASCAL = ("GTX 1080", (6, 1), 8 * 2**30)
 
 
@@ -83,6 +84,19 @@ def test_a_cuda_12_driver_asks_for_the_cu12_extra(machine, installed):
 @pytest.mark.parametrize("cuda", [12080, 13000])
 def test_the_cu12_extra_serves_drivers_of_cuda_12_and_13(machine, cuda):
     assert machine(nvml(cuda=cuda), torch_cuda="12.6", bindings=12)["driver"].status == "ok"
+
+
+@pytest.mark.parametrize("torch_cuda", ["12.6", "13.0"])
+def test_an_rtx_50_with_a_cuda_12_driver_is_told_to_update_the_driver(machine, torch_cuda):
+    driver = machine(nvml(cuda=12080, gpus=(TURING, RTX_50)), torch_cuda=torch_cuda, bindings=12)["driver"]
+    assert driver.status == "problem" and driver.remedy == "sudo apt install nvidia-driver-580"
+
+
+def test_a_gpu_that_pytorch_has_no_code_for_is_a_problem_whatever_the_driver(machine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    found = machine(nvml(gpus=(TURING, RTX_50)), torch_cuda="12.6", bindings=12)
+    assert found["gpu 0"].status == "ok" and found["gpu 1"].status == "problem"
+    assert found["gpu 1"].remedy.startswith("update the NVIDIA driver to 580 or newer")
 
 
 def test_a_cpu_build_of_torch_beside_a_gpu_is_named(machine):

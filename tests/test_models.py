@@ -194,3 +194,15 @@ def test_loading_a_folder_imports_neither_transformers_nor_the_hub_client(folder
     )
     done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_current_gpu_is_one_key_of_the_weights(monkeypatch):
+    """What "cuda" is depends on the current device, so the weights are not there twice."""
+    model = load_model("tiny")
+    moved = []
+    monkeypatch.setattr(type(model.weights), "to", lambda self, device: moved.append(str(device)) or str(device))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    on = [model.weights_on(device) for device in ("cuda", "cuda:1", torch.device("cuda"), torch.device("cuda", 1))]
+    assert on == ["cuda:1"] * 4 and moved == ["cuda:1"]
+    assert model.weights_on("cuda:0") == "cuda:0" and model.weights_on("cpu") == model.weights_on(torch.device("cpu"))
+    assert moved == ["cuda:1", "cuda:0", "cpu"]

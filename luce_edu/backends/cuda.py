@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -17,12 +18,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir
+import numpy
+import torch
+
+from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir, torch_lacks
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module, unusable_cache
-from luce_edu.errors import CaptureError, CompileError, LaunchError
+from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 from luce_edu.weights import as_one_matrix
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
@@ -122,8 +127,6 @@ def parse_ptxas(log: str) -> dict[str, Resources]:
 
 def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> str:
     """A hash of all that decides the machine code: every source that could be included, options, compiler."""
-    from importlib.metadata import PackageNotFoundError, version
-
     digest = hashlib.sha256(repr((source, sorted(defines.items()), arch)).encode())
     for package in ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
@@ -151,12 +154,12 @@ def _store(path: Path, binary: Binary) -> None:
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """A kernel loaded on the GPU; `resources` is the compiler's report, `arguments` how many it takes."""
+    """A kernel loaded on the GPU; `resources` is the compiler's report, `arguments` the bytes of each that it takes."""
 
     name: str
     resources: Resources
     handle: object
-    arguments: int | None  # None where the driver cannot say
+    arguments: tuple[int, ...] | None  # None where the driver cannot say
 
 
 @dataclass(frozen=True)
@@ -170,14 +173,14 @@ class CudaGraph:
 class CudaBackend:
     """Runs kernels on PyTorch's current CUDA device and stream.
 
-    Raises ValueError when there is no GPU, or one older than Turing.
+    Raises ValueError when there is no GPU, or one older than Turing or newer than PyTorch; CompileError where cuda-core
+    is missing or older than 1.0.
     """
 
     name = "cuda"
+    lazy_loading = True
 
     def __init__(self, *, csrc_dir: Path | None = None):
-        import torch
-
         if not torch.cuda.is_available():
             raise ValueError(
                 "device 'cuda': PyTorch sees no GPU here; use device='host', or see `luce-edu doctor`"
@@ -188,62 +191,129 @@ class CudaBackend:
                 f"device 'cuda': {torch.cuda.get_device_name()} has compute capability "
                 f"{capability[0]}.{capability[1]}; Turing (7.5) or newer is needed"
             )
+        if problem := torch_lacks(capability):
+            raise ValueError(f"device 'cuda': {torch.cuda.get_device_name()}: {problem}")
         try:
-            from cuda.core import Device, LaunchConfig
+            core = importlib.import_module("cuda.core")
         except ImportError as error:
             raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
 
+        if not hasattr(getattr(core, "LaunchConfig", None), "is_cooperative"):  # named cooperative_launch before
+            raise CompileError(
+                f"cuda-core {version('cuda-core')} is too old; 1.0 or newer is needed: "
+                "pip install 'cuda-core[cu13]>=1.0'"
+            )
         self.device = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=self.device)  # PyTorch makes the primary context; cuda-core then shares it
-        self._device = Device(self.device.index)
+        self._core = core
+        self._device = core.Device(self.device.index)
         self._device.set_current()
         major, minor = capability
         suffix = "a" if major in (9, 10) else ""
         self.arch = f"sm_{major}{minor}{suffix}"
         # cuda-core can ask for it from 1.2 on; without it all else works.
-        able = hasattr(LaunchConfig, "programmatic_stream_serialization")
+        able = hasattr(core.LaunchConfig, "programmatic_stream_serialization")
         self.dependent_launch = able and capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
+        self._streams: dict[int, object] = {}  # cuda-core's, by their handle
+        self._configs: dict[tuple, tuple[object, Launch]] = {}
+        self._preparing: list[tuple] | None = None
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[CudaKernel]:
-        """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors."""
-        from cuda.core import ObjectCode
+        """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors.
 
+        Raises KernelError where the driver does not load it.
+        """
         binary = compile_cubin(source, kernels, defines, self.arch, csrc=self.csrc_dir)
-        code = ObjectCode.from_cubin(binary.cubin)
         loaded = {}
-        for name in kernels:
-            handle = code.get_kernel(name)
-            try:  # asked once, not at every launch: the answer takes a driver call for each argument
-                arguments = handle.num_arguments
-            except NotImplementedError:  # drivers before CUDA 12.4
-                arguments = None
-            loaded[name] = CudaKernel(name, binary.resources[name], handle, arguments)
+        with _naming(source):
+            code = self._core.ObjectCode.from_cubin(binary.cubin)
+            for name in kernels:
+                handle = code.get_kernel(name)
+                try:  # asked once, not at every launch: the answer takes a driver call for each argument
+                    arguments = tuple(argument.size for argument in handle.arguments_info)
+                except NotImplementedError:  # drivers before CUDA 12.4
+                    arguments = None
+                loaded[name] = CudaKernel(name, binary.resources[name], handle, arguments)
         return Module(source, loaded)
 
     def launch(
         self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
     ) -> None:
-        """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as int32, floats as float.
+        """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as 32 bits, floats as float.
 
         dependent: it may start while the kernel before it ends, and waits for it by wait_for_predecessor().
-        Raises LaunchError before anything runs: wrong argument count, a tensor on another device or not contiguous.
+        Raises LaunchError before anything runs: sizes or arguments that do not fit, a tensor on another device or not
+        contiguous. Raises KernelError where the driver refuses, such as after a kernel that failed.
         """
-        from cuda.core import LaunchConfig, launch
+        device, sizes = self.device, kernel.arguments
+        if sizes is None:
+            sizes = (None,) * len(args)
+        elif len(args) != len(sizes):
+            raise LaunchError(f"{kernel.name}: expected {len(sizes)} arguments, got {len(args)}")
+        # A tensor as a plain int, which cuda-core passes as a pointer. This line is most of the time that Python takes.
+        values = [
+            value.data_ptr()
+            if isinstance(value, torch.Tensor) and size != 4 and value.device == device and value.is_contiguous()
+            else _number(kernel.name, i, value, size, device)
+            for i, (value, size) in enumerate(zip(args, sizes, strict=True))
+        ]
+        config, entry = self._configured(kernel.name, _triple(grid), _triple(block), smem, cooperative, dependent)
+        if self._preparing is not None:
+            self._preparing.append((config, kernel, values, entry))
+        else:
+            self._start(self._current_stream(), config, kernel, values, entry)
 
-        if kernel.arguments is not None and len(args) != kernel.arguments:
-            raise LaunchError(f"{kernel.name}: expected {kernel.arguments} arguments, got {len(args)}")
-        values = [_argument(kernel.name, i, value, self.device) for i, value in enumerate(args)]
-        grid, block = _triple(grid), _triple(block)
-        if smem > MAX_DYNAMIC_SHARED:
-            raise LaunchError(
-                f"{kernel.name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}"
-            )
-        how = {"programmatic_stream_serialization": True} if dependent else {}
-        config = LaunchConfig(grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative, **how)
-        launch(_CurrentStream(self.device), config, kernel.handle, *values)
-        self.ledger.record(Launch(kernel.name, grid, block, smem, cooperative))
+    def prepare(self, enqueue: Callable[[], None]) -> tuple:
+        """What `enqueue` launches, unrun: checked and converted once, for `run` to start with these very arguments.
+
+        Of kernels alone. The tensors must stay where they are.
+        """
+        self._preparing = []
+        try:
+            enqueue()
+            return tuple(self._preparing)
+        finally:
+            self._preparing = None
+
+    def run(self, prepared: tuple) -> None:
+        """Enqueue prepared launches on the current stream, one by one; errors of the driver as in `launch`."""
+        stream = self._current_stream()
+        for launch in prepared:
+            self._start(stream, *launch)
+
+    def _start(self, stream, config, kernel: CudaKernel, values: list, entry: Launch) -> None:
+        try:
+            self._core.launch(stream, config, kernel.handle, *values)
+        except ValueError as error:  # a cooperative grid that is too large
+            raise LaunchError(f"{kernel.name}: {error}") from None
+        except Exception as error:  # cuda-core keeps its CUDAError in a private module
+            raise _driver_error(kernel.name, error) from error
+        self.ledger.record(entry)
+
+    def _configured(self, *how):
+        """cuda-core's configuration and the ledger's line for a kernel's name, grid, block, smem and flags."""
+        if how not in self._configs:
+            name, grid, block, smem, cooperative, dependent = how
+            if not 0 <= smem <= MAX_DYNAMIC_SHARED:
+                raise LaunchError(f"{name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}")
+            flags = {"programmatic_stream_serialization": True} if dependent else {}
+            try:
+                config = self._core.LaunchConfig(
+                    grid=grid, block=block, shmem_size=smem, is_cooperative=cooperative, **flags
+                )
+            except (TypeError, ValueError) as error:
+                raise LaunchError(f"{name}: {error}") from None
+            self._configs[how] = config, Launch(name, grid, block, smem, cooperative)
+        return self._configs[how]
+
+    def _current_stream(self):
+        """PyTorch's current stream as cuda-core's."""
+        handle = torch.cuda.current_stream(self.device).cuda_stream
+        if handle not in self._streams:
+            self._streams[handle] = self._core.Stream.from_handle(handle)
+        return self._streams[handle]
 
     def matmul(self, x, weights: Sequence, out) -> None:
         """Enqueue out = x @ weights^T by cuBLAS, the weights' outputs side by side: bf16 in and out, sums in fp32.
@@ -251,9 +321,9 @@ class CudaBackend:
         x [rows, inputs], each of weights [outputs, inputs], out [rows, all outputs], contiguous. One product where the
         weights stand side by side in memory, as those on a GPU do. Raises LaunchError before anything runs.
         """
-        import torch
-
         check_product(x, weights, out)
+        if self._preparing is not None:
+            raise LaunchError("matmul: only kernels can be prepared")
         together = as_one_matrix(weights)
         parts = [(together, out)] if together is not None else zip(
             weights, out.split([len(weight) for weight in weights], dim=1), strict=True
@@ -270,19 +340,22 @@ class CudaBackend:
         Nor may `enqueue` allocate what it uses: graphs are replayed in any order, and share one pool of memory, which
         holds cuBLAS's workspace. Raises CaptureError, with PyTorch's stream and the ledger as they were.
         """
-        import torch
-
-        current = torch.cuda.current_stream(self.device)
+        current, failed = torch.cuda.current_stream(self.device), None
         before, self.ledger = self.ledger, Ledger()
         try:
             graph = torch.cuda.CUDAGraph()
-            # On this device's own stream; and what other threads do meanwhile, such as to allocate, is their affair.
-            stream = torch.cuda.Stream(self.device)
+            stream = _capture_stream(self.device)
+            # What other threads do meanwhile, such as to allocate, is their affair.
             with torch.cuda.graph(graph, pool=_graph_pool(), stream=stream, capture_error_mode="thread_local"):
-                enqueue()
+                try:
+                    enqueue()
+                except RuntimeError as error:
+                    failed = error
+                    raise
             return CudaGraph(graph, tuple(self.ledger.entries))
         except RuntimeError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            first = failed or error  # after a launch that failed, the end of the capture has an error of its own
+            reason = (str(first) or type(first).__name__).splitlines()[0]
             raise CaptureError(f"a CUDA graph could not be captured: {reason}") from error
         finally:
             torch.cuda.set_stream(current)  # where a capture fails at its end, PyTorch stays on the other one
@@ -295,27 +368,28 @@ class CudaBackend:
 
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
         """Blocks that can be on the GPU at the same time: the largest cooperative grid."""
-        per_sm = kernel.handle.occupancy.max_active_blocks_per_multiprocessor(block, smem)
-        return per_sm * self._device.properties.multiprocessor_count
+        with _naming(kernel.name):
+            per_sm = kernel.handle.occupancy.max_active_blocks_per_multiprocessor(block, smem)
+            return per_sm * self._device.properties.multiprocessor_count
 
     def synchronize(self) -> None:
-        import torch
-
         torch.cuda.synchronize(self.device)
 
 
 @functools.cache
-def _graph_pool():
-    import torch
+def _capture_stream(device):
+    """One stream for all captures on a device: cuBLAS keeps a workspace of its own for each stream that it meets."""
+    return torch.cuda.Stream(device)
 
+
+@functools.cache
+def _graph_pool():
     return torch.cuda.graph_pool_handle()
 
 
 @contextmanager
 def _sums_in_fp32():
     """By default cuBLAS may add up in bf16 the parts of a sum that it has split."""
-    import torch
-
     setting = torch.backends.cuda.matmul
     allowed = setting.allow_bf16_reduced_precision_reduction
     # Where PyTorch has two values, one assigned alone would set the other back.
@@ -327,35 +401,45 @@ def _sums_in_fp32():
         setting.allow_bf16_reduced_precision_reduction = allowed if split_k is None else (allowed, split_k)
 
 
-class _CurrentStream:
-    """PyTorch's current stream, through the protocol by which cuda-core takes foreign streams."""
+def _driver_error(what: str, error: Exception) -> KernelError:
+    """The driver's first sentence, with what it was about."""
+    said = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+    lost = "process must be terminated" in str(error)  # cuda-core's words for what an earlier kernel has broken
+    hint = "; an earlier kernel failed, and Python must be restarted before the GPU can be used again" if lost else ""
+    return KernelError(f"{what}: {said}{hint}")
 
-    def __init__(self, device):
-        import torch
 
-        self._handle = torch.cuda.current_stream(device).cuda_stream
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._handle
+@contextmanager
+def _naming(what: str):
+    """Errors of cuda-core as ours, with what they are about."""
+    try:
+        yield
+    except Exception as error:
+        raise _driver_error(what, error) from error
 
 
 def _triple(size) -> tuple[int, int, int]:
-    size = (size,) if isinstance(size, int) else tuple(size)
+    if isinstance(size, int):
+        return size, 1, 1
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     return size + (1,) * (3 - len(size))
 
 
-def _argument(kernel: str, index: int, value, device):
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        if value.device != device or not value.is_contiguous():
-            raise LaunchError(
-                f"{kernel}: argument {index} must be a contiguous tensor on {device}, got one on {value.device}"
-                + ("" if value.is_contiguous() else ", not contiguous")
-            )
-        return value.data_ptr()  # cuda-core passes a plain int as a pointer
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(kernel: str, index: int, value, size: int | None, device):
+    """An argument that is no pointer, or LaunchError."""
+    where = f"{kernel}: argument {index} must be"
+    if isinstance(value, torch.Tensor) and size != 4:
         raise LaunchError(
-            f"{kernel}: argument {index} must be a tensor, int or float, got {type(value).__name__}"
+            f"{where} a contiguous tensor on {device}, got one on {value.device}"
+            + ("" if value.is_contiguous() else ", not contiguous")
         )
-    return ctypes.c_int32(value) if isinstance(value, int) else ctypes.c_float(value)
+    if size == 8:
+        raise LaunchError(f"{where} a contiguous tensor on {device}, got {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise LaunchError(f"{where} {'an' if size == 4 else 'a tensor,'} int or float, got {type(value).__name__}")
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if not -(2**31) <= value < 2**32:
+        raise LaunchError(f"{where} an int of 32 bits, got {value}")
+    # cuda-core looks for NumPy's numbers first: half a microsecond less than with ctypes.
+    return numpy.int32(value) if value < 2**31 else numpy.uint32(value)

@@ -100,6 +100,7 @@ class HostBackend:
 
     name = "host"
     dependent_launch = False
+    lazy_loading = False
 
     def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False):
         import torch
@@ -172,6 +173,15 @@ class HostBackend:
             return HostGraph(tuple(self._capturing))
         finally:
             self._capturing = None
+
+    def prepare(self, enqueue: Callable[[], None]) -> HostGraph:
+        """What `enqueue` launches, unrun, for `run` to start with these very arguments."""
+        return self.capture(enqueue)
+
+    def run(self, prepared: HostGraph) -> None:
+        """Run prepared launches in their order. The ledger gets a line for each."""
+        for run in prepared.launches:
+            run(self.ledger.record)
 
     def replay(self, graph: HostGraph) -> None:
         """Run the launches of a graph in their order. The ledger gets one line."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+from luce_edu.errors import CaptureError, KernelError
 from luce_edu.stages.per_layer import PerLayerDecoder
 
 
@@ -9,7 +12,8 @@ class GraphDecoder(PerLayerDecoder):
     """One graph launch a token, of as many kernels as `per_layer` launches.
 
     dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from
-                      Hopper on): it then asks for its weights before it waits. None: where the device has it
+                      Hopper on): it then asks for its weights before it waits. None: where the device has it, and
+                      its driver takes it; `dependent_launch_refused` says why not
     Raises ValueError for dependent_launch=True on a device without it, before anything is compiled.
     """
 
@@ -17,8 +21,9 @@ class GraphDecoder(PerLayerDecoder):
 
     def __init__(self, model, *, device, max_seq_len, backend=None, dependent_launch: bool | None = None):
         self._asked = dependent_launch
+        self.dependent_launch_refused: str | None = None
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
-        self._graph = self.backend.capture(self._enqueue)
+        self._graph = self._capture()
 
     @property
     def dependent_launch(self) -> bool:
@@ -31,6 +36,26 @@ class GraphDecoder(PerLayerDecoder):
                 f"device {self.device} has it not"
             )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
+
+    def _capture(self):
+        """The graph of one token; without dependent launch where the driver refuses that, and nobody insists on it."""
+        try:
+            return self._capture_once()
+        except (CaptureError, KernelError) as error:
+            if self._asked or not self.dependent_launch:
+                raise
+            self.dependent_launch_refused, self._asked = str(error), False
+        said = f"{self.stage}: goes on without dependent launch, which was refused: {self.dependent_launch_refused}"
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        return self._capture_once()  # kernels that were compiled for it find nothing to wait for
+
+    def _capture_once(self):
+        if self.backend.lazy_loading:  # then every kernel has to run once before
+            self._place_token(0)
+            self.device_position.fill_(-1)
+            self._enqueue()
+            self.reset()
+        return self.backend.capture(self._enqueue)
 
     def _run_step(self) -> None:
         self.backend.replay(self._graph)

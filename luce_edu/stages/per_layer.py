@@ -23,6 +23,7 @@ class PerLayerDecoder(KernelDecoder):
         self._grid = {name: self._resident_blocks(name) for name in self.kernels}
         # Kernels move the position on themselves, so it is one behind before a token.
         self.device_position = self._buffer(1, dtype=torch.int32)
+        self._prepared = None  # the launches of a token
         self._position_there: int | None = None  # where it stands for, once the launches so far have run
 
     def _argmax_blocks(self) -> int:
@@ -40,7 +41,9 @@ class PerLayerDecoder(KernelDecoder):
         self._run_step()
 
     def _run_step(self) -> None:
-        self._enqueue()
+        if self._prepared is None:
+            self._prepared = self.backend.prepare(self._enqueue)
+        self.backend.run(self._prepared)
 
     def _enqueue(self) -> None:
         """Launch the kernels of one token; no argument changes from one token to the next."""

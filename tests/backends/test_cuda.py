@@ -7,15 +7,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from luce_edu.backends import make_backend
+from luce_edu.backends import default_device, make_backend
 from luce_edu.backends.cuda import CudaKernel
-from luce_edu.errors import CaptureError, CompileError, LaunchError
+from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 
 
 class LaunchConfig:
     """cuda-core's, from 1.2 on."""
 
-    programmatic_stream_serialization = False
+    programmatic_stream_serialization = is_cooperative = False
 
     def __init__(self, grid, block, shmem_size, is_cooperative=False, programmatic_stream_serialization=False):
         self.grid, self.block, self.cooperative = grid, block, is_cooperative
@@ -23,8 +23,14 @@ class LaunchConfig:
 
 
 class LaunchConfigBefore12:
+    is_cooperative = False
+
     def __init__(self, grid, block, shmem_size, is_cooperative=False):
         self.grid, self.block, self.cooperative, self.dependent = grid, block, is_cooperative, False
+
+
+class CUDAError(Exception):
+    """cuda-core's: no RuntimeError."""
 
 
 class FakeCuda:
@@ -33,11 +39,12 @@ class FakeCuda:
     def __init__(self, capability=(9, 0), launch_config=LaunchConfig):
         self.capability, self.launch_config = capability, launch_config
         self.launched, self.stream, self.replayed = [], 7, 0
-        self.captures, self.capture_fails = [], False
+        self.captures, self.capture_fails, self.launch_fails = [], False, False
 
     def install(self, monkeypatch) -> None:
         core = ModuleType("cuda.core")
         core.LaunchConfig, core.launch = self.launch_config, self._launch
+        core.Stream = SimpleNamespace(from_handle=lambda handle: handle)
         core.Device = lambda index: SimpleNamespace(
             set_current=lambda: None, properties=SimpleNamespace(multiprocessor_count=132)
         )
@@ -55,7 +62,9 @@ class FakeCuda:
         monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # which would make the context
 
     def _launch(self, stream, config, kernel, *values):
-        self.launched.append((stream.__cuda_stream__()[1], kernel, config, values))
+        if self.launch_fails:
+            raise CUDAError("CUDA_ERROR_INVALID_HANDLE: of the driver. And more")
+        self.launched.append((stream, kernel, config, values))
 
     @contextmanager
     def _capture(self, graph, *, pool, stream, capture_error_mode):
@@ -81,7 +90,7 @@ def cuda(monkeypatch):
 
 
 def kernel(name, arguments=0):
-    return CudaKernel(name, None, name, arguments)
+    return CudaKernel(name, None, name, (4,) * arguments)
 
 
 def enqueue(backend, names=("a", "b", "c")):
@@ -94,7 +103,7 @@ def test_a_launch_goes_onto_pytorchs_stream_and_into_the_ledger(cuda):
     backend.launch(kernel("k", 2), (4, 2), 512, 16, (3, 0.5), cooperative=True)
     ((stream, name, config, values),) = cuda.launched
     assert (stream, name, config.grid, config.block, config.cooperative) == (7, "k", (4, 2, 1), (512, 1, 1), True)
-    assert [value.value for value in values] == [3, 0.5] and not config.dependent
+    assert [getattr(value, "value", value) for value in values] == [3, 0.5] and not config.dependent
     (entry,) = backend.ledger.entries
     assert (entry.kernel, entry.grid, entry.smem, entry.cooperative) == ("k", (4, 2, 1), 16, True)
 
@@ -133,6 +142,18 @@ def test_a_capture_whose_end_fails_is_one_line_and_leaves_pytorch_on_its_stream(
     with pytest.raises(CaptureError, match="^a CUDA graph could not be captured: operation failed .* capture$"):
         backend.capture(lambda: enqueue(backend))
     assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("end_fails", [False, True])
+def test_a_launch_that_the_driver_refuses_in_a_capture_is_a_capture_error_that_names_it(end_fails, cuda):
+    backend = make_backend("cuda")
+    cuda.launch_fails, cuda.capture_fails = True, end_fails
+    with pytest.raises(CaptureError, match="captured: a: CUDA_ERROR_INVALID_HANDLE: of the driver$"):
+        backend.capture(lambda: enqueue(backend))
+    assert cuda.stream == 7 and len(backend.ledger) == 0
+    with pytest.raises(KernelError, match="^a: CUDA_ERROR_INVALID_HANDLE"):
+        enqueue(backend)
 
 
 def test_memory_that_is_short_during_a_capture_is_a_capture_error(cuda):
@@ -268,6 +289,42 @@ def test_a_product_that_does_not_fit_is_refused(cuda, products):
         with pytest.raises(LaunchError, match="^matmul: expected bf16 x"):
             backend.matmul(x, weights, out)
     assert products == [] and len(backend.ledger) == 0
+
+
+PYTORCH_FOR = {"12.6": ["sm_75", "sm_80", "sm_86", "sm_90"], "13.0": ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]}
+
+
+@pytest.mark.parametrize(
+    "cuda_version, capability, code, served",
+    [
+        ("12.6", (7, 5), None, True), ("12.6", (8, 9), None, True), ("12.6", (9, 0), None, True),
+        ("12.6", (12, 0), None, False), ("12.6", (10, 0), None, False), ("13.0", (12, 0), None, True),
+        ("13.0", (12, 1), None, True), ("13.0", (13, 0), None, False), ("12.8", (12, 0), ["compute_90"], True),
+        ("12.8", (9, 0), ["sm_90a"], True), ("12.6", (12, 0), [], True),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_pytorch_has_no_code_for_is_told_to_update_the_driver(
+    cuda_version, capability, code, served, monkeypatch
+):
+    FakeCuda(capability).install(monkeypatch)
+    monkeypatch.setattr(torch.version, "cuda", cuda_version)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: PYTORCH_FOR[cuda_version] if code is None else code)
+    if served:
+        assert make_backend("cuda").name == "cuda" and default_device() == "cuda"
+        return
+    wanted = "a newer PyTorch is needed" if cuda_version == "13.0" else "update the NVIDIA driver to 580 or newer, then"
+    with pytest.raises(ValueError, match=f"^device 'cuda': Fake GPU: this PyTorch, for CUDA 1[23].[06], .*{wanted}"):
+        make_backend("cuda")
+    with pytest.warns(RuntimeWarning, match=wanted):
+        assert default_device() == "host"
+
+
+@pytest.mark.parametrize("old", [type("LaunchConfig", (), {"cooperative_launch": False}), None])
+def test_a_cuda_core_before_1_is_refused_by_its_version(old, monkeypatch):
+    FakeCuda(launch_config=old).install(monkeypatch)
+    monkeypatch.setattr("luce_edu.backends.cuda.version", lambda package: {"cuda-core": "0.3.2"}[package])
+    with pytest.raises(CompileError, match=r"^cuda-core 0.3.2 is too old; 1.0 or newer is needed"):
+        make_backend("cuda")
 
 
 def test_what_cannot_serve_is_named(monkeypatch):

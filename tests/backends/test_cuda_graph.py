@@ -1,0 +1,92 @@
+"""Stage `graph` where kernels load late, and where dependent launch is refused: on an emulator that says so."""
+
+import dataclasses
+import warnings
+
+import pytest
+from models import TINY, make_model
+
+from luce_edu.backends.host import HostBackend
+from luce_edu.errors import CaptureError
+from luce_edu.stages.graph import GraphDecoder
+from luce_edu.stages.per_layer import PerLayerDecoder
+
+MODEL = make_model(dataclasses.replace(TINY, num_hidden_layers=2, layer_types=TINY.layer_types[-2:]))
+KERNELS = 2 + 5 * MODEL.config.num_hidden_layers
+
+
+class LoadsLate(HostBackend):
+    """Refuses to capture a kernel that has not run yet, and dependent launch while capturing where told so."""
+
+    dependent_launch = True
+    lazy_loading = True
+
+    def __init__(self, refuses=False):
+        super().__init__()
+        self.refuses, self.ran = refuses, []
+
+    def launch(self, kernel, *args, dependent=False, **options):
+        if self._capturing is not None:
+            if self.refuses and dependent:
+                raise CaptureError(f"{kernel.name}: refused")
+            if kernel.name not in self.ran:
+                raise CaptureError(f"{kernel.name}: not loaded")
+        else:
+            self.ran.append(kernel.name)
+        super().launch(kernel, *args, dependent=dependent, **options)
+
+
+class NeverWarmed(GraphDecoder):
+    def _capture_once(self):
+        return self.backend.capture(self._enqueue)
+
+
+def make(kind=GraphDecoder, backend=None, **options):
+    return kind(MODEL, device=None, max_seq_len=16, backend=backend, **options)
+
+
+def bits_of(dec):
+    return dec.prefill([1, 2, 3], chunked=False).tolist()
+
+
+def test_every_kernel_runs_once_before_the_capture_and_leaves_no_trace():
+    backend = LoadsLate()
+    dec = make(backend=backend)
+    assert len(backend.ran) == KERNELS and len(backend.ledger) == dec.position == 0
+    assert dec.dependent_launch and dec.dependent_launch_refused is None
+    assert bits_of(dec) == bits_of(PerLayerDecoder(MODEL, device="host", max_seq_len=16))
+    assert len(backend.ran) == KERNELS
+
+
+@pytest.mark.planted
+def test_a_capture_without_that_step_fails():
+    with pytest.raises(CaptureError, match="embed: not loaded"):
+        make(NeverWarmed, LoadsLate(), dependent_launch=False)
+
+
+def test_where_dependent_launch_is_refused_the_stage_goes_on_without_and_says_so_once():
+    with pytest.warns(RuntimeWarning, match="without dependent launch, which was refused: .*: refused") as said:
+        dec = make(backend=LoadsLate(refuses=True))
+    assert len(said) == 1 and not dec.dependent_launch and "refused" in dec.dependent_launch_refused
+    assert bits_of(dec) == bits_of(PerLayerDecoder(MODEL, device="host", max_seq_len=16))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_insists_on_either_gets_it_or_the_error(asked):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if asked:
+            with pytest.raises(CaptureError, match="refused"):
+                make(backend=LoadsLate(refuses=True), dependent_launch=True)
+        else:
+            assert not make(backend=LoadsLate(refuses=True), dependent_launch=False).dependent_launch
+
+
+@pytest.mark.planted
+def test_a_capture_that_fails_without_dependent_launch_too_is_an_error():
+    class Fails(LoadsLate):
+        def capture(self, enqueue):
+            raise CaptureError("planted")
+
+    with pytest.warns(RuntimeWarning), pytest.raises(CaptureError, match="planted"):
+        make(backend=Fails())
