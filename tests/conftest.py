@@ -1,11 +1,13 @@
 """What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
 
 import os
+import signal
 from pathlib import PurePath
 
 import pytest
 import torch
 
+signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what starts the tests may have blocked signals that they send
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
 # PyTorch then fills torch.empty with NaN (integers: their maximum), so a forgotten write fails a test.
 torch.use_deterministic_algorithms(True, warn_only=True)

@@ -15,6 +15,7 @@ import nbformat
 import psutil
 import pytest
 from rich.console import Console
+from starting import default_signals
 
 from luce_edu import walkthrough
 from luce_edu.walkthrough import NotebookError, execute, find_notebooks
@@ -184,8 +185,7 @@ def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that run in the background inherit an ignored SIGINT, and Python then leaves it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=default_signals,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
