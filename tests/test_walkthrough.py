@@ -138,8 +138,7 @@ def test_in_place_also_runs_and_stores_each_solution_after_its_notebook(tmp_path
     assert lines == ["00_start", "00_start_solution", "01_next"]
 
 
-def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path, monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)  # with it, rich takes a file for a terminal
+def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path):
     log = tmp_path / "log"
     first = write(tmp_path / "00_start.ipynb", "print(open('log').read())")
     second = write(tmp_path / "01_next.ipynb", "print(open('log').read())", "1 / 0")
