@@ -74,8 +74,8 @@ HINTS: tuple[tuple[str, str], ...] = (
         "the types int, unsigned and long long, printf, the functions of math.h and INFINITY",
     ),
     (
-        r"\b(__syncthreads_(?:count|and|or)|__match_(?:any|all)_sync|atomic(?:Inc|Dec|Xor)|atomic\w+_(?:block|system))"
-        r"\s*\(",
+        r"\b(__syncthreads_(?:count|and|or)|__match_(?:any|all)_sync|atomic(?:Inc|Dec|Xor)|atomic\w+_(?:block|system)"
+        r"|__ld(?:cs|cg|ca|cv|lu)|__st(?:cs|cg|wb|wt)|__f(?!rcp_rn)\w+_r[nduz]|__byte_perm|__brev|__u?mulhi)\s*\(",
         "a GPU has {1}, the emulator does not; csrc/host/emulator.h lists what it has",
     ),
 )

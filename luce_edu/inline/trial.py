@@ -212,6 +212,9 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
     if not found:
         expected = f"__global__ void {name}({spec.signature})"
         raise _Problem("cell", f"no kernel named {name!r} in the cell; expected {expected}")
+    before = cell[: found.start()]
+    if before.count("{") - len(re.findall(r"\bextern\s*\{", before)) > before.count("}"):  # extern "C" changes no name
+        raise _Problem("cell", f"{name} stands inside a namespace or other braces; write it outside of them")
     order = []
     for parameter in filter(str.strip, found[1].split(",")):
         *words, given = re.sub(r"\b__restrict__\b", " ", parameter).replace("*", " * ").split()

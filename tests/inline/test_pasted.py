@@ -77,6 +77,8 @@ PASTED = {
     "a vector": ("#include <vector>\n" + WHOLE, "#include <vector>", "only those of csrc/"),
     "cub": ("#include <cub/cub.cuh>\n" + WHOLE, "#include <cub/cub.cuh>", "only those of csrc/"),
     "a barrier that counts": (first("int c = __syncthreads_count(n);"), "__syncthreads_count(", "emulator does not"),
+    "a load past L1": (first("float f = __ldcg(x);"), "__ldcg(", "a GPU has __ldcg, the emulator does not"),
+    "a rounded sum": (first("float f = __fadd_rn(x[0], 1.0f);"), "__fadd_rn(", "a GPU has __fadd_rn"),
     "an atomic of the block": (
         first("__shared__ int c;\natomicAdd_block(&c, 1);"), "atomicAdd_block(", "has atomicAdd_block, the emulator"),
 }  # fmt: skip
@@ -131,6 +133,7 @@ LEFT_ALONE = {
     "headers of csrc": '#include "matvec.cuh"\n#include "grid_barrier.cuh"\n' + WHOLE,
     "dynamic shared memory": first("DYNAMIC_SHARED(float, s); if (n < 0) y[0] = s[0];"),
     "shifts and comparisons": first("int a = 1 << 3, b = a < 3; if (a >> 1 < b) y[0] = a << b;"),
+    "what the emulator has": first("y[0] = __frcp_rn(__fdividef(__ldg(x), 2.0f)); atomicOr((unsigned*)y, 0u);"),
     "a trap": first("if (n < 0) __trap();"),
 }  # fmt: skip
 
