@@ -1008,6 +1008,38 @@ def power_errors(fit: Fit, *, provenance: str = "") -> Picture:
     return figure
 
 
+def power_band(fit: Fit, *, provenance: str = "") -> Picture:
+    """What the points leave open: the draw over the clock, and tokens per joule over the limit, for every admissible
+    knee, with the best fit as a line and the points."""
+    figure = _picture(9, 3.8, provenance)
+    points, models = fit.sweep.points, fit.admissible
+    low, high = fit.sweep.limits_w
+    clocks = np.linspace(min(point.clock_mhz for point in points), fit.model.top_mhz, 200)
+    draws = [[model.draw_w(clock) for model in models] for clock in clocks]
+    limits = [limit for limit in range(math.ceil(low), math.floor(high) + 1) if limit > fit.model.static_w]
+    rates = [[point.tokens_per_joule for point in fit.among(limit)] for limit in limits]
+    left, right = figure.subplots(1, 2)
+    for axes, x, band, best, dots in (
+        (left, clocks, draws, [fit.model.draw_w(clock) for clock in clocks],
+         [(point.clock_mhz, point.draw_w) for point in points]),
+        (right, limits, rates, [fit.model.at(limit).tokens_per_joule for limit in limits],
+         [(point.limit_w, point.tokens_per_joule) for point in points]),
+    ):  # fmt: skip
+        axes.fill_between(x, [min(values) for values in band], [max(values) for values in band], color=BLUE, alpha=0.2,
+                          linewidth=0, label=f"modelled: knees {models[0].knee_mhz:,.0f} to "
+                                             f"{models[-1].knee_mhz:,.0f} MHz")  # fmt: skip
+        axes.plot(x, best, color=BLUE, linewidth=2, label=f"modelled: best fit, knee {fit.model.knee_mhz:,.0f} MHz")
+        axes.plot(*zip(*dots, strict=True), "o", color=INK, markersize=6, label=fit.sweep.kind)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_title("draw, W", loc="left", fontsize=11)
+    left.set_xlabel("clock, MHz")
+    right.set_title("tokens per joule", loc="left", fontsize=11)
+    right.set_xlabel("power limit, W")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
 def _signed(value: float) -> str:
     """Three digits; what rounding has left of a zero is one."""
     return "0" if abs(value) < 1e-4 else f"{value:.3g}".replace("-", "\N{MINUS SIGN}")

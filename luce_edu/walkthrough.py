@@ -118,8 +118,8 @@ def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> 
 
 
 def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: Console | None = None) -> None:
-    """Run notebooks in order behind a progress bar; with in_place, each one's solution after it, and store the
-    outputs of each in its file.
+    """Run notebooks in order behind a progress bar, or with a line for each where `console` is no terminal; with
+    in_place, each one's solution after it, and store the outputs of each in its file.
 
     Raises NotebookError at the first failing cell; that notebook's file stays as it was.
     """
@@ -130,9 +130,14 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
         TextColumn("cells"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        for path in with_solutions(notebooks) if in_place else notebooks:
+    console = console or Console()
+    paths = list(with_solutions(notebooks) if in_place else notebooks)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for number, path in enumerate(paths, 1):
             cells = len(nbformat.read(path, as_version=4).cells)
+            if not console.is_terminal:  # rich would print there once, at the end; this is flushed now
+                said = f"{path.stem}: {cells} cells, notebook {number} of {len(paths)}"
+                console.print(said, highlight=False, soft_wrap=True)
             task = progress.add_task(path.stem, total=cells)
             notebook = execute(path, on_cell=lambda index, task=task: progress.update(task, completed=index))
             progress.update(task, completed=cells)

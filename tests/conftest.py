@@ -1,12 +1,18 @@
 """What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import PurePath
 
 import pytest
 import torch
 
+# What starts the tests may have blocked signals that they send, and set what changes how programs print: with the first
+# two a pipe is taken for a terminal, with the third each warning of a child is its error.
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+for variable in ("FORCE_COLOR", "PY_COLORS", "PYTHONWARNINGS"):
+    os.environ.pop(variable, None)
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
 # PyTorch then fills torch.empty with NaN (integers: their maximum), so a forgotten write fails a test.
 torch.use_deterministic_algorithms(True, warn_only=True)

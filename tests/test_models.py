@@ -122,7 +122,7 @@ def test_existing_folder_goes_before_a_hub_id(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "huge", "tiny ", "random-9b", "x" * 5000, "a\0b"])
 def test_unknown_name_is_refused_with_the_choices(name):
-    with pytest.raises(ValueError, match="unknown name .*expected tiny, random-0.8b, a checkpoint folder"):
+    with pytest.raises(ValueError, match="unknown name .*expected tiny, random-0.8b, random-odd, a checkpoint folder"):
         load_model(name)
 
 

@@ -30,6 +30,7 @@ from luce_edu.plots import (
     launches_by_size,
     margins_against_slack,
     mistakes,
+    power_band,
     power_curves,
     power_errors,
     prefill_against_ceiling,
@@ -495,8 +496,23 @@ def test_power_errors_show_fitted_and_left_out_points():
     assert np.isnan(label_of(power_errors(lone, provenance="modelled").axes[0], "others").get_ydata()[0])
 
 
+def test_the_band_spans_every_admissible_curve_and_holds_the_best_fit():
+    found = fit(SWEEPS[0])
+    draw, rate = power_band(found, provenance="modelled").axes
+    for axes, value, at in ((draw, lambda m, x: m.draw_w(x), 1000), (rate, lambda m, x: m.at(x).tokens_per_joule, 200)):
+        (corners,) = [path.vertices for path in axes.collections[0].get_paths()]
+        here = corners[np.abs(corners[:, 0] - at).argsort()[:2]]
+        values = [value(model, here[0, 0]) for model in found.admissible]
+        assert sorted(here[:, 1]) == pytest.approx([min(values), max(values)])
+        assert here[:, 1].min() <= value(found.model, here[0, 0]) <= here[:, 1].max()
+    assert list(label_of(draw, "published").get_ydata()) == [point.draw_w for point in found.sweep.points]
+
+
 def test_a_power_picture_without_provenance_is_refused():
     found = fit(SWEEPS[0])
-    for picture in (lambda: power_errors(found), lambda: power_curves(SWEEPS[0], found, provenance="somewhere")):
+    for picture in (
+        lambda: power_errors(found), lambda: power_band(found),
+        lambda: power_curves(SWEEPS[0], found, provenance="somewhere"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="provenance"):
             picture()

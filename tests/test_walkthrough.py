@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import nbformat
 import psutil
 import pytest
 from rich.console import Console
+from starting import default_signals
 
 from luce_edu import walkthrough
 from luce_edu.walkthrough import NotebookError, execute, find_notebooks
@@ -132,8 +134,26 @@ def test_in_place_also_runs_and_stores_each_solution_after_its_notebook(tmp_path
     for path, written in ((with_one, 9), (solution, 9), (without, 4)):
         [cell] = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         assert cell.outputs[0].data["text/plain"] == str(written)
-    lines = [line.split()[0] for line in said.getvalue().splitlines() if line.strip()]
+    lines = [line.split(":")[0] for line in said.getvalue().splitlines()]
     assert lines == ["00_start", "00_start_solution", "01_next"]
+
+
+def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path):
+    log = tmp_path / "log"
+    first = write(tmp_path / "00_start.ipynb", "print(open('log').read())")
+    second = write(tmp_path / "01_next.ipynb", "print(open('log').read())", "1 / 0")
+    started = ["00_start: 2 cells, notebook 1 of 2", "01_next: 3 cells, notebook 2 of 2"]
+    with open(log, "w") as file, pytest.raises(NotebookError):
+        walkthrough.walkthrough([first, second], in_place=True, console=Console(file=file, width=20))
+    assert log.read_text().splitlines() == started
+    assert nbformat.read(first, as_version=4).cells[1].outputs[0].text.splitlines() == started[:1] + [""]
+
+
+def test_in_a_terminal_there_is_a_bar_of_cells(tmp_path):
+    path = write(tmp_path / "00_start.ipynb", "pass")
+    said = io.StringIO()
+    walkthrough.walkthrough([path], console=Console(file=said, width=80, force_terminal=True))
+    assert "2/2" in said.getvalue() and "\x1b" in said.getvalue()
 
 
 def test_without_in_place_solutions_are_left_alone(tmp_path):
@@ -154,7 +174,8 @@ def test_a_solution_that_fails_is_named_and_stays_as_it_was(tmp_path):
 
 
 def nbval(path: Path) -> tuple[int, str]:
-    """Check one notebook against its stored outputs with the options that `make test` uses."""
+    """Check one notebook against its stored outputs with the options and the conftest.py that `make test` uses."""
+    shutil.copy(ROOT / "conftest.py", path.parent)
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(path)]
     outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -175,6 +196,48 @@ def test_nbval_passes_addresses_and_marked_timings_and_catches_a_changed_verdict
     assert status == 1 and "launches 5" in said, said
 
 
+REFUSED = {
+    "unknown cell magic": "%%kernell add --against torch.add\n# {}\ny[0] = 0;",
+    "unknown line magic": "# {}\nx = 1\n%kernelss",
+    "bad option": "%%kernel add --agains torch.add\n# {}\ny[0] = 0;",
+    "bad value": "%%kernel add --against torch.add --arch sm_12\n# {}\ny[0] = 0;",
+    "after other words on stderr": "# {}\nimport sys\nprint('so', file=sys.stderr)\n%kernelss",
+}
+
+
+@pytest.mark.planted
+def test_cells_that_ipython_refuses_fail_under_nbval_whatever_is_ignored(tmp_path):
+    """Their output is ignored by a comment or a tag, or was never stored."""
+    cells = [cell.format(note) for cell in REFUSED.values() for note in ("NBVAL_IGNORE_OUTPUT", "tagged", "not run")]
+    path = write(tmp_path / "00_start.ipynb", "%load_ext luce_edu", *cells)
+    notebook = nbformat.read(path, as_version=4)
+    for count, cell in enumerate(notebook.cells[1:], 1):
+        cell.execution_count = None if "not run" in cell.source else count  # nbval compares only what was run
+        cell.metadata["tags"] = ["nbval-ignore-output"] * ("tagged" in cell.source)
+    nbformat.write(notebook, path)
+    status, said = nbval(path)
+    assert status == 1 and f"{len(cells)} failed, 1 passed" in said, said
+    assert said.count("IPython refused the cell") == said.count("UsageError: ") == len(cells), said
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("refused", REFUSED)
+def test_cells_that_ipython_refuses_fail_in_the_walkthrough(tmp_path, refused):
+    path = write(tmp_path / "00_start.ipynb", "%load_ext luce_edu", REFUSED[refused].format("NBVAL_IGNORE_OUTPUT"))
+    with pytest.raises(NotebookError, match=r"cell 3 of 3 failed(.*\n)*UsageError: "):
+        execute(path)
+
+
+def test_a_cell_that_says_that_it_is_refused_passes(tmp_path):
+    path = write(tmp_path / "00_start.ipynb", "%kernelss")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata["tags"] = ["raises-exception"]
+    nbformat.write(notebook, path)
+    walkthrough.walkthrough([path], in_place=True)
+    status, said = nbval(path)
+    assert status == 0, said
+
+
 def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
     cell = "open('started', 'w').close()\nimport threading\nthreading.Event().wait(60)"
     path = write(tmp_path / "00_long.ipynb", cell)
@@ -184,8 +247,7 @@ def test_ctrl_c_ends_the_kernel_and_nothing_else_is_raised(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that run in the background inherit an ignored SIGINT, and Python then leaves it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=default_signals,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:

@@ -23,6 +23,7 @@ from luce_edu.backends.ledger import Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.inline.apart import Crashed, TimedOut, run_apart
+from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.models import DATA
 from luce_edu.stages.dims import kernel_defines
@@ -199,19 +200,21 @@ def trial(attempt: Attempt) -> Verdict:
 def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
     """The parameters' names in the kernel's order, and the source that includes the cell."""
     name = attempt.kernel
-    code = _without_comments(attempt.text)
-    if not code.strip():
+    cell = code(attempt.text)
+    if not cell.strip():
         raise _Problem("cell", "the cell is empty")
-    if dynamic := re.search(r"\bextern\s+__shared__\s+(\w+)\s+(\w+)", code):
-        expected = f"DYNAMIC_SHARED({dynamic[1]}, {dynamic[2]}); inside the kernel"
-        raise _Problem("cell", f"extern __shared__: expected {expected}")
-    if not re.search(r"\b__global__\b", code):  # a body: the spec says the rest
+    if hint := find_hint(name, attempt.text):
+        raise _Problem("cell", hint)
+    if not re.search(r"\b__global__\b", cell):  # a body: the spec says the rest
         head = f'extern "C" __global__ void __launch_bounds__(block_threads) {name}({spec.signature}) {{\n'
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'
-    found = re.search(rf"\b__global__\b[^;{{}}]*?\b{re.escape(name)}\s*\(([^)]*)\)", code)
+    found = re.search(rf"\b__global__\b[^;{{}}]*?\b{re.escape(name)}\s*\(([^)]*)\)", cell)
     if not found:
         expected = f"__global__ void {name}({spec.signature})"
         raise _Problem("cell", f"no kernel named {name!r} in the cell; expected {expected}")
+    before = cell[: found.start()]
+    if before.count("{") - len(re.findall(r"\bextern\s*\{", before)) > before.count("}"):  # extern "C" changes no name
+        raise _Problem("cell", f"{name} stands inside a namespace or other braces; write it outside of them")
     order = []
     for parameter in filter(str.strip, found[1].split(",")):
         *words, given = re.sub(r"\b__restrict__\b", " ", parameter).replace("*", " * ").split()
@@ -224,10 +227,6 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
     # Declared before, so that the reader need not write extern "C", without which a compiler changes the name.
     declared = f'extern "C" __global__ void {name}({" ".join(found[1].split())});\n'
     return order, _PRELUDE + declared + f'#include "{CELL}"\n'
-
-
-def _without_comments(text: str) -> str:
-    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
 
 
 def _type(words: list[str]) -> str:
@@ -388,7 +387,7 @@ def _first_error(log: str, cell: str) -> str:
     lines = log.splitlines()
     first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), 0)
     # A brace too few shows in a file that comes after the cell, one too many in the one around it.
-    opened, closed = (_without_comments(cell).count(brace) for brace in "{}")
+    opened, closed = (code(cell).count(brace) for brace in "{}")
     if opened != closed and not lines[first].startswith((f"{CELL}:", f"{CELL}(")):
         return f"the cell has {opened} {{ and {closed} }}"
     return "\n".join(lines[first : first + LOG_LINES])

@@ -17,7 +17,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-import ipywidgets
+try:
+    import ipywidgets
+except ImportError:
+    from luce_edu.widgets import absent as ipywidgets
 
 from luce_edu import plots
 from luce_edu.measure.latency import NotMeasured
@@ -42,6 +45,14 @@ from luce_edu.widgets.chart import chart, legend
 POLL_S = 0.5
 HERE, NOTHING = "this machine", "nothing"  # what the two lists hold besides sweeps
 WIDE = {"description_width": "170px"}
+# A kernel cannot see whether what displays its output has the widgets' part, so the picture itself says what to do.
+STILL = (
+    "This is a still picture, as this kernel has no ipywidgets. Type %pip install ipywidgets in a cell, then restart "
+    "the kernel."
+    if ipywidgets.__name__ == "luce_edu.widgets.absent"
+    else "This is a still picture. For the one that moves: pip install jupyterlab_widgets where JupyterLab itself is "
+    "installed, then reload the page and run the cell again."
+)
 
 
 class PowerExplorer(ipywidgets.VBox):
@@ -221,17 +232,18 @@ class PowerExplorer(ipywidgets.VBox):
 
     # What it shows.
 
-    def still(self) -> plots.Picture:
-        """The present state as a picture, for paper and for where widgets are not shown."""
+    def still(self, note: str = "") -> plots.Picture:
+        """The present state as a picture, for paper and for where widgets are not shown; `note` goes below it."""
         model = self.fit_of(self.sweep)
         captions = [f"Points {self.sweep.provenance}"]
         if model:
             captions.append("Curve, diamond and star modelled: luce_edu/measure/power_model.py, fitted to these points")
         if self.other:
             captions.append(f"Beside it {self.other.provenance}")
+        lines = [f"{caption}." for caption in captions] + [note] * bool(note)
         return plots.power_curves(
             self.sweep, model, limit_w=self.limit.value, loss=self.loss.value / 100, beside=self.other,
-            provenance="\n".join(f"{caption}." for caption in captions),
+            provenance="\n".join(lines),
         )  # fmt: skip
 
     def data(self) -> str:
@@ -344,9 +356,10 @@ class PowerExplorer(ipywidgets.VBox):
         super().close()
 
     def _repr_mimebundle_(self, **kwargs):
-        """With a picture, for where widgets are not shown."""
+        """With a picture and a line on what to install, for where widgets are not shown."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        bundle["image/png"] = base64.b64encode(self.still()._repr_png_()).decode()
+        bundle["image/png"] = base64.b64encode(self.still(STILL)._repr_png_()).decode()
+        bundle["text/plain"] += f"\n{STILL}"
         return bundle
 
 

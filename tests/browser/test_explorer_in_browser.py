@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,16 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on loopback, with a copy of the notebook and settings of its own: (its address, token)."""
-    folder = tmp_path_factory.mktemp("lab")
+    with running_lab(tmp_path_factory.mktemp("lab")) as found:
+        yield found
+
+
+@contextmanager
+def running_lab(folder: Path, disabled: tuple[str, ...] = ()):
+    """JupyterLab on loopback, with a copy of the notebook and settings of its own: (its address, token).
+
+    disabled  extensions of JupyterLab that it runs without
+    """
     notebooks = folder / "notebooks"
     notebooks.mkdir()
     shutil.copy(NOTEBOOK, notebooks)
@@ -76,6 +85,9 @@ def lab(tmp_path_factory):
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
+    page_config = folder / "jupyter_config_dir" / "labconfig" / "page_config.json"
+    page_config.parent.mkdir(parents=True)
+    page_config.write_text(json.dumps({"disabledExtensions": dict.fromkeys(disabled, True)}))
     token, port = secrets.token_hex(16), _free_port()
     own = {name: str(folder / name.lower()) for name in (
         "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR",
@@ -119,7 +131,13 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
 @pytest.fixture(scope="module")
 def page(chromium, lab):
     """The notebook after Run All, the explorer in view."""
-    address, token = lab
+    page = after_run_all(chromium, *lab)
+    page.locator(".luce-now").scroll_into_view_if_needed()
+    yield page
+    page.close()
+
+
+def after_run_all(chromium, address: str, token: str):
     page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.set_default_timeout(60_000)
     page.goto(f"{address}/lab/tree/{NOTEBOOK.name}?token={token}")
@@ -133,9 +151,7 @@ def page(chromium, lab):
         assert time.monotonic() < deadline, f"the last cell has not run; its prompt: {last.inner_text()!r}"
         time.sleep(0.25)
     page.keyboard.press("Control+b")  # the file browser out of the way, as for a talk
-    page.locator(".luce-now").scroll_into_view_if_needed()
-    yield page
-    page.close()
+    return page
 
 
 @pytest.fixture
@@ -270,3 +286,19 @@ def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer):
     assert page.evaluate("e => e.scrollWidth <= e.clientWidth + 1", explorer.element_handle())
     smallest = explorer.locator("svg").evaluate("e => 15 * e.getBoundingClientRect().width / e.viewBox.baseVal.width")
     assert smallest >= 11, f"letters of {smallest:.1f} px"
+
+
+def test_a_jupyterlab_without_the_widgets_part_shows_the_still_picture(chromium, tmp_path):
+    """The picture's last line says what to install; the line itself is checked where it is made."""
+    with running_lab(tmp_path, disabled=("@jupyter-widgets/jupyterlab-manager",)) as lab:
+        page = after_run_all(chromium, *lab)
+        errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+        assert errors.all_inner_texts() == [] and page.locator(".luce-now").count() == 0
+        cell = page.locator(".jp-CodeCell", has_text="explorer = PowerExplorer()")
+        picture = cell.locator(".jp-OutputArea-output img")
+        picture.scroll_into_view_if_needed()
+        assert picture.count() == 1 and picture.evaluate("e => e.complete && e.naturalWidth > 1000")
+        assert "Error displaying widget" not in page.locator(".jp-Notebook").inner_text()
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        cell.screenshot(path=ARTEFACTS / "explorer_without_widgets.png")
+        page.close()

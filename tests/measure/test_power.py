@@ -15,6 +15,7 @@ import fake_nvml
 import pytest
 from fake_nvml import Clock, FakeNvml, SettingChanged
 from settable_nvml import AS_SHIPPED, SettableNvml
+from starting import default_signals
 
 import luce_edu
 from luce_edu.measure import power
@@ -31,9 +32,10 @@ UUID = FakeNvml.UUID
 def cache(monkeypatch, tmp_path) -> Path:
     """A cache of the test's own; at its end nothing is set and no signal is caught any more."""
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # these tests may have been started with it ignored
     yield tmp_path / "cache"
     assert (power._active, power._held, power._handlers) == ([], {}, {})
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.signal(signal.SIGTERM, before) == signal.SIG_DFL
 
 
 def gpu(**options) -> tuple[SettableNvml, Sensors]:
@@ -381,14 +383,15 @@ OPEN = CHILD + "limit = PowerLimit(200, sensors=sensors, allow=True).__enter__()
 
 
 class Process:
-    """A Python process with a GPU whose settings are in a file."""
+    """A Python process with a GPU whose settings are in a file; it ignores the signals named, and no others."""
 
-    def __init__(self, folder: Path, source: str):
+    def __init__(self, folder: Path, source: str, ignored: tuple[signal.Signals, ...] = ()):
         self.hardware = folder / "hardware.json"
         paths = [str(PACKAGE.parent), str(TESTS)]
         self._process = subprocess.Popen(
             [sys.executable, "-c", source, str(self.hardware)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            preexec_fn=lambda: default_signals(ignored),
         )  # fmt: skip
 
     def __enter__(self):
@@ -423,6 +426,16 @@ def test_a_signal_that_ends_the_process_puts_everything_back(tmp_path, cache, nu
         assert process.says() == "set"
         assert process.settings() == {"limit_mw": 200_000, "lock": [900, 900]}
         assert process.end(number)[0] == -number  # as it would have ended without this
+        assert process.settings() == AS_SHIPPED and markers(cache) == []
+
+
+def test_under_nohup_a_hangup_changes_nothing(tmp_path, cache):
+    with Process(tmp_path, BOTH, ignored=(signal.SIGHUP,)) as process:
+        assert process.says() == "set"
+        for _ in range(3):
+            os.kill(process.pid, signal.SIGHUP)
+        assert process.settings() == {"limit_mw": 200_000, "lock": [900, 900]} and len(markers(cache)) == 2
+        assert process.end(signal.SIGTERM)[0] == -signal.SIGTERM  # not SIGHUP
         assert process.settings() == AS_SHIPPED and markers(cache) == []
 
 

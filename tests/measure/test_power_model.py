@@ -12,10 +12,12 @@ from synthetic import h100
 
 from luce_edu.measure.power_model import (
     BASELINES,
+    NEAR,
     CannotFit,
     Point,
     PowerModel,
     Sweep,
+    admissible,
     baselines,
     expected,
     fit,
@@ -101,6 +103,46 @@ def test_what_is_between_far_clocks_is_not_trusted():
     runs = found.runs()
     assert [flag for flag, _ in runs] == [True, False, True]
     assert all(a[1][-1] == b[1][0] for a, b in zip(runs, runs[1:], strict=False))
+
+
+def draw_errors(model: PowerModel, points) -> list[float]:
+    return [abs(model.draw_w(point.clock_mhz) / point.draw_w - 1) for point in points]
+
+
+def test_the_published_sweep_leaves_the_knee_open_from_its_lowest_clock_to_1756_mhz():
+    found = fit(LUCE)
+    assert found.admissible == admissible(LUCE.points)
+    assert [round(model.knee_mhz) for model in (found.admissible[0], found.admissible[-1])] == [405, 1756]
+    assert all(max(draw_errors(model, LUCE.points)) <= NEAR == 0.08 for model in found.admissible)
+    assert any("every one from 405 to 1,756 MHz meets the draws within 8 %" in doubt for doubt in found.doubts)
+    bests = [max(replace(found, model=model).curve, key=lambda p: p.tokens_per_joule) for model in found.admissible]
+    assert (min(p.limit_w for p in bests), max(p.limit_w for p in bests)) == (162, 197)
+    rates = [p.tokens_per_joule for p in bests]
+    assert (min(rates), max(rates)) == (pytest.approx(1.85, abs=0.005), pytest.approx(2.21, abs=0.005))
+
+
+def test_every_admissible_model_speaks_under_a_limit_at_which_it_runs():
+    found = fit(LUCE)
+    assert len(found.among(200)) == len(found.admissible)
+    some = found.among(140)  # between what the first and the last of them draw at any clock
+    assert 0 < len(some) < len(found.admissible) and all(point.draw_w == pytest.approx(140) for point in some)
+    assert found.among(100) == []
+
+
+@pytest.mark.planted
+def test_a_model_that_misses_one_draw_is_not_admissible():
+    """The band is cut where a knee misses a point, and is empty where no curve meets them all."""
+    exact = made_by(TRUE, range(900, 1901, 100))
+    knees = [model.knee_mhz for model in admissible(exact.points, within=0.01)]
+    assert min(knees) < TRUE.knee_mhz < max(knees) and max(knees) - min(knees) < 200
+    assert len(knees) < len(admissible(exact.points, within=0.02)) < len(admissible(exact.points))
+    spoilt = (*exact.points[:4], replace(exact.points[4], draw_w=1.3 * exact.points[4].draw_w), *exact.points[5:])
+    assert admissible(spoilt) == ()
+
+
+def test_with_four_points_the_caption_says_that_a_draw_left_out_tests_nothing():
+    assert "three parameters then pass through three points" in fit(LUCE).caption
+    assert "three parameters" not in fit(made_by(TRUE)).caption
 
 
 # Curves whose truth is known.

@@ -12,15 +12,19 @@ from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 
+from luce_edu import plots
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.power_model import BASELINES, fit, sweeps
 from luce_edu.measure.records import SCHEMA, Record, RecordError, records_dir
-from luce_edu.plots import BLUE, GREEN, ORANGE, VERMILLION
+from luce_edu.plots import BLUE, GREEN, ORANGE, VERMILLION, power_curves
+from luce_edu.walkthrough import execute
 from luce_edu.widgets import PowerExplorer
 from luce_edu.widgets.explorer import HERE, gauge
 
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "14_the_power_explorer.ipynb"
 PUBLISHED = Record.load(records_dir() / "published.json")
 SWEEPS = sweeps(PUBLISHED)
 
@@ -348,10 +352,37 @@ def test_a_folder_that_cannot_be_written_is_said(explorer, tmp_path):
     assert "export: nothing was written: No such file" in words(explorer.message.value)
 
 
-def test_where_widgets_are_not_shown_there_is_a_picture(explorer):
+def test_where_widgets_are_not_shown_there_is_a_picture_with_a_line_on_what_to_install(explorer, monkeypatch):
+    drawn = []
+
+    def drawing(*args, **kwargs):
+        drawn.append(power_curves(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots, "power_curves", drawing)
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    for said in (drawn[0].get_supxlabel(), bundle["text/plain"]):
+        assert "pip install jupyterlab_widgets where JupyterLab itself is installed" in said.splitlines()[-1]
+    assert "pip install" not in explorer.still().get_supxlabel()
+
+
+def test_a_kernel_without_ipywidgets_shows_the_still_picture_and_takes_the_notebooks_cells(tmp_path):
+    """The cells of notebook 14 that make and use the explorer, and the slider moved by hand."""
+    cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("import sys\nsys.modules['ipywidgets'] = None  # as if it were not installed"),
+        *(nbformat.v4.new_code_cell(cells[name].source) for name in ("c02", "c29", "c32")),
+        nbformat.v4.new_code_cell("explorer.limit.value = 220\nprint(explorer.readout.value)\nexplorer.close()"),
+    ])  # fmt: skip
+    nbformat.write(notebook, tmp_path / "without.ipynb")
+    _, _, shown, told, moved = execute(tmp_path / "without.ipynb").cells
+    [output] = shown.outputs
+    assert set(output.data) == {"image/png", "text/plain"}
+    assert "%pip install ipywidgets in a cell, then restart" in output.data["text/plain"].splitlines()[-1]
+    assert told.outputs == cells["c32"].outputs
+    assert 'data-limit-w="220"' in moved.outputs[0].text
 
 
 def test_the_picture_says_what_is_published_and_what_is_modelled(explorer):
