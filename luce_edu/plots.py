@@ -289,7 +289,7 @@ def _clamped(error: float, low: float, high: float) -> float:
 
 
 def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Picture:
-    """How far the reference's first choice leads its second, token by token, against what bf16 may move.
+    """How far the reference's first choice leads its second, token by token, against what bf16 may make up.
 
     margins, slacks  one for each token, in logits
     same             whether bf16 chose as the reference did
@@ -300,7 +300,7 @@ def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Pic
     axes = figure.subplots()
     tokens = np.arange(len(margins))
     low = min(margins[margins > 0].min(initial=1), slacks[slacks > 0].min(initial=1)) / 3
-    axes.bar(tokens, slacks, width=0.8, color="#DDDDDD", label="as far as bf16 moves a logit of that token")
+    axes.bar(tokens, slacks, width=0.8, color="#DDDDDD", label="as far as bf16 may move two logits together")
     groups = (
         (decided & same, BLUE, "o", "decided, and bf16 chose the same"),
         (~decided & same, ORANGE, "D", "not decided, bf16 chose the same"),

@@ -132,33 +132,37 @@ def margin(reference):
 
 
 def by_topk(reference, bf16):
-    return margin(reference) > (bf16 - reference).abs().amax(1)
+    return margin(reference) > 2 * (bf16 - reference).abs().amax(1)
 
 
 def by_sorting(reference, bf16):
     best = reference.sort(dim=-1, descending=True).values
-    return best[:, 0] - (reference - bf16).abs().max(-1).values > best[:, 1]
+    error = (reference - bf16).abs().max(-1).values
+    return best[:, 0] - error > best[:, 1] + error
 
 
 def by_loop(reference, bf16):
     listed = []
     for row, other in zip(reference.tolist(), bf16.tolist(), strict=True):
         second, first = sorted(row)[-2:]
-        listed.append(first - second > max(abs(a - b) for a, b in zip(row, other, strict=True)))
+        listed.append(first - second > 2 * max(abs(a - b) for a, b in zip(row, other, strict=True)))
     return listed
 
 
 DECIDED_WRONG = {
-    "as much is enough": lambda r, b: margin(r) >= (b - r).abs().amax(1),
-    "bf16's own margin": lambda r, b: margin(b) > (b - r).abs().amax(1),
-    "one error for all steps": lambda r, b: margin(r) > (b - r).abs().max(),
-    "only upwards": lambda r, b: margin(r) > (b - r).amax(1),
-    "the mean error": lambda r, b: margin(r) > (b - r).abs().mean(1),
-    "the norm of the error": lambda r, b: margin(r) > (b - r).norm(dim=1),
-    "the error of the best": lambda r, b: margin(r) > (b - r).abs().gather(1, r.argmax(1, keepdim=True))[:, 0],
+    "one error": lambda r, b: margin(r) > (b - r).abs().amax(1),
+    "as much is enough": lambda r, b: margin(r) >= 2 * (b - r).abs().amax(1),
+    "bf16's own margin": lambda r, b: margin(b) > 2 * (b - r).abs().amax(1),
+    "one error for all steps": lambda r, b: margin(r) > 2 * (b - r).abs().max(),
+    "only upwards": lambda r, b: margin(r) > 2 * (b - r).amax(1),
+    "the mean error": lambda r, b: margin(r) > 2 * (b - r).abs().mean(1),
+    "the norm of the error": lambda r, b: margin(r) > 2 * (b - r).norm(dim=1),
+    "the error of the best": lambda r, b: (
+        margin(r) > 2 * (b - r).abs().gather(1, r.argmax(1, keepdim=True))[:, 0]
+    ),
     "the same choice": lambda r, b: r.argmax(1) == b.argmax(1),
     "undecided": lambda r, b: by_topk(r, b).logical_not(),
-    "the first two": lambda r, b: (r[:, 0] - r[:, 1]).abs() > (b - r).abs().amax(1),
+    "the first two": lambda r, b: (r[:, 0] - r[:, 1]).abs() > 2 * (b - r).abs().amax(1),
     "shifted by a step": lambda r, b: by_topk(r, b).roll(1),
     "always": lambda r, b: torch.ones(len(r), dtype=torch.bool),
 }

@@ -280,15 +280,15 @@ def _choices(steps: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     reference = torch.randn(steps, vocab) * random.choice((0.1, 1.0, 20.0)) + random.uniform(-50, 50)
     margins = reference.topk(2, dim=1).values.diff(dim=1).abs()
     errors = torch.randn(steps, vocab)
-    largest = margins * (0.3 + 1.4 * torch.rand(steps, 1))
+    largest = margins * (0.15 + 0.7 * torch.rand(steps, 1))
     return reference, reference + largest * errors / errors.abs().amax(1, keepdim=True)
 
 
 def _decided(answer) -> str:
-    # A tie is not decided, though bf16 agrees to the last bit; nor is a margin of exactly the error.
+    # A tie is not decided, though bf16 agrees to the last bit; nor is a margin of exactly twice the error.
     tie = torch.tensor([[1.0, 3.0, 3.0], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
     moved = tie.clone()
-    moved[2, 0] -= 1.0
+    moved[2, 0] -= 0.5
     cases = [(tie, moved)] + [_choices(*size) for size in ((1, 2), (64, 7), (64, 256), (random.randrange(40, 80), 33))]
     for reference, bf16 in cases:
         got = call(answer, reference.clone(), bf16.clone())
@@ -299,13 +299,13 @@ def _decided(answer) -> str:
         best = reference.topk(2, dim=1).values
         slack = (bf16 - reference).abs().amax(1)
         for step, (claimed, margin, error) in enumerate(zip(listed, best[:, 0] - best[:, 1], slack, strict=True)):
-            if claimed != bool(margin > error):
+            if claimed != bool(margin > 2 * error):
                 raise WrongAnswer(
                     f"{'decided' if claimed else 'not decided'} is wrong for step {step} of {steps}: the reference's "
                     f"best logit is {float(best[step, 0]):.4g}, its second {float(best[step, 1]):.4g}, and bf16 moves "
-                    f"some logit of that step by {float(error):.4g}, up or down. More than that decides."
+                    f"some logit of that step by {float(error):.4g}, up or down. More than twice that decides."
                 )
-    return "Where the margin is larger than the error, every right program makes the same choice."
+    return "Where the margin is larger than two errors, every right program makes the same choice."
 
 
 decided = Exercise(
@@ -314,11 +314,11 @@ decided = Exercise(
     spec=(
         "In which steps is the greedy choice decided? Both arguments are logits [steps, vocab_size], from the "
         "reference and from bf16. A step is decided where the reference's largest logit leads its second by more than "
-        "bf16 moves any logit of that step."
+        "twice the most that bf16 moves any logit of that step: the first may fall by that much, the second rise."
     ),
     skeleton='''\
 def decided(reference, bf16):
-    """Return a bool tensor [steps]: whether the reference decides that step by more than bf16's error."""
+    """Return a bool tensor [steps]: whether the reference decides that step by more than twice bf16's error."""
     return ...
 ''',
     hole="return ...",
