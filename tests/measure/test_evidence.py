@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_evidence import MACHINE, VERIFIED, Machine
+from fake_evidence import MACHINE, Machine
 
 import luce_edu
 from luce_edu import cli, load_model
@@ -55,7 +55,7 @@ def test_a_machine_is_measured_part_by_part_into_one_record(machine, tmp_path):
     record = measured(tmp_path / "new" / "folder", progress=said.append)
     assert written(tmp_path / "new" / "folder").content == record.content
     assert list(record.parts) == list(PARTS) and record.content["not_run"] == []
-    assert machine.happened == ["backend", *PARTS[:3], "check", *PARTS[3:], "close"]
+    assert machine.happened == ["backend", *PARTS[:4], "check", *PARTS[4:], "close"]
     assert {(row["system"], row["context"]) for row in record.parts["decode"]} >= {("graph", 1), ("megakernel", 2048)}
     assert record.parts["launch"] == {"plain_us": 4.0, "graph_us": 1.5, "dependent_us": 0.9, "barrier_us": 1.2}
     assert record.parts["energy"][0]["idle_w"] == 70.0
@@ -137,7 +137,7 @@ def test_energy_without_sensors_costs_the_energy_alone(machine, tmp_path):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("part", ["verify", "launch", "bandwidth"])
+@pytest.mark.parametrize("part", ["verify", "verify_prefill", "launch", "bandwidth"])
 def test_a_part_that_fails_is_listed_and_the_others_go_on(part, machine, tmp_path):
     machine.on[part] = torch.OutOfMemoryError("CUDA out of memory")
     record = measured(tmp_path)
@@ -175,7 +175,7 @@ def test_a_constant_that_is_none_is_not_recorded_and_the_rest_is(barrier_us, mac
 
 @pytest.mark.planted
 def test_stages_that_do_not_verify_end_with_1(machine, tmp_path):
-    machine.verified = VERIFIED | {"passed": False}
+    machine.wrong = {"graph"}
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 1
     assert set(written(tmp_path).parts) == set(PARTS)
 
@@ -190,7 +190,7 @@ def test_a_part_without_a_result_ends_with_3(machine, tmp_path):
 
 
 def test_parts_that_are_there_are_kept_and_only_the_others_run(machine, tmp_path):
-    first = measured(tmp_path, only=["verify", "decode"])
+    first = measured(tmp_path, only=["verify", "verify_prefill", "decode"])
     machine.happened.clear()
     machine.launch = dataclasses.replace(machine.launch, plain_us=5.0)
     record = measured(tmp_path)
@@ -244,17 +244,18 @@ def test_a_bench_that_could_not_begin_is_forgotten_when_it_could(machine, tmp_pa
 
 @pytest.mark.parametrize("at, done", [
     ("verify", []),
-    ("launch", ["verify"]),
-    ("bandwidth", ["verify", "launch"]),
-    ("check", ["verify", "launch", "bandwidth"]),
-    ("decode", ["verify", "launch", "bandwidth"]),
-    ("prefill", ["verify", "launch", "bandwidth", "decode"]),
-    ("energy", ["verify", "launch", "bandwidth", "decode", "prefill"]),
+    ("verify_prefill", ["verify"]),
+    ("launch", PARTS[:2]),
+    ("bandwidth", PARTS[:3]),
+    ("check", PARTS[:4]),
+    ("decode", PARTS[:4]),
+    ("prefill", PARTS[:5]),
+    ("energy", PARTS[:6]),
 ])  # fmt: skip
 def test_an_interruption_leaves_a_record_of_what_was_done_and_the_next_call_goes_on(at, done, machine, tmp_path):
     machine.on[at] = KeyboardInterrupt()
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 130
-    assert not done and not (tmp_path / "record.json").exists() or list(written(tmp_path).parts) == done
+    assert not done and not (tmp_path / "record.json").exists() or list(written(tmp_path).parts) == list(done)
     assert not list(tmp_path.glob("*.unfinished"))
     machine.on.clear()
     machine.happened.clear()
@@ -373,13 +374,13 @@ def test_a_disk_that_is_full_ends_with_the_reason_and_the_last_whole_record(mach
     monkeypatch.setattr(Path, "write_text", full)
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert list(written(tmp_path).parts) == ["verify", "launch"]
+    assert list(written(tmp_path).parts) == ["verify", "verify_prefill", "launch"]
 
 
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])
 def test_an_unknown_part_or_model_is_refused_and_nothing_is_written(there_is_a_gpu, machine, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
-    with pytest.raises(ValueError, match="--only: unknown part latency, power; expected some of verify, launch"):
+    with pytest.raises(ValueError, match="--only: unknown part latency, power; expected some of verify, "):
         measured(tmp_path / "out", only=["decode", "latency", "power"])
     with pytest.raises(ValueError, match="unknown name 'huge'; expected tiny"):
         gather(tmp_path / "out", model_name="huge")
