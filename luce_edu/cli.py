@@ -180,8 +180,13 @@ def _doctor(args) -> int:
     findings = diagnose()
     if args.json:
         print(json.dumps(to_dict(findings), indent=2))
-    else:
-        _console().print(table(findings))
+        return HOLDS if ready(findings) else DOES_NOT_HOLD
+    try:
+        shown = table(findings)
+    except ImportError:  # rich is missing, as on a bare machine
+        to_do = [f"\n  to do: {finding.remedy}" if finding.remedy else "" for finding in findings]
+        shown = "\n".join(f"{f.name}: {f.status}: {f.detail}{rest}" for f, rest in zip(findings, to_do, strict=True))
+    _console().print(shown)
     return HOLDS if ready(findings) else DOES_NOT_HOLD
 
 

@@ -424,6 +424,17 @@ def test_without_pytest_the_tests_are_left_out_by_name(machine, tmp_path, monkey
 # ---- A bare machine ----
 
 
+def test_make_gpu_runs_it_without_an_environment_and_installs_nothing(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    make = ["make", "-s", "gpu", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}"]
+    for options, said in (([], ""), (["OUT=my record"], " --out my record")):
+        done = subprocess.run([*make, *options], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"-m luce_edu gpu{said}\n"), done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_it_runs_as_a_module_from_the_checkout_and_refuses_a_machine_without_a_gpu(tmp_path):
     command = [sys.executable, "-m", "luce_edu", "gpu", "--out", str(tmp_path / "out")]
