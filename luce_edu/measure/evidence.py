@@ -71,14 +71,14 @@ def gather(
     record = Record(path.stem, content)
     model = model or load_model(model_name)
     if not torch.cuda.is_available():
-        _skip(content, wanted, "no CUDA GPU here; nothing is measured in the emulator")
+        _skip(content, wanted, systems, "no CUDA GPU here; nothing is measured in the emulator")
         record.save(path)
         return record
     try:
         backend = make_backend("cuda")
         model.weights_on(backend.device)
     except (ValueError, RuntimeError) as error:  # too old, too small, or a driver that does not work
-        _skip(content, wanted, reason(error))
+        _skip(content, wanted, systems, reason(error))
         record.save(path)
         return record
     _forget(content, wanted, systems)
@@ -136,11 +136,14 @@ def _bench(content: dict, model, wanted, systems, contexts, gguf: str | None, pr
     before, kept = content["not_run"], {part: list(content["parts"].get(part, [])) for part in BENCHED}
 
     def take(result: Bench) -> None:
+        wrong = {row["part"] for row in result.not_run if row.get("kind") == "wrong"}
         for part in BENCHED:
-            if rows := getattr(result, part):
-                known = {_key(row) for row in rows}
-                rows = [row for row in kept[part] if _key(row) not in known] + rows
-                content["parts"][part] = sorted(rows, key=lambda row: _key(row)[1])
+            new = getattr(result, part)
+            known = {_key(row) for row in new}
+            old = [row for row in kept[part] if _key(row) not in known and row["system"] not in wrong]
+            content["parts"].pop(part, None)
+            if old or new:
+                content["parts"][part] = sorted([*old, *new], key=lambda row: _key(row)[1])
         ahead = BENCHED[BENCHED.index(result.running) :] if result.running else ()
         unfinished = [{"part": part, "reason": "it was interrupted", "kind": "unfinished"} for part in ahead]
         content["not_run"] = before + result.not_run + [row for row in unfinished if row["part"] in wanted]
@@ -225,8 +228,8 @@ class _part:
         return True
 
 
-def _skip(content: dict, wanted: Sequence[str], why: str) -> None:
-    _forget(content, wanted)
+def _skip(content: dict, wanted: Sequence[str], systems: Sequence[str] | None, why: str) -> None:
+    _forget(content, wanted, systems)
     content["not_run"] += [{"part": part, "reason": why} for part in wanted]
 
 

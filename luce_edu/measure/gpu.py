@@ -164,7 +164,8 @@ def run(out: str | Path, *, model_name: str = "random-0.8b", say: Progress = pri
                     say(f"{time.monotonic() - begun:4.0f} s  {step.name}: {outcome or 'done'}")
             record = Record.load(out / evidence.RECORD)
             try:
-                drawn = _apart(lambda _: _draw(record, out), DRAWING, out / "figures.log", threads)
+                limit = max(DRAWING, BUDGET - (time.monotonic() - begun))
+                drawn = _apart(lambda _: _draw(record, out), limit, out / "figures.log", threads)
             except (NotMeasured, ValueError, OSError) as error:
                 say(f"no figures: {error}")
                 drawn = []

@@ -34,13 +34,13 @@ class Quick(System):
         pass
 
     def choice(self):
-        return 4
+        return self._machine.token
 
     def pretend(self, context):
         self._machine.happens("decode" if self._machine.timing else "energy")
 
     def time_decode(self, *, steps):
-        return [100.0] * steps, 10.0
+        return [self._machine.decode_us] * steps, 10.0
 
     def wait(self):
         if self._machine.in_window:
@@ -62,6 +62,7 @@ class Machine:
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
         self.capability = 9, 0
+        self.token, self.decode_us = 4, 100.0  # what every system chooses, and how fast
         self.nvml = FakeNvml(Clock())
         self.no_sensors: Exception | None = None
         self.launch = LaunchCosts(4.0, 1.5, 0.9, 1.2)

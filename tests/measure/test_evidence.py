@@ -20,6 +20,7 @@ from luce_edu.measure.bench import STEPS
 from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.records import Record, RecordError
+from luce_edu.stages import STAGES
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -273,6 +274,77 @@ def test_parts_that_are_saved_only_at_the_end_are_lost_to_an_interruption(machin
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path)
     assert "decode" not in written(tmp_path).parts
+
+
+# ---- Some systems alone ----
+
+
+def rows(record, part) -> dict:
+    """By system and context, what tells one measurement of a part from another."""
+    return {(row["system"], row["context"]): row["latency_us"]["median"] for row in record.parts[part]}
+
+
+def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(machine, tmp_path):
+    first = rows(measured(tmp_path, only=["verify", "decode"]), "decode")
+    machine.decode_us = 50.0
+    record = measured(tmp_path, only=["verify", "decode"], systems=["graph"], contexts=[512])
+    assert rows(record, "decode") == first | {("graph", 512): 50.0}
+    assert [row["stage"] for row in record.parts["verify"]["rows"]] == list(STAGES)
+    assert [row["context"] for row in record.parts["decode"]] == sorted(context for _, context in first)
+
+
+@pytest.mark.planted
+def test_what_fails_for_one_system_takes_nothing_from_the_others(machine, tmp_path, monkeypatch):
+    first = measured(tmp_path, only=["verify", "decode"])
+    machine.on = {"verify": RuntimeError("out of order"), "decode": RuntimeError("out of order")}
+    record = measured(tmp_path, only=["verify", "decode"], systems=["graph"], contexts=[512])
+    assert set(reasons(record)) == {"graph, verify", "graph, decode at 512"}
+    assert rows(record, "decode") == rows(first, "decode")
+    assert [row["stage"] for row in record.parts["verify"]["rows"]] == [stage for stage in STAGES if stage != "graph"]
+    machine.on.clear()
+    assert reasons(measured(tmp_path, only=["verify"], systems=["megakernel"])) == reasons(record), "of another system"
+    machine.wrong = {"graph"}
+    assert not measured(tmp_path, only=["verify"], systems=["graph"]).parts["verify"]["passed"]
+    assert not measured(tmp_path, only=["verify"], systems=["megakernel"]).parts["verify"]["passed"]
+
+    def no_room(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("luce_edu.models.Model.weights_on", no_room)
+    assert rows(measured(tmp_path, only=["decode"], systems=["graph"]), "decode") == rows(first, "decode")
+
+
+@pytest.mark.planted
+def test_the_times_of_a_system_that_has_become_wrong_go(machine, tmp_path):
+    first = rows(measured(tmp_path, only=["decode"]), "decode")
+    machine.token = 5
+    record = measured(tmp_path, only=["decode"], systems=["graph"], contexts=[512])
+    assert [row["kind"] for row in record.content["not_run"]] == ["wrong"]
+    assert rows(record, "decode") == {key: us for key, us in first.items() if key[0] != "graph"}
+
+
+def test_an_interrupted_decode_keeps_its_contexts_and_is_done_again(machine, tmp_path, monkeypatch):
+    real = evidence.bench
+
+    def bench(*args, save, **options):
+        def interrupt(result):
+            save(result)
+            if len({row["context"] for row in result.decode}) == 2:
+                raise KeyboardInterrupt
+
+        return real(*args, save=interrupt, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "bench", bench)
+        with pytest.raises(KeyboardInterrupt):
+            measured(tmp_path)
+    record = written(tmp_path)
+    assert {context for _, context in rows(record, "decode")} == {1, 512}
+    kept = [row["part"] for row in record.content["not_run"] if row["kind"] == "unfinished"]
+    assert kept == ["decode", "prefill", "energy"]
+    record = measured(tmp_path)
+    assert {context for _, context in rows(record, "decode")} == {1, 512, 520, 2048}
+    assert record.content["not_run"] == []
 
 
 # ---- Other people's records ----
