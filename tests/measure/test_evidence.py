@@ -21,8 +21,10 @@ from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.records import Record, RecordError
 from luce_edu.stages import STAGES
+from luce_edu.verification import verify, verify_prefill
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
+REAL = {"verify": evidence._verify, "verify_prefill": evidence._verify_prefill}  # which the fake machine replaces
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
@@ -291,6 +293,21 @@ def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(mach
     assert rows(record, "decode") == first | {("graph", 512): 50.0}
     assert [row["stage"] for row in record.parts["verify"]["rows"]] == list(STAGES)
     assert [row["context"] for row in record.parts["decode"]] == sorted(context for _, context in first)
+
+
+def test_real_verification_of_one_stage_after_another_makes_one_report(machine, tmp_path, monkeypatch):
+    """In the emulator, which stands in for the GPU here."""
+    for part, check, options in (("verify", verify, {"steps": 2}), ("verify_prefill", verify_prefill, {"steps": 1})):
+        monkeypatch.setattr(evidence, f"_{part}", REAL[part])
+        monkeypatch.setattr(evidence, part, lambda *args, check=check, fixed=options, **options: check(
+            *args, **options | fixed | {"device": "host"}))  # fmt: skip
+    monkeypatch.setattr(evidence, "VERIFIED_PROMPTS", (1, 3))
+    for stage in ("per_layer", "eager"):
+        record = measured(tmp_path, only=["verify", "verify_prefill"], systems=[stage])
+    assert record.content["not_run"] == []
+    report, prompts = (written(tmp_path).parts[part] for part in ("verify", "verify_prefill"))
+    assert [row["stage"] for row in report["rows"]] == ["eager", "per_layer"] and report["passed"]
+    assert {row["stage"] for row in prompts["rows"]} == {"eager", "per_layer"} and report["seed"] == prompts["seed"]
 
 
 @pytest.mark.planted

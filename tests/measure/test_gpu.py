@@ -20,8 +20,8 @@ from luce_edu.measure.records import Record
 from luce_edu.stages import STAGES
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
-NAMES = [*(f"stage {stage}" for stage in reversed(STAGES)), "constants", "prompts", "side by side", "contexts", "tests",
-         "compiled"]  # fmt: skip
+NAMES = ["stage megakernel", "stage graph", "constants", "stage per_layer", "stage per_op", "stage eager", "prompts",
+         "side by side", "contexts", "tests", "compiled"]  # fmt: skip
 
 
 @pytest.fixture
