@@ -122,10 +122,14 @@ def _unverified(out: Path, systems: Sequence[str]) -> list[str]:
 
 def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
     """`pytest -m gpu` on the files that have such tests; listed as absent where there is no pytest or no tests."""
-    absent = "" if importlib.util.find_spec("pytest") else "pytest is not installed; pip install pytest"
-    if absent or not TESTS.is_dir():
-        row = {"part": "tests", "reason": absent or "there are no tests here; run from a checkout", "kind": "absent"}
-        _edit(out, lambda content: content["not_run"].append(row))
+    absent = "" if TESTS.is_dir() else "there are no tests here; run from a checkout"
+    if not importlib.util.find_spec("pytest"):
+        absent = "pytest is not installed; pip install pytest"
+    _edit(out, lambda content: content.update(not_run=[
+        *(row for row in content["not_run"] if (row["part"], row.get("kind")) != ("tests", "absent")),
+        *([{"part": "tests", "reason": absent, "kind": "absent"}] if absent else []),
+    ]))  # fmt: skip
+    if absent:
         return ""
     files = [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
     report = out.resolve() / "tests.xml"
@@ -282,7 +286,8 @@ def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = 
 
 def _child(task, send, log: Path | None, threads: int) -> None:
     os.setpgid(0, 0)  # a group of its own: a Ctrl-C is for the parent, which then ends the whole group
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(AttributeError):  # of Linux alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the parent was started with
         signal.signal(number, signal.SIG_DFL)
     with open(log or os.devnull, "w", buffering=1) as file, open(os.devnull) as nothing:

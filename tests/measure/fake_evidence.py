@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import torch
@@ -38,6 +39,8 @@ class Quick(System):
 
     def pretend(self, context):
         self._machine.happens("decode" if self._machine.timing else "energy")
+        if context == self._machine.hangs_at:
+            time.sleep(600)
 
     def time_decode(self, *, steps):
         return [self._machine.decode_us] * steps, 10.0
@@ -61,6 +64,7 @@ class Machine:
         self.fields, self.commit = dict(MACHINE), "1" * 40
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
+        self.hangs_at = 0  # the context at which a step never ends
         self.capability = 9, 0
         self.token, self.decode_us = 4, 100.0  # what every system chooses, and how fast
         self.nvml = FakeNvml(Clock())

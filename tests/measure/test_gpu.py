@@ -193,6 +193,24 @@ def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path, ca
     assert {row["system"] for row in written(tmp_path).parts["decode"]} == {*STAGES, *machine.BASELINES}
 
 
+def test_a_step_that_is_cut_off_keeps_what_it_had_measured_and_it_alone_runs_again(
+    machine, tmp_path, monkeypatch, capfd
+):
+    graph = gpu._measured("stage graph", 0, 30, ["verify", "decode"], ["graph"])
+    contexts = gpu._measured("contexts", 0, 5, ["decode"], ["graph", "megakernel"], [1, 512, 2048])
+    few(monkeypatch, gpu._measured("stage megakernel", 0, 30, ["verify", "decode"], ["megakernel"]), graph, contexts)
+    machine.hangs_at = 512
+    assert command(tmp_path) == 3
+    assert {row["context"] for row in written(tmp_path).parts["decode"]} == {1, PROMPT}
+    assert list(to_do(tmp_path)) == ["contexts"] and "decode at 512: graph, round 1" in to_do(tmp_path)["contexts"]
+    machine.hangs_at = 0
+    capfd.readouterr()
+    command(tmp_path)
+    assert {row["context"] for row in written(tmp_path).parts["decode"]} == {1, 512, PROMPT, 2048}
+    out = capfd.readouterr().out
+    assert "contexts: done" in out and "stage" not in out and written(tmp_path).content["not_run"] == []
+
+
 @pytest.mark.planted
 def test_a_stage_that_does_not_verify_ends_with_1_and_says_so(machine, tmp_path, capfd):
     machine.wrong = {"graph"}
@@ -416,6 +434,7 @@ def test_without_pytest_the_tests_are_left_out_by_name(machine, tmp_path, monkey
     find_spec = gpu.importlib.util.find_spec
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pytest" else find_spec(name))
     few(monkeypatch, step("tests", gpu._run_tests, part="tests"))
+    command(tmp_path)
     command(tmp_path)
     row = {"part": "tests", "reason": "pytest is not installed; pip install pytest", "kind": "absent"}
     assert written(tmp_path).content["not_run"] == [row] and "tests: done" in capfd.readouterr().out
