@@ -4,7 +4,9 @@
 # make lab           JupyterLab, on the first notebook
 # make notebooks     run the notebooks and their solutions again, and store the outputs of both
 # make lint          ruff
-# Each makes .venv and installs into it first, where that has not been done. Options of that first call:
+# make gpu           on a machine with an NVIDIA GPU: versions, verification, tests and all measurements in six minutes,
+#                    into gpu/ or OUT=DIR. It installs nothing: it runs in .venv where there is one, else in PYTHON
+# Each of the others makes .venv and installs into it first, where that has not been done. Options of that first call:
 #   PYTHON=python3.12   another Python, 3.11 or newer
 #   CUDA=cu12           for an NVIDIA driver older than CUDA 13; `luce-edu doctor` says which one yours needs. A GPU
 #                       newer than Hopper, such as an RTX 50, needs a driver of CUDA 13 (580 or newer) and not this
@@ -21,7 +23,7 @@ PINS := sed '/^. CUDA 13/,$$d'
 TORCH_INDEX ?= https://download.pytorch.org/whl/cu126
 endif
 
-.PHONY: walkthrough test browser-test lab notebooks lint install
+.PHONY: walkthrough test browser-test lab notebooks lint gpu install
 .DEFAULT_GOAL := walkthrough
 
 walkthrough: $(INSTALLED)
@@ -45,6 +47,9 @@ notebooks: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+
+gpu:
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m luce_edu gpu $(if $(OUT),--out '$(OUT)')
 
 install: $(INSTALLED)
 

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="into the same record")
     evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     evidence.set_defaults(run=_evidence)
+
+    gpu = commands.add_parser("gpu", help="tests and evidence on a GPU in six minutes, most valuable first")
+    gpu.add_argument("--out", default="gpu", metavar="DIR", help="of evidence's record, to go on with (%(default)s)")
+    gpu.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
+    gpu.set_defaults(run=_gpu, only=(), gguf=None)
 
     sweep = commands.add_parser("sweep", help="decode at one power limit after another, write a record")
     sweep.add_argument("--limits", type=_watts, metavar="W,W", help="in watts, in the order to take them: 150,200,250")
@@ -181,8 +187,13 @@ def _doctor(args) -> int:
     findings = diagnose()
     if args.json:
         print(json.dumps(to_dict(findings), indent=2))
-    else:
-        _console().print(table(findings))
+        return HOLDS if ready(findings) else DOES_NOT_HOLD
+    try:
+        shown = table(findings)
+    except ImportError:  # rich is missing, as on a bare machine
+        to_do = [f"\n  to do: {finding.remedy}" if finding.remedy else "" for finding in findings]
+        shown = "\n".join(f"{f.name}: {f.status}: {f.detail}{rest}" for f, rest in zip(findings, to_do, strict=True))
+    _console().print(shown)
     return HOLDS if ready(findings) else DOES_NOT_HOLD
 
 
@@ -281,21 +292,51 @@ def _status(not_run: list[dict], has_all: bool, args) -> int:
 
 
 def _evidence(args) -> int:
-    from luce_edu.measure.evidence import PARTS, bench_table, gather
+    from luce_edu.measure.evidence import gather
     from luce_edu.measure.figures import draw
 
     with _console(stderr=True).status("measuring") as status:
         record = gather(args.out, model_name=args.model, only=args.only, gguf=args.gguf, progress=status.update)
         status.update("drawing")
         drawn = draw([record], args.out)
+    return _recorded(record, drawn, args)
+
+
+def _gpu(args) -> int:
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        print(f"luce-edu: gpu: PyTorch does not import ({error}); type: pip install torch", file=sys.stderr)
+        return NOT_MEASURED
+    from luce_edu.measure.gpu import run
+    from luce_edu.measure.latency import NotMeasured
+
+    try:
+        return _recorded(*run(args.out, model_name=args.model, say=partial(print, flush=True)), args)
+    except NotMeasured as error:
+        print(f"luce-edu: gpu: {error}", file=sys.stderr)
+        return NOT_MEASURED
+
+
+def _recorded(record, drawn: Sequence[Path], args) -> int:
+    """Show what a record holds and what it lacks, and return the exit status."""
+    from luce_edu.measure.evidence import PARTS, bench_table
+
     console = _console()
     if record.parts.get("decode"):
         console.print(bench_table(record))
     for row in record.content["not_run"]:
         console.print(f"not run: {row['part']}: {row['reason']}", highlight=False)
+    wrong = list((record.parts.get("tests") or {"failed": []})["failed"])
+    for part in ("verify", "verify_prefill"):
+        report = record.parts.get(part) or {"passed": True}
+        if not report["passed"]:
+            rows = [f"{row['stage']}: {'; '.join(row['problems'])}" for row in report["rows"] if not row["passed"]]
+            wrong += [f"{part}: {row}" for row in rows or ["it does not hold"]]
+    for line in wrong:
+        console.print(f"wrong: {line}", highlight=False)
     console.print(f"{args.out}: record.json{''.join(', ' + path.name for path in drawn)}", highlight=False)
-    verified = record.parts.get("verify")
-    if verified and not verified["passed"]:
+    if wrong:
         return DOES_NOT_HOLD
     return _status(record.content["not_run"], set(args.only or PARTS) <= set(record.parts), args)
 

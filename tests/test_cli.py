@@ -373,6 +373,15 @@ def test_without_rich_tables_are_plain_text_and_progress_is_one_line(measured, c
     assert [line.strip(". ") for line in shown if line.strip()] == ["measuring", "decode at 512"]
 
 
+def test_doctor_is_plain_text_without_rich(capsys, monkeypatch):
+    for module in ("rich", "rich.console", "rich.table", "rich.text"):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = [doctor.Finding("nvrtc", "missing", "not there", "pip install it", needed=True)]
+    monkeypatch.setattr(doctor, "diagnose", lambda: found)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().out == "nvrtc: missing: not there\n  to do: pip install it\n"
+
+
 def test_a_reader_that_leaves_the_pipe_ends_the_command_quietly():
     command = f"{sys.executable} -m luce_edu doctor --json"
     done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ CHECKED_TEXT = 48  # random tokens, among which the reference decides some choic
 CHECKED_CHOICES = 6  # ... and so many of them are asked of every system
 
 Progress = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(repr=False)
@@ -38,6 +40,7 @@ class Bench(Tabular):
     not_run  a list of {"part", "reason"}, some with a "kind": "wrong" for a system that chose otherwise than the
              reference, "absent" for one that cannot be had here, such as a baseline that is not installed
     clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
+    running  the part that is being measured: decode, prefill or energy; None before and after
     """
 
     where: str
@@ -47,6 +50,7 @@ class Bench(Tabular):
     energy: list[dict] = field(default_factory=list)
     not_run: list[dict] = field(default_factory=list)
     clocks: dict[str, int | None] = field(default_factory=dict)
+    running: str | None = None
 
     @property
     def title(self) -> str:
@@ -102,7 +106,7 @@ def bench(
     makers          from `make_systems`
     contexts        tokens in the cache before a decode step; prompts: lengths to read; () for neither
     energy_seconds  the window for joules at a context of PROMPT, from `sensors`; None for no energy
-    save            called with what there is after decode and after prefill, lest an interruption lose it
+    save            called with what there is after each context and each prompt, lest an interruption lose it
     A system that cannot be had, is wrong, or fails is listed in `not_run` with the reason; the others go on. Raises
     NotMeasured where the reference decides nothing, so that no system can be checked.
     """
@@ -118,6 +122,7 @@ def bench(
         if _has_failed(result, name):
             systems.pop(name, None)
             gc.collect()  # its memory is for the others
+    result.running = "decode"
     for context in contexts:
         times: dict[str, list[float]] = {name: [] for name in systems}
         asked: dict[str, float | None] = {}
@@ -150,12 +155,17 @@ def bench(
                     "enqueue_us": asked[name], "launches": system.launches, "kernels": system.kernels,
                     "barriers": system.barriers, "bytes": decode_bytes(model.config, context).total,
                 })  # fmt: skip
+        save(result)
+    result.running = "prefill"
     save(result)
     for tokens in prompts:
         _time_prompts(result, systems, model, tokens, progress)
+        save(result)
+    result.running = "energy"
     save(result)
     if energy_seconds is not None:
         _measure_energy(result, systems, sensors, energy_seconds, progress)
+    result.running = None
     for name, system in systems.items():
         with _reported(result, f"{name}, closing"):  # after an error of the GPU itself every call fails, this one too
             system.close()
@@ -189,7 +199,8 @@ class _reported:
 
 
 def reason(error: Exception) -> str:
-    """One line for the table of what was not run."""
+    """One line for the table of what was not run; the whole of it goes to the log, for who listens to it."""
+    log.debug("not run", exc_info=error)
     if isinstance(error, NotMeasured):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.measure.floor import DATASHEET_GB_PER_S
-from luce_edu.measure.latency import time_rounds
+from luce_edu.measure.latency import Quartiles, elapsed_us
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS
 
 SOURCE, KERNELS = "microbench.cu", ("nothing", "barriers", "read_all", "copy_all")
 MANY = 200  # launches or barriers a round
+PASSES = 4  # over the memory a round
 BYTES = 2**30  # larger than any L2, so that a pass comes from memory
+ROUNDS = 15
+LOAD_US = 5e5  # of work before the first round: an idle GPU has a low clock, an H200 345 of its 1980 MHz
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,6 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
     backend = backend or make_backend("cuda")
     plain = _nothing(backend, dependent=False)
     graph = backend.capture(plain)
-    dependent_us = None
-    if backend.dependent_launch:
-        chained = backend.capture(_nothing(backend, dependent=True))
-        dependent_us = time_rounds(lambda: backend.replay(chained), each=MANY).median
     kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["barriers"]
     state = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=backend.device)
     blocks = _blocks(backend, kernel)
@@ -57,14 +57,36 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
     def barriers(count: int):
         return lambda: backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
 
-    # Two lengths, so that the launch itself drops out.
-    short, long = (time_rounds(barriers(count)).median for count in (MANY, 3 * MANY))
+    works = {"plain": plain, "graph": lambda: backend.replay(graph)}
+    works |= {"short": barriers(MANY), "long": barriers(3 * MANY)}
+    if backend.dependent_launch:
+        chained = backend.capture(_nothing(backend, dependent=True))
+        works["dependent"] = lambda: backend.replay(chained)
+    us = _round_us(works)
     return LaunchCosts(
-        plain_us=time_rounds(plain, each=MANY).median,
-        graph_us=time_rounds(lambda: backend.replay(graph), each=MANY).median,
-        dependent_us=dependent_us,
-        barrier_us=(long - short) / (2 * MANY),
+        plain_us=us["plain"] / MANY,
+        graph_us=us["graph"] / MANY,
+        dependent_us=us["dependent"] / MANY if "dependent" in us else None,
+        barrier_us=(us["long"] - us["short"]) / (2 * MANY),  # of two lengths, so that the launch itself drops out
     )
+
+
+def _round_us(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median microseconds of what each of `works` enqueues.
+
+    The GPU is put under load first, so that its clock has risen; then the works take turns, so that a clock which still
+    drifts changes all of them alike. Each is enqueued twice in a turn and timed the second time: the GPU is busy with
+    the first while the CPU asks for the second, so the CPU's time to ask for it is not counted.
+    """
+    worked = 0.0
+    while worked < LOAD_US:
+        worked += sum(elapsed_us(enqueue) for enqueue in works.values())
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, enqueue in works.items():
+            enqueue()
+            times[name].append(elapsed_us(enqueue))
+    return {name: Quartiles.of(values).median for name, values in times.items()}
 
 
 def _blocks(backend, kernel) -> int:
@@ -92,20 +114,24 @@ def measure_bandwidth(backend=None, *, size: int = BYTES) -> Bandwidth:
     vectors = size // 16
     bits = torch.randint(0, 2**15, (2, vectors * 8), dtype=torch.int16, device=backend.device)
     sink = torch.zeros(1, dtype=torch.int32, device=backend.device)
-    read, copy = module["read_all"], module["copy_all"]
-    read_us = time_rounds(
-        lambda: backend.launch(
-            read, backend.max_resident_blocks(read, BLOCK_THREADS, 0), BLOCK_THREADS, 0, (bits[0], vectors, sink)
-        )
-    ).median
-    copy_us = time_rounds(
-        lambda: backend.launch(
-            copy, backend.max_resident_blocks(copy, BLOCK_THREADS, 0), BLOCK_THREADS, 0, (bits[0], bits[1], vectors)
-        )
-    ).median
+
+    def passes(name: str, *args):
+        kernel = module[name]
+        blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)  # asked here, as it takes the CPU's time
+
+        def enqueue():
+            for _ in range(PASSES):
+                backend.launch(kernel, blocks, BLOCK_THREADS, 0, args)
+
+        return enqueue
+
+    us = _round_us({
+        "read": passes("read_all", bits[0], vectors, sink), "copy": passes("copy_all", bits[0], bits[1], vectors),
+    })  # fmt: skip
     if not torch.equal(bits[0], bits[1]):
         raise AssertionError("the copy is not equal to what was copied")
-    return Bandwidth(size / read_us / 1e3, 2 * size / copy_us / 1e3, datasheet_bandwidth())
+    read, copy = (bytes_moved * PASSES / us[name] / 1e3 for name, bytes_moved in (("read", size), ("copy", 2 * size)))
+    return Bandwidth(read, copy, datasheet_bandwidth())
 
 
 def datasheet_bandwidth() -> float | None:

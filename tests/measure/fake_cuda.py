@@ -12,10 +12,12 @@ class FakeCuda:
     """Times in microseconds. The queue holds `depth` launches; asked for one more, the CPU waits for the oldest.
 
     Memory takes 2 TB/s. L2 forgets for certain only what twice as many bytes as it holds have been written after.
+    slowness  how many times longer a launch takes once the GPU has worked for so many microseconds: its clock
     """
 
-    def __init__(self, depth: int = 4, l2_bytes: int = 48 * 2**20):
+    def __init__(self, depth: int = 4, l2_bytes: int = 48 * 2**20, slowness=lambda worked_us: 1.0):
         self.cpu = self.gpu = 0.0  # what time it is for the CPU; when the GPU will have worked off all
+        self.worked, self.slowness = 0.0, slowness
         self.depth, self._ends = depth, deque()
         self.l2_bytes, self.warm = l2_bytes, False  # warm: L2 holds what `read` reads
 
@@ -23,6 +25,8 @@ class FakeCuda:
         if len(self._ends) == self.depth:
             self.cpu = max(self.cpu, self._ends.popleft())
         self.cpu += ask_us
+        gpu_us *= self.slowness(self.worked)
+        self.worked += gpu_us
         self.gpu = max(self.gpu, self.cpu) + gpu_us
         self._ends.append(self.gpu)
 

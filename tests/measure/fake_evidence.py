@@ -1,5 +1,8 @@
 """A machine with a GPU that measures everything at once, for tests of what `evidence` does with it."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import torch
@@ -8,6 +11,7 @@ from fake_nvml import Clock, FakeNvml
 from luce_edu.measure import bench, energy, evidence
 from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.systems import System
+from luce_edu.stages import STAGES
 
 MACHINE = {
     "gpu": "NVIDIA Fake 80GB", "arch": "sm_90", "sm_count": 132, "memory_bytes": 80 * 2**30, "l2_bytes": 50 * 2**20,
@@ -31,13 +35,15 @@ class Quick(System):
         pass
 
     def choice(self):
-        return 4
+        return self._machine.token
 
     def pretend(self, context):
         self._machine.happens("decode" if self._machine.timing else "energy")
+        if context == self._machine.hangs_at:
+            time.sleep(600)
 
     def time_decode(self, *, steps):
-        return [100.0] * steps, 10.0
+        return [self._machine.decode_us] * steps, 10.0
 
     def wait(self):
         if self._machine.in_window:
@@ -50,10 +56,17 @@ class Quick(System):
 class Machine:
     """What happened, in order, in `happened`; `on` holds by name what is to be raised when it happens."""
 
+    BASELINES = ("transformers", "transformers, compiled")
+
     def __init__(self):
         self.happened: list[str] = []
         self.on: dict[str, BaseException] = {}
-        self.fields, self.commit, self.verified = dict(MACHINE), "1" * 40, VERIFIED
+        self.fields, self.commit = dict(MACHINE), "1" * 40
+        self.wrong: set[str] = set()  # stages that do not verify
+        self.crashes: set[str] = set()  # stages that end the process that verifies them
+        self.hangs_at = 0  # the context at which a step never ends
+        self.capability = 9, 0
+        self.token, self.decode_us = 4, 100.0  # what every system chooses, and how fast
         self.nvml = FakeNvml(Clock())
         self.no_sensors: Exception | None = None
         self.launch = LaunchCosts(4.0, 1.5, 0.9, 1.2)
@@ -64,6 +77,16 @@ class Machine:
             self.happened.append(what)
         if what in self.on:
             raise self.on[what]
+
+    def report(self, stages) -> dict:
+        """What verification says of these stages; None for all."""
+        if self.crashes & set(stages or STAGES):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        rows = [
+            {"stage": stage, "passed": stage not in self.wrong, "problems": ["it differs"] * (stage in self.wrong)}
+            for stage in (STAGES if stages is None else stages)
+        ]
+        return VERIFIED | {"rows": rows, "passed": all(row["passed"] for row in rows)}
 
     def install(self, monkeypatch) -> None:
         """Put it in the place of PyTorch's GPU and of all that measures it."""
@@ -91,7 +114,7 @@ class Machine:
             self.timing = bool(options["contexts"])
 
             def save(result):
-                self.timing = False
+                self.timing = result.running == "decode"
                 options["save"](result)
 
             return bench.bench(*args, **options | {"save": save})
@@ -100,7 +123,13 @@ class Machine:
         monkeypatch.setattr(evidence, "machine", lambda: dict(self.fields))
         monkeypatch.setattr(evidence, "commit", lambda: self.commit)
         monkeypatch.setattr(evidence, "make_backend", answer("backend", SimpleNamespace(device=torch.device("cpu"))))
-        monkeypatch.setattr(evidence, "_verify", answer("verify", lambda: self.verified))
+        for part in ("verify", "verify_prefill"):
+
+            def verify(model, seed, stages, progress, part=part):
+                self.happens(part)
+                return self.report(stages)
+
+            monkeypatch.setattr(evidence, f"_{part}", verify)
         monkeypatch.setattr(evidence, "measure_launch_costs", answer("launch", lambda: self.launch))
         monkeypatch.setattr(evidence, "measure_bandwidth", answer("bandwidth", Bandwidth(3000.0, 2800.0, 3350.0)))
         monkeypatch.setattr(evidence.Sensors, "open", staticmethod(open_sensors))
@@ -112,3 +141,24 @@ class Machine:
         monkeypatch.setattr(bench, "measure_energy", measure_energy)
         monkeypatch.setattr(bench, "measure_idle", lambda sensors: 70.0)
         monkeypatch.setattr(energy, "SAMPLE_EVERY", 0.001)
+
+    def install_look(self, monkeypatch) -> None:
+        """What `luce-edu gpu` looks at before it measures, and all systems."""
+        backend = SimpleNamespace(
+            device=torch.device("cpu"), compile=lambda source, kernels, defines: dict.fromkeys(kernels),
+            launch=lambda *args: self.happens("probe"), synchronize=lambda: None,
+        )  # fmt: skip
+
+        def make_backend(device):
+            self.happens("backend")
+            return backend
+
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "init", lambda: self.happens("init"))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: self.capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: self.fields["gpu"])
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
+        monkeypatch.setattr(evidence, "make_backend", make_backend)
+        monkeypatch.setattr(evidence, "make_systems", lambda *args, **options: {
+            name: (lambda name=name: Quick(self, name)) for name in (*STAGES, *self.BASELINES)
+        })  # fmt: skip

@@ -142,10 +142,10 @@ def test_a_row_has_the_steps_of_both_rounds_and_what_the_system_says_of_itself(l
     assert row["bytes"] == decode_bytes(MODEL.config, 1).total
 
 
-def test_what_there_is_can_be_saved_after_decode_and_after_prefill(log):
+def test_what_there_is_can_be_saved_after_each_context_and_each_prompt(log):
     seen = []
-    run(log, save=lambda result: seen.append((len(result.decode), len(result.prefill))))
-    assert seen == [(4, 0), (4, 2)]
+    run(log, save=lambda result: seen.append((result.running, len(result.decode), len(result.prefill))))
+    assert seen == [("decode", 2, 0), ("decode", 4, 0), ("prefill", 4, 0), ("prefill", 4, 2), ("energy", 4, 2)]
 
 
 # ---- What is wrong is not timed ----

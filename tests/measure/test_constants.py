@@ -1,7 +1,9 @@
 """The kernels that measure a launch, a barrier and a byte do what they are timed for, and the constants are theirs."""
 
 import math
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from luce_edu.backends.cuda import ARCHITECTURES, compile_cubin
 from luce_edu.backends.host import HostBackend
 from luce_edu.faults import Fault, planted
 from luce_edu.measure import constants
-from luce_edu.measure.constants import KERNELS, MANY, SOURCE, datasheet_bandwidth
+from luce_edu.measure.constants import KERNELS, SOURCE, datasheet_bandwidth
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 DEFINES = {"BLOCK_THREADS": BLOCK_THREADS}
@@ -126,7 +128,10 @@ def test_a_read_that_skips_is_caught():
 
 
 class FakeBackend:
-    """Asking for a launch takes the CPU 4 µs; a kernel takes 1 µs, in a graph 1.5, there with dependent launch 0.9."""
+    """Asking for a launch takes the CPU 4 µs, for a graph 6, and for a pass over memory 20.
+
+    A kernel takes 1 µs, in a graph 1.5, there with dependent launch 0.9; reading takes 2 µs a KiB and copying 6.
+    """
 
     device = torch.device("cpu")
 
@@ -148,8 +153,12 @@ class FakeBackend:
         elif kernel.name == "barriers":
             assert grid == 132, "as many blocks as multiprocessors"
             self.cuda.launch(gpu_us=30 + 1.2 * args[1], ask_us=4)
-        else:
+        elif kernel.name == "nothing":
             self.cuda.launch(gpu_us=1, ask_us=4)
+        else:
+            self.cuda.launch(gpu_us=args[0].nbytes / 1024 * {"read_all": 2, "copy_all": 6}[kernel.name], ask_us=20)
+            if kernel.name == "copy_all":
+                args[1].copy_(args[0])
 
     def capture(self, enqueue):
         self._capturing = 0.0
@@ -161,31 +170,90 @@ class FakeBackend:
         self.cuda.launch(gpu_us=graph, ask_us=6)
 
 
-@pytest.mark.parametrize("dependent_launch", [True, False])
-def test_launch_costs_are_those_of_one_launch_and_one_barrier(dependent_launch, monkeypatch):
-    cuda = FakeCuda()
-    cuda.install(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
-    costs = constants.measure_launch_costs(FakeBackend(cuda, dependent_launch))
-    assert costs.plain_us == pytest.approx(4, rel=0.01)
-    assert costs.graph_us == pytest.approx(1.5, rel=0.03)  # and what it takes to ask for a graph, shared by all in it
-    assert costs.barrier_us == pytest.approx(1.2), "the launch around the barriers drops out"
-    if dependent_launch:
-        assert costs.dependent_us == pytest.approx(0.9, rel=0.04)
-    else:
-        assert costs.dependent_us is None
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a backend on a GPU of 132 multiprocessors whose clock is that of `slowness`."""
+
+    def make(slowness=lambda worked_us: 1.0, dependent_launch=True) -> FakeBackend:
+        cuda = FakeCuda(slowness=slowness)
+        cuda.install(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Something")
+        return FakeBackend(cuda, dependent_launch)
+
+    return make
+
+
+def idle(worked_us: float) -> float:
+    """A GPU that was idle: 345 in place of 1980 MHz until it has worked for 0.4 s."""
+    return 1980 / 345 if worked_us < 4e5 else 1.0
+
+
+def warming(worked_us: float) -> float:
+    """A GPU that gets slower all the time, by about a fifth while the rounds run."""
+    return 1 + worked_us / 2.5e5
+
+
+def costs_are_right(module, gpu) -> None:
+    """Of one launch and of one barrier, without the CPU's time to ask, on a GPU that was idle before."""
+    for dependent_launch in (True, False):
+        costs = module.measure_launch_costs(gpu(idle, dependent_launch))
+        assert costs.plain_us == pytest.approx(4), "the CPU asks for these one by one, and the GPU waits for it"
+        assert costs.graph_us == pytest.approx(1.5)
+        assert costs.barrier_us == pytest.approx(1.2), "the launch around the barriers drops out"
+        assert costs.dependent_us == (pytest.approx(0.9) if dependent_launch else None)
+
+
+def costs_keep_their_proportion(module, gpu) -> None:
+    """While the clock drifts."""
+    costs = module.measure_launch_costs(gpu(warming))
+    assert costs.barrier_us / costs.graph_us == pytest.approx(1.2 / 1.5, rel=0.02)
+
+
+def bandwidth_is_right(module, gpu) -> None:
+    found = module.measure_bandwidth(gpu(idle), size=2**17)
+    assert found.read == pytest.approx(1.024 / 2) and found.copy == pytest.approx(2 * 1.024 / 6)
+
+
+@pytest.mark.parametrize("check", [costs_are_right, costs_keep_their_proportion, bandwidth_is_right])
+def test_constants_are_those_of_the_gpu_alone_with_its_clock_risen(check, gpu):
+    check(constants, gpu)
+
+
+def test_constants_as_a_record_has_them(gpu):
+    costs = constants.measure_launch_costs(gpu())
     assert set(costs.to_dict()) == {"plain_us", "graph_us", "dependent_us", "barrier_us"}
 
 
+TURNS = "    for _ in range(ROUNDS):\n        for name, enqueue in works.items():\n"
+BLOCKS_OF_ROUNDS = "    for name, enqueue in works.items():\n        for _ in range(ROUNDS):\n"
+AHEAD = "            enqueue()\n            times"
+MISTAKES = {
+    "a graph at a time on an idle GPU": (AHEAD, "            times", costs_are_right),
+    "a pass at a time on an idle GPU": (AHEAD, "            times", bandwidth_is_right),
+    "the same, waited for": (AHEAD, AHEAD.replace("times", "torch.cuda.synchronize()\n            times"),
+                             bandwidth_is_right),
+    "costs at an idle clock": ("while worked < LOAD_US", "while worked < 0", costs_are_right),
+    "bandwidth at an idle clock": ("while worked < LOAD_US", "while worked < 0", bandwidth_is_right),
+    "one kind after the other": (TURNS, BLOCKS_OF_ROUNDS, costs_keep_their_proportion),
+    "barriers with their launch": ('us["long"] - us["short"]) / (2 * MANY)', 'us["long"]) / (3 * MANY)',
+                                   costs_are_right),
+    "passes not counted": ("bytes_moved * PASSES", "bytes_moved", bandwidth_is_right),
+}  # fmt: skip
+
+
 @pytest.mark.planted
-def test_barriers_counted_with_their_launch_are_seen(monkeypatch):
-    """The twin of the test above: one length instead of two."""
-    cuda = FakeCuda()
-    cuda.install(monkeypatch)
-    backend = FakeBackend(cuda, False)
-    kernel = backend.compile(SOURCE, KERNELS, {})["barriers"]
-    enqueue = lambda: backend.launch(kernel, 132, BLOCK_THREADS, 0, (None, MANY), cooperative=True)  # noqa: E731
-    assert constants.time_rounds(enqueue, each=MANY).median != pytest.approx(1.2, rel=0.01)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_measurement_of_constants_is_caught(mistake, gpu, monkeypatch):
+    old, new, check = MISTAKES[mistake]
+    source = Path(constants.__file__).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"the mistake no longer fits: {old!r}"
+    module = ModuleType(constants.__name__)
+    monkeypatch.setitem(sys.modules, "constants with a mistake", module)
+    module.__name__ = "constants with a mistake"  # where dataclasses look for the names of their annotations
+    exec(compile(source.replace(old, new), "constants with a mistake", "exec"), vars(module))
+    with pytest.raises(AssertionError):
+        check(module, gpu)
 
 
 class TimedHost(HostBackend):
@@ -204,6 +272,8 @@ class TimedHost(HostBackend):
 def bandwidth(monkeypatch, csrc_dir=None):
     cuda = FakeCuda()
     cuda.install(monkeypatch)
+    monkeypatch.setattr(constants, "LOAD_US", 0)  # in the emulator half a second is a long time
+    monkeypatch.setattr(constants, "ROUNDS", 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Something")
     return constants.measure_bandwidth(TimedHost(cuda, csrc_dir), size=2**17)
 

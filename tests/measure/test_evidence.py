@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_evidence import MACHINE, VERIFIED, Machine
+from fake_evidence import MACHINE, Machine
 
 import luce_edu
 from luce_edu import cli, load_model
@@ -20,8 +20,11 @@ from luce_edu.measure.bench import STEPS
 from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.records import Record, RecordError
+from luce_edu.stages import STAGES
+from luce_edu.verification import verify, verify_prefill
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
+REAL = {"verify": evidence._verify, "verify_prefill": evidence._verify_prefill}  # which the fake machine replaces
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
@@ -55,7 +58,7 @@ def test_a_machine_is_measured_part_by_part_into_one_record(machine, tmp_path):
     record = measured(tmp_path / "new" / "folder", progress=said.append)
     assert written(tmp_path / "new" / "folder").content == record.content
     assert list(record.parts) == list(PARTS) and record.content["not_run"] == []
-    assert machine.happened == ["backend", *PARTS[:3], "check", *PARTS[3:], "close"]
+    assert machine.happened == ["backend", *PARTS[:4], "check", *PARTS[4:], "close"]
     assert {(row["system"], row["context"]) for row in record.parts["decode"]} >= {("graph", 1), ("megakernel", 2048)}
     assert record.parts["launch"] == {"plain_us": 4.0, "graph_us": 1.5, "dependent_us": 0.9, "barrier_us": 1.2}
     assert record.parts["energy"][0]["idle_w"] == 70.0
@@ -137,7 +140,7 @@ def test_energy_without_sensors_costs_the_energy_alone(machine, tmp_path):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("part", ["verify", "launch", "bandwidth"])
+@pytest.mark.parametrize("part", ["verify", "verify_prefill", "launch", "bandwidth"])
 def test_a_part_that_fails_is_listed_and_the_others_go_on(part, machine, tmp_path):
     machine.on[part] = torch.OutOfMemoryError("CUDA out of memory")
     record = measured(tmp_path)
@@ -175,7 +178,7 @@ def test_a_constant_that_is_none_is_not_recorded_and_the_rest_is(barrier_us, mac
 
 @pytest.mark.planted
 def test_stages_that_do_not_verify_end_with_1(machine, tmp_path):
-    machine.verified = VERIFIED | {"passed": False}
+    machine.wrong = {"graph"}
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 1
     assert set(written(tmp_path).parts) == set(PARTS)
 
@@ -190,7 +193,7 @@ def test_a_part_without_a_result_ends_with_3(machine, tmp_path):
 
 
 def test_parts_that_are_there_are_kept_and_only_the_others_run(machine, tmp_path):
-    first = measured(tmp_path, only=["verify", "decode"])
+    first = measured(tmp_path, only=["verify", "verify_prefill", "decode"])
     machine.happened.clear()
     machine.launch = dataclasses.replace(machine.launch, plain_us=5.0)
     record = measured(tmp_path)
@@ -244,17 +247,18 @@ def test_a_bench_that_could_not_begin_is_forgotten_when_it_could(machine, tmp_pa
 
 @pytest.mark.parametrize("at, done", [
     ("verify", []),
-    ("launch", ["verify"]),
-    ("bandwidth", ["verify", "launch"]),
-    ("check", ["verify", "launch", "bandwidth"]),
-    ("decode", ["verify", "launch", "bandwidth"]),
-    ("prefill", ["verify", "launch", "bandwidth", "decode"]),
-    ("energy", ["verify", "launch", "bandwidth", "decode", "prefill"]),
+    ("verify_prefill", ["verify"]),
+    ("launch", PARTS[:2]),
+    ("bandwidth", PARTS[:3]),
+    ("check", PARTS[:4]),
+    ("decode", PARTS[:4]),
+    ("prefill", PARTS[:5]),
+    ("energy", PARTS[:6]),
 ])  # fmt: skip
 def test_an_interruption_leaves_a_record_of_what_was_done_and_the_next_call_goes_on(at, done, machine, tmp_path):
     machine.on[at] = KeyboardInterrupt()
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 130
-    assert not done and not (tmp_path / "record.json").exists() or list(written(tmp_path).parts) == done
+    assert not done and not (tmp_path / "record.json").exists() or list(written(tmp_path).parts) == list(done)
     assert not list(tmp_path.glob("*.unfinished"))
     machine.on.clear()
     machine.happened.clear()
@@ -272,6 +276,92 @@ def test_parts_that_are_saved_only_at_the_end_are_lost_to_an_interruption(machin
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path)
     assert "decode" not in written(tmp_path).parts
+
+
+# ---- Some systems alone ----
+
+
+def rows(record, part) -> dict:
+    """By system and context, what tells one measurement of a part from another."""
+    return {(row["system"], row["context"]): row["latency_us"]["median"] for row in record.parts[part]}
+
+
+def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(machine, tmp_path):
+    first = rows(measured(tmp_path, only=["verify", "decode"]), "decode")
+    machine.decode_us = 50.0
+    record = measured(tmp_path, only=["verify", "decode"], systems=["graph"], contexts=[512])
+    assert rows(record, "decode") == first | {("graph", 512): 50.0}
+    assert [row["stage"] for row in record.parts["verify"]["rows"]] == list(STAGES)
+    assert [row["context"] for row in record.parts["decode"]] == sorted(context for _, context in first)
+
+
+def test_real_verification_of_one_stage_after_another_makes_one_report(machine, tmp_path, monkeypatch):
+    """In the emulator, which stands in for the GPU here."""
+    for part, check, options in (("verify", verify, {"steps": 2}), ("verify_prefill", verify_prefill, {"steps": 1})):
+        monkeypatch.setattr(evidence, f"_{part}", REAL[part])
+        monkeypatch.setattr(evidence, part, lambda *args, check=check, fixed=options, **options: check(
+            *args, **options | fixed | {"device": "host"}))  # fmt: skip
+    monkeypatch.setattr(evidence, "VERIFIED_PROMPTS", (1, 3))
+    for stage in ("per_layer", "eager"):
+        record = measured(tmp_path, only=["verify", "verify_prefill"], systems=[stage])
+    assert record.content["not_run"] == []
+    report, prompts = (written(tmp_path).parts[part] for part in ("verify", "verify_prefill"))
+    assert [row["stage"] for row in report["rows"]] == ["eager", "per_layer"] and report["passed"]
+    assert {row["stage"] for row in prompts["rows"]} == {"eager", "per_layer"} and report["seed"] == prompts["seed"]
+
+
+@pytest.mark.planted
+def test_what_fails_for_one_system_takes_nothing_from_the_others(machine, tmp_path, monkeypatch):
+    first = measured(tmp_path, only=["verify", "decode"])
+    machine.on = {"verify": RuntimeError("out of order"), "decode": RuntimeError("out of order")}
+    record = measured(tmp_path, only=["verify", "decode"], systems=["graph"], contexts=[512])
+    assert set(reasons(record)) == {"graph, verify", "graph, decode at 512"}
+    assert rows(record, "decode") == rows(first, "decode")
+    assert [row["stage"] for row in record.parts["verify"]["rows"]] == [stage for stage in STAGES if stage != "graph"]
+    machine.on.clear()
+    assert reasons(measured(tmp_path, only=["verify"], systems=["megakernel"])) == reasons(record), "of another system"
+    machine.wrong = {"graph"}
+    assert not measured(tmp_path, only=["verify"], systems=["graph"]).parts["verify"]["passed"]
+    assert not measured(tmp_path, only=["verify"], systems=["megakernel"]).parts["verify"]["passed"]
+
+    def no_room(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("luce_edu.models.Model.weights_on", no_room)
+    assert rows(measured(tmp_path, only=["decode"], systems=["graph"]), "decode") == rows(first, "decode")
+
+
+@pytest.mark.planted
+def test_the_times_of_a_system_that_has_become_wrong_go(machine, tmp_path):
+    first = rows(measured(tmp_path, only=["decode"]), "decode")
+    machine.token = 5
+    record = measured(tmp_path, only=["decode"], systems=["graph"], contexts=[512])
+    assert [row["kind"] for row in record.content["not_run"]] == ["wrong"]
+    assert rows(record, "decode") == {key: us for key, us in first.items() if key[0] != "graph"}
+
+
+def test_an_interrupted_decode_keeps_its_contexts_and_is_done_again(machine, tmp_path, monkeypatch):
+    real = evidence.bench
+
+    def bench(*args, save, **options):
+        def interrupt(result):
+            save(result)
+            if len({row["context"] for row in result.decode}) == 2:
+                raise KeyboardInterrupt
+
+        return real(*args, save=interrupt, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "bench", bench)
+        with pytest.raises(KeyboardInterrupt):
+            measured(tmp_path)
+    record = written(tmp_path)
+    assert {context for _, context in rows(record, "decode")} == {1, 512}
+    kept = [row["part"] for row in record.content["not_run"] if row["kind"] == "unfinished"]
+    assert kept == ["decode", "prefill", "energy"]
+    record = measured(tmp_path)
+    assert {context for _, context in rows(record, "decode")} == {1, 512, 520, 2048}
+    assert record.content["not_run"] == []
 
 
 # ---- Other people's records ----
@@ -373,13 +463,13 @@ def test_a_disk_that_is_full_ends_with_the_reason_and_the_last_whole_record(mach
     monkeypatch.setattr(Path, "write_text", full)
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert list(written(tmp_path).parts) == ["verify", "launch"]
+    assert list(written(tmp_path).parts) == ["verify", "verify_prefill", "launch"]
 
 
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])
 def test_an_unknown_part_or_model_is_refused_and_nothing_is_written(there_is_a_gpu, machine, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
-    with pytest.raises(ValueError, match="--only: unknown part latency, power; expected some of verify, launch"):
+    with pytest.raises(ValueError, match="--only: unknown part latency, power; expected some of verify, "):
         measured(tmp_path / "out", only=["decode", "latency", "power"])
     with pytest.raises(ValueError, match="unknown name 'huge'; expected tiny"):
         gather(tmp_path / "out", model_name="huge")
