@@ -21,7 +21,7 @@ static_assert(head_dim <= block_threads, "a thread for each element of a head");
 
 constexpr int min_positions_per_split = 32;  // fewer are not worth a block and a merge
 constexpr int max_splits = MAX_SPLITS;
-constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, and padding
+constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, padding
 
 struct AttentionArgs {
     const float *projected, *q_norm, *k_norm, *rope_cos, *rope_sin;  // rope tables [max_seq_len, rotary_dim / 2]
@@ -192,7 +192,8 @@ __device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head
     for (int split = worker; split < splits; split += workers) {
 #pragma unroll
         for (int h = 0; h < heads_per_kv; ++h) {
-            const float* partial = a.partials + (static_cast<size_t>(first_head + h) * max_splits + split) * partial_size;
+            const size_t row = static_cast<size_t>(first_head + h) * max_splits + split;
+            const float* partial = a.partials + row * partial_size;
             const float4 lo = *reinterpret_cast<const float4*>(partial + lane * 4);
             const float4 hi = *reinterpret_cast<const float4*>(partial + head_dim / 2 + lane * 4);
             const float theirs = partial[head_dim], weight = partial[head_dim + 1];

@@ -32,6 +32,10 @@ class GraphDecoder(PerLayerDecoder):
             )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
 
+    def _blocks(self, kernel):
+        # One block an SM leaves room for the next kernel's, which asks for its weights before this one has ended.
+        return self.backend.sm_count if self.dependent_launch else super()._blocks(kernel)
+
     def _run_step(self) -> None:
         self.backend.replay(self._graph)
 

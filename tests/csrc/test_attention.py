@@ -1,4 +1,4 @@
-"""The kernel `attention` alone against a plain softmax: any number of splits, fewer blocks than units, grouped heads."""
+"""The kernel `attention` alone against a plain softmax: any number of splits, few blocks or many, grouped heads."""
 
 import dataclasses
 
