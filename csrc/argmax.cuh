@@ -54,7 +54,7 @@ __device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigne
     __syncthreads();  // every warp's best is there
     bool lost = false;
     if (threadIdx.x == 0) {
-        lost = *token == no_token;  // loaded now, so that the last block need not wait for it; written only after all arrive
+        lost = *token == no_token;  // loaded now, so that the last block need not wait; nobody writes before all arrive
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp[w]);
         block_best[blockIdx.x] = best;
     }

@@ -4,9 +4,9 @@
 //           k_cache, v_cache [kv heads, max_seq_len, head_dim] bf16;  o [heads, head_dim] fp32
 // Work      a unit is one kv head and one split of the positions; a block takes a unit. All query heads of a kv head
 //           share one read of the cache. Inside the block, head_dim / 8 lanes form a worker; workers take positions
-//           in turn, each with its own online softmax; they are merged in shared memory, splits in device memory by
-//           the last block to arrive.
-// Traffic   the cache up to `position` is read once, 16 bytes a lane
+//           in turn, each with its own online softmax, and are merged in shared memory. Splits leave their results in
+//           device memory; the last block to arrive merges them in the same way, its workers taking splits in turn.
+// Traffic   the cache up to `position` is read once, 16 bytes a lane; k and v of two positions are in flight
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "activations.cuh"
@@ -17,15 +17,16 @@ constexpr int worker_lanes = head_dim / lane_weights;
 constexpr int workers = block_threads / worker_lanes;
 static_assert(head_dim % lane_weights == 0 && worker_lanes <= warp_threads && warp_threads % worker_lanes == 0,
               "head_dim must be 8, 16, 32, 64, 128 or 256");
+static_assert(head_dim <= block_threads, "a thread for each element of a head");
 
 constexpr int min_positions_per_split = 32;  // fewer are not worth a block and a merge
 constexpr int max_splits = MAX_SPLITS;
-constexpr int partial_size = head_dim + 2;   // a split's weighted sum of v, its maximum and its sum of weights
+constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, padding
 
 struct AttentionArgs {
     const float *projected, *q_norm, *k_norm, *rope_cos, *rope_sin;  // rope tables [max_seq_len, rotary_dim / 2]
     bf16 *k_cache, *v_cache;
-    float *partials, *o;  // partials [heads, max_splits, partial_size]
+    float *partials, *o;  // partials [heads, max_splits, partial_size], 16-byte aligned
     unsigned* arrivals;  // [kv heads], 0 between launches
     int position, max_seq_len;
 };
@@ -33,10 +34,17 @@ struct AttentionArgs {
 struct AttentionShared {
     AttentionArgs args;  // a dozen registers saved: the megakernel is at the limit of what a thread has
     alignas(16) float q[heads_per_kv + 1][head_dim];  // the last row is this token's k, where this block owns it
-    float merged[workers][head_dim];
+    alignas(16) float merged[workers][head_dim];
     float maximum[workers], weight[workers];
     int flag;
 };
+
+// Where element c of a head stands in shared memory and in a partial result: all lanes' first four, then all lanes' last
+// four, as in staged(). A lane's two 16-byte accesses then neighbour those of the next lane, and no two banks collide.
+__device__ __forceinline__ int place_of(int c) { return c % 8 / 4 * (head_dim / 2) + c / 8 * 4 + c % 4; }
+__device__ __forceinline__ int element_at(int place) {
+    return place % (head_dim / 2) / 4 * 8 + place / (head_dim / 2) * 4 + place % 4;
+}
 
 // Counting splits from their size, not the size from a count, leaves none of them empty.
 __device__ __forceinline__ int positions_per_split(int positions) {
@@ -44,7 +52,8 @@ __device__ __forceinline__ int positions_per_split(int positions) {
     return least > min_positions_per_split ? least : min_positions_per_split;
 }
 
-// Norm and RoPE of this kv head's queries, and in the block that owns the newest position of its k and v.
+// Norm and RoPE of this kv head's queries, which end up scaled and in the order of place_of; in the block that owns the
+// newest position its k and v, which end up in the cache.
 __device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_head, bool owns_newest, AttentionShared* shared) {
     const float* cos = a.rope_cos + static_cast<size_t>(a.position) * (rotary_dim / 2);
     const float* sin = a.rope_sin + static_cast<size_t>(a.position) * (rotary_dim / 2);
@@ -58,46 +67,73 @@ __device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_hea
         __syncwarp();  // RoPE reads what other lanes wrote
         warp_rope(shared->q[row], cos, sin);
         __syncwarp();
-        for (int c = lane_id(); c < head_dim; c += warp_threads) {
+        constexpr int per_lane = (head_dim + warp_threads - 1) / warp_threads;
+        float value[per_lane];
+#pragma unroll
+        for (int i = 0; i < per_lane; ++i) {
+            const int c = lane_id() + i * warp_threads;
+            if (c < head_dim) value[i] = shared->q[row][c];
+        }
+        __syncwarp();  // the whole row is read before any of it is stored in another order
+#pragma unroll
+        for (int i = 0; i < per_lane; ++i) {
+            const int c = lane_id() + i * warp_threads;
+            if (c >= head_dim) continue;
             if (is_k) {
-                a.k_cache[newest + c] = to_bf16(shared->q[row][c]);
+                a.k_cache[newest + c] = to_bf16(value[i]);
                 a.v_cache[newest + c] = to_bf16(v[c]);
             } else {
-                shared->q[row][c] *= rsqrtf(static_cast<float>(head_dim));
+                shared->q[row][place_of(c)] = value[i] * rsqrtf(static_cast<float>(head_dim));
             }
         }
     }
     __syncthreads();  // the queries are in shared memory, and the newest k and v in the cache for this block to read
 }
 
-// A worker's running softmax over the positions it has seen, for all query heads of one kv head.
+// A worker's running softmax over the positions or splits it has seen, for all query heads of one kv head.
 struct OnlineSoftmax {
     float maximum[heads_per_kv], weight[heads_per_kv];
     float sum[heads_per_kv][lane_weights];  // of v, this lane's 8 elements
 };
 
-__device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int begin, int end,
-                                       const AttentionShared* shared, OnlineSoftmax& soft) {
-    const int worker = threadIdx.x / worker_lanes;
-    const int element = threadIdx.x % worker_lanes * lane_weights;  // this lane's first of head_dim
+__device__ __forceinline__ void start(OnlineSoftmax& soft) {
 #pragma unroll
     for (int h = 0; h < heads_per_kv; ++h) {
         soft.maximum[h] = -INFINITY, soft.weight[h] = 0.0f;
 #pragma unroll
         for (int j = 0; j < lane_weights; ++j) soft.sum[h][j] = 0.0f;
     }
+}
+
+struct KeyAndValue {
+    bf16x8 k, v;  // a lane's 8 elements of each, at one position
+};
+
+__device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int begin, int end,
+                                       const AttentionShared* shared, OnlineSoftmax& soft) {
+    const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
+    const size_t head = static_cast<size_t>(kv_head) * a.max_seq_len * head_dim + lane * lane_weights;
+    const auto load = [&](int p) {  // not by the read-only path: the newest position was written in this launch
+        KeyAndValue at{};
+        if (p < end) {
+            at.k = *reinterpret_cast<const bf16x8*>(a.k_cache + head + static_cast<size_t>(p) * head_dim);
+            at.v = *reinterpret_cast<const bf16x8*>(a.v_cache + head + static_cast<size_t>(p) * head_dim);
+        }
+        return at;
+    };
+    start(soft);
+    KeyAndValue next = load(begin + worker);
     // The trip count is the same for the whole block, so that every shuffle has all its lanes.
     for (int first = begin; first < end; first += workers) {
         const bool valid = first + worker < end;
-        const int p = valid ? first + worker : begin;
-        const size_t at = (static_cast<size_t>(kv_head) * a.max_seq_len + p) * head_dim + element;
-        const bf16x8 k = *reinterpret_cast<const bf16x8*>(a.k_cache + at);  // not the read-only path: just written
-        const bf16x8 v = *reinterpret_cast<const bf16x8*>(a.v_cache + at);
+        const bf16x8 k = next.k, v = next.v;
+        next = load(first + workers + worker);  // on its way while this position is worked on
 #pragma unroll
         for (int h = 0; h < heads_per_kv; ++h) {
-            const float* q = shared->q[h] + element;
-            const float score = warp_sum<worker_lanes>(
-                dot8(k, *reinterpret_cast<const float4*>(q), *reinterpret_cast<const float4*>(q + 4), 0.0f));
+            const float* q = shared->q[h] + lane * 4;  // see place_of()
+            const float score =
+                warp_sum<worker_lanes>(dot8(k, *reinterpret_cast<const float4*>(q),
+                                            *reinterpret_cast<const float4*>(q + head_dim / 2), 0.0f));
             if (!valid) continue;
             // <rescale>
             const float maximum = fmaxf(soft.maximum[h], score);
@@ -117,44 +153,64 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
     }
 }
 
-// Workers of one block into one partial result for (head, split), always in the same order.
-__device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, float* partial, AttentionShared* shared) {
-    const int worker = threadIdx.x / worker_lanes;
-    const int element = threadIdx.x % worker_lanes * lane_weights;
-#pragma unroll
-    for (int j = 0; j < lane_weights; ++j) shared->merged[worker][element + j] = soft.sum[h][j];
-    if (element == 0) shared->maximum[worker] = soft.maximum[h], shared->weight[worker] = soft.weight[h];
+// All workers of a block into one result for query head h, always in the same order: store(place, sum, maximum, weight)
+// by one thread for each element, whose place is that thread's number.
+template <typename Store>
+__device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, AttentionShared* shared, Store store) {
+    const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
+    const float* sum = soft.sum[h];
+    float* merged = shared->merged[worker] + lane * 4;
+    *reinterpret_cast<float4*>(merged) = float4{sum[0], sum[1], sum[2], sum[3]};
+    *reinterpret_cast<float4*>(merged + head_dim / 2) = float4{sum[4], sum[5], sum[6], sum[7]};
+    if (lane == 0) shared->maximum[worker] = soft.maximum[h], shared->weight[worker] = soft.weight[h];
     __syncthreads();  // every worker's sums are there
-    float maximum = -INFINITY;
-    for (int w = 0; w < workers; ++w) maximum = fmaxf(maximum, shared->maximum[w]);
-    for (int c = threadIdx.x; c < head_dim; c += block_threads) {
-        float sum = 0.0f, weight = 0.0f;
+    if (threadIdx.x < head_dim) {
+        float maximum = -INFINITY, total = 0.0f, weight = 0.0f;
+        for (int w = 0; w < workers; ++w) maximum = fmaxf(maximum, shared->maximum[w]);
         for (int w = 0; w < workers; ++w) {
-            const float scale = expf(shared->maximum[w] - maximum);  // 0 for a worker that saw no position
-            sum = fmaf(shared->merged[w][c], scale, sum);
+            const float scale = expf(shared->maximum[w] - maximum);  // 0 for a worker that saw nothing
+            total = fmaf(shared->merged[w][threadIdx.x], scale, total);
             weight = fmaf(shared->weight[w], scale, weight);
         }
-        partial[c] = sum;
-        if (c == 0) partial[head_dim] = maximum, partial[head_dim + 1] = weight;
+        store(threadIdx.x, total, maximum, weight);
     }
     __syncthreads();  // the next head may overwrite
 }
 
-// All splits of one kv head into o, with the output gate; the last block to arrive does it.
-__device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head, int splits) {
-    for (int i = threadIdx.x; i < heads_per_kv * head_dim; i += block_threads) {
-        const int head = kv_head * heads_per_kv + i / head_dim, c = i % head_dim;
-        const float* partial = a.partials + static_cast<size_t>(head) * max_splits * partial_size;
-        float maximum = -INFINITY, sum = 0.0f, weight = 0.0f;
-        for (int s = 0; s < splits; ++s) maximum = fmaxf(maximum, partial[s * partial_size + head_dim]);
-        for (int s = 0; s < splits; ++s) {
-            const float scale = expf(partial[s * partial_size + head_dim] - maximum);
-            sum = fmaf(partial[s * partial_size + c], scale, sum);
-            weight = fmaf(partial[s * partial_size + head_dim + 1], scale, weight);
+// All splits of one kv head into o, with the output gate. The last block to arrive does it: its workers take splits in
+// turn, so that all partial results are on their way at once, and are merged as after the positions.
+__device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head, int splits, AttentionShared* shared) {
+    const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
+    const int first_head = kv_head * heads_per_kv;
+    const int c = element_at(threadIdx.x);  // of a head, in threads below head_dim
+    float gate[heads_per_kv];               // asked for now, needed at the end
+#pragma unroll
+    for (int h = 0; h < heads_per_kv; ++h)
+        gate[h] = threadIdx.x < head_dim ? a.projected[(first_head + h) * 2 * head_dim + head_dim + c] : 0.0f;
+    OnlineSoftmax soft;
+    start(soft);
+    for (int split = worker; split < splits; split += workers) {
+#pragma unroll
+        for (int h = 0; h < heads_per_kv; ++h) {
+            const size_t row = static_cast<size_t>(first_head + h) * max_splits + split;
+            const float* partial = a.partials + row * partial_size;
+            const float4 lo = *reinterpret_cast<const float4*>(partial + lane * 4);
+            const float4 hi = *reinterpret_cast<const float4*>(partial + head_dim / 2 + lane * 4);
+            const float theirs = partial[head_dim], weight = partial[head_dim + 1];
+            const float base = fmaxf(soft.maximum[h], theirs);
+            const float old = expf(soft.maximum[h] - base), now = expf(theirs - base);
+            const float value[lane_weights] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+            soft.maximum[h] = base;
+            soft.weight[h] = fmaf(soft.weight[h], old, now * weight);
+#pragma unroll
+            for (int j = 0; j < lane_weights; ++j) soft.sum[h][j] = fmaf(soft.sum[h][j], old, now * value[j]);
         }
-        const float gate = a.projected[head * 2 * head_dim + head_dim + c];
-        a.o[head * head_dim + c] = sum / weight * sigmoid(gate);
     }
+#pragma unroll
+    for (int h = 0; h < heads_per_kv; ++h)
+        merge_workers(soft, h, shared, [&](int, float sum, float, float weight) {
+            a.o[(first_head + h) * head_dim + c] = sum / weight * sigmoid(gate[h]);
+        });
 }
 
 // The whole grid: units are dealt to the blocks in turn.
@@ -175,9 +231,13 @@ __device__ __forceinline__ void attention_phase(const AttentionArgs& args, Atten
 #pragma unroll
         for (int h = 0; h < heads_per_kv; ++h) {
             const int head = kv_head * heads_per_kv + h;
-            merge_workers(soft, h, a.partials + (static_cast<size_t>(head) * max_splits + split) * partial_size, shared);
+            float* partial = a.partials + (static_cast<size_t>(head) * max_splits + split) * partial_size;
+            merge_workers(soft, h, shared, [&](int place, float sum, float maximum, float weight) {
+                partial[place] = sum;
+                if (place == 0) partial[head_dim] = maximum, partial[head_dim + 1] = weight;
+            });
         }
-        if (last_block_to_arrive(a.arrivals + kv_head, splits, &shared->flag)) merge_splits(a, kv_head, splits);
+        if (last_block_to_arrive(a.arrivals + kv_head, splits, &shared->flag)) merge_splits(a, kv_head, splits, shared);
         __syncthreads();  // the next unit reuses the shared memory
     }
 }

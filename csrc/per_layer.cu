@@ -5,7 +5,18 @@
 // then waits for its predecessor; otherwise both are nothing.
 #include "phases.cuh"
 
-#define KERNEL extern "C" __global__ void __launch_bounds__(block_threads, 1)
+// How many blocks an SM shall have room for, which limits a thread's registers: 128 for one block, 64 for two.
+#define KERNEL_FOR(blocks) extern "C" __global__ void __launch_bounds__(block_threads, blocks)
+#define KERNEL KERNEL_FOR(1)
+
+// With dependent launch a grid has one block an SM (luce_edu/stages/graph.py). A kernel of 64 registers finds room beside
+// its predecessor's block there, and asks for its weights while that one ends. Kernels that would spill at 64 on some
+// architecture stay at 128: deltanet_out and attention_out on Blackwell, attention everywhere.
+#ifdef DEPENDENT_LAUNCH
+constexpr int beside_predecessor = 2;
+#else
+constexpr int beside_predecessor = 1;
+#endif
 
 // What stands between two kernels of a step: all that the kernels before wrote is there.
 __device__ __forceinline__ void begin_phase() {
@@ -20,9 +31,10 @@ KERNEL embed(const bf16* embed_tokens, const int* token, int* position, float* x
     embed_phase(embed_tokens, token_at(token), x);
 }
 
-KERNEL deltanet_in(const float* x, const float* input_norm, const bf16* in_proj_qkv, const bf16* in_proj_z,
-                   const bf16* in_proj_b, const bf16* in_proj_a, const float* conv1d, const float* A_log,
-                   const float* dt_bias, float* conv_state, float* qkv, float* z, float* beta, float* g) {
+KERNEL_FOR(beside_predecessor)
+deltanet_in(const float* x, const float* input_norm, const bf16* in_proj_qkv, const bf16* in_proj_z,
+            const bf16* in_proj_b, const bf16* in_proj_a, const float* conv1d, const float* A_log, const float* dt_bias,
+            float* conv_state, float* qkv, float* z, float* beta, float* g) {
     __shared__ MatvecShared shared;
     DeltaNetWeights w{in_proj_qkv, in_proj_z, in_proj_b, in_proj_a, nullptr, conv1d, A_log, dt_bias, nullptr};
     if (2 * grid_warp() < deltanet_in_rows) {
@@ -50,8 +62,9 @@ KERNEL deltanet_out(const float* o, const float* z, const float* norm, const bf1
     deltanet_out_phase(o, z, w, x, out, &shared);
 }
 
-KERNEL attention_in(const float* x, const float* input_norm, const bf16* q_proj, const bf16* k_proj, const bf16* v_proj,
-                    float* projected) {
+KERNEL_FOR(beside_predecessor)
+attention_in(const float* x, const float* input_norm, const bf16* q_proj, const bf16* k_proj, const bf16* v_proj,
+             float* projected) {
     __shared__ MatvecShared shared;
     AttentionWeights w{q_proj, k_proj, v_proj, nullptr, nullptr, nullptr};
     if (2 * grid_warp() < attention_in_rows) {
@@ -82,7 +95,8 @@ KERNEL attention_out(const float* o, const bf16* o_proj, const float* x, float* 
     attention_out_phase(o, w, x, out, &shared);
 }
 
-KERNEL mlp_up(const float* x, const float* norm, const bf16* gate_proj, const bf16* up_proj, float* act) {
+KERNEL_FOR(beside_predecessor)
+mlp_up(const float* x, const float* norm, const bf16* gate_proj, const bf16* up_proj, float* act) {
     __shared__ MatvecShared shared;
     prefetch_first_row<hidden_size>(gate_proj, intermediate_size);
     prefetch_first_row<hidden_size>(up_proj, intermediate_size);
@@ -90,17 +104,21 @@ KERNEL mlp_up(const float* x, const float* norm, const bf16* gate_proj, const bf
     mlp_up_phase(x, norm, gate_proj, up_proj, act, &shared);
 }
 
-KERNEL mlp_down(const float* act, const bf16* down_proj, const float* x, float* out) {
+KERNEL_FOR(beside_predecessor)
+mlp_down(const float* act, const bf16* down_proj, const float* x, float* out) {
     __shared__ MatvecShared shared;
     prefetch_first_row<intermediate_size>(down_proj, hidden_size);
     begin_phase();
     mlp_down_phase(act, down_proj, x, out, &shared);
 }
 
-KERNEL lm_head(const float* x, const float* norm, const bf16* weight, float* logits, Best* block_best,
-               unsigned* arrivals, int* next_token) {
+KERNEL_FOR(beside_predecessor)
+lm_head(const float* x, const float* norm, const bf16* weight, float* logits, Best* block_best, unsigned* arrivals,
+        int* next_token) {
     __shared__ PhaseShared shared;
-    if (2 * grid_warp() < vocab_size) prefetch_row<hidden_size>(weight + static_cast<size_t>(2 * grid_warp()) * hidden_size);
+    const int row = 2 * grid_warp();  // a warp takes a pair of rows; an odd vocabulary ends in a single one
+    if (row < vocab_size) prefetch_row<hidden_size>(weight + static_cast<size_t>(row) * hidden_size);
+    if (row + 1 < vocab_size) prefetch_row<hidden_size>(weight + static_cast<size_t>(row + 1) * hidden_size);
     begin_phase();
     lm_head_phase(x, norm, weight, logits, block_best, arrivals, next_token, &shared);
 }

@@ -148,7 +148,7 @@ FAULTS = (
         "k_cache + (static_cast<size_t>(head / heads_per_kv)",
         "k_cache + (static_cast<size_t>(head % num_key_value_heads)", ("per_op",),
     ),
-    Fault("output gate without sigmoid", "attention.cuh", "weight * sigmoid(gate)", "weight * gate"),
+    Fault("output gate without sigmoid", "attention.cuh", "weight * sigmoid(gate[h])", "weight * gate[h]"),
     # The online softmax: of a worker, of a block's workers, of a head's splits. Steps: until there are several.
     Fault(
         "old sums not rescaled", "attention.cuh",
@@ -159,9 +159,7 @@ FAULTS = (
         "const float scale = expf(shared->maximum[w] - maximum);", "const float scale = 1.0f;", steps=12,
     ),
     Fault(
-        "splits not rescaled", "attention.cuh",
-        "const float scale = expf(partial[s * partial_size + head_dim] - maximum);", "const float scale = 1.0f;",
-        steps=36,
+        "splits not rescaled", "attention.cuh", "soft.maximum[h] = base;", "soft.maximum[h] = 0.0f;", steps=36,
     ),
     # Norms, rows that nothing writes, the choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
@@ -263,6 +261,10 @@ FAULTS = (
         "shared->x[staged(at + i)] = y; });\n    }\n    __syncthreads();", "shared->x[staged(at + i)] = y; });\n    }",
     ),
     Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads", "// RoPE reads"),
+    Fault(
+        "no __syncwarp before the queries change places", "attention.cuh",
+        "__syncwarp();  // the whole row", "// the whole row",
+    ),
 )  # fmt: skip
 
 DECAY = "    const float decay = expf(g);\n    if"  # of the tiled form

@@ -37,6 +37,15 @@ WRONG = {
         "embedding is the first",
     ),
     "as many barriers as before": ({INPUT: INPUT + "  // nothing"}, "still passes 41"),
+    "the kernel's own count lowered": (
+        {INPUT: INPUT + "\n        if (l == 0 && blockIdx.x == 0 && threadIdx.x == 0) m.barrier->passed -= 2;"},
+        "still passes 41",
+    ),
+    "a barrier of the same kind elsewhere": (
+        {"struct Model {": "static __device__ GridBarrier elsewhere;\n\nstruct Model {",
+         EMBED: WITHOUT + "    grid_barrier(&elsewhere);\n"},
+        "still passes 41",
+    ),
     "not C++": ({INPUT: "const float* x = ;"}, "does not compile"),
 }
 
@@ -59,7 +68,9 @@ def test_a_wrong_kernel_is_refused_with_the_reason(answer, reason):
     "answer, reason",
     [({"grid_barrier(m.barrier);": ""}, "8 times"), ({"no such text": ""}, "0 times"), ({}, "expected a dict"),
      ("text", "expected a dict"), ({EMBED: None}, "expected text"), ({EMBED: "__nanosleep(9);"}, "__nanosleep"),
-     ({EMBED: "while (load_acquire(&flag) == 0) {}"}, "load_acquire")],
+     ({EMBED: "while (load_acquire(&flag) == 0) {}"}, "load_acquire"),
+     ({EMBED: "while (*(volatile unsigned*)flag == 0) {}"}, "volatile"),
+     ({EMBED: "add##_release(&flag, 1u);"}, "##"), ({EMBED: 'asm("bar.sync 0;");'}, "asm")],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_right_is_refused_before_anything_runs(answer, reason, monkeypatch):
     monkeypatch.setattr(exercises, "_run_apart", lambda edits: pytest.fail("something ran"))

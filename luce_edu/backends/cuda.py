@@ -366,6 +366,11 @@ class CudaBackend:
         graph.graph.replay()
         self.ledger.record(graph_launch(graph.launches))
 
+    @property
+    def sm_count(self) -> int:
+        """Multiprocessors of this GPU."""
+        return self._device.properties.multiprocessor_count
+
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
         """Blocks that can be on the GPU at the same time: the largest cooperative grid."""
         with _naming(kernel.name):

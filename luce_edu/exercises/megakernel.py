@@ -16,8 +16,13 @@ KERNEL = "megakernel.cu"
 SEEDS = (1, 2, 3)  # each draws other tokens and another hostile order of threads
 STEPS = 2
 TIME_LIMIT = 300  # seconds; a right answer takes some ten
-# Words by which blocks wait for each other, or hope to. A pause is no barrier, and a second barrier is one.
-WAITING = ("__nanosleep", "atomic", "load_acquire", "add_acq_rel", "wait_while_equal", "last_block_to_arrive")
+# Words by which blocks wait for each other, or hope to, and by which such a word can be hidden. A pause is no barrier,
+# and a second barrier is one.
+WAITING = (
+    "__nanosleep", "atomic", "load_acquire", "store_release", "add_release", "add_acq_rel", "wait_while_equal",
+    "last_block_to_arrive", "volatile", "asm", "#define", "##",
+)  # fmt: skip
+PASSED = "        wait_while_equal(&barrier->word, before, top_bit);\n"  # in csrc/grid_barrier.cuh
 
 
 def _barriers(answer) -> str:
@@ -109,7 +114,13 @@ def _main() -> None:
 
 
 def _judge_kernel(edits: dict[str, str]) -> dict:
-    """{"refused": why} or {"barriers", "barriers_before"} for the megakernel with these edits, on the emulator."""
+    """{"refused": why} or {"barriers", "barriers_before"} for the megakernel with these edits, on the emulator.
+
+    The verdict rests on a count of its own: every block that leaves a grid barrier, whichever that is, adds 1 to memory
+    whose address stands in this copy of grid_barrier.cuh alone. No edit of the kernel knows it, whatever else it changes.
+    """
+    import torch
+
     from luce_edu.backends import make_backend
     from luce_edu.config import ModelConfig
     from luce_edu.errors import CompileError, KernelError
@@ -121,7 +132,10 @@ def _judge_kernel(edits: dict[str, str]) -> dict:
 
     config = ModelConfig.from_file(DATA / "tiny" / "config.json")
     model = Model("random", config, random_weights(config), tokenizer=None, folder=None)
+    passed = torch.zeros(1, dtype=torch.int32)
+    count = f"        add_acq_rel(reinterpret_cast<unsigned*>({passed.data_ptr()}ull), 1u);\n"
     patches = [Fault("your edit", KERNEL, old, new) for old, new in edits.items()]
+    patches.append(Fault("the checker's count", "grid_barrier.cuh", PASSED, PASSED + count))
     try:
         with planted(*patches) as tree:
             backend = make_backend("host", csrc_dir=tree)
@@ -139,6 +153,10 @@ def _judge_kernel(edits: dict[str, str]) -> dict:
         return {"refused": f"The emulator says: {error}"}
     except ValueError as error:
         return {"refused": str(error)}
+    tokens = 2 * STEPS * len(SEEDS)  # verification runs everything twice
+    barriers, rest = divmod(int(passed), tokens * dec.ledger.entries[0].grid[0])
+    if rest:
+        return {"refused": "Not every block passes the same number of barriers for every token."}
     whole = decoder("megakernel", model, device="host", max_seq_len=1)
     whole.step(0)
-    return {"barriers": row.barriers, "barriers_before": whole.barriers}
+    return {"barriers": barriers, "barriers_before": whole.barriers}

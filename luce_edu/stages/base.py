@@ -324,7 +324,7 @@ class KernelDecoder(Decoder):
         self.o = self._buffer(max(config.value_dim, q_dim))
         self.projected = self._buffer(2 * q_dim + 2 * kv_dim)
         self.act = self._buffer(config.intermediate_size)
-        self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 2)
+        self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 4)
         # Kernels read the token to decode where the last of them leaves the next one.
         self.next_token = self._buffer(1, dtype=torch.int32)
         self._expected: int | None = None  # what it holds, where that is known here

@@ -7,7 +7,7 @@ from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
 MAX_SPLITS = (
-    64  # blocks that share one kv head's positions, at most; each leaves head_dim + 2 floats to merge
+    64  # blocks that share one kv head's positions, at most; each leaves head_dim + 4 floats to merge
 )
 GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll and the count, on 128 bytes each
 GRID_BARRIER_PASSED = 32  # ... and where the count stands among them

@@ -47,7 +47,10 @@ class GraphDecoder(PerLayerDecoder):
             self.dependent_launch_refused, self._asked = str(error), False
         said = f"{self.stage}: goes on without dependent launch, which was refused: {self.dependent_launch_refused}"
         warnings.warn(said, RuntimeWarning, stacklevel=3)
-        return self._capture_once()  # kernels that were compiled for it find nothing to wait for
+        self.module = self.backend.compile(self.source, self.kernels, self._defines())
+        self._grid = {name: self._blocks(name) for name in self.kernels}
+        self.block_best = self._buffer(self._argmax_blocks(), 2)
+        return self._capture_once()
 
     def _capture_once(self):
         if self.backend.lazy_loading:  # then every kernel has to run once before
@@ -56,6 +59,10 @@ class GraphDecoder(PerLayerDecoder):
             self._enqueue()
             self.reset()
         return self.backend.capture(self._enqueue)
+
+    def _blocks(self, kernel):
+        # One block an SM leaves room for the next kernel's, which asks for its weights before this one has ended.
+        return self.backend.sm_count if self.dependent_launch else super()._blocks(kernel)
 
     def _run_step(self) -> None:
         self.backend.replay(self._graph)

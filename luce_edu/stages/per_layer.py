@@ -20,14 +20,18 @@ class PerLayerDecoder(KernelDecoder):
 
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
-        self._grid = {name: self._resident_blocks(name) for name in self.kernels}
+        self._grid = {name: self._blocks(name) for name in self.kernels}
         # Kernels move the position on themselves, so it is one behind before a token.
         self.device_position = self._buffer(1, dtype=torch.int32)
         self._prepared = None  # the launches of a token
         self._position_there: int | None = None  # where it stands for, once the launches so far have run
 
+    def _blocks(self, kernel: str) -> int:
+        """The grid of a kernel, which may be any."""
+        return self._resident_blocks(kernel)
+
     def _argmax_blocks(self) -> int:
-        return self._resident_blocks("lm_head")
+        return self._blocks("lm_head")
 
     def reset(self) -> None:
         super().reset()

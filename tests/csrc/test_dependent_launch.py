@@ -18,6 +18,7 @@ from luce_edu.stages.per_layer import PerLayerDecoder
 ARCHITECTURES = ("sm_90a", "sm_100a", "sm_120")  # of those that we name, all that have it
 MACRO = {"DEPENDENT_LAUNCH": 1}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
+ALONE = {"deltanet_out", "attention", "attention_out"}
 WITH_MATRICES = {"deltanet_in", "deltanet_out", "attention_in", "attention_out", "mlp_up", "mlp_down", "lm_head"}
 
 BEFORE, WAITED, LET_START = "before its wait", "after its wait", "after letting its successor start"
@@ -119,12 +120,39 @@ def test_the_empty_kernel_that_is_timed_with_dependent_launch_has_both():
     assert problems(*instructions(ptx)["nothing"]) == set()
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_prefetching_costs_no_spills(arch):
-    binary = compile_cubin("per_layer.cu", PerLayerDecoder.kernels, kernel_defines(FULL_SIZE) | MACRO, arch)
+def registers_without_spills(arch, config, csrc=None) -> dict[str, int]:
+    defines = kernel_defines(SHIPPED[config]) | MACRO
+    binary = compile_cubin("per_layer.cu", PerLayerDecoder.kernels, defines, arch, **({"csrc": csrc} if csrc else {}))
     for name, resources in binary.resources.items():
         assert resources.stack_bytes == resources.spill_store_bytes == resources.spill_load_bytes == 0, name
-        assert resources.registers <= 65536 // BLOCK_THREADS and resources.shared_bytes <= 48 * 1024, name
+        assert resources.shared_bytes <= 48 * 1024, name
+    return {name: resources.registers for name, resources in binary.resources.items()}
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_kernel_finds_room_beside_its_predecessor_without_spills(arch, config):
+    """Two blocks of 64 registers a thread fill an SM; the others, which would spill at 64, have it to themselves."""
+    registers = registers_without_spills(arch, config)
+    most = 65536 // BLOCK_THREADS
+    assert all(count <= (most if name in ALONE else most // 2) for name, count in registers.items()), registers
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("alone", ["deltanet_out", "attention_out", "attention"])
+def test_those_that_have_an_sm_to_themselves_would_spill(alone):
+    tighter = Fault("", "per_layer.cu", f"KERNEL {alone}(", f"KERNEL_FOR(beside_predecessor) {alone}(")
+    with planted(tighter) as tree, pytest.raises(AssertionError, match=f"^{alone}"):
+        registers_without_spills("sm_120", "0.8b", csrc=tree)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_warp_of_the_head_asks_for_both_rows_of_its_pair(arch):
+    lines, _ = instructions(per_layer_ptx(arch, "0.8b"))["lm_head"]
+    wait = lines.index("griddepcontrol.wait;")
+    lines_of_128_bytes = 2 * FULL_SIZE.hidden_size * 2 // 128  # two rows of bf16
+    asked = sum(line.startswith("prefetch.global.L2") for line in lines[:wait])
+    assert 32 * asked == max(64, lines_of_128_bytes), "a lane asks for a line"
 
 
 # ---- Planted ----

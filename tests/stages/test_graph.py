@@ -455,6 +455,8 @@ def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless
     for d in (dec, per_layer):
         d.prefill([1, 2, 3], chunked=False)
     assert_same_bits(dec, per_layer)
+    grids = {kernel.grid for kernel in dec.ledger.kernels()}
+    assert grids == {(backend.sm_count * (1 if given else 2), 1, 1)}, "half as many leave room for the next kernel's"
 
 
 class CompilesNothing(HostBackend):
