@@ -34,7 +34,7 @@ def kernel_exercise(
         if not verdict.passed:
             helped = f". {hint}" if hint and verdict.kind in ("wrong", "kernel") else ""
             raise WrongAnswer(f"{kernel} {WORDS[verdict.kind]}. {verdict.problem}{helped}")
-        return accept(verdict)
+        return " ".join(filter(None, (accept(verdict), verdict.remark)))
 
     return Exercise(name, judge, **fields)
 
