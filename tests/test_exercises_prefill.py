@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -207,6 +208,15 @@ BLOCKS_RIGHT = {
     "floats": lambda tokens, heads, value_dim, columns: [
         heads * math.ceil(tokens / 64), heads * (value_dim / columns), (tokens + 63) // 64,
     ],
+    "NumPy": lambda tokens, heads, value_dim, columns: np.array(
+        [heads * np.ceil(tokens / 64), heads * value_dim / columns, np.ceil(tokens / 64)]
+    ),
+    "numbers of NumPy": lambda tokens, heads, value_dim, columns: (
+        np.int64(heads * -(-tokens // 64)), np.float32(heads * value_dim // columns), np.int32(-(-tokens // 64)),
+    ),
+    "PyTorch": lambda tokens, heads, value_dim, columns: torch.tensor(
+        [heads * -(-tokens // 64), heads * value_dim // columns, -(-tokens // 64)]
+    ),
 }  # fmt: skip
 BLOCKS_WRONG = {
     "rounded down": (lambda t, h, v, c: (h * (t // 64), h * v // c, t // 64), "blocks of prepare"),
@@ -219,7 +229,7 @@ BLOCKS_WRONG = {
     "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "goes through"),
     "NaN": (lambda t, h, v, c: (NAN, h * v // c, -(-t // 64)), "blocks of prepare"),
     "two numbers": (lambda t, h, v, c: (h, v), "expected three numbers"),
-    "text": (lambda t, h, v, c: ("144", "64", "9"), "blocks of prepare"),
+    "text": (lambda t, h, v, c: ("144", "64", "9"), "expected three numbers"),
 }
 
 

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises import Exercise, WrongAnswer, call, numbers
 from luce_edu.reference.delta_rule import delta_rule_recurrent
 
 LIMIT = 1e-4  # fp32, and a triangular system of up to 33 tokens solved in whatever way
@@ -160,19 +160,16 @@ def _blocks(answer) -> str:
         want = (heads * chunks, heads * (value_dim // columns), chunks)
         case = f"{tokens} tokens, {heads} heads, V {value_dim}, {columns} columns a block"
         got = call(answer, tokens=tokens, heads=heads, value_dim=value_dim, columns=columns)
-        try:
-            prepare_blocks, scan_blocks, steps = got
-        except (TypeError, ValueError):
-            raise WrongAnswer(f"expected three numbers, got {got!r}.") from None
+        got = numbers(got, 3, "three numbers")
         names = ("blocks of prepare", "blocks of scan", "chunks that a block of scan goes through")
         hints = (
             "It needs no state: one block for each head and each chunk, also one that is not full.",
             "A block keeps its part of one head's state from the first chunk to the last.",
             "A chunk that is not full takes a turn like any other.",
         )
-        for mine, right, name, hint in zip((prepare_blocks, scan_blocks, steps), want, names, hints, strict=True):
-            if isinstance(mine, bool) or not isinstance(mine, int | float) or mine != right:
-                raise WrongAnswer(f"{case}: {mine!r} is not the number of {name}. {hint}")
+        for mine, right, name, hint in zip(got, want, names, hints, strict=True):
+            if mine != right:
+                raise WrongAnswer(f"{case}: {mine:g} is not the number of {name}. {hint}")
     return "A longer prompt brings prepare more blocks, and scan only more turns."
 
 

@@ -47,12 +47,24 @@ WORDS = {
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A likely one: `computes` is what it gives in place of a spec's `truth`, and `hint` names it.
+
+    computes  goes through pickle, so a function of a module, or a partial of one
+    """
+
+    hint: str
+    computes: Callable[[dict, Mapping[str, int]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What a reader asks for. `text` is the cell below its magic line; sizes that are None are the spec's.
 
     grid, smem  expressions in the spec's dimensions and `block`: blocks, and bytes of dynamic shared memory
     arch        whose registers to report
     seed        draws the inputs and the hostile order of threads; None for fresh ones
+    mistakes    whose hint is added to the verdict on a kernel that computes one of them
     """
 
     kernel: str
@@ -63,6 +75,7 @@ class Attempt:
     smem: str = "0"
     arch: str = "sm_86"
     seed: int | None = None
+    mistakes: tuple[Mistake, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -278,8 +291,9 @@ def _run_with_exits(
         raise problem from None
     return replace(
         verdict,
-        remark="Every GPU since Volta runs this, as a barrier there waits only for threads that have not exited. The house "
-        f"rule is that all threads of a block come to each of its barriers. {problem}",
+        remark="Threads exit before a barrier of their block. A GPU since Volta waits only for threads that have not "
+        "exited, so this is right there. The house rule of this course is that all threads of a block come to each of "
+        f"its barriers. ({problem})",
     )
 
 
@@ -305,7 +319,7 @@ def _run(
             inputs = spec.make(shape, random)
             orders = (None, seed) if backend.name == "host" else (None,)
             results = [_launch(attempt, spec, order, backend, kernel, shape, block, inputs, o) for o in orders]
-            _judge(spec, shape, results, spec.truth(inputs, shape), backend.name)
+            _judge(attempt, spec, shape, inputs, results)
             if backend.name == "host":
                 counted, reported = backend.ledger.entries[-len(orders)], inputs
     tensors = {name: t for name, t in reported.items() if isinstance(t, torch.Tensor)}
@@ -384,16 +398,23 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs, seed) -
     return {name: t.cpu() for name, t in tensors.items() if not spec.parameters[name].startswith("const")}
 
 
-def _judge(spec: Spec, shape, results: list[dict], truth: dict, device: str) -> None:
-    for name, want in truth.items():
+def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: list[dict]) -> None:
+    for name, want in spec.truth(inputs, shape).items():
         for i, result in enumerate(results):
             got = result[name]
             if relative_error(got, want) <= spec.limit:
                 continue
             hostile = ", in a hostile order of threads only" if i else ""
-            raise _Problem("wrong", f"{_words(shape)}{hostile}: {_worst(name, got, want, spec.limit)}")
+            hint = next((f". {m.hint}" for m in attempt.mistakes if _is_made(m, spec, shape, inputs, result)), "")
+            raise _Problem("wrong", f"{_words(shape)}{hostile}: {_worst(name, got, want, spec.limit)}{hint}")
         if not all(torch.equal(result[name], results[0][name]) for result in results):
             raise _Problem("wrong", f"{_words(shape)}: {name} has other bits in another order of threads")
+
+
+def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) -> bool:
+    """Whether a kernel's result is what a mistake gives; NaN is no result."""
+    made = mistake.computes(inputs, shape)
+    return all(relative_error(result[name], made[name]) <= spec.limit for name in made)
 
 
 def _worst(name: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> str:

@@ -13,7 +13,7 @@ PARTITIONS = 4  # of an SM; a warp lives in one of them, with a quarter of the r
 
 @dataclass(frozen=True)
 class Limits:
-    """What an SM holds at most: threads, blocks, bytes of shared memory. Each block costs `reserved` of these besides."""
+    """What an SM holds at most: threads, blocks, bytes of shared memory. Each block costs `reserved` of these too."""
 
     threads: int
     blocks: int
@@ -46,7 +46,7 @@ def blocks_per_sm(resources: Resources, block_threads: int, *, arch: str, dynami
 
     resources      of the kernel, compiled for `arch`
     dynamic_bytes  of shared memory, asked for at the launch
-    Raises ValueError for an unknown arch. On a GPU tests/measure/test_occupancy.py compares it with the driver's answer.
+    Raises ValueError for an unknown arch. On a GPU tests/measure/test_occupancy.py asks the driver for the same number.
     """
     if arch not in LIMITS:
         raise ValueError(f"unknown architecture {arch!r}; expected one of {', '.join(LIMITS)}")
