@@ -1,6 +1,8 @@
 """The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
 
+import numpy as np
 import pytest
+import torch
 
 from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import bytes_are_time as exercises
@@ -83,7 +85,15 @@ WRONG_SECTORS = {
 }
 
 
-@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form])
+def by_numpy(start, stride, size):
+    return np.unique((start + stride * np.arange(32)) // 32).size
+
+
+def by_torch(start, stride, size):
+    return torch.unique((start + stride * torch.arange(32)) // 32).numel() * torch.ones(())
+
+
+@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form, by_numpy, by_torch])
 def test_sectors_by_any_way_are_right(function, capsys):
     exercises.sectors.check(function)
     assert "right" in capsys.readouterr().out
@@ -94,6 +104,17 @@ def test_sectors_by_any_way_are_right(function, capsys):
 def test_other_sectors_are_wrong(function):
     with pytest.raises(WrongAnswer, match="Case: start|expected a (function|number)"):
         exercises.sectors.check(function)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "name, hint",
+    [("the bytes asked for", "bytes asked for, over 32"), ("one for each lane", "a sector for each lane"),
+     ("lines in place of sectors", "cache lines"), ("the span, gaps and all", "also those that no lane touches")],
+)  # fmt: skip
+def test_a_likely_count_is_named(name, hint):
+    with pytest.raises(WrongAnswer, match=hint):
+        exercises.sectors.check(WRONG_SECTORS[name])
 
 
 # Exercise 3: what stands in the hole.

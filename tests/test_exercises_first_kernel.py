@@ -43,7 +43,7 @@ ROWS_RIGHT |= {
         const float* row = x + blockIdx.x * n;
         float squares = 0.0f;
         for (int c = threadIdx.x; c < n; c += 32) squares = fmaf(row[c], row[c], squares);
-        const float scale = 1.0f / sqrtf(warp_sum(squares) / float(n) + eps);
+        const float scale = rsqrt(warp_sum(squares) / float(n) + eps);
         for (int c = threadIdx.x; c < n; c += 32) y[blockIdx.x * n + c] = row[c] * scale * (1.0f + weight[c]);
     }""",
 }  # fmt: skip
@@ -94,6 +94,9 @@ ANY_RIGHT = {
     "a contiguous chunk a thread": ANY_HEAD
     + """    const int t = blockIdx.x * blockDim.x + threadIdx.x, each = (n + 511) / 512;
         for (int i = t * each; i < min(n, (t + 1) * each); ++i) y[i] = x[i] + r[i];\n}\n""",
+    "a part for each block, by min(n, unsigned)": ANY_HEAD
+    + """    const unsigned each = 8 * ((n + 15) / 16), last = min(n, (blockIdx.x + 1) * each);
+        for (unsigned i = blockIdx.x * each + threadIdx.x; i < last; i += blockDim.x) y[i] = x[i] + r[i];\n}\n""",
     "from the end": strided(f"n - 1 - ({START})", f"-({STRIDE})", "i >= 0"),
     "in place": strided(value="r[i]").replace("y[i] = r[i];", "{ y[i] = x[i]; y[i] += r[i]; }"),
     "unsigned, by size_t": strided().replace("int i =", "size_t i ="),
