@@ -1,6 +1,8 @@
 """The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
 
+import numpy as np
 import pytest
+import torch
 
 from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import bytes_are_time as exercises
@@ -83,7 +85,15 @@ WRONG_SECTORS = {
 }
 
 
-@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form])
+def by_numpy(start, stride, size):
+    return np.unique((start + stride * np.arange(32)) // 32).size
+
+
+def by_torch(start, stride, size):
+    return torch.unique((start + stride * torch.arange(32)) // 32).numel() * torch.ones(())
+
+
+@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form, by_numpy, by_torch])
 def test_sectors_by_any_way_are_right(function, capsys):
     exercises.sectors.check(function)
     assert "right" in capsys.readouterr().out
@@ -94,6 +104,17 @@ def test_sectors_by_any_way_are_right(function, capsys):
 def test_other_sectors_are_wrong(function):
     with pytest.raises(WrongAnswer, match="Case: start|expected a (function|number)"):
         exercises.sectors.check(function)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "name, hint",
+    [("the bytes asked for", "bytes asked for, over 32"), ("one for each lane", "a sector for each lane"),
+     ("lines in place of sectors", "cache lines"), ("the span, gaps and all", "also those that no lane touches")],
+)  # fmt: skip
+def test_a_likely_count_is_named(name, hint):
+    with pytest.raises(WrongAnswer, match=hint):
+        exercises.sectors.check(WRONG_SECTORS[name])
 
 
 # Exercise 3: what stands in the hole.
@@ -148,7 +169,30 @@ HALF_WARPS = (
     if (threadIdx.x % 16 == 0 && row < last) y[row] = sum;
 """
 )
+
+def early(body):
+    """Warps without a row leave before the barrier, after they have filled their part of x."""
+    return body.replace(MEET, "    if (first + warp_id() >= last) return;\n" + MEET)
+
+
+MEET, LOOP = "    __syncthreads();\n", "{\n        float"
+STATIC = """
+    __shared__ float4 copy[1024 / 4];
+    for (int i = threadIdx.x; i < cols / 4; i += 256) copy[i] = reinterpret_cast<const float4*>(x)[i];
+    __syncthreads();
+    const float* own = reinterpret_cast<const float*>(copy);
+    for (int row = first + threadIdx.x / 32; row < last; row += 8) {
+        double sum = 0;
+        for (unsigned c = threadIdx.x % 32; c < cols; c += 32) sum += double(own[c]) * to_float(W[row * cols + c]);
+        for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+        if (threadIdx.x % 32 == 0) y[row] = static_cast<float>(sum);
+    }
+"""
 WITHIN = {
+    "warps without a row leave before the barrier": early(STAGE + WIDE),
+    "a barrier in the loop, which warps without a row never meet": (
+        STAGE.replace(MEET, "") + WIDE.replace(LOOP, LOOP.replace("\n", "\n" + MEET))),
+    "x copied 16 bytes at a time, by other words": STATIC,
     "wide loads, x staged": STAGE + WIDE,
     "x in its natural order": IN_ORDER,
     "two rows a warp": PAIRS,
@@ -170,8 +214,8 @@ NOT_WITHIN = {
         "at an address that 16 does not divide|outside every tensor"),
     "no barrier": (RIGHT.replace(BARRIER, ""), "is wrong.*when is it there"),
     "a barrier for one warp": (RIGHT.replace("__syncthreads", "__syncwarp"), "is wrong.*when is it there"),
-    "a barrier that not every warp meets": (
-        RIGHT.replace(BARRIER, "").replace("{\n        float", "{\n" + BARRIER + "        float", 1),
+    "a barrier for the first warp alone": (
+        RIGHT.replace(BARRIER, "").replace(LOOP, LOOP.replace("\n", "\n        if (row == first) __syncthreads();\n")),
         "does not finish.*divergent barrier"),
     "x up to the block's threads": (
         RIGHT.replace("for (int c = threadIdx.x; c < cols; c += block_threads)",

@@ -46,14 +46,18 @@ CONV_RIGHT = {
     "in place": in_place,
 }
 CONV_WRONG = {
-    "unchanged": (lambda s, x: s, "not the last"),
-    "the chunk's last inputs": (lambda s, x: x.T[:, -s.shape[1] :], "expected shape"),
+    "unchanged": (lambda s, x: s, "from before x came"),
+    "the chunk's last inputs": (lambda s, x: x.T[:, -s.shape[1] :], "expected shape.*the last columns of x alone"),
+    "the chunk as it is": (lambda s, x: x[-s.shape[1] :], "It is transposed"),
+    "the chunk's first inputs": (
+        lambda s, x: x.T[:, : s.shape[1]] if len(x) >= s.shape[1] else s, "the first tokens of x|a token late"),
+    "all that came": (lambda s, x: torch.cat([s, x.T], 1), "all that came; only the last"),
     "the chunk's last inputs, zeros before": (padded, "not the last"),
-    "newest first": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].flip(1), "oldest first"),
-    "one too old": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] - 1 : -1], "not the last"),
+    "newest first": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].flip(1), "newest token first"),
+    "one too old": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] - 1 : -1], "a token late"),
     "one step, whatever the chunk": (lambda s, x: torch.cat([s, x.T], 1)[:, 1 : 1 + s.shape[1]], "not the last"),
     "the chunk before the state": (lambda s, x: torch.cat([x.T, s], 1)[:, -s.shape[1] :], "not the last"),
-    "by token, not by channel": (lambda s, x: torch.cat([s.T, x])[-s.shape[1] :], "expected shape"),
+    "by token, not by channel": (lambda s, x: torch.cat([s.T, x])[-s.shape[1] :], "expected shape.*It is transposed"),
     "channels mixed up": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].roll(1, 0), "not the last"),
     "NaN": (lambda s, x: torch.full_like(s, NAN), "finite"),
     "a list": (lambda s, x: s.tolist(), "expected a tensor, got list"),

@@ -8,18 +8,45 @@ from luce_edu.exercises import first_kernel as exercises
 SUM = "    for (int c = threadIdx.x; c < n; c += blockDim.x) squares += x[c] * x[c];\n"
 ROWS_SUM = SUM.replace("x[c]", "x[blockIdx.x * n + c]")
 ROWS = exercises.rms_rows.skeleton.replace(SUM, ROWS_SUM)
+ROWS_HEAD = ROWS[: ROWS.index("\n")]
 ROWS_RIGHT = {
     "the index": ROWS,
     "a pointer to the row": exercises.rms_rows.skeleton.replace(
         "    float squares", "    x += blockIdx.x * n, y += blockIdx.x * n;\n    float squares"
     ).replace("[blockIdx.x * n + c]", "[c]"),
-    "another kernel": """__global__ void rms_rows(const float* x, const float* weight, float* y, int n, float eps) {
+    "each thread sums the row for itself": ROWS_HEAD + """
         float squares = 0.0f;
         for (int c = 0; c < n; ++c) squares += x[blockIdx.x * n + c] * x[blockIdx.x * n + c];
         for (int c = threadIdx.x; c < n; c += blockDim.x)
             y[blockIdx.x * n + c] = x[blockIdx.x * n + c] / sqrtf(squares / n + eps) * (1.0f + weight[c]);
     }""",
 }
+ROWS_RIGHT |= {
+    "a body without a signature": ROWS[ROWS.index("{") + 1 : ROWS.rindex("}")],
+    "a tree in shared memory": ROWS_HEAD + """
+        __shared__ float partial[256];
+        float squares = 0;
+        for (unsigned c = threadIdx.x; c < n; c += 256) squares += powf(x[blockIdx.x * n + c], 2);
+        partial[threadIdx.x] = squares;
+        __syncthreads();
+        for (int half = 128; half; half >>= 1) {
+            if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+            __syncthreads();
+        }
+        for (size_t c = threadIdx.x; c < n; c += 256)
+            y[blockIdx.x * n + c] = x[blockIdx.x * n + c] * rsqrtf(partial[0] / n + eps) * (weight[c] + 1);
+    }""",
+    "rows left over by an if, not by a loop": ROWS.replace("int c = threadIdx.x; c < n; c += blockDim.x)\n        y",
+        "int i = 0; i < 4; ++i)\n        if (const int c = threadIdx.x + i * blockDim.x; c < n) y"),
+    "the threads of one warp": ROWS_HEAD + """
+        if (threadIdx.x >= 32) return;
+        const float* row = x + blockIdx.x * n;
+        float squares = 0.0f;
+        for (int c = threadIdx.x; c < n; c += 32) squares = fmaf(row[c], row[c], squares);
+        const float scale = rsqrt(warp_sum(squares) / float(n) + eps);
+        for (int c = threadIdx.x; c < n; c += 32) y[blockIdx.x * n + c] = row[c] * scale * (1.0f + weight[c]);
+    }""",
+}  # fmt: skip
 LAST = "    for (int c = threadIdx.x; c < n; c += blockDim.x)\n        y"
 # Wrong of three with 31 elements; about once in 100 runs one lies so near 0 that it counts as right.
 TWO_ROWS = "6[012] of 93"
@@ -64,12 +91,33 @@ ANY_RIGHT = {
     "a part for each block": ANY_HEAD
     + """    const int each = (n + gridDim.x - 1) / gridDim.x / 8 * 8 + 8, first = blockIdx.x * each;
         for (int i = first + threadIdx.x; i < min(n, first + each); i += blockDim.x) y[i] = x[i] + r[i];\n}\n""",
+    "a contiguous chunk a thread": ANY_HEAD
+    + """    const int t = blockIdx.x * blockDim.x + threadIdx.x, each = (n + 511) / 512;
+        for (int i = t * each; i < min(n, (t + 1) * each); ++i) y[i] = x[i] + r[i];\n}\n""",
+    "a part for each block, by min(n, unsigned)": ANY_HEAD
+    + """    const unsigned each = 8 * ((n + 15) / 16), last = min(n, (blockIdx.x + 1) * each);
+        for (unsigned i = blockIdx.x * each + threadIdx.x; i < last; i += blockDim.x) y[i] = x[i] + r[i];\n}\n""",
+    "from the end": strided(f"n - 1 - ({START})", f"-({STRIDE})", "i >= 0"),
+    "in place": strided(value="r[i]").replace("y[i] = r[i];", "{ y[i] = x[i]; y[i] += r[i]; }"),
+    "unsigned, by size_t": strided().replace("int i =", "size_t i ="),
+    "four at once": ANY_HEAD
+    + """    const int t = blockIdx.x * blockDim.x + threadIdx.x;
+        for (int i = 4 * t; i < n / 4 * 4; i += 4 * 512) {
+            const float4 a = *reinterpret_cast<const float4*>(x + i), b = *reinterpret_cast<const float4*>(r + i);
+            *reinterpret_cast<float4*>(y + i) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+        }
+        if (const int i = n / 4 * 4 + t; i < n) y[i] = x[i] + r[i];\n}\n""",
+    "an early return": ANY_HEAD
+    + f"    int i = {START};\n    if (i >= n) return;\n    do y[i] = x[i] + r[i]; while ((i += {STRIDE}) < n);\n}}\n",
+    "eight elements each, unrolled": ANY_HEAD
+    + f"""    #pragma unroll
+        for (int j = 0; j < 8; ++j) if (const int i = {START} + j * 512; i < n) y[i] = x[i] + r[i];\n}}\n""",
     "one block does it all": strided("threadIdx.x", "blockDim.x", "i < n && blockIdx.x == 0"),
 }
 ANY_WRONG = {
     "one element each": (ADD.replace("int i", "int  i"), "n 1000: y.512. nothing wrote it"),
-    "both blocks do everything": (strided("threadIdx.x", "blockDim.x"), "is right, and reads 65,536 .*r 32,768, x 32,"),
-    "a stride of the block": (strided(stride="blockDim.x"), "is right, and reads .* where 32,768 are enough"),
+    "both blocks do everything": (strided("threadIdx.x", "blockDim.x"), "is right, and reads x 2 times .* r 2 times"),
+    "a stride of the block": (strided(stride="blockDim.x"), "is right, and reads x 1.9"),
     "a stride that skips": (strided(stride=f"2 * {STRIDE}"), "nothing wrote it"),
     "the last stride left out": (strided(end="i + 512 < n"), "nothing wrote it"),
     "one past the end": (strided(end="i <= n"), "outside every tensor"),
@@ -138,16 +186,61 @@ ONE_SUMS = SHARED.replace("partial[block_threads]", "scale").replace(
 """,
 )
 BARRIER = "    __syncthreads();\n"
-FUSED_RIGHT = {"kept in registers": KEPT, "kept in shared memory": SHARED, "one thread sums": ONE_SUMS}
+NEIGHBOURS = KEPT.replace("c = threadIdx.x;", "c = threadIdx.x * each;").replace("c += block_threads", "++c")
+ONE_WARP = HEAD + """\
+    if (threadIdx.x >= 32) return;
+    x += blockIdx.x * n, r += blockIdx.x * n, mid += blockIdx.x * n, y += blockIdx.x * n;
+    float value[32], squares = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i) {
+        const int c = 32 * i + lane_id();
+        value[i] = c < n ? mid[c] = x[c] + r[c] : 0.0f;
+        squares = fmaf(value[i], value[i], squares);
+    }
+    const float root = sqrtf(warp_sum(squares) / n + eps);
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        if (const int c = 32 * i + lane_id(); c < n) y[c] = value[i] / root * (weight[c] + 1.0f);
+}
+"""
+FUSED_RIGHT = {
+    "kept in registers": KEPT,
+    "kept in shared memory": SHARED,
+    "one thread sums": ONE_SUMS,
+    "a warp": ONE_WARP,
+    "the weight loaded first": KEPT.replace("float value[each]", "float factor[each], value[each]")
+    .replace("        squares +=", "        factor[i] = c < n ? 1.0f + weight[c] : 0.0f;\n        squares +=")
+    .replace("(1.0f + weight[c])", "factor[i]"),
+    "y written twice": KEPT.replace("mid[first + c] = value[i];", "y[first + c] = mid[first + c] = value[i];"),
+    "threads without an element leave": SHARED.replace(
+        "    for (int c = t; c < n; c += block_threads) y",
+        "    if (t >= n) return;\n    for (int c = t; c < n; c += block_threads) y"),
+    "four neighbours a thread": NEIGHBOURS,
+}  # fmt: skip
 FUSED_WRONG = {
-    "mid read back": (TWO_READS, r"reads 65,536 bytes where 49,152 are enough: mid 16,384"),
+    "mid read back": (TWO_READS, "reads mid 1 times where 0 will do"),
     "x and r read again": (KEPT.replace("value[i] * scale", "(x[first + c] + r[first + c]) * scale"),
-                           "reads 81,920 .*r 32,768, weight 16,384, x 32,768"),
-    "four neighbours a thread": (
-        KEPT.replace("c = threadIdx.x;", "c = threadIdx.x * each;").replace("c += block_threads", "++c"),
-        "is right, and reads .* where 49,152 are enough"),
+                           "reads x 2 times where 1 will do, r 2 times where 1 will do"),
+    "y as a note of mid": (
+        KEPT.replace("mid[first + c] = value[i];", "y[first + c] = mid[first + c] = value[i];")
+        .replace("value[i] * scale", "y[first + c] * scale"), "reads y 1 times where 0 will do"),
+    # Mistakes that are recognised by what they compute.
+    "weight for 1 + weight": (KEPT.replace("(1.0f + weight[c])", "weight[c]"), "scales by 1 \\+ weight"),
+    "no eps": (KEPT.replace(" + eps", ""), "epsilon"),
+    "the sum for the mean": (KEPT.replace(" / n + eps", " + eps"), "takes their mean"),
+    "the squares of x": (KEPT.replace("value[i] * value[i]", "(c < n ? x[first + c] * x[first + c] : 0.0f)"),
+                         "squares are those of x"),
+    "x scaled": (KEPT.replace("value[i] * scale", "x[first + c] * scale"), "should be a scaled mid"),
+    "the norm of x": (KEPT.replace("value[i] = c < n ? x[first + c] + r[first + c]", "value[i] = c < n ? x[first + c]")
+                      .replace("= value[i];", "= value[i] + r[first + c];"), "norm of x alone"),
+    "no root": (KEPT.replace("rsqrtf(", "1.0f / ("), "without the square root"),
+    "the scale of row 0": (
+        KEPT.replace("float value[each]", "float value[each], other[each]")
+        .replace("        squares += value[i] * value[i];",
+                 "        other[i] = c < n ? x[c] + r[c] : 0.0f;\n        squares += other[i] * other[i];"),
+        "scale of row 0"),
     "mid never written": (KEPT.replace("if (c < n) mid[first + c] = value[i];", ""), "mid.* nothing wrote it"),
-    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "mid.* elements are off"),
+    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "off. mid holds x alone"),
     "r added after the norm": (
         KEPT.replace("x[first + c] + r[first + c]", "x[first + c]").replace("weight[c])", "weight[c]) + r[first + c]"),
         "elements are off"),
@@ -215,6 +308,15 @@ def test_a_fused_norm_within_its_bytes_is_right(answer, capsys):
 def test_a_fused_norm_that_is_wrong_or_reads_too_much_is_refused(answer, reason):
     with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
         exercises.add_rms_norm.check(answer)
+
+
+@pytest.mark.parametrize("exercise, answer", [(exercises.add_any, ANY_RIGHT["a contiguous chunk a thread"]),
+                                              (exercises.add_rms_norm, NEIGHBOURS)], ids=["add_any", "add_rms_norm"])
+def test_loads_that_do_not_coalesce_are_a_remark(exercise, answer, capsys):
+    exercise.check(answer)
+    assert "Neighbouring threads do not read neighbouring elements" in capsys.readouterr().out
+    exercise.check(ANY_RIGHT["while"] if exercise is exercises.add_any else KEPT)
+    assert "Neighbouring" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=[exercise.name for exercise in EXERCISES])

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.exercises import WrongAnswer
@@ -58,12 +60,18 @@ MEMORY_WRONG = {
     "all layers cache": scaled(one, lambda c, t: len(c.layer_types) / len(c.attention_layers)),
     "cache of one token": scaled(one, lambda c, t: 1 / t),
     "swapped": lambda c, t: right(c, t)[::-1],
+    "numbers in place of bytes": scaled(lambda c, t: 0.25, one),
+    "square value matrices": scaled(lambda c, t: c.linear_value_head_dim / c.linear_key_head_dim, one),
     "NaN": lambda c, t: (math.nan, math.nan),
     "one number": lambda c, t: right(c, t)[0],
+    "three numbers": lambda c, t: (*right(c, t), 0),
+    "a text": lambda c, t: tuple(map(str, right(c, t))),
 }
 CROSSING_RIGHT = {
     "rounded up": lambda c: -(-right(c, 1)[0] // right(c, 1)[1]),
     "a loop": lambda c: next(t for t in range(10**6) if right(c, t)[1] >= right(c, t)[0]),
+    "NumPy": lambda c: np.ceil(np.float64(right(c, 1)[0]) / right(c, 1)[1]),
+    "a tensor": lambda c: torch.tensor(-(-right(c, 1)[0] // right(c, 1)[1])),
     "a float": lambda c: float(math.ceil(right(c, 1)[0] / right(c, 1)[1])),
 }
 CROSSING_WRONG = {
@@ -76,7 +84,15 @@ CROSSING_WRONG = {
 }
 
 
-@pytest.mark.parametrize("answer", [right, by_layer, from_the_tensors])
+def with_numpy(config, tokens):
+    return np.array(right(config, tokens))
+
+
+def as_tensor(config, tokens):
+    return torch.tensor(right(config, tokens))
+
+
+@pytest.mark.parametrize("answer", [right, by_layer, from_the_tensors, with_numpy, as_tensor])
 def test_right_sizes_pass(answer, capsys):
     for _ in range(5):  # some of the cases are drawn at random
         memory_bytes.check(answer)
@@ -109,3 +125,32 @@ def test_wrong_crossings_are_refused(answer):
 def test_an_untouched_skeleton_is_not_tried_yet(exercise, skeleton, capsys):
     exercise.check(skeleton)
     assert "not tried yet" in capsys.readouterr().out
+
+
+NAMED = {  # by the wrong answer, what names the mistake
+    "state in bf16": "the state in bf16",
+    "state of every token": "grows with the tokens",
+    "key heads": "counts the key heads",
+    "all layers hold state": "gives a state to every layer",
+    "square key matrices": "not key by key",
+    "square value matrices": "not value by value",
+    "numbers in place of bytes": "counts the numbers",
+    "k without v": "half of the cache",
+    "query heads": "counts the query heads",
+    "cache in fp32": "twice the cache",
+    "all layers cache": "gives a cache to every layer",
+    "cache of one token": "the cache of one token",
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name, hint", NAMED.items(), ids=NAMED)
+def test_a_likely_mistake_is_named(name, hint):
+    with pytest.raises(WrongAnswer, match=hint):
+        memory_bytes.check(MEMORY_WRONG[name])
+
+
+@pytest.mark.planted
+def test_a_quotient_upside_down_is_named():
+    with pytest.raises(WrongAnswer, match="upside down"):
+        crossing.check(CROSSING_WRONG["upside down"])

@@ -32,12 +32,18 @@ def update(old: str, new: str) -> str:
 
 
 WRONG_UPDATE = {
-    "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*before S\\^T k"),
-    "decay left out of S^T q": (update("decay * S_q", "S_q"), "is wrong.* o\\["),
-    "o read before the update": (update(" + delta * k_q", ""), "before S\\^T q"),
-    "the state does not decay": (update("decay * column", "column"), "is wrong"),
-    "g in place of exp(g)": (update("expf(g[head])", "g[head]"), "is wrong"),
-    "beta forgotten": (update("beta[head] * ", ""), "is wrong"),
+    "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*delta has S\\^T k without the decay"),
+    "decay left out of S^T q": (update("decay * S_q", "S_q"), "o has S\\^T q without the decay"),
+    "o read before the update": (update(" + delta * k_q", ""), "o is read before the update"),
+    "the state does not decay": (update("decay * column", "column"), "keeps the old one undecayed"),
+    "g in place of exp(g)": (update("expf(g[head])", "g[head]"), "the factor is exp\\(g\\)"),
+    "the decay in neither sum": (
+        UPDATE.replace("decay * S_", "S_"), "Both sums lack the decay"),
+    "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is nowhere"),
+    "1 / exp(g)": (update("expf(g[head])", "expf(-g[head])"), "is wrong.*before S\\^T k"),
+    "q and k swapped": (update("k_head[i] * delta", "q_head[i] * delta"), "is wrong.* S\\["),
+    "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "is wrong|outside every tensor"),
+    "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
     # With equal heads nobody would see it.
     "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are off"),
     "a row too far": (update("i < K", "i <= K"), "outside every tensor"),
@@ -53,10 +59,37 @@ def filled(exercise, text: str) -> str:
     return exercise.skeleton.replace(exercise.hole, text.strip("\n"))
 
 
-@pytest.mark.parametrize("text", [UPDATE, NEW_STATE], ids=["by the identity", "from the new state"])
-def test_a_right_update_is_accepted(text, capsys):
+DECAY_FIRST = """
+const float decay = expf(g[head]);
+for (int i = 0; i < K; ++i) column[i * V] *= decay;
+const float delta = (v[head * V + j] - decay * S_k) * beta[head];
+for (int i = 0; i < K; ++i) column[i * V] += k_head[i] * delta;
+o[head * V + j] = S_q * decay + k_q * delta;
+"""
+IN_DOUBLE = """
+double decay = exp(double(g[head])), delta = beta[head] * (v[head * V + j] - decay * S_k);
+for (int i = 0; i != K; i++) column[V * i] = float(decay * column[V * i] + k_head[i] * delta);
+o[V * head + j] = float(decay * S_q + delta * k_q);
+"""
+LATE_BETA = """
+const float b = beta[head], error = fmaf(-expf(g[head]), S_k, v[head * V + j]);
+o[head * V + j] = expf(g[head]) * S_q + b * error * k_q;
+float* end = column + K * V;
+for (float* s = column; s < end; s += V, ++k_head) *s = *s * expf(g[head]) + b * *k_head * error;
+"""
+UPDATES = {  # and how often S is read
+    "by the identity": (UPDATE, "twice and written once"),
+    "from the new state": (NEW_STATE, "twice and written once"),
+    "the decay in a walk of its own": (DECAY_FIRST, "3 times and written twice"),
+    "in double precision": (IN_DOUBLE, "twice and written once"),
+    "beta at the end, by pointers": (LATE_BETA, "twice and written once"),
+}
+
+
+@pytest.mark.parametrize("text, walks", UPDATES.values(), ids=UPDATES)
+def test_a_right_update_is_accepted(text, walks, capsys):
     exercises.delta_update.check(filled(exercises.delta_update, text))
-    assert "delta_update: right. S is read twice and written once." in capsys.readouterr().out
+    assert f"delta_update: right. S is read {walks}." in capsys.readouterr().out
 
 
 @pytest.mark.planted
@@ -98,6 +131,54 @@ for (int e = lane; e < head_dim; e += 32)
 """
 
 
+EARLY = MERGE.replace("__syncthreads();", "if (c >= head_dim) return;\n__syncthreads();")
+IN_THE_IF = """
+if (c < head_dim) {
+    __syncthreads();
+    float top = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3])), over = 0.0f, under = 0.0f;
+    for (int i = 3; i >= 0; --i) {
+        if (maxima[i] == -INFINITY) continue;
+        under += weights[i] * expf(maxima[i] - top), over += sums[i][c] * expf(maxima[i] - top);
+    }
+    o[head * head_dim + c] = over / under;
+}
+"""
+IN_SHARED = """
+__shared__ float scale[4], total;
+__syncthreads();
+if (threadIdx.x == 0) {
+    const float top = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3]));
+    total = 0.0f;
+    for (int i = 0; i < 4; ++i) total += weights[i] * (scale[i] = expf(maxima[i] - top));
+}
+__syncthreads();
+float sum = 0.0f;
+for (int i = 0; i < 4; ++i) sum += scale[i] * sums[i][c];
+if (c < head_dim) o[head * head_dim + c] = sum / total;
+"""
+BY_SHUFFLE = """
+__syncthreads();
+const float own = lane < 4 ? maxima[lane] : -INFINITY;
+float top = own;
+for (int offset = 16; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(full_warp, top, offset));
+const float scale = expf(own - top), total = warp_sum(lane < 4 ? weights[lane] * scale : 0.0f);
+float sum = 0.0f;
+for (int i = 0; i < 4; ++i) sum += sums[i][c] * __shfl_sync(full_warp, scale, i);
+if (c < head_dim) o[head * head_dim + c] = sum / total;
+"""
+MERGES = {  # and barriers a block
+    "at once": (MERGE, 1),
+    "one after the other": (RUNNING, 1),
+    "one warp": (FIRST_WARP, 1),
+    "threads without an element leave": (EARLY, 1),
+    "the barrier in the if": (IN_THE_IF, 1),
+    "scales in shared memory": (IN_SHARED, 2),
+    "a lane for each warp": (BY_SHUFFLE, 1),
+    "in double precision": (MERGE.replace("float top = -INFINITY, sum", "double top = -INFINITY, sum")
+                            .replace("fmaxf(top, ", "fmax(top, (double)").replace("expf(", "exp("), 1),
+}  # fmt: skip
+
+
 def merge(old: str, new: str) -> str:
     """MERGE with a mistake in it."""
     assert MERGE.count(old) == 1
@@ -106,14 +187,19 @@ def merge(old: str, new: str) -> str:
 
 WRONG_MERGE = {
     "no barrier": (merge("__syncthreads();", ""), "is there"),
-    "weights not rescaled": (merge("weights[i] * expf(maxima[i] - top)", "weights[i]"), "units of its own maximum"),
-    "sums not rescaled": (merge("sums[i][c] * expf(maxima[i] - top)", "sums[i][c]"), "units of its own maximum"),
+    "weights not rescaled": (merge("weights[i] * expf(maxima[i] - top)", "weights[i]"), "The weights are added"),
+    "sums not rescaled": (merge("sums[i][c] * expf(maxima[i] - top)", "sums[i][c]"), "The sums are added as they are"),
+    "neither rescaled": (MERGE.replace(" * expf(maxima[i] - top)", ""), "Weights and sums are added"),
+    "the mean of four": (
+        merge("sum / total", "(sums[0][c] / weights[0] + sums[1][c] / weights[1] + sums[2][c] / weights[2] + "
+              "sums[3][c] / weights[3]) / 4"), "elements are off"),
+    "one warp's": (merge("sum / total", "sums[0][c] / weights[0]"), "softmax of one warp"),
     "the maximum not carried": (merge("top = fmaxf(top, maxima[i])", "top = maxima[i]"), "o\\["),
     "a maximum of at least 0": (merge("top = -INFINITY", "top = 0.0f"), "heads 2.*o\\[1, 0\\]"),
     "each thread on its own warp's scale": (
         merge("expf(maxima[i] - top), total", "expf(maxima[i] - maximum), total"), "elements are off"),
-    "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "elements are off"),
-    "not divided by the weight": (merge(" / total", ""), "elements are off"),
+    "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "last warp's positions"),
+    "not divided by the weight": (merge(" / total", ""), "not divided by the weights"),
     "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*o\\[1, 0\\]"),
     "an element too many": (merge("c < head_dim", "c <= head_dim"), "outside every tensor"),
     "an element too few": (merge("c < head_dim", "c < head_dim - 1"), "o\\[0, 31\\]"),
@@ -123,10 +209,12 @@ WRONG_MERGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [MERGE, RUNNING, FIRST_WARP], ids=["at once", "one after the other", "one warp"])
-def test_a_right_merge_is_accepted(text, capsys):
+@pytest.mark.parametrize("text, barriers", MERGES.values(), ids=MERGES)
+def test_a_right_merge_is_accepted(text, barriers, capsys):
     exercises.merge_softmax.check(filled(exercises.merge_softmax, text))
-    assert "merge_softmax: right. Barriers a block: 1." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"merge_softmax: right. Barriers a block: {barriers}." in said
+    assert ("The house rule" in said) == (text in (EARLY, IN_THE_IF))
 
 
 @pytest.mark.planted
@@ -200,15 +288,14 @@ def walk(old: str, new: str) -> str:
 
 WRONG_WALK = {
     "S read a second time": (walk("decay * s[i]", "decay * column[(part + 4 * i) * V]"), "S is read twice"),
-    "a column in one thread": (WHOLE_COLUMN, "did not fit into registers"),
+    "a column in one thread": (
+        WHOLE_COLUMN, "did not fit into registers.* at most 128 registers in a block of 512"),
     "an index unknown to the compiler": (
         walk("for (int i = 0; i < 32; ++i)\n    if", "#pragma unroll 1\nfor (int i = 0; i < 32; ++i)\n    if"),
         "did not fit into registers"),
     "no barrier": (walk("__syncthreads();", ""), "is wrong"),
-    "threads without a column leave early": (
-        walk("__syncthreads();\nif (j >= V) return;", "if (j >= V) return;\n__syncthreads();"), "divergent barrier"),
-    "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "is wrong"),
-    "o read before the update": (walk(" + delta * k_q", ""), "is wrong"),
+    "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "delta has S\\^T k without the decay"),
+    "o read before the update": (walk(" + delta * k_q", ""), "o is read before the update"),
     "a part of the sum left out": (walk(" + S_k[3][j]", ""), "is wrong"),
     "rows beyond K read": (walk("row < K && ", ""), "outside every tensor"),
     "only the first 124 rows": (
@@ -217,10 +304,48 @@ WRONG_WALK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [WALK, TWO_SUMS], ids=["one sum", "two sums"])
-def test_a_walk_within_the_budget_is_accepted(text, capsys):
-    exercises.one_walk.check(filled(exercises.one_walk, text))
-    assert "one_walk: right. S is read once and written once" in capsys.readouterr().out
+EXIT_FIRST = walk("__syncthreads();\nif (j >= V) return;", "if (j >= V) return;\n__syncthreads();")
+# Whole, with a signature; rows dealt out in runs of 32, and columns that are 8 apart in a warp, so nothing coalesces.
+RUNS = """
+__global__ void one_walk(const float* q, const float* k, const float* v, const float* beta, const float* g, float* S,
+                         float* o, int K, int V) {
+    __shared__ float S_k[128][4], S_q[128][4];
+    const int head = blockIdx.x, j = threadIdx.x / 4 % 16 * 8 + threadIdx.x / 64;
+    const int part = threadIdx.x % 4, first = 32 * part;
+    float s[32], own_k = 0.0f, own_q = 0.0f, k_q = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i) {
+        s[i] = first + i < K && j < V ? S[(head * K + first + i) * V + j] : 0.0f;
+        if (first + i < K) own_k += s[i] * k[head * K + first + i], own_q += s[i] * q[head * K + first + i];
+    }
+    for (int i = 0; i < K; ++i) k_q += k[head * K + i] * q[head * K + i];
+    S_k[j][part] = own_k, S_q[j][part] = own_q;
+    __syncthreads();
+    if (j >= V) return;
+    const float decay = expf(g[head]), sum_k = S_k[j][0] + S_k[j][1] + S_k[j][2] + S_k[j][3];
+    const float delta = beta[head] * (v[head * V + j] - decay * sum_k);
+    if (part == 0) o[head * V + j] = decay * (S_q[j][0] + S_q[j][1] + S_q[j][2] + S_q[j][3]) + delta * k_q;
+    #pragma unroll
+    for (int i = 0; i < 32; ++i)
+        if (first + i < K) S[(head * K + first + i) * V + j] = decay * s[i] + k[head * K + first + i] * delta;
+}
+"""
+WALKS = {  # and the remark that it gets
+    "one sum": (WALK, None),
+    "two sums": (TWO_SUMS, None),
+    "threads without a column leave early": (EXIT_FIRST, "The house rule"),
+    "runs of rows, without neighbours": (RUNS, "Neighbouring threads do not read"),
+}
+
+
+@pytest.mark.parametrize("text, remark", WALKS.values(), ids=WALKS)
+def test_a_walk_within_the_budget_is_accepted(text, remark, capsys):
+    whole = "__global__" in text
+    exercises.one_walk.check(text if whole else filled(exercises.one_walk, text))
+    said = capsys.readouterr().out
+    assert "one_walk: right. S is read once and written once" in said
+    for words in ("The house rule", "Neighbouring threads do not read"):
+        assert (words in said) == (words == remark)
 
 
 @pytest.mark.planted

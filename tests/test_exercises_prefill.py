@@ -382,12 +382,12 @@ BLOCKS_WRONG = {
     "the answer for 520 tokens": (lambda t, h, v, c: (144, 64, 9), "64 tokens.*blocks of prepare"),
     "True": (
         lambda t, h, v, c: (h * -(-t // 64), h * v // c, -(-t // 64) == 9 or -(-t // 64)),
-        "True is not the number",
+        "1 is not the number",
     ),
     "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "goes through. .* round up"),
     "NaN": (lambda t, h, v, c: (NAN, h * v // c, -(-t // 64)), "blocks of prepare"),
     "two numbers": (lambda t, h, v, c: (h, v), "expected three numbers"),
-    "text": (lambda t, h, v, c: ("144", "64", "9"), "blocks of prepare"),
+    "text": (lambda t, h, v, c: ("144", "64", "9"), "expected three numbers"),
 }
 
 

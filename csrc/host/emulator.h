@@ -298,6 +298,8 @@ T __ldg(const T* p) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 // The C library keeps these names for itself, so they can only be macros here. They are exact where CUDA's are fast.
@@ -311,6 +313,11 @@ constexpr int min(int a, int b) { return b < a ? b : a; }
 constexpr int max(int a, int b) { return a < b ? b : a; }
 constexpr unsigned min(unsigned a, unsigned b) { return b < a ? b : a; }
 constexpr unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+// CUDA takes an int beside an unsigned, such as n beside blockDim.x, for an unsigned.
+constexpr unsigned min(int a, unsigned b) { return min(static_cast<unsigned>(a), b); }
+constexpr unsigned min(unsigned a, int b) { return min(a, static_cast<unsigned>(b)); }
+constexpr unsigned max(int a, unsigned b) { return max(static_cast<unsigned>(a), b); }
+constexpr unsigned max(unsigned a, int b) { return max(a, static_cast<unsigned>(b)); }
 constexpr long long min(long long a, long long b) { return b < a ? b : a; }
 constexpr long long max(long long a, long long b) { return a < b ? b : a; }
 constexpr unsigned long long min(unsigned long long a, unsigned long long b) { return b < a ? b : a; }

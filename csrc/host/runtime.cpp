@@ -11,7 +11,9 @@
 // Counting   a library built for it says each load and store: see traffic.h
 // Poison     shared memory starts as 0xFF in every block: NaN as fp32 and as bf16
 // Strict     stricter than hardware on purpose: a __syncthreads is met by all threads of the block at one source line,
-//            a warp operation by all lanes of its mask at one source line, and none of them may have left before
+//            a warp operation by all lanes of its mask at one source line, and none of them may have left before.
+//            A launch that is not `strict` has __syncthreads wait only for threads that have not left, as a GPU does
+//            since Volta (PTX ISA, exit: a barrier that only exiting threads hold up is released)
 #include "host/runtime.h"
 
 #include <dlfcn.h>
@@ -192,6 +194,7 @@ struct Block : BlockView {
     void wait() { resume(choose()); }
     void give_way();
     void leave(Thread&);
+    void open_barrier();
     void wait_for(Thread&, Operation, const void* address, unsigned size, uint64_t value, Location, bool spin);
     bool any_waiting() const;
     bool any_spinning() const;
@@ -407,12 +410,25 @@ void Block::give_way() {
 void Block::leave(Thread& thread) {
     Warp& warp = warp_of(thread);
     const unsigned bit = bit_of(thread);
-    if (at_barrier) fail("divergent barrier: " + describe_number(thread) + " left while " + describe());
+    if (at_barrier && launch->request.strict)
+        fail("divergent barrier: " + describe_number(thread) + " left while " + describe());
     if (const Group* group = warp.waits_for(bit))
         fail(describe_number(thread) + " left while " + list(thread.number / 32, group->arrived) + " waits for it in " +
              name(group->operation, group->at));
     warp.left |= bit;
     --live;
+    if (at_barrier && at_barrier == live) open_barrier();
+}
+
+// All have come who still can.
+void Block::open_barrier() {
+    at_barrier = 0;
+    ++barriers;
+    for (unsigned i = 0; i < warps.size(); ++i) {
+        if (!warps[i].at_barrier) continue;
+        make_ready(i, warps[i].at_barrier);
+        warps[i].at_barrier = 0;
+    }
 }
 
 std::string Block::list(unsigned warp, unsigned lanes) const {
@@ -861,24 +877,18 @@ void block_barrier(Location at) {
     Warp& warp = block.warp_of(self);
     const unsigned bit = Block::bit_of(self);
     if (block.at_barrier == 0) {
-        if (block.live != block.threads_count) block.fail_barrier(self, at);
+        if (block.live != block.threads_count && block.launch->request.strict) block.fail_barrier(self, at);
         block.barrier_at = at;
     } else if (!same(block.barrier_at, at)) {
         block.fail_barrier(self, at);
     }
     if (warp.waits_for(bit)) block.fail_barrier(self, at);
-    if (++block.at_barrier < block.threads_count) {
+    if (++block.at_barrier < block.live) {
         warp.at_barrier |= bit;
         block.wait();
         return;
     }
-    block.at_barrier = 0;
-    ++block.barriers;
-    for (unsigned i = 0; i < block.warps.size(); ++i) {
-        if (!block.warps[i].at_barrier) continue;
-        block.make_ready(i, block.warps[i].at_barrier);
-        block.warps[i].at_barrier = 0;
-    }
+    block.open_barrier();
     block.give_way();
 }
 

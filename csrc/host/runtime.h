@@ -90,6 +90,7 @@ struct Request {
     unsigned resident_blocks;  // of this launch that the device can hold at the same time
     unsigned cooperative;      // 1: every block starts at once, as the caller has checked that they fit
     unsigned seeded;           // 1: one thread at a time, in an order that `seed` decides
+    unsigned strict;           // 1: no thread of a block may leave before a __syncthreads of it
     uint64_t seed;
     // Counting, for a kernel library built for it. Sorted, without overlap; null: count nothing.
     const Tensor* tensors;

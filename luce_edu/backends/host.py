@@ -96,19 +96,24 @@ class HostBackend:
               through a pointer in memory must be named in `tensors`.
     seed      None: blocks in parallel, threads in turn. An int: one thread at a time in an order drawn from it, the
               same each time; blocks start in any order and run as far as they can before another goes on.
+    strict    refuse a __syncthreads that a thread of the block misses because it has left. A GPU since Volta waits only
+              for threads that have not exited, and so does the emulator with False.
     """
 
     name = "host"
     dependent_launch = False
     lazy_loading = False
 
-    def __init__(self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False):
+    def __init__(
+        self, *, csrc_dir: Path | None = None, seed: int | None = None, count_traffic: bool = False, strict: bool = True
+    ):
         import torch
 
         self.device = torch.device("cpu")
         self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.seed = seed
         self.count_traffic = count_traffic
+        self.strict = strict
         self.tensors: dict[str, torch.Tensor] = {}  # names for the traffic; an argument without one is "argument 0"
         self.ledger = Ledger()
         self._capturing: list | None = None
@@ -199,7 +204,7 @@ class HostBackend:
         request = _Request(
             kernel.name.encode(), kernel.entry, _pack(kernel, args), len(args), kernel.shared_module,
             kernel.shared_bytes, entry.grid, entry.block, entry.smem, resident, entry.cooperative,
-            self.seed is not None, (self.seed or 0) % 2**64,
+            self.seed is not None, self.strict, (self.seed or 0) % 2**64,
             tensors if self.count_traffic else None, len(ranges), traffic, ctypes.pointer(barriers),
         )  # fmt: skip
         report = _load_runtime(self.csrc_dir).luce_launch(ctypes.byref(request))
@@ -274,6 +279,7 @@ class _Request(ctypes.Structure):
         ("resident_blocks", ctypes.c_uint),
         ("cooperative", ctypes.c_uint),
         ("seeded", ctypes.c_uint),
+        ("strict", ctypes.c_uint),
         ("seed", ctypes.c_uint64),
         ("tensors", ctypes.POINTER(_Tensor)),
         ("tensors_count", ctypes.c_uint64),

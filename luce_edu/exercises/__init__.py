@@ -82,11 +82,32 @@ def call(function: Callable, *args, **kwargs):
     return result
 
 
+def numbers(got: object, count: int, expected: str) -> list[float]:
+    """`got` as `count` floats: a tuple, a list, an array or a tensor, of numbers of any kind.
+
+    Raises WrongAnswer with what was expected, in words, and what came.
+    """
+    try:
+        values = [as_number(value) for value in got]
+    except TypeError:  # nothing that has elements
+        values = []
+    if len(values) != count or None in values:
+        raise WrongAnswer(f"expected {expected}, got {got!r}")
+    return values
+
+
 def close(got: object, want: float, *, tolerance: float, hint: str) -> None:
     """Raise WrongAnswer unless `got` is a finite number within `tolerance` (a ratio) of `want`."""
-    try:
-        value = float(got)
-    except (TypeError, ValueError):
-        raise WrongAnswer(f"expected a number, got {got!r}. {hint}") from None
+    value = as_number(got)
+    if value is None:
+        raise WrongAnswer(f"expected a number, got {got!r}. {hint}")
     if not abs(value - want) <= tolerance * abs(want):
         raise WrongAnswer(f"{value:.6g} is not it. {hint}")
+
+
+def as_number(value: object) -> float | None:
+    """A number of Python, NumPy or PyTorch as a float; None for what is no number, a text that looks like one too."""
+    try:
+        return None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is PyTorch's, of a tensor of several
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.exercises import Exercise, WrongAnswer, as_number, call, close
 from luce_edu.inline.exercise import kernel_exercise
 from luce_edu.inline.trial import Verdict
 
@@ -63,12 +63,24 @@ def _sectors(answer) -> str:
         stride = size * random.choice((0, 1, 2, 3, 5, 6, 7, 12, 24, random.randrange(64)))
         cases.append((start, stride, size))
     for start, stride, size in cases:
-        hint = f"Case: start {start}, stride {stride}, size {size}. {_sectors_hint(start, stride, size)}"
-        close(call(answer, start, stride, size), _touched(start, stride, size), tolerance=0, hint=hint)
+        got = call(answer, start, stride, size)
+        hint = _sectors_hint(start, stride, size, as_number(got))
+        hint = f"Case: start {start}, stride {stride}, size {size}. {hint}"
+        close(got, _touched(start, stride, size), tolerance=0, hint=hint)
     return "A load costs the sectors it touches, not the bytes it asks for."
 
 
-def _sectors_hint(start: int, stride: int, size: int) -> str:
+def _sectors_hint(start: int, stride: int, size: int, got: float | None) -> str:
+    first, last = start, start + (LANES - 1) * stride + size - 1
+    mistakes = {
+        "This counts the bytes asked for, over 32; lanes may share sectors, and gaps cost too.": size,
+        "This counts cache lines of 128 bytes.": len({(start + lane * stride) // 128 for lane in range(LANES)}),
+        "This counts every sector between the first and the last, also those that no lane touches.":
+            last // SECTOR - first // SECTOR + 1,
+        "This counts a sector for each lane, but some lanes share one.": LANES,
+    }  # fmt: skip
+    if named := next((name for name, count in mistakes.items() if got == count), None):
+        return named
     if stride == 0:
         return "All lanes ask for the same bytes."
     if start % SECTOR and stride == size:

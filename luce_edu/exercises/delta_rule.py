@@ -12,12 +12,12 @@ from luce_edu.exercises import Exercise, WrongAnswer, call
 LIMIT = 1e-5  # fp32 sums over at most a few dozen products, in whatever order the answer adds them
 
 
-def _expect(got: object, want: torch.Tensor, what: str) -> torch.Tensor:
-    """`got` in fp64; WrongAnswer unless it is a finite tensor of `want`'s shape."""
+def _expect(got: object, want: torch.Tensor, what: str, hint: str = "") -> torch.Tensor:
+    """`got` in fp64; WrongAnswer unless it is a finite tensor of `want`'s shape, with `hint` on another shape."""
     if not isinstance(got, torch.Tensor):
         raise WrongAnswer(f"{what}: expected a tensor, got {type(got).__name__}.")
     if got.shape != want.shape:
-        raise WrongAnswer(f"{what}: expected shape {list(want.shape)}, got {list(got.shape)}.")
+        raise WrongAnswer(f"{what}: expected shape {list(want.shape)}, got {list(got.shape)}. {hint}".rstrip())
     if not torch.isfinite(got).all():
         raise WrongAnswer(f"{what}: not every element is a finite number.")
     return got.detach().double()
@@ -33,16 +33,40 @@ def _next_conv_state(answer) -> str:
         got = call(answer, inputs[:, :remembered].clone(), inputs[:, remembered:].T.clone())
         case = f"Case: kernel {kernel}, so {remembered} remembered; {tokens} new."
         want = inputs[:, tokens:].double()
-        got = _expect(got, want, f"{case} conv_state")
+        hint = _slice_hint(got, inputs, remembered) if isinstance(got, torch.Tensor) else ""
+        got = _expect(got, want, f"{case} conv_state", hint)
         if not torch.equal(got, want):
             channel = int((got != want).any(1).nonzero()[0])
             seen, kept = ([f"{x:g}" for x in row[channel].tolist()] for row in (inputs, got))
             raise WrongAnswer(
                 f"{case} Channel {channel} remembered {' '.join(seen[:remembered])}, then came "
                 f"{' '.join(seen[remembered:])}. You keep {' '.join(kept)}: not the last {remembered} of all these, "
-                "oldest first."
+                f"oldest first. {hint}".rstrip()
             )
     return "What came before a short chunk is still needed after it."
+
+
+def _slice_hint(got: torch.Tensor, inputs: torch.Tensor, remembered: int) -> str:
+    """The name of a likely mistake: some part of `inputs` [channels, remembered + new], as it is or transposed."""
+    old, new = inputs[:, :remembered], inputs[:, remembered:]
+    parts = {
+        "It is the last columns of x alone. When x has fewer tokens than are remembered, some of conv_state stays.":
+            new[:, -remembered:],
+        "It is the state from before x came.": old,
+        "It is a token late: the newest token is not in it.": inputs[:, -remembered - 1 : -1],
+        "It is all that came; only the last ones are kept.": inputs,
+        "It has the newest token first.": inputs[:, -remembered:].flip(1),
+        "It begins with the first tokens of x; the last ones are kept.": new[:, :remembered],
+    }  # fmt: skip
+    right = inputs[:, -remembered:]
+    if torch.equal(got, right.T):
+        return "It is transposed: channels come first."
+    for name, part in parts.items():
+        if torch.equal(got, part):
+            return name
+        if torch.equal(got, part.T):
+            return f"It is transposed: channels come first. {name}"
+    return ""
 
 
 next_conv_state = Exercise(

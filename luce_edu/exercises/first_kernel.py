@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from luce_edu.exercises import WrongAnswer
-from luce_edu.inline.exercise import kernel_exercise
-from luce_edu.inline.trial import Verdict
+from luce_edu.inline.exercise import kernel_exercise, reads
+from luce_edu.inline.trial import Mistake, Verdict
 
 
-def _within(verdict: Verdict, most: int, hint: str) -> None:
-    """WrongAnswer, with the bytes read of every tensor, for a right kernel that reads more than `most` bytes."""
-    if verdict.bytes_read <= most:
-        return
-    each = ", ".join(f"{name} {t.moved_read:,}" for name, t in sorted(verdict.traffic.items()) if t.moved_read)
-    raise WrongAnswer(
-        f"{verdict.kernel} is right, and reads {verdict.bytes_read:,} bytes where {most:,} are enough: {each}. {hint}"
-    )
+def _within(verdict: Verdict, most: Mapping[str, int], hint: str) -> None:
+    """WrongAnswer, with the counts, for a right kernel that reads the elements of a tensor more than `most` times."""
+    over = [
+        f"{name} {reads(verdict, name):.3g} times where {times} will do"
+        for name, times in most.items()
+        if reads(verdict, name) > times
+    ]
+    if over:
+        raise WrongAnswer(f"{verdict.kernel} is right, and reads {', '.join(over)}. {hint}")
 
 
 rms_rows = kernel_exercise(
@@ -47,7 +51,8 @@ __global__ void rms_rows(const float* x, const float* weight, float* y, int n, f
 
 
 def _every_element_once(verdict: Verdict) -> str:
-    _within(verdict, verdict.least_read, "Each element needs one thread, and some have more: how far does a step go?")
+    hint = "Each element needs one thread, and some have more: how far does a step go?"
+    _within(verdict, {"x": 1, "r": 1}, hint)
     return "Two blocks serve any n, and every element is read by one thread."
 
 
@@ -57,6 +62,7 @@ add_any = kernel_exercise(
     against="torch.add",
     grid="2",
     accept=_every_element_once,
+    neighbours=("x", "r"),
     hint="All threads of the grid together are 512; whoever is done with an element takes the next that is free.",
     spec="The sum y = x + r for any n, by a grid that is always two blocks of 256 threads, with no element read twice.",
     skeleton="""\
@@ -74,10 +80,36 @@ __global__ void add_any(const float* x, const float* r, float* y, int n) {
 
 
 def _one_trip(verdict: Verdict) -> str:
-    # x and r once, and the weight once a block: blocks share nothing but the memory that is counted here.
-    rows, n = verdict.shape["rows"], verdict.shape["n"]
-    _within(verdict, 3 * 4 * rows * n, "Whatever a thread has had in its hands, it need not fetch again.")
+    # Of the weight nothing is asked: each block needs it.
+    hint = "Whatever a thread has had in its hands, it need not fetch again."
+    _within(verdict, {"x": 1, "r": 1, "mid": 0, "y": 0}, hint)
     return "One launch in place of two, and what lay between them never came back from memory."
+
+
+def _norm_of_sum(inputs, shape, *, one=1.0, eps=True, mean=True, squares="mid", scaled="mid", root=True, row=None):
+    """mid and y as the exercise wants them, but for what an argument changes."""
+    rows = {"x": inputs["x"], "mid": inputs["x"] + inputs["r"]}
+    sums = rows[squares][:row].square().sum(-1, keepdim=True)
+    under_root = sums / (shape["n"] if mean else 1) + (inputs["eps"] if eps else 0)
+    scale = under_root.rsqrt() if root else 1 / under_root
+    return {"mid": rows["mid"], "y": rows[scaled] * scale * (one + inputs["weight"])}
+
+
+def _x_in_mid(inputs, shape):
+    return {"mid": inputs["x"]}
+
+
+NORM_MISTAKES = (
+    Mistake("y is scaled by weight; the norm of this model scales by 1 + weight.", partial(_norm_of_sum, one=0.0)),
+    Mistake("The epsilon under the root is missing, which small rows need.", partial(_norm_of_sum, eps=False)),
+    Mistake("The scale is of the sum of squares; the norm takes their mean.", partial(_norm_of_sum, mean=False)),
+    Mistake("The squares are those of x; the norm is of mid = x + r.", partial(_norm_of_sum, squares="x")),
+    Mistake("y is a scaled x; it should be a scaled mid, with r in it.", partial(_norm_of_sum, scaled="x")),
+    Mistake("y is a norm of x alone; it should be one of mid.", partial(_norm_of_sum, squares="x", scaled="x")),
+    Mistake("mid is divided by the mean square, without the square root.", partial(_norm_of_sum, root=False)),
+    Mistake("Every row has the scale of row 0.", partial(_norm_of_sum, row=1)),
+    Mistake("mid holds x alone; r is to be added.", _x_in_mid),
+)
 
 
 add_rms_norm = kernel_exercise(
@@ -86,6 +118,8 @@ add_rms_norm = kernel_exercise(
     against="torch.add+reference.rms_norm",
     accept=_one_trip,
     hint="First mid, then the norm of mid; who needs whose numbers, and when?",
+    mistakes=NORM_MISTAKES,
+    neighbours=("x", "r"),
     spec="Both mid = x + r and y = rms_norm(mid) in one launch: x and r are read once, and mid not at all.",
     skeleton="""\
 __global__ void add_rms_norm(const float* x, const float* r, const float* weight,

@@ -6,11 +6,10 @@ import random
 import sys
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises import Exercise, WrongAnswer, call, numbers
 from luce_edu.reference.delta_rule import delta_rule_recurrent
 
 LIMIT = 1e-4  # fp32, and a triangular system of up to 33 tokens solved in whatever way
@@ -324,10 +323,7 @@ def _blocks(answer) -> str:
         want = (heads * chunks, heads * (value_dim // columns), chunks)
         case = f"{tokens} tokens, {heads} heads, V {value_dim}, {columns} columns a block"
         got = call(answer, tokens=tokens, heads=heads, value_dim=value_dim, columns=columns)
-        try:
-            prepare_blocks, scan_blocks, steps = got
-        except (TypeError, ValueError):
-            raise WrongAnswer(f"expected three numbers, got {got!r}.") from None
+        got = numbers(got, 3, "three numbers")
         names = ("blocks of prepare", "blocks of scan", "chunks that a block of scan goes through")
         hints = (
             "It needs no state: one block for each head and each chunk, also one that is not full.",
@@ -335,12 +331,11 @@ def _blocks(answer) -> str:
             "A chunk that is not full takes a turn like any other.",
         )
         mistakes = _blocks_mistakes(tokens, heads, value_dim, columns)
-        for part, (mine, right) in enumerate(zip((prepare_blocks, scan_blocks, steps), want, strict=True)):
-            number = mine.item() if isinstance(mine, np.generic) or isinstance(mine, torch.Tensor) else mine
-            if isinstance(number, bool) or not isinstance(number, int | float) or number != right:
-                causes = [cause for cause, wrong in mistakes[part].items() if number == wrong]
+        for part, (mine, right) in enumerate(zip(got, want, strict=True)):
+            if mine != right:
+                causes = [cause for cause, wrong in mistakes[part].items() if mine == wrong]
                 hint = causes[0] if causes else hints[part]
-                raise WrongAnswer(f"{case}: {mine!r} is not the number of {names[part]}. {hint}")
+                raise WrongAnswer(f"{case}: {mine:g} is not the number of {names[part]}. {hint}")
     return "A longer prompt brings prepare more blocks, and scan only more turns."
 
 

@@ -48,12 +48,24 @@ WORDS = {
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A likely one: `computes` is what it gives in place of a spec's `truth`, and `hint` names it.
+
+    computes  goes through pickle, so a function of a module, or a partial of one
+    """
+
+    hint: str
+    computes: Callable[[dict, Mapping[str, int]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What a reader asks for. `text` is the cell below its magic line; sizes that are None are the spec's.
 
     grid, smem  expressions in the spec's dimensions and `block`: blocks, and bytes of dynamic shared memory
     arch        whose registers to report
     seed        draws the inputs and the hostile order of threads; None for fresh ones
+    mistakes    whose hint is added to the verdict on a kernel that computes one of them
     """
 
     kernel: str
@@ -64,6 +76,7 @@ class Attempt:
     smem: str = "0"
     arch: str = "sm_86"
     seed: int | None = None
+    mistakes: tuple[Mistake, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,12 +98,14 @@ class Verdict(Tabular):
     shape: Mapping[str, int] = field(default_factory=dict)
     grid: int = 0
     block: int = 0
+    dynamic_bytes: int = 0  # of shared memory a block, by --smem
     launches: int = 0
     barriers: float = 0.0
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     least_read: int = 0
     least_written: int = 0
     resources: Resources | None = None
+    remark: str = ""  # on a kernel that is right, and not as the course writes them
     printed: str = ""
 
     @property
@@ -124,9 +139,10 @@ class Verdict(Tabular):
         if not self.passed:
             return f"{self.kernel} {WORDS[self.kind]}. {self.problem}{said}"
         where = " and ".join({"host": "in the emulator", "cuda": "on the GPU"}[device] for device in self.devices)
+        remark = f"\n{self.remark}" if self.remark else ""
         return (
             f"{self.kernel} is right: {self.shapes} shapes, each in two orders of threads, within {self.limit:.0e} of "
-            f"{self.attempt.against} (measured {where}){said}"
+            f"{self.attempt.against} (measured {where}){remark}{said}"
         )
 
     @property
@@ -145,7 +161,7 @@ class Verdict(Tabular):
             ["barriers a block", f"{self.barriers:g}", ""],
             [f"registers a thread, {self.arch}", str(used.registers), ""],
             ["bytes spilled a thread", f"{used.spill_store_bytes + used.spill_load_bytes:,}", "0"],
-            ["shared memory a block, bytes", f"{used.shared_bytes:,}", ""],
+            ["shared memory a block, bytes", f"{used.shared_bytes + self.dynamic_bytes:,}", ""],
         ]
 
     @property
@@ -155,6 +171,7 @@ class Verdict(Tabular):
         return (
             f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
             "warp touches, counted in the emulator. Registers, spills and static shared memory: NVIDIA's compiler."
+            + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
         )
 
     def _repr_html_(self) -> str:
@@ -189,7 +206,10 @@ def trial(attempt: Attempt) -> Verdict:
     try:
         order, source = _read_cell(attempt, spec)
         with _tree(attempt.text, source) as tree:
-            return _run(attempt, spec, order, tree, verdict)
+            try:
+                return _run(attempt, spec, order, tree, verdict)
+            except _Problem as problem:
+                return _run_with_exits(attempt, spec, order, tree, verdict, problem)
     except _Problem as problem:
         return replace(verdict, problem=str(problem), kind=problem.kind)
 
@@ -205,8 +225,11 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
         raise _Problem("cell", "the cell is empty")
     if hint := find_hint(name, attempt.text):
         raise _Problem("cell", hint)
+    if dynamic := re.search(r"\bextern\s+__shared__\s+(\w+)\s+(\w+)", cell):
+        expected = f"DYNAMIC_SHARED({dynamic[1]}, {dynamic[2]}); inside the kernel"
+        raise _Problem("cell", f"extern __shared__: expected {expected}")
     if not re.search(r"\b__global__\b", cell):  # a body: the spec says the rest
-        head = f'extern "C" __global__ void __launch_bounds__(block_threads) {name}({spec.signature}) {{\n'
+        head = f'extern "C" __global__ void {_BOUNDS} {name}({spec.signature}) {{\n'
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'
     found = re.search(rf"\b__global__\b[^;{{}}]*?\b{re.escape(name)}\s*\(([^)]*)\)", cell)
     if not found:
@@ -225,7 +248,7 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
             raise _Problem("cell", f"parameter {given}: expected {spec.parameters[given]} {given}, got {kind} {given}")
         order.append(given)
     # Declared before, so that the reader need not write extern "C", without which a compiler changes the name.
-    declared = f'extern "C" __global__ void {name}({" ".join(found[1].split())});\n'
+    declared = f'extern "C" __global__ void {_BOUNDS} {name}({" ".join(found[1].split())});\n'
     return order, _PRELUDE + declared + f'#include "{CELL}"\n'
 
 
@@ -236,6 +259,8 @@ def _type(words: list[str]) -> str:
     return " ".join(const + [word for word in words if word not in ("const", "*")]) + "*" * words.count("*")
 
 
+# As the shipped kernels have it: all the registers that a thread of such a block may have.
+_BOUNDS = "__launch_bounds__(block_threads, 1)"
 _PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16; the emulator on the host
 
 
@@ -253,12 +278,35 @@ def _tree(text: str, source: str) -> Iterator[Path]:
 # ---- Compiling and running ----
 
 
-def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict) -> Verdict:
+def _run_with_exits(
+    attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict, problem: _Problem
+) -> Verdict:
+    """The verdict, with a remark, where all that is wrong is a thread that exits before a barrier of its block.
+
+    A GPU since Volta has such a barrier wait for the others. Raises `problem` where the kernel is wrong even so.
+    """
+    if problem.kind != "kernel" or "divergent barrier" not in str(problem):
+        raise problem
+    try:
+        verdict = _run(attempt, spec, order, tree, verdict, strict=False)
+    except _Problem:
+        raise problem from None
+    return replace(
+        verdict,
+        remark="Threads exit before a barrier of their block. A GPU since Volta waits only for threads that have not "
+        "exited, so this is right there. The house rule of this course is that all threads of a block come to each of "
+        f"its barriers. ({problem})",
+    )
+
+
+def _run(
+    attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict, *, strict: bool = True
+) -> Verdict:
     block = spec.block if attempt.block is None else attempt.block
     if not 32 <= block <= 1024 or block % 32:
         raise _Problem("launch", f"--block {block}: expected whole warps, 32 to 1024 threads")
     defines = _defines(block)
-    backends = [make_backend("host", csrc_dir=tree, count_traffic=True)]
+    backends = [make_backend("host", csrc_dir=tree, count_traffic=True, strict=strict)]
     try:
         if default_device() == "cuda":
             backends.append(make_backend("cuda", csrc_dir=tree))
@@ -273,7 +321,7 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
             inputs = spec.make(shape, random)
             orders = (None, seed) if backend.name == "host" else (None,)
             results = [_launch(attempt, spec, order, backend, kernel, shape, block, inputs, o) for o in orders]
-            _judge(spec, shape, results, spec.truth(inputs, shape), backend.name)
+            _judge(attempt, spec, shape, inputs, results)
             if backend.name == "host":
                 counted, reported = backend.ledger.entries[-len(orders)], inputs
     tensors = {name: t for name, t in reported.items() if isinstance(t, torch.Tensor)}
@@ -287,6 +335,7 @@ def _run(attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Ve
         shape=dict(shape),
         grid=counted.grid[0],
         block=block,
+        dynamic_bytes=counted.smem,
         launches=1,
         barriers=counted.barriers_a_block,
         traffic=counted.traffic,
@@ -351,16 +400,23 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs, seed) -
     return {name: t.cpu() for name, t in tensors.items() if not spec.parameters[name].startswith("const")}
 
 
-def _judge(spec: Spec, shape, results: list[dict], truth: dict, device: str) -> None:
-    for name, want in truth.items():
+def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: list[dict]) -> None:
+    for name, want in spec.truth(inputs, shape).items():
         for i, result in enumerate(results):
             got = result[name]
             if relative_error(got, want) <= spec.limit:
                 continue
             hostile = ", in a hostile order of threads only" if i else ""
-            raise _Problem("wrong", f"{_words(shape)}{hostile}: {_worst(name, got, want, spec.limit)}")
+            hint = next((f". {m.hint}" for m in attempt.mistakes if _is_made(m, spec, shape, inputs, result)), "")
+            raise _Problem("wrong", f"{_words(shape)}{hostile}: {_worst(name, got, want, spec.limit)}{hint}")
         if not all(torch.equal(result[name], results[0][name]) for result in results):
             raise _Problem("wrong", f"{_words(shape)}: {name} has other bits in another order of threads")
+
+
+def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) -> bool:
+    """Whether a kernel's result is what a mistake gives; NaN is no result."""
+    made = mistake.computes(inputs, shape)
+    return all(relative_error(result[name], made[name]) <= spec.limit for name in made)
 
 
 def _worst(name: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,24 +55,32 @@ class StepTraffic(Tabular):
     )
 
 
-def count_traffic(stage: str, model, tokens: Sequence[int], *, sm_count: int | None = None) -> StepTraffic:
+def count_traffic(
+    stage: str, model, tokens: Sequence[int], *, blocks: Mapping[str, int] | None = None
+) -> StepTraffic:
     """Decode `tokens` from a fresh state in the counting emulator; the traffic of the last one.
 
-    stage     a stage made of kernels, so not "eager", which launches none of ours
-    sm_count  multiprocessors of the emulated device, which decide the grid of fused kernels; None for its default
-    Raises ValueError for "eager" or a bad sm_count, KernelError for an access outside every tensor, and what `decoder`
-    raises.
+    stage   a stage made of kernels, so not "eager", which launches none of ours
+    blocks  by kernel, how many blocks the device holds at once, which is the grid of a fused kernel (see occupancy.py);
+            for a kernel that it does not name, and with None, what the emulated device holds
+    Raises ValueError for "eager" or a bad number of blocks, KernelError for an access outside every tensor, and what
+    `decoder` raises.
     """
     from luce_edu.backends.host import MOST_SMS, HostBackend
     from luce_edu.stages import decoder
 
     if stage == "eager":
         raise ValueError("eager runs PyTorch's own kernels, whose loads cannot be counted here")
-    backend = HostBackend(count_traffic=True)
-    if sm_count is not None:
-        if type(sm_count) is not int or not 1 <= sm_count <= MOST_SMS:
-            raise ValueError(f"sm_count: expected multiprocessors from 1 to {MOST_SMS}, got {sm_count!r}")
-        backend.sm_count = sm_count
+    blocks, most = dict(blocks or {}), 2 * MOST_SMS
+    for name, count in blocks.items():
+        if type(count) is not int or not 1 <= count <= most:
+            raise ValueError(f"blocks: expected from 1 to {most} for {name}, got {count!r}")
+
+    class Device(HostBackend):
+        def max_resident_blocks(self, kernel, block, smem):
+            return blocks.get(kernel.name) or super().max_resident_blocks(kernel, block, smem)
+
+    backend = Device(count_traffic=True)
     dec = decoder(stage, model, max_seq_len=len(tokens), backend=backend)
     kinds = {}
     for kind, tensors in zip(KINDS, _tensors(dec), strict=True):

@@ -235,6 +235,19 @@ def test_fault_is_named_with_its_lines(backend, bad, name, seed):
 
 
 @pytest.mark.parametrize("seed", ORDERS)
+@pytest.mark.parametrize("name, left", [("barrier_after_exit", {5}), ("exit_during_barrier", set(range(64, 128)))])
+def test_a_barrier_that_is_not_strict_waits_for_those_that_are_left(backend, bad, name, left, seed):
+    backend.seed, backend.strict = seed, False
+    out = ints(128)
+    backend.launch(bad[name], 3, 128, 0, [out])
+    assert {i for i, value in enumerate(out.tolist()) if value == 0} == left
+    assert backend.ledger.entries[-1].barriers_a_block == 1
+    # What else is divergent stays refused.
+    assert "divergent barrier" in report(backend, bad["two_barriers"], 3, 32, [ints(32)])
+    assert "thread 3" in report(backend, bad["lane_has_left"], 3, 32, [ints(32)])
+
+
+@pytest.mark.parametrize("seed", ORDERS)
 def test_block_that_left_before_a_grid_barrier_is_named(backend, bad, seed):
     backend.seed = seed
     said = report(backend, bad["block_leaves"], 5, 64, [ints(2), 3], cooperative=True)

@@ -11,6 +11,7 @@ from luce_edu.backends import csrc_dir
 from luce_edu.backends.ledger import Traffic
 from luce_edu.inline.specs import SPECS
 from luce_edu.inline.trial import Attempt, try_kernel
+from luce_edu.measure.occupancy import registers_allowed
 
 
 def csrc_hash() -> str:
@@ -51,6 +52,50 @@ def test_a_verdict_counts_what_the_last_shape_moved():
     assert "mine is right: 5 shapes, each in two orders of threads" in text
     assert re.search(r"bytes read +32,768 +32,768", text) and "registers a thread, sm_86" in text
     assert "<table>" in verdict._repr_html_()
+
+
+def test_dynamic_shared_memory_counts_beside_static():
+    verdict = attempt("__shared__ int one[64];\nDYNAMIC_SHARED(float, s);\none[threadIdx.x % 64] = n;\n"
+                      "s[threadIdx.x] = one[0];\n" + ADD, smem="4*block")  # fmt: skip
+    assert verdict.passed, verdict
+    assert (verdict.resources.shared_bytes, verdict.dynamic_bytes) == (256, 1024)
+    assert ["shared memory a block, bytes", "1,280", ""] in verdict.body
+
+
+EARLY_EXIT = """\
+__shared__ float s[block_threads];
+const int i = blockIdx.x * blockDim.x + threadIdx.x;
+if (i >= n) return;
+s[threadIdx.x] = x[i];
+__syncthreads();
+y[i] = s[threadIdx.x] + r[i];
+"""
+
+
+def test_threads_that_exit_before_a_barrier_are_a_remark_where_the_kernel_is_right():
+    verdict = attempt(EARLY_EXIT)
+    assert verdict.passed and "divergent barrier" in verdict.remark and verdict.remark in str(verdict)
+    assert not attempt(ADD).remark
+    wrong = attempt(EARLY_EXIT.replace("+ r[i]", "- r[i]"))
+    assert wrong.kind == "kernel" and "divergent barrier" in wrong.problem
+
+
+def test_a_thread_has_the_registers_that_its_block_leaves_it():
+    kept = """\
+    float a[160];
+    #pragma unroll
+    for (int j = 0; j < 160; ++j) a[j] = x[(j * 37 + threadIdx.x) % n];
+    __syncthreads();
+    float sum = 0.0f;
+    #pragma unroll
+    for (int j = 0; j < 160; ++j) sum += a[j] * a[159 - j];
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i] + r[i] + (sum != sum ? 1.0f : 0.0f);
+    """
+    whole_kernel = f"__global__ void mine(const float* x, const float* r, float* y, int n) {{\n{kept}}}\n"
+    large, small = attempt(whole_kernel, block=512).resources, attempt(kept, block=128).resources
+    assert large.registers == registers_allowed(512) and large.spill_store_bytes > 0
+    assert registers_allowed(512) < small.registers <= registers_allowed(128) and small.spill_store_bytes == 0
 
 
 def test_barriers_shared_memory_and_another_architecture_are_reported():

@@ -105,14 +105,15 @@ def test_a_fused_layer_moves_fewer_activations(name):
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_more_multiprocessors_change_the_grid_and_not_what_is_touched(stage):
-    grids, touched = set(), set()
-    for sm_count in (1, 5):
-        step = count_traffic(stage, model("tiny"), TOKENS[:1], sm_count=sm_count)
-        grids.add(max(entry.grid[0] for entry in step.entries))
+def test_more_blocks_change_the_grid_and_not_what_is_touched(stage):
+    kernel = {"per_layer": "deltanet_in", "megakernel": "megakernel"}[stage]
+    grids, touched = [], set()
+    for count in (2, 10):
+        step = count_traffic(stage, model("tiny"), TOKENS[:1], blocks={kernel: count})
+        grids += {entry.grid[0] for entry in step.entries if entry.kernel == kernel}
         parts = [step.total(kind) for kind in ("weights", "state")]
         touched.add(tuple((part.distinct_read, part.distinct_write) for part in parts))
-    assert len(grids) == 2 and len(touched) == 1
+    assert grids == [2, 10] and len(touched) == 1
 
 
 def test_the_table_shows_kinds_and_totals():
@@ -130,9 +131,9 @@ def test_bad_input_is_refused():
         count_traffic("per_block", model("tiny"), TOKENS)
     with pytest.raises(ValueError):
         count_traffic("per_op", model("tiny"), [])
-    for sm_count in (0, -1, 2.0, True, 100_000):
-        with pytest.raises(ValueError, match="sm_count: expected multiprocessors from 1 to 512"):
-            count_traffic("per_op", model("tiny"), TOKENS, sm_count=sm_count)
+    for count in (0, -1, 2.0, True, 100_000):
+        with pytest.raises(ValueError, match="blocks: expected from 1 to 1024 for delta_rule"):
+            count_traffic("per_layer", model("tiny"), TOKENS, blocks={"delta_rule": count})
 
 
 def named(value) -> str:
