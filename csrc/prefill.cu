@@ -193,8 +193,8 @@ KERNEL swiglu(const bf16* projected, const int* tokens, bf16* act) {
 }
 
 // logits and choice after the last row
-KERNEL lm_head(const float* x, const float* norm, const bf16* lm_head, float* logits, Best* block_best, unsigned* arrivals,
-               int* next_token) {
+KERNEL_FOR(2) lm_head(const float* x, const float* norm, const bf16* lm_head, float* logits, Best* block_best,
+                      unsigned* arrivals, int* next_token) {
     __shared__ PhaseShared shared;
     lm_head_phase(x, norm, lm_head, logits, block_best, arrivals, next_token, &shared);
 }

@@ -117,7 +117,7 @@ def _judge_kernel(edits: dict[str, str]) -> dict:
     """{"refused": why} or {"barriers", "barriers_before"} for the megakernel with these edits, on the emulator.
 
     The verdict rests on a count of its own: every block that leaves a grid barrier, whichever that is, adds 1 to memory
-    whose address stands in this copy of grid_barrier.cuh alone. No edit of the kernel knows it, whatever else it changes.
+    whose address stands in this copy of grid_barrier.cuh alone, so no edit of the kernel can lower it.
     """
     import torch
 
