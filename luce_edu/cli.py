@@ -320,7 +320,7 @@ def _gpu(args) -> int:
 
 def _recorded(record, drawn: Sequence[Path], args) -> int:
     """Show what a record holds and what it lacks, and return the exit status."""
-    from luce_edu.measure.evidence import PARTS, bench_table
+    from luce_edu.measure.evidence import PARTS, VERIFIED, bench_table
 
     console = _console()
     if record.parts.get("decode"):
@@ -328,7 +328,7 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
     for row in record.content["not_run"]:
         console.print(f"not run: {row['part']}: {row['reason']}", highlight=False)
     wrong = list((record.parts.get("tests") or {"failed": []})["failed"])
-    for part in ("verify", "verify_prefill"):
+    for part in VERIFIED:
         report = record.parts.get(part) or {"passed": True}
         if not report["passed"]:
             rows = [f"{row['stage']}: {'; '.join(row['problems'])}" for row in report["rows"] if not row["passed"]]

@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items):
 def pytest_terminal_summary(terminalreporter):
     """End with what this run did, such as "notebooks 3, cells 83 · planted wrong answers and faults refused: 93 of 93".
 
-    What was collected elsewhere in the same run counts too, so `pytest tests notebooks` counts every cell.
+    What was collected elsewhere in the same run counts too, so `pytest tests notebooks` counts every cell. A test that
+    passes counts as well for what it has recorded as "counted", such as "bad checkpoints refused: 100".
     """
     result = yield
     line = _what_ran(terminalreporter.stats)

@@ -226,7 +226,8 @@ def transformers_logits(path, kind) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("row", GOOD)
-def test_what_transformers_loads_has_its_logits_here(tmp_path, row):
+def test_what_transformers_loads_has_its_logits_here(tmp_path, row, record_property):
+    record_property("counted", "checkpoints with transformers' logits")
     kind, *changes = GOOD[row] if WHOLE_MODEL in GOOD[row] else [TEXT_MODEL, *GOOD[row]]
     path = folder(tmp_path, *changes)
     assert relative_error(logits_of(path), transformers_logits(path, kind)) <= LIMIT
@@ -275,7 +276,8 @@ STOPS = {
 
 
 @pytest.mark.parametrize("row", STOPS)
-def test_end_of_text_is_what_any_file_says(tmp_path, row):
+def test_end_of_text_is_what_any_file_says(tmp_path, row, record_property):
+    record_property("counted", "ends of text")
     changes, expected = STOPS[row]
     assert load_model(folder(tmp_path, *changes)).config.eos_token_ids == expected
 
@@ -420,7 +422,8 @@ BAD = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("row", BAD)
-def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, row):
+def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, row, record_property):
+    record_property("counted", "bad checkpoints refused")
     changes, *said = BAD[row]
     if not {"NaN", "infinite"} & set(said):  # all but a value shows before a tensor is read
         monkeypatch.setattr(weights, "_read_tensor", lambda *_: pytest.fail("a tensor was read"))
@@ -430,11 +433,6 @@ def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, 
     message = str(error.value).replace(str(path), "FOLDER")
     assert "\n" not in message
     assert not [words for words in said if words not in message], message
-
-
-def test_counts_of_checkpoints(capsys):
-    with capsys.disabled():
-        print(f"\n{len(GOOD)} checkpoints with transformers' logits, {len(STOPS)} ends of text, {len(BAD)} refused")
 
 
 # ---- Warned of ----

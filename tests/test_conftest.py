@@ -14,7 +14,8 @@ import pytest
 
 @pytest.mark.planted
 @pytest.mark.parametrize("caught", [True, True, CAUGHT])
-def test_planted(caught):
+def test_planted(caught, record_property):
+    record_property("counted", "small faults")
     assert caught
 
 @pytest.mark.planted
@@ -55,7 +56,7 @@ def test_a_run_without_a_failure_is_counted(tmp_path):
     line, verdict = last_lines(tmp_path, TESTS.replace("CAUGHT", "True"), "y = 2")
     assert line == (
         "notebooks 2, cells 4 · solutions 1 · exercises 2 · planted wrong answers and faults refused: 3 of 3 "
-        "(1 more skipped)"
+        "(1 more skipped) · small faults: 3"
     )
     assert "12 passed, 1 skipped" in verdict
 
@@ -65,7 +66,7 @@ def test_what_failed_is_not_counted_as_passed(tmp_path):
     line, verdict = last_lines(tmp_path, TESTS.replace("CAUGHT", "False"), "1 / 0")
     assert line == (
         "notebooks 1 of 2, cells 3 of 4 · solutions 1 · exercises 1 of 2 · "
-        "planted wrong answers and faults refused: 2 of 3 (1 more skipped)"
+        "planted wrong answers and faults refused: 2 of 3 (1 more skipped) · small faults: 2"
     )
     assert "3 failed, 9 passed, 1 skipped" in verdict
 

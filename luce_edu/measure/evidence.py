@@ -24,11 +24,12 @@ from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records import SCHEMA, Record, RecordError
 from luce_edu.measure.systems import make_systems
 from luce_edu.stages import STAGES
-from luce_edu.verification import DECODED, verify, verify_prefill
+from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 
 BENCHED = ("decode", "prefill", "energy")  # they share loaded systems
 ALL_BENCHED = ", ".join(BENCHED)  # what not_run says where none of them could be begun
-PARTS = ("verify", "verify_prefill", "launch", "bandwidth", *BENCHED)
+VERIFIED = ("verify", "verify_paths", "verify_prefill")
+PARTS = (*VERIFIED, "launch", "bandwidth", *BENCHED)
 MARKS = {  # how not_run names a part of one system, behind the system's name
     ", verify": "verify", ", decode at ": "decode", ", prompt of ": "prefill", ", energy": "energy",
 }  # fmt: skip
@@ -82,7 +83,7 @@ def gather(
         record.save(path)
         return record
     _forget(content, wanted, systems)
-    verified = {"verify": _verify, "verify_prefill": _verify_prefill}
+    verified = {"verify": _verify, "verify_paths": _verify_paths, "verify_prefill": _verify_prefill}
     constants = {"launch": measure_launch_costs, "bandwidth": measure_bandwidth}
     for part in PARTS:
         if part in wanted and part not in BENCHED:
@@ -189,6 +190,11 @@ def _verify(model, seed: int | None, stages: Sequence[str] | None, progress: Pro
     return verify(model, device="cuda", seed=seed, stages=stages, progress=progress).to_dict()
 
 
+def _verify_paths(model, seed: int | None, stages: Sequence[str] | None, progress: Progress) -> dict:
+    """Of the small model that takes every path of the kernels, whichever model is measured."""
+    return verify_paths(device="cuda", seed=seed, stages=stages, progress=progress).to_dict()
+
+
 def _verify_prefill(model, seed: int | None, stages: Sequence[str] | None, progress: Progress) -> dict:
     lengths = [n for n in VERIFIED_PROMPTS if n <= model.config.max_position_embeddings - DECODED]
     return verify_prefill(
@@ -239,7 +245,7 @@ def _forget(content: dict, wanted: Sequence[str], systems: Sequence[str] | None 
     for part in wanted:
         if systems is None:
             content["parts"].pop(part, None)
-        elif part in ("verify", "verify_prefill") and part in content["parts"]:
+        elif part in VERIFIED and part in content["parts"]:
             report = content["parts"].pop(part)
             rows = [row for row in report["rows"] if row["stage"] not in systems]
             if rows:

@@ -111,12 +111,14 @@ def seen(driver) -> dict:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_driver_gets_what_it_should(check, seen):
+def test_the_driver_gets_what_it_should(check, seen, record_property):
+    record_property("counted", "checks by the fake driver")
     assert check in seen["checks"]
     assert check not in seen["right"], seen["right"][check]
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen_by_a_check(fault, seen):
+def test_a_planted_fault_is_seen_by_a_check(fault, seen, record_property):
+    record_property("counted", "faults of the CUDA backend seen by them")
     assert seen["faults"][fault], f"no check of {len(seen['checks'])} saw it"

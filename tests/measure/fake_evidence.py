@@ -123,7 +123,7 @@ class Machine:
         monkeypatch.setattr(evidence, "machine", lambda: dict(self.fields))
         monkeypatch.setattr(evidence, "commit", lambda: self.commit)
         monkeypatch.setattr(evidence, "make_backend", answer("backend", SimpleNamespace(device=torch.device("cpu"))))
-        for part in ("verify", "verify_prefill"):
+        for part in evidence.VERIFIED:
 
             def verify(model, seed, stages, progress, part=part):
                 self.happens(part)

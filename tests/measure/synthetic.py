@@ -96,7 +96,8 @@ def _record(name, machine, bandwidth, launch, costs, baselines_us, idle_w) -> Re
     return Record(name, {
         "schema": SCHEMA, "kind": "recorded", "date": "2026-11-20", "commit": "0123456789abcdef" * 2 + "01234567",
         "model": "random-0.8b", "machine": machine,
-        "parts": {"verify": verify, "verify_prefill": verify, "tests": {"passed": 9, "skipped": 0, "failed": []},
+        "parts": {"verify": verify, "verify_paths": verify, "verify_prefill": verify,
+                  "tests": {"passed": 9, "skipped": 0, "failed": []},
                   "bandwidth": bandwidth, "launch": launch, "decode": decode, "prefill": prefill,
                   "energy": energy, "sweep": [_sweep(machine["power_limit_w"], float(idle_w))]},
         "not_run": [{"part": "llama.cpp, prompt of 520", "reason": "synthetic"}],

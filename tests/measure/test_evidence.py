@@ -21,10 +21,10 @@ from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
 from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.records import Record, RecordError
 from luce_edu.stages import STAGES
-from luce_edu.verification import verify, verify_prefill
+from luce_edu.verification import verify, verify_paths, verify_prefill
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
-REAL = {"verify": evidence._verify, "verify_prefill": evidence._verify_prefill}  # which the fake machine replaces
+REAL = {part: getattr(evidence, f"_{part}") for part in evidence.VERIFIED}  # which the fake machine replaces
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
@@ -140,7 +140,7 @@ def test_energy_without_sensors_costs_the_energy_alone(machine, tmp_path):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("part", ["verify", "verify_prefill", "launch", "bandwidth"])
+@pytest.mark.parametrize("part", [*evidence.VERIFIED, "launch", "bandwidth"])
 def test_a_part_that_fails_is_listed_and_the_others_go_on(part, machine, tmp_path):
     machine.on[part] = torch.OutOfMemoryError("CUDA out of memory")
     record = measured(tmp_path)
@@ -247,13 +247,14 @@ def test_a_bench_that_could_not_begin_is_forgotten_when_it_could(machine, tmp_pa
 
 @pytest.mark.parametrize("at, done", [
     ("verify", []),
-    ("verify_prefill", ["verify"]),
-    ("launch", PARTS[:2]),
-    ("bandwidth", PARTS[:3]),
-    ("check", PARTS[:4]),
-    ("decode", PARTS[:4]),
-    ("prefill", PARTS[:5]),
-    ("energy", PARTS[:6]),
+    ("verify_paths", ["verify"]),
+    ("verify_prefill", PARTS[:2]),
+    ("launch", PARTS[:3]),
+    ("bandwidth", PARTS[:4]),
+    ("check", PARTS[:5]),
+    ("decode", PARTS[:5]),
+    ("prefill", PARTS[:6]),
+    ("energy", PARTS[:7]),
 ])  # fmt: skip
 def test_an_interruption_leaves_a_record_of_what_was_done_and_the_next_call_goes_on(at, done, machine, tmp_path):
     machine.on[at] = KeyboardInterrupt()
@@ -297,16 +298,20 @@ def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(mach
 
 def test_real_verification_of_one_stage_after_another_makes_one_report(machine, tmp_path, monkeypatch):
     """In the emulator, which stands in for the GPU here."""
-    for part, check, options in (("verify", verify, {"steps": 2}), ("verify_prefill", verify_prefill, {"steps": 1})):
+    for part, check, options in (
+        ("verify", verify, {"steps": 2}), ("verify_paths", verify_paths, {"steps": 2}),
+        ("verify_prefill", verify_prefill, {"steps": 1}),
+    ):  # fmt: skip
         monkeypatch.setattr(evidence, f"_{part}", REAL[part])
         monkeypatch.setattr(evidence, part, lambda *args, check=check, fixed=options, **options: check(
             *args, **options | fixed | {"device": "host"}))  # fmt: skip
     monkeypatch.setattr(evidence, "VERIFIED_PROMPTS", (1, 3))
     for stage in ("per_layer", "eager"):
-        record = measured(tmp_path, only=["verify", "verify_prefill"], systems=[stage])
+        record = measured(tmp_path, only=evidence.VERIFIED, systems=[stage])
     assert record.content["not_run"] == []
-    report, prompts = (written(tmp_path).parts[part] for part in ("verify", "verify_prefill"))
+    report, paths, prompts = (written(tmp_path).parts[part] for part in evidence.VERIFIED)
     assert [row["stage"] for row in report["rows"]] == ["eager", "per_layer"] and report["passed"]
+    assert paths["model"] == "random-odd" and [row["stage"] for row in paths["rows"]] == ["eager", "per_layer"]
     assert {row["stage"] for row in prompts["rows"]} == {"eager", "per_layer"} and report["seed"] == prompts["seed"]
 
 
@@ -463,7 +468,7 @@ def test_a_disk_that_is_full_ends_with_the_reason_and_the_last_whole_record(mach
     monkeypatch.setattr(Path, "write_text", full)
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert list(written(tmp_path).parts) == ["verify", "verify_prefill", "launch"]
+    assert list(written(tmp_path).parts) == [*evidence.VERIFIED, "launch"]
 
 
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])

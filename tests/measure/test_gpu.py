@@ -216,7 +216,7 @@ def test_a_stage_that_does_not_verify_ends_with_1_and_says_so(machine, tmp_path,
     machine.wrong = {"graph"}
     assert command(tmp_path) == 1
     assert set(written(tmp_path).parts) == {*evidence.PARTS, "tests"}
-    assert to_do(tmp_path) == dict.fromkeys(["stage graph", "prompts"], "graph does not verify")
+    assert to_do(tmp_path) == dict.fromkeys(["stage graph", "paths", "prompts"], "graph does not verify")
     assert "wrong: verify: graph: it differs" in capfd.readouterr().out
 
 
