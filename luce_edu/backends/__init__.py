@@ -5,7 +5,7 @@ Both have the same few members:
     launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which writes the ledger
     matmul(x, weights, out), a library's product, which does so too
     capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
-    max_resident_blocks(kernel, block, smem), synchronize(), device, name, ledger
+    max_resident_blocks(kernel, block, smem), sm_count, synchronize(), device, name, ledger
 """
 
 from __future__ import annotations
