@@ -155,6 +155,11 @@ FAULTS = (
         "const float old = expf(soft.maximum[h] - maximum);", "const float old = 1.0f;", steps=24,
     ),
     Fault(
+        "old sums rescaled with the wrong sign", "attention.cuh",
+        "const float old = expf(soft.maximum[h] - maximum);", "const float old = -expf(soft.maximum[h] - maximum);",
+        steps=24,
+    ),
+    Fault(
         "workers not rescaled", "attention.cuh",
         "const float scale = expf(shared->maximum[w] - maximum);", "const float scale = 1.0f;", steps=12,
     ),
@@ -337,7 +342,7 @@ SMALL_FAULTS = (
         "cache rounded twice", "attention.cuh", "to_bf16(v[c])",
         "to_bf16(__uint_as_float((__float_as_uint(v[c]) + 0x1000u) & 0xffffe000u))",
     ),
-    Fault("output gate a little off", "attention.cuh", "weight * sigmoid(gate)", "weight * sigmoid(1.0001f * gate)"),
+    Fault("output gate a little off", "attention.cuh", "weight * sigmoid(gate[h])", "weight * sigmoid(1.0001f * gate[h])"),
     Fault("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16", ALL),
     Fault("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16", ALL),
     Fault("rounded down", "primitives.cuh", BF16, "bits >> 16", ALL),

@@ -7,7 +7,7 @@ Both have the same few members:
     prepare(enqueue) -> launches, run(launches): what `enqueue` launches, checked once and started again and again
     capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow
-    max_resident_blocks(kernel, block, smem), synchronize(), device, name, ledger
+    max_resident_blocks(kernel, block, smem), sm_count, synchronize(), device, name, ledger
 """
 
 from __future__ import annotations
