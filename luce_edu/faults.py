@@ -342,7 +342,10 @@ SMALL_FAULTS = (
         "cache rounded twice", "attention.cuh", "to_bf16(v[c])",
         "to_bf16(__uint_as_float((__float_as_uint(v[c]) + 0x1000u) & 0xffffe000u))",
     ),
-    Fault("output gate a little off", "attention.cuh", "weight * sigmoid(gate[h])", "weight * sigmoid(1.0001f * gate[h])"),
+    Fault(
+        "output gate a little off", "attention.cuh",
+        "weight * sigmoid(gate[h])", "weight * sigmoid(1.0001f * gate[h])",
+    ),
     Fault("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16", ALL),
     Fault("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16", ALL),
     Fault("rounded down", "primitives.cuh", BF16, "bits >> 16", ALL),
