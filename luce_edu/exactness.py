@@ -55,7 +55,7 @@ def excess(
     cut: float = 0.0,
     even: bool = True,
 ) -> float:
-    """How many times fp32's own error `got` is away from `exact`; infinite where either is not finite.
+    """How many times fp32's own error `got` is away from `exact`; infinite where any of the three is not finite.
 
     exact, fp32  the same in fp64 and in fp32 PyTorch
     bits         of what `got` was rounded to last. Without, the norms of both errors are compared. With, each element
@@ -64,7 +64,7 @@ def excess(
     even         whether a number that is exactly halfway between two neighbours in bf16 must have gone to the even one.
                  Not for products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 a little beside
     """
-    if not (torch.isfinite(got).all() and torch.isfinite(exact).all()):
+    if not all(torch.isfinite(x).all() for x in (got, exact, fp32)):
         return float("inf")
     if exact.numel() == 0:  # such as the cache of a model without attention
         return 0.0

@@ -920,7 +920,7 @@ def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = ""
     axes.set_xlabel("µs")
     patches = [Rectangle((0, 0), 1, 1, facecolor=colours[name]) for name in kernels]
     patches.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="////"))
-    axes.legend(patches, [*kernels, "asked for ahead"], frameon=False, ncols=len(patches), loc="lower left",
+    axes.legend(patches, [*kernels, "prefetched"], frameon=False, ncols=len(patches), loc="lower left",
                 bbox_to_anchor=(-0.02, 1), columnspacing=1.2, handlelength=1.2)  # fmt: skip
     return figure
 

@@ -516,7 +516,8 @@ def verify_prefill(
                     _read_in(dec, tokens, parts)
                 counts = {"launches": dec.launches, "kernels": len(dec.ledger.kernels())}
                 read = _read_out(dec)
-                trace, choices = _decode_on(dec, tokens[length : length + steps])
+                with _uncounted(dec):
+                    trace, choices = _decode_on(dec, tokens[length : length + steps])
                 with _hostile_order(dec, seed):
                     _read_in(dec, tokens, parts)
                 again = _read_out(dec)
@@ -602,6 +603,19 @@ def _second_run(dec, tokens, seed, progress) -> Trace:
     """Run again; on the emulator with its threads in a hostile order that the seed decides."""
     with _hostile_order(dec, seed):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
+
+
+@contextmanager
+def _uncounted(dec):
+    """Without eager's count of PyTorch's operations, which takes longer than they do."""
+    if not hasattr(dec, "counts"):
+        yield
+        return
+    before, dec.counts = dec.counts, False
+    try:
+        yield
+    finally:
+        dec.counts = before
 
 
 @contextmanager

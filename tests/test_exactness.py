@@ -59,6 +59,7 @@ def test_what_is_not_finite_is_infinitely_far(value, bits):
     got[7] = value
     assert excess(got, exact, fp32, bits=bits) == math.inf
     assert excess(exact.bfloat16(), torch.full_like(exact, value), fp32, bits=bits) == math.inf
+    assert excess(exact.bfloat16(), exact, torch.full_like(fp32, value), bits=bits) == math.inf
 
 
 def test_where_fp32_is_exact_so_must_be_the_stage():

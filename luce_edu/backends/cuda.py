@@ -15,6 +15,7 @@ import json
 import os
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -352,6 +353,7 @@ class CudaBackend:
                 except RuntimeError as error:
                     failed = error
                     raise
+            _kept_graph(self.device).append(graph)
             return CudaGraph(graph, tuple(self.ledger.entries))
         except RuntimeError as error:
             first = failed or error  # after a launch that failed, the end of the capture has an error of its own
@@ -385,6 +387,15 @@ class CudaBackend:
 def _capture_stream(device):
     """One stream for all captures on a device: cuBLAS keeps a workspace of its own for each stream that it meets."""
     return torch.cuda.Stream(device)
+
+
+@functools.cache
+def _kept_graph(device) -> deque:
+    """The newest graph, kept alive: PyTorch refuses captures into a pool whose graphs have all died.
+
+    The pool outlives them, since it holds cuBLAS's workspace for the stream of all captures.
+    """
+    return deque(maxlen=1)
 
 
 @functools.cache

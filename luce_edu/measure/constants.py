@@ -22,7 +22,10 @@ LOAD_US = 5e5  # of work before the first round: an idle GPU has a low clock, an
 
 @dataclass(frozen=True)
 class LaunchCosts:
-    """Microseconds each, of many back to back; dependent_us is None before Hopper."""
+    """Microseconds each, of many back to back; dependent_us is None before Hopper.
+
+    plain_us is what takes longer, the CPU to ask for a launch or the GPU to do it.
+    """
 
     plain_us: float
     graph_us: float
@@ -48,8 +51,8 @@ class Bandwidth:
 def measure_launch_costs(backend=None) -> LaunchCosts:
     """Raises ValueError where there is no GPU that can serve."""
     backend = backend or make_backend("cuda")
-    plain = _nothing(backend, dependent=False)
-    graph = backend.capture(plain)
+    plain = _loaded(backend, dependent=False)
+    graph, prepared = backend.capture(plain), backend.prepare(plain)
     kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["barriers"]
     state = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=backend.device)
     blocks = _blocks(backend, kernel)
@@ -57,10 +60,10 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
     def barriers(count: int):
         return lambda: backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
 
-    works = {"plain": plain, "graph": lambda: backend.replay(graph)}
+    works = {"plain": lambda: backend.run(prepared), "graph": lambda: backend.replay(graph)}
     works |= {"short": barriers(MANY), "long": barriers(3 * MANY)}
     if backend.dependent_launch:
-        chained = backend.capture(_nothing(backend, dependent=True))
+        chained = backend.capture(_loaded(backend, dependent=True))
         works["dependent"] = lambda: backend.replay(chained)
     us = _round_us(works)
     return LaunchCosts(
@@ -95,15 +98,17 @@ def _blocks(backend, kernel) -> int:
     return min(resident, torch.cuda.get_device_properties(backend.device).multi_processor_count)
 
 
-def _nothing(backend, *, dependent: bool):
+def _loaded(backend, *, dependent: bool):
+    """Enqueues MANY launches of the kernel that does nothing; has done so once, as no kernel may load in a capture."""
     defines = {"BLOCK_THREADS": BLOCK_THREADS} | ({"DEPENDENT_LAUNCH": 1} if dependent else {})
     kernel = backend.compile(SOURCE, KERNELS, defines)["nothing"]
-    blocks = _blocks(backend, kernel)  # asking also loads it, which a capture must not
+    blocks = _blocks(backend, kernel)
 
     def enqueue():
         for _ in range(MANY):
             backend.launch(kernel, blocks, BLOCK_THREADS, 0, (), dependent=dependent)
 
+    enqueue()
     return enqueue
 
 

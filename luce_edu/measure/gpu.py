@@ -83,7 +83,7 @@ def steps() -> list[Step]:
         _measured("constants", 10, 30, ["launch", "bandwidth"]),
         *others,
         _measured("paths", 15, 60, ["verify_paths"], STAGES),
-        _measured("prompts", 40, 90, ["verify_prefill"], STAGES),
+        _measured("prompts", 60, 120, ["verify_prefill"], STAGES),
         _measured("side by side", 70, 120, ["decode", "prefill", "energy"], side_by_side),
         _measured("contexts", 75, 120, ["decode"], side_by_side, [n for n in CONTEXTS if n != PROMPT]),
         Step("tests", ["tests"], 40, 90, _run_tests),

@@ -62,7 +62,8 @@ class GraphDecoder(PerLayerDecoder):
 
     def _blocks(self, kernel):
         # One block an SM leaves room for the next kernel's, which asks for its weights before this one has ended.
-        return self.backend.sm_count if self.dependent_launch else super()._blocks(kernel)
+        most = super()._blocks(kernel)
+        return min(self.backend.sm_count, most) if self.dependent_launch else most
 
     def _run_step(self) -> None:
         self.backend.replay(self._graph)
