@@ -27,8 +27,10 @@ class Tabular(ABC):
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        # Narrow enough for nine columns in a terminal of 80.
-        table = Table(title=self.title or None, caption=self.caption or None, box=SIMPLE_HEAD, padding=0)
+        # Narrow enough for ten columns in a terminal of 80.
+        table = Table(
+            title=self.title or None, caption=self.caption or None, box=SIMPLE_HEAD, show_edge=False, padding=0
+        )  # fmt: skip
         for i, name in enumerate(self.header):
             table.add_column(name, justify="right" if i else "left", no_wrap=True)
         for cells in self.body:

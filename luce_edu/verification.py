@@ -116,7 +116,7 @@ class Report(Tabular):
         """What was run."""
         return f"{self.steps} tokens"
 
-    header = ("stage", "error", "before", "× bf16", "× fp32", "greedy", "repeats", "launches", "barriers", "verdict")
+    header = ("stage", "error", "before", "×bf16", "×fp32", "greedy", "repeats", "launches", "barriers", "verdict")
 
     @property
     def body(self) -> list[list[str]]:
@@ -164,7 +164,7 @@ class PromptReport(Report):
     def what(self) -> str:
         return f"prompts, and {self.steps} tokens decoded after each"
 
-    header = ("stage", "prompt", "calls", "error", "× bf16", "× fp32", "greedy", "repeats", "launches", "verdict")
+    header = ("stage", "prompt", "calls", "error", "×bf16", "×fp32", "greedy", "repeats", "launches", "verdict")
 
     @property
     def body(self) -> list[list[str]]:

@@ -266,7 +266,7 @@ def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = 
     try:
         process.join(limit)
         if process.exitcode is None:
-            hangs = "" if log else ", so the GPU or its driver may hang; type: nvidia-smi"
+            hangs = "" if log else ", so the GPU or its driver may hang; restart the machine"
             raise NotMeasured(f"cut off after {limit:.0f} s{_last_line(log)}{hangs}")
         if process.exitcode < 0:
             raise NotMeasured(f"ended by {signal.Signals(-process.exitcode).name}{_last_line(log)}")

@@ -281,8 +281,8 @@ class Fit(Tabular):
         if len(self.admissible) > 1:
             low, high = self.admissible[0].knee_mhz, self.admissible[-1].knee_mhz
             said.append(
-                f"The knee is not known: of those tried, which are the clocks of the sweep, every one from {low:,.0f} to "
-                f"{high:,.0f} MHz meets the draws within {100 * NEAR:.0f} %."
+                f"The knee is not known: of the clocks tried, every one from {low:,.0f} to {high:,.0f} MHz meets "
+                f"the draws within {100 * NEAR:.0f} %."
             )
         for point, errors in zip(points, self.left_out, strict=True):
             if errors is None:

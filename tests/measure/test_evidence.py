@@ -58,7 +58,7 @@ def test_a_machine_is_measured_part_by_part_into_one_record(machine, tmp_path):
     record = measured(tmp_path / "new" / "folder", progress=said.append)
     assert written(tmp_path / "new" / "folder").content == record.content
     assert list(record.parts) == list(PARTS) and record.content["not_run"] == []
-    assert machine.happened == ["backend", *PARTS[:4], "check", *PARTS[4:], "close"]
+    assert machine.happened == ["backend", *PARTS[:5], "check", *PARTS[5:], "close"]
     assert {(row["system"], row["context"]) for row in record.parts["decode"]} >= {("graph", 1), ("megakernel", 2048)}
     assert record.parts["launch"] == {"plain_us": 4.0, "graph_us": 1.5, "dependent_us": 0.9, "barrier_us": 1.2}
     assert record.parts["energy"][0]["idle_w"] == 70.0
@@ -193,7 +193,7 @@ def test_a_part_without_a_result_ends_with_3(machine, tmp_path):
 
 
 def test_parts_that_are_there_are_kept_and_only_the_others_run(machine, tmp_path):
-    first = measured(tmp_path, only=["verify", "verify_prefill", "decode"])
+    first = measured(tmp_path, only=[*evidence.VERIFIED, "decode"])
     machine.happened.clear()
     machine.launch = dataclasses.replace(machine.launch, plain_us=5.0)
     record = measured(tmp_path)
