@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     walkthrough.set_defaults(run=_walkthrough)
 
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
-    verify.add_argument("--model", help=f"{_MODELS} (default: tiny, then random-odd, which takes every path)")
+    verify.add_argument("--model", help=f"{_MODELS} (default: tiny, then random-odd, for the paths it leaves out)")
     _add_device(verify)
     verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
     verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24; after a prompt 64)")

@@ -30,12 +30,12 @@ from luce_edu.reference.rope import apply_rope, rope_tables
 from luce_edu.stages.prefill import CHUNK, FORGETS_ALL
 from luce_edu.state import DecodeState
 
-# Times the error of fp32 PyTorch. A kernel adds up in another order, so its error is of the same size and not the same;
-# the largest ratio met in sound kernels is in the README. The smallest planted fault stands far above.
+# Times the error of fp32 PyTorch: a kernel adds up in another order. The README has the largest ratio of sound kernels.
 FP32_LIMIT = 3.0
 BF16_BITS, TF32_BITS = 8, 11  # significant bits, the hidden one included
 HALF_STEP_OF_FP32 = 2.0**-24
-# A tensor core cuts what does not fit its sum, a step of 8 or 16 terms at a time: per term, of the largest result.
+# What a tensor core's sum may lose for each term, as a share of the largest result. It truncates, at about 2^-23, once
+# for 8 or 16 terms. This is our estimate: no GPU has been asked.
 CUT_PER_TERM = 2.0**-26
 
 
@@ -60,7 +60,7 @@ def excess(
     exact, fp32  the same in fp64 and in fp32 PyTorch
     bits         of what `got` was rounded to last. Without, the norms of both errors are compared. With, each element
                  may be half a step away, and what it is away beyond that is compared with fp32's largest error
-    cut          what tensor cores may cut off, relative to the largest exact element
+    cut          what tensor cores may lose by truncation, relative to the largest exact element
     even         whether a number that is exactly halfway between two neighbours in bf16 must have gone to the even one.
                  Not for products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 a little beside
     """
@@ -71,7 +71,7 @@ def excess(
     got, fp32 = got.double(), fp32.double()
     if bits is None:
         error, allowed = torch.linalg.vector_norm(got - exact), torch.linalg.vector_norm(fp32 - exact)
-        # By luck fp32 may have met few roundings; better than half a step in each element is nobody's due.
+        # The yardstick is never shorter than half a step of fp32, even where fp32's roundings happened to cancel.
         floor = max(cut, HALF_STEP_OF_FP32 if allowed > 0 else 0.0)
         allowed = allowed.clamp_min(floor * float(torch.linalg.vector_norm(exact)))
     else:

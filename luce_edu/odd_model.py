@@ -1,10 +1,11 @@
-"""A small model in which few tokens take every path of the kernels, and in which every constant counts.
+"""A small model in which few tokens take the paths of the kernels that `tiny` leaves out, and every constant counts.
 
 `tiny` is small in all directions: 24 of its tokens fit one split of the cache, each position has a worker of its own,
 so that no online softmax is ever rescaled, and a matrix has fewer rows than there are warps. Verification runs this
 model beside it:
   attention    40 positions make two splits and, with the blocks that verification allows, more units than blocks; heads
-               of 256 leave 16 workers to a block, which see two positions each
+               of 256 leave 16 workers to a block, which see two positions each. More splits than workers take 513
+               positions, so only `verify --prefill` gets there, behind a prompt of 600
   sizes        no power of two where none is needed: tails in every loop, an odd vocabulary, padded key heads, two value
                heads a key head, two query heads a KV head, RoPE pairs in different lanes of a warp
   l2_norm's    the keys and queries of the first key head are short, so that 1e-6 beside their squared length shows

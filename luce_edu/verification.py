@@ -27,7 +27,7 @@ from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
 STEPS = 24  # tokens to decode
-# What takes a model of awkward sizes through every path of the kernels: two splits of the cache, blocks so few that
+# What takes a model of awkward sizes through paths that others leave out: two splits of the cache, blocks so few that
 # each has several units of a phase, prompts with several tiles of keys for a warp, and behind the longest of them more
 # splits than a block has workers.
 ODD = {"steps": 40}
@@ -439,9 +439,9 @@ def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
 
 
 def verify_paths(*, prefill: bool = False, device: str | None = None, **options) -> Report:
-    """Verify the model that takes every path of the kernels, on as few blocks as that needs (luce_edu/odd_model.py).
+    """Verify the model that takes the paths which others leave out, on as few blocks as that needs (odd_model.py).
 
-    `tiny`, or a large model on few tokens, leaves some paths out. prefill: `verify_prefill` in place of `verify`, whose
+    `tiny`, or a large model on few tokens, leaves some out. prefill: `verify_prefill` in place of `verify`, whose
     other arguments and errors these are.
     """
     from luce_edu.backends import make_backend

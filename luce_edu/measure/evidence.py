@@ -191,7 +191,7 @@ def _verify(model, seed: int | None, stages: Sequence[str] | None, progress: Pro
 
 
 def _verify_paths(model, seed: int | None, stages: Sequence[str] | None, progress: Progress) -> dict:
-    """Of the small model that takes every path of the kernels, whichever model is measured."""
+    """Of the small model for the paths that others leave out, whichever model is measured."""
     return verify_paths(device="cuda", seed=seed, stages=stages, progress=progress).to_dict()
 
 
