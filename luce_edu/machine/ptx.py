@@ -29,7 +29,7 @@ SIZES = {  # bytes of the types that a variable or register can have; a predicat
     "b128": 16, "f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "f32": 4, "f64": 8,
     "texref": 8, "samplerref": 8, "surfref": 8,
 }  # fmt: skip
-FLOAT_FORMATS = {"f16": "<e", "f32": "<f", "f64": "<d"}
+FLOATS = {"f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}  # types whose first value can be a fraction
 LANES = {"v2": 2, "v4": 4, "v8": 8}
 
 SPECIAL = frozenset(
@@ -203,10 +203,10 @@ STRING_PART = re.compile(r"([A-Za-z_$][\w$]*)\s*:|\.b8\s+((?:\d{1,3}[\s,]*)+)", 
 STRINGS = re.compile(r"\.section\s+\.debug_str\s*\{([^{}]*)\}")
 
 # One match a statement. An opcode is taken whole (possessively), so that `name:` cannot pass for one.
-NUMBERS = r"\d{1,9}\s+\d{1,9}(?:\s+\d{1,9})?"
+NUMBERS = r"\d{1,9}\s+\d{1,9}\s+\d{1,9}"
 STATEMENT = re.compile(
     rf"""\s*(?:
-      (?:@\s*(!?)\s*([A-Za-z_$%][\w$.]*)\s+)? ([a-z][\w.]*+(?:::[\w.]++)*+)(?=[\s;{{(\[])(?!\s*:) \s*([^;]*+);
+      (?:@\s*(!?)\s*([A-Za-z_$%][\w$.]*)\s+)? ([a-z][\w.]*+(?:::[\w.]++)*+)(?=[\s;{{(\[%])(?!\s*:) \s*([^;]*+);
     | \.loc\s+({NUMBERS}(?:\s*,\s*(?:function_name\s+[\w$]+(?:\s*\+\s*\d{{1,9}})?|inlined_at\s+{NUMBERS}))*)(?![\w$+])
     | ([A-Za-z_$%][\w$]*)\s*:(?!:)(?!\s*\.(?:callprototype|branchtargets|calltargets)\b)
     | ([{{}}])
@@ -259,6 +259,12 @@ BITS64 = (1 << 64) - 1
 
 class Malformed(Exception):
     """Text that is not PTX; `parse` adds the line and raises CompileError."""
+
+
+def unknown(directive):
+    if directive in ("loc", "file", "section", "pragma"):
+        return Malformed(f".{directive} is malformed or cut short")
+    return Malformed(f"the directive '.{directive}' is not known here")
 
 
 def _integer(value):
@@ -324,7 +330,8 @@ class Tokens:
         if self.kind != "end":
             raise Malformed(f"{what} is followed by {self.found()}; is a comma or a semicolon missing?")
 
-    # Constant expressions: C's operators on 64-bit integers, signed unless one side is not; or on doubles.
+    # Constant expressions: C's operators on doubles, or on 64-bit integers that are signed unless one side is not.
+    # As in ptxas, ~ and % take their integers as unsigned.
 
     def constant(self):
         """Read a constant expression into an Imm."""
@@ -371,7 +378,7 @@ class Tokens:
             number, unsigned = value
             if operator == "!":
                 return int(not number), False
-            return _wrap({"+": number, "-": -number, "~": ~number}[operator], unsigned)
+            return _wrap(~number, True) if operator == "~" else _wrap(-number if operator == "-" else number, unsigned)
         if self.sign("("):
             if self.kind == "dot" and self.value in ("s64", "u64"):
                 unsigned = self.advance() == "u64"
@@ -427,7 +434,7 @@ def _apply(operator, left, right):
         if not 0 <= b < 64:
             raise Malformed(f"a shift by {b} in a constant expression")
         return _wrap(a << b if operator == "<<" else a >> b, first_unsigned)
-    unsigned = first_unsigned or second_unsigned
+    unsigned = first_unsigned or second_unsigned or operator == "%"
     a, b = _wrap(a, unsigned)[0], _wrap(b, unsigned)[0]
     if operator in LEVELS[LEVEL["=="]].split() + LEVELS[LEVEL["<"]].split():
         result = {"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b}[operator]
@@ -444,7 +451,7 @@ class Scope(dict):
     """The names of one { }, and the cache of the operand texts read in it: scope["[%rd1+8]"] is an Address.
 
     names       what a declared name stands for: a Reg, a Symbol, or a Vector of Regs for a .v2 or .v4 register
-    ranges      (prefix, count, type, components) of declarations such as %r<12>; a register exists once it is named
+    ranges      prefix to (count, type, components), as in %r<12>; a register exists once it is named
     unresolved  names met before they were known, with their place in the text: labels, mostly
     """
 
@@ -452,7 +459,7 @@ class Scope(dict):
         super().__init__()
         self.parser, self.parent, self.suffix, self.first = parser, parent, suffix, first
         self.registers = {} if registers is None else registers
-        self.names, self.ranges, self.unresolved, self.labels = {}, [], {}, {}
+        self.names, self.ranges, self.unresolved, self.labels = {}, {}, {}, {}
 
     def __missing__(self, text):
         found = SIMPLE.fullmatch(text)
@@ -490,18 +497,21 @@ class Scope(dict):
         return Reg(full)
 
     def ranged(self, name):
-        for prefix, count, type, components in self.ranges:
-            digits = name[len(prefix) :] if name.startswith(prefix) else ""
-            if digits.isdecimal() and str(int(digits[:12])) == digits and int(digits) < count:
+        """What `name` means if a range such as %r<12> has it; %r12 may be one of %r<20> or of %r1<3>."""
+        for cut in range(len(name.rstrip("0123456789")), len(name) if self.ranges else 0):
+            count, type, components = self.ranges.get(name[:cut], (0, None, 1))
+            digits = name[cut:]
+            if len(digits) < 10 and int(digits) < count and (digits[0] != "0" or digits == "0"):
                 meaning = self.names[name] = self.register(name, type, components)
                 return meaning
         return None
 
     def declare_range(self, prefix, count, type, components):
-        clash = [name for name in self.names if name.startswith(prefix) and name[len(prefix) :].isdecimal()]
-        if any(int(name[len(prefix) :][:12]) < count for name in clash):
-            raise Malformed(f"'{clash[0]}' is declared twice")
-        self.ranges.append((prefix, count, type, components))
+        for name in self.names:
+            digits = name[len(prefix) :]
+            if name.startswith(prefix) and digits.isdecimal() and int(digits[:10]) < count or prefix in self.ranges:
+                raise Malformed(f"'{name}' is declared twice")
+        self.ranges[prefix] = count, type, components
         self.clear()
 
     def label(self, name):
@@ -642,13 +652,9 @@ class Scope(dict):
             if isinstance(operand, Reg) and part in PARTS:
                 return Selector(operand, part)
             raise Malformed(f"'{name}' has no part '.{part}'")
-        if isinstance(operand, Symbol) and tokens.kind == "sign" and tokens.value in "+-":
-            return Symbol(operand.name, operand.offset + self.offset(tokens))
+        if isinstance(operand, Symbol) and tokens.sign("+"):
+            return Symbol(operand.name, tokens.integer("an offset"))
         return operand
-
-    def offset(self, tokens):
-        sign = -1 if tokens.advance() == "-" else 1
-        return sign * tokens.integer("an offset")
 
     def address(self, tokens):
         base, offset, rest = None, 0, ()
@@ -656,8 +662,8 @@ class Scope(dict):
             base = self.base(tokens.advance())
             if tokens.kind == "sign" and tokens.value == "-":
                 raise Malformed("an address has no '-'; write a negative offset as [base+-4]")
-            if tokens.kind == "sign" and tokens.value == "+":
-                offset = self.offset(tokens)
+            if tokens.sign("+"):
+                offset = tokens.integer("an offset")
         else:
             offset = tokens.integer("an address")
         if tokens.sign(","):
@@ -747,7 +753,7 @@ class Parser:
         if word in ("entry", "func"):
             return self.function(tokens, word == "entry")
         if word not in SPACES:
-            raise Malformed(f"the directive '.{word}' is not known here")
+            raise unknown(word)
         for variable in self.declarations(tokens, word, "extern" in linking):
             known = self.variables.get(variable.name)
             if variable.name in self.functions or known and not (known.extern or variable.extern):
@@ -819,6 +825,8 @@ class Parser:
         if size > LARGEST_VARIABLE:
             raise Malformed(f"'{name}' has {size} bytes, above the {LARGEST_VARIABLE} of a variable here")
         unbounded = bool(dims) and dims[0] is None
+        if unbounded and not extern and space != "param" and tokens.value != "=":
+            raise Malformed(f"'{name}' needs the size of its array")
         if not tokens.sign("="):
             return Variable(name, space, type, align, 0 if unbounded else size, extern=extern)
         if space not in ("global", "const") or extern:
@@ -897,7 +905,7 @@ class Parser:
                     numbers.append(tokens.integer(f".{word}"))
                 directives[word] = tuple(numbers)
             else:
-                raise Malformed(f"the directive '.{word}' is not known here")
+                raise unknown(word)
         return directives
 
     def body(self, function, scope, at):
@@ -952,7 +960,7 @@ class Parser:
         if extern and tokens.kind == "dot":
             word = tokens.advance()
         if word not in SPACES:
-            raise Malformed(f"the directive '.{word}' is not known inside a function")
+            raise unknown(word)
         for variable in self.declarations(tokens, word, extern):
             full = variable.name + scope.suffix
             scope.declare(variable.name, Symbol(full))
@@ -997,7 +1005,7 @@ class Parser:
             # An instruction until the body ends, so that its labels are resolved with those of the branches.
             function.body.append(Instruction(".targets", (), tuple(targets), None, False, line, None))
         else:
-            raise Malformed(f"the directive '.{word}' is not known here")
+            raise unknown(word)
         tokens.expect(";", f"after .{word}")
 
     def hoist(self, function):
@@ -1041,7 +1049,6 @@ class Parser:
                 caller = tuple(map(int, values))
             else:
                 function = self.string(values[0], int(values[2]) if len(values) > 1 else 0)
-        key, caller = (*key, 0)[:3], caller and (*caller, 0)[:3]
         self.loc_texts[text] = key, caller, function
         return key, caller, function
 
@@ -1115,26 +1122,22 @@ class Initialiser:
             name = tokens.name("a variable's name")
             tokens.expect(")", "after generic(")
         self.parser.unresolved.setdefault(name, self.parser.where)
-        addend = 0
-        if tokens.kind == "sign" and tokens.value in "+-":
-            sign = -1 if tokens.advance() == "-" else 1
-            addend = sign * tokens.integer("an offset")
+        addend = tokens.integer("an offset") if tokens.sign("+") else 0
         return name, addend, generic
 
     def encode(self, value):
         """The bytes of a constant as an element; an integer too wide is cut, as ptxas does."""
         size = SIZES[self.type]
-        if value.kind == "int" and self.type[0] in "bsu" and self.type not in ("bf16", "bf16x2"):
+        if value.kind == "int" and self.type[0] in "bsu" and self.type[1:].isdecimal():
             return (value.value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        kind = {"b32": "f32", "b64": "f64"}.get(self.type, self.type)
-        if value.kind == "int" or kind not in FLOAT_FORMATS:
+        if value.kind == "int" or self.type not in FLOATS or value.kind == "f32" and size == 8:
             raise Malformed(f"{value.value} cannot be the first value of a .{self.type}")
-        if value.kind == kind:
-            return value.bits.to_bytes(size, "little")
         try:
-            return struct.pack(FLOAT_FORMATS[kind], value.value)
+            return (
+                value.bits.to_bytes(4, "little") if value.kind == "f32" else struct.pack(FLOATS[self.type], value.value)
+            )
         except OverflowError:
-            return struct.pack(FLOAT_FORMATS[kind], float("-inf" if value.value < 0 else "inf"))
+            return struct.pack("<f", float("-inf" if value.value < 0 else "inf"))
 
     def put(self, at, bytes):
         self.written.extend(b"\0" * (at - len(self.written)))
