@@ -1,0 +1,1 @@
+"""The virtual GPU: NVIDIA's own compiler output, run on any machine."""
