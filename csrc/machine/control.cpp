@@ -119,9 +119,7 @@ void brx(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             if (left >> lane & 1 && index[lane] == which) same |= 1u << lane;
         left &= ~same;
         if (which >= static_cast<uint64_t>(p->imm)) return fail(w, p, Fault::trap, std::countr_zero(same));
-        const Ins& slot = p[1 + which / 4];
-        const int32_t offsets[4] = {slot.d, slot.a, slot.b, slot.c};
-        const Ins* target = p + offsets[which % 4];
+        const Ins* target = p + p[1 + which].imm;
         if (first) w->pc = target, w->mask = same;
         else add_group(w, {target, same, GroupState::ready, 0, 0});
         first = false;
@@ -160,12 +158,15 @@ void ret(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Block barriers ----
 
-// What a reduction gives the lanes that waited at it; p[1].a says which: 1 popc, 2 and, 3 or.
-void finish_barrier(Warp* w, const Ins* p, uint32_t m, uint32_t votes, uint32_t all) {
-    switch (p[1].a) {
-        case 1: return put(w->r, p->d, broadcast<uint32_t>(votes), m);
-        case 2: return put_predicate(w->r, p->d, votes == all ? all_lanes : 0, m);
-        case 3: return put_predicate(w->r, p->d, votes ? all_lanes : 0, m);
+// What bar.red counts of the threads' votes; a group that waits keeps it in `meets`.
+enum Votes : uint32_t { no_votes, popc, all_of, any_of };
+
+// Gives the lanes that wait at a barrier what it counted.
+void finish_barrier(Warp* w, const Ins* p, uint32_t m, uint32_t kind, uint32_t votes, uint32_t all) {
+    switch (kind) {
+        case popc: return put(w->r, p->d, broadcast<uint32_t>(votes), m);
+        case all_of: return put_predicate(w->r, p->d, votes == all ? all_lanes : 0, m);
+        case any_of: return put_predicate(w->r, p->d, votes ? all_lanes : 0, m);
     }
 }
 
@@ -178,7 +179,7 @@ void release(Block* block, unsigned id) {
         for (int i = 0; i < w.others_count; ++i) {
             Group& group = w.others[i];
             if (group.state != GroupState::at_barrier || group.barrier != id) continue;
-            finish_barrier(&w, group.pc, group.mask, barrier.votes_count, all);
+            finish_barrier(&w, group.pc, group.mask, group.meets, barrier.votes, barrier.expected ? barrier.expected : all);
             group.pc += 2;
             group.state = GroupState::ready;
             woke = true;
@@ -195,7 +196,7 @@ uint32_t expected(const Block* block, const Block::Barrier& barrier) {
 }
 
 // One of `bar.sync`, `bar.red` (both wait) and `bar.arrive`.
-template <bool waits, bool votes>
+template <bool waits, Votes kind = no_votes>
 void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     Block* block = w->block;
     const uint32_t lane = std::countr_zero(m);
@@ -215,19 +216,16 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     barrier.arrived += count == 0 || std::popcount(w->live) == warp_lanes ? std::popcount(m)
                        : m == w->live                                     ? warp_lanes
                                                                           : std::popcount(m);
-    if constexpr (votes) {
-        const uint32_t vote = m & (p[1].d ? ~predicate(r, p->c) : predicate(r, p->c));
-        barrier.votes_count += std::popcount(vote);
-    }
+    if constexpr (kind != no_votes) barrier.votes += std::popcount(m & predicate(r, p->c));
     if (barrier.arrived < expected(block, barrier)) {
         if constexpr (!waits) NEXT_AFTER(1);
         if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
-        return wait_here(w, p, m, GroupState::at_barrier, static_cast<uint8_t>(id));
+        return wait_here(w, p, m, GroupState::at_barrier, static_cast<uint8_t>(id), kind);
     }
     if (block->launch->strict && count == 0 && block->live_threads < block->threads)
         return fail(w, p, Fault::divergent_barrier, lane);
     if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
-    if constexpr (votes) finish_barrier(w, p, m, barrier.votes_count, block->live_threads);
+    finish_barrier(w, p, m, kind, barrier.votes, count ? count : block->live_threads);
     release(block, id);
     // The others of this warp are ready now as well, and may be behind: the next block's start sorts that out.
     NEXT_AFTER(1);
@@ -287,13 +285,13 @@ enum class Shuffle { up, down, bfly, idx };
 
 // The value of the lane that each asks; a lane whose source is outside its segment keeps its own. A source that does not
 // take part gives all ones, which is NaN as a float.
-template <Shuffle kind>
+template <Shuffle kind, bool by_constant>
 void shfl(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     GATHER(p[1].a, p[1].imm);
     const Lanes<uint32_t> value = lanes<uint32_t>(r, p->a);
 #if MACHINE_AVX512
     // A butterfly over the whole warp by a constant, all lanes there: by far the most frequent.
-    if (kind == Shuffle::bfly && p->b < 0 && p->c < 0 && p[1].b == 31 && m == all_lanes) {
+    if (kind == Shuffle::bfly && by_constant && p[1].b < 0 && p[1].c == 31 && m == all_lanes) {
         const auto part = reinterpret_cast<const __m512i*>(&value);
         Lanes<uint32_t> result;
         auto to = reinterpret_cast<__m512i*>(&result);
@@ -309,8 +307,8 @@ void shfl(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     Lanes<uint32_t> result;
     uint32_t inside = 0;
     for (uint32_t lane = 0; lane < warp_lanes; ++lane) {
-        const uint32_t by = p->b < 0 ? static_cast<uint32_t>(p->imm) : lanes<uint32_t>(r, p->b)[lane];
-        const uint32_t clamp = p->c < 0 ? static_cast<uint32_t>(p[1].b) : lanes<uint32_t>(r, p->c)[lane];
+        const uint32_t by = by_constant ? static_cast<uint32_t>(p->imm) : lanes<uint32_t>(r, p->b)[lane];
+        const uint32_t clamp = p[1].b < 0 ? static_cast<uint32_t>(p[1].c) : lanes<uint32_t>(r, p[1].b)[lane];
         const uint32_t b = by & 31, c = clamp & 31, segment = clamp >> 8 & 31;
         const uint32_t last = (lane & segment) | (c & ~segment);
         const uint32_t first = lane & segment;
@@ -336,7 +334,7 @@ enum class Vote { all, any, uni, ballot };
 template <Vote kind>
 void vote(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     GATHER(p->b, p->imm);
-    const uint32_t votes = m & (p->c ? ~predicate(r, p->a) : predicate(r, p->a));
+    const uint32_t votes = m & predicate(r, p->a);
     if constexpr (kind == Vote::ballot) {
         put(r, p->d, broadcast<uint32_t>(votes), m);
     } else {
@@ -358,15 +356,27 @@ void match(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             if (m >> other & 1 && value[other] == value[lane]) same |= 1u << other;
         result[lane] = !all || same == m ? same : 0;
     }
-    if constexpr (all)
-        if (p->c >= 0) put_predicate(r, p->c, result[std::countr_zero(m)] ? all_lanes : 0, m);
+    const bool is_same = result[std::countr_zero(m)] != 0;
     put(r, p->d, result, m);
-    NEXT;
+    if constexpr (!all) NEXT;
+    if (p[1].d >= 0) put_predicate(r, p[1].d, is_same ? all_lanes : 0, m);
+    NEXT_AFTER(1);
 }
 
 struct Add { template <class T> static T of(T a, T b) { return a + b; } };
 struct Min { template <class T> static T of(T a, T b) { return b < a ? b : a; } };
 struct Max { template <class T> static T of(T a, T b) { return a < b ? b : a; } };
+// Of floats: -0 is less than +0; a NaN gives way to a number, or with `nan` wins; `absolute` takes both without sign.
+template <bool least, bool absolute, bool nan>
+struct Extreme {
+    static float of(float a, float b) {
+        if (absolute) a = __builtin_fabsf(a), b = __builtin_fabsf(b);
+        const bool a_nan = a != a, b_nan = b != b;
+        if (a_nan || b_nan) return (a_nan && b_nan) || nan ? __builtin_bit_cast(float, 0x7fffffffu) : a_nan ? b : a;
+        if (a == b) return (__builtin_signbit(a) != 0) == least ? a : b;
+        return (a < b) == least ? a : b;
+    }
+};
 struct And { template <class T> static T of(T a, T b) { return a & b; } };
 struct Or { template <class T> static T of(T a, T b) { return a | b; } };
 struct Xor { template <class T> static T of(T a, T b) { return a ^ b; } };
@@ -376,6 +386,7 @@ void redux(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     GATHER(p->b, p->imm);
     const auto& value = lanes<T>(r, p->a);
     T total = value[std::countr_zero(m)];
+    if constexpr (std::is_same_v<T, float>) total = F::of(total, total);
     for (uint32_t left = m & (m - 1); left; left &= left - 1) total = F::of(total, static_cast<T>(value[std::countr_zero(left)]));
     put(r, p->d, broadcast<T>(total), m);
     NEXT;
@@ -390,7 +401,7 @@ void elect(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     GATHER(p->b, p->imm);
     const uint32_t leader = std::countr_zero(m);
     if (p->d >= 0) put(r, p->d, broadcast<uint32_t>(leader), m);
-    put_predicate(r, p->a, 1u << leader, m);
+    put_predicate(r, p->c, 1u << leader, m);
     NEXT;
 }
 
@@ -487,9 +498,10 @@ void nanosleep(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
 
 void trap(Warp* w, const Ins* p, uint8_t*, uint32_t m) { return fail(w, p, Fault::trap, std::countr_zero(m)); }
 
-// The virtual GPU's clock stands still for now: every reader sees how many basic blocks its OS thread has entered.
+// The virtual GPU has no time yet: every look at a clock finds it one tick further.
+template <int shift>
 void clock32(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    put(r, p->d, broadcast<uint32_t>(static_cast<uint32_t>(++w->worker->ticks)), m);
+    put(r, p->d, broadcast<uint32_t>(static_cast<uint32_t>(++w->worker->ticks >> shift)), m);
     NEXT;
 }
 void clock64(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
@@ -581,22 +593,30 @@ REGISTER(control,
     {"enter", enter}, {"nop", nop}, {"bra", bra}, {"bra.p", bra_if<true>}, {"bra.np", bra_if<false>}, {"brx", brx},
     {"if.p", if_predicate<true>}, {"if.np", if_predicate<false>}, {"end.if", end_if},
     {"call", call}, {"ret", ret}, {"exit", leave},
-    {"bar.sync", bar<true, false>}, {"bar.arrive", bar<false, false>},
-    {"bar.red.popc", bar<true, true>}, {"bar.red.and", bar<true, true>}, {"bar.red.or", bar<true, true>},
+    {"bar.sync", bar<true>}, {"bar.arrive", bar<false>},
+    {"bar.red.popc", bar<true, popc>}, {"bar.red.and", bar<true, all_of>}, {"bar.red.or", bar<true, any_of>},
     {"bar.warp.sync", bar_warp_sync},
-    {"shfl.up", shfl<Shuffle::up>}, {"shfl.down", shfl<Shuffle::down>},
-    {"shfl.bfly", shfl<Shuffle::bfly>}, {"shfl.idx", shfl<Shuffle::idx>},
+    {"shfl.up", shfl<Shuffle::up, false>}, {"shfl.up.i", shfl<Shuffle::up, true>},
+    {"shfl.down", shfl<Shuffle::down, false>}, {"shfl.down.i", shfl<Shuffle::down, true>},
+    {"shfl.bfly", shfl<Shuffle::bfly, false>}, {"shfl.bfly.i", shfl<Shuffle::bfly, true>},
+    {"shfl.idx", shfl<Shuffle::idx, false>}, {"shfl.idx.i", shfl<Shuffle::idx, true>},
     {"vote.all", vote<Vote::all>}, {"vote.any", vote<Vote::any>},
     {"vote.uni", vote<Vote::uni>}, {"vote.ballot", vote<Vote::ballot>},
     {"match.any.b32", match<uint32_t, false>}, {"match.any.b64", match<uint64_t, false>},
     {"match.all.b32", match<uint32_t, true>}, {"match.all.b64", match<uint64_t, true>},
     {"redux.add.b32", redux<Add, uint32_t>}, {"redux.min.u32", redux<Min, uint32_t>}, {"redux.max.u32", redux<Max, uint32_t>},
     {"redux.min.s32", redux<Min, int32_t>}, {"redux.max.s32", redux<Max, int32_t>},
+    {"redux.min.f32", redux<Extreme<true, false, false>, float>}, {"redux.max.f32", redux<Extreme<false, false, false>, float>},
+    {"redux.min.abs.f32", redux<Extreme<true, true, false>, float>}, {"redux.max.abs.f32", redux<Extreme<false, true, false>, float>},
+    {"redux.min.NaN.f32", redux<Extreme<true, false, true>, float>}, {"redux.max.NaN.f32", redux<Extreme<false, false, true>, float>},
+    {"redux.min.abs.NaN.f32", redux<Extreme<true, true, true>, float>}, {"redux.max.abs.NaN.f32", redux<Extreme<false, true, true>, float>},
+    {"redux.add.u32", redux<Add, uint32_t>}, {"redux.add.s32", redux<Add, uint32_t>},
     {"redux.and.b32", redux<And, uint32_t>}, {"redux.or.b32", redux<Or, uint32_t>}, {"redux.xor.b32", redux<Xor, uint32_t>},
     {"activemask", activemask}, {"elect", elect},
     {"barrier.cluster.arrive", cluster_arrive}, {"barrier.cluster.wait", cluster_wait},
     {"griddepcontrol.wait", wait_for_predecessor}, {"griddepcontrol.launch_dependents", launch_dependents},
     {"nanosleep", nanosleep}, {"trap", trap}, {"brkpt", trap},
-    {"clock", clock32}, {"clock64", clock64}, {"globaltimer", clock64});
+    {"clock", clock32<0>}, {"clock_hi", clock32<32>}, {"clock64", clock64}, {"globaltimer", clock64},
+    {"globaltimer_lo", clock32<0>}, {"globaltimer_hi", clock32<32>});
 
 }  // namespace machine

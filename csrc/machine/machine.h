@@ -145,7 +145,7 @@ struct Group {
     uint32_t mask;
     GroupState state;
     uint8_t barrier;   // at_barrier: which
-    uint32_t meets;    // at_warp_sync: the lanes that have to come; polling: the index of the look
+    uint32_t meets;    // at_warp_sync: the lanes that have to come; polling: the index of the look; at_barrier: its votes
 };
 
 struct Warp {
@@ -258,7 +258,7 @@ struct Block {
     uint32_t live_threads;       // that have not exited
     struct Barrier {
         uint32_t arrived = 0, expected = 0;  // threads; expected 0: all that live
-        uint32_t votes_and = 0, votes_or = 0, votes_count = 0;
+        uint32_t votes = 0;    // bar.red: threads that voted yes
         int32_t first_ins = -1;  // where the first came
     } barriers[16];
     uint32_t ready = 0, polling = 0;  // a bit for each warp; neither: it waits or has ended
