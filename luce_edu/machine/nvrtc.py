@@ -85,7 +85,7 @@ def read_sources(source: str, text: str | None = None, csrc: Path | None = None)
         name = to_read.pop()
         if name not in sources and not name.startswith(ELSEWHERE):
             with suppress(OSError):
-                sources[name] = (csrc / name).read_text(encoding="utf-8")
+                sources[name] = (csrc / name).read_text(encoding="utf-8", errors="replace")
         if name in sources:
             to_read += [other for other in _INCLUDE.findall(sources[name]) if other not in sources]
     if source not in sources:

@@ -115,14 +115,15 @@ def calculator(tmp_path_factory):
 @pytest.mark.parametrize("card", REAL, ids=lambda card: card.name)
 def test_resident_blocks_are_those_of_nvidias_calculator(card, calculator):
     draw = random.Random(card.name)
-    cases = [
-        {
-            "threads": draw.choice([32 * draw.randint(1, 32), draw.randint(1, 1024)]),
-            "registers": draw.randint(1, 255),
-            "shared_bytes": draw.choice([0, draw.randint(0, 4096), draw.randint(0, card.shared_per_block)]),
-        }
-        for _ in range(3000)
-    ]
+    cases = []
+    for _ in range(3000):
+        share = card.shared_per_sm // draw.randint(1, 16) - card.shared_reserved  # where one block more would not fit
+        shared = draw.choice([0, draw.randint(0, card.shared_per_block), share - draw.randint(-260, 260)])
+        cases.append({
+            "threads": draw.choice([32, 32 * draw.randint(1, 32), draw.randint(1, 1024)]),
+            "registers": draw.choice([16, draw.randint(1, 255)]),
+            "shared_bytes": min(max(shared, 0), card.shared_per_block),
+        })  # fmt: skip
     have = (*card.capability, card.threads_per_sm, card.sm_count, card.shared_per_sm, card.shared_per_block)
     lines = [
         " ".join(map(str, (*have, card.shared_reserved, case["registers"], case["shared_bytes"], case["threads"])))
