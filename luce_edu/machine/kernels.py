@@ -117,6 +117,15 @@ class Kernel:
             self.card, threads=threads, registers=self.registers, shared_bytes=shared
         )
 
+    def check(self, grid, block, smem: int, cluster=None, *, cooperative: bool = False) -> None:
+        """Raise LaunchError for a launch that the card refuses."""
+        # What a kernel uses of registers takes its compiler to know, so it is asked only where it matters.
+        registers = self.registers if cooperative else 0
+        check_launch(
+            self.card, grid, block, smem, registers, self.program.shared_bytes, cluster, cooperative=cooperative,
+            kernel=self.name,
+        )  # fmt: skip
+
     def prepare(self, grid, block, args: Sequence, **options) -> Prepared:
         """A launch that is checked and not run; see `Prepared`. `run` starts several together."""
         return Prepared(self, grid, block, args, **options)
@@ -176,10 +185,7 @@ class Prepared:
         program = kernel.program
         needs = program.needs
         cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
-        check_launch(
-            kernel.card, self.grid, self.block, smem, kernel.registers if cooperative else 0, program.shared_bytes,
-            cluster if math.prod(cluster) > 1 else None, cooperative=cooperative, kernel=kernel.name,
-        )  # fmt: skip
+        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None, cooperative=cooperative)
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)
         self._parameters = pack(kernel, self.args)
