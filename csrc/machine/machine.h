@@ -26,6 +26,7 @@ struct Block;
 struct Worker;
 struct Launch;
 struct Ins;
+struct Watcher;
 
 // r: the warp's registers; m: the lanes that are active.
 using Op = void (*)(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
@@ -225,6 +226,7 @@ struct Worker {
     std::string printed;
     uint64_t random = 0;         // state of the generator, with a seed
     bool seeded = false;
+    Watcher* watcher = nullptr;  // told of every access where the watched code runs; see memory.h
 };
 
 struct Block {
