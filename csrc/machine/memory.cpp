@@ -130,15 +130,6 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
 
 // ---- Any addresses ----
 
-Touch touch_of(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t host, uint32_t size) {
-    if (space == generic) {
-        const uint64_t window = address & window_mask;
-        space = window == shared_window ? shared : window == local_window ? local : window == param_window ? param : global;
-        if (space != global) address -= window;
-    }
-    return {w, p, lane, space, address, reinterpret_cast<uint8_t*>(host), size, p[1].c};
-}
-
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
@@ -152,18 +143,18 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
     alignas(64) uint8_t data[warp_lanes * size];
     if (watcher) {
         for (uint32_t left = m; left; left &= left - 1) {
-            const uint32_t lane = std::countr_zero(left);
+            const uint32_t lane = first_lane(left);
             watcher->load(touch_of(w, p, lane, space, said[lane], at[lane], size), data + lane * size);
         }
-    } else if (pattern == Pattern::same && at[std::countr_zero(m)] == at[31 - std::countl_zero(m)]) {  // not local memory
-        spread_same<bytes, count>(reinterpret_cast<const uint8_t*>(at[std::countr_zero(m)]), r, p, m);
+    } else if (pattern == Pattern::same && at[first_lane(m)] == at[31 - std::countl_zero(m | 1)]) {  // not local memory
+        spread_same<bytes, count>(reinterpret_cast<const uint8_t*>(at[first_lane(m)]), r, p, m);
         return true;
     } else if (m == all_lanes) {
         for (int lane = 0; lane < warp_lanes; ++lane)
             memcpy(data + lane * size, reinterpret_cast<const uint8_t*>(at[lane]), size);
     } else {
         for (uint32_t left = m; left; left &= left - 1) {
-            const uint32_t lane = std::countr_zero(left);
+            const uint32_t lane = first_lane(left);
             memcpy(data + lane * size, reinterpret_cast<const uint8_t*>(at[lane]), size);
         }
     }
@@ -183,7 +174,7 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
     alignas(64) uint8_t data[warp_lanes * size];
     collect<bytes, count>(data, r, p);
     for (uint32_t left = m; left; left &= left - 1) {
-        const uint32_t lane = std::countr_zero(left);
+        const uint32_t lane = first_lane(left);
         if (watcher)
             watcher->store(touch_of(w, p, lane, space, said[lane], at[lane], size), data + lane * size);
         else
@@ -275,7 +266,7 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     }
     const Launch* launch = w->block->launch;
     if (__builtin_expect(static_cast<uint64_t>(p->imm) + bytes * count > static_cast<uint64_t>(launch->program->parameter_bytes), 0))
-        return fail(w, p, Fault::out_of_bounds, std::countr_zero(m), p->imm, bytes * count, param, false);
+        return fail(w, p, Fault::out_of_bounds, first_lane(m), p->imm, bytes * count, param, false);
     spread_same<bytes, count>(launch->parameters + p->imm, r, p, m);
     NEXT_AFTER(1);
 }

@@ -1,6 +1,7 @@
 // memory.h: what the memory instructions share, and what a watcher of memory is told
 //   memory.cpp        loads and stores           memory_atomic.cpp  atomics, fences, synchronising loads and stores
 //   memory_async.cpp  cp.async, bulk, mbarrier   memory_check.cpp   where accesses fall: checks and counters
+//   memory_space.cpp  cvta, isspacep, mapa       memory_change.h    what atomics compute
 #pragma once
 
 #include "machine.h"
@@ -30,25 +31,22 @@ struct Touch {
     int32_t access;  // Access flags
 };
 
-// An asynchronous copy (or reduction), or an arrival that waits for those before it. finish() carries it out.
+// An asynchronous copy or reduction of one lane, or an arrival at an mbarrier behind the copies before it.
 struct Copy {
-    enum Kind : uint8_t { cp_async, bulk, bulk_group, arrival };
-    Warp* w;
-    const Ins* p;
-    uint32_t lane;
+    enum Kind : uint8_t { cp_async, bulk, bulk_group, arrival };  // bulk: its mbarrier counts it; bulk_group: a group
     Kind kind;
-    Space from_space, to_space;
-    const uint8_t* from;
-    uint8_t* to;
-    uint32_t bytes, zeros;    // zeros: written behind the bytes
-    uint64_t from_address, to_address;
-    uint64_t* barrier;        // the mbarrier that is told of bytes + zeros (bulk) or gets an arrival, or null
+    Touch from, to;           // from.size bytes are read; to.size are written, zeros behind those read
+    uint64_t* barrier;        // bulk, arrival: the mbarrier
     uint64_t* written;        // shared_written of the block that gets the bytes, or null
     uint64_t written_at;      // the first byte there
     void (*reduce)(uint8_t* to, const uint8_t* from, uint32_t bytes);  // null: a plain copy
 };
-void finish(const Copy& copy);
+// Carries it out. True if a phase of its mbarrier is over by it.
+bool finish(const Copy& copy);
 
+enum class BarrierUse : uint8_t { init, inval, arrive, expect, complete, wait };
+
+// A new value of 2, 4 or 8 bytes from the old one and an atomic's sources.
 using Change = uint64_t (*)(uint64_t old, uint64_t b, uint64_t c);
 
 // The base class does what the fast path does. All calls come after the checks; lanes come in order.
@@ -59,13 +57,16 @@ struct Watcher {
     // old -> change(old, b, c), at once; returns old. touch.size is 2, 4 or 8.
     virtual uint64_t atomic(const Touch& touch, Change change, uint64_t b, uint64_t c);
     virtual void fence(Warp* w, const Ins* p, uint32_t mask, int32_t access);
-    // An operation of an mbarrier by one lane: `name` is the part behind "mbarrier."; it happens in between.
-    virtual void barrier(const Touch& touch, const char* name);
+    // One lane has done something with an mbarrier. `completed`: its phase ended by it, or the wait is over.
+    virtual void barrier(const Touch& touch, BarrierUse use, bool completed);
     virtual void copy(const Copy& copy);
     // The group of cp.async (bulk: of cp.async.bulk) copies is closed; all but the last `groups` groups must be done.
     virtual void commit(Warp* w, const Ins* p, uint32_t mask, bool bulk);
     virtual void wait(Warp* w, const Ins* p, uint32_t mask, bool bulk, int64_t groups, bool only_read);
 };
+
+// The lane of the lowest bit; m is not 0.
+inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m) & 31; }
 
 // ---- Bits, one for each byte ----
 
@@ -143,6 +144,7 @@ __attribute__((always_inline)) inline bool is_row(const uint8_t* at) {
                 (part[3] ^ (first + 24 * s)));
 }
 
+Touch touch_of(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t host, uint32_t size);
 Pattern pattern_of(const Addresses& at, uint32_t m, uint32_t size);
 void addresses_of(Addresses& at, const uint8_t* r, int32_t reg, int64_t imm, Form form);
 

@@ -16,8 +16,6 @@ inline Eight lanes_on(uint32_t m, int i) {
 
 inline Eight select(Eight on, Eight a, Eight b) { return (a & on) | (b & ~on); }
 
-inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m); }
-
 // Whether the active lanes hold the first active lane's value plus `step` for each lane behind it.
 bool is_row_of(const Addresses& at, uint32_t m, uint64_t step) {
     const uint32_t first = first_lane(m);
@@ -266,6 +264,14 @@ Space space_of_window(uint64_t address) {
 }
 
 }  // namespace
+
+Touch touch_of(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t host, uint32_t size) {
+    if (space == generic) {
+        space = space_of_window(address);
+        if (space != global) address &= ~window_mask;
+    }
+    return {w, p, lane, space, address, reinterpret_cast<uint8_t*>(host), size, p[1].c};
+}
 
 void addresses_of(Addresses& at, const uint8_t* r, int32_t reg, int64_t imm, Form form) {
     if (form == Form::wide) {
