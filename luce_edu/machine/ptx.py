@@ -113,7 +113,10 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Loc:
-    """A source position; `function` (mangled) is the inlined function that holds it, called from `inlined_at`."""
+    """A source position; `function` (mangled) is the inlined function that holds it, called from `inlined_at`.
+
+    Line 0 is code that the compiler made for no line in particular.
+    """
 
     file: str
     line: int
@@ -197,7 +200,7 @@ class Module:
 
 WHITE = " \t\n\r\f\v"  # what \s matches in the patterns below, all of ASCII
 
-COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
+COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.S)
 FILE = re.compile(r'\.file\s+(\d{1,9})\s+"([^"\n]*)"')
 STRING_PART = re.compile(r"([A-Za-z_$][\w$]*)\s*:|\.b8\s+((?:\d{1,3}[\s,]*)+)", re.A)
 STRINGS = re.compile(r"\.section\s+\.debug_str\s*\{([^{}]*)\}")
@@ -501,7 +504,7 @@ class Scope(dict):
         for cut in range(len(name.rstrip("0123456789")), len(name) if self.ranges else 0):
             count, type, components = self.ranges.get(name[:cut], (0, None, 1))
             digits = name[cut:]
-            if len(digits) < 10 and int(digits) < count and (digits[0] != "0" or digits == "0"):
+            if len(digits) < 19 and int(digits) < count and (digits[0] != "0" or digits == "0"):
                 meaning = self.names[name] = self.register(name, type, components)
                 return meaning
         return None
@@ -509,7 +512,7 @@ class Scope(dict):
     def declare_range(self, prefix, count, type, components):
         for name in self.names:
             digits = name[len(prefix) :]
-            if name.startswith(prefix) and digits.isdecimal() and int(digits[:10]) < count or prefix in self.ranges:
+            if name.startswith(prefix) and digits.isdecimal() and int(digits[:19]) < count or prefix in self.ranges:
                 raise Malformed(f"'{name}' is declared twice")
         self.ranges[prefix] = count, type, components
         self.clear()
@@ -684,6 +687,9 @@ class Opcodes(dict):
 
 
 def _blank(comment):
+    """White space with as many lines as a comment; a string stays, and so does a comment without an end."""
+    if comment[0] == '"' or comment[1] == "*" and (len(comment) < 4 or not comment.endswith("*/")):
+        return comment
     return "\n" * comment.count("\n") or " "
 
 
@@ -692,7 +698,7 @@ class Parser:
 
     def __init__(self, text):
         # Comments go first, and their line breaks stay, so that nothing later has to think of them.
-        self.text = COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else _blank(found[0]), text)
+        self.text = COMMENT.sub(lambda found: _blank(found[0]), text)
         self.where = 0
         self.files, self.variables, self.functions, self.unresolved = {}, {}, {}, {}
         self.opcodes = Opcodes()
