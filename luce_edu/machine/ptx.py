@@ -31,7 +31,7 @@ SIZES = {  # bytes of the types that a variable or register can have; a predicat
     "texref": 8, "samplerref": 8, "surfref": 8,
 }  # fmt: skip
 FLOATS = {"f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}  # types whose first value can be a fraction
-LANES = {"v2": 2, "v4": 4, "v8": 8}
+LANES = {"v2": 2, "v4": 4}
 
 SPECIAL = frozenset(
     """tid ntid ctaid nctaid laneid warpid nwarpid smid nsmid gridid is_explicit_cluster clusterid nclusterid
@@ -244,7 +244,7 @@ PARTS = {"b0", "b1", "b2", "b3", "h0", "h1"}
 COMPONENTS = {"x": 0, "y": 1, "z": 2, "w": 3, "r": 0, "g": 1, "b": 2, "a": 3}
 
 
-def unknown(directive):
+def _unknown(directive):
     if directive in ("loc", "file", "section", "pragma"):
         return Malformed(f".{directive} is malformed or cut short")
     return Malformed(f"the directive '.{directive}' is not known here")
@@ -365,6 +365,12 @@ class Scope(dict):
             self.unresolved.setdefault(name, self.parser.where)
         return Symbol(name)
 
+    def symbol(self, tokens, what):
+        operand = self.lookup(tokens.name(what))
+        if not isinstance(operand, Symbol):
+            raise Malformed(f"expected {what}, found {operand}")
+        return operand
+
     def base(self, name):
         operand = self.lookup(name)
         if not isinstance(operand, Reg | Symbol) or name == "_":
@@ -410,9 +416,9 @@ class Scope(dict):
             if tokens.kind == "sign" and tokens.value == "(":
                 arguments = self.arguments(tokens)
                 if tokens.sign(","):
-                    prototype = self.lookup(tokens.name("a prototype's name"))
+                    prototype = self.symbol(tokens, "a prototype's name")
             else:
-                prototype = self.lookup(tokens.name("arguments in parentheses or a prototype's name"))
+                prototype = self.symbol(tokens, "arguments in parentheses or a prototype's name")
         return results, function, arguments, prototype
 
     def arguments(self, tokens):
@@ -570,7 +576,7 @@ class Parser:
         if word in ("entry", "func"):
             return self.function(tokens, word == "entry")
         if word not in SPACES:
-            raise unknown(word)
+            raise _unknown(word)
         for variable in self.declarations(tokens, word, "extern" in linking):
             known = self.variables.get(variable.name)
             if variable.name in self.functions or known and not (known.extern or variable.extern):
@@ -711,8 +717,9 @@ class Parser:
         while tokens.kind == "dot":
             word = tokens.advance()
             if word == "pragma":
-                while tokens.kind == "string" or tokens.sign(","):
+                while tokens.kind == "string":
                     tokens.advance()
+                    tokens.sign(",")
                 tokens.expect(";", "after .pragma")
             elif word == "attribute":
                 self.skip_parentheses(tokens)
@@ -722,7 +729,7 @@ class Parser:
                     numbers.append(tokens.integer(f".{word}"))
                 directives[word] = tuple(numbers)
             else:
-                raise unknown(word)
+                raise _unknown(word)
         return directives
 
     def body(self, function, scope, at):
@@ -777,7 +784,7 @@ class Parser:
         if extern and tokens.kind == "dot":
             word = tokens.advance()
         if word not in SPACES:
-            raise unknown(word)
+            raise _unknown(word)
         for variable in self.declarations(tokens, word, extern):
             full = variable.name + scope.suffix
             scope.declare(variable.name, Symbol(full))
@@ -816,23 +823,25 @@ class Parser:
             self.directives(tokens)
             function.prototypes[name] = Prototype(returns, params)
         elif word in ("branchtargets", "calltargets"):
-            targets = [Symbol(name), scope.lookup(tokens.name("a target"))]
+            targets = [Symbol(name), scope.symbol(tokens, "a target")]
             while tokens.sign(","):
-                targets.append(scope.lookup(tokens.name("a target")))
+                targets.append(scope.symbol(tokens, "a target"))
             # An instruction until the body ends, so that its labels are resolved with those of the branches.
             function.body.append(Instruction(".targets", (), tuple(targets), None, False, line, None))
         else:
-            raise unknown(word)
+            raise _unknown(word)
         tokens.expect(";", f"after .{word}")
 
     def hoist(self, function):
         """Move the targets of branches and calls out of a body that is complete."""
-        tables = [item for item in function.body if type(item) is Instruction and item.opcode == ".targets"]
-        for table in tables:
-            name, *targets = (symbol.name for symbol in table.operands)
-            function.targets[name] = tuple(targets)
-        if tables:
-            function.body[:] = [item for item in function.body if item not in tables]
+        rest = []
+        for item in function.body:
+            if type(item) is Instruction and item.opcode == ".targets":
+                name, *targets = (symbol.name for symbol in item.operands)
+                function.targets[name] = tuple(targets)
+            else:
+                rest.append(item)
+        function.body[:] = rest
 
     # Source positions
 

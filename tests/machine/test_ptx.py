@@ -392,6 +392,7 @@ REFUSED_BODIES = [
     "mov.b32 r, -0f3F800000;", "mov.b32 r, (1;", "mov.b32 r, 1 ? 2;", "mov.b32 r, 'a';", "mov.b32 r, 12x;",
     f"mov.b32 r, {'(' * 5000}1{')' * 5000};", "setp.eq.s32 p|3, r, r;", "not.pred p, !3.5;", "call (r) f;",
     "call 3, (r);", "call (r), p0, (r;", "t: .branchtargets nowhere;", "t: .branchtargets;",
+    "t: .branchtargets quad;", "call (r), p0, (r), quad;",
     "t: .callprototype 3;", ".loc 1 2;", ";",
     ".entry inner() { ret; }", ".shared .u32 s[];", "MOV.b32 r, r;", "\x00", "mov.b32 r, r\u00e9;",
 ]  # fmt: skip
