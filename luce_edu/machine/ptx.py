@@ -1003,5 +1003,6 @@ def parse(text):
     where = min(parser.where, len(parser.text))
     line = parser.text.count("\n", 0, where) + 1
     start = parser.text.rfind("\n", 0, where) + 1
-    quoted = parser.text[start:].partition("\n")[0].strip(WHITE)[:120]
+    quoted = parser.text[start : start + 200].partition("\n")[0].strip(WHITE)[:120]
+    quoted = "".join(letter if letter.isprintable() else " " for letter in quoted)
     raise CompileError(f"PTX line {line}: {message}", f"    {quoted}" if quoted else "")
