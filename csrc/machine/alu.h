@@ -315,13 +315,15 @@ struct Kind<Doubled<ftz, sat>> {
 // fp16 and bf16, computed as fp64: sum, product and fused product-sum of such short numbers, rounded to fp64's 53 digits
 // and then to theirs, are what one rounding gives, because what fp64 loses is never near half a unit of theirs.
 struct Fp16Bits {
-    template <class V>  // uint32 -> fp64
-    static INLINE auto decode(V v) {
+    template <class V>  // uint32 -> fp32
+    static INLINE auto decode_single(V v) {
         const auto moved = (v & 0x7fff) << 13;
         const auto finite = bits(as<float>(moved) * 0x1p112f);
         const auto magnitude = moved >= 0x0f800000 ? moved | 0x7f800000 : finite;
-        return convert<double>(as<float>(magnitude | (v & 0x8000) << 16));
+        return as<float>(magnitude | (v & 0x8000) << 16);
     }
+    template <class V>
+    static INLINE auto decode(V v) { return convert<double>(decode_single(v)); }
     template <class V>  // fp64 that fp16 can hold -> uint32
     static INLINE auto encode_exact(V x) {
         const auto f = convert<float>(x);
@@ -340,7 +342,9 @@ struct Fp16Bits {
 };
 struct Bf16Bits {
     template <class V>
-    static INLINE auto decode(V v) { return convert<double>(as<float>(v << 16)); }
+    static INLINE auto decode_single(V v) { return as<float>(v << 16); }
+    template <class V>
+    static INLINE auto decode(V v) { return convert<double>(decode_single(v)); }
     template <class V>
     static INLINE auto encode_exact(V x) {
         const auto f = convert<float>(x);
@@ -557,7 +561,7 @@ template <auto f, class Signature, int immediate = no_immediate>
 constexpr Op one_by_one = OneByOne<f, Signature, immediate>::run;
 
 // Entries for an instruction and its forms with a constant. The signature comes last: it may hold commas.
-#define ENTRY(name, f, ...) {name, op<f, __VA_ARGS__>, nullptr}
+#define ENTRY(name, f, ...) {name, op<f, __VA_ARGS__>}
 #define UNARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 0)
 #define BINARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 1)
 #define TERNARY(name, f, ...) \

@@ -59,8 +59,8 @@ using ReluBrain = Short<Bf16Bits, false, false, true>;
         TWICE(name ".NaN.xorsign.abs", ".bf16", of_magnitudes<or_nan<f>>, Brain)
 #define COMPARE(name, f) \
     ENTRY("setp." name ".f16", f, Pred(Half, Half)), ENTRY("setp." name ".ftz.f16", f, Pred(FtzHalf, FtzHalf)), ENTRY("setp." name ".bf16", f, Pred(Brain, Brain)), \
-        {"setp." name ".f16x2", compare_both<Half, f>, nullptr}, {"setp." name ".ftz.f16x2", compare_both<FtzHalf, f>, nullptr}, \
-        {"setp." name ".bf16x2", compare_both<Brain, f>, nullptr}
+        {"setp." name ".f16x2", compare_both<Half, f>}, {"setp." name ".ftz.f16x2", compare_both<FtzHalf, f>}, \
+        {"setp." name ".bf16x2", compare_both<Brain, f>}
 #define UNARY_TWICE(name, type, f, T) ENTRY(name type, f, T(T)), ENTRY(name type "x2", in_both<f>, Two<T>(Two<T>))
 #define SIGNS(type) \
     ENTRY("neg." type, negate<0x8000>, u32(u32)), ENTRY("neg." type "x2", negate<0x80008000>, u32(u32)), \
