@@ -478,6 +478,15 @@ INLINE void write(uint8_t* to, int group, V v, uint32_t mask) {
     stored = spread<T, n>(mask) ? v : Vec<T, n>(stored);
 }
 
+// The same, where mostly all lanes are active: a load soon afterwards need not wait for a store of chosen lanes.
+template <class V>
+INLINE void store(uint8_t* to, int group, V v, uint32_t mask) {
+    if (__builtin_expect(mask == all_lanes, 1))
+        reinterpret_cast<typename VecOf<Element<V>, width<V>>::stored*>(to)[group] = v;
+    else
+        write(to, group, v, mask);
+}
+
 template <class... T>
 constexpr int lanes_at_once = vector_bytes / ((Kind<T>::wide || ...) ? 8 : 4);
 
@@ -523,14 +532,6 @@ struct Arithmetic<f, D(S...), immediate> {
     // Functions that compute with more than they load are long: a loop, so that they compile quickly.
     static constexpr bool unrolled = groups <= 4 && !(Kind<D>::is_long || ... || Kind<S>::is_long);
 
-    template <class Slot>
-    static INLINE void store(uint8_t* r, const Ins* p, int group, Vec<Slot, n> v, uint32_t m) {
-        uint8_t* to = r + p->d;
-        if (__builtin_expect(m == all_lanes, 1))
-            reinterpret_cast<typename VecOf<Slot, n>::stored*>(to)[group] = v;
-        else
-            write(to, group, v, m);
-    }
     template <int... group>
     static INLINE void all_groups(const Ins* p, uint8_t* r, uint32_t m, std::integer_sequence<int, group...>) {
         if constexpr (is_predicate<D>) {
@@ -553,7 +554,7 @@ struct Arithmetic<f, D(S...), immediate> {
                     (write(to, group, v[group], m), ...);
             } else {
 #pragma GCC unroll 1
-                for (int i = 0; i < groups; ++i) store<Slot>(r, p, i, stored(i), m);
+                for (int i = 0; i < groups; ++i) store(r + p->d, i, stored(i), m);
             }
         }
     }

@@ -13,30 +13,27 @@ using u32 = uint32_t;
 constexpr auto low_fma = [](auto w, auto x, auto sum) { return fma(as<float>(w << 16), x, sum); };
 constexpr auto high_fma = [](auto w, auto x, auto sum) { return fma(as<float>(w & 0xffff0000), x, sum); };
 
+using Floats = Vec<float, lanes_at_once<float>>;
+constexpr int n = width<Floats>;
+
+// sum + weights . (low, high)
+INLINE Floats dot2(const uint8_t* r, int group, int32_t weights, int32_t low, int32_t high, Floats sum) {
+    const auto packed = read<u32, n>(r, weights, group);
+    return high_fma(packed, read<float, n>(r, high, group), low_fma(packed, read<float, n>(r, low, group), sum));
+}
+template <bool from_zero>
+INLINE Floats sum_of_eight(const Ins* p, const uint8_t* r, int group) {
+    Floats sum = {};
+    if constexpr (!from_zero) sum = read<float, n>(r, p->a, group);
+    sum = dot2(r, group, p[1].d, p[2].d, p[2].a, sum);
+    sum = dot2(r, group, p[1].a, p[2].b, p[2].c, sum);
+    sum = dot2(r, group, p[1].b, p[3].d, p[3].a, sum);
+    return canonical(dot2(r, group, p[1].c, p[3].b, p[3].c, sum));
+}
 template <bool from_zero>
 void dot8(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    constexpr int n = lanes_at_once<float>;
-    const auto part = [&](int group) {
-        const auto times = [&](int32_t weights, int32_t low, int32_t high, Vec<float, n> sum) {
-            const auto packed = read<u32, n>(r, weights, group);
-            sum = low_fma(packed, read<float, n>(r, low, group), sum);
-            return high_fma(packed, read<float, n>(r, high, group), sum);
-        };
-        Vec<float, n> sum = {};
-        if constexpr (!from_zero) sum = read<float, n>(r, p->a, group);
-        sum = times(p[1].d, p[2].d, p[2].a, sum);
-        sum = times(p[1].a, p[2].b, p[2].c, sum);
-        sum = times(p[1].b, p[3].d, p[3].a, sum);
-        return canonical(times(p[1].c, p[3].b, p[3].c, sum));
-    };
-    [&]<int... group>(std::integer_sequence<int, group...>) {
-        const Vec<float, n> v[] = {part(group)...};
-        uint8_t* to = r + p->d;
-        if (__builtin_expect(m == all_lanes, 1))
-            ((reinterpret_cast<typename VecOf<float, n>::stored*>(to)[group] = v[group]), ...);
-        else
-            (write(to, group, v[group], m), ...);
-    }(std::make_integer_sequence<int, warp_lanes / n>{});
+#pragma GCC unroll 4
+    for (int group = 0; group < warp_lanes / n; ++group) store(r + p->d, group, sum_of_eight<from_zero>(p, r, group), m);
     NEXT_AFTER(3);
 }
 

@@ -25,6 +25,7 @@ enum class Factor { tf32, fp16, bf16 };
 template <Factor factor>
 INLINE Row load(const uint8_t* r, int32_t at, bool upper) {
     Row row;
+#pragma GCC unroll 4
     for (int half = 0; half < 2; ++half) {
         const auto v = half_of(r, at, half);
         if constexpr (factor == Factor::tf32) row.part[half] = as<float>(v & 0xffffe000);
@@ -37,7 +38,8 @@ INLINE Row load_float(const uint8_t* r, int32_t at) {
     return {as<float>(half_of(r, at, 0)), as<float>(half_of(r, at, 1))};
 }
 INLINE void store_float(uint8_t* r, int32_t at, const Row& row) {
-    for (int half = 0; half < 2; ++half) write(r + at, half, canonical(row.part[half]), all_lanes);
+#pragma GCC unroll 4
+    for (int half = 0; half < 2; ++half) store(r + at, half, canonical(row.part[half]), all_lanes);
 }
 
 // The 16 x 8 sums.
@@ -46,6 +48,7 @@ struct Sums {
     __m512 c[4][2];
 
     INLINE void set(int i, const Row& row) {
+#pragma GCC unroll 4
         for (int half = 0; half < 2; ++half) c[i][half] = (__m512)row.part[half];
     }
     INLINE Row get(int i) const { return {(Vec<float, 16>)c[i][0], (Vec<float, 16>)c[i][1]}; }
@@ -59,9 +62,11 @@ struct Sums {
         const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(4));
         const __m512 b[2] = {_mm512_permutex2var_ps((__m512)right.part[0], even, (__m512)right.part[1]),
                              _mm512_permutex2var_ps((__m512)right.part[0], odd, (__m512)right.part[1])};
+#pragma GCC unroll 4
         for (int half = 0; half < 2; ++half) {
             const __m512 a[2] = {_mm512_permute_ps((__m512)upper.part[half], q * 0x55),
                                  _mm512_permute_ps((__m512)lower.part[half], q * 0x55)};
+#pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) c[i][half] = _mm512_fmadd_ps(a[i / 2], b[i % 2], c[i][half]);
         }
     }
@@ -124,10 +129,13 @@ void mma(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
     constexpr int slots = half && registers == 1 ? 2 : 4;  // the longest list: C, or A
     Sums sums;
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sums.set(i, half ? load<Factor::fp16>(r, p[i / 2].c, i % 2) : load_float(r, p[i].c));
+#pragma GCC unroll 4
     for (int i = 0; i < registers; ++i)
         add_registers<factor>(sums, r, p[2 * i].a, p[2 * i + 1].a, load<factor>(r, p[i].b, false), load<factor>(r, p[i].b, true));
     if constexpr (half) {
+#pragma GCC unroll 4
         for (int i = 0; i < 2; ++i)
             for (int group = 0; group < warp_lanes / lanes_at_once<double>; ++group) {
                 constexpr int n = lanes_at_once<double>;
@@ -138,6 +146,7 @@ void mma(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                 write(r + p[i].d, group, Vec<u32, n>(of(low) | of(high) << 16), all_lanes);
             }
     } else {
+#pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) store_float(r, p[i].d, sums.get(i));
     }
     NEXT_AFTER(slots - 1);
@@ -147,10 +156,12 @@ void mma(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 void mma_from_bf16(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
     Sums sums;
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sums.set(i, load_float(r, p[i].c));
     const Row low = load<Factor::bf16>(r, p->b, false), high = load<Factor::bf16>(r, p->b, true);
     add_registers<Factor::tf32>(sums, r, p[0].a, p[1].a, low, low);
     add_registers<Factor::tf32>(sums, r, p[2].a, p[3].a, high, high);
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) store_float(r, p[i].d, sums.get(i));
     NEXT_AFTER(3);
 }
