@@ -26,9 +26,13 @@ __attribute__((always_inline)) inline V unaligned(const uint8_t* at) {
 }
 
 #if MACHINE_AVX512
-// Words 16 apart of x0 and x1 as `order` says: the names of the permute that follows.
+// Elements of a and b, counted on through both, in the order that `order` lists.
 inline Word16 permute(Word16 a, Word16 order, Word16 b) {
     return reinterpret_cast<Word16>(_mm512_permutex2var_epi32(
+        reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(b)));
+}
+inline Eight permute(Eight a, Eight order, Eight b) {
+    return reinterpret_cast<Eight>(_mm512_permutex2var_epi64(
         reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(b)));
 }
 #endif
@@ -75,6 +79,28 @@ __attribute__((always_inline)) inline void spread(const uint8_t* from, uint8_t* 
         spread4(from, value);
         for (int i = 0; i < 4; ++i)
             if (register_of(p, i) >= 0) put(r, register_of(p, i), value[i], m);
+#if MACHINE_AVX512
+    } else if constexpr (count == 2 && bytes == 4) {
+        const Word16 even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+        Lanes<uint32_t> value[2];
+        for (int half = 0; half < 2; ++half) {
+            const Word16 a = unaligned<Word16>(from + 128 * half), b = unaligned<Word16>(from + 128 * half + 64);
+            reinterpret_cast<Word16*>(&value[0])[half] = permute(a, even, b);
+            reinterpret_cast<Word16*>(&value[1])[half] = permute(a, even + 1, b);
+        }
+        for (int i = 0; i < 2; ++i)
+            if (register_of(p, i) >= 0) put(r, register_of(p, i), value[i], m);
+    } else if constexpr (count == 2 && bytes == 8) {
+        const Eight even = {0, 2, 4, 6, 8, 10, 12, 14};
+        Lanes<uint64_t> value[2];
+        for (int part = 0; part < 4; ++part) {
+            const Eight a = unaligned<Eight>(from + 128 * part), b = unaligned<Eight>(from + 128 * part + 64);
+            reinterpret_cast<Eight*>(&value[0])[part] = permute(a, even, b);
+            reinterpret_cast<Eight*>(&value[1])[part] = permute(a, even + 1, b);
+        }
+        for (int i = 0; i < 2; ++i)
+            if (register_of(p, i) >= 0) put(r, register_of(p, i), value[i], m);
+#endif
     } else {
         for (int i = 0; i < count; ++i) {
             if (register_of(p, i) < 0) continue;
@@ -118,7 +144,26 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
                                      permute(xy1, high, zw1)};
             memcpy(to + 256 * half, whole, 256);
         }
+    } else if constexpr (count == 2 && bytes == 4) {
+        const Word16 first = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+        for (int half = 0; half < 2; ++half) {
+            const Word16 a = reinterpret_cast<const Word16*>(r + p->d)[half];
+            const Word16 b = reinterpret_cast<const Word16*>(r + p[1].d)[half];
+            const Word16 whole[2] = {permute(a, first, b), permute(a, first + 8, b)};
+            memcpy(to + 128 * half, whole, 128);
+        }
+    } else if constexpr (count == 2 && bytes == 8) {
+        const Eight first = {0, 8, 1, 9, 2, 10, 3, 11};
+        for (int part = 0; part < 4; ++part) {
+            const Eight a = reinterpret_cast<const Eight*>(r + p->d)[part];
+            const Eight b = reinterpret_cast<const Eight*>(r + p[1].d)[part];
+            const Eight whole[2] = {permute(a, first, b), permute(a, first + 4, b)};
+            memcpy(to + 128 * part, whole, 128);
+        }
 #endif
+    } else if constexpr (count == 1 && bytes == 2) {
+        const auto value = __builtin_convertvector(*reinterpret_cast<const Lanes<uint32_t>*>(r + p->d), Lanes<uint16_t>);
+        memcpy(to, &value, 64);
     } else {
         for (int i = 0; i < count; ++i) {
             auto element = reinterpret_cast<const T*>(r + register_of(p, i));
@@ -130,12 +175,65 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
 
 // ---- Any addresses ----
 
+// The address of all active lanes, if they have the same one.
+inline bool same_address(const uint8_t* r, const Ins* p, uint32_t m, Form form, uint64_t& address) {
+    const uint32_t first = first_lane(m);
+    const bool one = !(m & (m - 1));
+    if (form == Form::fixed) {
+        address = p->imm;
+        return true;
+    }
+    if (form == Form::narrow) {
+        const uint32_t found = reinterpret_cast<const uint32_t*>(r + p->a)[first];
+        address = found + static_cast<uint32_t>(p->imm);
+        const auto part = reinterpret_cast<const Word16*>(r + p->a);
+        return one || (m == all_lanes && !any(reinterpret_cast<Eight>((part[0] ^ found) | (part[1] ^ found))));
+    }
+    const uint64_t found = reinterpret_cast<const uint64_t*>(r + p->a)[first];
+    address = found + static_cast<uint64_t>(p->imm);
+    if (one) return true;
+    const auto part = reinterpret_cast<const Eight*>(r + p->a);
+    if (m == all_lanes) return !any((part[0] ^ found) | (part[1] ^ found) | (part[2] ^ found) | (part[3] ^ found));
+    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    Eight wrong = {};
+    for (int i = 0; i < 4; ++i)
+        wrong |= (part[i] ^ found) & reinterpret_cast<Eight>((bit & (static_cast<uint64_t>(m) >> 8 * i)) != 0);
+    return !any(wrong);
+}
+
+// Host memory of the one element that all active lanes want, checked and counted, or null: they differ, or not all
+// is well, or another space's.
+template <int size>
+inline uint8_t* one_element(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, Use use) {
+    uint64_t address;
+    if (w->worker->watcher || space == local || space == param || !same_address(r, p, m, form, address)) return nullptr;
+    const uint32_t lanes = std::popcount(m);
+    if (space == generic && (address & window_mask) == shared_window) {
+        space = shared;
+        address -= shared_window;
+    }
+    if (space == shared)
+        return reach_row_shared<size>(w, p, address, lanes, size, size, use, 1) ? w->block->shared + address : nullptr;
+    return reach_row_global<size>(w, p, address, lanes, size, size, use) ? reinterpret_cast<uint8_t*>(address) : nullptr;
+}
+
+// The host memory of a row, or null if it is none there: local memory has a place of its own for each lane.
+inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Pattern pattern) {
+    const uint32_t first = first_lane(m), last = 31 - std::countl_zero(m | 1);
+    if (pattern != Pattern::row || at[last] - at[first] != static_cast<uint64_t>(last - first) * size) return nullptr;
+    return reinterpret_cast<uint8_t*>(at[first]);
+}
+
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
+    if (const uint8_t* from = one_element<size>(w, p, r, m, space, form, reads)) {
+        spread_same<bytes, count>(from, r, p, m);
+        return true;
+    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
-    const Pattern pattern = form == Form::fixed && space != local ? Pattern::same : pattern_of(at, m, size);
+    const Pattern pattern = pattern_of(at, m, size);
     Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
@@ -146,9 +244,8 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
             const uint32_t lane = first_lane(left);
             watcher->load(touch_of(w, p, lane, space, said[lane], at[lane], size), data + lane * size);
         }
-    } else if (pattern == Pattern::same && at[first_lane(m)] == at[31 - std::countl_zero(m | 1)]) {  // not local memory
-        spread_same<bytes, count>(reinterpret_cast<const uint8_t*>(at[first_lane(m)]), r, p, m);
-        return true;
+    } else if (const uint8_t* from = whole_row(at, m, size, pattern)) {
+        memcpy(data + first_lane(m) * size, from, std::popcount(m) * size);
     } else if (m == all_lanes) {
         for (int lane = 0; lane < warp_lanes; ++lane)
             memcpy(data + lane * size, reinterpret_cast<const uint8_t*>(at[lane]), size);
@@ -165,14 +262,26 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
 template <int bytes, int count>
 __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
+    if (uint8_t* to = one_element<size>(w, p, r, m, space, form, writes)) {
+        const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
+        for (int i = 0; i < count; ++i)
+            memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
+        return true;
+    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
     Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
-    if (!reach(w, p, m, at, pattern_of(at, m, size), space, size, writes)) return false;
+    const Pattern pattern = pattern_of(at, m, size);
+    if (!reach(w, p, m, at, pattern, space, size, writes)) return false;
     alignas(64) uint8_t data[warp_lanes * size];
     collect<bytes, count>(data, r, p);
+    if (!watcher)
+        if (uint8_t* to = whole_row(at, m, size, pattern)) {
+            memcpy(to, data + first_lane(m) * size, std::popcount(m) * size);
+            return true;
+        }
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left);
         if (watcher)
@@ -188,7 +297,7 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
 // Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
 template <Space space, Form form, int size>
 __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const uint8_t* r, Use use) {
-    constexpr uint64_t span = static_cast<uint64_t>(size) * warp_lanes;
+    constexpr uint32_t span = size * warp_lanes, passes = (span + 127) / 128;
     uint64_t base;
     if constexpr (form == Form::narrow) {
         const uint32_t first = *reinterpret_cast<const uint32_t*>(r + p->a);
@@ -205,12 +314,12 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
     if constexpr (space == generic) {
         if ((base & window_mask) == shared_window) {
             base -= shared_window;
-            return reach_row_shared(w, p, base, warp_lanes, size, span, use) ? w->block->shared + base : nullptr;
+            return reach_row_shared<span>(w, p, base, warp_lanes, size, span, use, passes) ? w->block->shared + base : nullptr;
         }
     }
     if constexpr (space == shared)
-        return reach_row_shared(w, p, base, warp_lanes, size, span, use) ? w->block->shared + base : nullptr;
-    return reach_row_global(w, p, base, warp_lanes, size, span, use) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+        return reach_row_shared<span>(w, p, base, warp_lanes, size, span, use, passes) ? w->block->shared + base : nullptr;
+    return reach_row_global<span>(w, p, base, warp_lanes, size, span, use) ? reinterpret_cast<uint8_t*>(base) : nullptr;
 }
 
 constexpr bool has_rows(Space space, Form form) {

@@ -102,6 +102,32 @@ inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
+// The same for `span` bytes at once, which most often are 64 bits or whole words, and marked already.
+template <uint32_t span>
+__attribute__((always_inline)) inline bool row_marked(const uint64_t* bits, uint64_t from) {
+    const uint64_t* word = bits + (from >> 6);
+    if constexpr (span < 64) {
+        constexpr uint64_t mask = (1ull << span) - 1;
+        return (from & 63) + span <= 64 && (__atomic_load_n(word, __ATOMIC_RELAXED) >> (from & 63) & mask) == mask;
+    } else {
+        static_assert(span % 64 == 0);
+        if (from & 63) return false;
+        uint64_t marked = ~0ull;
+        for (uint32_t i = 0; i < span / 64; ++i) marked &= __atomic_load_n(word + i, __ATOMIC_RELAXED);
+        return marked == ~0ull;
+    }
+}
+
+// One access of an aligned element: at most 32 bytes, mostly in one word.
+inline void mark_element(uint64_t* bits, uint64_t from, uint32_t size) {
+    const uint64_t mask = ((1ull << size) - 1) << (from & 63);
+    const uint64_t old = __atomic_load_n(bits + (from >> 6), __ATOMIC_RELAXED);
+    if ((from & 63) + size > 64)
+        mark(bits, from, size);
+    else if ((old & mask) != mask)
+        __atomic_fetch_or(bits + (from >> 6), mask, __ATOMIC_RELAXED);
+}
+
 inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
     const uint64_t* word = bits + (from >> 6);
     uint32_t shift = from & 63;
@@ -176,7 +202,9 @@ inline bool holds(const Tensor& tensor, uint64_t address, uint64_t size) {
     return offset < bytes && size <= bytes - offset;
 }
 
-// A range of global memory that lies in one tensor and is touched by all `lanes` in a row.
+// A range of global memory that lies in one tensor and is touched by all `lanes` in a row. `span` is what the row
+// has in bytes, if that is known to the compiler, or 0.
+template <uint32_t known_span = 0>
 __attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
                                                             uint32_t size, uint64_t span, Use use) {
     const Launch* launch = w->block->launch;
@@ -193,16 +221,23 @@ __attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* 
     if ((use & writes) && tensor->read_only) return false;
     const uint64_t asked = static_cast<uint64_t>(lanes) * size;
     const uint64_t sectors = ((base + span - 1) >> 5) - (base >> 5) + 1;
+    const uint64_t offset = base - tensor->begin;
+    const auto touch = [&](uint64_t* bits) {
+        if (!bits) return;
+        if constexpr (known_span != 0)
+            if (__builtin_expect(row_marked<known_span>(bits, offset), 1)) return;
+        mark(bits, offset, span);
+    };
     Traffic& traffic = worker->traffic[index];
     if (use & reads) {
         traffic.asked_read += asked;
         traffic.moved_read += sectors * 32;
-        if (tensor->read) mark(tensor->read, base - tensor->begin, span);
+        touch(tensor->read);
     }
     if (use & writes) {
         traffic.asked_write += asked;
         traffic.moved_write += sectors * 32;
-        if (tensor->written) mark(tensor->written, base - tensor->begin, span);
+        touch(tensor->written);
     }
     Site& site = w->sites[p->c];
     site.times += 1;
@@ -212,19 +247,23 @@ __attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* 
     return true;
 }
 
-// The same for the block's own shared memory.
+// The same for the block's own shared memory, in `passes` over its banks.
+template <uint32_t known_span = 0>
 __attribute__((always_inline)) inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
-                                                            uint32_t size, uint64_t span, Use use) {
+                                                            uint32_t size, uint64_t span, Use use, uint64_t passes) {
     Block* block = w->block;
-    if (base + span > block->shared_bytes || base > block->shared_bytes || (base & (size - 1))) return false;
-    if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
-    if (use & writes) mark_own(block->shared_written, base, span);
-    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
+    if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
+    bool marked = false;
+    if constexpr (known_span != 0) marked = row_marked<known_span>(block->shared_written, base);
+    if (__builtin_expect(!marked, 0)) {
+        if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
+        if (use & writes) mark_own(block->shared_written, base, span);
+    }
     Site& site = w->sites[p->c];
     site.times += 1;
     site.lanes += lanes;
-    site.bytes += asked;
-    site.wavefronts += (span + 127) / 128;
+    site.bytes += static_cast<uint64_t>(lanes) * size;
+    site.wavefronts += passes;
     return true;
 }
 
