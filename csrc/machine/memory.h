@@ -65,6 +65,26 @@ struct Watcher {
     virtual void wait(Warp* w, const Ins* p, uint32_t mask, bool bulk, int64_t groups, bool only_read);
 };
 
+struct Quarter {
+    typedef uint64_t type __attribute__((vector_size(64), may_alias));
+};
+using Eight = Quarter::type;  // eight addresses
+
+inline bool any(Eight x) {
+#if MACHINE_AVX512
+    return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+#else
+    return (x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7]) != 0;
+#endif
+}
+
+template <class V>
+__attribute__((always_inline)) inline V unaligned(const void* at) {
+    V value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
 // The lane of the lowest bit; m is not 0.
 inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m) & 31; }
 
@@ -102,20 +122,36 @@ inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
-// The same for `span` bytes at once, which most often are 64 bits or whole words, and marked already.
+// Rows of a whole warp mostly take whole words, or lie inside one.
+template <uint32_t span>
+constexpr bool fits_words(uint64_t from) {
+    return span < 64 ? (from & 63) + span <= 64 : (from & 63) == 0;
+}
 template <uint32_t span>
 __attribute__((always_inline)) inline bool row_marked(const uint64_t* bits, uint64_t from) {
     const uint64_t* word = bits + (from >> 6);
     if constexpr (span < 64) {
         constexpr uint64_t mask = (1ull << span) - 1;
-        return (from & 63) + span <= 64 && (__atomic_load_n(word, __ATOMIC_RELAXED) >> (from & 63) & mask) == mask;
-    } else {
-        static_assert(span % 64 == 0);
-        if (from & 63) return false;
-        uint64_t marked = ~0ull;
-        for (uint32_t i = 0; i < span / 64; ++i) marked &= __atomic_load_n(word + i, __ATOMIC_RELAXED);
+        return (*word >> (from & 63) & mask) == mask;
+    } else if constexpr (span < 512) {
+        uint64_t marked = word[0];
+        if constexpr (span >= 128) marked &= word[1];
+        if constexpr (span >= 256) marked &= word[2] & word[3];
         return marked == ~0ull;
+    } else {
+        Eight marked = unaligned<Eight>(word);
+        if constexpr (span > 512) marked &= unaligned<Eight>(word + 8);
+        return !any(~marked);
     }
+}
+template <uint32_t span>
+__attribute__((always_inline)) inline void mark_row(uint64_t* bits, uint64_t from) {
+    if (row_marked<span>(bits, from)) return;
+    uint64_t* word = bits + (from >> 6);
+    if constexpr (span < 64)
+        __atomic_fetch_or(word, ((1ull << span) - 1) << (from & 63), __ATOMIC_RELAXED);
+    else
+        memset(word, 0xff, span / 8);
 }
 
 // One access of an aligned element: at most 32 bytes, mostly in one word.
@@ -145,19 +181,6 @@ inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
 
 // How the addresses of the active lanes lie: all the same, one behind the other, or anyhow.
 enum class Pattern : uint8_t { same, row, scattered };
-
-struct Quarter {
-    typedef uint64_t type __attribute__((vector_size(64), may_alias));
-};
-using Eight = Quarter::type;  // eight addresses
-
-inline bool any(Eight x) {
-#if MACHINE_AVX512
-    return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
-#else
-    return (x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7]) != 0;
-#endif
-}
 
 // All 32 addresses of a 64-bit register: the first one, then each `step` bytes behind the one before.
 template <int step>
@@ -202,68 +225,89 @@ inline bool holds(const Tensor& tensor, uint64_t address, uint64_t size) {
     return offset < bytes && size <= bytes - offset;
 }
 
-// A range of global memory that lies in one tensor and is touched by all `lanes` in a row. `span` is what the row
-// has in bytes, if that is known to the compiler, or 0.
-template <uint32_t known_span = 0>
-__attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
-                                                            uint32_t size, uint64_t span, Use use) {
-    const Launch* launch = w->block->launch;
-    Worker* worker = w->worker;
-    uint32_t index = worker->last_tensor[p->c];
-    const Tensor* tensor = launch->tensors + index;
-    if (__builtin_expect(index >= launch->tensors_count || !holds(*tensor, base, span), 0)) {
-        const int found = find_tensor(w, p->c, base, span);
-        if (found < 0) return false;
-        index = found;
-        tensor = launch->tensors + index;
-    }
-    if (base & (size - 1)) return false;
-    if ((use & writes) && tensor->read_only) return false;
-    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
-    const uint64_t sectors = ((base + span - 1) >> 5) - (base >> 5) + 1;
-    const uint64_t offset = base - tensor->begin;
-    const auto touch = [&](uint64_t* bits) {
-        if (!bits) return;
-        if constexpr (known_span != 0)
-            if (__builtin_expect(row_marked<known_span>(bits, offset), 1)) return;
-        mark(bits, offset, span);
-    };
-    Traffic& traffic = worker->traffic[index];
+__attribute__((always_inline)) inline void count_site(Warp* w, const Ins* p, uint64_t lanes, uint64_t bytes,
+                                                      uint64_t sectors, uint64_t passes) {
+    typedef uint64_t Four __attribute__((vector_size(32), aligned(8), may_alias));
+    Site& site = w->sites[p->c];
+    *reinterpret_cast<Four*>(&site) += Four{1, lanes, bytes, sectors};
+    if (passes) site.wavefronts += passes;
+}
+
+__attribute__((always_inline)) inline void count_traffic(Worker* worker, uint32_t tensor, uint64_t asked,
+                                                         uint64_t sectors, Use use) {
+    Traffic& traffic = worker->traffic[tensor];
     if (use & reads) {
         traffic.asked_read += asked;
         traffic.moved_read += sectors * 32;
-        touch(tensor->read);
     }
     if (use & writes) {
         traffic.asked_write += asked;
         traffic.moved_write += sectors * 32;
-        touch(tensor->written);
     }
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += asked;
-    site.sectors += sectors;
+}
+
+inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span - 1) >> 5) - (base >> 5) + 1; }
+
+// A full warp's row in global memory. False, with nothing done, also where all is well and only less simple: another
+// tensor than the last time, bits that begin inside a word.
+template <uint32_t size, Use use>
+__attribute__((always_inline)) inline bool quick_row_global(Warp* w, const Ins* p, uint64_t base) {
+    constexpr uint32_t span = size * warp_lanes;
+    const Launch* launch = w->block->launch;
+    Worker* worker = w->worker;
+    const uint32_t index = worker->last_tensor[p->c];
+    if (index >= launch->tensors_count) return false;
+    const Tensor& tensor = launch->tensors[index];
+    const uint64_t offset = base - tensor.begin;
+    uint64_t* bits = use == reads ? tensor.read : tensor.written;
+    if (!holds(tensor, base, span) || (base & (size - 1)) || !fits_words<span>(offset)) return false;
+    if (use == writes && tensor.read_only) return false;
+    if (bits) mark_row<span>(bits, offset);
+    const uint64_t sectors = sectors_of(base, span);
+    count_traffic(worker, index, span, sectors, use);
+    count_site(w, p, warp_lanes, span, sectors, 0);
+    return true;
+}
+
+// The same for the block's own shared memory.
+template <uint32_t size, Use use>
+__attribute__((always_inline)) inline bool quick_row_shared(Warp* w, const Ins* p, uint64_t base) {
+    constexpr uint32_t span = size * warp_lanes;
+    Block* block = w->block;
+    if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
+    if (!fits_words<span>(base)) return false;
+    if (!row_marked<span>(block->shared_written, base)) {
+        if (use == reads) return false;
+        mark_row<span>(block->shared_written, base);
+    }
+    count_site(w, p, warp_lanes, span, 0, (span + 127) / 128);
+    return true;
+}
+
+// `span` bytes of one tensor that `lanes` touch, in a row or all the same.
+inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
+                             Use use) {
+    const Launch* launch = w->block->launch;
+    const int index = find_tensor(w, p->c, base, span);
+    if (index < 0 || (base & (size - 1))) return false;
+    const Tensor& tensor = launch->tensors[index];
+    if ((use & writes) && tensor.read_only) return false;
+    if ((use & reads) && tensor.read) mark(tensor.read, base - tensor.begin, span);
+    if ((use & writes) && tensor.written) mark(tensor.written, base - tensor.begin, span);
+    const uint64_t sectors = sectors_of(base, span);
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, sectors, 0);
     return true;
 }
 
 // The same for the block's own shared memory, in `passes` over its banks.
-template <uint32_t known_span = 0>
-__attribute__((always_inline)) inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
-                                                            uint32_t size, uint64_t span, Use use, uint64_t passes) {
+inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
+                             Use use, uint64_t passes) {
     Block* block = w->block;
     if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
-    bool marked = false;
-    if constexpr (known_span != 0) marked = row_marked<known_span>(block->shared_written, base);
-    if (__builtin_expect(!marked, 0)) {
-        if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
-        if (use & writes) mark_own(block->shared_written, base, span);
-    }
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += static_cast<uint64_t>(lanes) * size;
-    site.wavefronts += passes;
+    if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
+    if (use & writes) mark_own(block->shared_written, base, span);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, passes);
     return true;
 }
 

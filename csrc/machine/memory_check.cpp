@@ -147,27 +147,6 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     return passes;
 }
 
-void count_site(Warp* w, const Ins* p, uint32_t lanes, uint32_t size, uint64_t sectors, uint64_t passes) {
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += static_cast<uint64_t>(lanes) * size;
-    site.sectors += sectors;
-    site.wavefronts += passes;
-}
-
-void count_traffic(Warp* w, int tensor, uint64_t asked, uint64_t sectors, Use use) {
-    Traffic& traffic = w->worker->traffic[tensor];
-    if (use & reads) {
-        traffic.asked_read += asked;
-        traffic.moved_read += sectors * 32;
-    }
-    if (use & writes) {
-        traffic.asked_write += asked;
-        traffic.moved_write += sectors * 32;
-    }
-}
-
 void mark_tensor(const Tensor& tensor, uint64_t address, uint64_t size, Use use) {
     if ((use & reads) && tensor.read) mark(tensor.read, address - tensor.begin, size);
     if ((use & writes) && tensor.written) mark(tensor.written, address - tensor.begin, size);
@@ -192,13 +171,14 @@ bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space,
             shared_lanes |= 1u << lane;
         } else if (here.tensor >= 0) {
             const bool fresh = sectors.add(here.address >> 5);
-            count_traffic(w, here.tensor, size, fresh, use);
+            count_traffic(w->worker, here.tensor, size, fresh, use);
             sectors_count += fresh;
             mark_tensor(w->block->launch->tensors[here.tensor], here.address, size, use);
         }
         at[lane] = reinterpret_cast<uint64_t>(here.host);
     }
-    count_site(w, p, std::popcount(m), size, sectors_count, shared_lanes ? wavefronts(offsets, shared_lanes, size) : 0);
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, sectors_count,
+               shared_lanes ? wavefronts(offsets, shared_lanes, size) : 0);
     return true;
 }
 
@@ -213,7 +193,7 @@ bool reach_global(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
         return reach_slowly(w, p, m, at, global, size, use);
     const uint32_t lanes = std::popcount(m);
     const uint32_t sectors = distinct_sectors(all, o);
-    count_traffic(w, index, static_cast<uint64_t>(lanes) * size, sectors, use);
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use);
     const Tensor& tensor = launch->tensors[index];
     for (int way = 0; way < 2; ++way) {
         uint64_t* bits = way ? (use & writes ? tensor.written : nullptr) : (use & reads ? tensor.read : nullptr);
@@ -221,7 +201,7 @@ bool reach_global(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
         for (uint32_t left = o.leaders; left; left &= left - 1)
             mark_element(bits, all[first_lane(left)] - tensor.begin, size);
     }
-    count_site(w, p, lanes, size, sectors, 0);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, sectors, 0);
     return true;
 }
 
@@ -253,7 +233,8 @@ bool reach_shared(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
         }
     // In a full warp only lanes whose address is new count, and the first of each group.
     const uint32_t firsts = size <= 4 ? 1 : size == 8 ? 0x00010001 : size == 16 ? 0x01010101 : 0x11111111;
-    count_site(w, p, std::popcount(m), size, 0, wavefronts(at, m == all_lanes ? o.leaders | firsts : m, size));
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0,
+               wavefronts(at, m == all_lanes ? o.leaders | firsts : m, size));
     at += reinterpret_cast<uint64_t>(block->shared);
     return true;
 }
@@ -265,7 +246,7 @@ bool reach_local(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t size
     const Outline o = outline_of(all);
     if (o.high >= bytes || o.high + size > bytes || (o.bits & (size - 1)))
         return reach_slowly(w, p, m, at, local, size, use);
-    count_site(w, p, std::popcount(m), size, 0, 0);
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0, 0);
     const Eight index = {0, 1, 2, 3, 4, 5, 6, 7};
     for (int i = 0; i < 4; ++i)
         eight(at, i) += (index + 8 * i) * bytes + reinterpret_cast<uint64_t>(w->local);
@@ -386,7 +367,7 @@ void count_place(Warp* w, const Place& found, uint64_t size, Use use) {
     if (found.space == shared) {
         if (use & writes) mark_own(found.block->shared_written, found.offset, size);
     } else if (found.tensor >= 0 && size) {
-        count_traffic(w, found.tensor, size, ((found.address + size - 1) >> 5) - (found.address >> 5) + 1, use);
+        count_traffic(w->worker, found.tensor, size, sectors_of(found.address, size), use);
         mark_tensor(w->block->launch->tensors[found.tensor], found.address, size, use);
     }
 }
