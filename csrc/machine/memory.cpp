@@ -192,48 +192,6 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
 
 // ---- Any addresses ----
 
-// The address of all active lanes, if they have the same one.
-inline bool same_address(const uint8_t* r, const Ins* p, uint32_t m, Form form, uint64_t& address) {
-    const uint32_t first = first_lane(m);
-    const bool one = !(m & (m - 1));
-    if (form == Form::fixed) {
-        address = p->imm;
-        return true;
-    }
-    if (form == Form::narrow) {
-        const uint32_t found = reinterpret_cast<const uint32_t*>(r + p->a)[first];
-        address = found + static_cast<uint32_t>(p->imm);
-        const auto part = reinterpret_cast<const Word16*>(r + p->a);
-        return one || (m == all_lanes && !any(reinterpret_cast<Eight>((part[0] ^ found) | (part[1] ^ found))));
-    }
-    const uint64_t found = reinterpret_cast<const uint64_t*>(r + p->a)[first];
-    address = found + static_cast<uint64_t>(p->imm);
-    if (one) return true;
-    const auto part = reinterpret_cast<const Eight*>(r + p->a);
-    if (m == all_lanes) return !any((part[0] ^ found) | (part[1] ^ found) | (part[2] ^ found) | (part[3] ^ found));
-    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
-    Eight wrong = {};
-    for (int i = 0; i < 4; ++i)
-        wrong |= (part[i] ^ found) & reinterpret_cast<Eight>((bit & (static_cast<uint64_t>(m) >> 8 * i)) != 0);
-    return !any(wrong);
-}
-
-// Host memory of the one element that all active lanes want, checked and counted, or null: they differ, or not all
-// is well, or another space's.
-template <int size>
-inline uint8_t* one_element(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, Use use) {
-    uint64_t address;
-    if (w->worker->watcher || space == local || space == param || !same_address(r, p, m, form, address)) return nullptr;
-    const uint32_t lanes = std::popcount(m);
-    if (space == generic && (address & window_mask) == shared_window) {
-        space = shared;
-        address -= shared_window;
-    }
-    if (space == shared)
-        return reach_row_shared(w, p, address, lanes, size, size, use, 1) ? w->block->shared + address : nullptr;
-    return reach_row_global(w, p, address, lanes, size, size, use) ? reinterpret_cast<uint8_t*>(address) : nullptr;
-}
-
 // The host memory of a row, or null if it is none there: local memory has a place of its own for each lane.
 inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Pattern pattern) {
     const uint32_t first = first_lane(m), last = 31 - std::countl_zero(m | 1);
@@ -244,10 +202,6 @@ inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Patter
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
-    if (const uint8_t* from = one_element<size>(w, p, r, m, space, form, reads)) {
-        spread_same<bytes, count>(from, r, p, m);
-        return true;
-    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
     const Pattern pattern = pattern_of(at, m, size);
@@ -261,6 +215,9 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
             const uint32_t lane = first_lane(left);
             watcher->load(touch_of(w, p, lane, space, said[lane], at[lane], size), data + lane * size);
         }
+    } else if (pattern == Pattern::same && at[first_lane(m)] == at[31 - std::countl_zero(m | 1)]) {  // not local memory
+        spread_same<bytes, count>(reinterpret_cast<const uint8_t*>(at[first_lane(m)]), r, p, m);
+        return true;
     } else if (const uint8_t* from = whole_row(at, m, size, pattern)) {
         memcpy(data + first_lane(m) * size, from, std::popcount(m) * size);
     } else if (m == all_lanes) {
@@ -279,12 +236,6 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
 template <int bytes, int count>
 __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
-    if (uint8_t* to = one_element<size>(w, p, r, m, space, form, writes)) {
-        const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
-        for (int i = 0; i < count; ++i)
-            memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
-        return true;
-    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
     Watcher* watcher = w->worker->watcher;
@@ -311,9 +262,21 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
 
 // ---- The instructions ----
 
+template <Space space, uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+    const auto own = [&](uint64_t offset) {
+        return quick_shared<size, span, use>(w, p, offset, lanes) ? w->block->shared + offset : nullptr;
+    };
+    if constexpr (space == generic)
+        if ((base & window_mask) == shared_window) return own(base - shared_window);
+    if constexpr (space == shared) return own(base);
+    return quick_global<size, span, use>(w, p, base, lanes) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+}
+
 // Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
 template <Space space, Form form, int size, Use use>
 __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const uint8_t* r) {
+    constexpr uint32_t span = size * warp_lanes;
     uint64_t base;
     if constexpr (form == Form::narrow) {
         const uint32_t first = *reinterpret_cast<const uint32_t*>(r + p->a);
@@ -327,20 +290,39 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
         if (!is_row<size>(r + p->a)) return nullptr;
         base = *reinterpret_cast<const uint64_t*>(r + p->a) + static_cast<uint64_t>(p->imm);
     }
-    const auto own = [&](uint64_t offset) {
-        return quick_row_shared<size, use>(w, p, offset) ? w->block->shared + offset : nullptr;
-    };
-    if constexpr (space == generic)
-        if ((base & window_mask) == shared_window) return own(base - shared_window);
-    if constexpr (space == shared) return own(base);
-    return quick_row_global<size, use>(w, p, base) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+    return quick_host<space, size, span, use>(w, p, base, warp_lanes);
 }
 
-constexpr bool has_rows(Space space, Form form) {
-    return form != Form::fixed && (space == global || space == shared || space == generic);
+// The address of all active lanes, if they have the same one.
+template <Form form>
+__attribute__((always_inline)) inline bool same_address(const uint8_t* r, const Ins* p, uint32_t m, uint64_t& address) {
+    if constexpr (form == Form::fixed) {
+        address = p->imm;
+        return true;
+    }
+    const uint32_t first = first_lane(m);
+    const bool one = !(m & (m - 1));
+    if constexpr (form == Form::narrow) {
+        const uint32_t found = reinterpret_cast<const uint32_t*>(r + p->a)[first];
+        address = found + static_cast<uint32_t>(p->imm);
+        const auto part = reinterpret_cast<const Word16*>(r + p->a);
+        return one || (m == all_lanes && !any(reinterpret_cast<Eight>((part[0] ^ found) | (part[1] ^ found))));
+    }
+    const uint64_t found = reinterpret_cast<const uint64_t*>(r + p->a)[first];
+    address = found + static_cast<uint64_t>(p->imm);
+    if (one) return true;
+    const auto part = reinterpret_cast<const Eight*>(r + p->a);
+    if (m == all_lanes) return !any((part[0] ^ found) | (part[1] ^ found) | (part[2] ^ found) | (part[3] ^ found));
+    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    Eight wrong = {};
+    for (int i = 0; i < 4; ++i)
+        wrong |= (part[i] ^ found) & reinterpret_cast<Eight>((bit & (static_cast<uint64_t>(m) >> 8 * i)) != 0);
+    return !any(wrong);
 }
 
-// What is not quick, in functions of their own: the quick ones call nothing, so they need no stack.
+constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic || space == constant; }
+
+// From quick to slow, in functions of their own: the quick ones call nothing, so they need no stack.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_slowly(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (!load_any<bytes, count>(w, p, r, m, space, form)) return;
@@ -353,9 +335,38 @@ __attribute__((noinline)) void store_slowly(Warp* w, const Ins* p, uint8_t* r, u
     NEXT_AFTER(1);
 }
 
+// All active lanes at one address; often there is one active lane.
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void load_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    uint64_t address;
+    if (same_address<form>(r, p, m, address)) {
+        constexpr int size = bytes * count;
+        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m))) {
+            spread_same<bytes, count>(from, r, p, m);
+            NEXT_AFTER(1);
+        }
+    }
+    return load_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void store_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    uint64_t address;
+    if (same_address<form>(r, p, m, address)) {
+        constexpr int size = bytes * count;
+        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m))) {
+            const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
+            for (int i = 0; i < count; ++i)
+                memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
+            NEXT_AFTER(1);
+        }
+    }
+    return store_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
 template <Space space, Form form, int bytes, int count>
 void load(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_rows(space, form)) {
+    if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
             if (const uint8_t* from = row<space, form, bytes * count, reads>(w, p, r)) {
                 spread<bytes, count>(from, r, p, all_lanes);
@@ -363,12 +374,13 @@ void load(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             }
         }
     }
+    if constexpr (is_quick(space)) return load_same<space, form, bytes, count>(w, p, r, m);
     return load_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
 template <Space space, Form form, int bytes, int count>
 void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_rows(space, form)) {
+    if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
             if (uint8_t* to = row<space, form, bytes * count, writes>(w, p, r)) {
                 collect<bytes, count>(to, r, p);
@@ -376,6 +388,7 @@ void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             }
         }
     }
+    if constexpr (is_quick(space)) return store_same<space, form, bytes, count>(w, p, r, m);
     return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 

@@ -122,7 +122,7 @@ inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
-// Rows of a whole warp mostly take whole words, or lie inside one.
+// What a whole warp touches in one piece mostly takes whole words, or lies inside one.
 template <uint32_t span>
 constexpr bool fits_words(uint64_t from) {
     return span < 64 ? (from & 63) + span <= 64 : (from & 63) == 0;
@@ -248,11 +248,10 @@ __attribute__((always_inline)) inline void count_traffic(Worker* worker, uint32_
 
 inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span - 1) >> 5) - (base >> 5) + 1; }
 
-// A full warp's row in global memory. False, with nothing done, also where all is well and only less simple: another
-// tensor than the last time, bits that begin inside a word.
-template <uint32_t size, Use use>
-__attribute__((always_inline)) inline bool quick_row_global(Warp* w, const Ins* p, uint64_t base) {
-    constexpr uint32_t span = size * warp_lanes;
+// `span` bytes of global memory that `lanes` touch, in a row or all the same. False, with nothing done, also where all
+// is well and only less simple: another tensor than the last time, bits that begin inside a word.
+template <uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
     const Launch* launch = w->block->launch;
     Worker* worker = w->worker;
     const uint32_t index = worker->last_tensor[p->c];
@@ -263,16 +262,15 @@ __attribute__((always_inline)) inline bool quick_row_global(Warp* w, const Ins* 
     if (!holds(tensor, base, span) || (base & (size - 1)) || !fits_words<span>(offset)) return false;
     if (use == writes && tensor.read_only) return false;
     if (bits) mark_row<span>(bits, offset);
-    const uint64_t sectors = sectors_of(base, span);
-    count_traffic(worker, index, span, sectors, use);
-    count_site(w, p, warp_lanes, span, sectors, 0);
+    const uint64_t asked = static_cast<uint64_t>(lanes) * size, sectors = sectors_of(base, span);
+    count_traffic(worker, index, asked, sectors, use);
+    count_site(w, p, lanes, asked, sectors, 0);
     return true;
 }
 
 // The same for the block's own shared memory.
-template <uint32_t size, Use use>
-__attribute__((always_inline)) inline bool quick_row_shared(Warp* w, const Ins* p, uint64_t base) {
-    constexpr uint32_t span = size * warp_lanes;
+template <uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
     Block* block = w->block;
     if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
     if (!fits_words<span>(base)) return false;
@@ -280,7 +278,7 @@ __attribute__((always_inline)) inline bool quick_row_shared(Warp* w, const Ins* 
         if (use == reads) return false;
         mark_row<span>(block->shared_written, base);
     }
-    count_site(w, p, warp_lanes, span, 0, (span + 127) / 128);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, span == size ? 1 : (span + 127) / 128);
     return true;
 }
 
