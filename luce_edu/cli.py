@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
     doctor.set_defaults(run=_doctor)
 
+    cards = commands.add_parser("cards", help="the GPUs that the virtual one can be, with the sources of their figures")
+    cards.set_defaults(run=_cards)
+
     walkthrough = commands.add_parser("walkthrough", help="run the notebooks, end with the stage table")
     walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these only: 00,01")
     walkthrough.add_argument("--in-place", action="store_true", help="run solutions too, store all outputs")
@@ -197,6 +200,17 @@ def _doctor(args) -> int:
     return HOLDS if ready(findings) else DOES_NOT_HOLD
 
 
+def _cards(args) -> int:
+    from luce_edu.machine.cards import CARDS, LIMITS_SOURCE, CardTable, find_card
+
+    console = _console()
+    console.print(CardTable(find_card()))
+    console.print(f"\nSources. Threads, blocks, registers and shared memory: {LIMITS_SOURCE}.", highlight=False)
+    for card in CARDS:
+        console.print(f"{card.name}: {card.source}.", highlight=False)
+    return HOLDS
+
+
 def _walkthrough(args) -> int:
     import luce_edu
     from luce_edu.walkthrough import NotebookError, find_notebooks, walkthrough
@@ -259,7 +273,7 @@ def _bench(args) -> int:
         baselines=not args.no_baselines, gguf=args.gguf,
     )  # fmt: skip
     if not torch.cuda.is_available():
-        print("luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency", file=sys.stderr)
+        print("luce-edu: bench: no CUDA GPU here, and a virtual GPU's time is nobody's latency", file=sys.stderr)
         return NOT_MEASURED
     where = f"{torch.cuda.get_device_name()}, {args.model} (measured now)"
     try:

@@ -49,7 +49,7 @@ static_assert(sizeof(Ins) == 32);
 struct Entry {
     const char* name;
     Op run;
-    Op watched;
+    Op watched = nullptr;
 };
 void add_operations(std::initializer_list<Entry> entries);
 // At namespace scope of a source file: REGISTER(alu_float, {"add.f32", add_f32}, {"sub.f32", sub_f32});
@@ -89,7 +89,13 @@ struct Tensor {
 
 // Bytes asked for by threads, and 32 for each sector that a warp's access touches; by tensor.
 struct Traffic {
-    uint64_t asked_read, asked_write, moved_read, moved_write;
+    uint64_t asked_read = 0, asked_write = 0, moved_read = 0, moved_write = 0;
+    uint64_t low = ~0ull, high = 0;  // all touched bytes lie between these, counted from the tensor's begin
+
+    void extend(uint64_t from, uint64_t size) {
+        low = from < low ? from : low;
+        high = from + size > high ? from + size : high;
+    }
 };
 
 // By memory instruction.
@@ -129,21 +135,24 @@ struct Program {
     int32_t shared_bytes;         // static
     int32_t local_bytes;          // a thread
     int32_t blocks_count;         // basic blocks
+    const int32_t* block_lengths; // PTX instructions in each
     int32_t sites_count;          // memory instructions
     int32_t parameter_bytes;
+    const int32_t* lines;         // by instruction: a number for its source line, the same for the same line
 };
 
 // ---- Running ----
 
-enum class GroupState : uint8_t { ready, polling, at_barrier, at_warp_sync, waiting };
+// waiting: for the launch before this one, or for a barrier of the cluster.
+enum class GroupState : uint8_t { ready, polling, at_barrier, at_warp_sync, at_cluster_barrier, waiting };
 
 // Lanes of a warp that are together. The group that runs is in the warp itself; the others are in `others`.
 struct Group {
-    const Ins* pc;
+    const Ins* pc;     // of the barrier or warp operation itself while it waits there
     uint32_t mask;
     GroupState state;
     uint8_t barrier;   // at_barrier: which
-    uint32_t meets;    // at_warp_sync: the lanes that it waits for
+    uint32_t meets;    // at_warp_sync: the lanes that have to come; polling: the index of the look; at_barrier: its votes
 };
 
 struct Warp {
@@ -155,6 +164,8 @@ struct Warp {
     bool running;       // false ends its turn
     uint8_t others_count;
     uint8_t index;      // in its block
+    const Ins* code;    // of the program: the plain, the watched or the stepped copy of it
+    uint32_t saved;     // the mask to go back to after a predicated instruction
     BlockCount* counts;  // of the OS thread it is on
     Site* sites;
     Block* block;
@@ -166,11 +177,12 @@ struct Warp {
         uint64_t seen;
     } looks[4];
     uint32_t vain;       // looks in vain, one after another
+    uint32_t cluster_phase;  // of the cluster's barrier, when it arrived there
     int32_t free_run;    // basic blocks that this group may run before the lowest one gets its turn again
-    GroupState state;    // of the running group when a turn ends
-    uint8_t barrier;
-    uint32_t meets;
     uint8_t* local;      // local memory: lane by lane
+
+    uint32_t thread(uint32_t lane) const { return index * 32u + lane; }
+    int32_t at(const Ins* p) const { return static_cast<int32_t>(p - code); }
 };
 
 // Kinds of report; their words are in luce_edu/machine/report.py.
@@ -208,24 +220,35 @@ struct Launch {
     uint32_t sm_count;
     bool strict;
     uint32_t number;             // among launches that run together
+    uint32_t resident;           // blocks that the card holds at the same time
+    bool cooperative, dependent;
+    Watcher* watcher;            // null: nobody looks at single accesses (memory.h)
     // ---- while it runs ----
-    std::atomic<uint32_t> failed;
-    std::atomic<uint64_t> blocks_left, blocks_let_go;
+    std::atomic<uint32_t>* failed;     // of all launches that run together: the first report wins
+    std::atomic<uint64_t> next_block;  // that nobody has started
+    std::atomic<uint64_t> blocks_done;
+    std::atomic<uint64_t> blocks_let_go;  // that have allowed the next kernel to start, or ended
+    const Launch* predecessor;   // that may still run: griddepcontrol.wait waits for it; null if all before has ended
     Report* report;
+
+    uint64_t blocks() const { return static_cast<uint64_t>(grid[0]) * grid[1] * grid[2]; }
+    bool done() const { return blocks_done.load(std::memory_order_acquire) == blocks(); }
 };
 
 // An OS thread, and what it counts. Nothing here is shared with another, so nothing is atomic.
+// (With launches that overlap, it has one of these for each.)
 struct Worker {
-    Launch* launch;              // of the warp that runs now
+    Launch* launch;
+    std::vector<BlockCount> counts;  // by basic block
+    std::vector<Site> sites;       // by memory instruction
     std::vector<Traffic> traffic;  // by tensor
     std::vector<uint32_t> last_tensor;  // by site: where the last access fell; the next is most often there too
     uint64_t barriers = 0;       // bar.sync passed by whole blocks
     uint64_t atomics = 0;
-    uint64_t instructions = 0;   // of warps
     uint64_t stores_seen = 0;    // synchronising stores and atomics that changed something: a reason to look again
     std::string printed;
-    uint64_t random = 0;         // state of the generator, with a seed
-    bool seeded = false;
+    uint64_t ticks = 0;          // what clocks show
+    const Ins* looking = nullptr;  // the last look in vain
     Watcher* watcher = nullptr;  // told of every access where the watched code runs; see memory.h
 };
 
@@ -243,9 +266,19 @@ struct Block {
     uint32_t live_threads;       // that have not exited
     struct Barrier {
         uint32_t arrived = 0, expected = 0;  // threads; expected 0: all that live
-        uint32_t votes_and = 0, votes_or = 0, votes_count = 0;
+        uint32_t votes = 0;    // bar.red: threads that voted yes
         int32_t first_ins = -1;  // where the first came
     } barriers[16];
+    uint32_t ready = 0, polling = 0;  // a bit for each warp; neither: it waits or has ended
+    bool let_go = false;              // has allowed the next kernel to start
+    uint32_t cluster_arrived = 0;     // threads, of rank 0's block for the whole cluster
+    uint32_t cluster_phase = 0;
+    // Its memory, kept for the next block.
+    std::vector<uint8_t> registers, local_memory, shared_memory;
+    std::vector<uint64_t> written;
+    const void* filled_for = nullptr;  // the launch whose constants are in the registers
+    uint64_t filled_serial = 0;
+    bool is_fresh = true;
 };
 
 // ---- What memory.cpp offers the others ----

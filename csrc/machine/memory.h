@@ -4,6 +4,7 @@
 //   memory_space.cpp  cvta, isspacep, mapa       memory_change.h    what atomics compute
 #pragma once
 
+#include "events.h"
 #include "machine.h"
 
 namespace machine {
@@ -50,8 +51,7 @@ enum class BarrierUse : uint8_t { init, inval, arrive, expect, complete, wait };
 using Change = uint64_t (*)(uint64_t old, uint64_t b, uint64_t c);
 
 // The base class does what the fast path does. All calls come after the checks; lanes come in order.
-struct Watcher {
-    virtual ~Watcher() = default;
+struct Watcher : Events {
     virtual void load(const Touch& touch, void* value);
     virtual void store(const Touch& touch, const void* value);
     // old -> change(old, b, c), at once; returns old. touch.size is 2, 4 or 8.
@@ -234,8 +234,9 @@ __attribute__((always_inline)) inline void count_site(Warp* w, const Ins* p, uin
 }
 
 __attribute__((always_inline)) inline void count_traffic(Worker* worker, uint32_t tensor, uint64_t asked,
-                                                         uint64_t sectors, Use use) {
+                                                         uint64_t sectors, Use use, uint64_t from, uint64_t span) {
     Traffic& traffic = worker->traffic[tensor];
+    traffic.extend(from, span);
     if (use & reads) {
         traffic.asked_read += asked;
         traffic.moved_read += sectors * 32;
@@ -263,7 +264,7 @@ __attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, u
     if (use == writes && tensor.read_only) return false;
     if (bits) mark_row<span>(bits, offset);
     const uint64_t asked = static_cast<uint64_t>(lanes) * size, sectors = sectors_of(base, span);
-    count_traffic(worker, index, asked, sectors, use);
+    count_traffic(worker, index, asked, sectors, use, offset, span);
     count_site(w, p, lanes, asked, sectors, 0);
     return true;
 }
@@ -293,7 +294,7 @@ inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lane
     if ((use & reads) && tensor.read) mark(tensor.read, base - tensor.begin, span);
     if ((use & writes) && tensor.written) mark(tensor.written, base - tensor.begin, span);
     const uint64_t sectors = sectors_of(base, span);
-    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use);
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use, base - tensor.begin, span);
     count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, sectors, 0);
     return true;
 }

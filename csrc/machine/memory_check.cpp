@@ -171,9 +171,10 @@ bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space,
             shared_lanes |= 1u << lane;
         } else if (here.tensor >= 0) {
             const bool fresh = sectors.add(here.address >> 5);
-            count_traffic(w->worker, here.tensor, size, fresh, use);
+            const Tensor& tensor = w->block->launch->tensors[here.tensor];
+            count_traffic(w->worker, here.tensor, size, fresh, use, here.address - tensor.begin, size);
             sectors_count += fresh;
-            mark_tensor(w->block->launch->tensors[here.tensor], here.address, size, use);
+            mark_tensor(tensor, here.address, size, use);
         }
         at[lane] = reinterpret_cast<uint64_t>(here.host);
     }
@@ -193,8 +194,9 @@ bool reach_global(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
         return reach_slowly(w, p, m, at, global, size, use);
     const uint32_t lanes = std::popcount(m);
     const uint32_t sectors = distinct_sectors(all, o);
-    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use);
     const Tensor& tensor = launch->tensors[index];
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use, o.low - tensor.begin,
+                  o.high - o.low + size);
     for (int way = 0; way < 2; ++way) {
         uint64_t* bits = way ? (use & writes ? tensor.written : nullptr) : (use & reads ? tensor.read : nullptr);
         if (!bits) continue;
@@ -367,8 +369,10 @@ void count_place(Warp* w, const Place& found, uint64_t size, Use use) {
     if (found.space == shared) {
         if (use & writes) mark_own(found.block->shared_written, found.offset, size);
     } else if (found.tensor >= 0 && size) {
-        count_traffic(w->worker, found.tensor, size, sectors_of(found.address, size), use);
-        mark_tensor(w->block->launch->tensors[found.tensor], found.address, size, use);
+        const Tensor& tensor = w->block->launch->tensors[found.tensor];
+        count_traffic(w->worker, found.tensor, size, sectors_of(found.address, size), use,
+                      found.address - tensor.begin, size);
+        mark_tensor(tensor, found.address, size, use);
     }
 }
 
