@@ -6,39 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from isa import floats, kernel
+from isa import floats
 from isa.floats import F16, F32, F64
-from isa.kernel import UNWRITTEN, patterns, tensor
+from isa.kernel import HEADER, UNWRITTEN, entry, launch, load, patterns, tensor
 from isa.model import limits, signed, width
 
 TYPES = [letter + bits for letter, bits in itertools.product("bus", ("8", "16", "32", "64"))] + ["f32", "f64"]
-
-
-def entry(params, body, name="kernel"):
-    """A kernel of pointers: %p0, %p1 … hold them, %t is the thread's number in the grid, %me that in the block."""
-    kinds = [param if param.startswith(".") else ".u64" for param in params]
-    heads = ", ".join(f".param {kind} q{n}" for n, kind in enumerate(kinds))
-    loads = "\n".join(f"    ld.param.u64 %p{n}, [q{n}];" for n, kind in enumerate(kinds) if kind == ".u64")
-    return f"""
-.visible .entry {name}({heads})
-{{
-    .reg .b64 %p<{len(params) + 1}>, %x<20>;
-    .reg .b32 %r<20>, %t, %me;
-    .reg .b16 %h<20>;
-    .reg .pred %q<8>;
-{loads}
-    mov.u32 %r0, %ctaid.x;
-    mov.u32 %r1, %ntid.x;
-    mov.u32 %me, %tid.x;
-    mad.lo.u32 %t, %r0, %r1, %me;
-{body}
-    ret;
-}}
-"""
-
-
-def launch(text, grid, block, args, **options):
-    kernel.load(kernel.HEADER + text)["kernel"].launch(grid, block, args, **options)
 
 
 def extended(value, kind, bits):
@@ -71,7 +44,7 @@ def test_loads_extend_and_stores_cut(kind, space):
     """Elements go through the space with this type's loads and stores, and out as whole registers."""
     rng = random.Random(f"{kind} {space}")
     size = width(kind) // 8
-    jobs, source = [], kernel.HEADER
+    jobs, source = [], HEADER
     for n, (bits, count) in enumerate(itertools.product(registers(kind), vectors(kind))):
         bytes_, wide = size * count, bits // 8
         v = "" if count == 1 else f".v{count}"
@@ -96,7 +69,7 @@ def test_loads_extend_and_stores_cut(kind, space):
         source += entry(["out", "in", "cut"], "\n".join([room.get(space, ""), *body]), f"k{n}")
         values = [rng.choice([rng.getrandbits(64), 0x80 << width(kind) - 8]) for _ in range(64 * count)]
         jobs.append((bits, [value & (1 << width(kind)) - 1 for value in values]))
-    module = kernel.load(source)
+    module = load(source)
     for n, (bits, values) in enumerate(jobs):
         given = memory(values, width(kind))
         out, cut = tensor([UNWRITTEN] * len(values), bits), memory([0x5A] * len(values), width(kind))

@@ -1,4 +1,4 @@
-"""One instruction as a kernel: inputs from arrays, one element a thread, outputs stored as bits."""
+"""Kernels of the suite: one instruction with an array for each operand, or a body written by hand."""
 
 import random
 from functools import cache
@@ -111,6 +111,33 @@ def load(source):
     from luce_edu import machine
 
     return machine.load(source)
+
+
+def entry(params, body, name="kernel"):
+    """A kernel of pointers: %p0, %p1 … hold them, %t is the thread's number in the grid, %me that in the block."""
+    kinds = [param if param.startswith(".") else ".u64" for param in params]
+    heads = ", ".join(f".param {kind} q{n}" for n, kind in enumerate(kinds))
+    loads = "\n".join(f"    ld.param.u64 %p{n}, [q{n}];" for n, kind in enumerate(kinds) if kind == ".u64")
+    return f"""
+.visible .entry {name}({heads})
+{{
+    .reg .b64 %p<{len(params) + 1}>, %x<20>;
+    .reg .b32 %r<20>, %t, %me;
+    .reg .b16 %h<20>;
+    .reg .pred %q<8>;
+{loads}
+    mov.u32 %r0, %ctaid.x;
+    mov.u32 %r1, %ntid.x;
+    mov.u32 %me, %tid.x;
+    mad.lo.u32 %t, %r0, %r1, %me;
+{body}
+    ret;
+}}
+"""
+
+
+def launch(text, grid, block, args, **options):
+    load(HEADER + text)["kernel"].launch(grid, block, args, **options)
 
 
 def check(jobs):
