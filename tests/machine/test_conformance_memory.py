@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from isa import floats
+from isa import floats, kernel
 from isa.floats import F16, F32, F64
-from isa.kernel import HEADER, UNWRITTEN, entry, launch, load, patterns, tensor
+from isa.kernel import HEADER, UNWRITTEN, entry, launch, patterns, tensor
 from isa.model import limits, signed, width
 
 TYPES = [letter + bits for letter, bits in itertools.product("bus", ("8", "16", "32", "64"))] + ["f32", "f64"]
@@ -69,7 +69,7 @@ def test_loads_extend_and_stores_cut(kind, space):
         source += entry(["out", "in", "cut"], "\n".join([room.get(space, ""), *body]), f"k{n}")
         values = [rng.choice([rng.getrandbits(64), 0x80 << width(kind) - 8]) for _ in range(64 * count)]
         jobs.append((bits, [value & (1 << width(kind)) - 1 for value in values]))
-    module = load(source)
+    module = kernel.load(source)
     for n, (bits, values) in enumerate(jobs):
         given = memory(values, width(kind))
         out, cut = tensor([UNWRITTEN] * len(values), bits), memory([0x5A] * len(values), width(kind))
@@ -81,6 +81,39 @@ def test_loads_extend_and_stores_cut(kind, space):
 def memory(values, bits):
     """A tensor of elements of so many bits; bytes are unsigned."""
     return torch.tensor([value & 255 for value in values], dtype=torch.uint8) if bits == 8 else tensor(values, bits)
+
+
+LOAD_HINTS = (".ca", ".cg", ".cs", ".lu", ".cv", ".L1::evict_last", ".L1::no_allocate", ".L1::evict_first")
+LOAD_HINTS += (".L2::64B", ".L2::128B", ".L2::256B", ".nc.L1::no_allocate", ".nc.L1::evict_last.L2::128B", ".volatile")
+STORE_HINTS = (".wb", ".cg", ".cs", ".wt", ".L1::no_allocate", ".L1::evict_first", ".volatile")
+
+
+@pytest.mark.parametrize("hint", LOAD_HINTS)
+def test_hints_of_loads_change_no_value(hint):
+    load_ = f"ld{hint}.global" if hint == ".volatile" else f"ld.global{hint}"
+    body = f"""
+    mad.wide.u32 %x0, %t, 16, %p1;
+    {load_}.v4.u32 {{%r4, %r5, %r6, %r7}}, [%x0];
+    {load_}.f32 %r8, [%x0+12];
+    add.u32 %r4, %r4, %r8;
+    mad.wide.u32 %x1, %t, 16, %p0;
+    st.global.v4.u32 [%x1], {{%r4, %r5, %r6, %r7}};"""
+    out = tensor([UNWRITTEN] * 128, 32)
+    launch(entry(["out", "in"], body), 1, 32, [out, tensor(range(128), 32)])
+    assert patterns(out) == [n + n + 3 if n % 4 == 0 else n for n in range(128)]
+
+
+@pytest.mark.parametrize("hint", STORE_HINTS)
+def test_hints_of_stores_change_no_value(hint):
+    store = f"st{hint}.global" if hint == ".volatile" else f"st.global{hint}"
+    body = f"""
+    mad.wide.u32 %x0, %t, 8, %p0;
+    not.b32 %r4, %t;
+    {store}.v2.u32 [%x0], {{%t, %r4}};
+    prefetch.global.L2 [%x0];"""
+    out = tensor([UNWRITTEN] * 64, 32)
+    launch(entry(["out"], body), 1, 32, [out])
+    assert patterns(out) == [x for n in range(32) for x in (n, ~n & 0xFFFFFFFF)]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind[0] != "f"])

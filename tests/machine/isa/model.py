@@ -396,7 +396,9 @@ for mode in ("f4e", "b4e", "rc8", "ecl", "ecr", "rc16"):
     run = lambda a, b, c, mode=mode: prmt(a, b, c, mode)  # noqa: E731
     define(f"prmt.b32.{mode}", "b32", "b32 b32 b32", run, rare=True)
 
-# Parts of registers.
+# Parts of registers, and moves of every type.
+for kind in (*INTEGERS, "f32", "f64"):
+    define(f"mov.{kind}", "b" + kind[1:], "b" + kind[1:], lambda a: a)
 define("mov.b64 %d, {%a, %b}", "b64", "b32 b32", lambda a, b: b << 32 | a)
 define("mov.b64 {%d, %e}, %a", "b32 b32", "b64", lambda a: (a, a >> 32))
 define("mov.b64 {_, %d}, %a", "b32", "b64", lambda a: a >> 32)
@@ -412,7 +414,7 @@ define("mov.b64 %d, -5", "b64", "b32", lambda a: -5)
 define("mov.b16 %d, 0xABCD", "b16", "b32", lambda a: 0xABCD)
 
 # Choice.
-for kind in ("b16", "b32", "b64", "f32", "f64", "s32", "u64"):
+for kind in (*BITS, *INTEGERS, "f32", "f64"):
     define(f"selp.{kind}", kind, f"{kind} {kind} pred", lambda a, b, c: a if c else b)
 define("selp.b32 %d, 1, 0, %a", "b32", "pred", lambda a: a)
 define("selp.b32 %d, %a, -7, %b", "b32", "b32 pred", lambda a, b: a if b else -7)
