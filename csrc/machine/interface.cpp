@@ -45,6 +45,11 @@ struct ProgramText {
     const int32_t* lines;
 };
 
+// What a launch did to one tensor. gap: the first bytes in a row that it left unwritten, where it wrote some.
+struct TensorCount {
+    uint64_t asked_read, asked_write, moved_read, moved_write, distinct_read, distinct_write, gap_begin, gap_end;
+};
+
 struct LaunchText {
     const Program* program;
     const uint8_t* parameters;
@@ -55,7 +60,7 @@ struct LaunchText {
     // Added to: by basic block, by memory instruction, by tensor; then barriers passed by blocks, and atomics.
     BlockCount* counts;
     Site* sites;
-    Traffic* traffic;
+    TensorCount* traffic;
     uint64_t* totals;
 };
 
@@ -137,6 +142,71 @@ private:
 
 }  // namespace
 
+namespace {
+
+// Counts the bits of [from, to) and clears them; the first row of zeros in [0, total) goes to the gap.
+uint64_t count_and_clear(uint64_t* bits, uint64_t from, uint64_t to) {
+    uint64_t sum = 0;
+    for (uint64_t word = from / 64; word < (to + 63) / 64; ++word) {
+        sum += std::popcount(bits[word]);
+        bits[word] = 0;
+    }
+    return sum;
+}
+
+// The first bytes in a row of `total` that nobody wrote; outside [low, high) nobody wrote any.
+void find_gap(const uint64_t* bits, uint64_t low, uint64_t high, uint64_t total, TensorCount& count) {
+    auto is_written = [&](uint64_t byte) { return byte >= low && byte < high && (bits[byte / 64] >> byte % 64 & 1); };
+    uint64_t at = low > 0 ? 0 : low;
+    while (at < high && is_written(at)) at += bits[at / 64] == ~0ull && at % 64 == 0 ? 64 : 1;
+    at = std::min(at, total);
+    if (at == total) return;
+    count.gap_begin = at;
+    while (at < total && !is_written(at)) {
+        if (at < low) at = low;
+        else if (at >= high) at = total;
+        else ++at;
+    }
+    count.gap_end = at;
+}
+
+// What the OS threads counted of a launch, into Python's arrays; the tensors' bits are all 0 afterwards.
+void add_up(const LaunchText& text, const Launch& launch, const std::vector<std::unique_ptr<Worker>>& workers) {
+    std::vector<Traffic> extents(text.tensors_count);
+    for (const auto& worker : workers) {
+        for (size_t k = 0; k < worker->counts.size(); ++k) {
+            text.counts[k].times += worker->counts[k].times;
+            text.counts[k].lanes += worker->counts[k].lanes;
+        }
+        for (size_t k = 0; k < worker->sites.size(); ++k) {
+            Site& to = text.sites[k];
+            const Site& from = worker->sites[k];
+            to.times += from.times, to.lanes += from.lanes, to.bytes += from.bytes;
+            to.sectors += from.sectors, to.wavefronts += from.wavefronts;
+        }
+        for (size_t k = 0; k < worker->traffic.size(); ++k) {
+            TensorCount& to = text.traffic[k];
+            const Traffic& from = worker->traffic[k];
+            to.asked_read += from.asked_read, to.asked_write += from.asked_write;
+            to.moved_read += from.moved_read, to.moved_write += from.moved_write;
+            if (from.high) extents[k].extend(from.low, from.high - from.low);
+        }
+        text.totals[0] += worker->barriers;
+        text.totals[1] += worker->atomics;
+    }
+    for (size_t k = 0; k < extents.size(); ++k) {
+        const Tensor& tensor = launch.tensors[k];
+        TensorCount& count = text.traffic[k];
+        const auto [low, high] = std::pair(extents[k].low, extents[k].high);
+        if (!high) continue;
+        if (count.asked_write) find_gap(tensor.written, low, high, tensor.end - tensor.begin, count);
+        if (count.asked_read) count.distinct_read = count_and_clear(tensor.read, low, high);
+        if (count.asked_write) count.distinct_write = count_and_clear(tensor.written, low, high);
+    }
+}
+
+}  // namespace
+
 // Runs launches to their end. The fault of `report` is 0 where all is well.
 EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* order, Report* report) {
     std::lock_guard lock(one_at_a_time);
@@ -170,6 +240,7 @@ EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* o
         for (uint32_t t = 0; t < threads; ++t) {
             auto worker = std::make_unique<Worker>();
             worker->launch = launch.get();
+            worker->watcher = watcher.get();
             worker->counts.resize(text.program->blocks_count);
             worker->sites.resize(text.program->sites_count);
             worker->traffic.resize(text.tensors_count);
@@ -180,33 +251,12 @@ EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* o
     }
     {
         Interrupts guard;
-        run(launches, workers, Order{threads, order->seeded || watcher, order->seed, order->instructions}, order->trace);
+        auto ended = [&](uint32_t i) { add_up(texts[i], *launches[i], workers[i]); };
+        run(launches, workers, {threads, order->seeded || watcher, order->seed, order->instructions}, order->trace, ended);
     }
     printed.clear();
-    for (uint32_t i = 0; i < count; ++i) {
-        const LaunchText& text = texts[i];
-        for (const auto& worker : workers[i]) {
-            for (size_t k = 0; k < worker->counts.size(); ++k) {
-                text.counts[k].times += worker->counts[k].times;
-                text.counts[k].lanes += worker->counts[k].lanes;
-            }
-            for (size_t k = 0; k < worker->sites.size(); ++k) {
-                Site& to = text.sites[k];
-                const Site& from = worker->sites[k];
-                to.times += from.times, to.lanes += from.lanes, to.bytes += from.bytes;
-                to.sectors += from.sectors, to.wavefronts += from.wavefronts;
-            }
-            for (size_t k = 0; k < worker->traffic.size(); ++k) {
-                Traffic& to = text.traffic[k];
-                const Traffic& from = worker->traffic[k];
-                to.asked_read += from.asked_read, to.asked_write += from.asked_write;
-                to.moved_read += from.moved_read, to.moved_write += from.moved_write;
-            }
-            text.totals[0] += worker->barriers;
-            text.totals[1] += worker->atomics;
-            printed += worker->printed;
-        }
-    }
+    for (uint32_t i = 0; i < count; ++i)
+        for (const auto& worker : workers[i]) printed += worker->printed;
 }
 
 // What kernels of the last luce_run printed.

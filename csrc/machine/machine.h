@@ -26,6 +26,7 @@ struct Block;
 struct Worker;
 struct Launch;
 struct Ins;
+struct Watcher;
 
 // r: the warp's registers; m: the lanes that are active.
 using Op = void (*)(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
@@ -88,7 +89,13 @@ struct Tensor {
 
 // Bytes asked for by threads, and 32 for each sector that a warp's access touches; by tensor.
 struct Traffic {
-    uint64_t asked_read, asked_write, moved_read, moved_write;
+    uint64_t asked_read = 0, asked_write = 0, moved_read = 0, moved_write = 0;
+    uint64_t low = ~0ull, high = 0;  // all touched bytes lie between these, counted from the tensor's begin
+
+    void extend(uint64_t from, uint64_t size) {
+        low = from < low ? from : low;
+        high = from + size > high ? from + size : high;
+    }
 };
 
 // By memory instruction.
@@ -215,7 +222,7 @@ struct Launch {
     uint32_t number;             // among launches that run together
     uint32_t resident;           // blocks that the card holds at the same time
     bool cooperative, dependent;
-    struct Watcher* watcher;     // null: nobody looks at single accesses (memory.h)
+    Watcher* watcher;            // null: nobody looks at single accesses (memory.h)
     // ---- while it runs ----
     std::atomic<uint32_t>* failed;     // of all launches that run together: the first report wins
     std::atomic<uint64_t> next_block;  // that nobody has started
@@ -242,6 +249,7 @@ struct Worker {
     std::string printed;
     uint64_t ticks = 0;          // what clocks show
     const Ins* looking = nullptr;  // the last look in vain
+    Watcher* watcher = nullptr;  // told of every access where the watched code runs; see memory.h
 };
 
 struct Block {

@@ -582,8 +582,8 @@ private:
 class Seeded {
 public:
     Seeded(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
-           const Order& order, Trace* trace)
-        : launches_(launches), workers_(workers), order_(order), trace_(trace), random_(order.seed),
+           const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended)
+        : ended_(ended), launches_(launches), workers_(workers), order_(order), trace_(trace), random_(order.seed),
           pool_(Threads::get(1).pool(0)) {
         pool_.serial = ++launch_serial;
         style_ = random_.below(3);
@@ -609,8 +609,10 @@ public:
             if (interrupted.load(std::memory_order_relaxed)) report_end(running_.front()->launch, Fault::interrupted);
             if (entered > (1u << 18)) entered = 0, look_at_budget();
         }
-        for (auto& running : running_)
+        for (auto& running : running_) {  // after a report
             for (auto& cluster : running->resident) end_cluster(pool_, std::move(cluster));
+            ended_(running->launch->number);
+        }
     }
 
 private:
@@ -650,6 +652,7 @@ private:
                 continue;
             }
             if (launch->watcher) launch->watcher->launch_ends(launch);
+            ended_(launch->number);
             running_.erase(running_.begin() + static_cast<ptrdiff_t>(i));
             for (auto& running : running_)
                 if (running->launch->predecessor == launch) wake_waiting(*running);
@@ -742,6 +745,7 @@ private:
         Block* block;  // null: start another
     };
 
+    const std::function<void(uint32_t)>& ended_;
     std::vector<std::unique_ptr<Launch>>& launches_;
     std::vector<std::vector<std::unique_ptr<Worker>>>& workers_;
     const Order& order_;
@@ -759,11 +763,14 @@ private:
 }  // namespace
 
 void run(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
-         const Order& order, Trace* trace) {
+         const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended) {
     if (trace)
         for (int32_t i = 0; i < trace->program->count; ++i) trace->code[i].run = stop;
-    if (order.seeded) return Seeded(launches, workers, order, trace).run();
-    for (size_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) run_parallel(launches[i].get(), workers[i], order);
+    if (order.seeded) return Seeded(launches, workers, order, trace, ended).run();
+    for (uint32_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) {
+        run_parallel(launches[i].get(), workers[i], order);
+        ended(i);
+    }
 }
 
 }  // namespace machine

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -29,9 +30,10 @@ struct Trace {
 };
 
 // Runs launches one after another, or with a seed those marked `dependent` beside the one before. Counts are added up in
-// workers, one for each launch and OS thread: launch i has workers[i].
+// workers, one for each launch and OS thread: launch i has workers[i]. `ended` is called for each launch that has started,
+// once it has ended.
 void run(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
-         const Order& order, Trace* trace);
+         const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended);
 
 // Set by a signal; the launches that run end with Fault::interrupted.
 extern std::atomic<bool> interrupted;
