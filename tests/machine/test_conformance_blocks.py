@@ -102,7 +102,7 @@ def test_barriers_count_threads_that_have_not_exited():
     mad.wide.u32 %x4, %me, 4, %p0;
     st.global.u32 [%x4], %r5;"""
     out = tensor([UNWRITTEN] * 64, 32)
-    launch(entry(["out"], body), 1, 128, [out])
+    launch(entry(["out"], body), 1, 128, [out], strict=False)
     assert patterns(out) == [n ^ 33 for n in range(64)]
 
 

@@ -4,6 +4,7 @@ Slow and plain on purpose. A bit pattern is an int; a format says how it is read
 """
 
 from fractions import Fraction
+from functools import lru_cache
 from math import isqrt
 
 
@@ -57,6 +58,7 @@ def flush(form, bits):
     return bits & form.sign if is_subnormal(form, bits) else bits
 
 
+@lru_cache(1 << 17)
 def decode(form, bits):
     """The value of a finite pattern."""
     magnitude = bits & ~form.sign

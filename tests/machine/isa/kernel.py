@@ -189,8 +189,14 @@ def _edges(kind):
 
 
 def inputs(instruction, count, seed):
-    """Seeded rows of patterns: edge values, numbers of nearby size, and any bits at all."""
-    rng = random.Random(f"{instruction.text} {seed}")
+    """Seeded rows of patterns; instructions with the same operand types get the same rows."""
+    return _rows(instruction.ins, count, seed)
+
+
+@cache
+def _rows(kinds, count, seed):
+    """Edge values, numbers of nearby size, and any bits at all."""
+    rng = random.Random(f"{kinds} {seed}")
 
     def draw(kind):
         if kind.endswith("x2"):
@@ -207,4 +213,4 @@ def inputs(instruction, count, seed):
             return bits & 0xFF
         return bits
 
-    return [tuple(draw(kind) for kind in instruction.ins) for _ in range(count)]
+    return [tuple(draw(kind) for kind in kinds) for _ in range(count)]

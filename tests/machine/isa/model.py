@@ -358,7 +358,12 @@ for mode, count in (("wrap", lambda c: c & 31), ("clamp", lambda c: min(c, 32)))
 
 
 def lop3(a, b, c, table):
-    return sum((table >> (4 * (a >> i & 1) + 2 * (b >> i & 1) + (c >> i & 1)) & 1) << i for i in range(32))
+    """Bit 4 a + 2 b + c of the table, for each bit of the operands."""
+    result = 0
+    for row in range(8):
+        if table >> row & 1:
+            result |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
+    return result
 
 
 OUTPUTS = "defgklmnopqrstuv"  # the names of outputs; those of inputs are below
@@ -737,7 +742,7 @@ for source, form in product(ALL_INTEGERS, (F16, F32, F64)):
 def integral(form, target, mode, a):
     """To an integer, clamped to its range. NaN: zero, or the top bit alone if either type has 64 bits."""
     if is_nan(form, a):
-        return 1 << width(target) - 1 if form is F64 or width(target) == 64 else 0
+        return to_range(1 << width(target) - 1, target) if form is F64 or width(target) == 64 else 0
     if floats.is_inf(form, a):
         return limits(target)[0 if negative(form, a) else 1]
     return clamp(floats.to_integer(decode(form, a), mode[:2]), target)
