@@ -272,6 +272,10 @@ CASES = [
     ("add.f16x2", (0x3C003C00, 0x3C00BC00), (0x40000000,)),
     ("add.ftz.f16", (0x0001, 0x0001), (0,)),
     ("fma.rn.bf16", (0x3F81, 0x3F81, 0xBF82), (0x3880,)),
+    # Nearly half a unit: a product that lies halfway, moved by an addend too small for single precision to keep.
+    ("fma.rn.bf16", (0x3FC0, 0x3F81, 0x9D7D), (0x3FC1,)),
+    ("fma.rn.bf16x2", (0x3E953F80, 0x3FC00000, 0xA2730000), (0x3EDF0000,)),
+    ("fma.rn.f16", (0x3E00, 0x3C01, 0x8001), (0x3E01,)),
     ("add.rn.bf16", (0x3F80, 0x3B80), (0x3F80,)),
     ("mul.rn.bf16x2", (0x40003F80, 0x40404040), (0x40C04040,)),
     ("neg.f16x2", (0x00003C00,), (0x8000BC00,)),

@@ -834,6 +834,8 @@ def approximate(form, function, relative=0.0, absolute=0.0, ftz=False):
         value = function(*(to_float(form, a) for a in args))
         if math.isnan(value) or math.isinf(value):
             return Near(value, 0)
+        if value == 0 and function is not log2:  # the ISA's tables give zeros with their signs
+            return form.sign if math.copysign(1, value) < 0 else 0
         limit = abs(value) * relative + absolute + step
         largest = float(decode(form, form.max))
         smallest = float(decode(form, form.min_normal))
