@@ -115,9 +115,9 @@ def test_fault_is_caught_within_20_seeds(module, name):
     assert is_caught(RUNS[name], module[name])
 
 
-@pytest.mark.parametrize("name", RUNS.keys() - X86_SHOWS)
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in X86_SHOWS])
 def test_x86_forgives_the_fault(module, name):
-    for seed in (None, *range(5)):
+    for seed in range(5):
         assert is_right(RUNS[name], module[name], seed=seed), f"seed {seed}"
 
 

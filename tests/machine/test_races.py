@@ -104,9 +104,8 @@ LINES = {  # kernel: markers of the lines that its report must name
 def launch(module, name, cases, **how):
     grid, block, sizes = cases[name]
     args = [ROUNDS if size == "rounds" else words(size) for size in sizes]
-    clusters = {"cluster": 2} if name.startswith("cluster") else {}
     together = {"cooperative": True} if name.startswith(("flag", "answer", "chain", "lock", "grid")) else {}
-    module[name].launch(grid, block, args, **clusters, **together, **how)
+    module[name].launch(grid, block, args, **together, **how)
 
 
 @pytest.mark.planted
