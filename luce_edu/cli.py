@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
     doctor.set_defaults(run=_doctor)
 
+    cards = commands.add_parser("cards", help="the GPUs that the emulator can be, with the sources of their figures")
+    cards.set_defaults(run=_cards)
+
     walkthrough = commands.add_parser("walkthrough", help="run the notebooks, end with the stage table")
     walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these only: 00,01")
     walkthrough.add_argument("--in-place", action="store_true", help="run solutions too, store all outputs")
@@ -195,6 +198,17 @@ def _doctor(args) -> int:
         shown = "\n".join(f"{f.name}: {f.status}: {f.detail}{rest}" for f, rest in zip(findings, to_do, strict=True))
     _console().print(shown)
     return HOLDS if ready(findings) else DOES_NOT_HOLD
+
+
+def _cards(args) -> int:
+    from luce_edu.machine.cards import CARDS, LIMITS_SOURCE, CardTable, find_card
+
+    console = _console()
+    console.print(CardTable(find_card()))
+    console.print(f"\nSources. Threads, blocks, registers and shared memory: {LIMITS_SOURCE}.", highlight=False)
+    for card in CARDS:
+        console.print(f"{card.name}: {card.source}.", highlight=False)
+    return HOLDS
 
 
 def _walkthrough(args) -> int:

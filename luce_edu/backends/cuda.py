@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib
-import io
 import json
-import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy
 import torch
 
-from luce_edu.backends import OLDEST_CAPABILITY, cache_dir, csrc_dir, torch_lacks
+from luce_edu.backends import OLDEST_CAPABILITY, torch_lacks
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
-from luce_edu.backends.module import Module, unusable_cache
+from luce_edu.backends.module import Module
 from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
+from luce_edu.machine import nvrtc
 from luce_edu.weights import as_one_matrix
 
 # Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
@@ -58,55 +55,24 @@ class Binary:
 
 
 def compile_cubin(
-    source: str, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *, csrc: Path | None = None
-) -> Binary:
-    """Compile csrc/`source` for `arch` (such as 'sm_86') with NVRTC; needs no GPU. Cached on disk.
+    source: str, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *, csrc: Path | None = None,
+    text: str | None = None,
+) -> Binary:  # fmt: skip
+    """Compile csrc/`source`, or `text` under its name, for `arch` (such as 'sm_86') with NVRTC. Cached on disk.
 
-    Raises CompileError with the compiler's log, or when a kernel named in `kernels` is not in the source.
+    Needs no GPU. Raises CompileError with the compiler's log, or when a kernel in `kernels` is not in the source.
     """
-    csrc = csrc_dir() if csrc is None else Path(csrc)
-    cached = cache_dir() / "cuda" / (_key(csrc, source, defines, arch) + ".json")
-    try:
-        stored = json.loads(cached.read_text())
-        resources = {name: Resources(**fields) for name, fields in stored["resources"].items()}
-        binary = Binary(arch, bytes.fromhex(stored["cubin"]), resources)
-    except (OSError, ValueError, KeyError, TypeError):  # no entry, or a damaged one: compile again
-        binary = _nvrtc(csrc, source, defines, arch)
-        _store(cached, binary)
-    missing = [name for name in kernels if name not in binary.resources]
-    if missing:
-        raise CompileError(
-            f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(binary.resources)}"
-        )
-    return binary
+    sources = nvrtc.read_sources(source, text, csrc)
 
+    def make() -> str:
+        cubin, log = nvrtc.run(sources, defines, arch, "CUBIN", ["--ptxas-options=-v"])
+        resources = {name: asdict(fields) for name, fields in parse_ptxas(log).items()}
+        return json.dumps({"cubin": cubin.hex(), "resources": resources})
 
-def _nvrtc(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> Binary:
-    try:
-        from cuda.core import Program, ProgramOptions
-    except ImportError as error:
-        raise CompileError(f"cuda-core is not installed ({error}); pip install 'cuda-core[cu13]'") from None
-    path = csrc / source
-    if not path.is_file():
-        raise CompileError(f"{source}: no such file in {csrc.name}/")
-    log = io.StringIO()
-    options = ProgramOptions(
-        name=source,
-        arch=arch,
-        std="c++17",
-        include_path=[str(csrc)],
-        define_macro=[(name, str(value)) for name, value in defines.items()] or None,
-        ptxas_options=["-v"],
-        lineinfo=True,
-    )
-    try:
-        program = Program(path.read_text(encoding="utf-8"), "c++", options)
-        code = program.compile("cubin", logs=log)
-    except Exception as error:  # cuda-core keeps its NVRTCError in a private module
-        text = f"{log.getvalue()}\n{error}".replace(f"{csrc}{os.sep}", "")
-        text = text.strip(" \n\0")  # NVRTC ends its log with a zero
-        raise CompileError(f"{source}: NVRTC refused it for {arch}", text) from None
-    return Binary(arch, bytes(code.code), parse_ptxas(log.getvalue()))
+    stored = json.loads(nvrtc.cached(f"cuda/{nvrtc.entry_name(sources, defines, arch, 'cubin')}.json", make))
+    resources = {name: Resources(**fields) for name, fields in stored["resources"].items()}
+    nvrtc.check_kernels(source, kernels, list(resources))
+    return Binary(arch, bytes.fromhex(stored["cubin"]), resources)
 
 
 def parse_ptxas(log: str) -> dict[str, Resources]:
@@ -124,33 +90,6 @@ def parse_ptxas(log: str) -> dict[str, Resources]:
             int(registers), int(stack), int(stores), int(loads), int(shared[1]) if shared else 0
         )
     return report
-
-
-def _key(csrc: Path, source: str, defines: Mapping[str, object], arch: str) -> str:
-    """A hash of all that decides the machine code: every source that could be included, options, compiler."""
-    digest = hashlib.sha256(repr((source, sorted(defines.items()), arch)).encode())
-    for package in ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
-        try:
-            digest.update(f"{package} {version(package)}".encode())
-        except PackageNotFoundError:
-            continue
-    for path in sorted(csrc.rglob("*")):
-        if not path.is_file() or path.relative_to(csrc).parts[0] == "host":  # of the emulator alone
-            continue
-        digest.update(str(path.relative_to(csrc)).encode() + path.read_bytes())
-    return digest.hexdigest()[:32]
-
-
-def _store(path: Path, binary: Binary) -> None:
-    """Write a cache entry so that no reader ever sees half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable_cache(error) from None
-    resources = {name: asdict(fields) for name, fields in binary.resources.items()}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump({"cubin": binary.cubin.hex(), "resources": resources}, file)
-    os.replace(file.name, path)
 
 
 @dataclass(frozen=True)

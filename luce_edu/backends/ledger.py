@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from luce_edu.errors import LaunchError
+
+if TYPE_CHECKING:
+    from luce_edu.machine.counters import Counters
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Launch:
     captured          of a CUDA graph: the launches that one replay of it stands for
     traffic           by tensor; None where it was not counted
     barriers_a_block  __syncthreads that a block passed, on average; None on a GPU
+    counters          all that the virtual GPU counted; None on a GPU
     """
 
     kernel: str
@@ -47,6 +52,7 @@ class Launch:
     captured: tuple[Launch, ...] = ()
     traffic: Mapping[str, Traffic] | None = None
     barriers_a_block: float | None = None
+    counters: Counters | None = field(default=None, compare=False, repr=False)
 
 
 def graph_launch(captured: Sequence[Launch]) -> Launch:

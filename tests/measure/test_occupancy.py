@@ -4,7 +4,8 @@ import pytest
 
 from luce_edu.backends.cuda import ARCHITECTURES, Resources, compile_cubin
 from luce_edu.config import ModelConfig
-from luce_edu.measure.occupancy import LIMITS, blocks_per_sm, registers_allowed
+from luce_edu.machine.cards import LIMITS
+from luce_edu.measure.occupancy import blocks_per_sm, registers_allowed
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.stages.per_layer import PerLayerDecoder
@@ -59,7 +60,7 @@ def shipped(arch):
 @pytest.mark.parametrize("arch", ["sm_75", "sm_86"])
 def test_every_shipped_kernel_fits(arch):
     blocks = {name: blocks_per_sm(resources, BLOCK_THREADS, arch=arch) for name, resources in shipped(arch).items()}
-    assert all(1 <= count <= LIMITS[arch].threads // BLOCK_THREADS for count in blocks.values()), blocks
+    assert all(1 <= count <= LIMITS[arch].threads_per_sm // BLOCK_THREADS for count in blocks.values()), blocks
 
 
 @pytest.mark.gpu

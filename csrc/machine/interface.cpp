@@ -1,0 +1,276 @@
+// interface.cpp: what luce_edu/machine/core.py calls, and the only structs that both know
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "memory.h"
+#include "scheduler.h"
+#include "watchers.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace machine {
+
+namespace {
+
+// The registry fills up before main, in whatever order the files come; so it is made when first asked for.
+std::vector<Entry>& registry() {
+    static std::vector<Entry> entries;
+    return entries;
+}
+
+void data_slot(Warp* w, const Ins* p, uint8_t*, uint32_t m) { fail(w, p, Fault::unsupported, std::countr_zero(m)); }
+
+}  // namespace
+
+void add_operations(std::initializer_list<Entry> entries) {
+    registry().insert(registry().end(), entries.begin(), entries.end());
+}
+
+// A program as Python gives it: `code` holds an index into the registry in place of each function, -1 in a slot.
+struct ProgramText {
+    const Ins* code;
+    int32_t count, arena_bytes;
+    const uint8_t* image;
+    int32_t image_at, image_bytes;
+    const SpecialSlot* specials;
+    int32_t specials_count, shared_bytes, local_bytes, blocks_count, sites_count, parameter_bytes;
+    const int32_t* block_lengths;
+    const int32_t* lines;
+};
+
+// What a launch did to one tensor. gap: the first bytes in a row that it left unwritten, where it wrote some.
+struct TensorCount {
+    uint64_t asked_read, asked_write, moved_read, moved_write, distinct_read, distinct_write, gap_begin, gap_end;
+};
+
+struct LaunchText {
+    const Program* program;
+    const uint8_t* parameters;
+    uint32_t grid[3], block[3], cluster[3];
+    uint32_t dynamic_shared_bytes, sm_count, resident, cooperative, dependent, strict;
+    const Tensor* tensors;
+    uint32_t tensors_count;
+    // Added to: by basic block, by memory instruction, by tensor; then barriers passed by blocks, and atomics.
+    BlockCount* counts;
+    Site* sites;
+    TensorCount* traffic;
+    uint64_t* totals;
+};
+
+struct OrderText {
+    uint32_t threads, seeded;
+    uint64_t seed, instructions;
+    uint32_t hostile, races;
+    Trace* trace;
+};
+
+EXPORT int32_t luce_operations(const char** names) {
+    const auto& entries = registry();
+    if (names)
+        for (size_t i = 0; i < entries.size(); ++i) names[i] = entries[i].name;
+    return static_cast<int32_t>(entries.size());
+}
+
+EXPORT Program* luce_load(const ProgramText* text) {
+    // One allocation for each array, owned by the program and never moved.
+    auto copy = [](const auto* from, size_t count) {
+        auto to = new std::remove_cvref_t<decltype(*from)>[count + 1]();
+        if (count) memcpy(to, from, count * sizeof *from);
+        return to;
+    };
+    Ins* code = copy(text->code, text->count);
+    Ins* watched = copy(text->code, text->count);
+    const auto& entries = registry();
+    for (int32_t i = 0; i < text->count; ++i) {
+        const auto op = reinterpret_cast<intptr_t>(text->code[i].run);
+        code[i].run = op < 0 ? data_slot : entries[op].run;
+        watched[i].run = op < 0 ? data_slot : entries[op].watched ? entries[op].watched : entries[op].run;
+    }
+    code[text->count].run = watched[text->count].run = data_slot;
+    return new Program{code, watched, text->count, text->arena_bytes, copy(text->image, text->image_bytes),
+                       text->image_at, text->image_bytes, copy(text->specials, text->specials_count),
+                       text->specials_count, text->shared_bytes, text->local_bytes, text->blocks_count,
+                       copy(text->block_lengths, text->blocks_count), text->sites_count, text->parameter_bytes,
+                       copy(text->lines, text->count)};
+}
+
+EXPORT void luce_unload(Program* program) {
+    delete[] program->code;
+    delete[] program->watched;
+    delete[] program->image;
+    delete[] program->specials;
+    delete[] program->block_lengths;
+    delete[] program->lines;
+    delete program;
+}
+
+namespace {
+
+std::mutex one_at_a_time;
+std::string printed;
+
+void on_interrupt(int) { interrupted.store(true); }
+
+// While launches run, Ctrl-C ends them; Python's own handler sees nothing of it until this is over.
+class Interrupts {
+public:
+    Interrupts() {
+        interrupted.store(false);
+        active_ = syscall(SYS_gettid) == getpid();
+        if (!active_) return;
+        struct sigaction ours = {};
+        ours.sa_handler = on_interrupt;
+        sigaction(SIGINT, nullptr, &before_);
+        active_ = before_.sa_handler != SIG_IGN;
+        if (active_) sigaction(SIGINT, &ours, nullptr);
+    }
+    ~Interrupts() {
+        if (active_) sigaction(SIGINT, &before_, nullptr);
+    }
+
+private:
+    bool active_;
+    struct sigaction before_;
+};
+
+}  // namespace
+
+namespace {
+
+// Counts the bits of [from, to) and clears them; the first row of zeros in [0, total) goes to the gap.
+uint64_t count_and_clear(uint64_t* bits, uint64_t from, uint64_t to) {
+    uint64_t sum = 0;
+    for (uint64_t word = from / 64; word < (to + 63) / 64; ++word) {
+        sum += std::popcount(bits[word]);
+        bits[word] = 0;
+    }
+    return sum;
+}
+
+// The first bytes in a row of `total` that nobody wrote; outside [low, high) nobody wrote any.
+void find_gap(const uint64_t* bits, uint64_t low, uint64_t high, uint64_t total, TensorCount& count) {
+    auto is_written = [&](uint64_t byte) { return byte >= low && byte < high && (bits[byte / 64] >> byte % 64 & 1); };
+    uint64_t at = low > 0 ? 0 : low;
+    while (at < high && is_written(at)) at += bits[at / 64] == ~0ull && at % 64 == 0 ? 64 : 1;
+    at = std::min(at, total);
+    if (at == total) return;
+    count.gap_begin = at;
+    while (at < total && !is_written(at)) {
+        if (at < low) at = low;
+        else if (at >= high) at = total;
+        else ++at;
+    }
+    count.gap_end = at;
+}
+
+// What the OS threads counted of a launch, into Python's arrays; the tensors' bits are all 0 afterwards.
+void add_up(const LaunchText& text, const Launch& launch, const std::vector<std::unique_ptr<Worker>>& workers) {
+    std::vector<Traffic> extents(text.tensors_count);
+    for (const auto& worker : workers) {
+        for (size_t k = 0; k < worker->counts.size(); ++k) {
+            text.counts[k].times += worker->counts[k].times;
+            text.counts[k].lanes += worker->counts[k].lanes;
+        }
+        for (size_t k = 0; k < worker->sites.size(); ++k) {
+            Site& to = text.sites[k];
+            const Site& from = worker->sites[k];
+            to.times += from.times, to.lanes += from.lanes, to.bytes += from.bytes;
+            to.sectors += from.sectors, to.wavefronts += from.wavefronts;
+        }
+        for (size_t k = 0; k < worker->traffic.size(); ++k) {
+            TensorCount& to = text.traffic[k];
+            const Traffic& from = worker->traffic[k];
+            to.asked_read += from.asked_read, to.asked_write += from.asked_write;
+            to.moved_read += from.moved_read, to.moved_write += from.moved_write;
+            if (from.high) extents[k].extend(from.low, from.high - from.low);
+        }
+        text.totals[0] += worker->barriers;
+        text.totals[1] += worker->atomics;
+    }
+    for (size_t k = 0; k < extents.size(); ++k) {
+        const Tensor& tensor = launch.tensors[k];
+        TensorCount& count = text.traffic[k];
+        const auto [low, high] = std::pair(extents[k].low, extents[k].high);
+        if (!high) continue;
+        if (count.asked_write) find_gap(tensor.written, low, high, tensor.end - tensor.begin, count);
+        if (count.asked_read) count.distinct_read = count_and_clear(tensor.read, low, high);
+        if (count.asked_write) count.distinct_write = count_and_clear(tensor.written, low, high);
+    }
+}
+
+}  // namespace
+
+// Runs launches to their end. The fault of `report` is 0 where all is well.
+EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* order, Report* report) {
+    std::lock_guard lock(one_at_a_time);
+    memset(report, 0, sizeof *report);
+    std::atomic<uint32_t> failed = 0;
+    std::unique_ptr<Watcher> watcher = make_watcher(order->hostile, order->races, order->seed, report);
+    std::vector<std::unique_ptr<Launch>> launches;
+    std::vector<std::vector<std::unique_ptr<Worker>>> workers(count);
+    const uint32_t threads = order->seeded || watcher ? 1 : order->threads;
+    for (uint32_t i = 0; i < count; ++i) {
+        const LaunchText& text = texts[i];
+        auto launch = std::make_unique<Launch>();
+        launch->program = text.program;
+        launch->parameters = text.parameters;
+        for (int k = 0; k < 3; ++k)
+            launch->grid[k] = text.grid[k], launch->block[k] = text.block[k], launch->cluster[k] = text.cluster[k];
+        launch->dynamic_shared_bytes = text.dynamic_shared_bytes;
+        launch->shared_bytes = (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes;
+        launch->tensors = text.tensors;
+        launch->tensors_count = text.tensors_count;
+        launch->sm_count = text.sm_count;
+        launch->resident = text.resident;
+        launch->cooperative = text.cooperative;
+        launch->dependent = text.dependent;
+        launch->strict = text.strict;
+        launch->number = i;
+        launch->watcher = watcher.get();
+        launch->failed = &failed;
+        launch->predecessor = nullptr;
+        launch->report = report;
+        for (uint32_t t = 0; t < threads; ++t) {
+            auto worker = std::make_unique<Worker>();
+            worker->launch = launch.get();
+            worker->watcher = watcher.get();
+            worker->counts.resize(text.program->blocks_count);
+            worker->sites.resize(text.program->sites_count);
+            worker->traffic.resize(text.tensors_count);
+            worker->last_tensor.resize(text.program->sites_count);
+            workers[i].push_back(std::move(worker));
+        }
+        launches.push_back(std::move(launch));
+    }
+    {
+        Interrupts guard;
+        auto ended = [&](uint32_t i) { add_up(texts[i], *launches[i], workers[i]); };
+        run(launches, workers, {threads, order->seeded || watcher, order->seed, order->instructions}, order->trace, ended);
+    }
+    printed.clear();
+    for (uint32_t i = 0; i < count; ++i)
+        for (const auto& worker : workers[i]) printed += worker->printed;
+}
+
+// What kernels of the last luce_run printed.
+EXPORT const char* luce_printed() { return printed.c_str(); }
+
+// Sizes of the structs, so that Python can be sure that it knows them.
+EXPORT int32_t luce_size(const char* name) {
+    static const std::map<std::string, size_t> sizes = {
+        {"Ins", sizeof(Ins)}, {"ProgramText", sizeof(ProgramText)}, {"LaunchText", sizeof(LaunchText)},
+        {"OrderText", sizeof(OrderText)}, {"Report", sizeof(Report)}, {"Tensor", sizeof(Tensor)},
+        {"Traffic", sizeof(Traffic)}, {"Site", sizeof(Site)}, {"BlockCount", sizeof(BlockCount)}, {"Trace", sizeof(Trace)},
+    };
+    const auto found = sizes.find(name);
+    return found == sizes.end() ? -1 : static_cast<int32_t>(found->second);
+}
+
+}  // namespace machine

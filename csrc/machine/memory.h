@@ -1,0 +1,232 @@
+// memory.h: what the memory instructions share, and what a watcher of memory is told
+//   memory.cpp        loads and stores           memory_atomic.cpp  atomics, fences, synchronising loads and stores
+//   memory_async.cpp  cp.async, bulk, mbarrier   memory_check.cpp   where accesses fall: checks and counters
+//   memory_space.cpp  cvta, isspacep, mapa       memory_change.h    what atomics compute
+#pragma once
+
+#include "events.h"
+#include "machine.h"
+
+namespace machine {
+
+// The window of a kernel's parameters in the generic address space: cvta.param.
+constexpr uint64_t param_window = 0x7d00'0000'0000'0000;
+constexpr int rank_shift = 24;  // (rank + 1) << 24 | offset: an address in another block's shared memory
+
+// How an instruction gives its address.
+enum class Form : uint8_t { wide, narrow, fixed };  // a 64-bit register, a 32-bit one (.a32), none (.k)
+
+using Addresses = Lanes<uint64_t>;
+
+// ---- Watchers: hostile memory, the race detector and the stepper ----
+
+// One lane's access. `address` is what the program said; `host` is where the bytes are.
+struct Touch {
+    Warp* w;
+    const Ins* p;
+    uint32_t lane;
+    Space space;  // never generic: what the address turned out to be
+    uint64_t address;
+    uint8_t* host;
+    uint32_t size;
+    int32_t access;  // Access flags
+};
+
+// An asynchronous copy or reduction of one lane, or an arrival at an mbarrier behind the copies before it.
+struct Copy {
+    enum Kind : uint8_t { cp_async, bulk, bulk_group, arrival };  // bulk: its mbarrier counts it; bulk_group: a group
+    Kind kind;
+    Touch from, to;           // from.size bytes are read; to.size are written, zeros behind those read
+    uint64_t* barrier;        // bulk, arrival: the mbarrier
+    uint64_t* written;        // shared_written of the block that gets the bytes, or null
+    uint64_t written_at;      // the first byte there
+    void (*reduce)(uint8_t* to, const uint8_t* from, uint32_t bytes);  // null: a plain copy
+};
+// Carries it out. True if a phase of its mbarrier is over by it.
+bool finish(const Copy& copy);
+
+enum class BarrierUse : uint8_t { init, inval, arrive, expect, complete, wait };
+
+// A new value of 2, 4 or 8 bytes from the old one and an atomic's sources.
+using Change = uint64_t (*)(uint64_t old, uint64_t b, uint64_t c);
+
+// The base class does what the fast path does. All calls come after the checks; lanes come in order.
+struct Watcher : Events {
+    virtual void load(const Touch& touch, void* value);
+    virtual void store(const Touch& touch, const void* value);
+    // old -> change(old, b, c), at once; returns old. touch.size is 2, 4 or 8.
+    virtual uint64_t atomic(const Touch& touch, Change change, uint64_t b, uint64_t c);
+    virtual void fence(Warp* w, const Ins* p, uint32_t mask, int32_t access);
+    // One lane has done something with an mbarrier. `completed`: its phase ended by it, or the wait is over.
+    virtual void barrier(const Touch& touch, BarrierUse use, bool completed);
+    virtual void copy(const Copy& copy);
+    // The group of cp.async (bulk: of cp.async.bulk) copies is closed; all but the last `groups` groups must be done.
+    virtual void commit(Warp* w, const Ins* p, uint32_t mask, bool bulk);
+    virtual void wait(Warp* w, const Ins* p, uint32_t mask, bool bulk, int64_t groups, bool only_read);
+};
+
+// The lane of the lowest bit; m is not 0.
+inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m) & 31; }
+
+// ---- Bits, one for each byte ----
+
+// Bits [from, from + count) become 1. Several OS threads may do so at once: a word is stored whole only as all ones.
+inline void mark(uint64_t* bits, uint64_t from, uint64_t count) {
+    uint64_t* word = bits + (from >> 6);
+    uint32_t shift = from & 63;
+    while (count) {
+        const uint64_t here = count < 64 - shift ? count : 64 - shift;
+        const uint64_t mask = (here == 64 ? ~0ull : (1ull << here) - 1) << shift;
+        const uint64_t old = __atomic_load_n(word, __ATOMIC_RELAXED);
+        if ((old & mask) != mask) {
+            if (mask == ~0ull)
+                __atomic_store_n(word, mask, __ATOMIC_RELAXED);
+            else
+                __atomic_fetch_or(word, mask, __ATOMIC_RELAXED);
+        }
+        count -= here;
+        shift = 0;
+        ++word;
+    }
+}
+
+// The same for memory that one OS thread has for itself.
+inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
+    uint64_t* word = bits + (from >> 6);
+    uint32_t shift = from & 63;
+    while (count) {
+        const uint64_t here = count < 64 - shift ? count : 64 - shift;
+        *word++ |= (here == 64 ? ~0ull : (1ull << here) - 1) << shift;
+        count -= here;
+        shift = 0;
+    }
+}
+
+inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
+    const uint64_t* word = bits + (from >> 6);
+    uint32_t shift = from & 63;
+    uint64_t missing = 0;
+    while (count) {
+        const uint64_t here = count < 64 - shift ? count : 64 - shift;
+        missing |= ~*word++ & (here == 64 ? ~0ull : (1ull << here) - 1) << shift;
+        count -= here;
+        shift = 0;
+    }
+    return missing == 0;
+}
+
+// ---- Addresses of a warp ----
+
+// How the addresses of the active lanes lie: all the same, one behind the other, or anyhow.
+enum class Pattern : uint8_t { same, row, scattered };
+
+struct Quarter {
+    typedef uint64_t type __attribute__((vector_size(64), may_alias));
+};
+using Eight = Quarter::type;  // eight addresses
+
+inline bool any(Eight x) {
+#if MACHINE_AVX512
+    return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+#else
+    return (x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7]) != 0;
+#endif
+}
+
+// All 32 addresses of a 64-bit register: the first one, then each `step` bytes behind the one before.
+template <int step>
+__attribute__((always_inline)) inline bool is_row(const uint8_t* at) {
+    auto part = reinterpret_cast<const Eight*>(at);
+    constexpr uint64_t s = step;
+    const Eight steps = {0, s, 2 * s, 3 * s, 4 * s, 5 * s, 6 * s, 7 * s};
+    const Eight first = steps + *reinterpret_cast<const uint64_t*>(at);
+    return !any((part[0] ^ first) | (part[1] ^ (first + 8 * s)) | (part[2] ^ (first + 16 * s)) |
+                (part[3] ^ (first + 24 * s)));
+}
+
+Touch touch_of(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t host, uint32_t size);
+Pattern pattern_of(const Addresses& at, uint32_t m, uint32_t size);
+void addresses_of(Addresses& at, const uint8_t* r, int32_t reg, int64_t imm, Form form);
+
+// ---- Checks and counters: true if all is well, false after fail() ----
+
+enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
+
+// Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
+bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
+
+// Where one lane's bytes are.
+struct Place {
+    uint8_t* host = nullptr;
+    Space space = global;    // what the address turned out to be
+    uint64_t address = 0;    // inside that space
+    int tensor = -1;         // global
+    Block* block = nullptr;  // shared: whose
+    uint64_t offset = 0;     // shared: there
+};
+
+// One lane: checked, not counted. False after fail().
+bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t size, Use use,
+           uint32_t alignment, Place& found);
+// Bitmaps and traffic of one lane's access.
+void count_place(Warp* w, const Place& found, uint64_t size, Use use);
+
+inline bool holds(const Tensor& tensor, uint64_t address, uint64_t size) {
+    const uint64_t offset = address - tensor.begin, bytes = tensor.end - tensor.begin;
+    return offset < bytes && size <= bytes - offset;
+}
+
+// A range of global memory that lies in one tensor and is touched by all `lanes` in a row.
+__attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                            uint32_t size, uint64_t span, Use use) {
+    const Launch* launch = w->block->launch;
+    Worker* worker = w->worker;
+    uint32_t index = worker->last_tensor[p->c];
+    const Tensor* tensor = launch->tensors + index;
+    if (__builtin_expect(index >= launch->tensors_count || !holds(*tensor, base, span), 0)) {
+        const int found = find_tensor(w, p->c, base, span);
+        if (found < 0) return false;
+        index = found;
+        tensor = launch->tensors + index;
+    }
+    if (base & (size - 1)) return false;
+    if ((use & writes) && tensor->read_only) return false;
+    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
+    const uint64_t sectors = ((base + span - 1) >> 5) - (base >> 5) + 1;
+    Traffic& traffic = worker->traffic[index];
+    traffic.extend(base - tensor->begin, span);
+    if (use & reads) {
+        traffic.asked_read += asked;
+        traffic.moved_read += sectors * 32;
+        if (tensor->read) mark(tensor->read, base - tensor->begin, span);
+    }
+    if (use & writes) {
+        traffic.asked_write += asked;
+        traffic.moved_write += sectors * 32;
+        if (tensor->written) mark(tensor->written, base - tensor->begin, span);
+    }
+    Site& site = w->sites[p->c];
+    site.times += 1;
+    site.lanes += lanes;
+    site.bytes += asked;
+    site.sectors += sectors;
+    return true;
+}
+
+// The same for the block's own shared memory.
+__attribute__((always_inline)) inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                            uint32_t size, uint64_t span, Use use) {
+    Block* block = w->block;
+    if (base + span > block->shared_bytes || base > block->shared_bytes || (base & (size - 1))) return false;
+    if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
+    if (use & writes) mark_own(block->shared_written, base, span);
+    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
+    Site& site = w->sites[p->c];
+    site.times += 1;
+    site.lanes += lanes;
+    site.bytes += asked;
+    site.wavefronts += (span + 127) / 128;
+    return true;
+}
+
+}  // namespace machine

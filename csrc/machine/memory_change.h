@@ -1,0 +1,80 @@
+// memory_change.h: what atomics and reductions compute, element by element
+// All operands are the bits of a value, in the low end of 64. b and c are the sources of the instruction.
+#pragma once
+
+#include "memory.h"
+
+namespace machine::change {
+
+template <class T>
+inline T value(uint64_t bits) {
+    T v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+template <class T>
+inline uint64_t bits(T v) {
+    uint64_t b = 0;
+    memcpy(&b, &v, sizeof v);
+    return b;
+}
+
+template <class T> uint64_t add(uint64_t old, uint64_t b, uint64_t) { return static_cast<T>(old + b); }
+template <class T> uint64_t minimum(uint64_t old, uint64_t b, uint64_t) { return value<T>(b) < value<T>(old) ? b : old; }
+template <class T> uint64_t maximum(uint64_t old, uint64_t b, uint64_t) { return value<T>(b) > value<T>(old) ? b : old; }
+inline uint64_t increment(uint64_t old, uint64_t b, uint64_t) { return old >= b ? 0 : old + 1; }
+inline uint64_t decrement(uint64_t old, uint64_t b, uint64_t) { return old == 0 || old > b ? b : old - 1; }
+inline uint64_t exchange(uint64_t, uint64_t b, uint64_t) { return b; }
+inline uint64_t compare(uint64_t old, uint64_t b, uint64_t c) { return old == b ? c : old; }
+inline uint64_t both(uint64_t old, uint64_t b, uint64_t) { return old & b; }
+inline uint64_t either(uint64_t old, uint64_t b, uint64_t) { return old | b; }
+inline uint64_t one_of(uint64_t old, uint64_t b, uint64_t) { return old ^ b; }
+
+constexpr uint32_t f32_nan = 0x7fffffff;  // what arithmetic gives for any NaN
+
+inline uint64_t add_f32(uint64_t old, uint64_t b, uint64_t) {
+    const float sum = value<float>(old) + value<float>(b);
+    return sum != sum ? f32_nan : bits(sum);
+}
+// In global memory, denormals become zeros of their sign before and after: PTX ISA, atom.
+inline uint64_t add_f32_flushed(uint64_t old, uint64_t b, uint64_t) {
+    const auto flush = [](uint64_t x) { return x & 0x7f800000 ? x : x & 0x80000000; };
+    return flush(add_f32(flush(old), flush(b), 0));
+}
+inline uint64_t add_f64(uint64_t old, uint64_t b, uint64_t) {
+    const double sum = value<double>(old) + value<double>(b);
+    return sum != sum ? 0x7fffffffffffffffull : bits(sum);  // our NaN of f64: one pattern on every machine
+}
+// A float has more than twice the bits of a half, so rounding twice gives what rounding once would.
+inline uint64_t add_f16(uint64_t old, uint64_t b, uint64_t) {
+    const float sum = static_cast<float>(value<_Float16>(old)) + static_cast<float>(value<_Float16>(b));
+    return sum != sum ? 0x7fff : bits(static_cast<_Float16>(sum));
+}
+inline uint64_t add_bf16(uint64_t old, uint64_t b, uint64_t) {
+    const float sum = value<float>((old & 0xffff) << 16) + value<float>((b & 0xffff) << 16);
+    if (sum != sum) return 0x7fff;
+    const uint32_t wide = static_cast<uint32_t>(bits(sum));
+    return (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+}
+template <Change half>
+uint64_t pair(uint64_t old, uint64_t b, uint64_t) {
+    return half(old & 0xffff, b & 0xffff, 0) | half(old >> 16 & 0xffff, b >> 16 & 0xffff, 0) << 16;
+}
+
+// Other OS threads may do the same to these bytes. Returns the old value.
+template <class T>
+inline T apply(uint8_t* at, Change change, uint64_t b, uint64_t c) {
+    T* word = reinterpret_cast<T*>(at);
+    T old = __atomic_load_n(word, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(word, &old, static_cast<T>(change(old, b, c)), false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+inline uint64_t apply(uint8_t* at, uint32_t size, Change change, uint64_t b, uint64_t c) {
+    return size == 2   ? apply<uint16_t>(at, change, b, c)
+           : size == 4 ? apply<uint32_t>(at, change, b, c)
+                       : apply<uint64_t>(at, change, b, c);
+}
+
+}  // namespace machine::change

@@ -1,0 +1,109 @@
+// memory_space.cpp: between the generic address space and the others, and hints that move no data
+#include "memory.h"
+
+namespace machine {
+
+namespace {
+
+inline Lanes<uint64_t>& wide(uint8_t* r, int32_t at) { return lanes<uint64_t>(r, at); }
+
+// d = the generic address of a's place in the space whose window it is.
+template <uint64_t window>
+void to_generic(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    put(r, p->d, wide(r, p->a) | window, m);
+    NEXT;
+}
+template <uint64_t window>
+void from_generic(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    put(r, p->d, window ? wide(r, p->a) & ~window_mask : wide(r, p->a), m);
+    NEXT;
+}
+
+// d: predicate; a: a generic address.
+enum class Asked : uint8_t { global, shared, own_shared, local, param };
+template <Asked asked>
+void is_space(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    uint32_t yes = 0;
+    for (uint32_t lane = 0; lane < warp_lanes; ++lane) {
+        const uint64_t address = wide(r, p->a)[lane], window = address & window_mask;
+        bool is = false;
+        switch (asked) {
+            case Asked::global: is = window != shared_window && window != local_window && window != param_window; break;
+            case Asked::shared: is = window == shared_window; break;
+            case Asked::own_shared: {
+                const uint64_t rank = (address & ~window_mask) >> rank_shift;
+                is = window == shared_window && (rank == 0 || rank == w->block->rank + 1);
+                break;
+            }
+            case Asked::local: is = window == local_window; break;
+            case Asked::param: is = window == param_window; break;
+        }
+        yes |= static_cast<uint32_t>(is) << lane;
+    }
+    put_predicate(r, p->d, yes, m);
+    NEXT;
+}
+
+// Constants lie in global memory, so their addresses say nothing; a variable's space is known where it is declared.
+void is_constant(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    put_predicate(r, p->d, 0, m);
+    NEXT;
+}
+
+// d = the address of a's place in the shared memory of the block of rank b.
+constexpr uint64_t offset_mask = (1u << rank_shift) - 1;
+void map_narrow(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    const Lanes<uint32_t> rank = lanes<uint32_t>(r, p->b) + 1u;
+    put(r, p->d, (lanes<uint32_t>(r, p->a) & static_cast<uint32_t>(offset_mask)) | rank << rank_shift, m);
+    NEXT;
+}
+void map_wide(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    const Lanes<uint64_t> rank = __builtin_convertvector(lanes<uint32_t>(r, p->b), Lanes<uint64_t>) + 1ull;
+    put(r, p->d, (wide(r, p->a) & (window_mask | offset_mask)) | rank << rank_shift, m);
+    NEXT;
+}
+
+// d = the rank of the block whose shared memory a points into.
+template <class T>
+void rank_of(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    Lanes<uint32_t> rank;
+    for (uint32_t lane = 0; lane < warp_lanes; ++lane) {
+        const uint64_t high = (lanes<T>(r, p->a)[lane] & ~window_mask) >> rank_shift;
+        rank[lane] = high ? static_cast<uint32_t>(high - 1) : w->block->rank;
+    }
+    put(r, p->d, rank, m);
+    NEXT;
+}
+
+// PTX lets any address be prefetched, and a hint changes no memory.
+void prefetch(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    Site& site = w->sites[p->c];
+    site.times += 1;
+    site.lanes += std::popcount(m);
+    NEXT_AFTER(1);
+}
+
+void create_policy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    put(r, p->d, Lanes<uint64_t>{}, m);
+    NEXT;
+}
+
+#define SAME(name, run) {name, run, run}
+
+REGISTER(memory_spaces,
+    SAME("cvta.global.b64", to_generic<0>), SAME("cvta.to.global.b64", from_generic<0>),
+    SAME("cvta.const.b64", to_generic<0>), SAME("cvta.to.const.b64", from_generic<0>),
+    SAME("cvta.shared.b64", to_generic<shared_window>), SAME("cvta.to.shared.b64", from_generic<shared_window>),
+    SAME("cvta.local.b64", to_generic<local_window>), SAME("cvta.to.local.b64", from_generic<local_window>),
+    SAME("cvta.param.b64", to_generic<param_window>), SAME("cvta.to.param.b64", from_generic<param_window>),
+    SAME("isspacep.global", is_space<Asked::global>), SAME("isspacep.shared", is_space<Asked::own_shared>),
+    SAME("isspacep.shared::cta", is_space<Asked::own_shared>), SAME("isspacep.shared::cluster", is_space<Asked::shared>),
+    SAME("isspacep.local", is_space<Asked::local>), SAME("isspacep.param", is_space<Asked::param>),
+    SAME("isspacep.const", is_constant),
+    SAME("mapa.b32", map_narrow), SAME("mapa.b64", map_wide),
+    SAME("getctarank.b32", rank_of<uint32_t>), SAME("getctarank.b64", rank_of<uint64_t>),
+    SAME("prefetch", prefetch), SAME("createpolicy", create_policy));
+
+}  // namespace
+
+}  // namespace machine

@@ -1,0 +1,776 @@
+// scheduler.cpp: blocks on OS threads, whose turn it is, and when nobody can go on
+//
+// Without a seed   each OS thread has its own blocks and runs a warp until it waits, a block until none of its warps can go
+//                  on; then it takes another, as far as the card holds them at the same time
+// With a seed      one OS thread; a generator picks whose turn it is and how long, so an order can be had again. Launches
+//                  marked dependent start while the one before still runs, as soon as that one allows it
+// Deadlock         no warp is ready, nobody's look has seen anything new for `patience` rounds, and no block can start
+#include "scheduler.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "control.h"
+#include "memory.h"
+
+namespace machine {
+
+std::atomic<bool> interrupted = false;
+
+namespace {
+
+constexpr uint32_t patience = 10'000;   // rounds of looks in vain
+constexpr int32_t turn_blocks = 4096;   // basic blocks in a turn; then signals and the budget get a look
+constexpr size_t stagger = 192;         // bytes between arenas, so that they do not fall on the same lines of the cache
+
+// ---- Blocks ----
+
+void fill(Lanes<uint32_t>& slot, uint32_t value) { slot = broadcast<uint32_t>(value); }
+
+// The special registers of a warp. Those of its place in the block stay the same from block to block.
+void fill_special(const Block* block, const Warp& w, SpecialSlot special, bool first_time) {
+    auto& slot = lanes<uint32_t>(w.r, special.at);
+    const Launch& launch = *block->launch;
+    const uint32_t* size = launch.block;
+    const uint32_t* in_cluster = launch.cluster;
+    auto of_thread = [&](auto value) {
+        if (first_time)
+            for (uint32_t lane = 0; lane < warp_lanes; ++lane) slot[lane] = value(w.thread(lane), lane);
+    };
+    switch (static_cast<Special>(special.special)) {
+        case Special::tid_x: return of_thread([&](uint32_t t, uint32_t) { return t % size[0]; });
+        case Special::tid_y: return of_thread([&](uint32_t t, uint32_t) { return t / size[0] % size[1]; });
+        case Special::tid_z: return of_thread([&](uint32_t t, uint32_t) { return t / size[0] / size[1]; });
+        case Special::laneid: return of_thread([&](uint32_t, uint32_t lane) { return lane; });
+        case Special::lanemask_eq: return of_thread([&](uint32_t, uint32_t lane) { return 1u << lane; });
+        case Special::lanemask_lt: return of_thread([&](uint32_t, uint32_t lane) { return (1u << lane) - 1; });
+        case Special::lanemask_le: return of_thread([&](uint32_t, uint32_t lane) { return (2u << lane) - 1; });
+        case Special::lanemask_gt: return of_thread([&](uint32_t, uint32_t lane) { return ~((2u << lane) - 1); });
+        case Special::lanemask_ge: return of_thread([&](uint32_t, uint32_t lane) { return ~((1u << lane) - 1); });
+        case Special::ntid_x: return fill(slot, size[0]);
+        case Special::ntid_y: return fill(slot, size[1]);
+        case Special::ntid_z: return fill(slot, size[2]);
+        case Special::nctaid_x: return fill(slot, launch.grid[0]);
+        case Special::nctaid_y: return fill(slot, launch.grid[1]);
+        case Special::nctaid_z: return fill(slot, launch.grid[2]);
+        case Special::ctaid_x: return fill(slot, block->index[0]);
+        case Special::ctaid_y: return fill(slot, block->index[1]);
+        case Special::ctaid_z: return fill(slot, block->index[2]);
+        case Special::warpid: return fill(slot, w.index);
+        case Special::nwarpid: return fill(slot, static_cast<uint32_t>(block->warps.size()));
+        case Special::smid: return fill(slot, block->number % launch.sm_count);
+        case Special::nsmid: return fill(slot, launch.sm_count);
+        case Special::gridid: return fill(slot, launch.number);
+        case Special::dynamic_smem_size: return fill(slot, launch.dynamic_shared_bytes);
+        case Special::total_smem_size: return fill(slot, launch.shared_bytes);
+        case Special::clusterid_x: return fill(slot, block->index[0] / in_cluster[0]);
+        case Special::clusterid_y: return fill(slot, block->index[1] / in_cluster[1]);
+        case Special::clusterid_z: return fill(slot, block->index[2] / in_cluster[2]);
+        case Special::nclusterid_x: return fill(slot, launch.grid[0] / in_cluster[0]);
+        case Special::nclusterid_y: return fill(slot, launch.grid[1] / in_cluster[1]);
+        case Special::nclusterid_z: return fill(slot, launch.grid[2] / in_cluster[2]);
+        case Special::cluster_ctaid_x: return fill(slot, block->index[0] % in_cluster[0]);
+        case Special::cluster_ctaid_y: return fill(slot, block->index[1] % in_cluster[1]);
+        case Special::cluster_ctaid_z: return fill(slot, block->index[2] % in_cluster[2]);
+        case Special::cluster_nctaid_x: return fill(slot, in_cluster[0]);
+        case Special::cluster_nctaid_y: return fill(slot, in_cluster[1]);
+        case Special::cluster_nctaid_z: return fill(slot, in_cluster[2]);
+        case Special::cluster_ctarank: return fill(slot, block->rank);
+        case Special::cluster_nctarank: return fill(slot, in_cluster[0] * in_cluster[1] * in_cluster[2]);
+        case Special::is_explicit_cluster: return fill(slot, block->cluster != nullptr);
+    }
+}
+
+// Blocks that have ended, whose memory serves the next ones. Of one OS thread.
+class BlockPool {
+public:
+    Block* take(Launch* launch, Worker* worker, uint64_t number, const Trace* trace) {
+        if (free_.empty()) free_.push_back(std::make_unique<Block>());
+        std::unique_ptr<Block> block = std::move(free_.back());
+        free_.pop_back();
+        place(block.get(), launch, number);
+        prepare(block.get(), launch, worker, trace);
+        return block.release();
+    }
+    void give_back(Block* block) { free_.emplace_back(block); }
+
+    uint64_t serial = 0;  // of the launch, as addresses are used again
+
+private:
+    void prepare(Block* block, Launch* launch, Worker* worker, const Trace* trace) {
+        const Program& program = *launch->program;
+        block->launch = launch;
+        block->worker = worker;
+        block->threads = block->live_threads = launch->block[0] * launch->block[1] * launch->block[2];
+        const uint32_t warps = (block->threads + warp_lanes - 1) / warp_lanes;
+        const size_t arena = (program.arena_bytes + 63) / 64 * 64 + stagger / 64 * 64;
+        const bool same = block->filled_for == launch && block->filled_serial == serial;
+        if (block->registers.size() < arena * warps + 64) block->registers.resize(arena * warps + 64);
+        auto base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(block->registers.data()) + 63) / 64 * 64);
+        const size_t local = static_cast<size_t>(program.local_bytes) * warp_lanes;
+        if (block->local_memory.size() < local * warps) block->local_memory.resize(local * warps);
+        if (local) memset(block->local_memory.data(), 0xff, local * warps);
+        block->shared_bytes = launch->shared_bytes;
+        if (block->shared_memory.size() < launch->shared_bytes + 256u) block->shared_memory.resize(launch->shared_bytes + 256u);
+        block->shared = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(block->shared_memory.data()) + 127) / 128 * 128);
+        memset(block->shared, 0xff, launch->shared_bytes);
+        block->written.assign(launch->shared_bytes / 64 + 2, 0);
+        block->shared_written = block->written.data();
+        for (auto& barrier : block->barriers) barrier = {};
+        block->let_go = false;
+        block->cluster_arrived = block->cluster_phase = 0;
+        block->cluster = nullptr;
+        block->rank = 0;
+        if (block->warps.size() != warps) block->warps.resize(warps);
+        for (uint32_t i = 0; i < warps; ++i) {
+            Warp& w = block->warps[i];
+            w.r = base + i * arena;
+            w.index = static_cast<uint8_t>(i);
+            w.block = block;
+            w.worker = worker;
+            w.code = launch->watcher ? program.watched : program.code;
+            if (trace && trace->block == block->number && trace->warp == i) w.code = trace->code;
+            w.pc = w.code;
+            const uint32_t present = std::min(block->threads - i * warp_lanes, static_cast<uint32_t>(warp_lanes));
+            w.mask = w.live = present == warp_lanes ? all_lanes : (1u << present) - 1;
+            w.others_count = 0;
+            w.counts = worker->counts.data();
+            w.sites = worker->sites.data();
+            for (auto& look : w.looks) look.at = nullptr;
+            w.vain = 0;
+            w.cluster_phase = 0;
+            w.free_run = 0;
+            w.local = local ? block->local_memory.data() + i * local : nullptr;
+            if (!same && program.image_bytes) memcpy(w.r + program.image_at, program.image, program.image_bytes);
+        }
+        block->ready = warps == 32 ? all_lanes : (1u << warps) - 1;
+        block->polling = 0;
+        block->is_fresh = !same;
+        block->filled_for = launch;
+        block->filled_serial = serial;
+    }
+
+    static void place(Block* block, Launch* launch, uint64_t number) {
+        block->number = static_cast<uint32_t>(number);
+        block->index[0] = static_cast<uint32_t>(number % launch->grid[0]);
+        block->index[1] = static_cast<uint32_t>(number / launch->grid[0] % launch->grid[1]);
+        block->index[2] = static_cast<uint32_t>(number / launch->grid[0] / launch->grid[1]);
+    }
+
+    std::vector<std::unique_ptr<Block>> free_;
+};
+
+uint32_t cluster_blocks(const Launch& launch) { return launch.cluster[0] * launch.cluster[1] * launch.cluster[2]; }
+
+// The number of a block from the number of its cluster and its rank there.
+uint64_t number_in_grid(const Launch& launch, uint64_t cluster, uint32_t rank) {
+    uint64_t clusters[3], index[3];
+    for (int i = 0; i < 3; ++i) clusters[i] = launch.grid[i] / launch.cluster[i];
+    const uint64_t at[3] = {cluster % clusters[0], cluster / clusters[0] % clusters[1], cluster / clusters[0] / clusters[1]};
+    const uint32_t in[3] = {rank % launch.cluster[0], rank / launch.cluster[0] % launch.cluster[1],
+                            rank / launch.cluster[0] / launch.cluster[1]};
+    for (int i = 0; i < 3; ++i) index[i] = at[i] * launch.cluster[i] + in[i];
+    return index[0] + launch.grid[0] * (index[1] + launch.grid[1] * index[2]);
+}
+
+// Blocks of a cluster start and end together; alone, a block is a cluster of one.
+struct Cluster {
+    std::vector<Block*> blocks;
+    bool ended() const {
+        return std::all_of(blocks.begin(), blocks.end(), [](const Block* b) { return b->live_threads == 0; });
+    }
+};
+
+std::unique_ptr<Cluster> start_cluster(BlockPool& pool, Launch* launch, Worker* worker, uint64_t number, const Trace* trace) {
+    auto cluster = std::make_unique<Cluster>();
+    const uint32_t size = cluster_blocks(*launch);
+    for (uint32_t rank = 0; rank < size; ++rank) {
+        const uint64_t at = size == 1 ? number : number_in_grid(*launch, number, rank);
+        Block* block = pool.take(launch, worker, at, trace);
+        block->rank = rank;
+        cluster->blocks.push_back(block);
+    }
+    for (Block* block : cluster->blocks) {
+        if (size > 1) block->cluster = cluster->blocks.data();
+        for (Warp& w : block->warps)
+            for (int i = 0; i < launch->program->specials_count; ++i)
+                fill_special(block, w, launch->program->specials[i], block->is_fresh);
+        if (launch->watcher) launch->watcher->block_starts(block);
+    }
+    return cluster;
+}
+
+void end_cluster(BlockPool& pool, std::unique_ptr<Cluster> cluster) {
+    for (Block* block : cluster->blocks) {
+        Launch* launch = block->launch;
+        if (launch->watcher) launch->watcher->block_ends(block);
+        if (!block->let_go) launch->blocks_let_go.fetch_add(1);
+        launch->blocks_done.fetch_add(1, std::memory_order_acq_rel);
+        pool.give_back(block);
+    }
+}
+
+// ---- Turns ----
+
+void stop(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
+    w->pc = p;
+    w->mask = m;
+}
+
+// One instruction after another, each noted before it runs.
+void step(Warp* w, Trace* trace) {
+    while (w->running && trace->steps < trace->most) {
+        const int32_t at = w->at(w->pc);
+        trace->at[trace->steps] = at;
+        trace->mask[trace->steps] = w->mask;
+        memcpy(trace->registers + trace->steps * trace->program->arena_bytes, w->r, trace->program->arena_bytes);
+        ++trace->steps;
+        trace->code[at].run = (w->block->launch->watcher ? trace->program->watched : trace->program->code)[at].run;
+        w->pc->run(w, w->pc, w->r, w->mask);
+        trace->code[at].run = stop;
+    }
+    memcpy(trace->registers + trace->steps * trace->program->arena_bytes, w->r, trace->program->arena_bytes);
+    if (trace->steps == trace->most) w->block->launch->failed->store(1);  // there is no room for more: that is all
+}
+
+enum class Turn { none, vain, progress };
+
+// A turn of at most `blocks` basic blocks. Sets the block's ready and polling bits.
+Turn take_turn(Warp* w, int32_t blocks, Trace* trace) {
+    Block* block = w->block;
+    const uint32_t bit = 1u << w->index;
+    block->ready &= ~bit;
+    block->polling &= ~bit;
+    if (!wake(w)) return Turn::none;
+    w->budget = blocks;
+    w->running = true;
+    w->vain = 0;
+    if (trace && w->code == trace->code) step(w, trace);
+    while (w->running) w->pc->run(w, w->pc, w->r, w->mask);
+    bool ready = w->mask != 0, polling = false;
+    for (int i = 0; i < w->others_count; ++i) {
+        ready |= w->others[i].state == GroupState::ready;
+        polling |= w->others[i].state == GroupState::polling;
+    }
+    if (ready) block->ready |= bit;
+    else if (polling) block->polling |= bit;
+    return w->vain > 0 && polling && !ready ? Turn::vain : Turn::progress;
+}
+
+// ---- Words for a deadlock ----
+
+const char* state_name(GroupState state) {
+    switch (state) {
+        case GroupState::ready: return "ready";
+        case GroupState::polling: return "look";
+        case GroupState::at_barrier: return "barrier";
+        case GroupState::at_warp_sync: return "warp";
+        case GroupState::at_cluster_barrier: return "cluster";
+        case GroupState::waiting: return "launch";
+    }
+    return "";
+}
+
+std::string number_ranges(const std::vector<uint32_t>& sorted) {
+    std::string text;
+    for (size_t i = 0; i < sorted.size();) {
+        size_t end = i + 1;
+        while (end < sorted.size() && sorted[end] == sorted[end - 1] + 1) ++end;
+        text += (text.empty() ? "" : ",") + std::to_string(sorted[i]);
+        if (end - i > 1) text += "-" + std::to_string(sorted[end - 1]);
+        i = end;
+    }
+    return text;
+}
+
+// "state instruction blocks threads" for each place where somebody waits, parted by semicolons.
+std::string who_waits_where(std::vector<Block*> blocks) {
+    std::sort(blocks.begin(), blocks.end(), [](Block* a, Block* b) { return a->number < b->number; });
+    std::map<std::string, std::vector<uint32_t>> places;  // by what is the same: state, instruction, threads
+    for (Block* block : blocks) {
+        std::map<std::pair<std::string, int32_t>, std::vector<uint32_t>> waits;
+        for (Warp& w : block->warps) {
+            auto add = [&](const Group& group) {
+                const auto at = group.state == GroupState::polling ? static_cast<int32_t>(group.meets) : w.at(group.pc);
+                for (uint32_t left = group.mask; left; left &= left - 1)
+                    waits[{state_name(group.state), at}].push_back(w.thread(std::countr_zero(left)));
+            };
+            if (w.mask) add({w.pc, w.mask, GroupState::ready, 0, 0});
+            for (int i = 0; i < w.others_count; ++i) add(w.others[i]);
+        }
+        for (auto& [where, threads] : waits) {
+            std::sort(threads.begin(), threads.end());
+            places[where.first + " " + std::to_string(where.second) + " @ " + number_ranges(threads)].push_back(block->number);
+        }
+    }
+    std::string text;
+    for (auto& [what, numbers] : places) {
+        std::string entry = what;
+        entry.replace(entry.find('@'), 1, number_ranges(numbers));
+        if (text.size() + entry.size() + 2 > sizeof Report::text) break;
+        text += (text.empty() ? "" : ";") + entry;
+    }
+    return text;
+}
+
+void report_deadlock(Launch* launch, const std::vector<Block*>& blocks) {
+    uint32_t none = 0;
+    if (!launch->failed->compare_exchange_strong(none, 1)) return;
+    Report& report = *launch->report;
+    const uint64_t started = std::min(launch->next_block.load() * cluster_blocks(*launch), launch->blocks());
+    report.fault = static_cast<int32_t>(started < launch->blocks() ? Fault::lost_launch : Fault::deadlock);
+    report.value = static_cast<int64_t>(launch->blocks() - started);
+    report.launch = static_cast<int32_t>(launch->number);
+    report.ins = report.other_ins = -1;
+    const std::string text = who_waits_where(blocks);
+    memcpy(report.text, text.c_str(), text.size() + 1);
+}
+
+void report_end(Launch* launch, Fault fault) {
+    uint32_t none = 0;
+    if (!launch->failed->compare_exchange_strong(none, 1)) return;
+    launch->report->fault = static_cast<int32_t>(fault);
+    launch->report->launch = static_cast<int32_t>(launch->number);
+    launch->report->ins = launch->report->other_ins = -1;
+}
+
+uint64_t instructions_of(const Worker& worker) {
+    uint64_t sum = 0;
+    const Program& program = *worker.launch->program;
+    for (size_t i = 0; i < worker.counts.size(); ++i) sum += worker.counts[i].times * program.block_lengths[i];
+    return sum;
+}
+
+// ---- Without a seed ----
+
+// What the OS threads of one launch know of each other.
+struct Together {
+    std::atomic<uint64_t> progress = 0;
+    std::mutex mutex;
+    uint64_t stuck_at = ~0ull;           // the value of `progress` at which these are stuck
+    std::vector<bool> stuck, finished;
+    std::vector<std::vector<Block*>> blocks;  // of each, for a report
+};
+
+class Runner {
+public:
+    Runner(Launch* launch, Worker* worker, BlockPool& pool, uint32_t me, uint32_t threads, Together& together, const Order& order)
+        : launch_(launch), worker_(worker), pool_(pool), me_(me), threads_(threads), together_(together), order_(order) {
+        const uint32_t size = cluster_blocks(*launch);
+        clusters_ = launch->blocks() / size;
+        const uint64_t resident = std::max(launch->resident / size, 1u);
+        capacity_ = std::max<uint64_t>(resident / threads + (me < resident % threads), 1);
+        mine_ = me;
+    }
+
+    void run() {
+        std::vector<std::unique_ptr<Cluster>> resident;
+        uint32_t rounds_in_vain = 0;
+        uint64_t seen_progress = 0, entered = 0;
+        while (!launch_->failed->load(std::memory_order_relaxed)) {
+            bool progress = false, looked = false;
+            for (size_t i = 0; i < resident.size() && !launch_->failed->load(std::memory_order_relaxed);) {
+                for (Block* block : resident[i]->blocks) {
+                    while (block->ready) {
+                        Warp& w = block->warps[std::countr_zero(block->ready)];
+                        if (take_turn(&w, turn_blocks, nullptr) == Turn::progress) progress = true;
+                        else looked = true;
+                        entered += turn_blocks - w.budget;
+                        if (entered > (1u << 20)) entered = 0, look_at_budget();
+                        if (launch_->failed->load(std::memory_order_relaxed) || interrupted.load(std::memory_order_relaxed)) break;
+                    }
+                }
+                if (interrupted.load(std::memory_order_relaxed)) report_end(launch_, Fault::interrupted);
+                if (resident[i]->ended()) {
+                    end_cluster(pool_, std::move(resident[i]));
+                    resident.erase(resident.begin() + static_cast<ptrdiff_t>(i));
+                } else ++i;
+            }
+            if (launch_->failed->load(std::memory_order_relaxed)) break;
+            if (resident.size() < capacity_) {
+                const uint64_t number = next();
+                if (number < clusters_) {
+                    resident.push_back(start_cluster(pool_, launch_, worker_, number, nullptr));
+                    continue;
+                }
+                if (resident.empty()) break;
+            }
+            if (progress) {
+                together_.progress.fetch_add(1, std::memory_order_acq_rel);
+                rounds_in_vain = 0;
+            }
+            // Those that look get another one.
+            for (auto& cluster : resident)
+                for (Block* block : cluster->blocks)
+                    if (block->polling) block->ready |= block->polling, looked = true;
+            if (progress) continue;
+            if (uint64_t now = together_.progress.load(std::memory_order_acquire); now != seen_progress)
+                seen_progress = now, rounds_in_vain = 0;
+            if (++rounds_in_vain > 64) {
+                if (rounds_in_vain % 64 == 0) sched_yield();
+#if defined(__x86_64__)
+                __builtin_ia32_pause();
+#endif
+            }
+            if (!looked || rounds_in_vain >= patience) stuck(resident, seen_progress);
+        }
+        while (!resident.empty()) {  // after a report
+            end_cluster(pool_, std::move(resident.back()));
+            resident.pop_back();
+        }
+        finish();
+    }
+
+private:
+    // The next cluster for this OS thread. A cooperative grid is dealt out evenly, as all of it is there at once.
+    uint64_t next() {
+        if (!launch_->cooperative) return launch_->next_block.fetch_add(1);
+        const uint64_t number = mine_;
+        mine_ += threads_;
+        if (number < clusters_) launch_->next_block.fetch_add(1);
+        return number;
+    }
+
+    void look_at_budget() {
+        if (order_.instructions && instructions_of(*worker_) > order_.instructions) report_end(launch_, Fault::budget);
+    }
+
+    void stuck(const std::vector<std::unique_ptr<Cluster>>& resident, uint64_t at) {
+        std::lock_guard lock(together_.mutex);
+        if (together_.progress.load() != at) return;
+        if (together_.stuck_at != at) {
+            together_.stuck_at = at;
+            together_.stuck.assign(threads_, false);
+        }
+        together_.stuck[me_] = true;
+        together_.blocks[me_].clear();
+        for (auto& cluster : resident)
+            for (Block* block : cluster->blocks) together_.blocks[me_].push_back(block);
+        std::vector<Block*> all;
+        for (uint32_t i = 0; i < threads_; ++i) {
+            if (!together_.stuck[i] && !together_.finished[i]) return;
+            all.insert(all.end(), together_.blocks[i].begin(), together_.blocks[i].end());
+        }
+        report_deadlock(launch_, all);
+    }
+
+    void finish() {
+        std::lock_guard lock(together_.mutex);
+        together_.finished[me_] = true;
+        together_.blocks[me_].clear();
+        together_.progress.fetch_add(1);
+    }
+
+    Launch* launch_;
+    Worker* worker_;
+    BlockPool& pool_;
+    uint32_t me_, threads_;
+    Together& together_;
+    const Order& order_;
+    uint64_t clusters_, capacity_, mine_;
+};
+
+// OS threads that live from launch to launch. The one that launches is one of them.
+class Threads {
+public:
+    static Threads& get(uint32_t count) {
+        static Threads* threads = nullptr;
+        // The child of a fork has the memory of these and not the threads.
+        if (!threads || threads->process_ != getpid()) threads = new Threads;
+        threads->grow(count);
+        return *threads;
+    }
+
+    void run(uint32_t count, const std::function<void(uint32_t)>& work) {
+        work_ = &work;
+        left_.store(count - 1);
+        for (uint32_t i = 1; i < count; ++i) {
+            wanted_[i]->store(++serial_, std::memory_order_release);
+            wanted_[i]->notify_one();
+        }
+        work(0);
+        for (uint32_t spins = 0; left_.load(std::memory_order_acquire); ++spins)
+            if (spins > 2000) sched_yield();
+    }
+
+    BlockPool& pool(uint32_t i) { return *pools_[i]; }
+
+private:
+    Threads() : process_(getpid()) { grow(1); }
+
+    void grow(uint32_t count) {
+        while (pools_.size() < count) {
+            const auto i = static_cast<uint32_t>(pools_.size());
+            pools_.push_back(std::make_unique<BlockPool>());
+            wanted_.push_back(std::make_unique<std::atomic<uint64_t>>(0));
+            if (i == 0) continue;
+            std::thread([this, i, wanted = wanted_[i].get()] {
+                sigset_t all;
+                sigfillset(&all);
+                pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are for the threads of Python
+                uint64_t done = 0;
+                for (;;) {
+                    for (int spins = 0; wanted->load(std::memory_order_acquire) == done && spins < 4000; ++spins)
+#if defined(__x86_64__)
+                        __builtin_ia32_pause();
+#else
+                        ;
+#endif
+                    wanted->wait(done, std::memory_order_acquire);
+                    done = wanted->load(std::memory_order_acquire);
+                    (*work_)(i);
+                    left_.fetch_sub(1, std::memory_order_release);
+                }
+            }).detach();
+        }
+    }
+
+    pid_t process_;
+    std::vector<std::unique_ptr<BlockPool>> pools_;
+    std::vector<std::unique_ptr<std::atomic<uint64_t>>> wanted_;
+    const std::function<void(uint32_t)>* work_ = nullptr;
+    std::atomic<uint32_t> left_ = 0;
+    uint64_t serial_ = 0;
+};
+
+uint64_t launch_serial = 0;
+
+void run_parallel(Launch* launch, std::vector<std::unique_ptr<Worker>>& workers, const Order& order) {
+    const uint64_t clusters = launch->blocks() / cluster_blocks(*launch);
+    const auto threads = static_cast<uint32_t>(
+        std::min<uint64_t>({order.threads, clusters, std::max(launch->resident / cluster_blocks(*launch), 1u)}));
+    Threads& pool = Threads::get(threads);
+    Together together;
+    together.finished.assign(threads, false);
+    together.stuck.assign(threads, false);
+    together.blocks.resize(threads);
+    ++launch_serial;
+    pool.run(threads, [&](uint32_t i) {
+        pool.pool(i).serial = launch_serial;
+        Runner(launch, workers[i].get(), pool.pool(i), i, threads, together, order).run();
+    });
+}
+
+// ---- With a seed ----
+
+class Generator {  // splitmix64
+public:
+    explicit Generator(uint64_t seed) : state_(seed) {}
+    uint64_t operator()() {
+        uint64_t z = state_ += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+    uint64_t below(uint64_t n) { return (*this)() % n; }
+
+private:
+    uint64_t state_;
+};
+
+class Seeded {
+public:
+    Seeded(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
+           const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended)
+        : ended_(ended), launches_(launches), workers_(workers), order_(order), trace_(trace), random_(order.seed),
+          pool_(Threads::get(1).pool(0)) {
+        pool_.serial = ++launch_serial;
+        style_ = random_.below(3);
+    }
+
+    void run() {
+        begun_ = 0;
+        begin_launch();
+        uint64_t vain = 0, entered = 0;
+        while (!running_.empty() && !failed()) {
+            begin_allowed();
+            const uint64_t choices = count_choices();
+            if (choices == 0 || vain > patience + 64 * choices) {
+                if (drained()) {
+                    vain = 0;
+                    continue;
+                }
+                report_deadlock(running_.front()->launch, all_blocks());
+                break;
+            }
+            const Turn turn = act(random_.below(choices), entered);
+            vain = turn == Turn::progress ? 0 : vain + 1;
+            if (interrupted.load(std::memory_order_relaxed)) report_end(running_.front()->launch, Fault::interrupted);
+            if (entered > (1u << 18)) entered = 0, look_at_budget();
+        }
+        for (auto& running : running_) {  // after a report
+            for (auto& cluster : running->resident) end_cluster(pool_, std::move(cluster));
+            ended_(running->launch->number);
+        }
+    }
+
+private:
+    struct Running {
+        Launch* launch;
+        Worker* worker;
+        std::vector<uint64_t> order;  // in which blocks start: taken from the back
+        std::vector<std::unique_ptr<Cluster>> resident;
+        uint64_t capacity;
+    };
+
+    bool failed() const { return launches_[0]->failed->load() != 0; }
+
+    void begin_launch() {
+        Launch* launch = launches_[begun_].get();
+        auto running = std::make_unique<Running>();
+        running->launch = launch;
+        running->worker = workers_[begun_][0].get();
+        const uint64_t clusters = launch->blocks() / cluster_blocks(*launch);
+        running->order.resize(clusters);
+        for (uint64_t i = 0; i < clusters; ++i) running->order[i] = i;
+        for (uint64_t i = clusters; i > 1; --i) std::swap(running->order[i - 1], running->order[random_.below(i)]);
+        running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
+        launch->predecessor = running_.empty() ? nullptr : running_.back()->launch;
+        if (launch->watcher) launch->watcher->launch_starts(launch, launch->predecessor == nullptr);
+        running_.push_back(std::move(running));
+        ++begun_;
+    }
+
+    // The next launch may begin when all before it have ended, or, if it is dependent, once all blocks of the one before
+    // it allow it and that one runs alone.
+    void begin_allowed() {
+        for (size_t i = 0; i < running_.size();) {
+            Launch* launch = running_[i]->launch;
+            if (!launch->done()) {
+                ++i;
+                continue;
+            }
+            if (launch->watcher) launch->watcher->launch_ends(launch);
+            ended_(launch->number);
+            running_.erase(running_.begin() + static_cast<ptrdiff_t>(i));
+            for (auto& running : running_)
+                if (running->launch->predecessor == launch) wake_waiting(*running);
+        }
+        if (begun_ == launches_.size()) return;
+        if (running_.empty()) return begin_launch();
+        Launch* before = running_.back()->launch;
+        if (launches_[begun_]->dependent && running_.size() == 1 && before->blocks_let_go.load() == before->blocks())
+            begin_launch();
+    }
+
+    void wake_waiting(Running& running) {
+        running.launch->predecessor = nullptr;
+        for (auto& cluster : running.resident)
+            for (Block* block : cluster->blocks)
+                for (Warp& w : block->warps)
+                    for (int i = 0; i < w.others_count; ++i)
+                        if (w.others[i].state == GroupState::waiting) {
+                            w.others[i].state = GroupState::ready;
+                            block->ready |= 1u << w.index;
+                        }
+    }
+
+    uint64_t count_choices() {
+        // The block that runs goes on as long as it can, where that is the style.
+        choices_.clear();
+        for (auto& running : running_) {
+            for (auto& cluster : running->resident)
+                for (Block* block : cluster->blocks)
+                    if (block->ready || block->polling) choices_.push_back({running.get(), block});
+            if (!running->order.empty() && running->resident.size() < running->capacity) choices_.push_back({running.get(), nullptr});
+        }
+        return choices_.size();
+    }
+
+    Turn act(uint64_t choice, uint64_t& entered) {
+        auto [running, block] = choices_[choice];
+        if (style_ != 0 && last_ && (last_->ready) && is_choice(last_)) block = last_, running = last_running_;
+        if (!block) {
+            running->resident.push_back(start_cluster(pool_, running->launch, running->worker, running->order.back(), trace_));
+            running->order.pop_back();
+            running->launch->next_block.fetch_add(1);
+            return Turn::progress;
+        }
+        last_ = block, last_running_ = running;
+        // Those that are ready come before those that only look, mostly.
+        uint32_t from = block->ready && (!block->polling || random_.below(8)) ? block->ready : block->polling ? block->polling : block->ready;
+        for (uint64_t skip = random_.below(std::popcount(from)); skip; --skip) from &= from - 1;
+        Warp& w = block->warps[std::countr_zero(from)];
+        const auto blocks = static_cast<int32_t>(style_ == 2 ? turn_blocks : 1 + random_.below(style_ == 0 ? 8 : 64));
+        const Turn turn = take_turn(&w, blocks, trace_);
+        entered += static_cast<uint64_t>(blocks - std::max(w.budget, 0));
+        for (size_t i = 0; block->live_threads == 0 && i < running->resident.size(); ++i) {
+            if (!running->resident[i]->ended()) continue;
+            last_ = nullptr;
+            end_cluster(pool_, std::move(running->resident[i]));
+            running->resident.erase(running->resident.begin() + static_cast<ptrdiff_t>(i));
+            break;
+        }
+        return turn;
+    }
+
+    bool is_choice(const Block* block) const {
+        return std::any_of(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.block == block; });
+    }
+
+    // Late stores that nothing else brings out come out now.
+    bool drained() {
+        for (auto& running : running_)
+            if (running->launch->watcher && running->launch->watcher->drain()) return true;
+        return false;
+    }
+
+    std::vector<Block*> all_blocks() const {
+        std::vector<Block*> blocks;
+        for (auto& cluster : running_.front()->resident)
+            for (Block* block : cluster->blocks) blocks.push_back(block);
+        return blocks;
+    }
+
+    void look_at_budget() {
+        uint64_t sum = 0;
+        for (auto& of_launch : workers_)
+            for (auto& worker : of_launch) sum += instructions_of(*worker);
+        if (order_.instructions && sum > order_.instructions) report_end(running_.front()->launch, Fault::budget);
+    }
+
+    struct Choice {
+        Running* running;
+        Block* block;  // null: start another
+    };
+
+    const std::function<void(uint32_t)>& ended_;
+    std::vector<std::unique_ptr<Launch>>& launches_;
+    std::vector<std::vector<std::unique_ptr<Worker>>>& workers_;
+    const Order& order_;
+    Trace* trace_;
+    Generator random_;
+    BlockPool& pool_;
+    uint64_t style_;  // 0: turns of a few basic blocks, anybody next; 1: a block as far as it can, its warps in short turns; 2: in long ones
+    size_t begun_ = 0;
+    std::vector<std::unique_ptr<Running>> running_;
+    std::vector<Choice> choices_;
+    Block* last_ = nullptr;
+    Running* last_running_ = nullptr;
+};
+
+}  // namespace
+
+void run(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
+         const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended) {
+    if (trace)
+        for (int32_t i = 0; i < trace->program->count; ++i) trace->code[i].run = stop;
+    if (order.seeded) return Seeded(launches, workers, order, trace, ended).run();
+    for (uint32_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) {
+        run_parallel(launches[i].get(), workers[i], order);
+        ended(i);
+    }
+}
+
+}  // namespace machine

@@ -1,0 +1,188 @@
+"""The host backend: csrc/ compiled to PTX by NVIDIA's compiler and run by the virtual GPU (luce_edu/machine).
+
+Needs no GPU. It is exact, not fast; it counts what every launch does, and names what a GPU would hang on or damage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from luce_edu import backends
+from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
+from luce_edu.backends.module import Module
+from luce_edu.machine import ptx
+from luce_edu.machine.cards import Card, find_card
+from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, run, triple
+from luce_edu.machine.nvrtc import compile_ptx, registers_of
+
+DEPENDENT_LAUNCH_CAPABILITY = (9, 0)
+
+
+@dataclass(frozen=True)
+class HostGraph:
+    """What stands in for a CUDA graph here: launches with their arguments, checked and not run, and products."""
+
+    steps: tuple[Prepared | Callable[[], None], ...]
+
+
+class HostBackend:
+    """Runs kernels on the CPU, each launch to its end.
+
+    csrc_dir  another source tree, such as one with a planted fault
+    card      the GPU that is imitated: how many blocks it holds, what it refuses, which code it gets. A name that
+              `luce-edu cards` lists; None is LUCE_CARD, or else the laptop
+    seed      None: blocks in parallel, warps in turn. An int: one warp at a time in an order drawn from it, the same
+              each time
+    hostile   memory that shows each block what others wrote as late as the memory model allows
+    races     name two accesses that nothing orders
+    strict    refuse a __syncthreads that a thread of the block misses because it has left. A GPU since Volta waits only
+              for threads that have not exited, and so does the virtual one with False.
+    instructions  that the warps of a launch may execute before it is ended
+    """
+
+    name = "host"
+    lazy_loading = False
+
+    def __init__(
+        self, *, csrc_dir: Path | None = None, card: str | None = None, seed: int | None = None, hostile: bool = False,
+        races: bool = False, strict: bool = True, instructions: int = INSTRUCTIONS, threads: int | None = None,
+    ):  # fmt: skip
+        self.device = torch.device("cpu")
+        self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
+        self.card: Card = find_card(card)
+        self.sm_count = self.card.sm_count
+        self.dependent_launch = self.card.capability >= DEPENDENT_LAUNCH_CAPABILITY
+        self.strict = strict
+        self.order = {
+            "seed": seed, "hostile": hostile, "races": races, "instructions": instructions, "threads": threads
+        }  # fmt: skip
+        self.memory = Memory()
+        self.ledger = Ledger()
+        self._capturing: list | None = None
+
+    def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Say what kernels may touch through pointers in memory; an argument needs no name, and gets this one."""
+        self.memory.name(tensors)
+
+    def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[Kernel]:
+        """Compile csrc/`source`, or find it in the cache, and load it. Raises CompileError."""
+        arch = self.card.arch
+        text = compile_ptx(source, None, kernels, defines, arch, csrc=self.csrc_dir)
+        module = parsed(text)
+        variables = Variables(module)
+
+        def registers(name: str) -> int:
+            return registers_of(source, None, [name], defines, arch, csrc=self.csrc_dir)[name]
+
+        return Module(source, {
+            name: Kernel(module, name, variables, self.card, functools.partial(registers, name)) for name in kernels
+        })  # fmt: skip
+
+    def launch(
+        self, kernel: Kernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
+    ) -> None:
+        """Run `kernel` to its end. Tensors pass as pointers, ints by their bits, floats as the kernel has them.
+
+        grid, block: an int or a tuple of up to three; smem: bytes of dynamic shared memory; dependent: may start before
+        the kernel before it has ended, which happens among launches that run together and with a seed.
+        Raises LaunchError before anything runs; KernelError, with who waits where, for a kernel that went wrong.
+        """
+        self._do(
+            Prepared(
+                kernel, grid, block, args, smem=smem, cooperative=cooperative, dependent=dependent, strict=self.strict,
+                memory=self.memory,
+            )
+        )  # fmt: skip
+
+    def matmul(self, x, weights: Sequence, out) -> None:
+        """As `CudaBackend.matmul`: the same function, computed by PyTorch in fp32 and rounded once."""
+        check_product(x, weights, out)
+        self._do(functools.partial(_multiply, x, tuple(weights), out))
+
+    def _do(self, step: Prepared | Callable[[], None]) -> None:
+        if self._capturing is not None:
+            self._capturing.append(step)
+        else:
+            self._run([step], self.ledger.record)
+
+    def _run(self, steps: Sequence[Prepared | Callable[[], None]], record: Callable[[Launch], None]) -> None:
+        """Run steps in their order, launches in a row together; each gives its line of the ledger to `record`."""
+        row: list[Prepared] = []
+        for step in [*steps, None]:
+            if isinstance(step, Prepared):
+                row.append(step)
+                continue
+            self._run_row(row, record)
+            row = []
+            if step is not None:
+                step()
+                record(PRODUCT)
+
+    def _run_row(self, row: list[Prepared], record: Callable[[Launch], None]) -> None:
+        lines = [Launch(p.kernel.name, p.grid, p.block, p.smem, p.cooperative) for p in row]
+        try:
+            counted = run(row, **self.order)
+        except BaseException:
+            for line in lines:
+                record(line)
+            raise
+        for line, counters in zip(lines, counted, strict=True):
+            record(
+                dataclasses.replace(
+                    line, traffic=counters.traffic, barriers_a_block=counters.barriers_a_block, counters=counters
+                )
+            )
+
+    def capture(self, enqueue: Callable[[], None]) -> HostGraph:
+        """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments."""
+        self._capturing = []
+        try:
+            enqueue()
+            return HostGraph(tuple(self._capturing))
+        finally:
+            self._capturing = None
+
+    def prepare(self, enqueue: Callable[[], None]) -> HostGraph:
+        """What `enqueue` launches, unrun, for `run` to start with these very arguments."""
+        return self.capture(enqueue)
+
+    def run(self, prepared: HostGraph) -> None:
+        """Run prepared launches in their order. The ledger gets a line for each."""
+        self._run(prepared.steps, self.ledger.record)
+
+    def replay(self, graph: HostGraph) -> None:
+        """Run the launches of a graph in their order. The ledger gets one line."""
+        entries: list[Launch] = []
+        try:
+            self._run(graph.steps, entries.append)
+        finally:
+            self.ledger.record(graph_launch(entries))
+
+    def max_resident_blocks(self, kernel: Kernel, block, smem: int) -> int:
+        """Blocks that the card holds at the same time: the largest cooperative grid."""
+        block = triple(kernel.name, "block", block)
+        kernel.check(1, block, smem)
+        return kernel.resident_blocks(block, smem)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a launch returns when the kernel has ended."""
+
+
+@functools.lru_cache(maxsize=64)
+def parsed(text: str) -> ptx.Module:
+    """The same PTX, which tests and cells load again and again, is read once."""
+    return ptx.parse(text)
+
+
+def _multiply(x, weights, out) -> None:
+    """out = x @ weights^T for bf16 tensors: products of bf16 numbers and sums in fp32, as tensor cores have it."""
+    at = 0
+    for weight in weights:
+        out[:, at : at + len(weight)] = x.float() @ weight.float().T
+        at += len(weight)

@@ -1,0 +1,256 @@
+"""The core of the virtual GPU, csrc/machine/: built once by the machine's C++ compiler, kept in the cache, loaded.
+
+Environment: CXX, the compiler; LUCE_CACHE, the folder for what it makes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from luce_edu.backends import cache_dir, csrc_dir
+from luce_edu.backends.module import unusable_cache
+from luce_edu.errors import CacheError, CompileError
+
+COMPILERS = ("g++", "clang++", "c++")
+OTHER_COMPILER = "install g++ (Debian: build-essential), or name another compiler in CXX"
+# Contraction: PTX says itself where a product and a sum are one. Aliasing: a register is what the instruction takes it
+# for. Upper halves: instructions hand over to each other without the clearing that a return to older code would need.
+FLAGS = (
+    "-std=c++20 -O2 -march=native -fno-strict-aliasing -ffp-contract=off -fno-math-errno -fno-trapping-math "
+    "-fPIC -fvisibility=hidden -pthread"
+).split()
+X86_FLAGS = ["-mno-vzeroupper"]
+
+
+# ---- Structs that Python and the core share; their sizes are checked when the core is loaded ----
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("begin", "end", "read", "written", "read_only"))
+
+
+class ProgramText(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_void_p), ("count", ctypes.c_int32), ("arena_bytes", ctypes.c_int32),
+        ("image", ctypes.c_void_p), ("image_at", ctypes.c_int32), ("image_bytes", ctypes.c_int32),
+        ("specials", ctypes.c_void_p), ("specials_count", ctypes.c_int32), ("shared_bytes", ctypes.c_int32),
+        ("local_bytes", ctypes.c_int32), ("blocks_count", ctypes.c_int32), ("sites_count", ctypes.c_int32),
+        ("parameter_bytes", ctypes.c_int32), ("block_lengths", ctypes.c_void_p), ("lines", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class LaunchText(ctypes.Structure):
+    _fields_ = (
+        ("program", ctypes.c_void_p), ("parameters", ctypes.c_void_p),
+        ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("cluster", ctypes.c_uint32 * 3),
+        ("dynamic_shared_bytes", ctypes.c_uint32), ("sm_count", ctypes.c_uint32), ("resident", ctypes.c_uint32),
+        ("cooperative", ctypes.c_uint32), ("dependent", ctypes.c_uint32), ("strict", ctypes.c_uint32),
+        ("tensors", ctypes.c_void_p), ("tensors_count", ctypes.c_uint32),
+        ("counts", ctypes.c_void_p), ("sites", ctypes.c_void_p), ("traffic", ctypes.c_void_p),
+        ("totals", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class OrderText(ctypes.Structure):
+    _fields_ = (
+        ("threads", ctypes.c_uint32), ("seeded", ctypes.c_uint32), ("seed", ctypes.c_uint64),
+        ("instructions", ctypes.c_uint64), ("hostile", ctypes.c_uint32), ("races", ctypes.c_uint32),
+        ("trace", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class Report(ctypes.Structure):
+    _fields_ = (
+        ("fault", ctypes.c_int32), ("ins", ctypes.c_int32), ("block", ctypes.c_uint32 * 3), ("thread", ctypes.c_uint32),
+        ("space", ctypes.c_int32), ("is_write", ctypes.c_int32), ("address", ctypes.c_uint64),
+        ("size", ctypes.c_uint64), ("launch", ctypes.c_int32), ("other_ins", ctypes.c_int32),
+        ("other_block", ctypes.c_uint32 * 3), ("other_thread", ctypes.c_uint32), ("value", ctypes.c_int64),
+        ("text", ctypes.c_char * 4096),
+    )  # fmt: skip
+
+
+class Trace(ctypes.Structure):
+    _fields_ = (
+        ("block", ctypes.c_uint32), ("warp", ctypes.c_uint32), ("program", ctypes.c_void_p), ("code", ctypes.c_void_p),
+        ("most", ctypes.c_uint64), ("steps", ctypes.c_uint64), ("at", ctypes.c_void_p), ("mask", ctypes.c_void_p),
+        ("registers", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+STRUCTS = (Tensor, ProgramText, LaunchText, OrderText, Report, Trace)
+
+
+# ---- Loading ----
+
+
+@functools.cache
+def core() -> ctypes.CDLL:
+    """The core, one for the process. Raises CompileError: no compiler, or one that does not serve, with what to do."""
+    library = _load(build())
+    library.luce_load.restype = ctypes.c_void_p
+    library.luce_unload.argtypes = (ctypes.c_void_p,)
+    library.luce_printed.restype = ctypes.c_char_p
+    library.luce_run.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
+    for struct in STRUCTS:
+        if library.luce_size(struct.__name__.encode()) != ctypes.sizeof(struct):
+            raise CompileError(f"core.py and csrc/machine/ differ about struct {struct.__name__}")
+    return library
+
+
+@functools.cache
+def operations() -> dict[str, int]:
+    """What the core can do: the names of its instructions, each with its number."""
+    count = core().luce_operations(None)
+    names = (ctypes.c_char_p * count)()
+    core().luce_operations(names)
+    found = {name.decode(): number for number, name in enumerate(names)}
+    if len(found) != count:
+        raise CompileError("csrc/machine/ registers an instruction twice")
+    return found
+
+
+def thread_count() -> int:
+    """OS threads for blocks: as many as this process may use processors."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- Building ----
+
+
+def build() -> Path:
+    """The core's library, from the cache where it is whole.
+
+    Its last 32 bytes are the SHA-256 of the rest, so one atomic rename makes an entry and damage is seen.
+    """
+    folder = csrc_dir() / "machine"
+    sources = sorted(folder.glob("*.cpp"))
+    compiler = find_compiler()
+    library = cache_dir() / "machine" / _key(folder, compiler, _flags()) / "core.so"
+    if _is_whole(library):
+        return library
+    with _scratch_in(library.parent) as scratch, ThreadPoolExecutor(thread_count()) as threads:
+        # The slowest first, so that the last one to end is a short one.
+        sources.sort(key=lambda source: -source.stat().st_size)
+        objects = [scratch / f"{source.stem}.o" for source in sources]
+        jobs = [
+            threads.submit(_compile, compiler, ["-c", str(source), "-o", str(object_)])
+            for source, object_ in zip(sources, objects, strict=True)
+        ]
+        for job in _with_progress(jobs):
+            job.result()
+        output = scratch / "core.so"
+        _compile(compiler, ["-shared", *map(str, objects), "-o", str(output)])
+        content = output.read_bytes() if output.is_file() else b""
+        if content[:4] != b"\x7fELF":
+            raise CompileError(f"the compiler {compiler[0]} wrote no library: {OTHER_COMPILER}")
+        output.write_bytes(content + hashlib.sha256(content).digest())
+        os.replace(output, library)
+    return library
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: CXX, or the first of g++, clang++, c++ that is there. Raises CompileError."""
+    named = os.environ.get("CXX")
+    for command in [named] if named else COMPILERS:
+        try:
+            program, *options = shlex.split(command)
+        except ValueError:
+            raise CompileError(f"CXX is {named!r}, which is not a command; unset it, or name a compiler") from None
+        if path := shutil.which(program):
+            return [path, *options]
+    found = f"CXX is {named!r}, which is not there" if named else f"found none of {', '.join(COMPILERS)}"
+    raise CompileError(f"the virtual GPU needs a C++20 compiler; {found}: install g++ (Debian: build-essential)")
+
+
+def _flags() -> list[str]:
+    return FLAGS + (X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else [])
+
+
+def _compile(compiler: list[str], arguments: list[str]) -> None:
+    plain = os.environ | {"LC_ALL": "C"}  # the same words and quotes everywhere
+    try:
+        done = subprocess.run([*compiler, *_flags(), *arguments], capture_output=True, text=True, env=plain)
+    except OSError as error:
+        raise CompileError(f"the compiler {compiler[0]} does not run ({error.strerror}): {OTHER_COMPILER}") from None
+    if done.returncode != 0:
+        log = (done.stderr or done.stdout).replace(f"{csrc_dir()}{os.sep}", "")
+        name = f"{Path(compiler[0]).name} (exit status {done.returncode})"
+        raise CompileError(f"{name} did not compile the virtual GPU", log.strip())
+
+
+def _with_progress(jobs: list) -> Iterator:
+    """The jobs one after another, with a line in the terminal that says how far they are."""
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    for number, job in enumerate(jobs):
+        if shown:
+            print(f"\rbuilding the virtual GPU, once: {number} of {len(jobs)} files", end="", file=sys.stderr)
+            sys.stderr.flush()
+        yield job
+    if shown:
+        print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+
+
+@contextmanager
+def _scratch_in(folder: Path) -> Iterator[Path]:
+    """A folder for a while inside one of the cache. Raises CacheError where that is read-only or full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise unusable_cache(error) from None
+
+
+def _is_whole(library: Path) -> bool:
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _key(folder: Path, compiler: list[str], flags: list[str]) -> str:
+    """A hash of all that decides the machine code: the sources, the compiler, its flags, the processor."""
+    binary = Path(compiler[0]).resolve()
+    stat = binary.stat()  # stands for the version, which would take a process to ask for
+    digest = hashlib.sha256(repr((compiler, flags, str(binary), stat.st_size, stat.st_mtime_ns, _processor())).encode())
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What -march=native looks at: the processor's instruction sets."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        if os.statvfs(library.parent).f_flag & os.ST_NOEXEC:
+            raise CacheError(
+                f"the cache for kernels is on a mount that runs no code (noexec), so {library} does not load: name a "
+                "folder elsewhere in LUCE_CACHE"
+            ) from None
+        raise CompileError(
+            f"the compiler {find_compiler()[0]} made a library that does not load ({error}): {OTHER_COMPILER}; if the "
+            "folder is to blame, name another in LUCE_CACHE"
+        ) from None

@@ -1,0 +1,82 @@
+"""What a launch on the virtual GPU counted: instructions by kind and by line, lanes, bytes, barriers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import cached_property
+
+import numpy as np
+
+from luce_edu.backends.ledger import Traffic
+
+
+class Counters:
+    """What one launch counted. All figures are exact counts of what it executed, none is a time.
+
+    traffic    by tensor: bytes asked for, moved in sectors of 32, and touched at all
+    gaps       by tensor that was written and not wholly: the first bytes in a row that nobody wrote
+    barriers_a_block  bar.sync that a block passed, on average
+    atomics    of single lanes
+    """
+
+    def __init__(self, launch):
+        self.kernel, self.grid, self.block = launch.kernel.name, launch.grid, launch.block
+        self._program = launch.kernel.program
+        self._counts, self._sites = launch.counts.copy(), launch.sites.copy()
+        self._traffic, self._names = launch.traffic.copy(), launch.tensors.names
+        self.barriers_a_block = float(launch.totals[0]) / math.prod(launch.grid)
+        self.atomics = int(launch.totals[1])
+
+    @cached_property
+    def traffic(self) -> dict[str, Traffic]:
+        each = {
+            name: Traffic(*(int(row[field]) for field in Traffic.__dataclass_fields__))
+            for name, row in zip(self._names, self._traffic, strict=True)
+            if row["asked_read"] or row["asked_write"]
+        }
+        return each
+
+    @cached_property
+    def gaps(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (int(row["gap_begin"]), int(row["gap_end"]))
+            for name, row in zip(self._names, self._traffic, strict=True)
+            if row["distinct_write"] and row["gap_end"]
+        }
+
+    @cached_property
+    def instructions(self) -> int:
+        """PTX instructions that warps executed."""
+        return int(self._counts["times"] @ self._program.blocks[:, 2].astype("u8"))
+
+    def _by(self, key) -> Counter:
+        total: Counter = Counter()
+        for (_, first, count), times in zip(self._program.blocks, self._counts["times"], strict=True):
+            if times:
+                for instruction in self._program.instructions[first : first + count]:
+                    total[key(*instruction)] += int(times)
+        return Counter(dict(total.most_common()))
+
+    @cached_property
+    def by_kind(self) -> Counter:
+        """PTX instructions of warps by opcode, most frequent first."""
+        return self._by(lambda function, spelled, line, loc: spelled.partition(".")[0])
+
+    @cached_property
+    def by_line(self) -> Counter:
+        """PTX instructions of warps by source line, as (file, line), most frequent first."""
+        return self._by(lambda function, spelled, line, loc: (loc.file, loc.line) if loc else ("", line))
+
+    @cached_property
+    def active_lanes(self) -> float:
+        """Lanes that were on in an instruction, on average."""
+        lanes = int(self._counts["lanes"] @ self._program.blocks[:, 2].astype("u8"))
+        return lanes / self.instructions if self.instructions else 0.0
+
+    @cached_property
+    def bank_conflicts(self) -> int:
+        """Passes over the 32 banks of shared memory beyond the fewest that would bring so many bytes."""
+        sites = self._sites[self._sites["wavefronts"] > 0]
+        fewest = np.maximum(-(-sites["bytes"].astype("i8") // 128), sites["times"].astype("i8"))
+        return int(np.maximum(sites["wavefronts"].astype("i8") - fewest, 0).sum())

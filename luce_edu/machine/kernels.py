@@ -1,0 +1,415 @@
+"""Kernels of the virtual GPU: PTX that is loaded, and its launches with their reports and counters."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import signal
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from luce_edu.backends.ledger import Traffic
+from luce_edu.backends.module import Module as Named
+from luce_edu.errors import KernelError, LaunchError
+from luce_edu.machine import ptx
+from luce_edu.machine.assemble import Program, assemble
+from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
+from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
+from luce_edu.machine.counters import Counters
+from luce_edu.machine.report import words
+
+INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
+_GAP = 64  # bytes between variables of a module, so that an index that leaves one is seen
+
+_COUNT = np.dtype([("times", "u8"), ("lanes", "u8")])
+_SITE = np.dtype([(name, "u8") for name in ("times", "lanes", "bytes", "sectors", "wavefronts")])
+_TRAFFIC = np.dtype([
+    (name, "u8")
+    for name in (
+        "asked_read", "asked_write", "moved_read", "moved_write", "distinct_read", "distinct_write", "gap_begin", "gap_end"
+    )
+])  # fmt: skip
+
+
+def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> Named[Kernel]:
+    """The kernels of a PTX text, for launching on the virtual GPU.
+
+    card  whose limits hold: a name that `luce-edu cards` lists; None is LUCE_CARD, or else the laptop
+    Raises CompileError, naming line and instruction, for what is not PTX or not known; ValueError for an unknown card.
+    """
+    if not isinstance(card, Card):
+        card = find_card(card)
+    module = ptx.parse(text)
+    variables = Variables(module)
+    names = [name for name, function in module.functions.items() if function.entry]
+    return Named(source, {name: Kernel(module, name, variables, card) for name in names})
+
+
+class Variables:
+    """Memory for a module's variables in global and constant memory, filled with their first values."""
+
+    def __init__(self, module: ptx.Module):
+        self.ranges: list[tuple[int, int, str, bool]] = []  # begin, end, name, read only
+        self.address: dict[str, int] = {}
+        placed, at = [], 0
+        for variable in module.variables.values():
+            if variable.space not in ("global", "const") or variable.size == 0:
+                continue
+            at = -(-at // max(variable.align, 16)) * max(variable.align, 16)
+            placed.append((variable, at))
+            at += variable.size + _GAP
+        self._memory = np.zeros(at + 256, np.uint8)
+        base = -(-self._memory.ctypes.data // 256) * 256
+        start = base - self._memory.ctypes.data
+        for variable, offset in placed:
+            self.address[variable.name] = base + offset
+            self.ranges.append(
+                (base + offset, base + offset + variable.size, variable.name, variable.space == "const")
+            )
+            if variable.init:
+                first = start + offset
+                self._memory[first : first + len(variable.init)] = np.frombuffer(variable.init, np.uint8)
+        for variable, offset in placed:
+            for at_byte, symbol, addend, _generic in variable.relocations:
+                value = (self.address.get(symbol, 0) + addend) % 2**64
+                first = start + offset + at_byte
+                self._memory[first : first + 8] = np.frombuffer(struct.pack("<Q", value), np.uint8)
+
+
+class Kernel:
+    """A kernel that the virtual GPU can launch.
+
+    registers  a thread, as ptxas reports them for the card; 0 where nobody knows, and they then limit nothing
+    """
+
+    def __init__(
+        self, module: ptx.Module, name: str, variables: Variables, card: Card, registers: Callable[[], int] | None = None
+    ):
+        self.name, self.card = name, card
+        self._variables, self._registers = variables, registers
+        self.program: Program = assemble(module, name, operations())
+
+    @cached_property
+    def registers(self) -> int:
+        return self._registers() if self._registers and self.card.registers_per_sm is not None else 0
+
+    @property
+    def parameters(self) -> Sequence[tuple[str, str, int, int]]:
+        """Name, type, offset and size of each."""
+        return self.program.parameters
+
+    @cached_property
+    def handle(self) -> _Handle:
+        return _Handle(self)
+
+    def resident_blocks(self, block, smem: int) -> int:
+        """Blocks that the card holds at the same time: the largest cooperative grid."""
+        threads = math.prod(block if isinstance(block, tuple) else (block,))
+        shared = smem + self.program.shared_bytes
+        return self.card.sm_count * resident_blocks(
+            self.card, threads=threads, registers=self.registers, shared_bytes=shared
+        )
+
+    def check(self, grid, block, smem: int, cluster=None, *, cooperative: bool = False) -> None:
+        """Raise LaunchError for a launch that the card refuses."""
+        # What a kernel uses of registers takes its compiler to know, so it is asked only where it matters.
+        registers = self.registers if cooperative else 0
+        check_launch(
+            self.card, grid, block, smem, registers, self.program.shared_bytes, cluster, cooperative=cooperative,
+            kernel=self.name,
+        )  # fmt: skip
+
+    def prepare(self, grid, block, args: Sequence, **options) -> Prepared:
+        """A launch that is checked and not run; see `Prepared`. `run` starts several together."""
+        return Prepared(self, grid, block, args, **options)
+
+    def launch(self, grid, block, args: Sequence, **options) -> Counters:
+        """Run to the end. The options are those of `prepare` and of `run`. Returns what it counted."""
+        how = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
+        return run([self.prepare(grid, block, args, **options)], **how)[0]
+
+
+def block_lengths(program: Program) -> np.ndarray:
+    """PTX instructions in each basic block."""
+    return np.ascontiguousarray(program.blocks[:, 2], np.int32)
+
+
+def line_numbers(program: Program) -> np.ndarray:
+    """For each slot a number that stands for its source line, -1 where there is none."""
+    numbers: dict[tuple, int] = {}
+    of_instruction = [
+        -1 if loc is None else numbers.setdefault((loc.file, loc.line), len(numbers))
+        for _, _, _, loc in program.instructions
+    ]
+    return np.array([*of_instruction, -1], np.int32)[program.sources]
+
+
+class _Handle:
+    """A program inside the core, for as long as this object lives."""
+
+    def __init__(self, kernel: Kernel):
+        program, self._core = kernel.program, core()
+        code = program.code.copy()
+        for index, symbol, addend in program.relocations:
+            code["imm"][index] = np.uint64((kernel._variables.address[symbol] + addend) % 2**64).astype(np.int64)
+        image = np.frombuffer(bytes(program.image), np.uint8)
+        specials = np.array(program.specials, np.int32).reshape(-1, 2)
+        lengths, lines = block_lengths(program), line_numbers(program)
+        text = ProgramText(
+            code.ctypes.data, len(code), program.arena_bytes, image.ctypes.data, program.image_at, len(image),
+            specials.ctypes.data, len(specials), program.shared_bytes, program.local_bytes, len(lengths),
+            len(program.sites), program.parameter_bytes, lengths.ctypes.data, lines.ctypes.data,
+        )  # fmt: skip
+        self.code = code
+        self.value = self._core.luce_load(ctypes.byref(text))
+
+    def __del__(self):
+        if hasattr(self, "value"):
+            self._core.luce_unload(self.value)
+
+
+_WIDTHS = {"8": "B", "16": "H", "32": "I", "64": "Q"}
+
+
+class Prepared:
+    """A launch, checked, with its arguments.
+
+    grid, block, cluster  an int or a tuple of up to three: blocks, threads a block, blocks a cluster
+    smem         bytes of dynamic shared memory
+    args         in the order of the kernel's parameters: contiguous tensors on the CPU (as pointers), ints, floats, bools
+    tensors      by name, what else it may touch, through pointers in memory
+    dependent    with a seed, it may start while the launch before it still runs
+    strict       refuse a barrier of the block that one of its threads misses because it has ended, or meets elsewhere
+    Raises LaunchError.
+    """
+
+    def __init__(
+        self, kernel: Kernel, grid, block, args: Sequence, *, smem: int = 0, cooperative: bool = False, cluster=None,
+        dependent: bool = False, strict: bool = True, tensors: Mapping[str, torch.Tensor] | None = None,
+        memory: Memory | None = None,
+    ):  # fmt: skip
+        self.kernel, self.smem, self.cooperative = kernel, smem, cooperative
+        self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
+        program = kernel.program
+        needs = program.directives
+        cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
+        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None, cooperative=cooperative)
+        _check_threads(kernel.name, self.block, needs)
+        self.args = tuple(args)
+        self._parameters = pack(kernel, self.args)
+        self.memory = memory or Memory()
+        if tensors:
+            self.memory = self.memory.with_named(tensors)
+        self.tensors = self.memory.for_launch(kernel, self.args)
+        self.counts = np.zeros(len(program.blocks), _COUNT)
+        self.sites = np.zeros(len(program.sites), _SITE)
+        self.traffic = np.zeros(len(self.tensors.names), _TRAFFIC)
+        self.totals = np.zeros(2, np.uint64)
+        self.text = LaunchText(
+            kernel.handle.value, ctypes.addressof(self._parameters), self.grid, self.block, cluster, smem,
+            kernel.card.sm_count, max(kernel.resident_blocks(self.block, smem), 1), cooperative, dependent, strict,
+            ctypes.addressof(self.tensors.array), len(self.tensors.names),
+            self.counts.ctypes.data, self.sites.ctypes.data, self.traffic.ctypes.data, self.totals.ctypes.data,
+        )  # fmt: skip
+
+
+RUN_OPTIONS = ("seed", "hostile", "races", "instructions", "threads")
+
+
+@dataclass(frozen=True)
+class Order:
+    """How launches run; see `run`."""
+
+    seed: int | None = None
+    hostile: bool = False
+    races: bool = False
+    instructions: int = INSTRUCTIONS
+    threads: int | None = None
+
+
+def run(
+    launches: Sequence[Prepared], *, seed: int | None = None, hostile: bool = False, races: bool = False,
+    instructions: int = INSTRUCTIONS, threads: int | None = None,
+) -> list[Counters]:  # fmt: skip
+    """Run launches to their end, in order; what each counted.
+
+    seed      None: blocks on as many OS threads as `threads` says (all processors unless told), each warp as far as it
+              can. An int: one warp at a time in an order drawn from it, the same each time
+    hostile   stores reach other blocks as late and loads see values as old as the memory model allows; by seed, or 0
+    races     name two accesses to the same bytes that nothing orders; slower
+    instructions  that warps may execute together before the launch is ended
+    Raises KernelError for what a kernel did wrong, and KeyboardInterrupt for Ctrl-C, which ends the launches.
+    """
+    if not launches:
+        return []
+    texts = (LaunchText * len(launches))(*(launch.text for launch in launches))
+    for launch in launches:
+        for array in (launch.counts, launch.sites, launch.traffic, launch.totals):
+            array.fill(0)
+    report = Report()
+    order = OrderText(
+        threads or thread_count(), seed is not None, (seed or 0) % 2**64, instructions, hostile, races, None
+    )
+    core().luce_run(texts, len(launches), ctypes.byref(order), ctypes.byref(report))
+    if printed := core().luce_printed():
+        print(printed.decode(errors="replace"), end="")
+    if report.fault == FAULT_INTERRUPTED:
+        _interrupt()
+    if report.fault:
+        raise KernelError(words(report, launches))
+    return [Counters(launch) for launch in launches]
+
+
+FAULT_INTERRUPTED = 12  # Fault::interrupted of machine.h
+
+
+def _interrupt() -> None:
+    """Do what Ctrl-C would have done had the core not been running."""
+    if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+# ---- Memory that a launch may touch ----
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of memory, sorted and without overlap, as the core takes them, and their names."""
+
+    names: tuple[str, ...]
+    bounds: tuple[tuple[int, int], ...]
+    array: ctypes.Array
+    keep: tuple
+
+
+class Memory:
+    """Tensors by name, and a bit for each of their bytes, with which the core counts what a launch touches.
+
+    Of tensors that overlap, the first named one around them gives the name. The bits are all 0 between launches.
+    """
+
+    def __init__(self, named: Mapping[str, torch.Tensor] | None = None):
+        self._bits: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._ranges: dict[tuple, Ranges] = {}
+        self.named = dict(named or {})
+
+    def with_named(self, named: Mapping[str, torch.Tensor]) -> Memory:
+        """This and more tensors."""
+        more = Memory(self.named | dict(named))
+        more._bits = self._bits
+        return more
+
+    def name(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Add tensors to those that every launch may touch."""
+        self.named |= named
+        self._ranges.clear()
+
+    def for_launch(self, kernel: Kernel, args: Sequence) -> Ranges:
+        own = [(arg.data_ptr(), arg.nbytes, f"argument {i}") for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+        key = (id(kernel), *own)
+        if key not in self._ranges:
+            if len(self._ranges) > 1000:
+                self._ranges.clear()
+            self._ranges[key] = self._find(kernel, own)
+        return self._ranges[key]
+
+    def _find(self, kernel: Kernel, own: list[tuple[int, int, str]]) -> Ranges:
+        named = [(t.data_ptr(), t.nbytes, name) for name, t in self.named.items()]
+        found = [(begin, begin + size, name, False) for begin, size, name in named + own if size]
+        found += kernel._variables.ranges
+        ranges: list[tuple[int, int, str, bool]] = []
+        # Of equal ranges the first named one stays; Python's sort keeps their order.
+        for begin, end, name, read_only in sorted(found, key=lambda r: (r[0], -r[1])):
+            if not ranges or begin >= ranges[-1][1]:
+                ranges.append((begin, end, name, read_only))
+            elif end > ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], end, *ranges[-1][2:])
+        bits = [self._bits_of(begin, end) for begin, end, _, _ in ranges]
+        array = (Tensor * max(len(ranges), 1))(*(
+            Tensor(begin, end, read.ctypes.data, written.ctypes.data, read_only)
+            for (begin, end, _, read_only), (read, written) in zip(ranges, bits, strict=True)
+        ))  # fmt: skip
+        return Ranges(
+            tuple(name for _, _, name, _ in ranges), tuple((begin, end) for begin, end, _, _ in ranges), array,
+            (bits, list(self.named.values()), kernel._variables),
+        )  # fmt: skip
+
+    def _bits_of(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        if (begin, end) not in self._bits:
+            if len(self._bits) > 4096:  # of tensors that came and went
+                self._bits.clear()
+            words = (end - begin) // 64 + 2  # memory that nobody touches stays unmapped
+            self._bits[begin, end] = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
+        return self._bits[begin, end]
+
+
+# ---- Arguments ----
+
+
+def triple(kernel: str, what: str, size) -> tuple[int, int, int]:
+    """One to three sizes as three. Raises LaunchError."""
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
+    if not 1 <= len(sizes) <= 3 or not all(type(n) is int and 1 <= n < 2**31 for n in sizes):
+        raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")
+    return sizes + (1,) * (3 - len(sizes))
+
+
+def _check_threads(kernel: str, block: tuple[int, int, int], needs: Mapping[str, tuple[int, ...]]) -> None:
+    threads = math.prod(block)
+    if (most := needs.get("maxntid")) and threads > math.prod(most):
+        raise LaunchError(
+            f"{kernel}: {threads} threads a block, but __launch_bounds__ promises at most {math.prod(most)}"
+        )
+    wanted = needs.get("reqntid")
+    if wanted and block != tuple(wanted) + (1,) * (3 - len(wanted)):
+        raise LaunchError(f"{kernel}: blocks of {block} threads, but it was compiled for {wanted}")
+
+
+def pack(kernel: Kernel, args: Sequence) -> ctypes.Array:
+    """The kernel's parameter space with the arguments in it. Raises LaunchError where one does not fit."""
+    if len(args) != len(kernel.parameters):
+        raise LaunchError(f"{kernel.name}: expected {len(kernel.parameters)} arguments, got {len(args)}")
+    space = (ctypes.c_uint8 * max(kernel.program.parameter_bytes, 8))()
+    for i, ((_, kind, offset, size), value) in enumerate(zip(kernel.parameters, args, strict=True)):
+        packed = _packed(kind, size, value)
+        if packed is None:
+            raise LaunchError(f"{kernel.name}: argument {i} must be {_expected(kind, size)}, got {_describe(value)}")
+        space[offset : offset + size] = packed
+    return space
+
+
+def _packed(kind: str, size: int, value) -> bytes | None:
+    if isinstance(value, torch.Tensor):
+        fits = size == 8 and kind[0] in "ub" and value.device.type == "cpu" and value.is_contiguous()
+        return struct.pack("<Q", value.data_ptr()) if fits else None
+    if kind[0] == "f" and kind != "f16":
+        return struct.pack("<f" if size == 4 else "<d", value) if isinstance(value, float) else None
+    if isinstance(value, bytes):
+        return value if len(value) == size else None
+    if type(value) is bool:
+        return bytes([value]) if size == 1 else None
+    if type(value) is int and size in (1, 2, 4, 8) and -(2 ** (8 * size - 1)) <= value < 2 ** (8 * size):
+        return (value % 2 ** (8 * size)).to_bytes(size, "little")
+    return None
+
+
+def _expected(kind: str, size: int) -> str:
+    if kind[0] == "f":
+        return "a float"
+    if size == 8:
+        return "a contiguous tensor on the CPU, or an int of 64 bits"
+    return f"an int of {8 * size} bits" if size <= 4 else f"{size} bytes"
+
+
+def _describe(value) -> str:
+    if isinstance(value, torch.Tensor):
+        contiguous = "" if value.is_contiguous() else "non-contiguous "
+        return f"a {contiguous}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"

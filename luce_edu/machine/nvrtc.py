@@ -1,0 +1,201 @@
+"""NVRTC: a source in csrc/ becomes PTX for the virtual GPU or machine code for a real one. Needs no GPU and no driver.
+
+The compiler gets every text in memory, under the name of its #include line. So neither its output nor its messages name
+a folder of this machine. The output is kept on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from luce_edu.backends import cache_dir, csrc_dir
+from luce_edu.backends.module import unusable_cache
+from luce_edu.errors import CompileError
+
+PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+ELSEWHERE = ("host/", "machine/")  # folders of csrc/ that a C++ compiler alone reads
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^">\n]+)[">]', re.MULTILINE)
+_FILE = re.compile(r'^([ \t]*\.file[ \t]+\d+[ \t]+)"([^"\n]*)"', re.MULTILINE)
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
+
+
+def compile_ptx(
+    source: str, text: str | None, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *,
+    csrc: Path | None = None,
+) -> str:  # fmt: skip
+    """The PTX of csrc/`source`, or of `text` under that name, with line numbers. Cached on disk.
+
+    kernels  names that it must have;  arch  such as 'compute_86'
+    Raises CompileError with the compiler's log, or when a kernel is not there.
+    """
+    sources = read_sources(source, text, csrc)
+    name = entry_name(sources, defines, arch, "ptx")
+
+    def make() -> str:
+        ptx, _ = run(sources, defines, arch, "PTX")
+        return _FILE.sub(lambda line: f'{line[1]}"{_spelled(line[2], sources)}"', ptx.rstrip(b"\0").decode())
+
+    ptx = cached(f"ptx/{name}.ptx", make)
+    if any(f".entry {kernel}(" not in ptx for kernel in kernels):
+        check_kernels(source, kernels, _ENTRY.findall(ptx))
+    return ptx
+
+
+def registers_of(
+    source: str, text: str | None, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *,
+    csrc: Path | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Registers that a thread of each kernel has on a real GPU of this architecture, as ptxas reports; see compile_ptx.
+
+    The first time takes longer than the PTX does, so ask only where the answer is needed. Cached on disk.
+    """
+    from luce_edu.backends.cuda import compile_cubin
+
+    binary = compile_cubin(source, kernels, defines, arch.replace("compute_", "sm_"), csrc=csrc, text=text)
+    return {kernel: binary.resources[kernel].registers for kernel in kernels}
+
+
+def check_kernels(source: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    """Raise CompileError where a kernel is missing."""
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise CompileError(f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(there) or 'none'}")
+
+
+# ---- Sources ----
+
+
+def read_sources(source: str, text: str | None = None, csrc: Path | None = None) -> dict[str, str]:
+    """csrc/`source`, or `text` in its place, and all that it includes from there, by name; `source` comes first.
+
+    Raises CompileError where there is no such file. An include that is not found is left for the compiler to report.
+    """
+    csrc = csrc_dir() if csrc is None else Path(csrc)
+    sources = {} if text is None else {source: text}
+    to_read = [source]
+    while to_read:
+        name = to_read.pop()
+        if name not in sources and not name.startswith(ELSEWHERE):
+            with suppress(OSError):
+                sources[name] = (csrc / name).read_text(encoding="utf-8", errors="replace")
+        if name in sources:
+            to_read += [other for other in _INCLUDE.findall(sources[name]) if other not in sources]
+    if source not in sources:
+        raise CompileError(f"{source}: no such file in {csrc.name}/")
+    return sources
+
+
+def _spelled(path: str, sources: Mapping[str, str]) -> str:
+    """NVRTC puts the working directory before a name; this is the name again."""
+    names = [name for name in sources if path == name or path.endswith(f"/{name}")]
+    return max(names, key=len, default=path.rpartition("/")[2])
+
+
+# ---- The compiler ----
+
+
+def run(
+    sources: Mapping[str, str], defines: Mapping[str, object], arch: str, kind: str, options: Sequence[str] = ()
+) -> tuple[bytes, str]:
+    """Compile the first of `sources`; return what NVRTC made, of kind 'PTX' or 'CUBIN', and its log.
+
+    Raises CompileError: no NVRTC here (with what to install), or the compiler's log.
+    """
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise CompileError(f"cuda-bindings is not installed ({error}); {_INSTALL}") from None
+    (source, text), *headers = sources.items()
+    try:
+        program = _checked(
+            nvrtc.nvrtcCreateProgram(
+                text.encode(), source.encode(), len(headers), [text.encode() for _, text in headers],
+                [name.encode() for name, _ in headers],
+            )
+        )  # fmt: skip
+    except RuntimeError as error:  # the library was not found
+        raise CompileError(f"NVRTC does not load; {_INSTALL}", str(error)) from None
+    try:
+        arguments = [f"--gpu-architecture={arch}", "--std=c++17", "-lineinfo", *options]
+        arguments = [argument.encode() for argument in arguments + [f"-D{n}={v}" for n, v in defines.items()]]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+        log = _output(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
+        log = log.strip(" \n\0")
+        if status:
+            name = status.name.removeprefix("NVRTC_ERROR_").lower().replace("_", " ")
+            raise CompileError(f"{source}: NVRTC refused it for {arch}", log or name)
+        size, get = (getattr(nvrtc, f"nvrtcGet{kind}{end}") for end in ("Size", ""))
+        return _output(size, get, program), log
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+_INSTALL = "pip install -e '.[cu13]', or '.[cu12]' for an NVIDIA driver older than CUDA 13"
+
+
+def _checked(answer):
+    status, *values = answer
+    if status:
+        raise CompileError(f"NVRTC failed: {status.name}")
+    return values[0] if values else None
+
+
+def _output(size: Callable, get: Callable, program) -> bytes:
+    buffer = bytearray(_checked(size(program)))
+    _checked(get(program, buffer))
+    return bytes(buffer)
+
+
+@functools.cache
+def _compiler() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+# ---- The cache ----
+
+
+def entry_name(sources: Mapping[str, str], defines: Mapping[str, object], arch: str, *more: str) -> str:
+    """A hash of all that decides what NVRTC makes: its version, every source that may be included, the options."""
+    decisive = (_compiler(), list(sources.items()), sorted(defines.items()), arch, more)
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
+
+
+def cached(entry: str, make: Callable[[], str]) -> str:
+    """The text of a cache entry such as 'ptx/NAME.ptx'; made and stored where it is not there, or is damaged.
+
+    Its first line is the hash of the rest. Raises CacheError where the cache cannot be written.
+    """
+    path = cache_dir() / entry
+    try:
+        stamp, _, text = path.read_text(encoding="utf-8").partition("\n")
+        if stamp == _stamp(text):
+            return text
+    except (OSError, ValueError):
+        pass
+    text = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            file.write(f"{_stamp(text)}\n{text}")
+        os.replace(file.name, path)  # so that no reader ever sees half of it
+    except OSError as error:
+        raise unusable_cache(error) from None
+    return text
+
+
+def _stamp(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
