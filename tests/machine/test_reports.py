@@ -252,8 +252,8 @@ def test_blocks_that_never_start_are_named(module, seed):
 @pytest.mark.parametrize("seed", ORDERS)
 def test_loop_that_never_ends_meets_the_budget(seed):
     started = time.monotonic()
-    report("endless", 1, 32, [torch.arange(32, dtype=torch.int32)], seed=seed, budget=1_000_000)
-    report("endless_in_registers", 1, 32, [words(32), 1], seed=seed, budget=1_000_000)
+    report("endless", 1, 32, [torch.arange(32, dtype=torch.int32)], seed=seed, instructions=1_000_000)
+    report("endless_in_registers", 1, 32, [words(32), 1], seed=seed, instructions=1_000_000)
     assert time.monotonic() - started < 20
 
 
