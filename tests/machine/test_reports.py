@@ -434,9 +434,10 @@ def test_cooperative_grid_up_to_what_the_card_holds():
 
 
 @pytest.mark.planted
-def test_clusters_need_a_card_that_has_them(module):
+def test_clusters_need_a_card_that_has_them():
     with pytest.raises(LaunchError):
-        module["good"].launch(4, 64, [torch.zeros(256), torch.zeros(256), 256], cluster=2)
+        older = planted("reports.cu", "compute_80", "RTX 3090")
+        older["good"].launch(4, 64, [torch.zeros(256), torch.zeros(256), 256], cluster=2)
     good = planted("reports.cu", "compute_90a")["good"]
     with pytest.raises(LaunchError):  # at most 8 portably, 16 with an attribute
         good.launch(64, 64, [torch.zeros(4096), torch.zeros(4096), 4096], cluster=32)
