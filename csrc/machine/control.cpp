@@ -211,6 +211,10 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     } else if (block->launch->strict && count == 0 && lines[barrier.first_ins] != lines[w->at(p)]) {
         return fail_with_other(w, p, Fault::divergent_barrier, lane, barrier.first_ins);
     }
+    // bar.sync is one for the whole warp: two of its ways with a barrier each are undefined, whatever the counts say.
+    for (int i = 0; i < w->others_count; ++i)
+        if (const Group& group = w->others[i]; group.state == GroupState::at_barrier && group.barrier == id && group.pc != p)
+            return fail_with_other(w, p, Fault::divergent_barrier, lane, w->at(group.pc));
     // Hardware counts whole warps; a group counts the lanes that it has, and a warp with ended lanes counts in full
     // where a number of threads was given.
     barrier.arrived += count == 0 || std::popcount(w->live) == warp_lanes ? std::popcount(m)
