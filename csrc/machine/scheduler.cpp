@@ -593,8 +593,9 @@ public:
         begun_ = 0;
         begin_launch();
         uint64_t vain = 0, entered = 0;
-        while (!running_.empty() && !failed()) {
+        while (!failed()) {
             begin_allowed();
+            if (running_.empty()) break;
             const uint64_t choices = count_choices();
             if (choices == 0 || vain > patience + 64 * choices) {
                 if (drained()) {
@@ -690,14 +691,16 @@ private:
 
     Turn act(uint64_t choice, uint64_t& entered) {
         auto [running, block] = choices_[choice];
-        if (style_ != 0 && last_ && (last_->ready) && is_choice(last_)) block = last_, running = last_running_;
+        if (style_ != 0)
+            for (const Choice& again : choices_)
+                if (again.block && again.block == last_ && last_->ready) running = again.running, block = last_;
         if (!block) {
             running->resident.push_back(start_cluster(pool_, running->launch, running->worker, running->order.back(), trace_));
             running->order.pop_back();
             running->launch->next_block.fetch_add(1);
             return Turn::progress;
         }
-        last_ = block, last_running_ = running;
+        last_ = block;
         // Those that are ready come before those that only look, mostly.
         uint32_t from = block->ready && (!block->polling || random_.below(8)) ? block->ready : block->polling ? block->polling : block->ready;
         for (uint64_t skip = random_.below(std::popcount(from)); skip; --skip) from &= from - 1;
@@ -713,10 +716,6 @@ private:
             break;
         }
         return turn;
-    }
-
-    bool is_choice(const Block* block) const {
-        return std::any_of(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.block == block; });
     }
 
     // Late stores that nothing else brings out come out now.
@@ -756,8 +755,7 @@ private:
     size_t begun_ = 0;
     std::vector<std::unique_ptr<Running>> running_;
     std::vector<Choice> choices_;
-    Block* last_ = nullptr;
-    Running* last_running_ = nullptr;
+    Block* last_ = nullptr;  // whose turn it was; null once it has ended
 };
 
 }  // namespace

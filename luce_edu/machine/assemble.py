@@ -1,0 +1,470 @@
+"""Turns a kernel's PTX into a program for the core: rows of numbers, one a slot of 32 bytes (Ins in csrc/machine).
+
+lower.py makes instructions on numbered registers, slots.py orders the blocks and gives registers their slots, and this
+module cleans up between the two and writes the rows. Renaming moves are gone afterwards, constants stand inside the
+instructions where the core has such a form (`.i`: the last source, `.ib`: the second of three) and in the arena's image
+where it has not. Counts are by PTX instruction, so each block carries how many it had.
+
+What the core must know about control instructions ("next" is a slot behind one; it holds operands and never runs).
+A field that is not named is -1, imm 0; `r|-1` is a register's offset, or -1 where the named constant counts instead.
+Distances are in slots, from the instruction itself. The program starts at slot 0. Functions lie before their callers.
+    enter           imm = block number, a = PTX instructions in it, d = 1 if a branch goes backwards to it
+    bra             imm = distance
+    bra.p, bra.np   a = predicate, imm = distance: lanes where it holds (does not hold) go there, the others to p + 1
+    brx             a = index (32 bits), imm = n; n next slots, imm = distance of each target from the brx
+    if.p, if.np     a = predicate, imm = distance behind the end.if, for when no lane is on; around arithmetic, plain
+                    loads and stores: what may wait or leave is branched around instead
+    end.if, exit    nothing
+    call            imm = distance to the function, d = its return slot (4 bytes a lane), which gets the index of p + 1
+    ret             a = the return slot
+    bar.sync, bar.arrive         a = barrier|-1 (imm), b = count|-1; next: imm = count (0: all threads)
+    bar.red.{popc,and,or}        the same, d = result, c = source predicate
+    barrier.cluster.{arrive,wait}   c = Access flags
+    bar.warp.sync   a = mask|-1 (imm)
+    shfl.{up,down,bfly,idx}      d, a = value, b = lane operand; next: d = result predicate|-1, a = member mask|-1 (imm),
+    shfl.….i                     imm = lane operand                    b = clamp|-1 (c)
+    vote.{all,any,uni,ballot}    d, a = predicate, b = member mask|-1 (imm)
+    match.any.…, redux.…         d, a = value, b = member mask|-1 (imm)
+    match.all.…                  the same; next: d = result predicate|-1
+    elect           d = leader (32 bits)|-1, c = result predicate, b = member mask|-1 (imm)
+    nanosleep       a = time|-1 (imm)
+    vprintf         d = result|-1, a = format, b = arguments (generic addresses)
+    assertfail      a = message, b = file, c = line (32 bits); next: a = function, b = bytes of a character
+    clock, clock_hi, clock64, globaltimer, globaltimer_lo, globaltimer_hi, activemask    d
+    griddepcontrol.…, trap, brkpt    nothing
+A written predicate changes in the active lanes only. A result never shares a slot with a source of the same instruction
+unless it is the same register.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from luce_edu.errors import CompileError
+from luce_edu.machine import ptx
+from luce_edu.machine.lower import Lowering, shape
+from luce_edu.machine.slots import (
+    DOUBLE,
+    PREDICATE,
+    SLOT_BYTES,
+    Op,
+    coalesce,
+    drop_unread,
+    find_intervals,
+    find_liveness,
+    lay_out,
+    place,
+)
+
+ROW = np.dtype([("op", "<i8"), ("d", "<i4"), ("a", "<i4"), ("b", "<i4"), ("c", "<i4"), ("imm", "<i8")])
+MOVES = {"mov.b32", "mov.b64", "mov.pred"}
+COMMUTING = ("add.", "mul.", "mad.lo", "mad.wide", "fma.", "min.", "max.", "and.", "or.", "xor.", "setp.eq", "setp.ne")
+
+# Operands that may be constants in the instruction: for each place (see lower.py) the one where the constant goes.
+CONSTANT_PLACES = {
+    "shfl": {3: 5, 9: 10, 8: 11}, "bar": {2: 5, 3: 11}, "nanosleep": {2: 5}, "vote": {3: 5}, "match": {3: 5},
+    "redux": {3: 5}, "elect": {3: 5},
+}  # fmt: skip
+
+
+@dataclass
+class Program:
+    """A kernel for the core. Offsets of registers are in bytes into a warp's arena.
+
+    code          rows of ROW; op is the core's number of the instruction, -1 in a slot that holds operands
+    image         bytes that the arena starts with at image_at: constants
+    specials      (number of the special register, offset)
+    parameters    (name, type, offset, bytes) of each kernel parameter; parameter_bytes in all
+    shared        name -> offset of static shared variables; shared_bytes in all, also where dynamic memory begins
+    relocations   (slot, symbol, addend): imm is to become the address of this module variable plus addend
+    blocks        [n, 3]: first slot, first PTX instruction, count of PTX instructions
+    sources       for each slot its PTX instruction, an index into `instructions`, or -1
+    instructions  (function, text of opcode and modifiers, PTX line, Loc or None)
+    sites         the slot of each memory instruction
+    registers     (function, PTX name, type, offset, first slot, last slot) where it holds its value
+    directives    of the kernel: {"maxntid": (256, 1, 1), ...}
+    """
+
+    name: str
+    code: np.ndarray
+    arena_bytes: int
+    image: bytes
+    image_at: int
+    specials: list[tuple[int, int]]
+    parameters: list[tuple[str, str, int, int]]
+    parameter_bytes: int
+    shared: dict[str, int]
+    shared_bytes: int
+    local_bytes: int
+    relocations: list[tuple[int, str, int]]
+    blocks: np.ndarray
+    sources: np.ndarray
+    instructions: list[tuple[str, str, int, ptx.Loc | None]]
+    sites: list[int]
+    registers: list[tuple[str, str, str, int, int, int]] = field(repr=False)
+    directives: dict[str, tuple[int, ...]]
+    target: str
+
+
+def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callable[[str], int | None]) -> Program:
+    """Turn the kernel `name` of a parsed module into a Program.
+
+    registry: the core's number of an instruction by its name; None or KeyError-free absence means that it has none.
+    Raises CompileError that names the instruction, its PTX line and its source line, for all that the virtual GPU
+    does not have or that PTX does not allow.
+    """
+    function = module.functions.get(name)
+    if function is None or not function.entry or function.external:
+        kernels = ", ".join(f.name for f in module.functions.values() if f.entry and not f.external)
+        raise CompileError(f"this PTX has no kernel {name}; it has {kernels or 'none'}")
+    if module.address_size != 64:
+        raise CompileError("this PTX has .address_size 32; the virtual GPU needs 64-bit addresses")
+    look_up = registry.get if isinstance(registry, Mapping) else registry
+    numbers = {}
+
+    def core(instruction):
+        if instruction not in numbers:
+            numbers[instruction] = look_up(instruction)
+        return numbers[instruction]
+
+    lowering = Lowering(module, core)
+    lowering.lower(function)
+    return _Writer(lowering, function).program()
+
+
+class _Writer:
+    def __init__(self, lowering, function):
+        self.lowering, self.kernel, self.core = lowering, function, lowering.core
+        self.rows, self.sources, self.relocations, self.sites, self.blocks = [], [], [], [], []
+        self.registers = []
+
+    def program(self):
+        low = self.lowering
+        intervals, roots, orders, renamed = {}, {}, {}, {}
+        for name, (blocks, registers, _) in low.functions.items():
+            order = orders[name] = lay_out(blocks[0])
+            renamed[name] = self.settle(name, order)
+            drop_unread(order, low.pinned)
+            moves = [op for block in order for op in block.ops if op.name in MOVES and not op.partial and self.plain(op)]
+            bit = find_liveness(order, {r for op in moves for r in (*op.defs, *op.uses)}, low.pinned)
+            roots[name] = root = coalesce(order, bit, moves, low.classes)
+            if root:
+                for block in order:
+                    block.ops = [op for op in block.ops if not self.same(op, root)]
+            intervals[name] = find_intervals(order, bit, root, low.pinned)
+        self.place(intervals, roots)
+        self.write(orders)
+        for name, (_, registers, _) in low.functions.items():
+            self.list_registers(name, registers, renamed[name], roots[name], intervals[name])
+        return self.finish()
+
+    def plain(self, op):
+        return op.defs[0] not in self.lowering.pinned and op.uses[0] not in self.lowering.pinned
+
+    @staticmethod
+    def same(op, root):
+        return op.name in MOVES and not op.partial and root.get(op.defs[0], -1) == root.get(op.uses[0], -2)
+
+    # ---- Renaming moves and constants
+
+    def settle(self, name, blocks):
+        """Read what a renaming move reads instead of its result, and put constants into the instructions.
+
+        A move renames if its result and its source are written once: then the source still holds its value wherever the
+        result may be read, since the move is on every path to there and the source's write on every path to the move.
+        Returns register -> the register that is read in its place.
+        """
+        low = self.lowering
+        pinned, constants = low.pinned, low.constants
+        writes = {}
+        for block in blocks:
+            for op in block.ops:
+                for d in op.defs:
+                    writes[d] = writes.get(d, 0) + 1
+        steady = {register for register in low.formals.get(name, {}).values() if register not in writes}
+        returns = {parameter.name for parameter in low.module.functions[name].returns}
+        steady -= {register for key, register in low.formals.get(name, {}).items() if key[0] in returns}
+        renamed = {}
+        for block in blocks:
+            kept = []
+            for op in block.ops:
+                if op.name in MOVES and not op.partial and writes[op.defs[0]] == 1 and op.defs[0] not in pinned:
+                    source = op.uses[0]
+                    if source in constants or source in low.specials or source in steady or (
+                        source not in pinned and writes.get(source) == 1
+                    ):  # fmt: skip
+                        renamed[op.defs[0]] = source
+                        continue
+                kept.append(op)
+            block.ops = kept
+        for register in renamed:
+            source = renamed[register]
+            while source in renamed:
+                source = renamed[source]
+            renamed[register] = source
+        for block in blocks:
+            for op in block.ops:
+                uses = op.uses
+                if not uses:
+                    continue
+                for use in uses:
+                    if use in renamed:
+                        uses = op.uses = tuple([renamed.get(u, u) for u in uses])
+                        break
+                for use in uses:
+                    if use in constants:
+                        self.constants_inside(op)
+                        break
+        return renamed
+
+    def constants_inside(self, op):
+        """Put the constants among an instruction's sources into it, as far as the core has a form for that."""
+        constants, uses, name = self.lowering.constants, op.uses, op.name
+        first = name.partition(".")[0]
+        if first in ("ld", "st") and op.shape[1][:1] == (2,):
+            if uses[0] in constants:
+                words = [word for word in name.split(".") if word != "a32"]
+                at = 2 if words[1] != "sync" else 3
+                direct = ".".join([*words[:at], "k", *words[at:]])
+                if self.core(direct) is not None:
+                    op.name, op.imm = direct, op.imm + signed(constants[uses[0]], 64)
+                    op.uses, op.shape = uses[1:], (op.shape[0], op.shape[1][1:])
+            return
+        inside = CONSTANT_PLACES.get(first)
+        if inside:
+            kept, places, raw = [], [], list(op.raw)
+            for use, at in zip(uses, op.shape[1]):
+                value = constants.get(use)
+                if value is None or at not in inside or at == 3 and first == "shfl" and self.core(name + ".i") is None:
+                    kept.append(use)
+                    places.append(at)
+                    continue
+                if at == 3 and first == "shfl":
+                    op.name = name + ".i"
+                raw.append((inside[at], signed(value, 32)))
+            op.uses, op.shape, op.raw = tuple(kept), (op.shape[0], tuple(places)), tuple(raw)
+            return
+        if first == "bfi":
+            if uses[2] in constants and uses[3] in constants and self.core(name + ".i") is not None:
+                position, length = constants[uses[2]], constants[uses[3]]
+                if position < 256 and length < 256:
+                    op.name, op.imm, op.uses, op.shape = name + ".i", position | length << 8, uses[:2], shape("d", "a b")
+            return
+        if op.imm or op.raw or len(op.defs) != 1 or op.shape[1][-1] == 5:
+            return
+        if len(uses) > 1 and uses[0] in constants and uses[1] not in constants and name.startswith(COMMUTING):
+            uses = op.uses = (uses[1], uses[0], *uses[2:])
+        if uses[-1] in constants and self.core(name + ".i") is not None:
+            op.name, at = name + ".i", len(uses) - 1
+        elif len(uses) == 3 and uses[1] in constants and self.core(name + ".ib") is not None:
+            op.name, at = name + ".ib", 1
+        else:
+            return
+        register = uses[at]
+        op.imm = signed(constants[register], 64 if self.lowering.classes[register] == DOUBLE else 32)
+        op.uses = uses[:at] + uses[at + 1 :]
+        op.shape = op.shape[0], op.shape[1][:at] + op.shape[1][at + 1 :]
+
+    # ---- Places
+
+    def place(self, intervals, roots):
+        """Give every register its offset: pinned ones, then each function behind all that can call it, then constants."""
+        low = self.lowering
+        used = set()
+        for blocks, _, _ in low.functions.values():
+            for block in blocks:
+                for op in block.ops:
+                    used.update(op.uses)
+        self.slots, top = {}, 0
+        fixed = [r for r in low.pinned if r not in low.constants and (r not in low.specials or r in used)]
+        for register in sorted(fixed, key=lambda r: (-low.classes[r], r)):
+            self.slots[register] = top
+            top += SLOT_BYTES[low.classes[register]]
+        self.specials = [(low.specials[r], self.slots[r]) for r in sorted(low.specials) if r in used]
+        begin = -(-top // 64) * 64
+        ends = {}
+        for name in reversed(low.functions):  # callers first
+            base = max((ends[caller] for caller in low.callers.get(name, ())), default=begin)
+            slots, ends[name] = place(intervals[name], low.classes, base)
+            self.slots.update(slots)
+            for register, root in roots[name].items():
+                if root in slots:
+                    self.slots[register] = slots[root]
+        top = self.image_at = max(ends.values())
+        image = bytearray()
+        for register in sorted((r for r in used if r in low.constants), key=lambda r: (-low.classes[r], low.constants[r])):
+            self.slots[register] = top + len(image)
+            value = low.constants[register]
+            if low.classes[register] == PREDICATE:
+                image += (0xFFFFFFFF * value).to_bytes(4, "little")
+            else:
+                image += value.to_bytes(SLOT_BYTES[low.classes[register]] // 32, "little") * 32
+        self.image = bytes(image)
+        self.arena_bytes = -(-(top + len(image)) // 64) * 64
+
+    # ---- Rows
+
+    def write(self, orders):
+        low = self.lowering
+        self.starts, calls, number = {}, [], 0
+        self.block_rows = {}
+        if len(orders) > 1:
+            calls.append((0, self.kernel.name))
+            self.row("bra")
+        for name, order in orders.items():
+            self.starts[name] = len(self.rows)
+            branches = []
+            place_of = {id(block): index for index, block in enumerate(order)}
+            backward = {
+                id(following)
+                for index, block in enumerate(order)
+                for following in block.successors
+                if place_of[id(following)] <= index
+            }
+            first_row = self.block_rows[name] = {}
+            for index, block in enumerate(order):
+                following = order[index + 1] if index + 1 < len(order) else None
+                first_row[id(block)] = len(self.rows)
+                self.blocks.append((len(self.rows), block.first, block.count))
+                self.row("enter", a=block.count, d=int(id(block) in backward), imm=number)
+                number += 1
+                openings = []
+                for op in block.ops:
+                    if op.targets is None:
+                        self.write_op(op, openings)
+                    elif op.name == "call":
+                        calls.append((len(self.rows), op.targets[0]))
+                        self.write_op(op, openings)
+                    else:
+                        self.branch(op, block, following, branches)
+                if block.fall is not None and block.fall is not following:
+                    branches.append((len(self.rows), len(self.rows), block.fall))
+                    self.row("bra")
+            for row, origin, target in branches:
+                self.rows[row][5] = first_row[id(target)] - origin
+        for row, name in calls:
+            self.rows[row][5] = self.starts[name] - row
+
+    def row(self, name, d=-1, a=-1, imm=0, source=-1):
+        number = self.core(name)
+        if number is None:
+            raise CompileError(f"kernel {self.kernel.name}: the virtual GPU's core has no instruction {name}")
+        self.rows.append([number, d, a, -1, -1, imm])
+        self.sources.append(source)
+
+    def branch(self, op, block, following, branches):
+        """A branch; one to the block behind it is left out, or turned so that it goes to the other side."""
+        targets = [self.lowering_target(target, block) for target in op.targets]
+        if op.name == "bra" and targets[0] is following:
+            return
+        if op.name in ("bra.p", "bra.np") and targets[0] is following and block.fall is not following:
+            name = "bra.np" if op.name == "bra.p" else "bra.p"
+            if self.core(name) is not None:
+                op.name, targets, block.fall = name, [block.fall], targets[0]
+        row = len(self.rows)
+        self.write_op(op, [])
+        if op.name == "brx":
+            for target in targets:
+                branches.append((len(self.rows), row, target))
+                self.rows.append([-1, -1, -1, -1, -1, 0])
+                self.sources.append(op.source)
+        else:
+            branches.append((row, row, targets[0]))
+
+    def lowering_target(self, target, block):
+        return target if not isinstance(target, str) else next(b for b in block.targets if b.label == target)
+
+    def write_op(self, op, openings):
+        slots, row = self.slots, [self.core(op.name), -1, -1, -1, -1, op.imm]
+        index = len(self.rows)
+        if op.name in ("if.p", "if.np"):
+            openings.append(index)
+        elif op.name == "end.if":
+            opening = openings.pop()
+            if opening == index - 1:  # nothing is left of what it guarded
+                self.rows.pop()
+                self.sources.pop()
+                return
+            self.rows[opening][5] = index + 1 - opening
+        (results, sources), long = op.shape, 6
+        if op.raw or len(op.defs) > 1 or len(op.uses) > 3:
+            long = 6 * (1 + max([at for at, _ in op.raw] + [*results, *sources]) // 6)
+            row += [-1, -1, -1, -1, -1, 0] * (long // 6 - 1)
+            for at, value in op.raw:
+                row[at] = value
+            for slot in range(6, long, 6):
+                row[slot] = -1
+            if op.raw and op.raw[0] == (4, None):
+                row[4] = len(self.sites)
+                self.sites.append(index)
+        for at, register in zip(results, op.defs):
+            row[at] = slots[register]
+        for at, register in zip(sources, op.uses):
+            row[at] = slots[register]
+        if op.symbol is not None:
+            self.relocations.append((index, op.symbol, op.imm))
+        if long == 6:
+            self.rows.append(row)
+            self.sources.append(op.source)
+        else:
+            for slot in range(0, long, 6):
+                self.rows.append(row[slot : slot + 6])
+                self.sources.append(op.source)
+
+    # ---- The rest
+
+    def list_registers(self, name, registers, renamed, root, intervals):
+        """Note for each PTX register where it holds its value, for a stepper."""
+        low, position, rows = self.lowering, 0, []
+        order = sorted(self.block_rows[name].values())
+        self.registers.append((name, registers, renamed, root, intervals, position, rows, order, low))
+
+    def finish(self):
+        low, kernel = self.lowering, self.kernel
+        if low.extern_align:
+            align = max(low.extern_align, 16)
+            low.shared_bytes = -(-low.shared_bytes // align) * align
+        relocations = []
+        for row, symbol, addend in self.relocations:
+            if symbol == "dynamic shared memory":
+                self.rows[row][5] = addend + low.shared_bytes
+            else:
+                relocations.append((row, symbol, addend))
+        code = np.zeros(len(self.rows), ROW)
+        table = np.array(self.rows, dtype=np.int64)
+        for index, name in enumerate(ROW.names):
+            code[name] = table[:, index]
+        parameters, size = [], 0
+        for parameter in kernel.params:
+            parameters.append((parameter.name, parameter.type, low.parameters[parameter.name], parameter.size))
+            size = parameters[-1][2] + parameter.size
+        return Program(
+            name=kernel.name,
+            code=code,
+            arena_bytes=self.arena_bytes,
+            image=self.image,
+            image_at=self.image_at,
+            specials=self.specials,
+            parameters=parameters,
+            parameter_bytes=size,
+            shared=low.shared,
+            shared_bytes=low.shared_bytes,
+            local_bytes=low.local_bytes,
+            relocations=relocations,
+            blocks=np.array(self.blocks, dtype=np.int32).reshape(-1, 3),
+            sources=np.array(self.sources, dtype=np.int32),
+            instructions=[(f, ".".join((i.opcode, *i.modifiers)), i.line, i.loc) for f, i in low.instructions],
+            sites=self.sites,
+            registers=[],
+            directives=dict(kernel.directives),
+            target=next(iter(low.module.target), ""),
+        )
+
+
+def signed(value, bits):
+    """The bits of a constant as a signed number."""
+    return value - (value >> (bits - 1) << bits)
+
+
+__all__ = ["Op", "Program", "ROW", "assemble"]
