@@ -221,14 +221,13 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                        : m == w->live                                     ? warp_lanes
                                                                           : std::popcount(m);
     if constexpr (kind != no_votes) barrier.votes += std::popcount(m & predicate(r, p->c));
+    if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id, waits);
     if (barrier.arrived < expected(block, barrier)) {
         if constexpr (!waits) NEXT_AFTER(1);
-        if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
         return wait_here(w, p, m, GroupState::at_barrier, static_cast<uint8_t>(id), kind);
     }
     if (block->launch->strict && count == 0 && block->live_threads < block->threads)
         return fail(w, p, Fault::divergent_barrier, lane);
-    if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
     finish_barrier(w, p, m, kind, barrier.votes, count ? count : block->live_threads);
     release(block, id);
     // The others of this warp are ready now as well, and may be behind: the next block's start sorts that out.
