@@ -32,23 +32,20 @@ def words(report, launches: Sequence) -> str:
 
 def place(launch, ins: int) -> str:
     """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
-    statement = launch.kernel.program.statement(ins)
-    if statement is None:
+    program = launch.kernel.program
+    number = program.sources[ins] if 0 <= ins < len(program.sources) else -1
+    if number < 0:
         return ""
-    if statement.loc is None:
-        return f" at line {statement.line} of the PTX ({spelled(statement)})"
-    chain = f"{statement.loc.file}:{statement.loc.line}"
-    outer = statement.loc.inlined_at
+    _, spelled, line, loc = program.instructions[number]
+    if loc is None:
+        return f" at line {line} of the PTX ({spelled})"
+    chain = f"{loc.file}:{loc.line}"
+    outer = loc.inlined_at
     while outer is not None and outer.inlined_at is not None:
         outer = outer.inlined_at
-    if outer is not None and (outer.file, outer.line) != (statement.loc.file, statement.loc.line):
+    if outer is not None and (outer.file, outer.line) != (loc.file, loc.line):
         chain += f", called from {outer.file}:{outer.line}"
     return f" at {chain}"
-
-
-def spelled(statement) -> str:
-    """An instruction's name as PTX writes it."""
-    return ".".join((statement.opcode, *statement.modifiers))
 
 
 def _who(report, prefix: str = "") -> str:
