@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from luce_edu.backends.ledger import Traffic
 from luce_edu.backends.module import Module as Named
 from luce_edu.errors import KernelError, LaunchError
 from luce_edu.machine import ptx
@@ -108,22 +107,16 @@ class Kernel:
     def handle(self) -> _Handle:
         return _Handle(self)
 
-    def resident_blocks(self, block, smem: int) -> int:
+    def resident_blocks(self, block, smem: int, *, registers: int | None = None) -> int:
         """Blocks that the card holds at the same time: the largest cooperative grid."""
         threads = math.prod(block if isinstance(block, tuple) else (block,))
         shared = smem + self.program.shared_bytes
-        return self.card.sm_count * resident_blocks(
-            self.card, threads=threads, registers=self.registers, shared_bytes=shared
-        )
+        used = self.registers if registers is None else registers
+        return self.card.sm_count * resident_blocks(self.card, threads=threads, registers=used, shared_bytes=shared)
 
-    def check(self, grid, block, smem: int, cluster=None, *, cooperative: bool = False) -> None:
-        """Raise LaunchError for a launch that the card refuses."""
-        # What a kernel uses of registers takes its compiler to know, so it is asked only where it matters.
-        registers = self.registers if cooperative else 0
-        check_launch(
-            self.card, grid, block, smem, registers, self.program.shared_bytes, cluster, cooperative=cooperative,
-            kernel=self.name,
-        )  # fmt: skip
+    def check(self, grid, block, smem: int, cluster=None) -> None:
+        """Raise LaunchError for a launch that the card refuses, whatever the registers."""
+        check_launch(self.card, grid, block, smem, 0, self.program.shared_bytes, cluster, kernel=self.name)
 
     def prepare(self, grid, block, args: Sequence, **options) -> Prepared:
         """A launch that is checked and not run; see `Prepared`. `run` starts several together."""
@@ -186,20 +179,29 @@ class Prepared:
     tensors      by name, what else it may touch, through pointers in memory
     dependent    with a seed, it may start while the launch before it still runs
     strict       refuse a barrier of the block that one of its threads misses because it has ended, or meets elsewhere
+    memory       what `tensors` and earlier launches have named, kept from launch to launch
+    resident     blocks that are there at the same time; None: as many as the card holds. Registers count in a
+                 cooperative launch only, as it takes the kernel's compiler to know them
     Raises LaunchError.
     """
 
     def __init__(
         self, kernel: Kernel, grid, block, args: Sequence, *, smem: int = 0, cooperative: bool = False, cluster=None,
         dependent: bool = False, strict: bool = True, tensors: Mapping[str, torch.Tensor] | None = None,
-        memory: Memory | None = None,
+        memory: Memory | None = None, resident: int | None = None,
     ):  # fmt: skip
         self.kernel, self.smem, self.cooperative = kernel, smem, cooperative
         self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
         program = kernel.program
         needs = program.directives
         cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
-        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None, cooperative=cooperative)
+        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None)
+        if resident is None:
+            resident = kernel.resident_blocks(self.block, smem, registers=None if cooperative else 0)
+        if cooperative and (blocks := math.prod(self.grid)) > resident:
+            raise LaunchError(
+                f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at once"
+            )
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)
         self._parameters = pack(kernel, self.args)
@@ -213,7 +215,7 @@ class Prepared:
         self.totals = np.zeros(2, np.uint64)
         self.text = LaunchText(
             kernel.handle.value, ctypes.addressof(self._parameters), self.grid, self.block, cluster, smem,
-            kernel.card.sm_count, max(kernel.resident_blocks(self.block, smem), 1), cooperative, dependent, strict,
+            kernel.card.sm_count, max(resident, 1), cooperative, dependent, strict,
             ctypes.addressof(self.tensors.array), len(self.tensors.names),
             self.counts.ctypes.data, self.sites.ctypes.data, self.traffic.ctypes.data, self.totals.ctypes.data,
         )  # fmt: skip

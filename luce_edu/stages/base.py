@@ -356,6 +356,20 @@ class KernelDecoder(Decoder):
         """As many blocks as the device holds at once, from the occupancy query."""
         return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
 
+    def named_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every tensor that the kernels may touch, by kind ("weights", "state", "activations") and name."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        state = {name: getattr(self.state, name) for name in DecodeState.TENSORS}
+        return {"weights": dict(self.weights.named_tensors()), "state": state, "activations": own}
+
+    @contextmanager
+    def _moving_on(self):
+        if self._runs == 0:  # all buffers are there now
+            for tensors in self.named_tensors().values():
+                self.backend.name_tensors(tensors)
+        with super()._moving_on():
+            yield
+
     def _launch(self, kernel: str, grid, *args, smem: int = 0, **how: bool) -> None:
         self.backend.launch(self.module[kernel], grid, BLOCK_THREADS, smem, args, **how)
 
