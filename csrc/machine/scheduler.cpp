@@ -595,7 +595,7 @@ public:
         uint64_t vain = 0, entered = 0;
         while (!failed()) {
             begin_allowed();
-            if (running_.empty()) break;
+            if (running_.empty()) break;  // the last launch has just ended
             const uint64_t choices = count_choices();
             if (choices == 0 || vain > patience + 64 * choices) {
                 if (drained()) {

@@ -264,7 +264,7 @@ def run(
     if report.fault == FAULT_INTERRUPTED:
         _interrupt()
     if report.fault:
-        raise KernelError(words(report, launches))
+        raise KernelError(words(report, launches), FAULTS[report.fault])
     return [Counters(launch) for launch in launches]
 
 
