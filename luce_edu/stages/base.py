@@ -343,6 +343,7 @@ class KernelDecoder(Decoder):
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
         self._prefill: Prefill | None = None  # compiled for the first prompt
+        self._named = False  # whether the backend knows the tensors by name
 
     def _defines(self) -> dict[str, object]:
         """The -D macros that the kernels are compiled with."""
@@ -364,7 +365,8 @@ class KernelDecoder(Decoder):
 
     @contextmanager
     def _moving_on(self):
-        if self._runs == 0:  # all buffers are there now
+        if not self._named:  # all buffers are there now
+            self._named = True
             for tensors in self.named_tensors().values():
                 self.backend.name_tensors(tensors)
         with super()._moving_on():

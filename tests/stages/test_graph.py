@@ -11,6 +11,7 @@ from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
 from luce_edu.machine import Prepared
+from luce_edu.machine.cards import find_card
 from luce_edu.stages import STAGES, decoder
 from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
@@ -419,12 +420,10 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
 
 
 class Hopper(HostBackend):
-    """An emulator that says it has dependent launch, and keeps what it was asked."""
-
-    dependent_launch = True
+    """A virtual GPU with dependent launch that keeps what it was asked."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(card=dataclasses.replace(find_card("laptop"), capability=(9, 0), arch="compute_90"))
         self.defines, self.dependent = None, {}
 
     def compile(self, source, kernels, defines):
@@ -443,7 +442,7 @@ def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless
     assert dec.dependent_launch is given
     assert backend.dependent == {kernel: {given and kernel != "embed"} for kernel in PerLayerDecoder.kernels}
     assert ("DEPENDENT_LAUNCH" in backend.defines) is given
-    per_layer = make("per_layer")
+    per_layer = make("per_layer", backend=HostBackend(card=backend.card))
     for d in (dec, per_layer):
         d.prefill([1, 2, 3], chunked=False)
     assert_same_bits(dec, per_layer)
