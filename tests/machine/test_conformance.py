@@ -82,7 +82,7 @@ def test_every_kernel_of_the_suite_is_ptx_to_nvidias_assembler():
     kernels = [kernel.ptx(instruction, f"i{n}") for n, instruction in enumerate([*INSTRUCTIONS.values(), *variants])]
     kernels += [warp.kernel(instruction, f"w{n}") for n, instruction in enumerate(warp.WARP.values())]
     text = (kernel.HEADER + "".join(kernels)).encode()
-    handle = linker.create(1, ["-arch=sm_90"])
+    handle = linker.create(2, ["-arch=sm_90", "-O0"])
     try:
         linker.add_data(handle, linker.InputType.PTX, text, len(text), "conformance")
         linker.complete(handle)
