@@ -1,4 +1,4 @@
-"""Memory of the virtual GPU beyond single loads and stores: asynchronous copies, mbarriers, clusters, counters, faults."""
+"""Memory of the virtual GPU beyond loads and stores: asynchronous copies, mbarriers, clusters, counters, faults."""
 
 import pytest
 import torch
@@ -46,7 +46,10 @@ STORE_SIXTEEN = "ld.shared.v4.u32 {%r10, %r11, %r12, %r13}, [%r2];\nst.global.v4
     "copy, want",
     [
         ("cp.async.cg.shared.global [%r2], [%rd10], 16;", lambda x: x),
-        ("mov.u32 %r4, 8; cp.async.ca.shared.global [%r2], [%rd10], 16, %r4;", lambda x: x * torch.tensor([1, 1, 0, 0])),
+        (
+            "mov.u32 %r4, 8; cp.async.ca.shared.global [%r2], [%rd10], 16, %r4;",
+            lambda x: x * torch.tensor([1, 1, 0, 0]),
+        ),
         (
             "and.b32 %r4, %r1, 1; setp.eq.u32 %p1, %r4, 1; cp.async.cg.shared.global [%r2], [%rd10], 16, %p1;",
             lambda x: x * (1 - torch.arange(WARP) % 2)[:, None],
@@ -206,7 +209,9 @@ def test_blocks_of_a_cluster_read_write_and_add_in_each_other():
 
 
 def test_a_rank_beyond_the_cluster_is_reported():
-    body = "mov.u32 %r2, buffer; mov.u32 %r3, 7; mapa.shared::cluster.u32 %r4, %r2, %r3; st.shared::cluster.u32 [%r4], %r3;"
+    body = """
+    mov.u32 %r2, buffer; mov.u32 %r3, 7; mapa.shared::cluster.u32 %r4, %r2, %r3; st.shared::cluster.u32 [%r4], %r3;
+    """
     with pytest.raises(KernelError):
         kernel(body, params=0).launch(4, 1, [], cluster=4)
 
@@ -264,7 +269,8 @@ def test_sectors_are_those_that_the_addresses_touch(width, stride, sectors):
 
 
 @pytest.mark.parametrize(
-    "width, stride, conflicts", [("u32", 4, 0), ("u32", 8, 1), ("u32", 128, 31), ("u32", 0, 0), ("u32", 132, 0), ("u64", 16, 2)]
+    "width, stride, conflicts",
+    [("u32", 4, 0), ("u32", 8, 1), ("u32", 128, 31), ("u32", 0, 0), ("u32", 132, 0), ("u64", 16, 2)],
 )
 def test_bank_conflicts_are_passes_beyond_the_fewest(width, stride, conflicts):
     value = "%rd9" if width == "u64" else "%r1"
