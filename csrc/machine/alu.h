@@ -1,7 +1,8 @@
 // alu.h: how one line makes an arithmetic instruction
 // An instruction is a function of vectors and a signature of operand kinds: op<add, Real(Real, Real)>. A kind says how a
 // value stands in its register and as what it is computed: Real is an fp32 whose NaN is the canonical one, Flushed loses
-// subnormals, Half computes in fp64 and is rounded once. All operands are read before a result is written.
+// subnormals, Half computes in fp64 and is rounded once. A result stands where no operand does,
+// or exactly where an operand of the same width does.
 // Bits are the same on every machine: no function of libm, products and sums only as written, NaN always canonical.
 // Operands that names.md of a usual instruction does not give: a fourth source is next.a; see each file for others.
 #pragma once
@@ -10,6 +11,12 @@
 #include <utility>
 
 #include "machine.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 namespace machine::alu {
 
@@ -232,7 +239,7 @@ INLINE auto while_rounding(F f, V first, More... more) {
 template <class T>
 struct Kind {  // T itself, of 4 or 8 bytes
     using Slot = T;
-    static constexpr bool wide = sizeof(T) == 8;
+    static constexpr bool wide = sizeof(T) == 8, is_long = false;
     template <class V>
     static INLINE V decode(V v) { return v; }
     template <class V>
@@ -242,7 +249,7 @@ struct Kind {  // T itself, of 4 or 8 bytes
 template <class T>
 struct Narrow {
     using Slot = uint32_t;
-    static constexpr bool wide = false;
+    static constexpr bool wide = false, is_long = false;
     template <class V>
     static INLINE auto decode(V v) {
         constexpr int unused = 32 - 8 * sizeof(T);
@@ -270,7 +277,7 @@ template <class T>
 struct Kind<Wide<T>> {
     using Slot = typename Kind<T>::Slot;
     using Computed = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
-    static constexpr bool wide = true;
+    static constexpr bool wide = true, is_long = false;
     template <class V>
     static INLINE auto decode(V v) { return convert<Computed>(Kind<T>::decode(v)); }
     template <class V>
@@ -286,7 +293,7 @@ using Real64 = Float<double>;
 template <class T, bool ftz, bool sat>
 struct Kind<Float<T, ftz, sat>> {
     using Slot = T;
-    static constexpr bool wide = sizeof(T) == 8;
+    static constexpr bool wide = sizeof(T) == 8, is_long = false;
     template <class V>
     static INLINE V decode(V v) {
         if constexpr (ftz) return flush(v);
@@ -305,23 +312,26 @@ struct Doubled {};
 template <bool ftz, bool sat>
 struct Kind<Doubled<ftz, sat>> {
     using Slot = float;
-    static constexpr bool wide = true;
+    static constexpr bool wide = true, is_long = true;
     template <class V>
     static INLINE auto decode(V v) { return convert<double>(Kind<Float<float, ftz, sat>>::decode(v)); }
     template <class V>
     static INLINE auto encode(V v) { return Kind<Float<float, ftz, sat>>::encode(convert<float>(v)); }
 };
 
-// fp16 and bf16, computed as fp64: sum, product and fused product-sum of such short numbers, rounded to fp64's 53 digits
-// and then to theirs, are what one rounding gives, because what fp64 loses is never near half a unit of theirs.
+// fp16 and bf16, computed as fp64: a sum or product of such short numbers, rounded to fp64's 53 digits and then to theirs,
+// is what one rounding gives: what fp64 loses is never near half a unit of theirs. The same holds for fp16's fused
+// product and sum; bf16's takes more care (alu_half.cpp).
 struct Fp16Bits {
-    template <class V>  // uint32 -> fp64
-    static INLINE auto decode(V v) {
+    template <class V>  // uint32 -> fp32
+    static INLINE auto decode_single(V v) {
         const auto moved = (v & 0x7fff) << 13;
         const auto finite = bits(as<float>(moved) * 0x1p112f);
         const auto magnitude = moved >= 0x0f800000 ? moved | 0x7f800000 : finite;
-        return convert<double>(as<float>(magnitude | (v & 0x8000) << 16));
+        return as<float>(magnitude | (v & 0x8000) << 16);
     }
+    template <class V>
+    static INLINE auto decode(V v) { return convert<double>(decode_single(v)); }
     template <class V>  // fp64 that fp16 can hold -> uint32
     static INLINE auto encode_exact(V x) {
         const auto f = convert<float>(x);
@@ -340,7 +350,9 @@ struct Fp16Bits {
 };
 struct Bf16Bits {
     template <class V>
-    static INLINE auto decode(V v) { return convert<double>(as<float>(v << 16)); }
+    static INLINE auto decode_single(V v) { return as<float>(v << 16); }
+    template <class V>
+    static INLINE auto decode(V v) { return convert<double>(decode_single(v)); }
     template <class V>
     static INLINE auto encode_exact(V x) {
         const auto f = convert<float>(x);
@@ -357,7 +369,7 @@ using Brain = Short<Bf16Bits>;
 template <class Format, bool ftz, bool sat, bool relu>
 struct Kind<Short<Format, ftz, sat, relu>> {
     using Slot = uint32_t;
-    static constexpr bool wide = true;
+    static constexpr bool wide = true, is_long = true;
     template <class V>
     static INLINE V flushed(V x) {
         return magnitude(x) < all<V>(Format::least_normal) ? with_sign_of(all<V>(0), x) : x;
@@ -388,7 +400,7 @@ struct Both {
 template <class T>
 struct Kind<Two<T>> {
     using Slot = uint32_t;
-    static constexpr bool wide = true;
+    static constexpr bool wide = true, is_long = true;
     template <class V>
     static INLINE auto decode(V v) {
         return Both<decltype(Kind<T>::decode(v))>{Kind<T>::decode(v & 0xffff), Kind<T>::decode(v >> 16)};
@@ -410,7 +422,7 @@ using Pred = PredicateOf<uint32_t>;
 using Pred64 = PredicateOf<uint64_t>;
 template <class T>
 struct Kind<PredicateOf<T>> {
-    static constexpr bool wide = sizeof(T) == 8;
+    static constexpr bool wide = sizeof(T) == 8, is_long = false;
 };
 template <class T>
 constexpr bool is_predicate = false;
@@ -466,6 +478,15 @@ INLINE void write(uint8_t* to, int group, V v, uint32_t mask) {
     stored = spread<T, n>(mask) ? v : Vec<T, n>(stored);
 }
 
+// The same, where mostly all lanes are active: a load soon afterwards need not wait for a store of chosen lanes.
+template <class V>
+INLINE void store(uint8_t* to, int group, V v, uint32_t mask) {
+    if (__builtin_expect(mask == all_lanes, 1))
+        reinterpret_cast<typename VecOf<Element<V>, width<V>>::stored*>(to)[group] = v;
+    else
+        write(to, group, v, mask);
+}
+
 template <class... T>
 constexpr int lanes_at_once = vector_bytes / ((Kind<T>::wide || ...) ? 8 : 4);
 
@@ -496,7 +517,7 @@ struct Arithmetic;
 template <auto f, int immediate, class D, class... S>
 struct Arithmetic<f, D(S...), immediate> {
     static constexpr int n = [] {
-        if constexpr (std::is_same_v<D, Pred>) return lanes_at_once<S...>;
+        if constexpr (is_predicate<D>) return lanes_at_once<S...>;
         else return lanes_at_once<D, S...>;
     }();
     static constexpr int slots_after = sizeof...(S) == 4 ? 1 : 0;
@@ -506,26 +527,39 @@ struct Arithmetic<f, D(S...), immediate> {
         return f(operand<S, n, source, immediate>(p, r, group)...);
     }
 
-    // Results of all groups first, then the stores: a result may stand where an operand stood.
+    static constexpr int groups = warp_lanes / n;
+    static constexpr auto sources = std::make_integer_sequence<int, sizeof...(S)>{};
+    // Functions that compute with more than they load are long: a loop, so that they compile quickly.
+    static constexpr bool unrolled = groups <= 4 && !(Kind<D>::is_long || ... || Kind<S>::is_long);
+
     template <int... group>
     static INLINE void all_groups(const Ins* p, uint8_t* r, uint32_t m, std::integer_sequence<int, group...>) {
-        constexpr auto sources = std::make_integer_sequence<int, sizeof...(S)>{};
-        if constexpr (std::is_same_v<D, Pred>) {
-            const uint32_t holds = ((collect(result(p, r, group, sources)) << group * n) | ...);
+        if constexpr (is_predicate<D>) {
+            uint32_t holds = 0;
+            if constexpr (unrolled)
+                holds = ((collect(result(p, r, group, sources)) << group * n) | ...);
+            else
+#pragma GCC unroll 1
+                for (int i = 0; i < groups; ++i) holds |= collect(result(p, r, i, sources)) << i * n;
             put_predicate(r, p->d, holds, m);
         } else {
             using Slot = typename Kind<D>::Slot;
-            const Vec<Slot, n> v[] = {reinterpret_cast<Vec<Slot, n>>(Kind<D>::encode(result(p, r, group, sources)))...};
-            using Stored = typename VecOf<Slot, n>::stored;
-            uint8_t* to = r + p->d;
-            if (__builtin_expect(m == all_lanes, 1))
-                ((reinterpret_cast<Stored*>(to)[group] = v[group]), ...);
-            else
-                (write(to, group, v[group], m), ...);
+            const auto stored = [&](int i) { return reinterpret_cast<Vec<Slot, n>>(Kind<D>::encode(result(p, r, i, sources))); };
+            if constexpr (unrolled) {
+                const Vec<Slot, n> v[] = {stored(group)...};
+                uint8_t* to = r + p->d;
+                if (__builtin_expect(m == all_lanes, 1))
+                    ((reinterpret_cast<typename VecOf<Slot, n>::stored*>(to)[group] = v[group]), ...);
+                else
+                    (write(to, group, v[group], m), ...);
+            } else {
+#pragma GCC unroll 1
+                for (int i = 0; i < groups; ++i) store(r + p->d, i, stored(i), m);
+            }
         }
     }
     static void run(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-        all_groups(p, r, m, std::make_integer_sequence<int, warp_lanes / n>{});
+        all_groups(p, r, m, std::make_integer_sequence<int, groups>{});
         NEXT_AFTER(slots_after);
     }
 };
@@ -557,7 +591,7 @@ template <auto f, class Signature, int immediate = no_immediate>
 constexpr Op one_by_one = OneByOne<f, Signature, immediate>::run;
 
 // Entries for an instruction and its forms with a constant. The signature comes last: it may hold commas.
-#define ENTRY(name, f, ...) {name, op<f, __VA_ARGS__>, nullptr}
+#define ENTRY(name, f, ...) {name, op<f, __VA_ARGS__>}
 #define UNARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 0)
 #define BINARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 1)
 #define TERNARY(name, f, ...) \

@@ -11,6 +11,17 @@ constexpr auto add = [](auto a, auto b) { return a + b; };
 constexpr auto sub = [](auto a, auto b) { return a - b; };
 constexpr auto mul = [](auto a, auto b) { return a * b; };
 constexpr auto multiply_add = [](auto a, auto b, auto c) { return fma(a, b, c); };
+// For bf16: the product may lie half way between two of them, and c so far below that fp64 loses it. So what fp64 loses
+// (the error of the sum, exactly) makes the last bit odd: then no half way is left, and the next rounding is right.
+constexpr auto multiply_add_brain = [](auto a, auto b, auto c) {
+    using V = decltype(a);
+    const V product = a * b;  // exact
+    const V sum = product + c, added = sum - product;
+    const V error = (product - (sum - added)) + (c - added);
+    const auto even_and_inexact = (error != all<V>(0)) & (error == error) & ((bits(sum) & 1) == 0);
+    const auto towards = (error > all<V>(0)) == (sum > all<V>(0)) ? bits(sum) + 1 : bits(sum) - 1;
+    return even_and_inexact ? as<double>(towards) : sum;
+};
 
 constexpr auto minus_of = [](auto a) { return minus(a); };
 constexpr auto magnitude_of = [](auto a) { return magnitude(a); };
@@ -59,8 +70,8 @@ using ReluBrain = Short<Bf16Bits, false, false, true>;
         TWICE(name ".NaN.xorsign.abs", ".bf16", of_magnitudes<or_nan<f>>, Brain)
 #define COMPARE(name, f) \
     ENTRY("setp." name ".f16", f, Pred(Half, Half)), ENTRY("setp." name ".ftz.f16", f, Pred(FtzHalf, FtzHalf)), ENTRY("setp." name ".bf16", f, Pred(Brain, Brain)), \
-        {"setp." name ".f16x2", compare_both<Half, f>, nullptr}, {"setp." name ".ftz.f16x2", compare_both<FtzHalf, f>, nullptr}, \
-        {"setp." name ".bf16x2", compare_both<Brain, f>, nullptr}
+        {"setp." name ".f16x2", compare_both<Half, f>}, {"setp." name ".ftz.f16x2", compare_both<FtzHalf, f>}, \
+        {"setp." name ".bf16x2", compare_both<Brain, f>}
 #define UNARY_TWICE(name, type, f, T) ENTRY(name type, f, T(T)), ENTRY(name type "x2", in_both<f>, Two<T>(Two<T>))
 #define SIGNS(type) \
     ENTRY("neg." type, negate<0x8000>, u32(u32)), ENTRY("neg." type "x2", negate<0x80008000>, u32(u32)), \
@@ -73,7 +84,7 @@ REGISTER(alu_half,
     TWICE_OF_THREE("fma.ftz.sat", ".f16", multiply_add, FtzSatHalf),
     TWICE_OF_THREE("fma.relu", ".f16", multiply_add, ReluHalf),
     TWICE_OF_THREE("fma.ftz.relu", ".f16", multiply_add, FtzReluHalf),
-    TWICE_OF_THREE("fma", ".bf16", multiply_add, Brain), TWICE_OF_THREE("fma.relu", ".bf16", multiply_add, ReluBrain),
+    TWICE_OF_THREE("fma", ".bf16", multiply_add_brain, Brain), TWICE_OF_THREE("fma.relu", ".bf16", multiply_add_brain, ReluBrain),
     EXTREME("min", least_float), EXTREME("max", greatest_float), SIGNS("f16"), SIGNS("bf16"),
     ENTRY("neg.ftz.f16", minus_of, FtzHalf(FtzHalf)), ENTRY("neg.ftz.f16x2", in_both<minus_of>, Two<FtzHalf>(Two<FtzHalf>)),
     ENTRY("abs.ftz.f16", magnitude_of, FtzHalf(FtzHalf)), ENTRY("abs.ftz.f16x2", in_both<magnitude_of>, Two<FtzHalf>(Two<FtzHalf>)),

@@ -380,13 +380,13 @@ void unpack(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 #define EQUAL(type, T) BINARY("setp.eq." type, eq, Pred(T, T)), BINARY("setp.ne." type, ne, Pred(T, T))
 #define EXTREMES(type, T) BINARY("min." type, least, T(T, T)), BINARY("max." type, greatest, T(T, T))
 #define CARRY_SUM(type, T) \
-    {"add.cc." type, carry_sum<T, false, false, true>, nullptr}, {"addc." type, carry_sum<T, false, true, false>, nullptr}, \
-        {"addc.cc." type, carry_sum<T, false, true, true>, nullptr}, {"sub.cc." type, carry_sum<T, true, false, true>, nullptr}, \
-        {"subc." type, carry_sum<T, true, true, false>, nullptr}, {"subc.cc." type, carry_sum<T, true, true, true>, nullptr}
+    {"add.cc." type, carry_sum<T, false, false, true>}, {"addc." type, carry_sum<T, false, true, false>}, \
+        {"addc.cc." type, carry_sum<T, false, true, true>}, {"sub.cc." type, carry_sum<T, true, false, true>}, \
+        {"subc." type, carry_sum<T, true, true, false>}, {"subc.cc." type, carry_sum<T, true, true, true>}
 #define CARRY_MAD(half, type, T, high) \
-    {"mad." half ".cc." type, carry_mad<T, high, false, true>, nullptr}, {"madc." half "." type, carry_mad<T, high, true, false>, nullptr}, \
-        {"madc." half ".cc." type, carry_mad<T, high, true, true>, nullptr}
-#define ONE_BY_ONE(name, f, ...) {name, one_by_one<f, __VA_ARGS__>, nullptr}
+    {"mad." half ".cc." type, carry_mad<T, high, false, true>}, {"madc." half "." type, carry_mad<T, high, true, false>}, \
+        {"madc." half ".cc." type, carry_mad<T, high, true, true>}
+#define ONE_BY_ONE(name, f, ...) {name, one_by_one<f, __VA_ARGS__>}
 #define ONE_BY_ONE_BINARY(name, f, ...) ONE_BY_ONE(name, f, __VA_ARGS__), ONE_BY_ONE(name ".i", f, __VA_ARGS__, 1)
 
 REGISTER(alu_int,
@@ -443,14 +443,14 @@ REGISTER(alu_int,
     ENTRY("shf.r.clamp.b32", shf_r_clamp, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>)), ENTRY("shf.r.clamp.b32.i", shf_r_clamp, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>), 2),
     ENTRY("shf.l.wrap.b32", shf_l_wrap, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>)), ENTRY("shf.l.wrap.b32.i", shf_l_wrap, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>), 2),
     ENTRY("shf.r.wrap.b32", shf_r_wrap, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>)), ENTRY("shf.r.wrap.b32.i", shf_r_wrap, Wide<u32>(Wide<u32>, Wide<u32>, Wide<u32>), 2),
-    {"lop3.b32", lop3, nullptr},
+    {"lop3.b32", lop3},
     ONE_BY_ONE("popc.b32", ones, u32(u32)), ONE_BY_ONE("popc.b64", ones, u32(u64)), ONE_BY_ONE("clz.b32", zeros_above, u32(u32)),
     ONE_BY_ONE("clz.b64", zeros_above, u32(u64)), ONE_BY_ONE("brev.b32", reversed, u32(u32)), ONE_BY_ONE("brev.b64", reversed, u64(u64)),
     ONE_BY_ONE("bfind.u32", bfind, u32(u32)), ONE_BY_ONE("bfind.s32", bfind, u32(i32)), ONE_BY_ONE("bfind.u64", bfind, u32(u64)), ONE_BY_ONE("bfind.s64", bfind, u32(i64)),
     ONE_BY_ONE("bfind.shiftamt.u32", bfind_shift, u32(u32)), ONE_BY_ONE("bfind.shiftamt.s32", bfind_shift, u32(i32)),
     ONE_BY_ONE("bfind.shiftamt.u64", bfind_shift, u32(u64)), ONE_BY_ONE("bfind.shiftamt.s64", bfind_shift, u32(i64)),
     ONE_BY_ONE("bfe.u32", bfe, u32(u32, u32, u32)), ONE_BY_ONE("bfe.s32", bfe, i32(i32, u32, u32)), ONE_BY_ONE("bfe.u64", bfe, u64(u64, u32, u32)), ONE_BY_ONE("bfe.s64", bfe, i64(i64, u32, u32)),
-    {"bfi.b32", bfi<u32, false>, nullptr}, {"bfi.b32.i", bfi<u32, true>, nullptr}, {"bfi.b64", bfi<u64, false>, nullptr}, {"bfi.b64.i", bfi<u64, true>, nullptr},
+    {"bfi.b32", bfi<u32, false>}, {"bfi.b32.i", bfi<u32, true>}, {"bfi.b64", bfi<u64, false>}, {"bfi.b64.i", bfi<u64, true>},
     ONE_BY_ONE("bmsk.clamp.b32", bmsk_clamp, u32(u32, u32)), ONE_BY_ONE("bmsk.wrap.b32", bmsk_wrap, u32(u32, u32)),
     ONE_BY_ONE("szext.clamp.u32", szext_clamp, u32(u32, u32)), ONE_BY_ONE("szext.clamp.s32", szext_clamp, i32(i32, u32)),
     ONE_BY_ONE("szext.wrap.u32", szext_wrap, u32(u32, u32)), ONE_BY_ONE("szext.wrap.s32", szext_wrap, i32(i32, u32)),
@@ -474,15 +474,15 @@ REGISTER(alu_int,
     ENTRY("slct.b16.s32", choose_by_sign, u32(u32, u32, i32)), ENTRY("slct.b16.f32", choose_by_float<false>, u32(u32, u32, float)), ENTRY("slct.ftz.b16.f32", choose_by_float<true>, u32(u32, u32, float)),
     COMPARE("s16", i16), COMPARE("u16", u16), COMPARE("s32", i32), COMPARE("u32", u32), COMPARE("s64", i64), COMPARE("u64", u64),
     EQUAL("b16", u16), EQUAL("b32", u32), EQUAL("b64", u64),
-    {"and.pred", logic<both>, nullptr}, {"or.pred", logic<either>, nullptr}, {"xor.pred", logic<differ>, nullptr},
-    {"andn.pred", logic<and_not>, nullptr}, {"orn.pred", logic<or_not>, nullptr}, {"not.pred", logic_of_one<inverse>, nullptr},
-    {"mov.pred", logic_of_one<same>, nullptr}, {"mov.pred.i", mov_pred_i, nullptr},
+    {"and.pred", logic<both>}, {"or.pred", logic<either>}, {"xor.pred", logic<differ>},
+    {"andn.pred", logic<and_not>}, {"orn.pred", logic<or_not>}, {"not.pred", logic_of_one<inverse>},
+    {"mov.pred", logic_of_one<same>}, {"mov.pred.i", mov_pred_i},
 
     // Moves
     UNARY("mov.b16", same, u32(u32)), UNARY("mov.b32", same, u32(u32)), UNARY("mov.b64", same, u64(u64)),
     ENTRY("pack.b32", join16, u32(u32, u32)), ENTRY("pack.b64.v2", join32, u64(Wide<u32>, Wide<u32>)),
     ENTRY("pack.b64.v4", join_four16, u64(Wide<u32>, Wide<u32>, Wide<u32>, Wide<u32>)),
-    {"unpack.b32", unpack<u32, 16, 2>, nullptr}, {"unpack.b64.v2", unpack<u64, 32, 2>, nullptr}, {"unpack.b64.v4", unpack<u64, 16, 4>, nullptr});
+    {"unpack.b32", unpack<u32, 16, 2>}, {"unpack.b64.v2", unpack<u64, 32, 2>}, {"unpack.b64.v4", unpack<u64, 16, 4>});
 
 }  // namespace
 }  // namespace machine::alu

@@ -98,6 +98,7 @@ constexpr auto sine_of = [](auto x) {
                                 -0x1.27e4f724a2a6cp-22, 0x1.1ee96ae555769p-29, -0x1.8f7519bce3df1p-37);
     V result = (quadrant & 1) != 0 ? cosine : sine;
     result = (quadrant & 2) != 0 ? minus(result) : result;
+    if constexpr (ahead == 0) result = x == all<V>(0) ? x : result;  // of -0
     result = result > all<V>(1) ? all<V>(1) : result;  // beyond 2^40
     return result < all<V>(-1) ? all<V>(-1) : result;
 };

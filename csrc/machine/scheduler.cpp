@@ -595,7 +595,7 @@ public:
         uint64_t vain = 0, entered = 0;
         while (!failed()) {
             begin_allowed();
-            if (running_.empty()) break;
+            if (running_.empty()) break;  // the last launch has just ended
             const uint64_t choices = count_choices();
             if (choices == 0 || vain > patience + 64 * choices) {
                 if (drained()) {
@@ -637,14 +637,18 @@ private:
         for (uint64_t i = 0; i < clusters; ++i) running->order[i] = i;
         for (uint64_t i = clusters; i > 1; --i) std::swap(running->order[i - 1], running->order[random_.below(i)]);
         running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
-        launch->predecessor = running_.empty() ? nullptr : running_.back()->launch;
-        if (launch->watcher) launch->watcher->launch_starts(launch, launch->predecessor == nullptr);
+        launch->predecessor = is_running(begun_ - 1) ? launches_[begun_ - 1].get() : nullptr;
+        if (launch->watcher) launch->watcher->launch_starts(launch, running_.empty());
         running_.push_back(std::move(running));
         ++begun_;
     }
 
+    bool is_running(size_t number) const {
+        return std::any_of(running_.begin(), running_.end(), [&](const auto& running) { return running->launch->number == number; });
+    }
+
     // The next launch may begin when all before it have ended, or, if it is dependent, once all blocks of the one before
-    // it allow it and that one runs alone.
+    // it allow it, whatever may run still of those before that one.
     void begin_allowed() {
         for (size_t i = 0; i < running_.size();) {
             Launch* launch = running_[i]->launch;
@@ -660,9 +664,8 @@ private:
         }
         if (begun_ == launches_.size()) return;
         if (running_.empty()) return begin_launch();
-        Launch* before = running_.back()->launch;
-        if (launches_[begun_]->dependent && running_.size() == 1 && before->blocks_let_go.load() == before->blocks())
-            begin_launch();
+        const Launch* before = launches_[begun_ - 1].get();
+        if (launches_[begun_]->dependent && before->blocks_let_go.load() == before->blocks()) begin_launch();
     }
 
     void wake_waiting(Running& running) {

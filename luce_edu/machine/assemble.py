@@ -36,19 +36,20 @@ A written predicate changes in the active lanes only. A result never shares a sl
 unless it is the same register.
 """
 
+import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from luce_edu.errors import CompileError
 from luce_edu.machine import ptx
-from luce_edu.machine.lower import Lowering, shape
+from luce_edu.machine.lower import DYNAMIC, Lowering, shape
 from luce_edu.machine.slots import (
     DOUBLE,
     PREDICATE,
     SLOT_BYTES,
-    Op,
     coalesce,
     drop_unread,
     find_intervals,
@@ -80,10 +81,11 @@ class Program:
     relocations   (slot, symbol, addend): imm is to become the address of this module variable plus addend
     blocks        [n, 3]: first slot, first PTX instruction, count of PTX instructions
     sources       for each slot its PTX instruction, an index into `instructions`, or -1
-    instructions  (function, text of opcode and modifiers, PTX line, Loc or None)
-    sites         the slot of each memory instruction
-    registers     (function, PTX name, type, offset, first slot, last slot) where it holds its value
-    directives    of the kernel: {"maxntid": (256, 1, 1), ...}
+    lines         for each slot a number that stands for its source line
+    instructions  the PTX instructions; functions: the name of the function each is in
+    sites         the slot of each memory instruction; least_wavefronts: the fewest passes over 32 banks of 4 bytes
+    registers     (function, PTX name, type, offset, first slot, last slot): where it holds its value
+    needs         the kernel's directives: {"maxntid": (256, 1, 1), ...}
     """
 
     name: str
@@ -100,17 +102,33 @@ class Program:
     relocations: list[tuple[int, str, int]]
     blocks: np.ndarray
     sources: np.ndarray
-    instructions: list[tuple[str, str, int, ptx.Loc | None]]
+    lines: np.ndarray
+    instructions: list[ptx.Instruction]
+    functions: list[str]
     sites: list[int]
-    registers: list[tuple[str, str, str, int, int, int]] = field(repr=False)
-    directives: dict[str, tuple[int, ...]]
-    target: str
+    least_wavefronts: list[int]
+    registers: list[tuple[str, str, str, int, int, int]]
+    needs: dict[str, tuple[int, ...]]
+
+    def statement(self, slot: int) -> ptx.Instruction | None:
+        """The PTX instruction that a slot came from; None for what the assembler added."""
+        source = self.sources[slot] if 0 <= slot < len(self.sources) else -1
+        return self.instructions[source] if source >= 0 else None
+
+    @cached_property
+    def block_lengths(self) -> np.ndarray:
+        return self.blocks[:, 2]
+
+    @cached_property
+    def block_instructions(self) -> list[list[ptx.Instruction]]:
+        """The PTX instructions of each basic block."""
+        return [self.instructions[first : first + count] for _, first, count in self.blocks]
 
 
 def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callable[[str], int | None]) -> Program:
     """Turn the kernel `name` of a parsed module into a Program.
 
-    registry: the core's number of an instruction by its name; None or KeyError-free absence means that it has none.
+    registry: from the name of an instruction to the core's number of it, or None
     Raises CompileError that names the instruction, its PTX line and its source line, for all that the virtual GPU
     does not have or that PTX does not allow.
     """
@@ -128,16 +146,23 @@ def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callab
             numbers[instruction] = look_up(instruction)
         return numbers[instruction]
 
-    lowering = Lowering(module, core)
-    lowering.lower(function)
-    return _Writer(lowering, function).program()
+    # Tens of thousands of small objects that hold no rings: the collector would only look at them again and again.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        lowering = Lowering(module, core)
+        lowering.lower(function)
+        return _Writer(lowering, function).program()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Writer:
     def __init__(self, lowering, function):
         self.lowering, self.kernel, self.core = lowering, function, lowering.core
         self.rows, self.sources, self.relocations, self.sites, self.blocks = [], [], [], [], []
-        self.registers = []
+        self.registers, self.passes, self.positions = [], [], {}
 
     def program(self):
         low = self.lowering
@@ -308,7 +333,6 @@ class _Writer:
     def write(self, orders):
         low = self.lowering
         self.starts, calls, number = {}, [], 0
-        self.block_rows = {}
         if len(orders) > 1:
             calls.append((0, self.kernel.name))
             self.row("bra")
@@ -322,7 +346,8 @@ class _Writer:
                 for following in block.successors
                 if place_of[id(following)] <= index
             }
-            first_row = self.block_rows[name] = {}
+            first_row, positions = {}, []
+            self.positions[name] = positions
             for index, block in enumerate(order):
                 following = order[index + 1] if index + 1 < len(order) else None
                 first_row[id(block)] = len(self.rows)
@@ -331,6 +356,7 @@ class _Writer:
                 number += 1
                 openings = []
                 for op in block.ops:
+                    positions.append(len(self.rows))
                     if op.targets is None:
                         self.write_op(op, openings)
                     elif op.name == "call":
@@ -341,6 +367,7 @@ class _Writer:
                 if block.fall is not None and block.fall is not following:
                     branches.append((len(self.rows), len(self.rows), block.fall))
                     self.row("bra")
+                positions.append(len(self.rows) - 1)
             for row, origin, target in branches:
                 self.rows[row][5] = first_row[id(target)] - origin
         for row, name in calls:
@@ -398,6 +425,7 @@ class _Writer:
             if op.raw and op.raw[0] == (4, None):
                 row[4] = len(self.sites)
                 self.sites.append(index)
+                self.passes.append(passes(op.name))
         for at, register in zip(results, op.defs):
             row[at] = slots[register]
         for at, register in zip(sources, op.uses):
@@ -416,9 +444,14 @@ class _Writer:
 
     def list_registers(self, name, registers, renamed, root, intervals):
         """Note for each PTX register where it holds its value, for a stepper."""
-        low, position, rows = self.lowering, 0, []
-        order = sorted(self.block_rows[name].values())
-        self.registers.append((name, registers, renamed, root, intervals, position, rows, order, low))
+        position, slots, kinds = self.positions[name], self.slots, self.lowering.kinds
+        for text, register in registers.items():
+            final = renamed.get(register, register)
+            final = root.get(final, final)
+            if final in slots:
+                first, last = intervals.get(final, (0, len(position) - 1))
+                where = (slots[final], position[first], position[last])
+                self.registers.append((name, text, kinds[register], *where))
 
     def finish(self):
         low, kernel = self.lowering, self.kernel
@@ -427,11 +460,11 @@ class _Writer:
             low.shared_bytes = -(-low.shared_bytes // align) * align
         relocations = []
         for row, symbol, addend in self.relocations:
-            if symbol == "dynamic shared memory":
+            if symbol == DYNAMIC:
                 self.rows[row][5] = addend + low.shared_bytes
             else:
                 relocations.append((row, symbol, addend))
-        code = np.zeros(len(self.rows), ROW)
+        code = np.empty(len(self.rows), ROW)
         table = np.array(self.rows, dtype=np.int64)
         for index, name in enumerate(ROW.names):
             code[name] = table[:, index]
@@ -439,6 +472,12 @@ class _Writer:
         for parameter in kernel.params:
             parameters.append((parameter.name, parameter.type, low.parameters[parameter.name], parameter.size))
             size = parameters[-1][2] + parameter.size
+        numbers = {}
+        line_of = [
+            numbers.setdefault((ins.loc.file, ins.loc.line) if ins.loc else ins.line, len(numbers))
+            for _, ins in low.instructions
+        ]
+        sources = np.array(self.sources, dtype=np.int32)
         return Program(
             name=kernel.name,
             code=code,
@@ -453,18 +492,26 @@ class _Writer:
             local_bytes=low.local_bytes,
             relocations=relocations,
             blocks=np.array(self.blocks, dtype=np.int32).reshape(-1, 3),
-            sources=np.array(self.sources, dtype=np.int32),
-            instructions=[(f, ".".join((i.opcode, *i.modifiers)), i.line, i.loc) for f, i in low.instructions],
+            sources=sources,
+            lines=np.append(np.array(line_of, dtype=np.int32), np.int32(-1))[sources],
+            instructions=[ins for _, ins in low.instructions],
+            functions=[function for function, _ in low.instructions],
             sites=self.sites,
-            registers=[],
-            directives=dict(kernel.directives),
-            target=next(iter(low.module.target), ""),
+            least_wavefronts=self.passes,
+            registers=self.registers,
+            needs=dict(kernel.directives),
         )
+
+
+def passes(name):
+    """The fewest passes over shared memory's banks that a full warp needs for this access: 128 bytes each."""
+    size = next((int(word[1:]) for word in name.split(".") if word[0] == "b" and word[1:].isdigit()), 32)
+    elements = next((int(word[1:]) for word in name.split(".") if word in ("v2", "v4", "x2", "x4")), 1)
+    if "matrix" in name:
+        return elements  # a matrix of eight rows of 16 bytes a pass
+    return max(1, size * elements // 32)
 
 
 def signed(value, bits):
     """The bits of a constant as a signed number."""
     return value - (value >> (bits - 1) << bits)
-
-
-__all__ = ["Op", "Program", "ROW", "assemble"]

@@ -21,7 +21,7 @@ from luce_edu.machine.assemble import Program, assemble
 from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
-from luce_edu.machine.report import words
+from luce_edu.machine.report import FAULTS, words
 
 INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
 _GAP = 64  # bytes between variables of a module, so that an index that leaves one is seen
@@ -264,11 +264,11 @@ def run(
     if report.fault == FAULT_INTERRUPTED:
         _interrupt()
     if report.fault:
-        raise KernelError(words(report, launches))
+        raise KernelError(words(report, launches), FAULTS[report.fault])
     return [Counters(launch) for launch in launches]
 
 
-FAULT_INTERRUPTED = 12  # Fault::interrupted of machine.h
+FAULT_INTERRUPTED = FAULTS.index("interrupted")
 
 
 def _interrupt() -> None:

@@ -57,6 +57,9 @@ def _fits(held, kind):
 
 ACCEPTS = {kind: frozenset(held for held in BITS if _fits(held, kind)) for kind in BITS}
 
+# What a Lowering knows about the function that it is at.
+OF_A_FUNCTION = ("ins", "function", "reg", "guarded", "local", "pieces", "active", "labels", "blocks", "return_slot", "block")
+
 # Of 16 bits whose upper half is zero these make the same as of 32.
 AS_WORDS = {f"{name}.b16": f"{name}.b32" for name in ("and", "or", "xor", "mov", "selp", "setp.eq", "setp.ne")}
 
@@ -82,6 +85,9 @@ def words_of(kind):
     return PREDICATE if bits == 1 else WORD if bits <= 32 else DOUBLE
 
 
+DYNAMIC = "dynamic shared memory"  # stands for the symbol whose address is the size of the static
+
+
 class Lowering:
     """The functions of one program: registers are numbers, and for each function a list of Blocks.
 
@@ -102,6 +108,7 @@ class Lowering:
         self.formals = {}  # (function, parameter, offset, bytes) -> register
         self.shared, self.shared_bytes, self.extern_align = {}, 0, 0
         self.local_bytes = 0
+        self.parameters = {}  # of the kernel: name -> offset
         self.recipes = {}
         self.active = []
 
@@ -287,7 +294,7 @@ class Lowering:
         """The address of dynamic shared memory: it begins behind the static, whose size is known only at the end."""
         result = self.new(cls)
         op = self.emit("mov.b64.i" if cls == DOUBLE else "mov.b32.i", (result,), (), shape("d", ""), imm=offset)
-        op.symbol = "dynamic shared memory"
+        op.symbol = DYNAMIC
         return result
 
     # ---- Emitting
@@ -311,10 +318,10 @@ class Lowering:
 
     def lower(self, function):
         """Lower a function and, before it, those that it calls."""
-        outer = self.__dict__.copy()
+        outer = {name: self.__dict__.get(name) for name in OF_A_FUNCTION} if self.active else {}
         self.ins = None
         self.function, self.reg, self.guarded = function, {}, False
-        self.local, self.pieces, self.parameters = {}, {}, {}
+        self.local, self.pieces = {}, {}
         self.active = [*self.active, function.name]
         self.labels, self.blocks = {}, []
         self.return_slot = None if function.entry else self.new(WORD)
@@ -345,9 +352,7 @@ class Lowering:
             block.targets = [self.labels[name] if isinstance(name, str) else name for name in block.targets]
             block.fall = block.fall or None
         self.functions[function.name] = (self.blocks, self.reg, self.return_slot)
-        for name in ("ins", "function", "reg", "guarded", "local", "pieces", "parameters", "active", "labels", "blocks", "return_slot", "block"):
-            if name in outer:
-                setattr(self, name, outer[name])
+        self.__dict__.update(outer)
 
     def start(self):
         """Begin a block; the one before falls through to it unless it has ended otherwise (fall is False)."""
@@ -708,7 +713,7 @@ class Lowering:
                 return space, (), offset, base.name
             place = self.offset_of(variable)
             if place is None:
-                return space, (), offset, "dynamic shared memory"
+                return space, (), offset, DYNAMIC
             return space, (self.constant(place, DOUBLE),), offset, None
         register = self.register(base)
         kind = self.kinds[register]

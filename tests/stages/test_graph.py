@@ -423,7 +423,7 @@ class Hopper(HostBackend):
     """A virtual GPU with dependent launch that keeps what it was asked."""
 
     def __init__(self):
-        super().__init__(card=dataclasses.replace(find_card("H100"), sm_count=2))
+        super().__init__(card=dataclasses.replace(find_card("laptop"), capability=(9, 0), arch="compute_90"))
         self.defines, self.dependent = None, {}
 
     def compile(self, source, kernels, defines):
