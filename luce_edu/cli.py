@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
     doctor.set_defaults(run=_doctor)
 
-    cards = commands.add_parser("cards", help="the GPUs that the emulator can be, with the sources of their figures")
+    cards = commands.add_parser("cards", help="the GPUs that the virtual one can be, with the sources of their figures")
     cards.set_defaults(run=_cards)
 
     walkthrough = commands.add_parser("walkthrough", help="run the notebooks, end with the stage table")
@@ -273,7 +273,7 @@ def _bench(args) -> int:
         baselines=not args.no_baselines, gguf=args.gguf,
     )  # fmt: skip
     if not torch.cuda.is_available():
-        print("luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency", file=sys.stderr)
+        print("luce-edu: bench: no CUDA GPU here, and a virtual GPU's time is nobody's latency", file=sys.stderr)
         return NOT_MEASURED
     where = f"{torch.cuda.get_device_name()}, {args.model} (measured now)"
     try:

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from luce_edu.backends import DRIVER_FOR_CUDA, OLDEST_CAPABILITY, cache_dir, torch_lacks
-from luce_edu.backends.host import find_compiler, try_out
 from luce_edu.errors import CacheError, CompileError
+from luce_edu.machine.core import find_compiler, try_out
 
 CU12_NEWEST = (9, 0)  # the newest GPU of the PyTorch that `make CUDA=cu12` installs, which is for CUDA 12.6
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
@@ -119,7 +119,7 @@ def _torch() -> Finding:
 
 
 def _gpus() -> list[Finding]:
-    """NVIDIA driver and GPUs, through NVML. None of it is needed: the emulator takes a GPU's place."""
+    """NVIDIA driver and GPUs, through NVML. None of it is needed: the virtual GPU takes its place."""
     try:
         import pynvml
     except ImportError:
@@ -133,7 +133,7 @@ def _gpus() -> list[Finding]:
         count = pynvml.nvmlDeviceGetCount()
         findings += [_gpu(pynvml, index) for index in range(count)]
         if count == 0:
-            findings.append(Finding("gpu", "info", "the driver sees no GPU; kernels run in the emulator"))
+            findings.append(Finding("gpu", "info", "the driver sees no GPU; kernels run on the virtual GPU"))
         return findings
     except pynvml.NVMLError as error:
         return [Finding("driver", "problem", f"NVML fails: {error}", "nvidia-smi")]
@@ -156,7 +156,7 @@ def _gpu_settings() -> list[Finding]:
 
 def _no_driver(pynvml, error) -> Finding:
     if isinstance(error, pynvml.NVMLError_LibraryNotFound):
-        return Finding("driver", "info", "no NVIDIA driver, so no GPU; kernels run in the emulator")
+        return Finding("driver", "info", "no NVIDIA driver, so no GPU; kernels run on the virtual GPU")
     if isinstance(error, pynvml.NVMLError_NoPermission):
         remedy = "sudo usermod -aG video,render $USER   (then log in again)"
         return Finding("driver", "problem", f"no permission to use the GPU ({error})", remedy)
@@ -201,7 +201,7 @@ def _gpu(pynvml, index: int) -> Finding:
     name = _text(pynvml.nvmlDeviceGetName(handle))
     detail = f"{name}, {memory}, compute capability {capability[0]}.{capability[1]}"
     if capability < OLDEST_CAPABILITY:
-        detail += "; Turing (7.5) or newer is needed, so the emulator takes over"
+        detail += "; Turing (7.5) or newer is needed, so the virtual GPU takes over"
         return Finding(f"gpu {index}", "info", detail)
     if _torch_cuda_major() and (problem := torch_lacks(capability)):
         why, _, remedy = problem.partition("; ")
@@ -287,7 +287,7 @@ def _cache() -> Finding:
 
 
 def _kernels() -> Finding:
-    """Whether what the compiler makes can be loaded from the cache, as the emulator's kernels are."""
+    """Whether what the compiler makes can be loaded from the cache, as the virtual GPU is."""
     try:
         try_out()
     except CompileError as error:

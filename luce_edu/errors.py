@@ -30,4 +30,11 @@ class CaptureError(RuntimeError):
 
 
 class KernelError(RuntimeError):
-    """A kernel that could not finish, such as one that deadlocked (names who waits where), or that a driver refused."""
+    """A kernel that could not finish, such as one that deadlocked (names who waits where), or that a driver refused.
+
+    fault  what the virtual GPU found, one of FAULTS in luce_edu/machine/report.py; "" from elsewhere
+    """
+
+    def __init__(self, message: str, fault: str = ""):
+        super().__init__(message)
+        self.fault = fault

@@ -11,7 +11,7 @@ from luce_edu.measure.records import Record, load_records, recorded
 from luce_edu.tables import Tabular
 from luce_edu.verification import Report, verify
 
-# A time or an energy is shown once a record of a GPU holds it for this model; an emulator's time is none.
+# A time or an energy is shown once a record of a GPU holds it for this model; a virtual GPU's time is none.
 NOT_RECORDED = "–"
 
 
@@ -51,7 +51,7 @@ class StageTable(Tabular):
 
     @property
     def caption(self) -> str:
-        where = {"host": "in the CPU emulator", "cuda": "on this GPU"}[self.report.device]
+        where = {"host": "on the virtual GPU", "cuda": "on this GPU"}[self.report.device]
         times = f"at a context of {PROMPT}, {self.record.provenance}" if self.record else "no GPU record yet"
         return (
             f"{self.report.model}: launches, the kernels in them, barriers and error measured {where} now "

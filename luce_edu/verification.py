@@ -108,7 +108,7 @@ class Report(Tabular):
 
     @property
     def title(self) -> str:
-        where = {"host": "the CPU emulator", "cuda": "the GPU"}[self.device]
+        where = {"host": "the virtual GPU", "cuda": "the GPU"}[self.device]
         return f"{self.model} on {where}: {self.what}, seed {self.seed} (measured now)"
 
     @property
@@ -364,7 +364,7 @@ def verify(
     stages    names from luce_edu.STAGES, in order; None for all
     device    "cuda", "host" or None, as for `decoder`
     steps     tokens, at least 2
-    seed      draws the tokens, and on the emulator the order of threads in the second run; None for a fresh one,
+    seed      draws the tokens, and on the virtual GPU the order of warps in the second run; None for a fresh one,
               which the report names
     make      makes a decoder from a stage's name, in place of luce_edu.decoder, for planted faults
     progress  is called with a line of text before each token
@@ -477,7 +477,7 @@ def verify_prefill(
     Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
     Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's
     output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. While a stage
-    made of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the emulator
+    made of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the virtual GPU
     with its threads in a hostile order, must give the same bits.
 
     prompts  lengths, each 1 or more
@@ -600,7 +600,7 @@ def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:
 
 
 def _second_run(dec, tokens, seed, progress) -> Trace:
-    """Run again; on the emulator with its threads in a hostile order that the seed decides."""
+    """Run again; on the virtual GPU with its warps in an order that the seed decides."""
     with _hostile_order(dec, seed):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
 
@@ -620,7 +620,7 @@ def _uncounted(dec):
 
 @contextmanager
 def _hostile_order(dec, seed: int):
-    """On the emulator, threads run one at a time in an order that the seed decides."""
+    """On the virtual GPU, warps run one at a time in an order that the seed decides."""
     if not hasattr(dec.backend, "seed"):
         yield
         return

@@ -1,8 +1,6 @@
 """Verification catches every planted fault, in every stage that it touches, whatever the order of threads."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 
 import pytest
 
@@ -20,8 +18,7 @@ from luce_edu.faults import (
     planted,
 )
 from luce_edu.models import load_model
-from luce_edu.stages import decoder, prefill
-from luce_edu.stages.dims import kernel_defines
+from luce_edu.stages import decoder
 from luce_edu.verification import LIMIT, verify, verify_prefill
 
 MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
@@ -45,36 +42,6 @@ def in_stages(faults):
 
 def by_name(faults):
     return [pytest.param(one, id=one.name) for one in faults]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_device():
-    """Four resident blocks, quick to emulate, each with several units of work; and a quick compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_SMS", "2")
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(small_device, request):
-    """Compile what the selected tests need, on every core; each test then finds its own in the cache."""
-    cases = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for item in cases:
-            if "one" in item.callspec.params and not item.get_closest_marker("skip"):
-                pool.submit(compile_one, **item.callspec.params)
-
-
-def compile_one(one, stage=None):
-    if stage is None:
-        with planted(one) as tree:
-            defines = prefill.prefill_defines(MODELS[one.model].config)
-            make_backend("host", csrc_dir=tree).compile("prefill.cu", prefill.KERNELS, defines)
-        return
-    kind = getattr(import_module(f"luce_edu.stages.{stage}"), CLASSES[stage])
-    with planted(one) as tree:
-        make_backend("host", csrc_dir=tree).compile(kind.source, kind.kernels, kernel_defines(MODELS[one.model].config))
 
 
 def verdict(stage, seed, *faults, steps=4):

@@ -211,20 +211,23 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     } else if (block->launch->strict && count == 0 && lines[barrier.first_ins] != lines[w->at(p)]) {
         return fail_with_other(w, p, Fault::divergent_barrier, lane, barrier.first_ins);
     }
+    // bar.sync is one for the whole warp: two of its ways with a barrier each are undefined, whatever the counts say.
+    for (int i = 0; i < w->others_count; ++i)
+        if (const Group& group = w->others[i]; group.state == GroupState::at_barrier && group.barrier == id && group.pc != p)
+            return fail_with_other(w, p, Fault::divergent_barrier, lane, w->at(group.pc));
     // Hardware counts whole warps; a group counts the lanes that it has, and a warp with ended lanes counts in full
     // where a number of threads was given.
     barrier.arrived += count == 0 || std::popcount(w->live) == warp_lanes ? std::popcount(m)
                        : m == w->live                                     ? warp_lanes
                                                                           : std::popcount(m);
     if constexpr (kind != no_votes) barrier.votes += std::popcount(m & predicate(r, p->c));
+    if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id, waits);
     if (barrier.arrived < expected(block, barrier)) {
         if constexpr (!waits) NEXT_AFTER(1);
-        if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
         return wait_here(w, p, m, GroupState::at_barrier, static_cast<uint8_t>(id), kind);
     }
     if (block->launch->strict && count == 0 && block->live_threads < block->threads)
         return fail(w, p, Fault::divergent_barrier, lane);
-    if (Watcher* watcher = block->launch->watcher) watcher->arrive(w, m, id);
     finish_barrier(w, p, m, kind, barrier.votes, count ? count : block->live_threads);
     release(block, id);
     // The others of this warp are ready now as well, and may be behind: the next block's start sorts that out.
@@ -241,9 +244,9 @@ bool gather(Warp* w, const Ins* p, uint32_t named, uint32_t* m) {
         if (LIKELY((named & ~w->live) == 0)) return true;
         if (!w->block->launch->strict) return true;
     }
-    const uint32_t lane = std::countr_zero(*m);
-    if (w->block->launch->strict && (named & ~w->live)) return fail(w, p, Fault::missing_lanes, lane, named), false;
-    if (!(named >> lane & 1)) return fail(w, p, Fault::missing_lanes, lane, named), false;
+    const uint32_t outside = *m & ~named, lane = std::countr_zero(outside ? outside : *m);
+    if (outside || (w->block->launch->strict && (named & ~w->live)))
+        return fail(w, p, Fault::missing_lanes, lane, named, w->live), false;
     uint32_t together = *m;
     for (int i = 0; i < w->others_count; ++i) {
         const Group& group = w->others[i];
@@ -265,17 +268,25 @@ bool gather(Warp* w, const Ins* p, uint32_t named, uint32_t* m) {
     return true;
 }
 
-uint32_t named_lanes(uint8_t* r, int32_t at, int64_t constant, uint32_t m) {
-    return at < 0 ? static_cast<uint32_t>(constant) : lanes<uint32_t>(r, at)[std::countr_zero(m)];
+// The mask that the first lane has. Lanes that have another, such as the other half of a warp, take their turn after it.
+uint32_t named_lanes(Warp* w, const Ins* p, uint8_t* r, int32_t at, int64_t constant, uint32_t* m) {
+    if (LIKELY(at < 0)) return static_cast<uint32_t>(constant);
+    const auto& masks = lanes<uint32_t>(r, at);
+    const uint32_t named = masks[std::countr_zero(*m)];
+    uint32_t same = 0;
+    for (int lane = 0; lane < warp_lanes; ++lane) same |= static_cast<uint32_t>(masks[lane] == named) << lane;
+    if (UNLIKELY(*m & ~same)) add_group(w, {p, *m & ~same, GroupState::ready, 0, 0});
+    *m &= same;
+    return named;
 }
 
-#define GATHER(at, constant)                                      \
-    const uint32_t named = named_lanes(r, at, constant, m);       \
+#define GATHER(at, constant)                                       \
+    const uint32_t named = named_lanes(w, p, r, at, constant, &m); \
     if (!gather(w, p, named, &m)) return
 
 // __syncwarp may stand in two branches and bring them together; other operations meet at one instruction.
 void bar_warp_sync(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    const uint32_t named = named_lanes(r, p->a, p->imm, m);
+    const uint32_t named = named_lanes(w, p, r, p->a, p->imm, &m);
     if (!gather<true>(w, p, named, &m)) return;
     if (Watcher* watcher = w->block->launch->watcher) watcher->warp_sync(w, named);
     NEXT;
@@ -321,6 +332,8 @@ void shfl(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             case Shuffle::idx: source = static_cast<int32_t>(first | (b & ~segment)), in = source <= static_cast<int32_t>(last); break;
         }
         if (!in) source = static_cast<int32_t>(lane);
+        if (UNLIKELY(m >> lane & 1 && !(m >> source & 1) && w->block->launch->strict))
+            return fail(w, p, Fault::missing_lanes, lane, named, w->live, source + 1);
         inside |= static_cast<uint32_t>(in) << lane;
         result[lane] = m >> source & 1 ? value[source] : all_lanes;
     }

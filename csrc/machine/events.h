@@ -12,10 +12,10 @@ struct Events {
     virtual void launch_ends(Launch*) {}
     virtual void block_starts(Block*) {}
     virtual void block_ends(Block*) {}
-    // Lanes m come to barrier `id` of the block; it opens for all that came.
-    virtual void arrive(Warp*, uint32_t m, unsigned id) { (void)m, (void)id; }
+    // Lanes m come to barrier `id` of the block, and wait for it or not; it opens for all that wait.
+    virtual void arrive(Warp*, uint32_t m, unsigned id, bool waits) { (void)m, (void)id, (void)waits; }
     virtual void barrier_opens(Block*, unsigned id) { (void)id; }
-    // The lanes of `named` meet: __syncwarp, and every operation between lanes that synchronises them.
+    // The lanes of `named` meet at a __syncwarp. Shuffles and votes wait for lanes too, but order no memory.
     virtual void warp_sync(Warp*, uint32_t named) { (void)named; }
     virtual void cluster_arrive(Warp*, uint32_t m) { (void)m; }
     virtual void cluster_opens(Block* first, uint32_t blocks) { (void)first, (void)blocks; }

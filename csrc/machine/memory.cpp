@@ -18,49 +18,78 @@ typedef uint32_t Word16 __attribute__((vector_size(64), may_alias));
 
 inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
 
-template <class V>
-__attribute__((always_inline)) inline V unaligned(const uint8_t* at) {
-    V value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
 #if MACHINE_AVX512
-// Words 16 apart of x0 and x1 as `order` says: the names of the permute that follows.
+// Elements of a and b, counted on through both, in the order that `order` lists.
 inline Word16 permute(Word16 a, Word16 order, Word16 b) {
     return reinterpret_cast<Word16>(_mm512_permutex2var_epi32(
         reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(b)));
 }
+inline Eight permute(Eight a, Eight order, Eight b) {
+    return reinterpret_cast<Eight>(_mm512_permutex2var_epi64(
+        reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(b)));
+}
 #endif
 
-// x, y, z, w of 32 lanes, lane by lane in memory, as four registers.
-__attribute__((always_inline)) inline void spread4(const uint8_t* from, Lanes<uint32_t> (&to)[4]) {
+// Sixteen (eight) lanes, or four, of a register.
+template <class Part>
+__attribute__((always_inline)) inline void put_part(uint8_t* r, int32_t at, int i, Part value, uint32_t m) {
+    if (at < 0) return;  // a place in a vector that the program does not want
+    auto to = reinterpret_cast<Part*>(r + at) + i;
+    constexpr int bytes = sizeof(value[0]), here = sizeof(Part) / bytes;
+    if (m == all_lanes) {
+        *to = value;
+        return;
+    }
+#if MACHINE_AVX512
+    if constexpr (sizeof(Part) == 64) {
+        if constexpr (bytes == 4)
+            _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(m >> here * i), reinterpret_cast<__m512i>(value));
+        else
+            _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(m >> here * i), reinterpret_cast<__m512i>(value));
+        return;
+    }
+#endif
+    for (int k = 0; k < here; ++k)
+        if (m >> (here * i + k) & 1) (*to)[k] = value[k];
+}
+
+// x, y, z, w of some lanes, lane by lane in memory, into four registers.
+__attribute__((always_inline)) inline void spread4(const uint8_t* from, uint8_t* r, const Ins* p, int i, uint32_t m) {
 #if MACHINE_AVX512
     const Word16 xy = {0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29}, zw = xy + 2;
     const Word16 low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high = low + 8;
-    for (int half = 0; half < 2; ++half) {
-        Word16 part[4];
-        for (int i = 0; i < 4; ++i) part[i] = unaligned<Word16>(from + 256 * half + 64 * i);
-        const Word16 xy0 = permute(part[0], xy, part[1]), xy1 = permute(part[2], xy, part[3]);
-        const Word16 zw0 = permute(part[0], zw, part[1]), zw1 = permute(part[2], zw, part[3]);
-        reinterpret_cast<Word16*>(&to[0])[half] = permute(xy0, low, xy1);
-        reinterpret_cast<Word16*>(&to[1])[half] = permute(xy0, high, xy1);
-        reinterpret_cast<Word16*>(&to[2])[half] = permute(zw0, low, zw1);
-        reinterpret_cast<Word16*>(&to[3])[half] = permute(zw0, high, zw1);
-    }
+    from += 256 * i;
+    const Word16 a = unaligned<Word16>(from), b = unaligned<Word16>(from + 64);
+    const Word16 c = unaligned<Word16>(from + 128), d = unaligned<Word16>(from + 192);
+    const Word16 xy0 = permute(a, xy, b), xy1 = permute(c, xy, d), zw0 = permute(a, zw, b), zw1 = permute(c, zw, d);
+    put_part(r, p->d, i, permute(xy0, low, xy1), m);
+    put_part(r, p[1].d, i, permute(xy0, high, xy1), m);
+    put_part(r, p[1].a, i, permute(zw0, low, zw1), m);
+    put_part(r, p[1].b, i, permute(zw0, high, zw1), m);
 #else
-    for (int four = 0; four < 8; ++four) {
-        Word4 a[4];
-        for (int i = 0; i < 4; ++i) a[i] = unaligned<Word4>(from + 64 * four + 16 * i);
-        const Word4 xy0 = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5), xy1 = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
-        const Word4 zw0 = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7), zw1 = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
-        reinterpret_cast<Word4*>(&to[0])[four] = __builtin_shufflevector(xy0, xy1, 0, 1, 4, 5);
-        reinterpret_cast<Word4*>(&to[1])[four] = __builtin_shufflevector(xy0, xy1, 2, 3, 6, 7);
-        reinterpret_cast<Word4*>(&to[2])[four] = __builtin_shufflevector(zw0, zw1, 0, 1, 4, 5);
-        reinterpret_cast<Word4*>(&to[3])[four] = __builtin_shufflevector(zw0, zw1, 2, 3, 6, 7);
-    }
+    from += 64 * i;
+    const Word4 a = unaligned<Word4>(from), b = unaligned<Word4>(from + 16);
+    const Word4 c = unaligned<Word4>(from + 32), d = unaligned<Word4>(from + 48);
+    const Word4 xy0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), xy1 = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Word4 zw0 = __builtin_shufflevector(a, b, 2, 6, 3, 7), zw1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    put_part(r, p->d, i, Word4(__builtin_shufflevector(xy0, xy1, 0, 1, 4, 5)), m);
+    put_part(r, p[1].d, i, Word4(__builtin_shufflevector(xy0, xy1, 2, 3, 6, 7)), m);
+    put_part(r, p[1].a, i, Word4(__builtin_shufflevector(zw0, zw1, 0, 1, 4, 5)), m);
+    put_part(r, p[1].b, i, Word4(__builtin_shufflevector(zw0, zw1, 2, 3, 6, 7)), m);
 #endif
 }
+
+#if MACHINE_AVX512
+// The same for two registers, of 4 or 8 bytes a lane.
+template <class Part>
+__attribute__((always_inline)) inline void spread2(const uint8_t* from, uint8_t* r, const Ins* p, int i, uint32_t m) {
+    const Part order = sizeof(order[0]) == 4 ? Part(Word16{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30})
+                                             : Part(Eight{0, 2, 4, 6, 8, 10, 12, 14});
+    const Part a = unaligned<Part>(from + 128 * i), b = unaligned<Part>(from + 128 * i + 64);
+    put_part(r, p->d, i, permute(a, order, b), m);
+    put_part(r, p[1].d, i, permute(a, order + 1, b), m);
+}
+#endif
 
 // Bytes of 32 lanes, lane by lane, to the registers of a load.
 template <int bytes, int count>
@@ -70,11 +99,19 @@ __attribute__((always_inline)) inline void spread(const uint8_t* from, uint8_t* 
         if (p->d >= 0) put(r, p->d, unaligned<Lanes<T>>(from), m);
     } else if constexpr (count == 1 && bytes == 2) {
         if (p->d >= 0) put(r, p->d, __builtin_convertvector(unaligned<Lanes<uint16_t>>(from), Lanes<uint32_t>), m);
+#if MACHINE_AVX512
     } else if constexpr (count == 4 && bytes == 4) {
-        Lanes<uint32_t> value[4];
-        spread4(from, value);
-        for (int i = 0; i < 4; ++i)
-            if (register_of(p, i) >= 0) put(r, register_of(p, i), value[i], m);
+        spread4(from, r, p, 0, m);
+        spread4(from, r, p, 1, m);
+    } else if constexpr (count == 2 && bytes == 4) {
+        spread2<Word16>(from, r, p, 0, m);
+        spread2<Word16>(from, r, p, 1, m);
+    } else if constexpr (count == 2 && bytes == 8) {
+        for (int i = 0; i < 4; ++i) spread2<Eight>(from, r, p, i, m);
+#else
+    } else if constexpr (count == 4 && bytes == 4) {
+        for (int i = 0; i < 8; ++i) spread4(from, r, p, i, m);
+#endif
     } else {
         for (int i = 0; i < count; ++i) {
             if (register_of(p, i) < 0) continue;
@@ -99,6 +136,32 @@ __attribute__((always_inline)) inline void spread_same(const uint8_t* from, uint
     }
 }
 
+#if MACHINE_AVX512
+// Sixteen lanes of four registers, to lane by lane in memory.
+__attribute__((always_inline)) inline void collect4(uint8_t* to, const uint8_t* r, const Ins* p, int i) {
+    const Word16 pairs = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const Word16 low = {0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23}, high = low + 8;
+    const auto part = [&](int32_t at) { return reinterpret_cast<const Word16*>(r + at)[i]; };
+    const Word16 x = part(p->d), y = part(p[1].d), z = part(p[1].a), w = part(p[1].b);
+    const Word16 xy0 = permute(x, pairs, y), xy1 = permute(x, pairs + 8, y);
+    const Word16 zw0 = permute(z, pairs, w), zw1 = permute(z, pairs + 8, w);
+    const auto out = [&](int k, Word16 value) { memcpy(to + 256 * i + 64 * k, &value, 64); };
+    out(0, permute(xy0, low, zw0));
+    out(1, permute(xy0, high, zw0));
+    out(2, permute(xy1, low, zw1));
+    out(3, permute(xy1, high, zw1));
+}
+template <class Part>
+__attribute__((always_inline)) inline void collect2(uint8_t* to, const uint8_t* r, const Ins* p, int i) {
+    const Part pairs = sizeof(pairs[0]) == 4 ? Part(Word16{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
+                                             : Part(Eight{0, 8, 1, 9, 2, 10, 3, 11});
+    const Part a = reinterpret_cast<const Part*>(r + p->d)[i], b = reinterpret_cast<const Part*>(r + p[1].d)[i];
+    const Part first = permute(a, pairs, b), second = permute(a, pairs + sizeof(Part) / sizeof(a[0]) / 2, b);
+    memcpy(to + 128 * i, &first, 64);
+    memcpy(to + 128 * i + 64, &second, 64);
+}
+#endif
+
 // The registers of a store as bytes of 32 lanes, lane by lane.
 template <int bytes, int count>
 __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r, const Ins* p) {
@@ -107,18 +170,17 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
         memcpy(to, r + p->d, bytes * warp_lanes);
 #if MACHINE_AVX512
     } else if constexpr (count == 4 && bytes == 4) {
-        const Word16 xy = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-        const Word16 low = {0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23}, high = low + 8;
-        for (int half = 0; half < 2; ++half) {
-            Word16 part[4];
-            for (int i = 0; i < 4; ++i) part[i] = reinterpret_cast<const Word16*>(r + register_of(p, i))[half];
-            const Word16 xy0 = permute(part[0], xy, part[1]), xy1 = permute(part[0], xy + 8, part[1]);
-            const Word16 zw0 = permute(part[2], xy, part[3]), zw1 = permute(part[2], xy + 8, part[3]);
-            const Word16 whole[4] = {permute(xy0, low, zw0), permute(xy0, high, zw0), permute(xy1, low, zw1),
-                                     permute(xy1, high, zw1)};
-            memcpy(to + 256 * half, whole, 256);
-        }
+        collect4(to, r, p, 0);
+        collect4(to, r, p, 1);
+    } else if constexpr (count == 2 && bytes == 4) {
+        collect2<Word16>(to, r, p, 0);
+        collect2<Word16>(to, r, p, 1);
+    } else if constexpr (count == 2 && bytes == 8) {
+        for (int i = 0; i < 4; ++i) collect2<Eight>(to, r, p, i);
 #endif
+    } else if constexpr (count == 1 && bytes == 2) {
+        const auto value = __builtin_convertvector(*reinterpret_cast<const Lanes<uint32_t>*>(r + p->d), Lanes<uint16_t>);
+        memcpy(to, &value, 64);
     } else {
         for (int i = 0; i < count; ++i) {
             auto element = reinterpret_cast<const T*>(r + register_of(p, i));
@@ -130,12 +192,19 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
 
 // ---- Any addresses ----
 
+// The host memory of a row, or null if it is none there: local memory has a place of its own for each lane.
+inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Pattern pattern) {
+    const uint32_t first = first_lane(m), last = 31 - std::countl_zero(m | 1);
+    if (pattern != Pattern::row || at[last] - at[first] != static_cast<uint64_t>(last - first) * size) return nullptr;
+    return reinterpret_cast<uint8_t*>(at[first]);
+}
+
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
-    const Pattern pattern = form == Form::fixed && space != local ? Pattern::same : pattern_of(at, m, size);
+    const Pattern pattern = pattern_of(at, m, size);
     Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
@@ -149,6 +218,8 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
     } else if (pattern == Pattern::same && at[first_lane(m)] == at[31 - std::countl_zero(m | 1)]) {  // not local memory
         spread_same<bytes, count>(reinterpret_cast<const uint8_t*>(at[first_lane(m)]), r, p, m);
         return true;
+    } else if (const uint8_t* from = whole_row(at, m, size, pattern)) {
+        memcpy(data + first_lane(m) * size, from, std::popcount(m) * size);
     } else if (m == all_lanes) {
         for (int lane = 0; lane < warp_lanes; ++lane)
             memcpy(data + lane * size, reinterpret_cast<const uint8_t*>(at[lane]), size);
@@ -170,9 +241,15 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
     Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
-    if (!reach(w, p, m, at, pattern_of(at, m, size), space, size, writes)) return false;
+    const Pattern pattern = pattern_of(at, m, size);
+    if (!reach(w, p, m, at, pattern, space, size, writes)) return false;
     alignas(64) uint8_t data[warp_lanes * size];
     collect<bytes, count>(data, r, p);
+    if (!watcher)
+        if (uint8_t* to = whole_row(at, m, size, pattern)) {
+            memcpy(to, data + first_lane(m) * size, std::popcount(m) * size);
+            return true;
+        }
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left);
         if (watcher)
@@ -185,10 +262,21 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
 
 // ---- The instructions ----
 
+template <Space space, uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+    const auto own = [&](uint64_t offset) {
+        return quick_shared<size, span, use>(w, p, offset, lanes) ? w->block->shared + offset : nullptr;
+    };
+    if constexpr (space == generic)
+        if ((base & window_mask) == shared_window) return own(base - shared_window);
+    if constexpr (space == shared) return own(base);
+    return quick_global<size, span, use>(w, p, base, lanes) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+}
+
 // Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
-template <Space space, Form form, int size>
-__attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const uint8_t* r, Use use) {
-    constexpr uint64_t span = static_cast<uint64_t>(size) * warp_lanes;
+template <Space space, Form form, int size, Use use>
+__attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const uint8_t* r) {
+    constexpr uint32_t span = size * warp_lanes;
     uint64_t base;
     if constexpr (form == Form::narrow) {
         const uint32_t first = *reinterpret_cast<const uint32_t*>(r + p->a);
@@ -202,59 +290,106 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
         if (!is_row<size>(r + p->a)) return nullptr;
         base = *reinterpret_cast<const uint64_t*>(r + p->a) + static_cast<uint64_t>(p->imm);
     }
-    if constexpr (space == generic) {
-        if ((base & window_mask) == shared_window) {
-            base -= shared_window;
-            return reach_row_shared(w, p, base, warp_lanes, size, span, use) ? w->block->shared + base : nullptr;
-        }
-    }
-    if constexpr (space == shared)
-        return reach_row_shared(w, p, base, warp_lanes, size, span, use) ? w->block->shared + base : nullptr;
-    return reach_row_global(w, p, base, warp_lanes, size, span, use) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+    return quick_host<space, size, span, use>(w, p, base, warp_lanes);
 }
 
-constexpr bool has_rows(Space space, Form form) {
-    return form != Form::fixed && (space == global || space == shared || space == generic);
+// The address of all active lanes, if they have the same one.
+template <Form form>
+__attribute__((always_inline)) inline bool same_address(const uint8_t* r, const Ins* p, uint32_t m, uint64_t& address) {
+    if constexpr (form == Form::fixed) {
+        address = p->imm;
+        return true;
+    }
+    const uint32_t first = first_lane(m);
+    const bool one = !(m & (m - 1));
+    if constexpr (form == Form::narrow) {
+        const uint32_t found = reinterpret_cast<const uint32_t*>(r + p->a)[first];
+        address = found + static_cast<uint32_t>(p->imm);
+        const auto part = reinterpret_cast<const Word16*>(r + p->a);
+        return one || (m == all_lanes && !any(reinterpret_cast<Eight>((part[0] ^ found) | (part[1] ^ found))));
+    }
+    const uint64_t found = reinterpret_cast<const uint64_t*>(r + p->a)[first];
+    address = found + static_cast<uint64_t>(p->imm);
+    if (one) return true;
+    const auto part = reinterpret_cast<const Eight*>(r + p->a);
+    if (m == all_lanes) return !any((part[0] ^ found) | (part[1] ^ found) | (part[2] ^ found) | (part[3] ^ found));
+    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    Eight wrong = {};
+    for (int i = 0; i < 4; ++i)
+        wrong |= (part[i] ^ found) & reinterpret_cast<Eight>((bit & (static_cast<uint64_t>(m) >> 8 * i)) != 0);
+    return !any(wrong);
+}
+
+constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic || space == constant; }
+
+// From quick to slow, in functions of their own: the quick ones call nothing, so they need no stack.
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void load_slowly(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    if (!load_any<bytes, count>(w, p, r, m, space, form)) return;
+    NEXT_AFTER(1);
+}
+
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void store_slowly(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    if (!store_any<bytes, count>(w, p, r, m, space, form)) return;
+    NEXT_AFTER(1);
+}
+
+// All active lanes at one address; often there is one active lane.
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void load_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    uint64_t address;
+    if (same_address<form>(r, p, m, address)) {
+        constexpr int size = bytes * count;
+        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m))) {
+            spread_same<bytes, count>(from, r, p, m);
+            NEXT_AFTER(1);
+        }
+    }
+    return load_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void store_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    uint64_t address;
+    if (same_address<form>(r, p, m, address)) {
+        constexpr int size = bytes * count;
+        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m))) {
+            const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
+            for (int i = 0; i < count; ++i)
+                memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
+            NEXT_AFTER(1);
+        }
+    }
+    return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
 template <Space space, Form form, int bytes, int count>
 void load(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_rows(space, form)) {
+    if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
-            if (const uint8_t* from = row<space, form, bytes * count>(w, p, r, reads)) {
+            if (const uint8_t* from = row<space, form, bytes * count, reads>(w, p, r)) {
                 spread<bytes, count>(from, r, p, all_lanes);
                 NEXT_AFTER(1);
             }
         }
     }
-    if (!load_any<bytes, count>(w, p, r, m, space, form)) return;
-    NEXT_AFTER(1);
+    if constexpr (is_quick(space)) return load_same<space, form, bytes, count>(w, p, r, m);
+    return load_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
 template <Space space, Form form, int bytes, int count>
 void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_rows(space, form)) {
+    if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
-            if (uint8_t* to = row<space, form, bytes * count>(w, p, r, writes)) {
+            if (uint8_t* to = row<space, form, bytes * count, writes>(w, p, r)) {
                 collect<bytes, count>(to, r, p);
                 NEXT_AFTER(1);
             }
         }
     }
-    if (!store_any<bytes, count>(w, p, r, m, space, form)) return;
-    NEXT_AFTER(1);
-}
-
-template <Space space, Form form, int bytes, int count>
-void load_watched(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if (!load_any<bytes, count>(w, p, r, m, space, form)) return;
-    NEXT_AFTER(1);
-}
-
-template <Space space, Form form, int bytes, int count>
-void store_watched(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if (!store_any<bytes, count>(w, p, r, m, space, form)) return;
-    NEXT_AFTER(1);
+    if constexpr (is_quick(space)) return store_same<space, form, bytes, count>(w, p, r, m);
+    return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
 // A kernel's parameter: the same for all threads.
@@ -279,9 +414,9 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"), M(space, name, form, 32, 4, ".b32.v4"), \
     M(space, name, form, 64, 1, ".b64"), M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
 #define LOAD(space, name, form, bits, count, text) \
-    {"ld." name text, load<space, form, bits / 8, count>, load_watched<space, form, bits / 8, count>}
+    {"ld." name text, load<space, form, bits / 8, count>, load_slowly<space, form, bits / 8, count>}
 #define STORE(space, name, form, bits, count, text) \
-    {"st." name text, store<space, form, bits / 8, count>, store_watched<space, form, bits / 8, count>}
+    {"st." name text, store<space, form, bits / 8, count>, store_slowly<space, form, bits / 8, count>}
 #define PARAMETER(space, name, form, bits, count, text) \
     {"ld." name text, load_parameter<bits / 8, count>, load_parameter<bits / 8, count>}
 

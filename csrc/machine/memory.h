@@ -65,6 +65,26 @@ struct Watcher : Events {
     virtual void wait(Warp* w, const Ins* p, uint32_t mask, bool bulk, int64_t groups, bool only_read);
 };
 
+struct Quarter {
+    typedef uint64_t type __attribute__((vector_size(64), may_alias));
+};
+using Eight = Quarter::type;  // eight addresses
+
+inline bool any(Eight x) {
+#if MACHINE_AVX512
+    return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+#else
+    return (x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7]) != 0;
+#endif
+}
+
+template <class V>
+__attribute__((always_inline)) inline V unaligned(const void* at) {
+    V value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
 // The lane of the lowest bit; m is not 0.
 inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m) & 31; }
 
@@ -102,6 +122,48 @@ inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
+// What a whole warp touches in one piece mostly takes whole words, or lies inside one.
+template <uint32_t span>
+constexpr bool fits_words(uint64_t from) {
+    return span < 64 ? (from & 63) + span <= 64 : (from & 63) == 0;
+}
+template <uint32_t span>
+__attribute__((always_inline)) inline bool row_marked(const uint64_t* bits, uint64_t from) {
+    const uint64_t* word = bits + (from >> 6);
+    if constexpr (span < 64) {
+        constexpr uint64_t mask = (1ull << span) - 1;
+        return (*word >> (from & 63) & mask) == mask;
+    } else if constexpr (span < 512) {
+        uint64_t marked = word[0];
+        if constexpr (span >= 128) marked &= word[1];
+        if constexpr (span >= 256) marked &= word[2] & word[3];
+        return marked == ~0ull;
+    } else {
+        Eight marked = unaligned<Eight>(word);
+        if constexpr (span > 512) marked &= unaligned<Eight>(word + 8);
+        return !any(~marked);
+    }
+}
+template <uint32_t span>
+__attribute__((always_inline)) inline void mark_row(uint64_t* bits, uint64_t from) {
+    if (row_marked<span>(bits, from)) return;
+    uint64_t* word = bits + (from >> 6);
+    if constexpr (span < 64)
+        __atomic_fetch_or(word, ((1ull << span) - 1) << (from & 63), __ATOMIC_RELAXED);
+    else
+        memset(word, 0xff, span / 8);
+}
+
+// One access of an aligned element: at most 32 bytes, mostly in one word.
+inline void mark_element(uint64_t* bits, uint64_t from, uint32_t size) {
+    const uint64_t mask = ((1ull << size) - 1) << (from & 63);
+    const uint64_t old = __atomic_load_n(bits + (from >> 6), __ATOMIC_RELAXED);
+    if ((from & 63) + size > 64)
+        mark(bits, from, size);
+    else if ((old & mask) != mask)
+        __atomic_fetch_or(bits + (from >> 6), mask, __ATOMIC_RELAXED);
+}
+
 inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
     const uint64_t* word = bits + (from >> 6);
     uint32_t shift = from & 63;
@@ -119,19 +181,6 @@ inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
 
 // How the addresses of the active lanes lie: all the same, one behind the other, or anyhow.
 enum class Pattern : uint8_t { same, row, scattered };
-
-struct Quarter {
-    typedef uint64_t type __attribute__((vector_size(64), may_alias));
-};
-using Eight = Quarter::type;  // eight addresses
-
-inline bool any(Eight x) {
-#if MACHINE_AVX512
-    return _mm512_test_epi64_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
-#else
-    return (x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7]) != 0;
-#endif
-}
 
 // All 32 addresses of a 64-bit register: the first one, then each `step` bytes behind the one before.
 template <int step>
@@ -176,56 +225,88 @@ inline bool holds(const Tensor& tensor, uint64_t address, uint64_t size) {
     return offset < bytes && size <= bytes - offset;
 }
 
-// A range of global memory that lies in one tensor and is touched by all `lanes` in a row.
-__attribute__((always_inline)) inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
-                                                            uint32_t size, uint64_t span, Use use) {
-    const Launch* launch = w->block->launch;
-    Worker* worker = w->worker;
-    uint32_t index = worker->last_tensor[p->c];
-    const Tensor* tensor = launch->tensors + index;
-    if (__builtin_expect(index >= launch->tensors_count || !holds(*tensor, base, span), 0)) {
-        const int found = find_tensor(w, p->c, base, span);
-        if (found < 0) return false;
-        index = found;
-        tensor = launch->tensors + index;
-    }
-    if (base & (size - 1)) return false;
-    if ((use & writes) && tensor->read_only) return false;
-    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
-    const uint64_t sectors = ((base + span - 1) >> 5) - (base >> 5) + 1;
-    Traffic& traffic = worker->traffic[index];
-    traffic.extend(base - tensor->begin, span);
+__attribute__((always_inline)) inline void count_site(Warp* w, const Ins* p, uint64_t lanes, uint64_t bytes,
+                                                      uint64_t sectors, uint64_t passes) {
+    typedef uint64_t Four __attribute__((vector_size(32), aligned(8), may_alias));
+    Site& site = w->sites[p->c];
+    *reinterpret_cast<Four*>(&site) += Four{1, lanes, bytes, sectors};
+    if (passes) site.wavefronts += passes;
+}
+
+__attribute__((always_inline)) inline void count_traffic(Worker* worker, uint32_t tensor, uint64_t asked,
+                                                         uint64_t sectors, Use use, uint64_t from, uint64_t span) {
+    Traffic& traffic = worker->traffic[tensor];
+    traffic.extend(from, span);
     if (use & reads) {
         traffic.asked_read += asked;
         traffic.moved_read += sectors * 32;
-        if (tensor->read) mark(tensor->read, base - tensor->begin, span);
     }
     if (use & writes) {
         traffic.asked_write += asked;
         traffic.moved_write += sectors * 32;
-        if (tensor->written) mark(tensor->written, base - tensor->begin, span);
     }
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += asked;
-    site.sectors += sectors;
+}
+
+inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span - 1) >> 5) - (base >> 5) + 1; }
+
+// `span` bytes of global memory that `lanes` touch, in a row or all the same. False, with nothing done, also where all
+// is well and only less simple: another tensor than the last time, bits that begin inside a word.
+template <uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+    const Launch* launch = w->block->launch;
+    Worker* worker = w->worker;
+    const uint32_t index = worker->last_tensor[p->c];
+    if (index >= launch->tensors_count) return false;
+    const Tensor& tensor = launch->tensors[index];
+    const uint64_t offset = base - tensor.begin;
+    uint64_t* bits = use == reads ? tensor.read : tensor.written;
+    if (!holds(tensor, base, span) || (base & (size - 1)) || !fits_words<span>(offset)) return false;
+    if (use == writes && tensor.read_only) return false;
+    if (bits) mark_row<span>(bits, offset);
+    const uint64_t asked = static_cast<uint64_t>(lanes) * size, sectors = sectors_of(base, span);
+    count_traffic(worker, index, asked, sectors, use, offset, span);
+    count_site(w, p, lanes, asked, sectors, 0);
     return true;
 }
 
 // The same for the block's own shared memory.
-__attribute__((always_inline)) inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
-                                                            uint32_t size, uint64_t span, Use use) {
+template <uint32_t size, uint32_t span, Use use>
+__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
     Block* block = w->block;
-    if (base + span > block->shared_bytes || base > block->shared_bytes || (base & (size - 1))) return false;
+    if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
+    if (!fits_words<span>(base)) return false;
+    if (!row_marked<span>(block->shared_written, base)) {
+        if (use == reads) return false;
+        mark_row<span>(block->shared_written, base);
+    }
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, span == size ? 1 : (span + 127) / 128);
+    return true;
+}
+
+// `span` bytes of one tensor that `lanes` touch, in a row or all the same.
+inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
+                             Use use) {
+    const Launch* launch = w->block->launch;
+    const int index = find_tensor(w, p->c, base, span);
+    if (index < 0 || (base & (size - 1))) return false;
+    const Tensor& tensor = launch->tensors[index];
+    if ((use & writes) && tensor.read_only) return false;
+    if ((use & reads) && tensor.read) mark(tensor.read, base - tensor.begin, span);
+    if ((use & writes) && tensor.written) mark(tensor.written, base - tensor.begin, span);
+    const uint64_t sectors = sectors_of(base, span);
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use, base - tensor.begin, span);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, sectors, 0);
+    return true;
+}
+
+// The same for the block's own shared memory, in `passes` over its banks.
+inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
+                             Use use, uint64_t passes) {
+    Block* block = w->block;
+    if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
     if ((use & reads) && !all_marked(block->shared_written, base, span)) return false;
     if (use & writes) mark_own(block->shared_written, base, span);
-    const uint64_t asked = static_cast<uint64_t>(lanes) * size;
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += asked;
-    site.wavefronts += (span + 127) / 128;
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, passes);
     return true;
 }
 

@@ -56,14 +56,6 @@ Touch touch_at(Warp* w, const Ins* p, uint32_t lane, const Place& place, uint32_
     return {w, p, lane, place.space, place.address, place.host, size, p[1].c};
 }
 
-void count_site(Warp* w, const Ins* p, uint32_t lanes, uint64_t bytes, uint64_t sectors) {
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += bytes;
-    site.sectors += sectors;
-}
-
 // ---- cp.async ----
 
 void start(const Copy& copy) {
@@ -124,7 +116,7 @@ Then cp_async_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                            address_in(r, p->a, lane, false, p[1].imm), size, bytes))
             return Then::stop;
     }
-    count_site(w, p, std::popcount(m), read, (read + 31) / 32);
+    count_site(w, p, std::popcount(m), read, (read + 31) / 32, 0);
     return Then::go_on;
 }
 
@@ -198,7 +190,7 @@ Then act_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Act act, bool may_co
         memcpy(at.host, &word, 8);
         if (Watcher* watcher = w->worker->watcher) watcher->barrier(touch_at(w, p, lane, at, 8), told, completed);
     }
-    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0);
+    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0, 0);
     changed(w);
     return Then::go_on;
 }
@@ -231,7 +223,7 @@ Then wait_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool by_parity) {
         seen = (seen ^ word) * 0x9e3779b97f4a7c15ull;
         if (Watcher* watcher = w->worker->watcher) watcher->barrier(touch_at(w, p, lane, at, 8), BarrierUse::wait, done);
     }
-    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0);
+    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0, 0);
     put_predicate(r, p[1].d, over, m);
     return over != m && looked_in_vain(w, p, seen) ? Then::give_way : Then::go_on;
 }
@@ -274,7 +266,7 @@ Then arrive_behind_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool noinc
         const Touch here = touch_at(w, p, lane, at, 8);
         start({Copy::arrival, here, here, word, nullptr, 0, nullptr});
     }
-    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0);
+    count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0, 0);
     changed(w);
     return Then::go_on;
 }
@@ -335,7 +327,7 @@ Then bulk_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space to_space, Spa
                    to.block ? to.block->shared_written : nullptr, to.offset, reduce});
         }
     }
-    count_site(w, p, std::popcount(m), all, (all + 31) / 32);
+    count_site(w, p, std::popcount(m), all, (all + 31) / 32, 0);
     return Then::go_on;
 }
 

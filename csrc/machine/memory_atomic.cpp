@@ -70,7 +70,7 @@ Then atomic_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form
 
 template <Space space, Form form, int size, Change change, Change in_global = change>
 void atomic(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    static constexpr Atomic how = {size, change, in_global, change == change::exchange ? writes : reads_and_writes};
+    static const Atomic how = {size, change, in_global, change == change::exchange ? writes : reads_and_writes};
     const Then then = atomic_any(w, p, r, m, space, form, how);
     FINISH(then, 2)
 }

@@ -16,6 +16,14 @@ inline Eight lanes_on(uint32_t m, int i) {
 
 inline Eight select(Eight on, Eight a, Eight b) { return (a & on) | (b & ~on); }
 
+inline uint64_t or_of(Eight x) {
+#if MACHINE_AVX512
+    return _mm512_reduce_or_epi64(reinterpret_cast<__m512i>(x));
+#else
+    return x[0] | x[1] | x[2] | x[3] | x[4] | x[5] | x[6] | x[7];
+#endif
+}
+
 // Whether the active lanes hold the first active lane's value plus `step` for each lane behind it.
 bool is_row_of(const Addresses& at, uint32_t m, uint64_t step) {
     const uint32_t first = first_lane(m);
@@ -110,26 +118,28 @@ uint32_t distinct_sectors(const Addresses& at, const Outline& o) {
 
 // Passes over the 32 banks of 4 bytes. Accesses of 8 bytes go half a warp at a time, of 16 a quarter; lanes that
 // read the same place share it. Two lanes that want different places of one bank need a pass each.
+// `m`: the lanes; they may leave out one whose address is that of the lane before, in the same group.
 uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     const uint32_t width = size < 4 ? 4 : size;
     const uint32_t shift = std::countr_zero(width);
     const uint32_t slots = 128 >> shift;  // places side by side over all banks: also the lanes that go together
+    uint64_t taken[4];                    // by eight lanes: a bit for each place that is wanted
+    for (int i = 0; i < 4; ++i) taken[i] = or_of(((Eight{} + 1) << (eight(at, i) >> shift & (slots - 1))) & lanes_on(m, i));
     uint32_t passes = 0;
     for (uint32_t from = 0; from < warp_lanes; from += slots) {
         const uint32_t group = m >> from & static_cast<uint32_t>((1ull << slots) - 1);
         if (!group) continue;
-        uint32_t taken = 0;
-        for (uint32_t lane = 0; lane < slots; ++lane)
-            taken |= (group >> lane & 1) << ((at[from + lane] >> shift) & (slots - 1));
+        uint64_t here = 0;
+        for (uint32_t i = from / 8; i * 8 < from + slots; ++i) here |= taken[i];
         uint32_t most = 1;
-        if (std::popcount(taken) != std::popcount(group)) {
+        if (slots < 8 || std::popcount(here) != std::popcount(group)) {
             uint8_t depth[32] = {};
             Few places;
             for (uint32_t left = group; left; left &= left - 1) {
                 const uint64_t place = at[from + first_lane(left)] >> shift;
                 if (!places.add(place)) continue;
-                const uint32_t here = ++depth[place & (slots - 1)];
-                if (here > most) most = here;
+                const uint32_t wanted = ++depth[place & (slots - 1)];
+                if (wanted > most) most = wanted;
             }
         }
         passes += most;
@@ -137,30 +147,7 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     return passes;
 }
 
-void count_site(Warp* w, const Ins* p, uint32_t lanes, uint32_t size, uint64_t sectors, uint64_t passes) {
-    Site& site = w->sites[p->c];
-    site.times += 1;
-    site.lanes += lanes;
-    site.bytes += static_cast<uint64_t>(lanes) * size;
-    site.sectors += sectors;
-    site.wavefronts += passes;
-}
-
-void count_traffic(Warp* w, int tensor, uint64_t asked, uint64_t sectors, Use use) {
-    Traffic& traffic = w->worker->traffic[tensor];
-    if (use & reads) {
-        traffic.asked_read += asked;
-        traffic.moved_read += sectors * 32;
-    }
-    if (use & writes) {
-        traffic.asked_write += asked;
-        traffic.moved_write += sectors * 32;
-    }
-}
-
-void mark_tensor(Warp* w, int index, uint64_t address, uint64_t size, Use use) {
-    const Tensor& tensor = w->block->launch->tensors[index];
-    w->worker->traffic[index].extend(address - tensor.begin, size);
+void mark_tensor(const Tensor& tensor, uint64_t address, uint64_t size, Use use) {
     if ((use & reads) && tensor.read) mark(tensor.read, address - tensor.begin, size);
     if ((use & writes) && tensor.written) mark(tensor.written, address - tensor.begin, size);
 }
@@ -184,13 +171,15 @@ bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space,
             shared_lanes |= 1u << lane;
         } else if (here.tensor >= 0) {
             const bool fresh = sectors.add(here.address >> 5);
-            count_traffic(w, here.tensor, size, fresh, use);
+            const Tensor& tensor = w->block->launch->tensors[here.tensor];
+            count_traffic(w->worker, here.tensor, size, fresh, use, here.address - tensor.begin, size);
             sectors_count += fresh;
-            mark_tensor(w, here.tensor, here.address, size, use);
+            mark_tensor(tensor, here.address, size, use);
         }
         at[lane] = reinterpret_cast<uint64_t>(here.host);
     }
-    count_site(w, p, std::popcount(m), size, sectors_count, shared_lanes ? wavefronts(offsets, shared_lanes, size) : 0);
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, sectors_count,
+               shared_lanes ? wavefronts(offsets, shared_lanes, size) : 0);
     return true;
 }
 
@@ -205,9 +194,16 @@ bool reach_global(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
         return reach_slowly(w, p, m, at, global, size, use);
     const uint32_t lanes = std::popcount(m);
     const uint32_t sectors = distinct_sectors(all, o);
-    count_traffic(w, index, static_cast<uint64_t>(lanes) * size, sectors, use);
-    for (uint32_t left = o.leaders; left; left &= left - 1) mark_tensor(w, index, all[first_lane(left)], size, use);
-    count_site(w, p, lanes, size, sectors, 0);
+    const Tensor& tensor = launch->tensors[index];
+    count_traffic(w->worker, index, static_cast<uint64_t>(lanes) * size, sectors, use, o.low - tensor.begin,
+                  o.high - o.low + size);
+    for (int way = 0; way < 2; ++way) {
+        uint64_t* bits = way ? (use & writes ? tensor.written : nullptr) : (use & reads ? tensor.read : nullptr);
+        if (!bits) continue;
+        for (uint32_t left = o.leaders; left; left &= left - 1)
+            mark_element(bits, all[first_lane(left)] - tensor.begin, size);
+    }
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, sectors, 0);
     return true;
 }
 
@@ -216,15 +212,31 @@ bool reach_shared(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
     Addresses all = at;
     fill_inactive(all, m);
     const Outline o = outline_of(all);
-    bool good = o.high < block->shared_bytes && o.high + size <= block->shared_bytes && !(o.bits & (size - 1));
-    if (good && (use & reads))
-        for (uint32_t left = o.leaders; left && good; left &= left - 1)
-            good = all_marked(block->shared_written, all[first_lane(left)], size);
-    if (!good) return reach_slowly(w, p, m, at, shared, size, use);
+    if (o.high >= block->shared_bytes || o.high + size > block->shared_bytes || (o.bits & (size - 1)))
+        return reach_slowly(w, p, m, at, shared, size, use);
+    const uint64_t element = (1ull << size) - 1;  // aligned, so all in one word
+    uint64_t* written = block->shared_written;
+    if (use & reads) {
+        uint64_t missing = 0;
+        if (o.leaders == all_lanes) {
+            for (int lane = 0; lane < warp_lanes; ++lane) missing |= ~(written[all[lane] >> 6] >> (all[lane] & 63));
+        } else {
+            for (uint32_t left = o.leaders; left; left &= left - 1) {
+                const uint64_t offset = all[first_lane(left)];
+                missing |= ~(written[offset >> 6] >> (offset & 63));
+            }
+        }
+        if (missing & element) return reach_slowly(w, p, m, at, shared, size, use);
+    }
     if (use & writes)
-        for (uint32_t left = o.leaders; left; left &= left - 1)
-            mark_own(block->shared_written, all[first_lane(left)], size);
-    count_site(w, p, std::popcount(m), size, 0, wavefronts(at, m, size));
+        for (uint32_t left = o.leaders; left; left &= left - 1) {
+            const uint64_t offset = all[first_lane(left)];
+            written[offset >> 6] |= element << (offset & 63);
+        }
+    // In a full warp only lanes whose address is new count, and the first of each group.
+    const uint32_t firsts = size <= 4 ? 1 : size == 8 ? 0x00010001 : size == 16 ? 0x01010101 : 0x11111111;
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0,
+               wavefronts(at, m == all_lanes ? o.leaders | firsts : m, size));
     at += reinterpret_cast<uint64_t>(block->shared);
     return true;
 }
@@ -236,7 +248,7 @@ bool reach_local(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t size
     const Outline o = outline_of(all);
     if (o.high >= bytes || o.high + size > bytes || (o.bits & (size - 1)))
         return reach_slowly(w, p, m, at, local, size, use);
-    count_site(w, p, std::popcount(m), size, 0, 0);
+    count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0, 0);
     const Eight index = {0, 1, 2, 3, 4, 5, 6, 7};
     for (int i = 0; i < 4; ++i)
         eight(at, i) += (index + 8 * i) * bytes + reinterpret_cast<uint64_t>(w->local);
@@ -357,8 +369,10 @@ void count_place(Warp* w, const Place& found, uint64_t size, Use use) {
     if (found.space == shared) {
         if (use & writes) mark_own(found.block->shared_written, found.offset, size);
     } else if (found.tensor >= 0 && size) {
-        count_traffic(w, found.tensor, size, ((found.address + size - 1) >> 5) - (found.address >> 5) + 1, use);
-        mark_tensor(w, found.tensor, found.address, size, use);
+        const Tensor& tensor = w->block->launch->tensors[found.tensor];
+        count_traffic(w->worker, found.tensor, size, sectors_of(found.address, size), use,
+                      found.address - tensor.begin, size);
+        mark_tensor(tensor, found.address, size, use);
     }
 }
 
@@ -389,9 +403,14 @@ bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Sp
         const uint64_t base = at[first], span = pattern == Pattern::same ? size : static_cast<uint64_t>(lanes) * size;
         if (space == global) {
             if (reach_row_global(w, p, base, lanes, size, span, use)) return true;
-        } else if (reach_row_shared(w, p, base, lanes, size, span, use)) {
-            at += reinterpret_cast<uint64_t>(w->block->shared);
-            return true;
+        } else {
+            const uint32_t together = size <= 4 ? 32 : 128 / size;  // lanes that share a pass
+            const uint32_t last = 31 - std::countl_zero(m | 1);
+            const uint32_t passes = pattern == Pattern::same ? 1 : last / together - first / together + 1;
+            if (reach_row_shared(w, p, base, lanes, size, span, use, passes)) {
+                at += reinterpret_cast<uint64_t>(w->block->shared);
+                return true;
+            }
         }
     }
     switch (space) {

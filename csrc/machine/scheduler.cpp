@@ -593,8 +593,9 @@ public:
         begun_ = 0;
         begin_launch();
         uint64_t vain = 0, entered = 0;
-        while (!running_.empty() && !failed()) {
+        while (!failed()) {
             begin_allowed();
+            if (running_.empty()) break;  // the last launch has just ended
             const uint64_t choices = count_choices();
             if (choices == 0 || vain > patience + 64 * choices) {
                 if (drained()) {
@@ -636,14 +637,18 @@ private:
         for (uint64_t i = 0; i < clusters; ++i) running->order[i] = i;
         for (uint64_t i = clusters; i > 1; --i) std::swap(running->order[i - 1], running->order[random_.below(i)]);
         running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
-        launch->predecessor = running_.empty() ? nullptr : running_.back()->launch;
-        if (launch->watcher) launch->watcher->launch_starts(launch, launch->predecessor == nullptr);
+        launch->predecessor = is_running(begun_ - 1) ? launches_[begun_ - 1].get() : nullptr;
+        if (launch->watcher) launch->watcher->launch_starts(launch, running_.empty());
         running_.push_back(std::move(running));
         ++begun_;
     }
 
+    bool is_running(size_t number) const {
+        return std::any_of(running_.begin(), running_.end(), [&](const auto& running) { return running->launch->number == number; });
+    }
+
     // The next launch may begin when all before it have ended, or, if it is dependent, once all blocks of the one before
-    // it allow it and that one runs alone.
+    // it allow it, whatever may run still of those before that one.
     void begin_allowed() {
         for (size_t i = 0; i < running_.size();) {
             Launch* launch = running_[i]->launch;
@@ -659,9 +664,8 @@ private:
         }
         if (begun_ == launches_.size()) return;
         if (running_.empty()) return begin_launch();
-        Launch* before = running_.back()->launch;
-        if (launches_[begun_]->dependent && running_.size() == 1 && before->blocks_let_go.load() == before->blocks())
-            begin_launch();
+        const Launch* before = launches_[begun_ - 1].get();
+        if (launches_[begun_]->dependent && before->blocks_let_go.load() == before->blocks()) begin_launch();
     }
 
     void wake_waiting(Running& running) {
@@ -690,14 +694,16 @@ private:
 
     Turn act(uint64_t choice, uint64_t& entered) {
         auto [running, block] = choices_[choice];
-        if (style_ != 0 && last_ && (last_->ready) && is_choice(last_)) block = last_, running = last_running_;
+        if (style_ != 0)
+            for (const Choice& again : choices_)
+                if (again.block && again.block == last_ && last_->ready) running = again.running, block = last_;
         if (!block) {
             running->resident.push_back(start_cluster(pool_, running->launch, running->worker, running->order.back(), trace_));
             running->order.pop_back();
             running->launch->next_block.fetch_add(1);
             return Turn::progress;
         }
-        last_ = block, last_running_ = running;
+        last_ = block;
         // Those that are ready come before those that only look, mostly.
         uint32_t from = block->ready && (!block->polling || random_.below(8)) ? block->ready : block->polling ? block->polling : block->ready;
         for (uint64_t skip = random_.below(std::popcount(from)); skip; --skip) from &= from - 1;
@@ -713,10 +719,6 @@ private:
             break;
         }
         return turn;
-    }
-
-    bool is_choice(const Block* block) const {
-        return std::any_of(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.block == block; });
     }
 
     // Late stores that nothing else brings out come out now.
@@ -756,8 +758,7 @@ private:
     size_t begun_ = 0;
     std::vector<std::unique_ptr<Running>> running_;
     std::vector<Choice> choices_;
-    Block* last_ = nullptr;
-    Running* last_running_ = nullptr;
+    Block* last_ = nullptr;  // whose turn it was; null once it has ended
 };
 
 }  // namespace

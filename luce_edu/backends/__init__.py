@@ -1,4 +1,4 @@
-"""Two ways to run the kernels in csrc/: `cuda` on an NVIDIA GPU, `host` in the CPU emulator.
+"""Two ways to run the kernels in csrc/: `cuda` on an NVIDIA GPU, `host` on the virtual GPU (luce_edu/machine).
 
 Both have the same few members:
     compile(source, kernels, defines) -> Module; module[name] -> Kernel
@@ -8,6 +8,7 @@ Both have the same few members:
     capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow
     max_resident_blocks(kernel, block, smem), sm_count, synchronize(), device, name, ledger
+    name_tensors(tensors): what kernels reach through pointers in memory, by name
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def default_device() -> str:
         return "host"
     problem = torch_lacks(torch.cuda.get_device_capability())
     if problem:
-        warnings.warn(f"kernels run in the emulator: {problem}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"kernels run on the virtual GPU: {problem}", RuntimeWarning, stacklevel=2)
     return "host" if problem else "cuda"
 
 
@@ -74,7 +75,7 @@ def torch_lacks(capability: tuple[int, int]) -> str:
 def make_backend(device: str | None = None, **options):
     """A new backend with a ledger of its own; None takes the best there is.
 
-    options: csrc_dir (another source tree, such as one with a planted fault); seed (host only).
+    options: csrc_dir (another source tree, such as one with a planted fault); for host also what HostBackend takes.
     Raises ValueError for an unknown device, or for 'cuda' where there is no GPU that can serve.
     """
     device = default_device() if device is None else device
@@ -83,6 +84,8 @@ def make_backend(device: str | None = None, **options):
 
         return HostBackend(**options)
     if device == "cuda":
+        if options.pop("card", None) is not None:
+            raise ValueError("card: a GPU that is there is the one it is; a card is imitated with device='host'")
         from luce_edu.backends.cuda import CudaBackend
 
         return CudaBackend(**options)

@@ -178,6 +178,9 @@ class CudaBackend:
                 loaded[name] = CudaKernel(name, binary.resources[name], handle, arguments)
         return Module(source, loaded)
 
+    def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing to do: a GPU asks nobody what a kernel may touch."""
+
     def launch(
         self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
     ) -> None:

@@ -103,7 +103,7 @@ class Ledger:
         total: dict[str, Traffic] = {}
         for entry in self.kernels():
             if entry.traffic is None:
-                raise ValueError(f"{entry.kernel}: its traffic was not counted; use HostBackend(count_traffic=True)")
+                raise ValueError(f"{entry.kernel}: a GPU counts no traffic; the virtual GPU does, with device='host'")
             for name, traffic in entry.traffic.items():
                 total[name] = total.get(name, Traffic()) + traffic
         return total

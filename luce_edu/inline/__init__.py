@@ -3,6 +3,5 @@
 specs    what a kernel can be checked against: parameters, shapes, inputs, the reference
 trial    compile it, run it on fresh inputs, judge, count; a Verdict
 pasted   what people paste that no cell can have, and what to write in its place
-apart    a process that may crash or hang without the notebook
 magic    `%load_ext luce_edu`, then `%%kernel NAME --against reference.rms_norm`
 """

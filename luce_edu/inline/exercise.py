@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from luce_edu.exercises import Exercise, WrongAnswer
-from luce_edu.inline.trial import SECONDS, WORDS, Attempt, Mistake, Verdict, try_kernel
+from luce_edu.inline.trial import WORDS, Attempt, Mistake, Verdict, try_kernel
 
 
 def kernel_exercise(
@@ -33,7 +33,7 @@ def kernel_exercise(
     def judge(answer: object) -> str:
         if not isinstance(answer, str):
             raise WrongAnswer(f"expected CUDA C++ as text, got {type(answer).__name__}")
-        verdict = try_kernel(Attempt(kernel, against, answer, grid, block, smem, mistakes=mistakes), seconds=SECONDS)
+        verdict = try_kernel(Attempt(kernel, against, answer, grid, block, smem, mistakes=mistakes))
         if not verdict.passed:
             named = any(mistake.hint in verdict.problem for mistake in mistakes)
             helped = f". {hint}" if hint and not named and verdict.kind in ("wrong", "kernel") else ""

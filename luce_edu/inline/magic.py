@@ -15,10 +15,9 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import display
 
 from luce_edu.backends.cuda import ARCHITECTURES
-from luce_edu.inline.apart import LONGEST, warm_up
 from luce_edu.inline.exercise import find_exercise
 from luce_edu.inline.specs import SPECS, find_spec
-from luce_edu.inline.trial import SECONDS, Attempt, Verdict, try_kernel
+from luce_edu.inline.trial import INSTRUCTIONS, Attempt, Verdict, try_kernel
 
 
 class KernelRefused(AssertionError):
@@ -44,7 +43,10 @@ def _parser() -> _Parser:
     parser.add_argument("--smem", default="0", metavar="BYTES", help="dynamic shared memory, such as 4*cols")
     parser.add_argument("--arch", default="sm_86", choices=ARCHITECTURES, help="whose registers to report")
     parser.add_argument("--seed", type=int, help="draws the inputs; fresh ones without it")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="until it is stopped (default: %(default)s)")
+    parser.add_argument(
+        "--instructions", type=int, default=INSTRUCTIONS, metavar="N",
+        help="that the warps of a launch may execute before it is stopped (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--as", dest="variable", metavar="VARIABLE", help="keeps the verdict under this name")
     parser.add_argument("--wrong", action="store_true", help="the cell shows a mistake: passing is what raises")
     return parser
@@ -81,15 +83,15 @@ class KernelMagics(Magics):
             raise UsageError("%%kernel: expected the kernel's name: %%kernel rms_norm --against reference.rms_norm")
         if not args.against:
             raise UsageError(f"%%kernel: expected --against and one of {', '.join(SPECS)}")
-        if not 0 < args.seconds <= LONGEST:
-            raise UsageError(f"%%kernel: --seconds must be above 0 and at most {LONGEST:g}, got {args.seconds:g}")
+        if not 0 < args.instructions < 2**63:
+            raise UsageError(f"%%kernel: --instructions must be from 1 to 2**63 - 1, got {args.instructions}")
         if args.seed is not None and not 0 <= args.seed < 2**32:
             raise UsageError(f"%%kernel: --seed must be from 0 to 2**32 - 1, got {args.seed}")
         if args.variable is not None and (not args.variable.isidentifier() or iskeyword(args.variable)):
             raise UsageError(f"%%kernel: --as {args.variable!r} is no name for a variable")
         find_spec(args.against)
         attempt = Attempt(args.name, args.against, cell, args.grid, args.block, args.smem, args.arch, args.seed)
-        return try_kernel(attempt, seconds=args.seconds)
+        return try_kernel(attempt, instructions=args.instructions)
 
     @line_magic
     def kernels(self, line: str) -> None:
@@ -100,6 +102,5 @@ class KernelMagics(Magics):
 
 
 def load(ipython) -> None:
-    """Register the magics, and start the process that will run kernels while the reader still reads."""
+    """Register the magics."""
     ipython.register_magics(KernelMagics)
-    warm_up()

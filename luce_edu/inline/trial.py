@@ -1,14 +1,18 @@
-"""One trial of a cell's kernel: compile it for both worlds, run it on fresh inputs, judge it, count what it moved."""
+"""One trial of a cell's kernel: compile it, run it on fresh inputs, judge it, count what it did.
+
+It runs in this process: no access of a kernel on the virtual GPU can leave its tensors, and no loop can go on for ever.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -19,10 +23,9 @@ import torch
 from luce_edu.backends import csrc_dir, default_device, make_backend
 from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
 from luce_edu.backends.host import HostBackend
-from luce_edu.backends.ledger import Traffic
+from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
-from luce_edu.inline.apart import Crashed, TimedOut, run_apart
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.models import DATA
@@ -30,29 +33,29 @@ from luce_edu.stages.dims import kernel_defines
 from luce_edu.tables import Tabular
 from luce_edu.verification import relative_error
 
-CELL = "cell"  # what compilers call the reader's text
+CELL = "cell"  # what the compiler calls the reader's text
 SOURCE = "cell.cu"
 LOG_LINES = 12
-SECONDS = 20.0  # for compiling and all runs; a small kernel needs one or two
+INSTRUCTIONS = 50_000_000  # of the warps of a launch: a second or two; cells of the course need less than a million
+PRINTED_CHARACTERS = 10_000  # of what a kernel prints; a loop of printf could fill the notebook
+
+# The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, races named.
+HOSTILE = {"hostile": True, "races": True}
 
 # What is wrong with a kernel, by kind.
 WORDS = {
     "cell": "cannot be checked",
     "compile": "does not compile",
     "launch": "cannot be launched",
-    "kernel": "does not finish",
+    "kernel": "fails",
     "wrong": "is wrong",
-    "crash": "crashed",
     "time": "does not end",
 }
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A likely one: `computes` is what it gives in place of a spec's `truth`, and `hint` names it.
-
-    computes  goes through pickle, so a function of a module, or a partial of one
-    """
+    """A likely one: `computes` is what it gives in place of a spec's `truth`, and `hint` names it."""
 
     hint: str
     computes: Callable[[dict, Mapping[str, int]], dict[str, torch.Tensor]]
@@ -64,7 +67,7 @@ class Attempt:
 
     grid, smem  expressions in the spec's dimensions and `block`: blocks, and bytes of dynamic shared memory
     arch        whose registers to report
-    seed        draws the inputs and the hostile order of threads; None for fresh ones
+    seed        draws the inputs and the hostile order of warps; None for fresh ones
     mistakes    whose hint is added to the verdict on a kernel that computes one of them
     """
 
@@ -85,7 +88,7 @@ class Verdict(Tabular):
 
     kind         of problem, one of WORDS
     shape        the one that the counts are of, with grid and block
-    traffic      by parameter, of one launch
+    traffic      by parameter, of one launch, as are instructions (of warps, in PTX) and bank_conflicts
     least_read, least_written  bytes of the tensors, each once
     """
 
@@ -101,6 +104,8 @@ class Verdict(Tabular):
     dynamic_bytes: int = 0  # of shared memory a block, by --smem
     launches: int = 0
     barriers: float = 0.0
+    instructions: int = 0
+    bank_conflicts: int = 0
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     least_read: int = 0
     least_written: int = 0
@@ -138,7 +143,7 @@ class Verdict(Tabular):
         said = f"\nprinted:\n{self.printed.rstrip()}" if self.printed.strip() else ""
         if not self.passed:
             return f"{self.kernel} {WORDS[self.kind]}. {self.problem}{said}"
-        where = " and ".join({"host": "in the emulator", "cuda": "on the GPU"}[device] for device in self.devices)
+        where = " and ".join({"host": "on the virtual GPU", "cuda": "on the GPU"}[device] for device in self.devices)
         remark = f"\n{self.remark}" if self.remark else ""
         return (
             f"{self.kernel} is right: {self.shapes} shapes, each in two orders of threads, within {self.limit:.0e} of "
@@ -158,6 +163,8 @@ class Verdict(Tabular):
             ["bytes read", f"{self.bytes_read:,}", f"{self.least_read:,}"],
             ["bytes written", f"{self.bytes_written:,}", f"{self.least_written:,}"],
             ["launches", str(self.launches), "1"],
+            ["instructions of warps", f"{self.instructions:,}", ""],
+            ["bank conflicts", f"{self.bank_conflicts:,}", "0"],
             ["barriers a block", f"{self.barriers:g}", ""],
             [f"registers a thread, {self.arch}", str(used.registers), ""],
             ["bytes spilled a thread", f"{used.spill_store_bytes + used.spill_load_bytes:,}", "0"],
@@ -170,7 +177,7 @@ class Verdict(Tabular):
             return ""
         return (
             f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
-            "warp touches, counted in the emulator. Registers, spills and static shared memory: NVIDIA's compiler."
+            "warp touches, counted on the virtual GPU. Registers, spills and static shared memory: NVIDIA's compiler."
             + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
         )
 
@@ -183,35 +190,27 @@ class Verdict(Tabular):
     __repr__ = __str__
 
 
-def try_kernel(attempt: Attempt, *, seconds: float = SECONDS) -> Verdict:
-    """`trial` in a process of its own: a kernel that crashes or never ends is a verdict too."""
-    try:
-        outcome = run_apart(trial, attempt, time_limit=seconds)
-    except Crashed as error:
-        kind = "time" if isinstance(error, TimedOut) else "crash"
-        return Verdict(attempt, problem=str(error), kind=kind, printed=error.printed)
-    return replace(outcome.value, printed=outcome.printed)
+def try_kernel(attempt: Attempt, *, instructions: int = INSTRUCTIONS) -> Verdict:
+    """Compile and run one attempt. Raises ValueError for an unknown spec.
+
+    instructions  that the warps of a launch may execute before it counts as one that does not end
+    """
+    spec = find_spec(attempt.against)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        try:
+            order, source = _read_cell(attempt, spec)
+            with _tree(attempt.text, source) as tree:
+                verdict = _run_with_exits(attempt, spec, order, tree, instructions)
+        except _Problem as problem:
+            verdict = Verdict(attempt, problem=str(problem), kind=problem.kind)
+    return replace(verdict, printed=said.getvalue()[:PRINTED_CHARACTERS])
 
 
 class _Problem(Exception):
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, fault: str = ""):
         super().__init__(message)
-        self.kind = kind
-
-
-def trial(attempt: Attempt) -> Verdict:
-    """Run one attempt in this process. Raises ValueError for an unknown spec."""
-    spec = find_spec(attempt.against)
-    verdict = Verdict(attempt)
-    try:
-        order, source = _read_cell(attempt, spec)
-        with _tree(attempt.text, source) as tree:
-            try:
-                return _run(attempt, spec, order, tree, verdict)
-            except _Problem as problem:
-                return _run_with_exits(attempt, spec, order, tree, verdict, problem)
-    except _Problem as problem:
-        return replace(verdict, problem=str(problem), kind=problem.kind)
+        self.kind, self.fault = kind, fault
 
 
 # ---- The reader's text ----
@@ -225,9 +224,6 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
         raise _Problem("cell", "the cell is empty")
     if hint := find_hint(name, attempt.text):
         raise _Problem("cell", hint)
-    if dynamic := re.search(r"\bextern\s+__shared__\s+(\w+)\s+(\w+)", cell):
-        expected = f"DYNAMIC_SHARED({dynamic[1]}, {dynamic[2]}); inside the kernel"
-        raise _Problem("cell", f"extern __shared__: expected {expected}")
     if not re.search(r"\b__global__\b", cell):  # a body: the spec says the rest
         head = f'extern "C" __global__ void {_BOUNDS} {name}({spec.signature}) {{\n'
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'
@@ -261,7 +257,7 @@ def _type(words: list[str]) -> str:
 
 # As the shipped kernels have it: all the registers that a thread of such a block may have.
 _BOUNDS = "__launch_bounds__(block_threads, 1)"
-_PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16; the emulator on the host
+_PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16
 
 
 @contextmanager
@@ -269,7 +265,7 @@ def _tree(text: str, source: str) -> Iterator[Path]:
     """A copy of csrc/ with the cell in it, so that no cell can change what ships."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "csrc"
-        shutil.copytree(csrc_dir(), tree)
+        shutil.copytree(csrc_dir(), tree, ignore=lambda folder, names: [name for name in names if "." not in name])
         (tree / CELL).write_text("\n" + text, encoding="utf-8")  # the magic is the reader's line 1
         (tree / SOURCE).write_text(source, encoding="utf-8")
         yield tree
@@ -278,58 +274,59 @@ def _tree(text: str, source: str) -> Iterator[Path]:
 # ---- Compiling and running ----
 
 
-def _run_with_exits(
-    attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict, problem: _Problem
-) -> Verdict:
-    """The verdict, with a remark, where all that is wrong is a thread that exits before a barrier of its block.
+def _run_with_exits(attempt: Attempt, spec: Spec, order: list[str], tree: Path, instructions: int) -> Verdict:
+    """The verdict, with a remark where all that is wrong is a barrier that not all threads of its block come to.
 
-    A GPU since Volta has such a barrier wait for the others. Raises `problem` where the kernel is wrong even so.
+    A GPU since Volta has such a barrier wait for the threads that have not exited.
     """
-    if problem.kind != "kernel" or "divergent barrier" not in str(problem):
-        raise problem
     try:
-        verdict = _run(attempt, spec, order, tree, verdict, strict=False)
-    except _Problem:
-        raise problem from None
-    return replace(
-        verdict,
-        remark="Threads exit before a barrier of their block. A GPU since Volta waits only for threads that have not "
-        "exited, so this is right there. The house rule of this course is that all threads of a block come to each of "
-        f"its barriers. ({problem})",
-    )
+        return _run(attempt, spec, order, tree, instructions)
+    except _Problem as problem:
+        if problem.fault != "divergent_barrier":
+            raise
+        try:
+            verdict = _run(attempt, spec, order, tree, instructions, strict=False)
+        except _Problem:
+            raise problem from None
+        return replace(
+            verdict,
+            remark="Not all threads of a block come to a barrier of it. A GPU since Volta waits only for threads that "
+            "have not exited, so this is right there. The house rule of this course is that all threads of a block "
+            f"come to each of its barriers. ({problem})",
+        )
 
 
 def _run(
-    attempt: Attempt, spec: Spec, order: list[str], tree: Path, verdict: Verdict, *, strict: bool = True
+    attempt: Attempt, spec: Spec, order: list[str], tree: Path, instructions: int, *, strict: bool = True
 ) -> Verdict:
     block = spec.block if attempt.block is None else attempt.block
     if not 32 <= block <= 1024 or block % 32:
         raise _Problem("launch", f"--block {block}: expected whole warps, 32 to 1024 threads")
     defines = _defines(block)
-    backends = [make_backend("host", csrc_dir=tree, count_traffic=True, strict=strict)]
-    try:
-        if default_device() == "cuda":
-            backends.append(make_backend("cuda", csrc_dir=tree))
-        kernels = [backend.compile(SOURCE, [attempt.kernel], defines)[attempt.kernel] for backend in backends]
-        resources = compile_cubin(SOURCE, [attempt.kernel], defines, attempt.arch, csrc=tree).resources[attempt.kernel]
-    except CompileError as error:
-        raise _Problem("compile", _first_error(error.log or str(error), attempt.text)) from None
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
-    for backend, kernel in zip(backends, kernels, strict=True):
+    usual = {"csrc_dir": tree, "strict": strict, "instructions": instructions}
+    devices = [[make_backend("host", **usual), make_backend("host", **usual, seed=seed, **HOSTILE)]]
+    if default_device() == "cuda":
+        devices.append([make_backend("cuda", csrc_dir=tree)])
+    for backends in devices:
+        kernels = [_compiled(backend.compile, SOURCE, [attempt.kernel], defines, cell=attempt) for backend in backends]
         random = _normal(seed)
         for shape in spec.shapes:
             inputs = spec.make(shape, random)
-            orders = (None, seed) if backend.name == "host" else (None,)
-            results = [_launch(attempt, spec, order, backend, kernel, shape, block, inputs, o) for o in orders]
+            results = [
+                _launch(attempt, spec, order, backend, module[attempt.kernel], shape, block, inputs)
+                for backend, module in zip(backends, kernels, strict=True)
+            ]
             _judge(attempt, spec, shape, inputs, results)
-            if backend.name == "host":
-                counted, reported = backend.ledger.entries[-len(orders)], inputs
+            if backends is devices[0]:
+                counted, reported = results[0].launch, inputs
+    binary = _compiled(compile_cubin, SOURCE, [attempt.kernel], defines, attempt.arch, csrc=tree, cell=attempt)
     tensors = {name: t for name, t in reported.items() if isinstance(t, torch.Tensor)}
     written = [t for name, t in tensors.items() if not spec.parameters[name].startswith("const")]
     outputs = sum(4 * torch.Size(size).numel() for size in spec.outputs(shape).values())
-    return replace(
-        verdict,
-        devices=tuple(backend.name for backend in backends),
+    return Verdict(
+        attempt,
+        devices=tuple(backends[0].name for backends in devices),
         shapes=len(spec.shapes),
         limit=spec.limit,
         shape=dict(shape),
@@ -338,11 +335,20 @@ def _run(
         dynamic_bytes=counted.smem,
         launches=1,
         barriers=counted.barriers_a_block,
+        instructions=counted.counters.instructions,
+        bank_conflicts=counted.counters.bank_conflicts,
         traffic=counted.traffic,
         least_read=sum(t.nbytes for t in tensors.values()),
         least_written=sum(t.nbytes for t in written) + outputs,
-        resources=resources,
+        resources=binary.resources[attempt.kernel],
     )
+
+
+def _compiled(compile: Callable, *args, cell: Attempt, **options):
+    try:
+        return compile(*args, **options)
+    except CompileError as error:
+        raise _Problem("compile", _first_error(error.log or str(error), cell.text)) from None
 
 
 def _defines(block: int) -> dict[str, object]:
@@ -371,12 +377,17 @@ def _normal(seed: int) -> Callable[..., torch.Tensor]:
     return lambda *size: torch.randn(size, generator=generator)
 
 
-# What outputs start as: a NaN that signals, so that arithmetic never gives one, and any that is left was not written.
-UNWRITTEN = 0x7FA5A5A5
+@dataclass(frozen=True)
+class _Result:
+    """All that a run could have changed, and its line of the ledger. hostile: how the run differs, in words."""
+
+    tensors: Mapping[str, torch.Tensor]
+    launch: Launch
+    hostile: str
 
 
-def _launch(attempt, spec, order, backend, kernel, shape, block, inputs, seed) -> dict[str, torch.Tensor]:
-    """One run on copies of the inputs and poisoned outputs; all that the kernel could have changed."""
+def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Result:
+    """One run on copies of the inputs, with outputs full of NaN."""
     names = dict(shape) | {"block": block}
     try:
         grid = evaluate(spec.grid if attempt.grid is None else attempt.grid, names)
@@ -385,32 +396,52 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs, seed) -
         raise _Problem("launch", str(error)) from None
     tensors = {name: t.to(backend.device, copy=True) for name, t in inputs.items() if isinstance(t, torch.Tensor)}
     for name, size in spec.outputs(shape).items():
-        bits = torch.full(size, UNWRITTEN, dtype=torch.int32, device=backend.device)
-        tensors[name] = bits.view(torch.float32)
+        tensors[name] = torch.full(size, torch.nan, device=backend.device)
     values = dict(shape) | {name: v for name, v in inputs.items() if isinstance(v, float)} | tensors
-    if backend.name == "host":
-        backend.seed, backend.tensors = seed, tensors
+    hostile = ", in a hostile order of threads only" if getattr(backend, "seed", None) is not None else ""
+    backend.name_tensors(tensors)
     try:
         backend.launch(kernel, grid, block, smem, [values[name] for name in order])
         backend.synchronize()
     except LaunchError as error:
         raise _Problem("launch", str(error)) from None
     except (KernelError, RuntimeError) as error:  # the GPU's own errors are RuntimeErrors of PyTorch or cuda-core
-        raise _Problem("kernel", f"{_words(shape)}: {error}") from None
-    return {name: t.cpu() for name, t in tensors.items() if not spec.parameters[name].startswith("const")}
+        fault = getattr(error, "fault", "")
+        said = str(error).removeprefix(f"{attempt.kernel}: ")
+        if fault == "race":  # which the usual run does not look for
+            hostile = ""
+        if fault == "budget":
+            said = f"it had not ended after {backend.instructions:,} instructions of its warps, and was stopped"
+        raise _Problem("time" if fault == "budget" else "kernel", f"{_words(shape)}{hostile}: {said}", fault) from None
+    changed = {name: t.cpu() for name, t in tensors.items() if not spec.parameters[name].startswith("const")}
+    return _Result(changed, backend.ledger.entries[-1], hostile)
 
 
-def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: list[dict]) -> None:
+def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: Sequence[_Result]) -> None:
     for name, want in spec.truth(inputs, shape).items():
-        for i, result in enumerate(results):
-            got = result[name]
+        for result in results:
+            got = result.tensors[name]
             if relative_error(got, want) <= spec.limit:
                 continue
-            hostile = ", in a hostile order of threads only" if i else ""
-            hint = next((f". {m.hint}" for m in attempt.mistakes if _is_made(m, spec, shape, inputs, result)), "")
-            raise _Problem("wrong", f"{_words(shape)}{hostile}: {_worst(name, got, want, spec.limit)}{hint}")
-        if not all(torch.equal(result[name], results[0][name]) for result in results):
+            made = (m for m in attempt.mistakes if _is_made(m, spec, shape, inputs, result.tensors))
+            hint = next((f". {mistake.hint}" for mistake in made), "")
+            wrong = _worst(name, got, want, spec.limit, _unwritten(name, got, result.launch))
+            raise _Problem("wrong", f"{_words(shape)}{result.hostile}: {wrong}{hint}")
+        if not all(torch.equal(result.tensors[name], results[0].tensors[name]) for result in results):
             raise _Problem("wrong", f"{_words(shape)}: {name} has other bits in another order of threads")
+
+
+def _unwritten(name: str, tensor: torch.Tensor, launch: Launch) -> tuple[int, int] | None:
+    """The first elements in a row that nobody wrote, as (first, last); None where there are none, or on a GPU."""
+    if launch.counters is None:
+        return None
+    traffic = launch.traffic.get(name)
+    if traffic is None or not traffic.distinct_write:
+        return 0, tensor.numel() - 1
+    if name not in launch.counters.gaps:
+        return None
+    begin, end = launch.counters.gaps[name]
+    return begin // tensor.element_size(), (end - 1) // tensor.element_size()
 
 
 def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) -> bool:
@@ -419,19 +450,26 @@ def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) ->
     return all(relative_error(result[name], made[name]) <= spec.limit for name in made)
 
 
-def _worst(name: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> str:
-    """The worst element, and how many are off: a norm alone says neither."""
+def _worst(
+    name: str, got: torch.Tensor, want: torch.Tensor, limit: float, unwritten: tuple[int, int] | None = None
+) -> str:
+    """The worst element, or those that nobody wrote, and how many are off: a norm alone says none of it."""
     difference = (got.double() - want.double()).abs()
     difference = torch.where(difference.isnan(), torch.inf, difference)
-    size = want.double().abs().max()
-    off = int((~(difference <= limit * size)).sum())
-    at = np.unravel_index(int(difference.argmax()), want.shape)  # torch's own would import sympy first
-    index = ", ".join(str(int(i)) for i in at)
-    value = float(got[at])
-    unwritten = got.dtype == torch.float32 and int(got.view(torch.int32)[at]) == UNWRITTEN
+    off = ~(difference <= limit * want.double().abs().max())
+    count = f"{int(off.sum()):,} of {want.numel():,} elements are off"
+
+    def element(flat: int) -> str:
+        at = np.unravel_index(flat, want.shape)  # torch's own would import sympy first
+        return f"{name}[{', '.join(str(int(i)) for i in at)}]"
+
+    if unwritten and off.flatten()[unwritten[0]]:
+        first, last = unwritten
+        return f"nobody wrote {element(first)}{f' to {element(last)}' if last > first else ''}; {count}"
+    worst = int(difference.argmax())
+    value = float(got.flatten()[worst])
     shown = "NaN" if math.isnan(value) else f"{value:.5g}"
-    verb = "nothing wrote it; it should be" if unwritten else f"is {shown}, and should be"
-    return f"{name}[{index}] {verb} {float(want[at]):.5g}; {off:,} of {want.numel():,} elements are off"
+    return f"{element(worst)} is {shown}, and should be {float(want.flatten()[worst]):.5g}; {count}"
 
 
 def _words(shape: Mapping[str, int]) -> str:
@@ -439,11 +477,11 @@ def _words(shape: Mapping[str, int]) -> str:
 
 
 def _first_error(log: str, cell: str) -> str:
-    """A compiler's log from its first error on; warnings and the emulator's own files before it are no help."""
-    lines = log.splitlines()
-    first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), 0)
+    """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
+    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b", part.partition("\n")[0])]
+    lines = "\n\n".join(errors or [log]).splitlines()
     # A brace too few shows in a file that comes after the cell, one too many in the one around it.
     opened, closed = (code(cell).count(brace) for brace in "{}")
-    if opened != closed and not lines[first].startswith((f"{CELL}:", f"{CELL}(")):
+    if opened != closed and not lines[0].startswith(f"{CELL}("):
         return f"the cell has {opened} {{ and {closed} }}"
-    return "\n".join(lines[first : first + LOG_LINES])
+    return "\n".join(lines[:LOG_LINES])

@@ -152,13 +152,26 @@ def build() -> Path:
         for job in _with_progress(jobs):
             job.result()
         output = scratch / "core.so"
-        _compile(compiler, ["-shared", *map(str, objects), "-o", str(output)])
-        content = output.read_bytes() if output.is_file() else b""
-        if content[:4] != b"\x7fELF":
-            raise CompileError(f"the compiler {compiler[0]} wrote no library: {OTHER_COMPILER}")
+        _link(compiler, objects, output)
+        content = output.read_bytes()
         output.write_bytes(content + hashlib.sha256(content).digest())
         os.replace(output, library)
     return library
+
+
+def try_out() -> None:
+    """Build a small library in the cache as the core is built, load it and call it.
+
+    Raises CompileError, as the first kernel would, where one of the three does not work.
+    """
+    compiler = find_compiler()
+    with _scratch_in(cache_dir() / "machine") as scratch:
+        source, object_, output = scratch / "small.cpp", scratch / "small.o", scratch / "small.so"
+        source.write_text('extern "C" __attribute__((visibility("default"))) int luce_try_out(int x) { return 3 * x; }')
+        _compile(compiler, ["-c", str(source), "-o", str(object_)])
+        _link(compiler, [object_], output)
+        if _load(output).luce_try_out(14) != 42:
+            raise CompileError(f"the compiler {compiler[0]} made a library that computes wrongly: {OTHER_COMPILER}")
 
 
 def find_compiler() -> list[str]:
@@ -189,6 +202,13 @@ def _compile(compiler: list[str], arguments: list[str]) -> None:
         log = (done.stderr or done.stdout).replace(f"{csrc_dir()}{os.sep}", "")
         name = f"{Path(compiler[0]).name} (exit status {done.returncode})"
         raise CompileError(f"{name} did not compile the virtual GPU", log.strip())
+
+
+def _link(compiler: list[str], objects: list[Path], output: Path) -> None:
+    _compile(compiler, ["-shared", *map(str, objects), "-o", str(output)])
+    # A compiler that says it succeeded may still have written something else.
+    if not output.is_file() or output.read_bytes()[:4] != b"\x7fELF":
+        raise CompileError(f"the compiler {compiler[0]} wrote no library: {OTHER_COMPILER}")
 
 
 def _with_progress(jobs: list) -> Iterator:

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from functools import cached_property
 
+import numpy as np
+
 from luce_edu.backends.ledger import Traffic
 
 
@@ -46,38 +48,35 @@ class Counters:
     @cached_property
     def instructions(self) -> int:
         """PTX instructions that warps executed."""
-        return int(sum(int(n) * length for n, length in zip(self._counts["times"], self._program.block_lengths, strict=True)))
+        return int(self._counts["times"] @ self._program.blocks[:, 2].astype("u8"))
 
     def _by(self, key) -> Counter:
         total: Counter = Counter()
-        for number, statements in enumerate(self._program.block_instructions):
-            times = int(self._counts["times"][number])
+        for (_, first, count), times in zip(self._program.blocks, self._counts["times"], strict=True):
             if times:
-                for statement in statements:
-                    total[key(statement)] += times
-        return total
+                for instruction in self._program.instructions[first : first + count]:
+                    total[key(*instruction)] += int(times)
+        return Counter(dict(total.most_common()))
 
     @cached_property
     def by_kind(self) -> Counter:
         """PTX instructions of warps by opcode, most frequent first."""
-        return Counter(dict(self._by(lambda statement: statement.opcode).most_common()))
+        return self._by(lambda function, spelled, line, loc: spelled.partition(".")[0])
 
     @cached_property
     def by_line(self) -> Counter:
-        """PTX instructions of warps by source line, as (file, line)."""
-        return self._by(lambda statement: (statement.loc.file, statement.loc.line) if statement.loc else ("", 0))
+        """PTX instructions of warps by source line, as (file, line), most frequent first."""
+        return self._by(lambda function, spelled, line, loc: (loc.file, loc.line) if loc else ("", line))
 
     @cached_property
     def active_lanes(self) -> float:
         """Lanes that were on in an instruction, on average."""
-        lengths = self._program.block_lengths
-        lanes = sum(int(n) * length for n, length in zip(self._counts["lanes"], lengths, strict=True))
+        lanes = int(self._counts["lanes"] @ self._program.blocks[:, 2].astype("u8"))
         return lanes / self.instructions if self.instructions else 0.0
 
     @cached_property
     def bank_conflicts(self) -> int:
-        """Passes over the banks of shared memory beyond the fewest that each access needs."""
-        return sum(
-            max(int(site["wavefronts"]) - int(site["times"]) * least, 0)
-            for site, least in zip(self._sites, self._program.least_wavefronts, strict=True)
-        )
+        """Passes over the 32 banks of shared memory beyond the fewest that would bring so many bytes."""
+        sites = self._sites[self._sites["wavefronts"] > 0]
+        fewest = np.maximum(-(-sites["bytes"].astype("i8") // 128), sites["times"].astype("i8"))
+        return int(np.maximum(sites["wavefronts"].astype("i8") - fewest, 0).sum())

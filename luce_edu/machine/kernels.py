@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from luce_edu.backends.ledger import Traffic
 from luce_edu.backends.module import Module as Named
 from luce_edu.errors import KernelError, LaunchError
 from luce_edu.machine import ptx
@@ -22,12 +21,11 @@ from luce_edu.machine.assemble import Program, assemble
 from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
-from luce_edu.machine.report import words
+from luce_edu.machine.report import FAULTS, words
 
 INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
 _GAP = 64  # bytes between variables of a module, so that an index that leaves one is seen
 
-_CODE = np.dtype({"names": ["op", "d", "a", "b", "c", "imm"], "formats": ["i8", "i4", "i4", "i4", "i4", "i8"]})
 _COUNT = np.dtype([("times", "u8"), ("lanes", "u8")])
 _SITE = np.dtype([(name, "u8") for name in ("times", "lanes", "bytes", "sectors", "wavefronts")])
 _TRAFFIC = np.dtype([
@@ -109,22 +107,16 @@ class Kernel:
     def handle(self) -> _Handle:
         return _Handle(self)
 
-    def resident_blocks(self, block, smem: int) -> int:
+    def resident_blocks(self, block, smem: int, *, registers: int | None = None) -> int:
         """Blocks that the card holds at the same time: the largest cooperative grid."""
         threads = math.prod(block if isinstance(block, tuple) else (block,))
         shared = smem + self.program.shared_bytes
-        return self.card.sm_count * resident_blocks(
-            self.card, threads=threads, registers=self.registers, shared_bytes=shared
-        )
+        used = self.registers if registers is None else registers
+        return self.card.sm_count * resident_blocks(self.card, threads=threads, registers=used, shared_bytes=shared)
 
-    def check(self, grid, block, smem: int, cluster=None, *, cooperative: bool = False) -> None:
-        """Raise LaunchError for a launch that the card refuses."""
-        # What a kernel uses of registers takes its compiler to know, so it is asked only where it matters.
-        registers = self.registers if cooperative else 0
-        check_launch(
-            self.card, grid, block, smem, registers, self.program.shared_bytes, cluster, cooperative=cooperative,
-            kernel=self.name,
-        )  # fmt: skip
+    def check(self, grid, block, smem: int, cluster=None) -> None:
+        """Raise LaunchError for a launch that the card refuses, whatever the registers."""
+        check_launch(self.card, grid, block, smem, 0, self.program.shared_bytes, cluster, kernel=self.name)
 
     def prepare(self, grid, block, args: Sequence, **options) -> Prepared:
         """A launch that is checked and not run; see `Prepared`. `run` starts several together."""
@@ -136,17 +128,32 @@ class Kernel:
         return run([self.prepare(grid, block, args, **options)], **how)[0]
 
 
+def block_lengths(program: Program) -> np.ndarray:
+    """PTX instructions in each basic block."""
+    return np.ascontiguousarray(program.blocks[:, 2], np.int32)
+
+
+def line_numbers(program: Program) -> np.ndarray:
+    """For each slot a number that stands for its source line, -1 where there is none."""
+    numbers: dict[tuple, int] = {}
+    of_instruction = [
+        -1 if loc is None else numbers.setdefault((loc.file, loc.line), len(numbers))
+        for _, _, _, loc in program.instructions
+    ]
+    return np.array([*of_instruction, -1], np.int32)[program.sources]
+
+
 class _Handle:
     """A program inside the core, for as long as this object lives."""
 
     def __init__(self, kernel: Kernel):
         program, self._core = kernel.program, core()
-        code = np.array(program.code, dtype=_CODE)
+        code = program.code.copy()
         for index, symbol, addend in program.relocations:
             code["imm"][index] = np.uint64((kernel._variables.address[symbol] + addend) % 2**64).astype(np.int64)
         image = np.frombuffer(bytes(program.image), np.uint8)
         specials = np.array(program.specials, np.int32).reshape(-1, 2)
-        lengths, lines = np.array(program.block_lengths, np.int32), np.array(program.lines, np.int32)
+        lengths, lines = block_lengths(program), line_numbers(program)
         text = ProgramText(
             code.ctypes.data, len(code), program.arena_bytes, image.ctypes.data, program.image_at, len(image),
             specials.ctypes.data, len(specials), program.shared_bytes, program.local_bytes, len(lengths),
@@ -172,20 +179,29 @@ class Prepared:
     tensors      by name, what else it may touch, through pointers in memory
     dependent    with a seed, it may start while the launch before it still runs
     strict       refuse a barrier of the block that one of its threads misses because it has ended, or meets elsewhere
+    memory       what `tensors` and earlier launches have named, kept from launch to launch
+    resident     blocks that are there at the same time; None: as many as the card holds. Registers count in a
+                 cooperative launch only, as it takes the kernel's compiler to know them
     Raises LaunchError.
     """
 
     def __init__(
         self, kernel: Kernel, grid, block, args: Sequence, *, smem: int = 0, cooperative: bool = False, cluster=None,
         dependent: bool = False, strict: bool = True, tensors: Mapping[str, torch.Tensor] | None = None,
-        memory: Memory | None = None,
+        memory: Memory | None = None, resident: int | None = None,
     ):  # fmt: skip
         self.kernel, self.smem, self.cooperative = kernel, smem, cooperative
         self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
         program = kernel.program
-        needs = program.needs
+        needs = program.directives
         cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
-        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None, cooperative=cooperative)
+        kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None)
+        if resident is None:
+            resident = kernel.resident_blocks(self.block, smem, registers=None if cooperative else 0)
+        if cooperative and (blocks := math.prod(self.grid)) > resident:
+            raise LaunchError(
+                f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at once"
+            )
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)
         self._parameters = pack(kernel, self.args)
@@ -193,13 +209,13 @@ class Prepared:
         if tensors:
             self.memory = self.memory.with_named(tensors)
         self.tensors = self.memory.for_launch(kernel, self.args)
-        self.counts = np.zeros(len(program.block_lengths), _COUNT)
+        self.counts = np.zeros(len(program.blocks), _COUNT)
         self.sites = np.zeros(len(program.sites), _SITE)
         self.traffic = np.zeros(len(self.tensors.names), _TRAFFIC)
         self.totals = np.zeros(2, np.uint64)
         self.text = LaunchText(
             kernel.handle.value, ctypes.addressof(self._parameters), self.grid, self.block, cluster, smem,
-            kernel.card.sm_count, max(kernel.resident_blocks(self.block, smem), 1), cooperative, dependent, strict,
+            kernel.card.sm_count, max(resident, 1), cooperative, dependent, strict,
             ctypes.addressof(self.tensors.array), len(self.tensors.names),
             self.counts.ctypes.data, self.sites.ctypes.data, self.traffic.ctypes.data, self.totals.ctypes.data,
         )  # fmt: skip
@@ -248,11 +264,11 @@ def run(
     if report.fault == FAULT_INTERRUPTED:
         _interrupt()
     if report.fault:
-        raise KernelError(words(report, launches))
+        raise KernelError(words(report, launches), FAULTS[report.fault])
     return [Counters(launch) for launch in launches]
 
 
-FAULT_INTERRUPTED = 12  # Fault::interrupted of machine.h
+FAULT_INTERRUPTED = FAULTS.index("interrupted")
 
 
 def _interrupt() -> None:

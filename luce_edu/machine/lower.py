@@ -5,7 +5,7 @@ assemble.py says how the core wants the operands of control instructions, csrc/m
 """
 
 import struct
-from functools import lru_cache
+from functools import cache
 
 from luce_edu.errors import CompileError
 from luce_edu.machine import table
@@ -64,7 +64,7 @@ OF_A_FUNCTION = ("ins", "function", "reg", "guarded", "local", "pieces", "active
 AS_WORDS = {f"{name}.b16": f"{name}.b32" for name in ("and", "or", "xor", "mov", "selp", "setp.eq", "setp.ne")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape(defs, uses):
     """The places of the results and sources of an op, given as field names such as "d a1" (a1: of the next slot)."""
 

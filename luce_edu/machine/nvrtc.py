@@ -14,17 +14,75 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from luce_edu.backends import cache_dir, csrc_dir
 from luce_edu.backends.module import unusable_cache
 from luce_edu.errors import CompileError
 
-PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+PACKAGES = (
+    "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"
+)  # fmt: skip
 ELSEWHERE = ("host/", "machine/")  # folders of csrc/ that a C++ compiler alone reads
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^">\n]+)[">]', re.MULTILINE)
 _FILE = re.compile(r'^([ \t]*\.file[ \t]+\d+[ \t]+)"([^"\n]*)"', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
+
+
+# ---- Headers that are not in csrc/ ----
+
+
+def _unless_there(**macros: str) -> str:
+    return "".join(f"#ifndef {name}\n#define {name} {value}\n#endif\n" for name, value in macros.items())
+
+
+_INTEGERS = "".join(
+    f"typedef signed {kind} int{size}_t;\ntypedef unsigned {kind} uint{size}_t;\n"
+    for size, kind in {"8": "char", "16": "short", "32": "int", "64": "long long", "ptr": "long long"}.items()
+)
+_FLOATS = _unless_there(
+    FLT_MAX="3.402823466e+38f", FLT_MIN="1.175494351e-38f", FLT_EPSILON="1.192092896e-7f",
+    DBL_MAX="1.7976931348623157e+308", DBL_MIN="2.2250738585072014e-308", DBL_EPSILON="2.220446049250313e-16",
+)  # fmt: skip
+_LIMITS = _unless_there(
+    CHAR_BIT="8", INT_MAX="2147483647", INT_MIN="(-2147483647 - 1)", UINT_MAX="4294967295u",
+    LLONG_MAX="9223372036854775807ll", LLONG_MIN="(-9223372036854775807ll - 1)", ULLONG_MAX="18446744073709551615ull",
+)  # fmt: skip
+_MATH = _unless_there(
+    INFINITY="__int_as_float(0x7f800000)", NAN="__int_as_float(0x7fffffff)", M_PI="3.14159265358979323846"
+)
+# What C, C++ and CUDA's runtime have and NVRTC has not. Most of it is built in, so that nothing is missing.
+HEADERS = (
+    dict.fromkeys(
+        (
+            "assert.h", "cassert", "stdio.h", "cstdio", "stdlib.h", "cstdlib", "string.h", "cstring", "stddef.h",
+            "cstddef", "cuda_runtime.h", "cuda_runtime_api.h", "device_launch_parameters.h", "nv/target",
+        ),
+        "",
+    )
+    | {"stdint.h": _INTEGERS, "float.h": _FLOATS, "limits.h": _LIMITS, "math.h": _MATH}
+    | {"cstdint": _INTEGERS, "cfloat": _FLOATS, "climits": _LIMITS, "cmath": _MATH}
+)  # fmt: skip
+HEADERS = {name: f"#pragma once\n{text}" for name, text in HEADERS.items()}
+
+
+@functools.cache
+def toolkit() -> Path | None:
+    """The folder of CUDA's own headers, such as cuda_fp16.h, in NVIDIA's Python packages; None where there is none."""
+    spec = find_spec("nvidia")
+    folders = [Path(root) / part / "include" for root in (spec and spec.submodule_search_locations) or ()
+               for part in (f"cu{_major()}", "cuda_runtime")]  # fmt: skip
+    return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
+
+
+def _major() -> int:
+    return int(version("cuda-bindings").split(".")[0])
+
+
+def has_header(name: str) -> bool:
+    """Whether `#include <name>` finds something beside the files of csrc/."""
+    return name in HEADERS or bool(toolkit() and (toolkit() / name).is_file())
 
 
 def compile_ptx(
@@ -88,6 +146,8 @@ def read_sources(source: str, text: str | None = None, csrc: Path | None = None)
                 sources[name] = (csrc / name).read_text(encoding="utf-8", errors="replace")
         if name in sources:
             to_read += [other for other in _INCLUDE.findall(sources[name]) if other not in sources]
+        elif has_header(name):  # CUDA's own, which are read from their folder, include some of ours
+            sources |= HEADERS
     if source not in sources:
         raise CompileError(f"{source}: no such file in {csrc.name}/")
     return sources
@@ -125,10 +185,14 @@ def run(
         raise CompileError(f"NVRTC does not load; {_INSTALL}", str(error)) from None
     try:
         arguments = [f"--gpu-architecture={arch}", "--std=c++17", "-lineinfo", *options]
+        headers_of_cuda = toolkit() if HEADERS.keys() <= sources.keys() else None
+        if headers_of_cuda:
+            # Cooperative groups then do without libcu++, which is in no package that we need.
+            arguments += [f"--include-path={headers_of_cuda}", "-D_CG_LIMIT_INCLUDED_DEPENDENCIES"]
         arguments = [argument.encode() for argument in arguments + [f"-D{n}={v}" for n, v in defines.items()]]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
         log = _output(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
-        log = log.strip(" \n\0")
+        log = log.strip(" \n\0").replace(f"{headers_of_cuda}{os.sep}", "")
         if status:
             name = status.name.removeprefix("NVRTC_ERROR_").lower().replace("_", " ")
             raise CompileError(f"{source}: NVRTC refused it for {arch}", log or name)

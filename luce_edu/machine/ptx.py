@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from luce_edu.errors import CompileError
+from luce_edu.machine.ptx_tokens import BITS64, WHITE, Malformed, Single, Tokens
 
 NEWEST = (9, 3)
 LARGEST_VARIABLE = 1 << 31  # bytes; an initialiser is kept in full, so a typing error must not fill the memory
@@ -30,7 +31,7 @@ SIZES = {  # bytes of the types that a variable or register can have; a predicat
     "texref": 8, "samplerref": 8, "surfref": 8,
 }  # fmt: skip
 FLOATS = {"f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}  # types whose first value can be a fraction
-LANES = {"v2": 2, "v4": 4, "v8": 8}
+LANES = {"v2": 2, "v4": 4}
 
 SPECIAL = frozenset(
     """tid ntid ctaid nctaid laneid warpid nwarpid smid nsmid gridid is_explicit_cluster clusterid nclusterid
@@ -113,7 +114,10 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Loc:
-    """A source position; `function` (mangled) is the inlined function that holds it, called from `inlined_at`."""
+    """A source position; `function` (mangled) is the inlined function that holds it, called from `inlined_at`.
+
+    Line 0 is code that the compiler made for no line in particular.
+    """
 
     file: str
     line: int
@@ -195,9 +199,7 @@ class Module:
 
 # ---- the text
 
-WHITE = " \t\n\r\f\v"  # what \s matches in the patterns below, all of ASCII
-
-COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
+COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.S)
 FILE = re.compile(r'\.file\s+(\d{1,9})\s+"([^"\n]*)"')
 STRING_PART = re.compile(r"([A-Za-z_$][\w$]*)\s*:|\.b8\s+((?:\d{1,3}[\s,]*)+)", re.A)
 STRINGS = re.compile(r"\.section\s+\.debug_str\s*\{([^{}]*)\}")
@@ -219,23 +221,11 @@ STATEMENT = re.compile(
 )
 (NEGATED, GUARD, OPCODE, OPERANDS, LOC, LABEL, BRACE, TABLE, SKIPPED, DIRECTIVE) = range(1, 11)
 
-NUMBER = r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|\d+\.\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+"
-INTEGER = r"0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|0[0-7]*U?|[1-9]\d*U?"
-TOKEN = re.compile(
-    rf"""\s*(?:
-      ((?:{NUMBER})(?![\w$.])) | ((?:{INTEGER})(?![\w$.]))
-    | ([A-Za-z][\w$]*|[_$%][\w$]+|_) | \.([A-Za-z_][\w:]*) | ("[^"\n]*")
-    | (&&|\|\||<<|>>|<=|>=|==|!=|[-+*/%~!()\[\]{{}},;:|=?<>&^@])
-    )""",
-    re.X | re.A,
-)
 HEADER = re.compile(
     r"\s*\.version\s+(\d{1,3})\.(\d{1,3})\s+\.target\s+([a-z]\w*(?:\s*,\s*[a-z]\w*)*)"
     r"(?:\s+\.address_size\s+(32|64)\b)?",
     re.A,
 )
-KINDS = (None, "float", "integer", "name", "dot", "string", "sign")
-
 # The operands that nearly all instructions have: a name, an address, two results, a decimal number.
 SIMPLE = re.compile(
     r"([A-Za-z_$%][\w$]*)|\[([A-Za-z_$%][\w$]*)(?:\+(-?(?:0|[1-9]\d{0,17})))?\]"
@@ -250,201 +240,23 @@ DIRECTIVES = set(
 )
 SPACES = {"global", "shared", "const", "local", "param"}
 LINKING = {"visible", "extern", "weak", "common"}
-LEVELS = ("||", "&&", "|", "^", "&", "== !=", "< <= > >=", "<< >>", "+ -", "* / %")
-LEVEL = {sign: level for level, signs in enumerate(LEVELS) for sign in signs.split()}
 PARTS = {"b0", "b1", "b2", "b3", "h0", "h1"}
 COMPONENTS = {"x": 0, "y": 1, "z": 2, "w": 3, "r": 0, "g": 1, "b": 2, "a": 3}
-BITS64 = (1 << 64) - 1
 
 
-class Malformed(Exception):
-    """Text that is not PTX; `parse` adds the line and raises CompileError."""
-
-
-def unknown(directive):
+def _unknown(directive):
     if directive in ("loc", "file", "section", "pragma"):
         return Malformed(f".{directive} is malformed or cut short")
     return Malformed(f"the directive '.{directive}' is not known here")
 
 
-def _integer(value):
-    return Imm(value, "int", value & BITS64)
-
-
-def _float(text):
-    """The Imm of a floating-point literal: 0f and 0d give bits, the rest is decimal and double."""
-    if text[:2] in ("0f", "0F"):
-        bits = int(text[2:], 16)
-        return Imm(struct.unpack("<f", struct.pack("<I", bits))[0], "f32", bits)
-    if text[:2] in ("0d", "0D"):
-        bits = int(text[2:], 16)
-        return Imm(struct.unpack("<d", struct.pack("<Q", bits))[0], "f64", bits)
-    return _double(float(text))
-
-
-def _double(value):
-    return Imm(value, "f64", struct.unpack("<Q", struct.pack("<d", value))[0])
-
-
-class Tokens:
-    """The tokens of text[at:end], one ahead: `kind` and `value` are the next one's, `start` where it stands."""
-
-    def __init__(self, text, at=0, end=None):
-        self.text, self.at, self.end = text, at, len(text) if end is None else end
-        self.advance()
-
-    def advance(self):
-        """Return the next token's value and step over it."""
-        passed = getattr(self, "value", None)
-        self.resume = self.at
-        found = TOKEN.match(self.text, self.at, self.end)
-        if found:
-            self.kind, self.value = KINDS[found.lastindex], found[found.lastindex]
-            self.start, self.at = found.start(found.lastindex), found.end()
-        else:
-            rest = self.text[self.at : self.end]
-            self.start = self.at + len(rest) - len(rest.lstrip(WHITE))
-            self.kind, self.value = ("stray", self.text[self.start]) if rest.strip(WHITE) else ("end", "")
-        return passed
-
-    def sign(self, value):
-        """Step over this sign if it is next."""
-        if self.kind == "sign" and self.value == value:
-            self.advance()
-            return True
-        return False
-
-    def expect(self, value, after):
-        if not self.sign(value):
-            raise Malformed(f"expected '{value}' {after}, found {self.found()}")
-
-    def name(self, what):
-        if self.kind != "name":
-            raise Malformed(f"expected {what}, found {self.found()}")
-        return self.advance()
-
-    def found(self):
-        return "the end of it" if self.kind == "end" else repr(self.value.strip()[:40])
-
-    def done(self, what):
-        if self.kind != "end":
-            raise Malformed(f"{what} is followed by {self.found()}; is a comma or a semicolon missing?")
-
-    # Constant expressions: C's operators on doubles, or on 64-bit integers that are signed unless one side is not.
-    # As in ptxas, ~ and % take their integers as unsigned.
-
-    def constant(self):
-        """Read a constant expression into an Imm."""
-        value = self._ternary()
-        return value if isinstance(value, Imm) else _integer(value[0])
-
-    def integer(self, what):
-        return self._whole(self.constant(), what)
-
-    def literal(self, what):
-        """An integer without operators: in %r<12>, '>' ends it."""
-        value = self._unary()
-        return self._whole(value if isinstance(value, Imm) else _integer(value[0]), what)
-
-    def _whole(self, value, what):
-        if value.kind != "int":
-            raise Malformed(f"{what} must be an integer, not {value.value}")
-        return value.value
-
-    def _ternary(self):
-        value = self._binary(0)
-        if self.sign("?"):
-            first = self._ternary()
-            self.expect(":", "in a ?: expression")
-            second = self._ternary()
-            value = first if _truth(value) else second
-        return value
-
-    def _binary(self, level):
-        left = self._unary()
-        while self.kind == "sign" and LEVEL.get(self.value, -1) >= level:
-            operator = self.advance()
-            left = _apply(operator, left, self._binary(LEVEL[operator] + 1))
-        return left
-
-    def _unary(self):
-        if self.kind == "sign" and self.value in ("+", "-", "!", "~"):
-            operator = self.advance()
-            value = self._unary()
-            if isinstance(value, Imm):
-                if value.kind == "f32" or operator in "!~":
-                    raise Malformed(f"'{operator}' cannot go before the floating-point constant {value.value}")
-                return _double(-value.value) if operator == "-" else value
-            number, unsigned = value
-            if operator == "!":
-                return int(not number), False
-            return _wrap(~number, True) if operator == "~" else _wrap(-number if operator == "-" else number, unsigned)
-        if self.sign("("):
-            if self.kind == "dot" and self.value in ("s64", "u64"):
-                unsigned = self.advance() == "u64"
-                self.expect(")", "after the type of a cast")
-                value = self._unary()
-                if isinstance(value, Imm):
-                    raise Malformed("a cast of a floating-point constant")
-                return _wrap(value[0], unsigned)
-            value = self._ternary()
-            self.expect(")", "to close '('")
-            return value
-        if self.kind == "integer":
-            digits = self.advance()
-            unsigned = digits.endswith("U")
-            digits = digits.rstrip("U")
-            if len(digits) > 66:
-                raise Malformed("an integer constant has more than 64 bits")
-            octal = digits.isdigit() and digits.startswith("0")
-            number = int(digits, 8) if octal else int(digits, 0)
-            if number > BITS64:
-                raise Malformed("an integer constant has more than 64 bits")
-            return number, unsigned or number >> 63 == 1
-        if self.kind == "float":
-            return _float(self.advance())
-        if self.kind == "name" and self.value == "WARP_SZ":
-            self.advance()
-            return 32, False
-        raise Malformed(f"expected a constant, found {self.found()}")
-
-
-def _wrap(number, unsigned):
-    number &= BITS64
-    return number if unsigned else number - (number >> 63 << 64), unsigned
-
-
-def _truth(value):
-    return bool(value.value if isinstance(value, Imm) else value[0])
-
-
-def _apply(operator, left, right):
-    """The result of one binary operator; integers are (value, unsigned)."""
-    if isinstance(left, Imm) or isinstance(right, Imm):
-        if not (isinstance(left, Imm) and isinstance(right, Imm)) or "f32" in (left.kind, right.kind):
-            raise Malformed(f"'{operator}' needs two integers or two decimal fractions")
-        a, b = left.value, right.value
-        if operator == "/" and b == 0 or operator not in "+-*/":
-            raise Malformed(f"{a} {operator} {b} is not a constant")
-        return _double({"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else 0.0}[operator])
-    (a, first_unsigned), (b, second_unsigned) = left, right
-    if operator in ("&&", "||"):
-        return int(a and b if operator == "&&" else a or b) and 1, False
-    if operator in ("<<", ">>"):
-        if not 0 <= b < 64:
-            raise Malformed(f"a shift by {b} in a constant expression")
-        return _wrap(a << b if operator == "<<" else a >> b, first_unsigned)
-    unsigned = first_unsigned or second_unsigned or operator == "%"
-    a, b = _wrap(a, unsigned)[0], _wrap(b, unsigned)[0]
-    if operator in LEVELS[LEVEL["=="]].split() + LEVELS[LEVEL["<"]].split():
-        result = {"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b}[operator]
-        return int(result), False
-    if operator in "/%":
-        if b == 0:
-            raise Malformed("a division by zero in a constant expression")
-        quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-        return _wrap(quotient if operator == "/" else a - quotient * b, unsigned)
-    return _wrap({"+": a + b, "-": a - b, "*": a * b, "&": a & b, "|": a | b, "^": a ^ b}[operator], unsigned)
+def _imm(value):
+    """The Imm of a constant's value."""
+    if isinstance(value, Single):
+        return Imm(float(value), "f32", value.bits)
+    if isinstance(value, float):
+        return Imm(value, "f64", struct.unpack("<Q", struct.pack("<d", value))[0])
+    return Imm(int(value), "int", value & BITS64)
 
 
 class Scope(dict):
@@ -472,7 +284,7 @@ class Scope(dict):
         elif found.lastindex == IS_NAME:
             operand = self.lookup(text)
         elif found.lastindex == IS_INTEGER:
-            operand = _integer(int(text))
+            operand = _imm(int(text))
         elif found.lastindex == IS_PAIR:
             operand = Pair(self.result(found[IS_PAIR - 1]), self.result(found[IS_PAIR]))
         else:
@@ -501,7 +313,7 @@ class Scope(dict):
         for cut in range(len(name.rstrip("0123456789")), len(name) if self.ranges else 0):
             count, type, components = self.ranges.get(name[:cut], (0, None, 1))
             digits = name[cut:]
-            if len(digits) < 10 and int(digits) < count and (digits[0] != "0" or digits == "0"):
+            if len(digits) < 19 and int(digits) < count and (digits[0] != "0" or digits == "0"):
                 meaning = self.names[name] = self.register(name, type, components)
                 return meaning
         return None
@@ -509,8 +321,10 @@ class Scope(dict):
     def declare_range(self, prefix, count, type, components):
         for name in self.names:
             digits = name[len(prefix) :]
-            if name.startswith(prefix) and digits.isdecimal() and int(digits[:10]) < count or prefix in self.ranges:
+            if name.startswith(prefix) and digits.isdecimal() and int(digits[:19]) < count:
                 raise Malformed(f"'{name}' is declared twice")
+        if prefix in self.ranges:
+            raise Malformed(f"'{prefix}<' is declared twice")
         self.ranges[prefix] = count, type, components
         self.clear()
 
@@ -546,10 +360,16 @@ class Scope(dict):
         if name[0] == "%" and name[1:] in SPECIAL:
             return Special(name)
         if name == "WARP_SZ":
-            return _integer(32)
+            return _imm(32)
         if name != "_":
             self.unresolved.setdefault(name, self.parser.where)
         return Symbol(name)
+
+    def symbol(self, tokens, what):
+        operand = self.lookup(tokens.name(what))
+        if not isinstance(operand, Symbol):
+            raise Malformed(f"expected {what}, found {operand}")
+        return operand
 
     def base(self, name):
         operand = self.lookup(name)
@@ -596,9 +416,9 @@ class Scope(dict):
             if tokens.kind == "sign" and tokens.value == "(":
                 arguments = self.arguments(tokens)
                 if tokens.sign(","):
-                    prototype = self.lookup(tokens.name("a prototype's name"))
+                    prototype = self.symbol(tokens, "a prototype's name")
             else:
-                prototype = self.lookup(tokens.name("arguments in parentheses or a prototype's name"))
+                prototype = self.symbol(tokens, "arguments in parentheses or a prototype's name")
         return results, function, arguments, prototype
 
     def arguments(self, tokens):
@@ -627,7 +447,7 @@ class Scope(dict):
             return Vector(items)
         if tokens.sign("["):
             return self.address(tokens)
-        if tokens.kind == "sign" and tokens.value in "!-" and (ahead := Tokens(tokens.text, tokens.at, tokens.end)):
+        if tokens.kind == "sign" and tokens.value in "!-" and (ahead := Tokens(tokens.text, tokens.at)):
             if ahead.kind == "name" and ahead.value != "WARP_SZ":
                 sign = tokens.advance()
                 operand = self.named(tokens)
@@ -637,7 +457,7 @@ class Scope(dict):
                     part = operand if isinstance(operand, Selector) else Selector(operand, "")
                     return replace(part, negative=True)
                 raise Malformed(f"'{sign}' cannot go before this operand")
-        return tokens.constant()
+        return _imm(tokens.constant())
 
     def named(self, tokens):
         """A name, with what may follow it: a component or a constant offset."""
@@ -684,6 +504,9 @@ class Opcodes(dict):
 
 
 def _blank(comment):
+    """White space with as many lines as a comment; a string stays, and so does a comment without an end."""
+    if comment[0] == '"' or comment[1] == "*" and (len(comment) < 4 or not comment.endswith("*/")):
+        return comment
     return "\n" * comment.count("\n") or " "
 
 
@@ -692,7 +515,7 @@ class Parser:
 
     def __init__(self, text):
         # Comments go first, and their line breaks stay, so that nothing later has to think of them.
-        self.text = COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else _blank(found[0]), text)
+        self.text = COMMENT.sub(lambda found: _blank(found[0]), text)
         self.where = 0
         self.files, self.variables, self.functions, self.unresolved = {}, {}, {}, {}
         self.opcodes = Opcodes()
@@ -753,7 +576,7 @@ class Parser:
         if word in ("entry", "func"):
             return self.function(tokens, word == "entry")
         if word not in SPACES:
-            raise unknown(word)
+            raise _unknown(word)
         for variable in self.declarations(tokens, word, "extern" in linking):
             known = self.variables.get(variable.name)
             if variable.name in self.functions or known and not (known.extern or variable.extern):
@@ -894,8 +717,9 @@ class Parser:
         while tokens.kind == "dot":
             word = tokens.advance()
             if word == "pragma":
-                while tokens.kind == "string" or tokens.sign(","):
+                while tokens.kind == "string":
                     tokens.advance()
+                    tokens.sign(",")
                 tokens.expect(";", "after .pragma")
             elif word == "attribute":
                 self.skip_parentheses(tokens)
@@ -905,7 +729,7 @@ class Parser:
                     numbers.append(tokens.integer(f".{word}"))
                 directives[word] = tuple(numbers)
             else:
-                raise unknown(word)
+                raise _unknown(word)
         return directives
 
     def body(self, function, scope, at):
@@ -960,7 +784,7 @@ class Parser:
         if extern and tokens.kind == "dot":
             word = tokens.advance()
         if word not in SPACES:
-            raise unknown(word)
+            raise _unknown(word)
         for variable in self.declarations(tokens, word, extern):
             full = variable.name + scope.suffix
             scope.declare(variable.name, Symbol(full))
@@ -999,23 +823,25 @@ class Parser:
             self.directives(tokens)
             function.prototypes[name] = Prototype(returns, params)
         elif word in ("branchtargets", "calltargets"):
-            targets = [Symbol(name), scope.lookup(tokens.name("a target"))]
+            targets = [Symbol(name), scope.symbol(tokens, "a target")]
             while tokens.sign(","):
-                targets.append(scope.lookup(tokens.name("a target")))
+                targets.append(scope.symbol(tokens, "a target"))
             # An instruction until the body ends, so that its labels are resolved with those of the branches.
             function.body.append(Instruction(".targets", (), tuple(targets), None, False, line, None))
         else:
-            raise unknown(word)
+            raise _unknown(word)
         tokens.expect(";", f"after .{word}")
 
     def hoist(self, function):
         """Move the targets of branches and calls out of a body that is complete."""
-        tables = [item for item in function.body if type(item) is Instruction and item.opcode == ".targets"]
-        for table in tables:
-            name, *targets = (symbol.name for symbol in table.operands)
-            function.targets[name] = tuple(targets)
-        if tables:
-            function.body[:] = [item for item in function.body if item not in tables]
+        rest = []
+        for item in function.body:
+            if type(item) is Instruction and item.opcode == ".targets":
+                name, *targets = (symbol.name for symbol in item.operands)
+                function.targets[name] = tuple(targets)
+            else:
+                rest.append(item)
+        function.body[:] = rest
 
     # Source positions
 
@@ -1102,7 +928,7 @@ class Initialiser:
             if not tokens.sign("("):
                 self.put(at, self.encode(value))
                 return
-            mask = value.bits
+            mask = value
         symbol, addend, generic = self.symbol()
         if mask is not None:
             tokens.expect(")", "after a masked address")
@@ -1128,16 +954,17 @@ class Initialiser:
     def encode(self, value):
         """The bytes of a constant as an element; an integer too wide is cut, as ptxas does."""
         size = SIZES[self.type]
-        if value.kind == "int" and self.type[0] in "bsu" and self.type[1:].isdecimal():
-            return (value.value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        if value.kind == "int" or self.type not in FLOATS or value.kind == "f32" and size == 8:
-            raise Malformed(f"{value.value} cannot be the first value of a .{self.type}")
+        if isinstance(value, int) and self.type[0] in "bsu" and self.type[1:].isdecimal():
+            return (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        single = isinstance(value, Single)
+        if isinstance(value, int) or self.type not in FLOATS or single and size == 8:
+            raise Malformed(f"{value} cannot be the first value of a .{self.type}")
+        if single:
+            return value.bits.to_bytes(4, "little")
         try:
-            return (
-                value.bits.to_bytes(4, "little") if value.kind == "f32" else struct.pack(FLOATS[self.type], value.value)
-            )
+            return struct.pack(FLOATS[self.type], value)
         except OverflowError:
-            return struct.pack("<f", float("-inf" if value.value < 0 else "inf"))
+            return struct.pack("<f", float("-inf" if value < 0 else "inf"))
 
     def put(self, at, bytes):
         self.written.extend(b"\0" * (at - len(self.written)))
@@ -1176,5 +1003,6 @@ def parse(text):
     where = min(parser.where, len(parser.text))
     line = parser.text.count("\n", 0, where) + 1
     start = parser.text.rfind("\n", 0, where) + 1
-    quoted = parser.text[start:].partition("\n")[0].strip(WHITE)[:120]
+    quoted = parser.text[start : start + 200].partition("\n")[0].strip(WHITE)[:120]
+    quoted = "".join(letter if letter.isprintable() else " " for letter in quoted)
     raise CompileError(f"PTX line {line}: {message}", f"    {quoted}" if quoted else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 FAR = 2**28  # bytes; what is further away than that is no index that went astray
@@ -15,11 +16,11 @@ FAULTS = (
 
 WAITS = {
     "ready": "can go on",
-    "look": "looks again and again for a value that does not come",
-    "barrier": "waits at a barrier of the block",
-    "warp": "waits for lanes of its warp",
-    "cluster": "waits at a barrier of the cluster",
-    "launch": "waits for the launch before",
+    "look": "look{s} again and again for a value that does not come",
+    "barrier": "wait{s} at a barrier of the block",
+    "warp": "wait{s} for lanes of the warp",
+    "cluster": "wait{s} at a barrier of the cluster",
+    "launch": "wait{s} for the launch before",
 }
 
 
@@ -32,23 +33,19 @@ def words(report, launches: Sequence) -> str:
 
 def place(launch, ins: int) -> str:
     """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
-    statement = launch.kernel.program.statement(ins)
-    if statement is None:
+    program = launch.kernel.program
+    number = program.sources[ins] if 0 <= ins < len(program.sources) else -1
+    if number < 0:
         return ""
-    if statement.loc is None:
-        return f" at line {statement.line} of the PTX ({spelled(statement)})"
-    chain = f"{statement.loc.file}:{statement.loc.line}"
-    outer = statement.loc.inlined_at
-    while outer is not None and outer.inlined_at is not None:
-        outer = outer.inlined_at
-    if outer is not None and (outer.file, outer.line) != (statement.loc.file, statement.loc.line):
-        chain += f", called from {outer.file}:{outer.line}"
-    return f" at {chain}"
-
-
-def spelled(statement) -> str:
-    """An instruction's name as PTX writes it."""
-    return ".".join((statement.opcode, *statement.modifiers))
+    _, spelled, line, loc = program.instructions[number]
+    if loc is None:
+        return f" at line {line} of the PTX ({spelled})"
+    chain = []
+    while loc is not None:
+        if f"{loc.file}:{loc.line}" not in chain:
+            chain.append(f"{loc.file}:{loc.line}")
+        loc = loc.inlined_at
+    return " at " + ", called from ".join(chain)
 
 
 def _who(report, prefix: str = "") -> str:
@@ -117,26 +114,50 @@ def _divergent_barrier(report, launch) -> str:
             f"divergent barrier: {_who(report)} is{place(launch, report.ins)} while threads of its block wait"
             f"{place(launch, report.other_ins)}"
         )
-    return f"divergent barrier: threads of block {_who(report)} have ended before{place(launch, report.ins)}"
+    where = place(launch, report.ins)
+    return f"divergent barrier: {_who(report)} comes to it when other threads of its block have ended{where}"
 
 
 def _missing_lanes(report, launch) -> str:
-    lanes = [lane for lane in range(32) if report.address >> lane & 1]
-    return (
-        f"{_who(report)}: a warp operation names lanes {number_ranges(lanes)}, of which one has ended or is not there, "
-        f"or which leave out the own lane{place(launch, report.ins)}"
-    )
+    """address: the lanes that the operation names; size: those that live; space: 1 + the lane that it reads, or 0."""
+
+    def lanes(mask: int) -> str:
+        return _counted("lane", number_ranges([lane for lane in range(32) if mask >> lane & 1]))
+
+    named, own, source = report.address, report.thread % 32, report.space - 1
+    if not named >> own & 1:
+        wrong = f"and lane {own} itself is not among them"
+    elif source >= 0:
+        wrong = f"and reads from lane {source}, which is not among them"
+    else:
+        wrong = f"of which {lanes(named & ~report.size)} ended before"
+    return f"{_who(report)}: a warp operation names {lanes(named)}, {wrong}{place(launch, report.ins)}"
 
 
 def _waits(report, launch) -> str:
-    entries = []
+    entries, waiting = [], set()
     for entry in report.text.decode().split(";"):
-        state, ins, threads, blocks = entry.split(" ")
-        blocks, threads = blocks.replace(",", ", "), threads.replace(",", ", ")
-        many = "s" if any(c in blocks for c in ",-") else ""
-        manner = "s" if any(c in threads for c in ",-") else ""
-        entries.append(f"block{many} {blocks}, thread{manner} {threads} {WAITS[state]}{place(launch, int(ins))}")
+        state, ins, blocks, threads = entry.split(" ")
+        waiting |= _numbers(blocks)
+        one = threads.isdigit()
+        who = f"{_counted('block', blocks)}, {_counted('thread', threads)}"
+        entries.append(f"{who} {WAITS[state].format(s='s' if one else '')}{place(launch, int(ins))}")
+    ended = sorted(set(range(math.prod(launch.grid))) - waiting) if report.value == 0 else []
+    if ended:
+        entries.append(f"{_counted('block', number_ranges(ended))} ha{'s' if len(ended) == 1 else 've'} ended")
     return "; ".join(entries)
+
+
+def _numbers(ranges: str) -> set[int]:
+    """The numbers of the core's '0-2,4'."""
+    ends = [part.split("-") for part in ranges.split(",")]
+    return {number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)}
+
+
+def _counted(noun: str, numbers: str) -> str:
+    """'block 3', 'blocks 0..2, 4'."""
+    spaced = numbers.replace("-", "..").replace(" ", "").replace(",", ", ")
+    return f"{noun}{'' if numbers.isdigit() else 's'} {spaced}"
 
 
 def _deadlock(report, launch) -> str:

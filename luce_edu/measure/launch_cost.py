@@ -1,4 +1,4 @@
-"""What a launch carries and what it costs: bytes counted in the emulator, times from CUDA events on a GPU."""
+"""What a launch carries and what it costs: bytes counted on the virtual GPU, times from CUDA events on a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LaunchBytes:
 def count_launch_bytes(config: ModelConfig, *, position: int = 520) -> list[LaunchBytes]:
     """What each launch of one token of stage `per_op` touches, in the order in which kernel and size first come.
 
-    One layer of each kind runs at full width in the counting emulator, at `position`, and stands for all of its kind.
+    One layer of each kind runs at full width on the virtual GPU, at `position`, and stands for all of its kind.
     The head is counted on VOCABULARY rows and scaled to all of them.
     Raises what `luce_edu.decoder` raises for a config that kernels cannot serve.
     """
@@ -57,7 +57,7 @@ def _count_one_layer(config: ModelConfig, kind: str, position: int) -> Sequence[
     vocab_size = min(VOCABULARY, config.vocab_size)
     one = replace(config, num_hidden_layers=1, layer_types=(kind,), vocab_size=vocab_size, eos_token_ids=())
     model = Model("one layer", one, random_weights(one), tokenizer=None, folder=None)
-    backend = make_backend("host", count_traffic=True)
+    backend = make_backend("host")
     dec = decoder("per_op", model, max_seq_len=position + 1, backend=backend)
     dec.state.position = position  # of a text of zeros: what is in the cache does not change how much is read
     dec.step(0)

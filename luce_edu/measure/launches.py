@@ -22,7 +22,7 @@ class Count:
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
-    """The same layers and heads with every width cut down, so that a step in the emulator takes little time.
+    """The same layers and heads with every width cut down, so that a step on the virtual GPU takes little time.
 
     A launch count depends on layers alone: tests/measure/test_launches.py compares with full-width models.
     """

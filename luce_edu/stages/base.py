@@ -343,6 +343,7 @@ class KernelDecoder(Decoder):
         half = config.rotary_dim // 2  # the reference's tables say each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
         self._prefill: Prefill | None = None  # compiled for the first prompt
+        self._named = False  # whether the backend knows the tensors by name
 
     def _defines(self) -> dict[str, object]:
         """The -D macros that the kernels are compiled with."""
@@ -355,6 +356,21 @@ class KernelDecoder(Decoder):
     def _resident_blocks(self, kernel: str) -> int:
         """As many blocks as the device holds at once, from the occupancy query."""
         return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
+
+    def named_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Every tensor that the kernels may touch, by kind ("weights", "state", "activations") and name."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        state = {name: getattr(self.state, name) for name in DecodeState.TENSORS}
+        return {"weights": dict(self.weights.named_tensors()), "state": state, "activations": own}
+
+    @contextmanager
+    def _moving_on(self):
+        if not self._named:  # all buffers are there now
+            self._named = True
+            for tensors in self.named_tensors().values():
+                self.backend.name_tensors(tensors)
+        with super()._moving_on():
+            yield
 
     def _launch(self, kernel: str, grid, *args, smem: int = 0, **how: bool) -> None:
         self.backend.launch(self.module[kernel], grid, BLOCK_THREADS, smem, args, **how)

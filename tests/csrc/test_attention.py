@@ -23,13 +23,6 @@ LONGEST = 2200
 LIMIT = 1e-5  # fp32 against fp32 in another order
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
-
-
 class Attention:
     """One token at `position`, over a cache of noise that is NaN after it."""
 

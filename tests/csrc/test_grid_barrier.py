@@ -19,14 +19,6 @@ THREADS = 64
 TOP_BIT = -(2**31)  # the word's other state, as an int32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_SMS", "1")
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
-
-
 def launch(kernel, blocks, barrier, *args, seed=None, changes=()):
     with planted(*changes) as tree:
         shutil.copy(SOURCE, tree)

@@ -360,8 +360,6 @@ class DecodesAsIfFresh(TimedStage):
 
 @pytest.mark.planted
 def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does_not(monkeypatch):
-    monkeypatch.setenv("LUCE_HOST_SMS", "1")
-    monkeypatch.setenv("LUCE_HOST_FLAGS", "-O1")
     monkeypatch.setattr(bench_module, "CHECKED_TEXT", 16)
     wrong = {"forgetful": ForgetsItsState, "wrong in decode alone": DecodesAsIfFresh}
     makers = {"graph": on_the_host("graph")} | {name: on_the_host("graph", kind) for name, kind in wrong.items()}

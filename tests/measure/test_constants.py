@@ -23,14 +23,6 @@ WHOLE = BLOCKS * BLOCK_THREADS * IN_FLIGHT  # vectors that every thread shares e
 SIZES = (1, 511, 513, WHOLE - 1, WHOLE, WHOLE + 1, 2 * WHOLE - 700)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_SMS", "1")
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
-
-
 def bits(vectors: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(vectors)
     return torch.randint(-(2**15), 2**15, (vectors * 8,), dtype=torch.int16, generator=generator)
@@ -65,7 +57,7 @@ def reading(backend, vectors: int):
 
 @pytest.mark.parametrize("vectors", SIZES)
 def test_reading_asks_for_every_byte_and_for_each_once_but_at_a_ragged_end(vectors):
-    traffic, wrote = reading(HostBackend(count_traffic=True), vectors)
+    traffic, wrote = reading(HostBackend(), vectors)
     assert traffic.distinct_read == 16 * vectors and not wrote
     # A thread asks for eight vectors at a time; at the end for its first in place of those that are not there.
     assert traffic.asked_read <= 16 * math.ceil(vectors / WHOLE) * WHOLE
@@ -85,7 +77,7 @@ def test_barriers_are_as_many_as_were_asked_for(count):
 
 
 def test_the_empty_kernel_starts_and_ends():
-    backend = HostBackend(count_traffic=True)
+    backend = HostBackend()
     backend.launch(backend.compile(SOURCE, KERNELS, DEFINES)["nothing"], BLOCKS, BLOCK_THREADS, 0, ())
     assert backend.ledger.traffic() == {}
 
@@ -121,7 +113,7 @@ def test_a_copy_that_is_none_is_caught(fault):
 def test_a_read_that_skips_is_caught():
     skip = Fault("", SOURCE, READ, READ.replace("threadIdx.x; first", "threadIdx.x + 1; first"))
     with planted(skip) as tree:
-        assert reading(HostBackend(csrc_dir=tree, count_traffic=True), WHOLE)[0].distinct_read < 16 * WHOLE
+        assert reading(HostBackend(csrc_dir=tree), WHOLE)[0].distinct_read < 16 * WHOLE
 
 
 # ---- The constants, on a GPU whose costs are known ----

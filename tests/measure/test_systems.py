@@ -21,14 +21,6 @@ PROMPTS = list(b"ROMEO:"), list(b"My ")
 COUNT = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_SMS", "1")
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
-
-
 @pytest.fixture(scope="module")
 def tiny():
     return load_model("tiny")

@@ -10,6 +10,8 @@ from models import TINY, make_model
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
+from luce_edu.machine import Prepared
+from luce_edu.machine.cards import find_card
 from luce_edu.stages import STAGES, decoder
 from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
@@ -28,15 +30,6 @@ MODEL = make_model(
 )
 ROOM = 40  # tokens; the second split of the cache begins at 32
 KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_device():
-    """Two resident blocks, quick to emulate; and a quick compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCE_HOST_SMS", "1")
-        patch.setenv("LUCE_HOST_FLAGS", "-O1")
-        yield
 
 
 def make(stage, room=ROOM, backend=None):
@@ -107,7 +100,7 @@ def test_a_token_is_one_graph_launch_of_as_many_kernels_as_per_layer_launches():
 
 
 def plain(launch):
-    return dataclasses.replace(launch, traffic=None, barriers_a_block=None)
+    return dataclasses.replace(launch, traffic=None, barriers_a_block=None, counters=None)
 
 
 class Counting(HostBackend):
@@ -115,8 +108,8 @@ class Counting(HostBackend):
 
     ran = 0
 
-    def _run(self, *args):
-        self.ran += 1
+    def _run(self, steps, record):
+        self.ran += len(steps)
 
 
 class RunsWhileCapturing(Counting):
@@ -404,10 +397,10 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
     dec.prefill([1, 2], chunked=False)
     run = HostBackend._run
 
-    def fail(self, what, *args):
-        if what.name == kernel:
+    def fail(self, steps, record):
+        if any(isinstance(step, Prepared) and step.kernel.name == kernel for step in steps):
             raise KernelError(f"{kernel}: planted")
-        run(self, what, *args)
+        run(self, steps, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(HostBackend, "_run", fail)
@@ -427,12 +420,10 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
 
 
 class Hopper(HostBackend):
-    """An emulator that says it has dependent launch, and keeps what it was asked."""
-
-    dependent_launch = True
+    """A virtual GPU with dependent launch that keeps what it was asked."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(card=dataclasses.replace(find_card("laptop"), capability=(9, 0), arch="compute_90"))
         self.defines, self.dependent = None, {}
 
     def compile(self, source, kernels, defines):
@@ -451,7 +442,7 @@ def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless
     assert dec.dependent_launch is given
     assert backend.dependent == {kernel: {given and kernel != "embed"} for kernel in PerLayerDecoder.kernels}
     assert ("DEPENDENT_LAUNCH" in backend.defines) is given
-    per_layer = make("per_layer")
+    per_layer = make("per_layer", backend=HostBackend(card=backend.card))
     for d in (dec, per_layer):
         d.prefill([1, 2, 3], chunked=False)
     assert_same_bits(dec, per_layer)

@@ -12,7 +12,6 @@ from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import ConfigError, KernelError
 from luce_edu.faults import Fault, planted
-from luce_edu.measure.traffic import _tensors
 from luce_edu.models import Model
 from luce_edu.stages import STAGES, decoder
 from luce_edu.verification import relative_error, stage_trace, verify
@@ -245,8 +244,6 @@ def without_a_largest_logit(stage, backend=None):
     """A decoder of a small model whose weights hold NaN where every logit comes from, after one token."""
     config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,))
     dec = decoder(stage, make_model(config), "host", 16, backend=backend)
-    if backend is not None:  # the megakernel reaches its tensors through tables
-        backend.tensors = {name: tensor for tensors in _tensors(dec) for name, tensor in tensors.items()}
     norm = dec.weights.norm.clone()
     dec.weights.norm.fill_(float("nan"))
     dec.step(1)
@@ -283,7 +280,7 @@ def test_a_prompt_after_such_a_loop_has_a_choice_again(stage):
 def advance_without_a_choice(stage, *faults):
     """With every access checked against the tensors that there are."""
     with planted(*faults) as tree:
-        dec, _ = without_a_largest_logit(stage, HostBackend(count_traffic=True, csrc_dir=tree))
+        dec, _ = without_a_largest_logit(stage, HostBackend(csrc_dir=tree))
         dec.advance()
 
 

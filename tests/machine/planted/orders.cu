@@ -1,0 +1,111 @@
+// orders.cu: kernels whose results must not depend on the order of warps and blocks, and some whose results must
+// Where a kernel takes with_barrier, the barrier that it needs can be left out.
+
+// The order in which threads arrive: order[k] is the thread that came as number k.
+extern "C" __global__ void arrival(unsigned* count, unsigned* order) {
+    const unsigned place = atomicAdd(count, 1u);
+    order[place] = blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+// Each block reverses its part of x.
+extern "C" __global__ void reverse(const float* x, float* out, int with_barrier) {
+    __shared__ float shared[256];
+    const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
+    shared[i] = x[offset + i];
+    if (with_barrier) __syncthreads();
+    out[offset + i] = shared[blockDim.x - 1 - i];
+}
+
+// The same within each warp, where __syncwarp is the barrier.
+extern "C" __global__ void reverse_warps(const float* x, float* out, int with_barrier) {
+    __shared__ float shared[256];
+    const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
+    shared[i] = x[offset + i];
+    if (with_barrier) __syncwarp();
+    out[offset + i] = shared[i ^ 31];
+}
+
+// The halves of a warp take different ways before they exchange.
+extern "C" __global__ void exchange_halves(const float* x, float* out, int with_barrier) {
+    __shared__ float shared[256];
+    const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
+    if (i % 32 < 16) shared[i] = x[offset + i] + 1.0f;
+    else shared[i] = x[offset + i] * 2.0f;
+    if (with_barrier) __syncwarp();
+    out[offset + i] = shared[i ^ 16];
+}
+
+__device__ __forceinline__ void grid_barrier(unsigned* barrier) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
+        unsigned before, now;
+        asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
+                     : "=r"(before)
+                     : "l"(barrier), "r"(share)
+                     : "memory");
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
+        } while (((now ^ before) & top) == 0);
+    }
+    __syncthreads();
+}
+
+// Block b passes on what block b + 1 wrote.
+extern "C" __global__ void pass_on(unsigned* barrier, float* first, float* second, int with_barrier) {
+    if (threadIdx.x == 0) first[blockIdx.x] = static_cast<float>(blockIdx.x);
+    if (with_barrier) grid_barrier(barrier);
+    if (threadIdx.x == 0) second[blockIdx.x] = first[(blockIdx.x + 1) % gridDim.x];
+}
+
+// ---- Deterministic: float sums whose order the code fixes ----
+
+// sums[b]: a tree over the block, through shuffles and shared memory.
+extern "C" __global__ void block_sums(const float* x, float* sums) {
+    __shared__ float partial[32];
+    const int i = threadIdx.x;
+    float value = x[blockIdx.x * blockDim.x + i];
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+    if (i % 32 == 0) partial[i / 32] = value;
+    __syncthreads();
+    if (i == 0) {
+        float total = 0.0f;
+        for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) total += partial[w];
+        sums[blockIdx.x] = total;
+    }
+}
+
+// out[b] after many rounds in which every block mixes what its neighbours have; two buffers and a grid barrier a round.
+extern "C" __global__ void mixing(unsigned* barrier, float* buffer, int rounds) {  // buffer [2, blocks, threads]
+    const int i = threadIdx.x, n = blockDim.x, blocks = gridDim.x, b = blockIdx.x;
+    for (int round = 0; round < rounds; ++round) {
+        const float* from = buffer + round % 2 * blocks * n;
+        float* to = buffer + (round + 1) % 2 * blocks * n;
+        const float left = from[(b + 1) % blocks * n + (i + 3) % n];
+        const float right = from[(b + blocks - 1) % blocks * n + (i + 5) % n];
+        to[b * n + i] = 0.3f * left + 0.6f * right + 0.1f * from[b * n + i];
+        grid_barrier(barrier);
+    }
+}
+
+// Integer atomics: the total is the same in any order.
+extern "C" __global__ void histogram(const unsigned* x, unsigned* bins, int n) {
+    __shared__ unsigned mine[16];
+    if (threadIdx.x < 16) mine[threadIdx.x] = 0;
+    __syncthreads();
+    const int threads = gridDim.x * blockDim.x;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += threads) atomicAdd(&mine[x[i] % 16], 1u);
+    __syncthreads();
+    if (threadIdx.x < 16) atomicAdd(&bins[threadIdx.x], mine[threadIdx.x]);
+}
+
+// Lanes of one warp hand a token round: lane k waits for lane k - 1, so each needs a turn of its own.
+extern "C" __global__ void token_in_a_warp(unsigned* token, unsigned* out) {
+    const unsigned lane = threadIdx.x;
+    unsigned now;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(token) : "memory");
+    } while (now != 31 - lane);
+    out[lane] = now;
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(token), "r"(now + 1) : "memory");
+}

@@ -1,0 +1,473 @@
+// races.cu: kernels with a race, and for each the sound twin that must give no report
+// A kernel that ends in _sound is the twin of the one before it. Markers in comments name the lines that a report must
+// name. Where a report must name threads and an element too, exactly two threads race, on one element.
+#include "words.cuh"
+
+// ---- One block, shared memory ----
+
+extern "C" __global__ void shared_exchange(unsigned* out) {
+    __shared__ unsigned s[64];
+    s[threadIdx.x] = threadIdx.x;                      // exchange writes
+    out[threadIdx.x] = s[threadIdx.x ^ 32];            // exchange reads
+}
+
+extern "C" __global__ void shared_exchange_sound(unsigned* out) {
+    __shared__ unsigned s[64];
+    s[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x ^ 32];
+}
+
+// Thread 41 writes element 17, which thread 5 reads.
+extern "C" __global__ void shared_pair(unsigned* out) {
+    __shared__ unsigned s[64];
+    s[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x == 41) s[17] = 7;                  // pair writes
+    if (threadIdx.x == 5) out[0] = s[17];              // pair reads
+}
+
+extern "C" __global__ void shared_pair_sound(unsigned* out) {
+    __shared__ unsigned s[64];
+    s[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x == 41) s[17] = 7;
+    __syncthreads();
+    if (threadIdx.x == 5) out[0] = s[17];
+}
+
+// A read, and a write that should come after it.
+extern "C" __global__ void shared_write_after_read(unsigned* out, unsigned rounds) {
+    __shared__ unsigned s[64];
+    for (unsigned round = 0; round < rounds; ++round) {
+        s[threadIdx.x] = round + threadIdx.x;          // war writes
+        __syncthreads();
+        out[threadIdx.x] = s[threadIdx.x ^ 32];        // war reads
+    }
+}
+
+extern "C" __global__ void shared_write_after_read_sound(unsigned* out, unsigned rounds) {
+    __shared__ unsigned s[64];
+    for (unsigned round = 0; round < rounds; ++round) {
+        s[threadIdx.x] = round + threadIdx.x;
+        __syncthreads();
+        out[threadIdx.x] = s[threadIdx.x ^ 32];
+        __syncthreads();
+    }
+}
+
+// The first thread of each warp writes the same element.
+extern "C" __global__ void shared_two_writers(unsigned* out) {
+    __shared__ unsigned s[1];
+    if (threadIdx.x % 32 == 0) s[0] = threadIdx.x;     // both write
+    __syncthreads();
+    out[threadIdx.x] = s[0];
+}
+
+extern "C" __global__ void shared_two_writers_sound(unsigned* out) {
+    __shared__ unsigned s[1];
+    if (threadIdx.x == 0) s[0] = threadIdx.x;
+    __syncthreads();
+    if (threadIdx.x == 32) s[0] = threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = s[0];
+}
+
+// Lanes of one warp; since Volta only __syncwarp orders them.
+extern "C" __global__ void shared_lanes(unsigned* out) {
+    __shared__ unsigned s[32];
+    s[threadIdx.x] = threadIdx.x;                      // lanes write
+    out[threadIdx.x] = s[threadIdx.x ^ 1];             // lanes read
+}
+
+extern "C" __global__ void shared_lanes_sound(unsigned* out) {
+    __shared__ unsigned s[32];
+    s[threadIdx.x] = threadIdx.x;
+    __syncwarp();
+    out[threadIdx.x] = s[threadIdx.x ^ 1];
+}
+
+// A barrier of half a warp orders nothing for the other half.
+extern "C" __global__ void shared_half_warp(unsigned* out) {
+    __shared__ unsigned s[32];
+    s[threadIdx.x] = threadIdx.x;                      // halves write
+    if (threadIdx.x < 16) __syncwarp(0x0000ffffu);
+    else __syncwarp(0xffff0000u);
+    out[threadIdx.x] = s[threadIdx.x ^ 16];            // halves read
+}
+
+extern "C" __global__ void shared_half_warp_sound(unsigned* out) {
+    __shared__ unsigned s[32];
+    s[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x < 16) __syncwarp(0x0000ffffu);
+    else __syncwarp(0xffff0000u);
+    out[threadIdx.x] = s[threadIdx.x ^ 8];
+}
+
+// Atomics count, and a plain read that nothing orders.
+extern "C" __global__ void shared_atomics(unsigned* out) {
+    __shared__ unsigned count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    atomicAdd(&count, 1u);                             // counts
+    out[threadIdx.x] = count;                          // reads the count
+}
+
+extern "C" __global__ void shared_atomics_sound(unsigned* out) {
+    __shared__ unsigned count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    atomicAdd(&count, 1u);
+    __syncthreads();
+    out[threadIdx.x] = count;
+}
+
+// A named barrier of the first two warps says nothing about the third.
+extern "C" __global__ void shared_named_barrier(unsigned* out) {
+    __shared__ unsigned s[96];
+    s[threadIdx.x] = threadIdx.x;                      // three warps write
+    if (threadIdx.x < 64) {
+        asm volatile("bar.sync 1, 64;" ::: "memory");
+        out[threadIdx.x] = s[threadIdx.x + 32];        // two warps read
+    }
+}
+
+extern "C" __global__ void shared_named_barrier_sound(unsigned* out) {
+    __shared__ unsigned s[96];
+    s[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x < 64) {
+        asm volatile("bar.sync 1, 64;" ::: "memory");
+        out[threadIdx.x] = s[threadIdx.x ^ 32];
+    }
+}
+
+// Neighbouring bytes are different elements, and what all only read is nobody's race.
+extern "C" __global__ void bytes_apart_sound(unsigned* out) {
+    __shared__ unsigned char s[64];
+    s[threadIdx.x] = static_cast<unsigned char>(threadIdx.x);
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x ^ 33] + s[threadIdx.x ^ 34];
+}
+
+// What a shuffle carries through registers needs no barrier.
+extern "C" __global__ void registers_sound(const unsigned* x, unsigned* out) {
+    out[threadIdx.x] = __shfl_xor_sync(~0u, x[threadIdx.x] + x[threadIdx.x ^ 3], 5);
+}
+
+// ---- One block, asynchronous copies ----
+
+template <bool wait, bool barrier, bool last>
+WORD void copies(const unsigned* x, unsigned* out) {
+    __shared__ __align__(16) unsigned s[256];
+    const unsigned i = threadIdx.x;
+    copy_16(&s[4 * i], &x[4 * i]);
+    commit();
+    if (wait) wait_for_all_but<0>();
+    if (barrier) __syncthreads();
+    out[i] = s[255 - i];                               // reads what was copied
+    if (last) __syncthreads();
+    copy_16(&s[4 * i], &x[4 * i]);
+    commit();
+    wait_for_all_but<0>();
+}
+extern "C" __global__ void async_copy_unwaited(const unsigned* x, unsigned* out) { copies<false, true, true>(x, out); }
+extern "C" __global__ void async_copy_no_barrier(const unsigned* x, unsigned* out) {
+    copies<true, false, true>(x, out);
+}
+extern "C" __global__ void async_copy_slot_reused(const unsigned* x, unsigned* out) {
+    copies<true, true, false>(x, out);
+}
+extern "C" __global__ void async_copy_sound(const unsigned* x, unsigned* out) { copies<true, true, true>(x, out); }
+
+#if __CUDA_ARCH__ >= 900
+template <bool wait, bool last>
+WORD void bulk_copies(const unsigned* x, unsigned* out) {
+    __shared__ __align__(16) unsigned s[256];
+    __shared__ unsigned long long full;
+    const unsigned i = threadIdx.x;
+    if (i == 0) {
+        mbarrier_init(&full, 1);
+        fence_async();
+    }
+    __syncthreads();
+    constexpr unsigned rounds = wait ? 2 : 1;
+    for (unsigned round = 0; round < rounds; ++round) {
+        if (i == 0) {
+            mbarrier_expect(&full, sizeof(s));
+            copy_bulk(s, x, sizeof(s), &full);
+        }
+        if (wait) mbarrier_wait(&full, round);
+        else __syncthreads();
+        out[i] = s[255 - i];                           // reads what was copied in bulk
+        fence_async();
+        if (last) __syncthreads();
+    }
+    mbarrier_wait(&full, rounds - 1);
+}
+extern "C" __global__ void bulk_copy_unwaited(const unsigned* x, unsigned* out) { bulk_copies<false, true>(x, out); }
+extern "C" __global__ void bulk_copy_slot_reused(const unsigned* x, unsigned* out) { bulk_copies<true, false>(x, out); }
+extern "C" __global__ void bulk_copy_sound(const unsigned* x, unsigned* out) { bulk_copies<true, true>(x, out); }
+
+// Two blocks of a cluster, and each reads what the other has in its shared memory.
+template <bool barrier>
+WORD void cluster_exchange(unsigned* out) {
+    __shared__ unsigned s[64];
+    const unsigned i = threadIdx.x;
+    unsigned rank, address, value;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    s[i] = 1000 * rank + i;
+    if (barrier) asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
+    else __syncthreads();
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(&s[i])), "r"(rank ^ 1u));
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    out[64 * blockIdx.x + i] = value;
+    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");  // s lives until here
+}
+extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared(unsigned* out) { cluster_exchange<false>(out); }
+extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared_sound(unsigned* out) {
+    cluster_exchange<true>(out);
+}
+#endif
+
+// ---- Global memory, one block ----
+
+extern "C" __global__ void global_exchange(unsigned* x, unsigned* out) {
+    x[threadIdx.x] = threadIdx.x;                      // block writes
+    out[threadIdx.x] = x[threadIdx.x ^ 32];            // block reads
+}
+
+extern "C" __global__ void global_exchange_sound(unsigned* x, unsigned* out) {
+    x[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = x[threadIdx.x ^ 32];
+}
+
+// ---- Global memory, several blocks ----
+
+// Thread 9 of block 1 writes element 77, which thread 33 of block 2 writes too.
+extern "C" __global__ void blocks_two_writers(unsigned* x) {
+    if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;   // first writer
+    if (blockIdx.x == 2 && threadIdx.x == 33) x[77] = 2;  // second writer
+}
+
+extern "C" __global__ void blocks_two_writers_sound(unsigned* x) {
+    if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;
+    if (blockIdx.x == 2 && threadIdx.x == 33) x[78] = 2;
+}
+
+// Every block adds to the same element, without and with an atomic.
+extern "C" __global__ void blocks_count(unsigned* x) {
+    if (threadIdx.x == 0) x[3] = x[3] + 1;             // plain count
+}
+
+extern "C" __global__ void blocks_count_sound(unsigned* x) {
+    if (threadIdx.x == 0) atomicAdd(&x[3], 1u);
+}
+
+// An atomic of one block, and a plain read of another.
+extern "C" __global__ void blocks_atomic_and_plain(unsigned* x, unsigned* out) {
+    if (blockIdx.x == 0) atomicAdd(&x[threadIdx.x], 1u);          // atomic side
+    else out[threadIdx.x] = x[threadIdx.x];                       // plain side
+}
+
+extern "C" __global__ void blocks_atomic_and_plain_sound(unsigned* x, unsigned* out) {
+    if (blockIdx.x == 0) atomicAdd(&x[threadIdx.x], 1u);
+    else out[threadIdx.x] = load_relaxed(&x[threadIdx.x]);
+}
+
+// Atomics whose scope is the own block, on an element that two blocks share.
+extern "C" __global__ void blocks_scope(unsigned* x) {
+    if (threadIdx.x == 0) add_relaxed_block(&x[3], 1);            // too narrow
+}
+
+extern "C" __global__ void blocks_scope_sound(unsigned* x) {
+    if (threadIdx.x == 0) add_relaxed_block(&x[3 + blockIdx.x], 1);
+}
+
+// A buffer from block 0 to block 1, and a flag.
+enum Flag { good, release_relaxed, release_block, acquire_relaxed, no_barrier, early };
+
+template <Flag how>
+WORD void hand_over(unsigned* flag, unsigned* x, unsigned* out) {
+    const unsigned i = threadIdx.x;
+    if (blockIdx.x == 0) {
+        if (how == early && i == 0) store_release(flag, 1);
+        x[i] = i;                                      // hands over
+        if (how != no_barrier) __syncthreads();
+        if (i == 0 && how == release_relaxed) store_relaxed(flag, 1);
+        else if (i == 0 && how == release_block) store_release_block(flag, 1);
+        else if (i == 0 && how != early) store_release(flag, 1);
+    } else {
+        if (i == 0 && how == acquire_relaxed) while (load_relaxed(flag) == 0) {}
+        else if (i == 0) while (load_acquire(flag) == 0) {}
+        __syncthreads();
+        out[i] = x[i];                                 // takes over
+    }
+}
+extern "C" __global__ void flag_release_relaxed(unsigned* flag, unsigned* x, unsigned* out) {
+    hand_over<release_relaxed>(flag, x, out);
+}
+extern "C" __global__ void flag_release_block(unsigned* flag, unsigned* x, unsigned* out) {
+    hand_over<release_block>(flag, x, out);
+}
+extern "C" __global__ void flag_acquire_relaxed(unsigned* flag, unsigned* x, unsigned* out) {
+    hand_over<acquire_relaxed>(flag, x, out);
+}
+extern "C" __global__ void flag_no_barrier(unsigned* flag, unsigned* x, unsigned* out) {
+    hand_over<no_barrier>(flag, x, out);
+}
+extern "C" __global__ void flag_early(unsigned* flag, unsigned* x, unsigned* out) { hand_over<early>(flag, x, out); }
+extern "C" __global__ void flag_sound(unsigned* flag, unsigned* x, unsigned* out) { hand_over<good>(flag, x, out); }
+
+// The same with fences and relaxed words, which order as much.
+extern "C" __global__ void flag_fences_sound(unsigned* flag, unsigned* x, unsigned* out) {
+    const unsigned i = threadIdx.x;
+    if (blockIdx.x == 0) {
+        x[i] = i;
+        __syncthreads();
+        if (i == 0) {
+            fence();
+            store_relaxed(flag, 1);
+        }
+    } else {
+        if (i == 0) {
+            while (load_relaxed(flag) == 0) {}
+            fence();
+        }
+        __syncthreads();
+        out[i] = x[i];
+    }
+}
+
+// The reader answers; only then may the buffer be filled again. The answer must be a release too.
+template <bool release>
+WORD void answered(unsigned* flags, unsigned* x, unsigned* out, unsigned rounds) {
+    for (unsigned round = 1; round <= rounds; ++round) {  // one thread a block
+        if (blockIdx.x == 0) {
+            while (load_acquire(&flags[32]) != round - 1) {}
+            x[0] = round;                              // fills again
+            store_release(&flags[0], round);
+        } else {
+            while (load_acquire(&flags[0]) != round) {}
+            out[round - 1] = x[0];                     // reads, then answers
+            if (release) store_release(&flags[32], round);
+            else store_relaxed(&flags[32], round);
+        }
+    }
+}
+extern "C" __global__ void answer_relaxed(unsigned* flags, unsigned* x, unsigned* out, unsigned rounds) {
+    answered<false>(flags, x, out, rounds);
+}
+extern "C" __global__ void answer_sound(unsigned* flags, unsigned* x, unsigned* out, unsigned rounds) {
+    answered<true>(flags, x, out, rounds);
+}
+
+// Three blocks in a row: what the first wrote reaches the third through the second.
+extern "C" __global__ void chain_sound(unsigned* flags, unsigned* x, unsigned* out) {  // one thread a block
+    if (blockIdx.x == 0) {
+        x[0] = 7;
+        store_release(&flags[0], 1);
+    } else if (blockIdx.x == 1) {
+        while (load_acquire(&flags[0]) == 0) {}
+        store_release(&flags[32], 1);
+    } else {
+        while (load_acquire(&flags[32]) == 0) {}
+        out[0] = x[0];
+    }
+}
+
+extern "C" __global__ void chain_broken(unsigned* flags, unsigned* x, unsigned* out) {
+    if (blockIdx.x == 0) {
+        x[0] = 7;                                      // chain begins
+        store_release(&flags[0], 1);
+    } else if (blockIdx.x == 1) {
+        while (load_relaxed(&flags[0]) == 0) {}
+        store_release(&flags[32], 1);
+    } else {
+        while (load_acquire(&flags[32]) == 0) {}
+        out[0] = x[0];                                 // chain ends
+    }
+}
+
+// A lock around a plain sum.
+template <bool fences>
+WORD void locked(unsigned* lock, unsigned* x, unsigned rounds) {
+    for (unsigned round = 0; round < rounds; ++round) {  // one thread a block
+        while (take(lock) != 0) {}
+        if (fences) fence();
+        x[0] = x[0] + 1;                               // under the lock
+        if (fences) fence();
+        store_relaxed(lock, 0);
+    }
+}
+extern "C" __global__ void lock_no_fences(unsigned* lock, unsigned* x, unsigned rounds) {
+    locked<false>(lock, x, rounds);
+}
+extern "C" __global__ void lock_sound(unsigned* lock, unsigned* x, unsigned rounds) { locked<true>(lock, x, rounds); }
+
+// The last block to arrive adds up.
+template <bool fences>
+WORD void last_arrival(unsigned* counter, unsigned* partial, unsigned* out) {
+    __shared__ unsigned last;
+    const unsigned i = threadIdx.x;
+    partial[blockIdx.x * blockDim.x + i] = blockIdx.x + i;  // partial sums
+    __syncthreads();
+    if (i == 0) last = (fences ? add_acq_rel(counter, 1) : add_relaxed(counter, 1)) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    unsigned sum = 0;
+    for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * blockDim.x + i];  // adds up
+    out[i] = sum;
+}
+extern "C" __global__ void last_block_relaxed(unsigned* counter, unsigned* partial, unsigned* out) {
+    last_arrival<false>(counter, partial, out);
+}
+extern "C" __global__ void last_block_sound(unsigned* counter, unsigned* partial, unsigned* out) {
+    last_arrival<true>(counter, partial, out);
+}
+
+// A grid barrier, as in csrc/grid_barrier.cuh; block b reads what block b + 1 wrote.
+template <bool barrier>
+WORD void neighbours(unsigned* word, unsigned* x, unsigned* out) {
+    const unsigned i = threadIdx.x, n = blockDim.x;
+    x[blockIdx.x * n + i] = blockIdx.x;                // before the grid barrier
+    if (barrier) {
+        __syncthreads();
+        if (i == 0) {
+            const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
+            const unsigned before = add_release(word, share);
+            while (((load_acquire(word) ^ before) & top) == 0) {}
+        }
+        __syncthreads();
+    }
+    out[blockIdx.x * n + i] = x[(blockIdx.x + 1) % gridDim.x * n + i];  // after the grid barrier
+}
+extern "C" __global__ void grid_no_barrier(unsigned* word, unsigned* x, unsigned* out) {
+    neighbours<false>(word, x, out);
+}
+extern "C" __global__ void grid_sound(unsigned* word, unsigned* x, unsigned* out) { neighbours<true>(word, x, out); }
+
+// A launch comes after the launch before it.
+extern "C" __global__ void launch_writes(unsigned* x) { x[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x; }
+extern "C" __global__ void launch_reads(const unsigned* x, unsigned* out) {
+    out[blockIdx.x * blockDim.x + threadIdx.x] = x[(blockIdx.x + 1) % gridDim.x * blockDim.x + threadIdx.x];
+}
+
+#if __CUDA_ARCH__ >= 900
+// Dependent launches overlap until the second waits.
+extern "C" __global__ void dependent_writes(unsigned* x) {
+    wait_for_predecessor();
+    let_successor_start();
+    x[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x;  // first kernel writes
+}
+extern "C" __global__ void dependent_reads(const unsigned* x, unsigned* out) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    out[i] = x[i];                                     // second kernel reads
+    wait_for_predecessor();
+}
+extern "C" __global__ void dependent_reads_sound(const unsigned* x, unsigned* out) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_predecessor();
+    out[i] = x[i];
+}
+#endif

@@ -1,0 +1,7 @@
+// recursion.cu: a function that calls itself, which no stack of known size can hold
+__device__ __noinline__ int deep(volatile int* depth) {
+    *depth = *depth + 1;
+    return *depth < 1000000 ? deep(depth) + *depth : 0;
+}
+
+extern "C" __global__ void endless_recursion(int* out) { out[0] = deep(out); }

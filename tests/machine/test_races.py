@@ -1,0 +1,172 @@
+"""Races: two accesses to one element, one of them a write, that nothing orders. Each planted race has a sound twin."""
+
+import pytest
+import torch
+from planted.kernels import line, planted, says, words
+
+from luce_edu import machine
+from luce_edu.errors import KernelError
+
+SEEDS = (None, 0, 1, 2)
+SOUND_SEEDS = (None, *range(20))
+
+
+@pytest.fixture(scope="module")
+def module():
+    return planted("races.cu")
+
+
+ROUNDS = 4
+# kernel: grid, block, arguments. A tensor is given as its number of words.
+SHARED = {
+    "shared_exchange": (1, 64, [64]),
+    "shared_pair": (1, 64, [1]),
+    "shared_write_after_read": (1, 64, [64, "rounds"]),
+    "shared_two_writers": (1, 64, [64]),
+    "shared_lanes": (1, 32, [32]),
+    "shared_half_warp": (1, 32, [32]),
+    "shared_atomics": (1, 64, [64]),
+    "shared_named_barrier": (1, 96, [96]),
+    "async_copy_unwaited": (1, 64, [256, 64]),
+    "async_copy_no_barrier": (1, 64, [256, 64]),
+    "async_copy_slot_reused": (1, 64, [256, 64]),
+    "bulk_copy_unwaited": (1, 64, [256, 64]),
+    "bulk_copy_slot_reused": (1, 64, [256, 64]),
+    "cluster_shared": (2, 64, [128]),
+}
+GLOBAL = {
+    "global_exchange": (1, 64, [64, 64]),
+    "blocks_two_writers": (3, 64, [128]),
+    "blocks_count": (4, 32, [8]),
+    "blocks_atomic_and_plain": (2, 64, [64, 64]),
+    "blocks_scope": (4, 32, [8]),
+    "flag_release_relaxed": (2, 64, [1, 64, 64]),
+    "flag_release_block": (2, 64, [1, 64, 64]),
+    "flag_acquire_relaxed": (2, 64, [1, 64, 64]),
+    "flag_no_barrier": (2, 64, [1, 64, 64]),
+    "flag_early": (2, 64, [1, 64, 64]),
+    "answer_relaxed": (2, 1, [64, 1, ROUNDS, "rounds"]),
+    "chain_broken": (3, 1, [64, 1, 1]),
+    "lock_no_fences": (4, 1, [1, 1, "rounds"]),
+    "last_block_relaxed": (4, 64, [1, 256, 64]),
+    "grid_no_barrier": (4, 64, [1, 256, 256]),
+}
+PLANTED = SHARED | GLOBAL
+SOUND = {f"{name}_sound": PLANTED[name] for name in (
+    "shared_exchange", "shared_pair", "shared_write_after_read", "shared_two_writers", "shared_lanes",
+    "shared_half_warp", "shared_atomics", "shared_named_barrier", "cluster_shared", "global_exchange",
+    "blocks_two_writers", "blocks_count", "blocks_atomic_and_plain", "blocks_scope",
+)} | {
+    "bytes_apart_sound": (1, 64, [64]),
+    "registers_sound": (1, 64, [64, 64]),
+    "async_copy_sound": PLANTED["async_copy_unwaited"],
+    "bulk_copy_sound": PLANTED["bulk_copy_unwaited"],
+    "flag_sound": PLANTED["flag_early"],
+    "flag_fences_sound": PLANTED["flag_early"],
+    "answer_sound": PLANTED["answer_relaxed"],
+    "chain_sound": PLANTED["chain_broken"],
+    "lock_sound": PLANTED["lock_no_fences"],
+    "last_block_sound": PLANTED["last_block_relaxed"],
+    "grid_sound": PLANTED["grid_no_barrier"],
+}  # fmt: skip
+
+LINES = {  # kernel: markers of the lines that its report must name
+    "shared_exchange": ["exchange writes", "exchange reads"],
+    "shared_pair": ["pair writes", "pair reads"],
+    "shared_write_after_read": ["war writes", "war reads"],
+    "shared_two_writers": ["both write"],
+    "shared_lanes": ["lanes write", "lanes read"],
+    "shared_half_warp": ["halves write", "halves read"],
+    "shared_atomics": ["counts", "reads the count"],
+    "shared_named_barrier": ["three warps write", "two warps read"],
+    "async_copy_unwaited": ["reads what was copied"],
+    "async_copy_no_barrier": ["reads what was copied"],
+    "async_copy_slot_reused": ["reads what was copied"],
+    "bulk_copy_unwaited": ["reads what was copied in bulk"],
+    "bulk_copy_slot_reused": ["reads what was copied in bulk"],
+    "global_exchange": ["block writes", "block reads"],
+    "blocks_two_writers": ["first writer", "second writer"],
+    "blocks_count": ["plain count"],
+    "blocks_atomic_and_plain": ["atomic side", "plain side"],
+    "flag_release_relaxed": ["hands over", "takes over"],
+    "flag_release_block": ["hands over", "takes over"],
+    "flag_acquire_relaxed": ["hands over", "takes over"],
+    "flag_no_barrier": ["hands over", "takes over"],
+    "flag_early": ["hands over", "takes over"],
+    "answer_relaxed": ["fills again", "reads, then answers"],
+    "chain_broken": ["chain begins", "chain ends"],
+    "lock_no_fences": ["under the lock"],
+    "last_block_relaxed": ["partial sums", "adds up"],
+    "grid_no_barrier": ["before the grid barrier", "after the grid barrier"],
+}
+
+
+def launch(module, name, cases, **how):
+    grid, block, sizes = cases[name]
+    args = [ROUNDS if size == "rounds" else words(size) for size in sizes]
+    together = {"cooperative": True} if name.startswith(("flag", "answer", "chain", "lock", "grid")) else {}
+    module[name].launch(grid, block, args, **together, **how)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", PLANTED)
+def test_race_is_reported_with_its_lines(module, name, seed):
+    with pytest.raises(KernelError) as error:
+        launch(module, name, PLANTED, races=True, seed=seed)
+    says(str(error.value), name, *(line("races.cu", marker) for marker in LINES.get(name, ())))
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_twin_gives_no_report(module, name):
+    for seed in SOUND_SEEDS:
+        launch(module, name, SOUND, races=True, seed=seed)
+        launch(module, name, SOUND, races=True, seed=seed, hostile=True)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "name, numbers",
+    [("shared_pair", (5, 41, 17)), ("blocks_two_writers", (1, 9, 2, 33, 77))],
+)
+def test_report_names_both_threads_and_the_element(module, name, numbers, seed):
+    with pytest.raises(KernelError) as error:
+        launch(module, name, PLANTED, races=True, seed=seed)
+    says(str(error.value), *numbers)
+
+
+def test_nobody_looks_for_races_unless_asked(module):
+    launch(module, "blocks_two_writers", PLANTED)
+    launch(module, "shared_pair", PLANTED)
+
+
+def test_launches_are_ordered(module):
+    for seed in SOUND_SEEDS:
+        x, out = words(256), words(256)
+        writes, reads = module["launch_writes"], module["launch_reads"]
+        for _ in range(2):
+            writes.launch(4, 64, [x], races=True, seed=seed)
+            reads.launch(4, 64, [x, out], races=True, seed=seed)
+        assert torch.equal(out, torch.arange(64).repeat(4).int())
+        machine.run([writes.prepare(4, 64, [x]), reads.prepare(4, 64, [x, out])] * 2, races=True, seed=seed)
+
+
+@pytest.mark.planted
+def test_dependent_launch_that_reads_before_it_waits_is_a_race(module):
+    def run(second, seed):
+        x, out = words(256), words(256)
+        second = module[second].prepare(4, 64, [x, out], dependent=True)
+        machine.run([module["dependent_writes"].prepare(4, 64, [x]), second], races=True, seed=seed)
+
+    for seed in range(10):
+        run("dependent_reads_sound", seed)
+        with pytest.raises(KernelError) as error:
+            run("dependent_reads", seed)
+        says(str(error.value), line("races.cu", "first kernel writes"), line("races.cu", "second kernel reads"))
+
+
+def test_the_launch_after_a_race_is_clean(module):
+    with pytest.raises(KernelError):
+        launch(module, "global_exchange", PLANTED, races=True)
+    launch(module, "global_exchange_sound", SOUND, races=True)
