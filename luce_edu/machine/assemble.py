@@ -38,7 +38,8 @@ unless it is the same register.
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,10 +81,11 @@ class Program:
     relocations   (slot, symbol, addend): imm is to become the address of this module variable plus addend
     blocks        [n, 3]: first slot, first PTX instruction, count of PTX instructions
     sources       for each slot its PTX instruction, an index into `instructions`, or -1
-    instructions  (function, text of opcode and modifiers, PTX line, Loc or None)
-    sites         the slot of each memory instruction
+    lines         for each slot a number that stands for its source line
+    instructions  the PTX instructions; functions: the name of the function each is in
+    sites         the slot of each memory instruction; least_wavefronts: the fewest passes over 32 banks of 4 bytes
     registers     (function, PTX name, type, offset, first slot, last slot): where it holds its value
-    directives    of the kernel: {"maxntid": (256, 1, 1), ...}
+    needs         the kernel's directives: {"maxntid": (256, 1, 1), ...}
     """
 
     name: str
@@ -100,11 +102,27 @@ class Program:
     relocations: list[tuple[int, str, int]]
     blocks: np.ndarray
     sources: np.ndarray
-    instructions: list[tuple[str, str, int, ptx.Loc | None]]
+    lines: np.ndarray
+    instructions: list[ptx.Instruction]
+    functions: list[str]
     sites: list[int]
-    registers: list[tuple[str, str, str, int, int, int]] = field(repr=False)
-    directives: dict[str, tuple[int, ...]]
-    target: str
+    least_wavefronts: list[int]
+    registers: list[tuple[str, str, str, int, int, int]]
+    needs: dict[str, tuple[int, ...]]
+
+    def statement(self, slot: int) -> ptx.Instruction | None:
+        """The PTX instruction that a slot came from; None for what the assembler added."""
+        source = self.sources[slot] if 0 <= slot < len(self.sources) else -1
+        return self.instructions[source] if source >= 0 else None
+
+    @cached_property
+    def block_lengths(self) -> np.ndarray:
+        return self.blocks[:, 2]
+
+    @cached_property
+    def block_instructions(self) -> list[list[ptx.Instruction]]:
+        """The PTX instructions of each basic block."""
+        return [self.instructions[first : first + count] for _, first, count in self.blocks]
 
 
 def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callable[[str], int | None]) -> Program:
@@ -144,7 +162,7 @@ class _Writer:
     def __init__(self, lowering, function):
         self.lowering, self.kernel, self.core = lowering, function, lowering.core
         self.rows, self.sources, self.relocations, self.sites, self.blocks = [], [], [], [], []
-        self.registers, self.positions = [], {}
+        self.registers, self.passes, self.positions = [], [], {}
 
     def program(self):
         low = self.lowering
@@ -407,6 +425,7 @@ class _Writer:
             if op.raw and op.raw[0] == (4, None):
                 row[4] = len(self.sites)
                 self.sites.append(index)
+                self.passes.append(passes(op.name))
         for at, register in zip(results, op.defs):
             row[at] = slots[register]
         for at, register in zip(sources, op.uses):
@@ -453,6 +472,12 @@ class _Writer:
         for parameter in kernel.params:
             parameters.append((parameter.name, parameter.type, low.parameters[parameter.name], parameter.size))
             size = parameters[-1][2] + parameter.size
+        numbers = {}
+        line_of = [
+            numbers.setdefault((ins.loc.file, ins.loc.line) if ins.loc else ins.line, len(numbers))
+            for _, ins in low.instructions
+        ]
+        sources = np.array(self.sources, dtype=np.int32)
         return Program(
             name=kernel.name,
             code=code,
@@ -467,13 +492,24 @@ class _Writer:
             local_bytes=low.local_bytes,
             relocations=relocations,
             blocks=np.array(self.blocks, dtype=np.int32).reshape(-1, 3),
-            sources=np.array(self.sources, dtype=np.int32),
-            instructions=[(f, ".".join((i.opcode, *i.modifiers)), i.line, i.loc) for f, i in low.instructions],
+            sources=sources,
+            lines=np.append(np.array(line_of, dtype=np.int32), np.int32(-1))[sources],
+            instructions=[ins for _, ins in low.instructions],
+            functions=[function for function, _ in low.instructions],
             sites=self.sites,
+            least_wavefronts=self.passes,
             registers=self.registers,
-            directives=dict(kernel.directives),
-            target=next(iter(low.module.target), ""),
+            needs=dict(kernel.directives),
         )
+
+
+def passes(name):
+    """The fewest passes over shared memory's banks that a full warp needs for this access: 128 bytes each."""
+    size = next((int(word[1:]) for word in name.split(".") if word[0] == "b" and word[1:].isdigit()), 32)
+    elements = next((int(word[1:]) for word in name.split(".") if word in ("v2", "v4", "x2", "x4")), 1)
+    if "matrix" in name:
+        return elements  # a matrix of eight rows of 16 bytes a pass
+    return max(1, size * elements // 32)
 
 
 def signed(value, bits):
