@@ -48,35 +48,34 @@ class Counters:
     @cached_property
     def instructions(self) -> int:
         """PTX instructions that warps executed."""
-        return int(self._counts["times"] @ self._program.blocks[:, 2].astype("u8"))
+        return int(self._counts["times"] @ self._program.block_lengths.astype("u8"))
 
     def _by(self, key) -> Counter:
         total: Counter = Counter()
-        for (_, first, count), times in zip(self._program.blocks, self._counts["times"], strict=True):
+        for statements, times in zip(self._program.block_instructions, self._counts["times"], strict=True):
             if times:
-                for instruction in self._program.instructions[first : first + count]:
-                    total[key(*instruction)] += int(times)
+                for statement in statements:
+                    total[key(statement)] += int(times)
         return Counter(dict(total.most_common()))
 
     @cached_property
     def by_kind(self) -> Counter:
         """PTX instructions of warps by opcode, most frequent first."""
-        return self._by(lambda function, spelled, line, loc: spelled.partition(".")[0])
+        return self._by(lambda statement: statement.opcode)
 
     @cached_property
     def by_line(self) -> Counter:
         """PTX instructions of warps by source line, as (file, line), most frequent first."""
-        return self._by(lambda function, spelled, line, loc: (loc.file, loc.line) if loc else ("", line))
+        return self._by(lambda s: (s.loc.file, s.loc.line) if s.loc else ("", s.line))
 
     @cached_property
     def active_lanes(self) -> float:
         """Lanes that were on in an instruction, on average."""
-        lanes = int(self._counts["lanes"] @ self._program.blocks[:, 2].astype("u8"))
+        lanes = int(self._counts["lanes"] @ self._program.block_lengths.astype("u8"))
         return lanes / self.instructions if self.instructions else 0.0
 
     @cached_property
     def bank_conflicts(self) -> int:
-        """Passes over the 32 banks of shared memory beyond the fewest that would bring so many bytes."""
-        sites = self._sites[self._sites["wavefronts"] > 0]
-        fewest = np.maximum(-(-sites["bytes"].astype("i8") // 128), sites["times"].astype("i8"))
-        return int(np.maximum(sites["wavefronts"].astype("i8") - fewest, 0).sum())
+        """Passes over the 32 banks of shared memory beyond the fewest that each access needs."""
+        fewest = self._sites["times"].astype("i8") * np.array(self._program.least_wavefronts, "i8")
+        return int(np.maximum(self._sites["wavefronts"].astype("i8") - fewest, 0).sum())

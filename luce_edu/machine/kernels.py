@@ -128,21 +128,6 @@ class Kernel:
         return run([self.prepare(grid, block, args, **options)], **how)[0]
 
 
-def block_lengths(program: Program) -> np.ndarray:
-    """PTX instructions in each basic block."""
-    return np.ascontiguousarray(program.blocks[:, 2], np.int32)
-
-
-def line_numbers(program: Program) -> np.ndarray:
-    """For each slot a number that stands for its source line, -1 where there is none."""
-    numbers: dict[tuple, int] = {}
-    of_instruction = [
-        -1 if loc is None else numbers.setdefault((loc.file, loc.line), len(numbers))
-        for _, _, _, loc in program.instructions
-    ]
-    return np.array([*of_instruction, -1], np.int32)[program.sources]
-
-
 class _Handle:
     """A program inside the core, for as long as this object lives."""
 
@@ -153,7 +138,8 @@ class _Handle:
             code["imm"][index] = np.uint64((kernel._variables.address[symbol] + addend) % 2**64).astype(np.int64)
         image = np.frombuffer(bytes(program.image), np.uint8)
         specials = np.array(program.specials, np.int32).reshape(-1, 2)
-        lengths, lines = block_lengths(program), line_numbers(program)
+        lengths = np.ascontiguousarray(program.block_lengths, np.int32)
+        lines = np.ascontiguousarray(program.lines, np.int32)
         text = ProgramText(
             code.ctypes.data, len(code), program.arena_bytes, image.ctypes.data, program.image_at, len(image),
             specials.ctypes.data, len(specials), program.shared_bytes, program.local_bytes, len(lengths),
@@ -193,7 +179,7 @@ class Prepared:
         self.kernel, self.smem, self.cooperative = kernel, smem, cooperative
         self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
         program = kernel.program
-        needs = program.directives
+        needs = program.needs
         cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
         kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None)
         if resident is None:
@@ -209,7 +195,7 @@ class Prepared:
         if tensors:
             self.memory = self.memory.with_named(tensors)
         self.tensors = self.memory.for_launch(kernel, self.args)
-        self.counts = np.zeros(len(program.blocks), _COUNT)
+        self.counts = np.zeros(len(program.block_lengths), _COUNT)
         self.sites = np.zeros(len(program.sites), _SITE)
         self.traffic = np.zeros(len(self.tensors.names), _TRAFFIC)
         self.totals = np.zeros(2, np.uint64)

@@ -33,14 +33,12 @@ def words(report, launches: Sequence) -> str:
 
 def place(launch, ins: int) -> str:
     """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
-    program = launch.kernel.program
-    number = program.sources[ins] if 0 <= ins < len(program.sources) else -1
-    if number < 0:
+    statement = launch.kernel.program.statement(ins)
+    if statement is None:
         return ""
-    _, spelled, line, loc = program.instructions[number]
-    if loc is None:
-        return f" at line {line} of the PTX ({spelled})"
-    chain = []
+    if statement.loc is None:
+        return f" at line {statement.line} of the PTX ({'.'.join((statement.opcode, *statement.modifiers))})"
+    chain, loc = [], statement.loc
     while loc is not None:
         if f"{loc.file}:{loc.line}" not in chain:
             chain.append(f"{loc.file}:{loc.line}")
