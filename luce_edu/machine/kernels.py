@@ -47,7 +47,7 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
     module = ptx.parse(text)
     variables = Variables(module)
     names = [name for name, function in module.functions.items() if function.entry]
-    return Named(source, {name: Kernel(module, name, variables, card) for name in names})
+    return Named(source, {name: Kernel(text, module, name, variables, card) for name in names})
 
 
 class Variables:
@@ -87,15 +87,24 @@ class Kernel:
     """
 
     def __init__(
-        self, module: ptx.Module, name: str, variables: Variables, card: Card, registers: Callable[[], int] | None = None
-    ):
-        self.name, self.card = name, card
+        self, text: str, module: ptx.Module, name: str, variables: Variables, card: Card,
+        registers: Callable[[], int] | None = None,
+    ):  # fmt: skip
+        self.name, self.card, self._text = name, card, text
         self._variables, self._registers = variables, registers
         self.program: Program = assemble(module, name, operations())
 
     @cached_property
     def registers(self) -> int:
         return self._registers() if self._registers and self.card.registers_per_sm is not None else 0
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return self._text.split("\n")
+
+    def text(self, statement: ptx.Instruction) -> str:
+        """The line of the PTX that an instruction stands in."""
+        return " ".join(self._lines[statement.line - 1].split())
 
     @property
     def parameters(self) -> Sequence[tuple[str, str, int, int]]:
