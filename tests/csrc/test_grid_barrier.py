@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ptx import to_ptx
 
 from luce_edu.backends import csrc_dir, make_backend
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, planted
+from luce_edu.machine import ptx
+from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 SOURCE = Path(__file__).parent / "kernels" / "grid_barrier.cu"
@@ -81,15 +82,17 @@ def test_blocks_poll_a_line_that_holds_nothing_else():
     assert GRID_BARRIER_PASSED * 4 == 128 and GRID_BARRIER_WORDS * 4 == 2 * 128
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+@pytest.mark.parametrize("arch", ["compute_75", "compute_90a"])
 def test_the_ptx_releases_once_and_acquires_where_it_waits(arch, tmp_path):
     """On hostile memory a missing order shows; that each is there once is read from the compiler's output."""
     tree = tmp_path / "csrc"
     shutil.copytree(csrc_dir(), tree)
     shutil.copy(SOURCE, tree)
-    ptx = to_ptx(SOURCE.name, arch, {"BLOCK_THREADS": THREADS}, tree)
-    body = re.search(r"\.entry rounds\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL)[1]
-    order = re.findall(r"\b(?:bar\.sync|(?:atom|red|ld\.acquire|st\.release|fence|membar)\b[\w.:]*)", body)
+    text = compile_ptx(SOURCE.name, None, KERNELS, {"BLOCK_THREADS": THREADS}, arch, csrc=tree)
+    body = [item for item in ptx.parse(text).functions["rounds"].body if isinstance(item, ptx.Instruction)]
+    spelled = [".".join((one.opcode, *one.modifiers)) for one in body]
+    words = ("bar.", "atom.", "red.", "ld.acquire", "st.release", "fence.", "membar.")
+    order = [one for one in spelled if one.startswith(words)]
     assert order == [
         "bar.sync", "atom.release.gpu.global.add.u32", order[2], "ld.acquire.gpu.global.u32", "bar.sync",
     ]  # fmt: skip
