@@ -171,8 +171,8 @@ class _Writer:
         for name, (blocks, registers, _) in low.functions.items():
             order = orders[name] = lay_out(blocks[0])
             renamed[name] = self.settle(name, order)
+            fuse(order, self.core)
             drop_unread(order, low.pinned)
-            fuse(order, low.pinned, self.core)
             moves = [op for block in order for op in block.ops if op.name in MOVES and not op.partial and self.plain(op)]
             bit = find_liveness(order, {r for op in moves for r in (*op.defs, *op.uses)}, low.pinned)
             roots[name] = root = coalesce(order, bit, moves, low.classes)
