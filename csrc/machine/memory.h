@@ -204,6 +204,20 @@ enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
 // Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
 
+// Passes over shared memory's banks for lanes m that are neighbours, each right behind the one before: see wavefronts().
+inline uint32_t passes_of(uint32_t m, uint32_t size) {
+    const uint32_t together = size <= 4 ? 32 : 128 / size, last = 31 - std::countl_zero(m | 1);
+    return last / together - first_lane(m) / together + 1;
+}
+
+// The same for a few lanes, without vectors. False, with nothing done, also where all is well and only less simple.
+struct Few {
+    static constexpr int most = 4;
+    uint8_t* host[most];  // of the active lanes
+};
+bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, uint32_t size, Use use,
+               Few& few);
+
 // Where one lane's bytes are.
 struct Place {
     uint8_t* host = nullptr;
