@@ -234,60 +234,6 @@ inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Patter
     return reinterpret_cast<uint8_t*>(at[first]);
 }
 
-#if MACHINE_AVX512
-// Where vectors can leave out bytes: some neighbouring lanes, each right behind the one before.
-template <int bytes, int count>
-constexpr bool has_parts = (bytes == 4 || bytes == 8) && !(bytes == 8 && count == 4);
-
-inline bool some_row(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, uint32_t size, Use use,
-                     Some& found) {
-    const uint32_t first = first_lane(m), lanes = std::popcount(m);
-    if ((m >> first) + 1 != 1u << lanes || form == Form::fixed || space == local || space == param) return false;
-    uint64_t base;
-    if (form == Form::narrow) {
-        const uint32_t start = reinterpret_cast<const uint32_t*>(r + p->a)[first];
-        const Word16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const Word16 expected = index * size + (start - first * size), bit = (Word16{} + 1u) << index;
-        Word16 wrong = {};
-        for (uint32_t i = 0; i < 2; ++i) {
-            const auto on = reinterpret_cast<Word16>((bit & m >> 16 * i) != 0);
-            wrong |= (reinterpret_cast<const Word16*>(r + p->a)[i] ^ (expected + 16 * i * size)) & on;
-        }
-        if (any(reinterpret_cast<Eight>(wrong))) return false;
-        base = start + static_cast<uint32_t>(p->imm);
-        base &= 0xffffffff;
-    } else {
-        const uint64_t start = reinterpret_cast<const uint64_t*>(r + p->a)[first];
-        const Eight index = {0, 1, 2, 3, 4, 5, 6, 7}, expected = index * size + (start - first * size);
-        const Eight bit = (Eight{} + 1) << index;
-        Eight wrong = {};
-        for (uint32_t i = 0; i < 4; ++i) {
-            const auto on = reinterpret_cast<Eight>((bit & static_cast<uint64_t>(m >> 8 * i)) != 0);
-            wrong |= (reinterpret_cast<const Eight*>(r + p->a)[i] ^ (expected + 8 * i * size)) & on;
-        }
-        if (any(wrong)) return false;
-        base = start + static_cast<uint64_t>(p->imm);
-    }
-    if (space == generic && (base & window_mask) == shared_window) {
-        space = shared;
-        base -= shared_window;
-    }
-    const uint32_t span = lanes * size;
-    if (space == shared) {
-        if (!reach_row_shared(w, p, base, lanes, size, span, use, passes_of(m, size))) return false;
-        base += reinterpret_cast<uint64_t>(w->block->shared);
-    } else if (!reach_row_global(w, p, base, lanes, size, span, use)) {
-        return false;
-    }
-    found = {reinterpret_cast<uint8_t*>(base) - first * size, static_cast<int>(first * size),
-             static_cast<int>(first * size + span)};
-    return true;
-}
-#else
-template <int bytes, int count>
-constexpr bool has_parts = false;
-#endif
-
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
@@ -304,13 +250,6 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
                         reinterpret_cast<Value<bytes>*>(r + register_of(p, i))[first_lane(left)] = value;
                     }
             return true;
-        }
-        if constexpr (has_parts<bytes, count>) {
-            Some some;
-            if (some_row(w, p, r, m, space, form, size, reads, some)) {
-                spread<bytes, count>(some, r, p, m);
-                return true;
-            }
         }
     }
     Addresses at;
@@ -357,13 +296,6 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
                            r + register_of(p, i) + first_lane(left) * sizeof(Value<bytes>), bytes);
             return true;
         }
-        if constexpr (has_parts<bytes, count>) {
-            Some some;
-            if (some_row(w, p, r, m, space, form, size, writes, some)) {
-                collect<bytes, count>(some, r, p);
-                return true;
-            }
-        }
     }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
@@ -390,15 +322,16 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
 
 // ---- The instructions ----
 
-template <Space space, uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
-    const auto own = [&](uint64_t offset) {
-        return quick_shared<size, span, use>(w, p, offset, lanes) ? w->block->shared + offset : nullptr;
+template <Space space, uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                          uint64_t span, uint32_t passes) {
+    const auto own = [&](uint64_t offset) __attribute__((always_inline)) {
+        return quick_shared<size, known_span, use>(w, p, offset, lanes, span, passes) ? w->block->shared + offset : nullptr;
     };
     if constexpr (space == generic)
         if ((base & window_mask) == shared_window) return own(base - shared_window);
     if constexpr (space == shared) return own(base);
-    return quick_global<size, span, use>(w, p, base, lanes) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+    return quick_global<size, known_span, use>(w, p, base, lanes, span) ? reinterpret_cast<uint8_t*>(base) : nullptr;
 }
 
 // Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
@@ -418,7 +351,7 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
         if (!is_row<size>(r + p->a)) return nullptr;
         base = *reinterpret_cast<const uint64_t*>(r + p->a) + static_cast<uint64_t>(p->imm);
     }
-    return quick_host<space, size, span, use>(w, p, base, warp_lanes);
+    return quick_host<space, size, span, use>(w, p, base, warp_lanes, span, (span + 127) / 128);
 }
 
 // The address of all active lanes, if they have the same one.
@@ -463,17 +396,90 @@ __attribute__((noinline)) void store_slowly(Warp* w, const Ins* p, uint8_t* r, u
     NEXT_AFTER(1);
 }
 
+#if MACHINE_AVX512
+// Where vectors can leave out bytes: some neighbouring lanes, each right behind the one before.
+template <int bytes, int count>
+constexpr bool has_parts = (bytes == 4 || bytes == 8) && !(bytes == 8 && count == 4);
+
+template <Space space, Form form, uint32_t size, Use use>
+__attribute__((always_inline)) inline bool some_row(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Some& found) {
+    const uint32_t first = first_lane(m), lanes = std::popcount(m);
+    if ((m >> first) + 1 != 1u << lanes) return false;
+    uint64_t base;
+    if constexpr (form == Form::narrow) {
+        const uint32_t start = reinterpret_cast<const uint32_t*>(r + p->a)[first];
+        const Word16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Word16 expected = index * size + (start - first * size), bit = (Word16{} + 1u) << index;
+        Word16 wrong = {};
+        for (uint32_t i = 0; i < 2; ++i) {
+            const auto on = reinterpret_cast<Word16>((bit & m >> 16 * i) != 0);
+            wrong |= (reinterpret_cast<const Word16*>(r + p->a)[i] ^ (expected + 16 * i * size)) & on;
+        }
+        if (any(reinterpret_cast<Eight>(wrong))) return false;
+        base = start + static_cast<uint32_t>(p->imm);
+        base &= 0xffffffff;
+    } else {
+        const uint64_t start = reinterpret_cast<const uint64_t*>(r + p->a)[first];
+        const Eight index = {0, 1, 2, 3, 4, 5, 6, 7}, expected = index * size + (start - first * size);
+        const Eight bit = (Eight{} + 1) << index;
+        Eight wrong = {};
+        for (uint32_t i = 0; i < 4; ++i) {
+            const auto on = reinterpret_cast<Eight>((bit & static_cast<uint64_t>(m >> 8 * i)) != 0);
+            wrong |= (reinterpret_cast<const Eight*>(r + p->a)[i] ^ (expected + 8 * i * size)) & on;
+        }
+        if (any(wrong)) return false;
+        base = start + static_cast<uint64_t>(p->imm);
+    }
+    const uint32_t span = lanes * size;
+    uint8_t* host = quick_host<space, size, 0, use>(w, p, base, lanes, span, passes_of(m, size));
+    if (!host) return false;
+    found = {host - first * size, static_cast<int>(first * size),
+             static_cast<int>(first * size + span)};
+    return true;
+}
+#else
+template <int bytes, int count>
+constexpr bool has_parts = false;
+#endif
+
+// Neighbouring lanes in a row.
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    if constexpr (has_parts<bytes, count>) {
+        Some some;
+        if (some_row<space, form, bytes * count, reads>(w, p, r, m, some)) {
+            spread<bytes, count>(some, r, p, m);
+            NEXT_AFTER(1);
+        }
+    }
+    return load_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    if constexpr (has_parts<bytes, count>) {
+        Some some;
+        if (some_row<space, form, bytes * count, writes>(w, p, r, m, some)) {
+            collect<bytes, count>(some, r, p);
+            NEXT_AFTER(1);
+        }
+    }
+    return store_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
 // All active lanes at one address; often there is one active lane.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     uint64_t address;
     if (same_address<form>(r, p, m, address)) {
         constexpr int size = bytes * count;
-        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m))) {
+        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m), size, 1)) {
             spread_same<bytes, count>(from, r, p, m);
             NEXT_AFTER(1);
         }
     }
+    if constexpr (has_parts<bytes, count> && form != Form::fixed)
+        if (m != all_lanes) return load_part<space, form, bytes, count>(w, p, r, m);
     return load_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
@@ -482,13 +488,15 @@ __attribute__((noinline)) void store_same(Warp* w, const Ins* p, uint8_t* r, uin
     uint64_t address;
     if (same_address<form>(r, p, m, address)) {
         constexpr int size = bytes * count;
-        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m))) {
+        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m), size, 1)) {
             const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
             for (int i = 0; i < count; ++i)
                 memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
             NEXT_AFTER(1);
         }
     }
+    if constexpr (has_parts<bytes, count> && form != Form::fixed)
+        if (m != all_lanes) return store_part<space, form, bytes, count>(w, p, r, m);
     return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 

@@ -154,6 +154,26 @@ __attribute__((always_inline)) inline void mark_row(uint64_t* bits, uint64_t fro
         memset(word, 0xff, span / 8);
 }
 
+// The same for a part of a row, whose length only the run knows.
+inline bool fits_words(uint64_t from, uint64_t span) {
+    return (from & 63) + span <= 64 || ((from | span) & 63) == 0;
+}
+__attribute__((always_inline)) inline bool part_marked(const uint64_t* bits, uint64_t from, uint64_t span) {
+    const uint64_t* word = bits + (from >> 6);
+    if (span <= 64) return (~*word << (64 - span - (from & 63)) >> (64 - span)) == 0;
+    uint64_t marked = ~0ull;
+    for (uint64_t i = 0; i < span / 64; ++i) marked &= word[i];
+    return marked == ~0ull;
+}
+__attribute__((always_inline)) inline void mark_part(uint64_t* bits, uint64_t from, uint64_t span) {
+    if (part_marked(bits, from, span)) return;
+    uint64_t* word = bits + (from >> 6);
+    if (span < 64)
+        __atomic_fetch_or(word, ((1ull << span) - 1) << (from & 63), __ATOMIC_RELAXED);
+    else
+        for (uint64_t i = 0; i < span / 64; ++i) __atomic_store_n(word + i, ~0ull, __ATOMIC_RELAXED);
+}
+
 // One access of an aligned element: at most 32 bytes, mostly in one word.
 inline void mark_element(uint64_t* bits, uint64_t from, uint32_t size) {
     const uint64_t mask = ((1ull << size) - 1) << (from & 63);
@@ -265,8 +285,10 @@ inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span 
 
 // `span` bytes of global memory that `lanes` touch, in a row or all the same. False, with nothing done, also where all
 // is well and only less simple: another tensor than the last time, bits that begin inside a word.
-template <uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+// known_span: the same as span where the compiler knows it, or 0.
+template <uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                        uint64_t span) {
     const Launch* launch = w->block->launch;
     Worker* worker = w->worker;
     const uint32_t index = worker->last_tensor[p->c];
@@ -274,26 +296,42 @@ __attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, u
     const Tensor& tensor = launch->tensors[index];
     const uint64_t offset = base - tensor.begin;
     uint64_t* bits = use == reads ? tensor.read : tensor.written;
-    if (!holds(tensor, base, span) || (base & (size - 1)) || !fits_words<span>(offset)) return false;
+    if (!holds(tensor, base, span) || (base & (size - 1))) return false;
     if (use == writes && tensor.read_only) return false;
-    if (bits) mark_row<span>(bits, offset);
+    if constexpr (known_span != 0) {
+        if (!fits_words<known_span>(offset)) return false;
+        if (bits) mark_row<known_span>(bits, offset);
+    } else {
+        if (!fits_words(offset, span)) return false;
+        if (bits) mark_part(bits, offset, span);
+    }
     const uint64_t asked = static_cast<uint64_t>(lanes) * size, sectors = sectors_of(base, span);
     count_traffic(worker, index, asked, sectors, use, offset, span);
     count_site(w, p, lanes, asked, sectors, 0);
     return true;
 }
 
-// The same for the block's own shared memory.
-template <uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+// The same for the block's own shared memory, in `passes` over its banks.
+template <uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                        uint64_t span, uint32_t passes) {
     Block* block = w->block;
+    uint64_t* written = block->shared_written;
     if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
-    if (!fits_words<span>(base)) return false;
-    if (!row_marked<span>(block->shared_written, base)) {
-        if (use == reads) return false;
-        mark_row<span>(block->shared_written, base);
+    if constexpr (known_span != 0) {
+        if (!fits_words<known_span>(base)) return false;
+        if (!row_marked<known_span>(written, base)) {
+            if (use == reads) return false;
+            mark_row<known_span>(written, base);
+        }
+    } else {
+        if (!fits_words(base, span)) return false;
+        if (!part_marked(written, base, span)) {
+            if (use == reads) return false;
+            mark_part(written, base, span);
+        }
     }
-    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, span == size ? 1 : (span + 127) / 128);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, passes);
     return true;
 }
 
