@@ -9,8 +9,6 @@ import io
 import math
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -20,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luce_edu.backends import csrc_dir, default_device, make_backend
+from luce_edu.backends import default_device, make_backend
 from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
 from luce_edu.backends.host import HostBackend
 from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
+from luce_edu.faults import planted
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.models import DATA
@@ -263,9 +262,7 @@ _PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16
 @contextmanager
 def _tree(text: str, source: str) -> Iterator[Path]:
     """A copy of csrc/ with the cell in it, so that no cell can change what ships."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "csrc"
-        shutil.copytree(csrc_dir(), tree, ignore=lambda folder, names: [name for name in names if "." not in name])
+    with planted() as tree:
         (tree / CELL).write_text("\n" + text, encoding="utf-8")  # the magic is the reader's line 1
         (tree / SOURCE).write_text(source, encoding="utf-8")
         yield tree
