@@ -16,8 +16,6 @@ using Value = std::conditional_t<bytes == 8, uint64_t, uint32_t>;  // what a lan
 typedef uint32_t Word4 __attribute__((vector_size(16), may_alias));
 typedef uint32_t Word16 __attribute__((vector_size(64), may_alias));
 
-inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
-
 #if MACHINE_AVX512
 // Elements of a and b, counted on through both, in the order that `order` lists.
 inline Word16 permute(Word16 a, Word16 order, Word16 b) {
@@ -125,8 +123,12 @@ template <int bytes, int count, class From>
 __attribute__((always_inline)) inline void spread(From from, uint8_t* r, const Ins* p, uint32_t m) {
     using T = Value<bytes>;
     if constexpr (!std::is_same_v<From, All> && count == 1) {
-        using Part = std::conditional_t<bytes == 8, Eight, Word16>;
-        for (int i = 0; i < bytes / 2; ++i) put_part(r, p->d, i, from.template get<Part>(64 * i), m);
+        for (int i = 0; i < bytes / 2; ++i) {
+            if constexpr (bytes == 8)
+                put_part(r, p->d, i, from.template get<Eight>(64 * i), m);
+            else
+                put_part(r, p->d, i, from.template get<Word16>(64 * i), m);
+        }
     } else if constexpr (count == 1 && bytes >= 4) {
         if (p->d >= 0) put(r, p->d, from.template get<Lanes<T>>(0), m);
     } else if constexpr (count == 1 && bytes == 2) {
@@ -214,7 +216,8 @@ __attribute__((always_inline)) inline void collect(To to, const uint8_t* r, cons
         for (int i = 0; i < 4; ++i) collect2<Eight>(to, r, p, i);
 #endif
     } else if constexpr (count == 1 && bytes == 2) {
-        const auto value = __builtin_convertvector(*reinterpret_cast<const Lanes<uint32_t>*>(r + p->d), Lanes<uint16_t>);
+        const auto& wide = *reinterpret_cast<const Lanes<uint32_t>*>(r + p->d);
+        const auto value = __builtin_convertvector(wide, Lanes<uint16_t>);
         memcpy(to.at, &value, 64);
     } else {
         for (int i = 0; i < count; ++i) {
@@ -326,7 +329,8 @@ template <Space space, uint32_t size, uint32_t known_span, Use use>
 __attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
                                                           uint64_t span, uint32_t passes) {
     const auto own = [&](uint64_t offset) __attribute__((always_inline)) {
-        return quick_shared<size, known_span, use>(w, p, offset, lanes, span, passes) ? w->block->shared + offset : nullptr;
+        const bool good = quick_shared<size, known_span, use>(w, p, offset, lanes, span, passes);
+        return good ? w->block->shared + offset : nullptr;
     };
     if constexpr (space == generic)
         if ((base & window_mask) == shared_window) return own(base - shared_window);
@@ -381,7 +385,7 @@ __attribute__((always_inline)) inline bool same_address(const uint8_t* r, const 
     return !any(wrong);
 }
 
-constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic || space == constant; }
+constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic; }
 
 // From quick to slow, in functions of their own: the quick ones call nothing, so they need no stack.
 template <Space space, Form form, int bytes, int count>
@@ -437,35 +441,35 @@ __attribute__((always_inline)) inline bool some_row(Warp* w, const Ins* p, const
              static_cast<int>(first * size + span)};
     return true;
 }
-#else
-template <int bytes, int count>
-constexpr bool has_parts = false;
-#endif
-
 // Neighbouring lanes in a row.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_parts<bytes, count>) {
-        Some some;
-        if (some_row<space, form, bytes * count, reads>(w, p, r, m, some)) {
-            spread<bytes, count>(some, r, p, m);
-            NEXT_AFTER(1);
-        }
+    Some some;
+    if (some_row<space, form, bytes * count, reads>(w, p, r, m, some)) {
+        spread<bytes, count>(some, r, p, m);
+        NEXT_AFTER(1);
     }
     return load_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if constexpr (has_parts<bytes, count>) {
-        Some some;
-        if (some_row<space, form, bytes * count, writes>(w, p, r, m, some)) {
-            collect<bytes, count>(some, r, p);
-            NEXT_AFTER(1);
-        }
+    Some some;
+    if (some_row<space, form, bytes * count, writes>(w, p, r, m, some)) {
+        collect<bytes, count>(some, r, p);
+        NEXT_AFTER(1);
     }
     return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
+
+#else
+template <int bytes, int count>
+constexpr bool has_parts = false;
+template <Space space, Form form, int bytes, int count>
+void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
+template <Space space, Form form, int bytes, int count>
+void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
+#endif
 
 // All active lanes at one address; often there is one active lane.
 template <Space space, Form form, int bytes, int count>
@@ -536,7 +540,8 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
         NEXT_AFTER(1);
     }
     const Launch* launch = w->block->launch;
-    if (__builtin_expect(static_cast<uint64_t>(p->imm) + bytes * count > static_cast<uint64_t>(launch->program->parameter_bytes), 0))
+    const auto end = static_cast<uint64_t>(launch->program->parameter_bytes);
+    if (__builtin_expect(static_cast<uint64_t>(p->imm) + bytes * count > end, 0))
         return fail(w, p, Fault::out_of_bounds, first_lane(m), p->imm, bytes * count, param, false);
     spread_same<bytes, count>(launch->parameters + p->imm, r, p, m);
     NEXT_AFTER(1);
@@ -544,17 +549,12 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Names ----
 
-#define WIDTHS(M, space, name, form)                                                                             \
-    M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"), M(space, name, form, 8, 4, ".b8.v4"), \
-    M(space, name, form, 16, 1, ".b16"), M(space, name, form, 16, 2, ".b16.v2"), M(space, name, form, 16, 4, ".b16.v4"), \
-    M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"), M(space, name, form, 32, 4, ".b32.v4"), \
-    M(space, name, form, 64, 1, ".b64"), M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
 #define LOAD(space, name, form, bits, count, text) \
     {"ld." name text, load<space, form, bits / 8, count>, load_slowly<space, form, bits / 8, count>}
 #define STORE(space, name, form, bits, count, text) \
     {"st." name text, store<space, form, bits / 8, count>, store_slowly<space, form, bits / 8, count>}
 #define PARAMETER(space, name, form, bits, count, text) \
-    {"ld." name text, load_parameter<bits / 8, count>, load_parameter<bits / 8, count>}
+    {"ld." name text, load_parameter<bits / 8, count>}
 
 REGISTER(memory_loads,
     WIDTHS(LOAD, global, "global", Form::wide), WIDTHS(LOAD, global, "global.k", Form::fixed),
@@ -563,7 +563,7 @@ REGISTER(memory_loads,
     WIDTHS(LOAD, local, "local", Form::wide), WIDTHS(LOAD, local, "local.a32", Form::narrow),
     WIDTHS(LOAD, local, "local.k", Form::fixed),
     WIDTHS(LOAD, generic, "gen", Form::wide), WIDTHS(LOAD, generic, "gen.k", Form::fixed),
-    WIDTHS(LOAD, constant, "const", Form::wide), WIDTHS(LOAD, constant, "const.k", Form::fixed),
+    WIDTHS(LOAD, global, "const", Form::wide), WIDTHS(LOAD, global, "const.k", Form::fixed),  // tensors, read only
     WIDTHS(PARAMETER, param, "param", Form::fixed), WIDTHS(LOAD, param, "param.k", Form::fixed),
     WIDTHS(LOAD, param, "param.a32", Form::narrow));
 REGISTER(memory_stores,

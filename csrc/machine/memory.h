@@ -18,6 +18,18 @@ enum class Form : uint8_t { wide, narrow, fixed };  // a 64-bit register, a 32-b
 
 using Addresses = Lanes<uint64_t>;
 
+// The registers of a vector's elements.
+inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
+
+// M for each width of loads and stores: bits of an element, elements.
+#define WIDTHS(M, space, name, form)                                                  \
+    M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"),          \
+        M(space, name, form, 8, 4, ".b8.v4"), M(space, name, form, 16, 1, ".b16"),    \
+        M(space, name, form, 16, 2, ".b16.v2"), M(space, name, form, 16, 4, ".b16.v4"), \
+        M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"),  \
+        M(space, name, form, 32, 4, ".b32.v4"), M(space, name, form, 64, 1, ".b64"),  \
+        M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
+
 // ---- Watchers: hostile memory, the race detector and the stepper ----
 
 // One lane's access. `address` is what the program said; `host` is where the bytes are.
@@ -224,7 +236,7 @@ enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
 // Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
 
-// Passes over shared memory's banks for lanes m that are neighbours, each right behind the one before: see wavefronts().
+// Passes over shared memory's banks for neighbouring lanes in a row: see wavefronts().
 inline uint32_t passes_of(uint32_t m, uint32_t size) {
     const uint32_t together = size <= 4 ? 32 : 128 / size, last = 31 - std::countl_zero(m | 1);
     return last / together - first_lane(m) / together + 1;

@@ -124,7 +124,10 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     const uint32_t shift = std::countr_zero(width);
     const uint32_t slots = 128 >> shift;  // places side by side over all banks: also the lanes that go together
     uint64_t taken[4];                    // by eight lanes: a bit for each place that is wanted
-    for (int i = 0; i < 4; ++i) taken[i] = or_of(((Eight{} + 1) << (eight(at, i) >> shift & (slots - 1))) & lanes_on(m, i));
+    for (int i = 0; i < 4; ++i) {
+        const Eight slot = eight(at, i) >> shift & (slots - 1);
+        taken[i] = or_of(((Eight{} + 1) << slot) & lanes_on(m, i));
+    }
     uint32_t passes = 0;
     for (uint32_t from = 0; from < warp_lanes; from += slots) {
         const uint32_t group = m >> from & static_cast<uint32_t>((1ull << slots) - 1);
