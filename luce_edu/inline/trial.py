@@ -475,10 +475,11 @@ def _words(shape: Mapping[str, int]) -> str:
 
 def _first_error(log: str, cell: str) -> str:
     """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
-    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b", part.partition("\n")[0])]
+    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b.*:", part.partition("\n")[0])]
     lines = "\n\n".join(errors or [log]).splitlines()
     # A brace too few shows in a file that comes after the cell, one too many in the one around it.
     opened, closed = (code(cell).count(brace) for brace in "{}")
     if opened != closed and not lines[0].startswith(f"{CELL}("):
         return f"the cell has {opened} {{ and {closed} }}"
-    return "\n".join(lines[:LOG_LINES])
+    # What is missing at the cell's end shows at what stands around it.
+    return re.sub(rf"^{re.escape(SOURCE)}\(\d+\): ", "at the end of the cell: ", "\n".join(lines[:LOG_LINES]))
