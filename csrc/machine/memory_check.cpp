@@ -326,7 +326,6 @@ int find_tensor(Warp* w, int32_t site, uint64_t address, uint64_t size) {
 
 bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t size, Use use,
            uint32_t alignment, Place& found) {
-    const bool is_write = use == writes;
     if (space == generic) {
         space = space_of_window(address);
         if (space != global) address &= ~window_mask;
@@ -338,6 +337,7 @@ bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, 
     found.space = space;
     found.address = address;
     const auto refuse = [&](Fault fault) {
+        const bool is_write = (use & writes) && fault != Fault::uninitialised;
         fail(w, p, fault, lane, address, size, space, is_write);
         return false;
     };
