@@ -534,6 +534,10 @@ class Lowering:
             if not combine and second is None:
                 return
         other = self.source(ins.operands[3], "pred") if combine else None
+        if second is not None and other is not None:  # the first result may be the register that is combined
+            copy = self.new(PREDICATE)
+            self.move(copy, other)
+            other = copy
         for index, result in enumerate((first, second)):
             if result is None or type(result) is Symbol:
                 continue
@@ -810,6 +814,8 @@ class Lowering:
         return self.narrow(item, kind)
 
     def memory(self, opcode, space, synchronising, bits, count, defs, results, uses, values, fields, offset, symbol, flags):
+        if uses and uses[0] in self.constants:
+            offset, uses = offset + self.constants[uses[0]], ()
         form = ".k" if not uses else ".a32" if self.classes[uses[0]] == WORD else ""
         name = f"{opcode}{'.sync' if synchronising else ''}.{space}{form}.b{bits}{f'.v{count}' if count > 1 else ''}"
         places = shape(results, ("a " if uses else "") + fields)

@@ -229,7 +229,7 @@ match.all.sync.{{b32 b64}}             | @match | | 70
 redux.sync.{{add min max}}.{{u32 s32}} | @redux | | 80
 redux.sync.{{and or xor}}.b32          | @redux | | 80
 redux.sync.{{min max}}.[abs].[NaN].f32 | @redux | | 100a
-activemask.b32                         | db32
+activemask.b32                         | db32 | activemask
 elect.sync                             | @elect | | 90
 griddepcontrol.{{launch_dependents wait}} | @plain | | 90
 

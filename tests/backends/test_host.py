@@ -26,7 +26,7 @@ def backend(kernel_tree):
 
 @pytest.fixture
 def module(backend):
-    return backend.compile("emulator.cu", ["types", "fill"], DEFINES)
+    return backend.compile("promises.cu", ["types", "fill"], DEFINES)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_resident_blocks_follow_the_limits_of_the_device(backend, module, monkey
 def test_132_blocks_of_256_threads_are_resident_together(kernel_tree, monkeypatch):
     monkeypatch.setenv("LUCE_HOST_SMS", "132")
     backend = HostBackend(csrc_dir=kernel_tree)
-    rounds = backend.compile("emulator.cu", ["rounds"], DEFINES)["rounds"]
+    rounds = backend.compile("promises.cu", ["rounds"], DEFINES)["rounds"]
     buffer = torch.zeros(2, 132, dtype=torch.int32)
     backend.launch(rounds, 132, 256, 0, [torch.zeros(2, dtype=torch.int32), buffer, 4], cooperative=True)
     assert buffer[0].tolist() == [(block + 4) % 132 + 4 for block in range(132)]
@@ -196,7 +196,7 @@ def test_a_refused_source_shows_the_compilers_log_with_paths_inside_csrc(kernel_
 
 def test_a_kernel_that_is_not_in_the_source_is_named(backend):
     with pytest.raises(CompileError) as error:
-        backend.compile("emulator.cu", ["nowhere"], DEFINES)
+        backend.compile("promises.cu", ["nowhere"], DEFINES)
     assert "nowhere" in error.value.log
 
 
@@ -204,14 +204,14 @@ def test_a_missing_compiler_is_one_clear_line(backend, own_cache, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(CompileError, match="build-essential") as error:
-        backend.compile("emulator.cu", ["fill"], DEFINES)
+        backend.compile("promises.cu", ["fill"], DEFINES)
     assert "\n" not in str(error.value)
 
 
 def test_a_compiler_named_by_cxx_that_is_not_there_is_refused(backend, own_cache, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompileError, match="CXX is 'no-such-compiler'"):
-        backend.compile("emulator.cu", ["fill"], DEFINES)
+        backend.compile("promises.cu", ["fill"], DEFINES)
 
 
 # ---- The cache ----
@@ -223,18 +223,18 @@ def entries(cache: Path) -> list[Path]:
 
 def test_an_edited_kernel_is_compiled_again_and_the_first_form_is_still_there(kernel_tree, own_cache, tmp_path):
     tree = shutil.copytree(kernel_tree, tmp_path / "csrc")
-    backend, source = HostBackend(csrc_dir=tree), tree / "emulator.cu"
+    backend, source = HostBackend(csrc_dir=tree), tree / "promises.cu"
     text, results = source.read_text(), []
     for value in ("value", "value * 2", "value"):
         source.write_text(text.replace("= value; }", f"= {value}; }}"))
         out = torch.zeros(8)
-        backend.launch(backend.compile("emulator.cu", ["fill"], DEFINES)["fill"], 1, 8, 0, [out, 3.0])
+        backend.launch(backend.compile("promises.cu", ["fill"], DEFINES)["fill"], 1, 8, 0, [out, 3.0])
         results.append((out[0].item(), len(entries(own_cache))))
     compiled = results[0][1]
     assert results == [(3.0, compiled), (6.0, compiled + 1), (3.0, compiled + 1)]
 
 
-TITLE, CODE, FLAGS = "emulator.cu", '#include "emulator.cu"', [*host.FLAGS, "-DSCALE=1.0f"]
+TITLE, CODE, FLAGS = "promises.cu", '#include "promises.cu"', [*host.FLAGS, "-DSCALE=1.0f"]
 
 
 def build(tree: Path) -> Path:
@@ -276,7 +276,7 @@ def test_a_damaged_entry_is_compiled_again(kernel_tree, own_cache, damage):
 
 def test_a_module_in_the_cache_is_found_in_under_300_ms(backend, module):
     started = time.monotonic()
-    backend.compile("emulator.cu", ["types", "fill"], DEFINES)
+    backend.compile("promises.cu", ["types", "fill"], DEFINES)
     assert time.monotonic() - started < 0.3
 
 
