@@ -61,7 +61,7 @@ def machine(monkeypatch):
 
 def test_no_driver_is_no_problem(machine):
     found = machine(nvml(fails=pynvml.NVMLError_LibraryNotFound()))
-    assert found["driver"].status == "info" and "emulator" in found["driver"].detail
+    assert found["driver"].status == "info" and "virtual GPU" in found["driver"].detail
 
 
 def test_a_cuda_13_driver_with_a_gpu_is_ok(machine):
@@ -110,7 +110,7 @@ def test_a_driver_before_cuda_12_is_to_be_updated(machine):
     assert driver.remedy == "sudo apt install nvidia-driver-580"
 
 
-def test_a_gpu_before_turing_leaves_the_work_to_the_emulator(machine):
+def test_a_gpu_before_turing_leaves_the_work_to_the_virtual_gpu(machine):
     found = machine(nvml(gpus=(PASCAL, TURING)))
     assert found["gpu 0"].status == "info" and "6.1; Turing (7.5) or newer is needed" in found["gpu 0"].detail
     assert found["gpu 1"].status == "ok"
