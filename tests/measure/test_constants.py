@@ -73,7 +73,7 @@ def test_barriers_are_as_many_as_were_asked_for(count):
     state[GRID_BARRIER_PASSED] = 5  # the count goes on from where it is
     blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
     backend.launch(kernel, blocks, BLOCK_THREADS, 0, (state, count), cooperative=True)
-    assert blocks == BLOCKS and state[GRID_BARRIER_PASSED] == 5 + count
+    assert blocks > 1 and state[GRID_BARRIER_PASSED] == 5 + count
 
 
 def test_the_empty_kernel_starts_and_ends():
