@@ -28,7 +28,7 @@ WRONG = {
     "a barrier for the block only": ({EMBED: WITHOUT + "    __syncthreads();\n"}, "hostile order of seed"),
     "the barrier after attention dropped": (
         {ATTENTION: "&shared.attention);"},
-        "hostile order",
+        "hostile order|The virtual GPU says: .*(divergent barrier|out of bounds)",
     ),
     "not passed by block 0": ({EMBED: WITHOUT + "    if (blockIdx.x > 0) grid_barrier(m.barrier);\n"}, "deadlock"),
     "hidden_states[0] never written": (

@@ -38,9 +38,6 @@ LOG_LINES = 12
 INSTRUCTIONS = 50_000_000  # of the warps of a launch: a second or two; cells of the course need less than a million
 PRINTED_CHARACTERS = 10_000  # of what a kernel prints; a loop of printf could fill the notebook
 
-# The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, races named.
-HOSTILE = {"hostile": True, "races": True}
-
 # What is wrong with a kernel, by kind.
 WORDS = {
     "cell": "cannot be checked",
@@ -302,7 +299,10 @@ def _run(
     defines = _defines(block)
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
     usual = {"csrc_dir": tree, "strict": strict, "instructions": instructions}
-    devices = [[make_backend("host", **usual), make_backend("host", **usual, seed=seed, **HOSTILE)]]
+    # The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, and races
+    # named.
+    hostile = make_backend("host", **usual, seed=seed, hostile=True, races=True)
+    devices = [[make_backend("host", **usual), hostile]]
     if default_device() == "cuda":
         devices.append([make_backend("cuda", csrc_dir=tree)])
     for backends in devices:
@@ -475,10 +475,11 @@ def _words(shape: Mapping[str, int]) -> str:
 
 def _first_error(log: str, cell: str) -> str:
     """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
-    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b", part.partition("\n")[0])]
+    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b.*:", part.partition("\n")[0])]
     lines = "\n\n".join(errors or [log]).splitlines()
     # A brace too few shows in a file that comes after the cell, one too many in the one around it.
     opened, closed = (code(cell).count(brace) for brace in "{}")
     if opened != closed and not lines[0].startswith(f"{CELL}("):
         return f"the cell has {opened} {{ and {closed} }}"
-    return "\n".join(lines[:LOG_LINES])
+    # What is missing at the cell's end shows at what stands around it.
+    return re.sub(rf"^{re.escape(SOURCE)}\(\d+\): ", "at the end of the cell: ", "\n".join(lines[:LOG_LINES]))

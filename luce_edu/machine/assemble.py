@@ -45,6 +45,7 @@ import numpy as np
 
 from luce_edu.errors import CompileError
 from luce_edu.machine import ptx
+from luce_edu.machine.fuse import fuse
 from luce_edu.machine.lower import DYNAMIC, Lowering, shape
 from luce_edu.machine.slots import (
     DOUBLE,
@@ -170,6 +171,7 @@ class _Writer:
         for name, (blocks, registers, _) in low.functions.items():
             order = orders[name] = lay_out(blocks[0])
             renamed[name] = self.settle(name, order)
+            fuse(order, self.core)
             drop_unread(order, low.pinned)
             moves = [op for block in order for op in block.ops if op.name in MOVES and not op.partial and self.plain(op)]
             bit = find_liveness(order, {r for op in moves for r in (*op.defs, *op.uses)}, low.pinned)

@@ -92,7 +92,7 @@ def test_wrong_shows_a_mistake_and_raises_on_a_right_kernel(run):
 
 
 def test_as_keeps_the_verdict_also_of_a_wrong_kernel(run, shell):
-    run(f"{AGAINST} --as right --grid 'n / block' --block 64 --smem 0 --arch sm_75 --seed 7 --instructions 1000000\n{ADD}")
+    run(f"{AGAINST} --as right --grid 'n / block' --block 64 --smem 0 --arch sm_75 --seed 7 --instructions 9999\n{ADD}")
     run(f"{AGAINST} --as wrong\n{SHORT}")
     right, wrong = shell.user_ns["right"], shell.user_ns["wrong"]
     assert isinstance(right, Verdict) and right.passed and right.bytes_read == 32768
@@ -193,7 +193,8 @@ def test_an_exercise_is_untouched_right_or_wrong(run, sample):
 WRONG_ANSWERS = {
     "no guard": ("y[blockIdx.x * blockDim.x + threadIdx.x] = 0;\n", "out of bounds.*Look at the guard"),
     "too many bytes": (ADD.replace("x[i] +", "x[i] + 0 * x[n - 1 - i] +"), "^it reads 49,152 bytes; 32,768 are enough"),
-    "not C++": ("y[0] = nothing;\n", r'^add_up does not compile. cell\(2\): error: identifier "nothing" is undefined[^L]*$'),
+    "not C++": ("y[0] = nothing;\n",
+        r'^add_up does not compile. cell\(2\): error: identifier "nothing" is undefined[^L]*$'),
     "no text": (3, r"expected CUDA C\+\+ as text, got int"),
 }
 
@@ -219,7 +220,7 @@ def test_a_notebook_goes_on_after_every_kind_of_refusal(monkeypatch):
         "%load_ext luce_edu": None,
         f"{AGAINST}\n{SHORT}": "mine is wrong. n 1: nobody wrote y[0]",
         f"{AGAINST}\ny[n] = 0;": "mine fails. n 1: block 0, thread 0 writes 4 bytes at y[1]",
-        f"{AGAINST} --instructions 1000\nfor (;;) y[0] = 0;": "mine does not end. n 1: it had not ended after 1,000 instr",
+        f"{AGAINST} --instructions 1000\nfor (;;) y[0] = 0;": "mine does not end. n 1: it had not ended after 1,000",
         f"{AGAINST}\nint x;": "mine does not compile. cell(2):",
         f"{AGAINST} --block 3\n{ADD}": "mine cannot be launched. --block 3",
         f"{AGAINST} --wrong\n{ADD}": "mine was meant to be wrong, and passes",
