@@ -543,12 +543,12 @@ def flushed(form, result, towards_zero):
 
 
 def saturated(form, result):
-    """Clamped to [0, 1]; NaN is +0, and the sign of a zero is not said."""
-    if isinstance(result, Either):
-        return Either(saturated(form, result.first), saturated(form, result.second))
+    """Clamped to [0, 1]; NaN is +0, and whether -0 becomes +0 is not said."""
+    if isinstance(result, Either):  # the smallest normal number or zero, both of one sign
+        return Either(0, form.sign) if negative(form, result.first) else result
     if is_nan(form, result):
         return 0
-    if floats.is_zero(form, result):
+    if result == form.sign:
         return Either(0, form.sign)
     return 0 if negative(form, result) else min(result, floats.one(form))
 
