@@ -33,7 +33,11 @@ def fuse(blocks, core):
                 writes[d] = writes.get(d, 0) + 1
             for use in op.uses:
                 reads[use] = reads.get(use, 0) + 1
-    has = {name for name in (LOW, HIGH, "fused.dot8.f32", "fused.dot8.f32.z", "fused.bf16." + MMA) if core(name) is not None}
+    has = {
+        name
+        for name in (LOW, HIGH, "fused.dot8.f32", "fused.dot8.f32.z", "fused.bf16." + MMA)
+        if core(name) is not None
+    }
     sums, halves = {}, {}  # register -> (register, constant); register -> (packed register, whether its upper half)
     for block in blocks:
         _fuse_block(block, core, has, writes, reads, sums, halves)
