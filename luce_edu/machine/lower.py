@@ -1315,7 +1315,7 @@ class Lowering:
         inputs = "f64" if types[1] == "f64" else "b32"
         lists = []
         for operand, count, kind in zip(
-            (d, a, b, c), (counts[2], *counts[:3]), (accumulator, inputs, inputs, accumulator)
+            (d, a, b, c), (counts[2], *counts[:3]), (accumulator, inputs, inputs, accumulator), strict=True
         ):
             find = self.result if operand is d and not lists else self.source
             lists.append([find(item, kind) for item in self.elements(operand, count)])
