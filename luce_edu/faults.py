@@ -21,6 +21,7 @@ from luce_edu.backends import csrc_dir
 
 ALL = ("per_op", "per_layer", "megakernel")
 FUSED = ("per_layer", "megakernel")
+ELSEWHERE = ("host", "machine")  # folders of csrc/ that hold no kernels
 REPLAYED = ("graph", "per_layer")  # with token and position in memory
 
 
@@ -52,13 +53,13 @@ def fault(name: str) -> Fault:
 
 @contextmanager
 def planted(*faults: Fault) -> Iterator[Path]:
-    """A temporary copy of csrc/ with the faults in it, in their order; a decoder made inside may outlive it.
+    """A temporary copy of csrc/'s kernels with the faults in it, in their order; a decoder made inside may outlive it.
 
     Raises ValueError naming fault and file when `old` is not there exactly once.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "csrc"
-        shutil.copytree(csrc_dir(), tree)
+        shutil.copytree(csrc_dir(), tree, ignore=shutil.ignore_patterns(*ELSEWHERE))
         for one in faults:
             file = tree / one.path
             if not file.is_file():

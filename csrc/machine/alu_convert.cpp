@@ -1,6 +1,6 @@
 // alu_convert.cpp: cvt between all types
 // The result of a narrow integer type has 16 bits, the register's upper half is zero; the assembler widens it further.
-// Out of range becomes the nearest integer there is, NaN becomes 0.
+// Out of range becomes the nearest integer there is.
 // cvt to two halves: a is the upper half, b the lower.
 #include <limits>
 
@@ -65,7 +65,8 @@ constexpr auto short_of = [](auto a) { return Format::template round<mode>(doubl
 
 // ---- Float, as fp64, to integer ----
 
-template <class D, Rounding mode>
+// NaN is 0, but the top bit alone where either type has 64 bits.
+template <class D, Rounding mode, class S>
 constexpr auto integer_of = [](auto x) {
     using V = decltype(x);
     using To = std::conditional_t<std::is_signed_v<D>, s64, u64>;
@@ -76,8 +77,12 @@ constexpr auto integer_of = [](auto x) {
     V inside = x > all<V>(top) ? all<V>(top) : x;
     inside = inside < all<V>(static_cast<double>(least)) ? all<V>(static_cast<double>(least)) : inside;
     inside = x == x ? inside : all<V>(0);
-    if constexpr (sizeof(D) < 8) return as<To>(convert<s64>(inside));
-    else return x > all<V>(top) ? all<Vec<To, width<V>>>(most) : convert<To>(inside);
+    using Result = Vec<To, width<V>>;
+    Result result;
+    if constexpr (sizeof(D) < 8) result = as<To>(convert<s64>(inside));
+    else result = x > all<V>(top) ? all<Result>(most) : convert<To>(inside);
+    if constexpr (sizeof(D) == 8 || std::is_same_v<S, double>) result = x == x ? result : all<Result>(static_cast<To>(u64{1} << (8 * sizeof(D) - 1)));
+    return result;
 };
 
 // ---- Float to float ----
@@ -192,15 +197,15 @@ template <class T, bool other_is_wide>
 using choose_kind = std::conditional_t<other_is_wide, Sixty<T>, T>;
 
 #define TO_INTEGER(to, D, from, S) \
-    ENTRY("cvt.rni." to "." from, (integer_of<D, nearest>), Sixty<D>(S)), ENTRY("cvt.rzi." to "." from, (integer_of<D, to_zero>), Sixty<D>(S)), \
-        ENTRY("cvt.rmi." to "." from, (integer_of<D, down>), Sixty<D>(S)), ENTRY("cvt.rpi." to "." from, (integer_of<D, up>), Sixty<D>(S)), \
-        ENTRY("cvt.rni.sat." to "." from, (integer_of<D, nearest>), Sixty<D>(S)), ENTRY("cvt.rzi.sat." to "." from, (integer_of<D, to_zero>), Sixty<D>(S)), \
-        ENTRY("cvt.rmi.sat." to "." from, (integer_of<D, down>), Sixty<D>(S)), ENTRY("cvt.rpi.sat." to "." from, (integer_of<D, up>), Sixty<D>(S))
+    ENTRY("cvt.rni." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), ENTRY("cvt.rzi." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rmi." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), ENTRY("cvt.rpi." to "." from, (integer_of<D, up, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rni.sat." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), ENTRY("cvt.rzi.sat." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rmi.sat." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), ENTRY("cvt.rpi.sat." to "." from, (integer_of<D, up, S>), Sixty<D>(S))
 #define TO_INTEGER_FTZ(to, D) \
-    ENTRY("cvt.rni.ftz." to ".f32", (integer_of<D, nearest>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz." to ".f32", (integer_of<D, to_zero>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rmi.ftz." to ".f32", (integer_of<D, down>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz." to ".f32", (integer_of<D, up>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rni.ftz.sat." to ".f32", (integer_of<D, nearest>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz.sat." to ".f32", (integer_of<D, to_zero>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rmi.ftz.sat." to ".f32", (integer_of<D, down>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz.sat." to ".f32", (integer_of<D, up>), Sixty<D>(Ftz32))
+    ENTRY("cvt.rni.ftz." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rmi.ftz." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rni.ftz.sat." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz.sat." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rmi.ftz.sat." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz.sat." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32))
 #define FROM_SHORT_INTEGER(from, S) /* 32 bits or fewer */ \
     ENTRY("cvt.rn.f32." from, (float_of<float, nearest>), float(S)), ENTRY("cvt.rz.f32." from, (float_of<float, to_zero>), float(S)), \
         ENTRY("cvt.rm.f32." from, (float_of<float, down>), float(S)), ENTRY("cvt.rp.f32." from, (float_of<float, up>), float(S)), \

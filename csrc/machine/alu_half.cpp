@@ -65,6 +65,7 @@ using ReluBrain = Short<Bf16Bits, false, false, true>;
         TWICE(name ".NaN", ".f16", or_nan<f>, Half), TWICE(name ".ftz.NaN", ".f16", or_nan<f>, FtzHalf), \
         TWICE(name ".xorsign.abs", ".f16", of_magnitudes<f>, Half), \
         TWICE(name ".NaN.xorsign.abs", ".f16", of_magnitudes<or_nan<f>>, Half), \
+        TWICE(name ".ftz.xorsign.abs", ".f16", of_magnitudes<f>, FtzHalf), TWICE(name ".ftz.NaN.xorsign.abs", ".f16", of_magnitudes<or_nan<f>>, FtzHalf), \
         TWICE(name, ".bf16", f, Brain), TWICE(name ".NaN", ".bf16", or_nan<f>, Brain), \
         TWICE(name ".xorsign.abs", ".bf16", of_magnitudes<f>, Brain), \
         TWICE(name ".NaN.xorsign.abs", ".bf16", of_magnitudes<or_nan<f>>, Brain)

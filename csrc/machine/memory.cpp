@@ -16,8 +16,6 @@ using Value = std::conditional_t<bytes == 8, uint64_t, uint32_t>;  // what a lan
 typedef uint32_t Word4 __attribute__((vector_size(16), may_alias));
 typedef uint32_t Word16 __attribute__((vector_size(64), may_alias));
 
-inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
-
 #if MACHINE_AVX512
 // Elements of a and b, counted on through both, in the order that `order` lists.
 inline Word16 permute(Word16 a, Word16 order, Word16 b) {
@@ -53,23 +51,52 @@ __attribute__((always_inline)) inline void put_part(uint8_t* r, int32_t at, int 
         if (m >> (here * i + k) & 1) (*to)[k] = value[k];
 }
 
+// Where the bytes of 32 lanes are, lane by lane: all of them, or those of some neighbouring lanes. The others' bytes
+// are not touched, as nobody knows whose they are.
+struct All {
+    uint8_t* at;
+    template <class Part>
+    __attribute__((always_inline)) Part get(int offset) const { return unaligned<Part>(at + offset); }
+    template <class Part>
+    __attribute__((always_inline)) void set(int offset, Part value) const { memcpy(at + offset, &value, sizeof value); }
+};
+#if MACHINE_AVX512
+struct Some {
+    uint8_t* at;     // of lane 0, active or not
+    int begin, end;  // bytes behind it that count
+    __attribute__((always_inline)) __mmask64 mask(int offset) const {
+        const int from = begin - offset, to = end - offset;
+        if (to <= 0 || from >= 64) return 0;
+        return (to >= 64 ? ~0ull : (1ull << to) - 1) & (from <= 0 ? ~0ull : ~0ull << from);
+    }
+    template <class Part>
+    __attribute__((always_inline)) Part get(int offset) const {
+        static_assert(sizeof(Part) == 64);
+        return reinterpret_cast<Part>(_mm512_maskz_loadu_epi8(mask(offset), at + offset));
+    }
+    template <class Part>
+    __attribute__((always_inline)) void set(int offset, Part value) const {
+        _mm512_mask_storeu_epi8(at + offset, mask(offset), reinterpret_cast<__m512i>(value));
+    }
+};
+#endif
+
 // x, y, z, w of some lanes, lane by lane in memory, into four registers.
-__attribute__((always_inline)) inline void spread4(const uint8_t* from, uint8_t* r, const Ins* p, int i, uint32_t m) {
+template <class From>
+__attribute__((always_inline)) inline void spread4(From from, uint8_t* r, const Ins* p, int i, uint32_t m) {
 #if MACHINE_AVX512
     const Word16 xy = {0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29}, zw = xy + 2;
     const Word16 low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high = low + 8;
-    from += 256 * i;
-    const Word16 a = unaligned<Word16>(from), b = unaligned<Word16>(from + 64);
-    const Word16 c = unaligned<Word16>(from + 128), d = unaligned<Word16>(from + 192);
+    const auto part = [&](int k) __attribute__((always_inline)) { return from.template get<Word16>(256 * i + 64 * k); };
+    const Word16 a = part(0), b = part(1), c = part(2), d = part(3);
     const Word16 xy0 = permute(a, xy, b), xy1 = permute(c, xy, d), zw0 = permute(a, zw, b), zw1 = permute(c, zw, d);
     put_part(r, p->d, i, permute(xy0, low, xy1), m);
     put_part(r, p[1].d, i, permute(xy0, high, xy1), m);
     put_part(r, p[1].a, i, permute(zw0, low, zw1), m);
     put_part(r, p[1].b, i, permute(zw0, high, zw1), m);
 #else
-    from += 64 * i;
-    const Word4 a = unaligned<Word4>(from), b = unaligned<Word4>(from + 16);
-    const Word4 c = unaligned<Word4>(from + 32), d = unaligned<Word4>(from + 48);
+    const auto part = [&](int k) { return from.template get<Word4>(64 * i + 16 * k); };
+    const Word4 a = part(0), b = part(1), c = part(2), d = part(3);
     const Word4 xy0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), xy1 = __builtin_shufflevector(c, d, 0, 4, 1, 5);
     const Word4 zw0 = __builtin_shufflevector(a, b, 2, 6, 3, 7), zw1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
     put_part(r, p->d, i, Word4(__builtin_shufflevector(xy0, xy1, 0, 1, 4, 5)), m);
@@ -81,24 +108,31 @@ __attribute__((always_inline)) inline void spread4(const uint8_t* from, uint8_t*
 
 #if MACHINE_AVX512
 // The same for two registers, of 4 or 8 bytes a lane.
-template <class Part>
-__attribute__((always_inline)) inline void spread2(const uint8_t* from, uint8_t* r, const Ins* p, int i, uint32_t m) {
+template <class Part, class From>
+__attribute__((always_inline)) inline void spread2(From from, uint8_t* r, const Ins* p, int i, uint32_t m) {
     const Part order = sizeof(order[0]) == 4 ? Part(Word16{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30})
                                              : Part(Eight{0, 2, 4, 6, 8, 10, 12, 14});
-    const Part a = unaligned<Part>(from + 128 * i), b = unaligned<Part>(from + 128 * i + 64);
+    const Part a = from.template get<Part>(128 * i), b = from.template get<Part>(128 * i + 64);
     put_part(r, p->d, i, permute(a, order, b), m);
     put_part(r, p[1].d, i, permute(a, order + 1, b), m);
 }
 #endif
 
 // Bytes of 32 lanes, lane by lane, to the registers of a load.
-template <int bytes, int count>
-__attribute__((always_inline)) inline void spread(const uint8_t* from, uint8_t* r, const Ins* p, uint32_t m) {
+template <int bytes, int count, class From>
+__attribute__((always_inline)) inline void spread(From from, uint8_t* r, const Ins* p, uint32_t m) {
     using T = Value<bytes>;
-    if constexpr (count == 1 && bytes >= 4) {
-        if (p->d >= 0) put(r, p->d, unaligned<Lanes<T>>(from), m);
+    if constexpr (!std::is_same_v<From, All> && count == 1) {
+        for (int i = 0; i < bytes / 2; ++i) {
+            if constexpr (bytes == 8)
+                put_part(r, p->d, i, from.template get<Eight>(64 * i), m);
+            else
+                put_part(r, p->d, i, from.template get<Word16>(64 * i), m);
+        }
+    } else if constexpr (count == 1 && bytes >= 4) {
+        if (p->d >= 0) put(r, p->d, from.template get<Lanes<T>>(0), m);
     } else if constexpr (count == 1 && bytes == 2) {
-        if (p->d >= 0) put(r, p->d, __builtin_convertvector(unaligned<Lanes<uint16_t>>(from), Lanes<uint32_t>), m);
+        if (p->d >= 0) put(r, p->d, __builtin_convertvector(from.template get<Lanes<uint16_t>>(0), Lanes<uint32_t>), m);
 #if MACHINE_AVX512
     } else if constexpr (count == 4 && bytes == 4) {
         spread4(from, r, p, 0, m);
@@ -119,7 +153,7 @@ __attribute__((always_inline)) inline void spread(const uint8_t* from, uint8_t* 
             auto element = reinterpret_cast<T*>(&value);
             for (int lane = 0; lane < warp_lanes; ++lane) {
                 element[lane] = 0;
-                memcpy(&element[lane], from + (lane * count + i) * bytes, bytes);
+                memcpy(&element[lane], from.at + (lane * count + i) * bytes, bytes);
             }
             put(r, register_of(p, i), value, m);
         }
@@ -138,36 +172,39 @@ __attribute__((always_inline)) inline void spread_same(const uint8_t* from, uint
 
 #if MACHINE_AVX512
 // Sixteen lanes of four registers, to lane by lane in memory.
-__attribute__((always_inline)) inline void collect4(uint8_t* to, const uint8_t* r, const Ins* p, int i) {
+template <class To>
+__attribute__((always_inline)) inline void collect4(To to, const uint8_t* r, const Ins* p, int i) {
     const Word16 pairs = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const Word16 low = {0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23}, high = low + 8;
     const auto part = [&](int32_t at) { return reinterpret_cast<const Word16*>(r + at)[i]; };
     const Word16 x = part(p->d), y = part(p[1].d), z = part(p[1].a), w = part(p[1].b);
     const Word16 xy0 = permute(x, pairs, y), xy1 = permute(x, pairs + 8, y);
     const Word16 zw0 = permute(z, pairs, w), zw1 = permute(z, pairs + 8, w);
-    const auto out = [&](int k, Word16 value) { memcpy(to + 256 * i + 64 * k, &value, 64); };
+    const auto out = [&](int k, Word16 value) __attribute__((always_inline)) { to.set(256 * i + 64 * k, value); };
     out(0, permute(xy0, low, zw0));
     out(1, permute(xy0, high, zw0));
     out(2, permute(xy1, low, zw1));
     out(3, permute(xy1, high, zw1));
 }
-template <class Part>
-__attribute__((always_inline)) inline void collect2(uint8_t* to, const uint8_t* r, const Ins* p, int i) {
+template <class Part, class To>
+__attribute__((always_inline)) inline void collect2(To to, const uint8_t* r, const Ins* p, int i) {
     const Part pairs = sizeof(pairs[0]) == 4 ? Part(Word16{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
                                              : Part(Eight{0, 8, 1, 9, 2, 10, 3, 11});
     const Part a = reinterpret_cast<const Part*>(r + p->d)[i], b = reinterpret_cast<const Part*>(r + p[1].d)[i];
     const Part first = permute(a, pairs, b), second = permute(a, pairs + sizeof(Part) / sizeof(a[0]) / 2, b);
-    memcpy(to + 128 * i, &first, 64);
-    memcpy(to + 128 * i + 64, &second, 64);
+    to.set(128 * i, first);
+    to.set(128 * i + 64, second);
 }
 #endif
 
 // The registers of a store as bytes of 32 lanes, lane by lane.
-template <int bytes, int count>
-__attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r, const Ins* p) {
+template <int bytes, int count, class To>
+__attribute__((always_inline)) inline void collect(To to, const uint8_t* r, const Ins* p) {
     using T = Value<bytes>;
-    if constexpr (count == 1 && bytes >= 4) {
-        memcpy(to, r + p->d, bytes * warp_lanes);
+    if constexpr (!std::is_same_v<To, All> && count == 1) {
+        for (int i = 0; i < bytes / 2; ++i) to.set(64 * i, reinterpret_cast<const Eight*>(r + p->d)[i]);
+    } else if constexpr (count == 1 && bytes >= 4) {
+        memcpy(to.at, r + p->d, bytes * warp_lanes);
 #if MACHINE_AVX512
     } else if constexpr (count == 4 && bytes == 4) {
         collect4(to, r, p, 0);
@@ -179,13 +216,14 @@ __attribute__((always_inline)) inline void collect(uint8_t* to, const uint8_t* r
         for (int i = 0; i < 4; ++i) collect2<Eight>(to, r, p, i);
 #endif
     } else if constexpr (count == 1 && bytes == 2) {
-        const auto value = __builtin_convertvector(*reinterpret_cast<const Lanes<uint32_t>*>(r + p->d), Lanes<uint16_t>);
-        memcpy(to, &value, 64);
+        const auto& wide = *reinterpret_cast<const Lanes<uint32_t>*>(r + p->d);
+        const auto value = __builtin_convertvector(wide, Lanes<uint16_t>);
+        memcpy(to.at, &value, 64);
     } else {
         for (int i = 0; i < count; ++i) {
             auto element = reinterpret_cast<const T*>(r + register_of(p, i));
             for (int lane = 0; lane < warp_lanes; ++lane)
-                memcpy(to + (lane * count + i) * bytes, &element[lane], bytes);
+                memcpy(to.at + (lane * count + i) * bytes, &element[lane], bytes);
         }
     }
 }
@@ -202,10 +240,24 @@ inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Patter
 template <int bytes, int count>
 __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
+    Watcher* watcher = w->worker->watcher;
+    if (!watcher && m != all_lanes) {
+        Few few;
+        if (std::popcount(m) <= Few::most && reach_few(w, p, r, m, space, form, size, reads, few)) {
+            uint32_t left = m;
+            for (uint32_t k = 0; left; ++k, left &= left - 1)
+                for (int i = 0; i < count; ++i)
+                    if (register_of(p, i) >= 0) {
+                        Value<bytes> value = 0;
+                        memcpy(&value, few.host[k] + i * bytes, bytes);
+                        reinterpret_cast<Value<bytes>*>(r + register_of(p, i))[first_lane(left)] = value;
+                    }
+            return true;
+        }
+    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
     const Pattern pattern = pattern_of(at, m, size);
-    Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
     if (!reach(w, p, m, at, pattern, space, size, reads)) return false;
@@ -229,22 +281,33 @@ __attribute__((noinline)) bool load_any(Warp* w, const Ins* p, uint8_t* r, uint3
             memcpy(data + lane * size, reinterpret_cast<const uint8_t*>(at[lane]), size);
         }
     }
-    spread<bytes, count>(data, r, p, m);
+    spread<bytes, count>(All{data}, r, p, m);
     return true;
 }
 
 template <int bytes, int count>
 __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form form) {
     constexpr int size = bytes * count;
+    Watcher* watcher = w->worker->watcher;
+    if (!watcher && m != all_lanes) {
+        Few few;
+        if (std::popcount(m) <= Few::most && reach_few(w, p, r, m, space, form, size, writes, few)) {
+            uint32_t left = m;
+            for (uint32_t k = 0; left; ++k, left &= left - 1)
+                for (int i = 0; i < count; ++i)
+                    memcpy(few.host[k] + i * bytes,
+                           r + register_of(p, i) + first_lane(left) * sizeof(Value<bytes>), bytes);
+            return true;
+        }
+    }
     Addresses at;
     addresses_of(at, r, p->a, p->imm, form);
-    Watcher* watcher = w->worker->watcher;
     Addresses said;
     if (watcher) said = at;
     const Pattern pattern = pattern_of(at, m, size);
     if (!reach(w, p, m, at, pattern, space, size, writes)) return false;
     alignas(64) uint8_t data[warp_lanes * size];
-    collect<bytes, count>(data, r, p);
+    collect<bytes, count>(All{data}, r, p);
     if (!watcher)
         if (uint8_t* to = whole_row(at, m, size, pattern)) {
             memcpy(to, data + first_lane(m) * size, std::popcount(m) * size);
@@ -262,15 +325,17 @@ __attribute__((noinline)) bool store_any(Warp* w, const Ins* p, uint8_t* r, uint
 
 // ---- The instructions ----
 
-template <Space space, uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
-    const auto own = [&](uint64_t offset) {
-        return quick_shared<size, span, use>(w, p, offset, lanes) ? w->block->shared + offset : nullptr;
+template <Space space, uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                          uint64_t span, uint32_t passes) {
+    const auto own = [&](uint64_t offset) __attribute__((always_inline)) {
+        const bool good = quick_shared<size, known_span, use>(w, p, offset, lanes, span, passes);
+        return good ? w->block->shared + offset : nullptr;
     };
     if constexpr (space == generic)
         if ((base & window_mask) == shared_window) return own(base - shared_window);
     if constexpr (space == shared) return own(base);
-    return quick_global<size, span, use>(w, p, base, lanes) ? reinterpret_cast<uint8_t*>(base) : nullptr;
+    return quick_global<size, known_span, use>(w, p, base, lanes, span) ? reinterpret_cast<uint8_t*>(base) : nullptr;
 }
 
 // Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
@@ -290,7 +355,7 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
         if (!is_row<size>(r + p->a)) return nullptr;
         base = *reinterpret_cast<const uint64_t*>(r + p->a) + static_cast<uint64_t>(p->imm);
     }
-    return quick_host<space, size, span, use>(w, p, base, warp_lanes);
+    return quick_host<space, size, span, use>(w, p, base, warp_lanes, span, (span + 127) / 128);
 }
 
 // The address of all active lanes, if they have the same one.
@@ -320,7 +385,7 @@ __attribute__((always_inline)) inline bool same_address(const uint8_t* r, const 
     return !any(wrong);
 }
 
-constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic || space == constant; }
+constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic; }
 
 // From quick to slow, in functions of their own: the quick ones call nothing, so they need no stack.
 template <Space space, Form form, int bytes, int count>
@@ -335,17 +400,90 @@ __attribute__((noinline)) void store_slowly(Warp* w, const Ins* p, uint8_t* r, u
     NEXT_AFTER(1);
 }
 
+#if MACHINE_AVX512
+// Where vectors can leave out bytes: some neighbouring lanes, each right behind the one before.
+template <int bytes, int count>
+constexpr bool has_parts = (bytes == 4 || bytes == 8) && !(bytes == 8 && count == 4);
+
+template <Space space, Form form, uint32_t size, Use use>
+__attribute__((always_inline)) inline bool some_row(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Some& found) {
+    const uint32_t first = first_lane(m), lanes = std::popcount(m);
+    if ((m >> first) + 1 != 1u << lanes) return false;
+    uint64_t base;
+    if constexpr (form == Form::narrow) {
+        const uint32_t start = reinterpret_cast<const uint32_t*>(r + p->a)[first];
+        const Word16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Word16 expected = index * size + (start - first * size), bit = (Word16{} + 1u) << index;
+        Word16 wrong = {};
+        for (uint32_t i = 0; i < 2; ++i) {
+            const auto on = reinterpret_cast<Word16>((bit & m >> 16 * i) != 0);
+            wrong |= (reinterpret_cast<const Word16*>(r + p->a)[i] ^ (expected + 16 * i * size)) & on;
+        }
+        if (any(reinterpret_cast<Eight>(wrong))) return false;
+        base = start + static_cast<uint32_t>(p->imm);
+        base &= 0xffffffff;
+    } else {
+        const uint64_t start = reinterpret_cast<const uint64_t*>(r + p->a)[first];
+        const Eight index = {0, 1, 2, 3, 4, 5, 6, 7}, expected = index * size + (start - first * size);
+        const Eight bit = (Eight{} + 1) << index;
+        Eight wrong = {};
+        for (uint32_t i = 0; i < 4; ++i) {
+            const auto on = reinterpret_cast<Eight>((bit & static_cast<uint64_t>(m >> 8 * i)) != 0);
+            wrong |= (reinterpret_cast<const Eight*>(r + p->a)[i] ^ (expected + 8 * i * size)) & on;
+        }
+        if (any(wrong)) return false;
+        base = start + static_cast<uint64_t>(p->imm);
+    }
+    const uint32_t span = lanes * size;
+    uint8_t* host = quick_host<space, size, 0, use>(w, p, base, lanes, span, passes_of(m, size));
+    if (!host) return false;
+    found = {host - first * size, static_cast<int>(first * size),
+             static_cast<int>(first * size + span)};
+    return true;
+}
+// Neighbouring lanes in a row.
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    Some some;
+    if (some_row<space, form, bytes * count, reads>(w, p, r, m, some)) {
+        spread<bytes, count>(some, r, p, m);
+        NEXT_AFTER(1);
+    }
+    return load_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
+template <Space space, Form form, int bytes, int count>
+__attribute__((noinline)) void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    Some some;
+    if (some_row<space, form, bytes * count, writes>(w, p, r, m, some)) {
+        collect<bytes, count>(some, r, p);
+        NEXT_AFTER(1);
+    }
+    return store_slowly<space, form, bytes, count>(w, p, r, m);
+}
+
+#else
+template <int bytes, int count>
+constexpr bool has_parts = false;
+template <Space space, Form form, int bytes, int count>
+void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
+template <Space space, Form form, int bytes, int count>
+void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
+#endif
+
 // All active lanes at one address; often there is one active lane.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     uint64_t address;
     if (same_address<form>(r, p, m, address)) {
         constexpr int size = bytes * count;
-        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m))) {
+        if (const uint8_t* from = quick_host<space, size, size, reads>(w, p, address, std::popcount(m), size, 1)) {
             spread_same<bytes, count>(from, r, p, m);
             NEXT_AFTER(1);
         }
     }
+    if constexpr (has_parts<bytes, count> && form != Form::fixed)
+        if (m != all_lanes) return load_part<space, form, bytes, count>(w, p, r, m);
     return load_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
@@ -354,13 +492,15 @@ __attribute__((noinline)) void store_same(Warp* w, const Ins* p, uint8_t* r, uin
     uint64_t address;
     if (same_address<form>(r, p, m, address)) {
         constexpr int size = bytes * count;
-        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m))) {
+        if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m), size, 1)) {
             const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
             for (int i = 0; i < count; ++i)
                 memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
             NEXT_AFTER(1);
         }
     }
+    if constexpr (has_parts<bytes, count> && form != Form::fixed)
+        if (m != all_lanes) return store_part<space, form, bytes, count>(w, p, r, m);
     return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
@@ -368,8 +508,8 @@ template <Space space, Form form, int bytes, int count>
 void load(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
-            if (const uint8_t* from = row<space, form, bytes * count, reads>(w, p, r)) {
-                spread<bytes, count>(from, r, p, all_lanes);
+            if (uint8_t* from = row<space, form, bytes * count, reads>(w, p, r)) {
+                spread<bytes, count>(All{from}, r, p, all_lanes);
                 NEXT_AFTER(1);
             }
         }
@@ -383,7 +523,7 @@ void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if constexpr (is_quick(space) && form != Form::fixed) {
         if (__builtin_expect(m == all_lanes, 1)) {
             if (uint8_t* to = row<space, form, bytes * count, writes>(w, p, r)) {
-                collect<bytes, count>(to, r, p);
+                collect<bytes, count>(All{to}, r, p);
                 NEXT_AFTER(1);
             }
         }
@@ -400,7 +540,8 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
         NEXT_AFTER(1);
     }
     const Launch* launch = w->block->launch;
-    if (__builtin_expect(static_cast<uint64_t>(p->imm) + bytes * count > static_cast<uint64_t>(launch->program->parameter_bytes), 0))
+    const auto end = static_cast<uint64_t>(launch->program->parameter_bytes);
+    if (__builtin_expect(static_cast<uint64_t>(p->imm) + bytes * count > end, 0))
         return fail(w, p, Fault::out_of_bounds, first_lane(m), p->imm, bytes * count, param, false);
     spread_same<bytes, count>(launch->parameters + p->imm, r, p, m);
     NEXT_AFTER(1);
@@ -408,17 +549,12 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Names ----
 
-#define WIDTHS(M, space, name, form)                                                                             \
-    M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"), M(space, name, form, 8, 4, ".b8.v4"), \
-    M(space, name, form, 16, 1, ".b16"), M(space, name, form, 16, 2, ".b16.v2"), M(space, name, form, 16, 4, ".b16.v4"), \
-    M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"), M(space, name, form, 32, 4, ".b32.v4"), \
-    M(space, name, form, 64, 1, ".b64"), M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
 #define LOAD(space, name, form, bits, count, text) \
     {"ld." name text, load<space, form, bits / 8, count>, load_slowly<space, form, bits / 8, count>}
 #define STORE(space, name, form, bits, count, text) \
     {"st." name text, store<space, form, bits / 8, count>, store_slowly<space, form, bits / 8, count>}
 #define PARAMETER(space, name, form, bits, count, text) \
-    {"ld." name text, load_parameter<bits / 8, count>, load_parameter<bits / 8, count>}
+    {"ld." name text, load_parameter<bits / 8, count>}
 
 REGISTER(memory_loads,
     WIDTHS(LOAD, global, "global", Form::wide), WIDTHS(LOAD, global, "global.k", Form::fixed),
@@ -427,7 +563,7 @@ REGISTER(memory_loads,
     WIDTHS(LOAD, local, "local", Form::wide), WIDTHS(LOAD, local, "local.a32", Form::narrow),
     WIDTHS(LOAD, local, "local.k", Form::fixed),
     WIDTHS(LOAD, generic, "gen", Form::wide), WIDTHS(LOAD, generic, "gen.k", Form::fixed),
-    WIDTHS(LOAD, constant, "const", Form::wide), WIDTHS(LOAD, constant, "const.k", Form::fixed),
+    WIDTHS(LOAD, global, "const", Form::wide), WIDTHS(LOAD, global, "const.k", Form::fixed),  // tensors, read only
     WIDTHS(PARAMETER, param, "param", Form::fixed), WIDTHS(LOAD, param, "param.k", Form::fixed),
     WIDTHS(LOAD, param, "param.a32", Form::narrow));
 REGISTER(memory_stores,

@@ -18,6 +18,18 @@ enum class Form : uint8_t { wide, narrow, fixed };  // a 64-bit register, a 32-b
 
 using Addresses = Lanes<uint64_t>;
 
+// The registers of a vector's elements.
+inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
+
+// M for each width of loads and stores: bits of an element, elements.
+#define WIDTHS(M, space, name, form)                                                  \
+    M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"),          \
+        M(space, name, form, 8, 4, ".b8.v4"), M(space, name, form, 16, 1, ".b16"),    \
+        M(space, name, form, 16, 2, ".b16.v2"), M(space, name, form, 16, 4, ".b16.v4"), \
+        M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"),  \
+        M(space, name, form, 32, 4, ".b32.v4"), M(space, name, form, 64, 1, ".b64"),  \
+        M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
+
 // ---- Watchers: hostile memory, the race detector and the stepper ----
 
 // One lane's access. `address` is what the program said; `host` is where the bytes are.
@@ -154,6 +166,26 @@ __attribute__((always_inline)) inline void mark_row(uint64_t* bits, uint64_t fro
         memset(word, 0xff, span / 8);
 }
 
+// The same for a part of a row, whose length only the run knows.
+inline bool fits_words(uint64_t from, uint64_t span) {
+    return (from & 63) + span <= 64 || ((from | span) & 63) == 0;
+}
+__attribute__((always_inline)) inline bool part_marked(const uint64_t* bits, uint64_t from, uint64_t span) {
+    const uint64_t* word = bits + (from >> 6);
+    if (span <= 64) return (~*word << (64 - span - (from & 63)) >> (64 - span)) == 0;
+    uint64_t marked = ~0ull;
+    for (uint64_t i = 0; i < span / 64; ++i) marked &= word[i];
+    return marked == ~0ull;
+}
+__attribute__((always_inline)) inline void mark_part(uint64_t* bits, uint64_t from, uint64_t span) {
+    if (part_marked(bits, from, span)) return;
+    uint64_t* word = bits + (from >> 6);
+    if (span < 64)
+        __atomic_fetch_or(word, ((1ull << span) - 1) << (from & 63), __ATOMIC_RELAXED);
+    else
+        for (uint64_t i = 0; i < span / 64; ++i) __atomic_store_n(word + i, ~0ull, __ATOMIC_RELAXED);
+}
+
 // One access of an aligned element: at most 32 bytes, mostly in one word.
 inline void mark_element(uint64_t* bits, uint64_t from, uint32_t size) {
     const uint64_t mask = ((1ull << size) - 1) << (from & 63);
@@ -204,6 +236,20 @@ enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
 // Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
 
+// Passes over shared memory's banks for neighbouring lanes in a row: see wavefronts().
+inline uint32_t passes_of(uint32_t m, uint32_t size) {
+    const uint32_t together = size <= 4 ? 32 : 128 / size, last = 31 - std::countl_zero(m | 1);
+    return last / together - first_lane(m) / together + 1;
+}
+
+// The same for a few lanes, without vectors. False, with nothing done, also where all is well and only less simple.
+struct Few {
+    static constexpr int most = 4;
+    uint8_t* host[most];  // of the active lanes
+};
+bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, uint32_t size, Use use,
+               Few& few);
+
 // Where one lane's bytes are.
 struct Place {
     uint8_t* host = nullptr;
@@ -251,8 +297,10 @@ inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span 
 
 // `span` bytes of global memory that `lanes` touch, in a row or all the same. False, with nothing done, also where all
 // is well and only less simple: another tensor than the last time, bits that begin inside a word.
-template <uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+// known_span: the same as span where the compiler knows it, or 0.
+template <uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                        uint64_t span) {
     const Launch* launch = w->block->launch;
     Worker* worker = w->worker;
     const uint32_t index = worker->last_tensor[p->c];
@@ -260,26 +308,42 @@ __attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, u
     const Tensor& tensor = launch->tensors[index];
     const uint64_t offset = base - tensor.begin;
     uint64_t* bits = use == reads ? tensor.read : tensor.written;
-    if (!holds(tensor, base, span) || (base & (size - 1)) || !fits_words<span>(offset)) return false;
+    if (!holds(tensor, base, span) || (base & (size - 1))) return false;
     if (use == writes && tensor.read_only) return false;
-    if (bits) mark_row<span>(bits, offset);
+    if constexpr (known_span != 0) {
+        if (!fits_words<known_span>(offset)) return false;
+        if (bits) mark_row<known_span>(bits, offset);
+    } else {
+        if (!fits_words(offset, span)) return false;
+        if (bits) mark_part(bits, offset, span);
+    }
     const uint64_t asked = static_cast<uint64_t>(lanes) * size, sectors = sectors_of(base, span);
     count_traffic(worker, index, asked, sectors, use, offset, span);
     count_site(w, p, lanes, asked, sectors, 0);
     return true;
 }
 
-// The same for the block's own shared memory.
-template <uint32_t size, uint32_t span, Use use>
-__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes) {
+// The same for the block's own shared memory, in `passes` over its banks.
+template <uint32_t size, uint32_t known_span, Use use>
+__attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
+                                                        uint64_t span, uint32_t passes) {
     Block* block = w->block;
+    uint64_t* written = block->shared_written;
     if (base > block->shared_bytes || base + span > block->shared_bytes || (base & (size - 1))) return false;
-    if (!fits_words<span>(base)) return false;
-    if (!row_marked<span>(block->shared_written, base)) {
-        if (use == reads) return false;
-        mark_row<span>(block->shared_written, base);
+    if constexpr (known_span != 0) {
+        if (!fits_words<known_span>(base)) return false;
+        if (!row_marked<known_span>(written, base)) {
+            if (use == reads) return false;
+            mark_row<known_span>(written, base);
+        }
+    } else {
+        if (!fits_words(base, span)) return false;
+        if (!part_marked(written, base, span)) {
+            if (use == reads) return false;
+            mark_part(written, base, span);
+        }
     }
-    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, span == size ? 1 : (span + 127) / 128);
+    count_site(w, p, lanes, static_cast<uint64_t>(lanes) * size, 0, passes);
     return true;
 }
 

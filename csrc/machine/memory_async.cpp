@@ -29,8 +29,8 @@ inline Phase unpack(uint64_t word) {
 }
 
 inline uint64_t pack(const Phase& phase) {
-    return 2ull << 62 | static_cast<uint64_t>(phase.parity) << 61 |
-           static_cast<uint64_t>(phase.bytes & 0x1fffff) << 40 | static_cast<uint64_t>(phase.expected) << 20 | phase.pending;
+    const uint64_t parity = phase.parity, bytes = phase.bytes & 0x1fffff, expected = phase.expected;
+    return 2ull << 62 | parity << 61 | bytes << 40 | expected << 20 | phase.pending;
 }
 
 // Ends the phase if nothing is missing any more.
@@ -221,7 +221,8 @@ Then wait_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool by_parity) {
         const bool done = unpack(word).parity != parity;
         over |= static_cast<uint32_t>(done) << lane;
         seen = (seen ^ word) * 0x9e3779b97f4a7c15ull;
-        if (Watcher* watcher = w->worker->watcher) watcher->barrier(touch_at(w, p, lane, at, 8), BarrierUse::wait, done);
+        if (Watcher* watcher = w->worker->watcher)
+            watcher->barrier(touch_at(w, p, lane, at, 8), BarrierUse::wait, done);
     }
     count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0, 0);
     put_predicate(r, p[1].d, over, m);
@@ -305,7 +306,8 @@ Then bulk_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space to_space, Spa
         for (uint32_t rank = 0; ranks >> rank; ++rank) {
             if (!(ranks >> rank & 1)) continue;
             if (p[1].b >= 0) {  // the same offsets in each block of the mask
-                const uint64_t offset_mask = (1u << rank_shift) - 1, base = static_cast<uint64_t>(rank + 1) << rank_shift;
+                const uint64_t offset_mask = (1u << rank_shift) - 1;
+                const uint64_t base = static_cast<uint64_t>(rank + 1) << rank_shift;
                 to_address = base | (to_address & offset_mask);
                 barrier_address = base | (barrier_address & offset_mask);
             }
@@ -348,24 +350,23 @@ void reduce(uint8_t* to, const uint8_t* from, uint32_t bytes) {
 
 // ---- Names ----
 
-#define SAME(name, run) {name, run, run}
 #define REDUCE(name, T, change)                                                                                     \
-    {"cp.reduce.async.bulk.global.shared." name, bulk<global, shared, reduce<T, change>>, bulk<global, shared, reduce<T, change>>}, \
-    {"cp.reduce.async.bulk.shared.shared." name, bulk<shared, shared, reduce<T, change>>, bulk<shared, shared, reduce<T, change>>}
+    {"cp.reduce.async.bulk.global.shared." name, bulk<global, shared, reduce<T, change>>}, \
+    {"cp.reduce.async.bulk.shared.shared." name, bulk<shared, shared, reduce<T, change>>}
 
 REGISTER(memory_async,
-    SAME("cp.async", cp_async),
+    {"cp.async", cp_async},
     {"cp.async.commit_group", nothing, commit_watched<false>},
     {"cp.async.wait_group", nothing, wait_watched<false, Until::groups>},
     {"cp.async.wait_all", nothing, wait_watched<false, Until::all>},
     {"cp.async.bulk.commit_group", nothing, commit_watched<true>},
     {"cp.async.bulk.wait_group", nothing, wait_watched<true, Until::groups>},
     {"cp.async.bulk.wait_group.read", nothing, wait_watched<true, Until::groups_read>},
-    SAME("cp.async.mbarrier.arrive", arrive_behind<false>),
-    SAME("cp.async.mbarrier.arrive.noinc", arrive_behind<true>),
-    {"cp.async.bulk.shared.global", bulk<shared, global>, bulk<shared, global>},
-    {"cp.async.bulk.global.shared", bulk<global, shared>, bulk<global, shared>},
-    {"cp.async.bulk.shared.shared", bulk<shared, shared>, bulk<shared, shared>},
+    {"cp.async.mbarrier.arrive", arrive_behind<false>},
+    {"cp.async.mbarrier.arrive.noinc", arrive_behind<true>},
+    {"cp.async.bulk.shared.global", bulk<shared, global>},
+    {"cp.async.bulk.global.shared", bulk<global, shared>},
+    {"cp.async.bulk.shared.shared", bulk<shared, shared>},
     REDUCE("add.u32", uint32_t, change::add<uint32_t>), REDUCE("add.s32", uint32_t, change::add<uint32_t>),
     REDUCE("add.u64", uint64_t, change::add<uint64_t>), REDUCE("add.s64", uint64_t, change::add<uint64_t>),
     REDUCE("add.f16", uint16_t, change::add_f16), REDUCE("add.bf16", uint16_t, change::add_bf16),
@@ -380,16 +381,16 @@ REGISTER(memory_async,
     REDUCE("xor.b32", uint32_t, change::one_of), REDUCE("xor.b64", uint64_t, change::one_of));
 
 REGISTER(memory_barriers,
-    SAME("mbarrier.init", mbarrier<Act::init>), SAME("mbarrier.inval", mbarrier<Act::inval>),
-    SAME("mbarrier.arrive", mbarrier<Act::arrive>), {"mbarrier.arrive.noComplete", mbarrier<Act::arrive, false>, mbarrier<Act::arrive, false>},
-    SAME("mbarrier.arrive_drop", mbarrier<Act::arrive_drop>),
-    {"mbarrier.arrive_drop.noComplete", mbarrier<Act::arrive_drop, false>, mbarrier<Act::arrive_drop, false>},
-    SAME("mbarrier.arrive.expect_tx", mbarrier<Act::arrive_expect>),
-    SAME("mbarrier.arrive_drop.expect_tx", mbarrier<Act::drop_expect>),
-    SAME("mbarrier.expect_tx", mbarrier<Act::expect>), SAME("mbarrier.complete_tx", mbarrier<Act::complete>),
-    SAME("mbarrier.test_wait", mbarrier_wait<false>), SAME("mbarrier.test_wait.parity", mbarrier_wait<true>),
-    SAME("mbarrier.try_wait", mbarrier_wait<false>), SAME("mbarrier.try_wait.parity", mbarrier_wait<true>),
-    SAME("mbarrier.pending_count", pending_count));
+    {"mbarrier.init", mbarrier<Act::init>}, {"mbarrier.inval", mbarrier<Act::inval>},
+    {"mbarrier.arrive", mbarrier<Act::arrive>}, {"mbarrier.arrive.noComplete", mbarrier<Act::arrive, false>},
+    {"mbarrier.arrive_drop", mbarrier<Act::arrive_drop>},
+    {"mbarrier.arrive_drop.noComplete", mbarrier<Act::arrive_drop, false>},
+    {"mbarrier.arrive.expect_tx", mbarrier<Act::arrive_expect>},
+    {"mbarrier.arrive_drop.expect_tx", mbarrier<Act::drop_expect>},
+    {"mbarrier.expect_tx", mbarrier<Act::expect>}, {"mbarrier.complete_tx", mbarrier<Act::complete>},
+    {"mbarrier.test_wait", mbarrier_wait<false>}, {"mbarrier.test_wait.parity", mbarrier_wait<true>},
+    {"mbarrier.try_wait", mbarrier_wait<false>}, {"mbarrier.try_wait.parity", mbarrier_wait<true>},
+    {"mbarrier.pending_count", pending_count});
 
 }  // namespace
 

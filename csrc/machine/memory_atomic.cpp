@@ -103,8 +103,6 @@ struct Shape {
     int bytes, count;
 };
 
-inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
-
 Then load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, const Shape& shape) {
     const uint32_t size = shape.bytes * shape.count;
     Addresses at;
@@ -206,13 +204,13 @@ void fence_proxy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) { NEXT; }
 // ---- Names ----
 
 #define ATOMIC(name, ...)                                                    \
-    {"atom.global." name, atomic<global, Form::wide, __VA_ARGS__>, atomic<global, Form::wide, __VA_ARGS__>}, \
-    {"atom.shared." name, atomic<shared, Form::wide, __VA_ARGS__>, atomic<shared, Form::wide, __VA_ARGS__>}, \
-    {"atom.shared.a32." name, atomic<shared, Form::narrow, __VA_ARGS__>, atomic<shared, Form::narrow, __VA_ARGS__>}, \
-    {"atom.gen." name, atomic<generic, Form::wide, __VA_ARGS__>, atomic<generic, Form::wide, __VA_ARGS__>}, \
-    {"atom.global.k." name, atomic<global, Form::fixed, __VA_ARGS__>, atomic<global, Form::fixed, __VA_ARGS__>}, \
-    {"atom.shared.k." name, atomic<shared, Form::fixed, __VA_ARGS__>, atomic<shared, Form::fixed, __VA_ARGS__>}, \
-    {"atom.gen.k." name, atomic<generic, Form::fixed, __VA_ARGS__>, atomic<generic, Form::fixed, __VA_ARGS__>}
+    {"atom.global." name, atomic<global, Form::wide, __VA_ARGS__>}, \
+    {"atom.shared." name, atomic<shared, Form::wide, __VA_ARGS__>}, \
+    {"atom.shared.a32." name, atomic<shared, Form::narrow, __VA_ARGS__>}, \
+    {"atom.gen." name, atomic<generic, Form::wide, __VA_ARGS__>}, \
+    {"atom.global.k." name, atomic<global, Form::fixed, __VA_ARGS__>}, \
+    {"atom.shared.k." name, atomic<shared, Form::fixed, __VA_ARGS__>}, \
+    {"atom.gen.k." name, atomic<generic, Form::fixed, __VA_ARGS__>}
 
 REGISTER(memory_atomics,
     ATOMIC("add.u32", 4, change::add<uint32_t>), ATOMIC("add.s32", 4, change::add<uint32_t>),
@@ -233,14 +231,9 @@ REGISTER(memory_atomics,
     ATOMIC("or.b32", 4, change::either), ATOMIC("or.b64", 8, change::either),
     ATOMIC("xor.b32", 4, change::one_of), ATOMIC("xor.b64", 8, change::one_of));
 
-#define WIDTHS(M, space, name, form)                                                                    \
-    M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"), M(space, name, form, 8, 4, ".b8.v4"),     \
-    M(space, name, form, 16, 1, ".b16"), M(space, name, form, 16, 2, ".b16.v2"), M(space, name, form, 16, 4, ".b16.v4"), \
-    M(space, name, form, 32, 1, ".b32"), M(space, name, form, 32, 2, ".b32.v2"), M(space, name, form, 32, 4, ".b32.v4"), \
-    M(space, name, form, 64, 1, ".b64"), M(space, name, form, 64, 2, ".b64.v2"), M(space, name, form, 64, 4, ".b64.v4")
 #define BOTH(space, name, form, bits, count, text)                                                          \
-    {"ld.sync." name text, load<space, form, bits / 8, count>, load<space, form, bits / 8, count>},         \
-    {"st.sync." name text, store<space, form, bits / 8, count>, store<space, form, bits / 8, count>}
+    {"ld.sync." name text, load<space, form, bits / 8, count>},         \
+    {"st.sync." name text, store<space, form, bits / 8, count>}
 
 REGISTER(memory_ordered,
     WIDTHS(BOTH, global, "global", Form::wide), WIDTHS(BOTH, global, "global.k", Form::fixed),
@@ -249,7 +242,7 @@ REGISTER(memory_ordered,
     WIDTHS(BOTH, local, "local.a32", Form::narrow), WIDTHS(BOTH, local, "local.k", Form::fixed),
     WIDTHS(BOTH, generic, "gen", Form::wide), WIDTHS(BOTH, generic, "gen.k", Form::fixed));
 
-REGISTER(memory_fences, {"fence", fence, fence_watched}, {"fence.proxy", fence_proxy, fence_proxy});
+REGISTER(memory_fences, {"fence", fence, fence_watched}, {"fence.proxy", fence_proxy});
 
 }  // namespace
 

@@ -19,9 +19,18 @@ inline uint64_t bits(T v) {
     return b;
 }
 
-template <class T> uint64_t add(uint64_t old, uint64_t b, uint64_t) { return static_cast<T>(old + b); }
-template <class T> uint64_t minimum(uint64_t old, uint64_t b, uint64_t) { return value<T>(b) < value<T>(old) ? b : old; }
-template <class T> uint64_t maximum(uint64_t old, uint64_t b, uint64_t) { return value<T>(b) > value<T>(old) ? b : old; }
+template <class T>
+uint64_t add(uint64_t old, uint64_t b, uint64_t) {
+    return static_cast<T>(old + b);
+}
+template <class T>
+uint64_t minimum(uint64_t old, uint64_t b, uint64_t) {
+    return value<T>(b) < value<T>(old) ? b : old;
+}
+template <class T>
+uint64_t maximum(uint64_t old, uint64_t b, uint64_t) {
+    return value<T>(b) > value<T>(old) ? b : old;
+}
 inline uint64_t increment(uint64_t old, uint64_t b, uint64_t) { return old >= b ? 0 : old + 1; }
 inline uint64_t decrement(uint64_t old, uint64_t b, uint64_t) { return old == 0 || old > b ? b : old - 1; }
 inline uint64_t exchange(uint64_t, uint64_t b, uint64_t) { return b; }

@@ -95,7 +95,7 @@ Outline outline_of(const Addresses& at) {
 }
 
 // A set of up to 32 numbers.
-struct Few {
+struct Numbers {
     uint64_t key[64];
     uint64_t used = 0;
     bool add(uint64_t value) {  // false: was there
@@ -110,7 +110,7 @@ struct Few {
 
 uint32_t distinct_sectors(const Addresses& at, const Outline& o) {
     if (o.rising) return std::popcount(o.sector_leaders);
-    Few sectors;
+    Numbers sectors;
     uint32_t count = 0;
     for (uint32_t left = o.sector_leaders; left; left &= left - 1) count += sectors.add(at[first_lane(left)] >> 5);
     return count;
@@ -124,7 +124,10 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     const uint32_t shift = std::countr_zero(width);
     const uint32_t slots = 128 >> shift;  // places side by side over all banks: also the lanes that go together
     uint64_t taken[4];                    // by eight lanes: a bit for each place that is wanted
-    for (int i = 0; i < 4; ++i) taken[i] = or_of(((Eight{} + 1) << (eight(at, i) >> shift & (slots - 1))) & lanes_on(m, i));
+    for (int i = 0; i < 4; ++i) {
+        const Eight slot = eight(at, i) >> shift & (slots - 1);
+        taken[i] = or_of(((Eight{} + 1) << slot) & lanes_on(m, i));
+    }
     uint32_t passes = 0;
     for (uint32_t from = 0; from < warp_lanes; from += slots) {
         const uint32_t group = m >> from & static_cast<uint32_t>((1ull << slots) - 1);
@@ -134,7 +137,7 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
         uint32_t most = 1;
         if (slots < 8 || std::popcount(here) != std::popcount(group)) {
             uint8_t depth[32] = {};
-            Few places;
+            Numbers places;
             for (uint32_t left = group; left; left &= left - 1) {
                 const uint64_t place = at[from + first_lane(left)] >> shift;
                 if (!places.add(place)) continue;
@@ -159,7 +162,7 @@ bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space,
         const uint32_t lane = first_lane(left);
         if (!place(w, p, lane, space, at[lane], size, use, size, places[lane])) return false;
     }
-    Few sectors;
+    Numbers sectors;
     Addresses offsets = {};
     uint32_t shared_lanes = 0, sectors_count = 0;
     for (uint32_t left = m; left; left &= left - 1) {
@@ -326,7 +329,6 @@ int find_tensor(Warp* w, int32_t site, uint64_t address, uint64_t size) {
 
 bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t size, Use use,
            uint32_t alignment, Place& found) {
-    const bool is_write = use == writes;
     if (space == generic) {
         space = space_of_window(address);
         if (space != global) address &= ~window_mask;
@@ -338,6 +340,7 @@ bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, 
     found.space = space;
     found.address = address;
     const auto refuse = [&](Fault fault) {
+        const bool is_write = (use & writes) && fault != Fault::uninitialised;
         fail(w, p, fault, lane, address, size, space, is_write);
         return false;
     };
@@ -385,6 +388,74 @@ uint8_t* resolve(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t add
     return found.host;
 }
 
+bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, uint32_t size, Use use,
+               Few& few) {
+    if (form == Form::fixed || space == local || space == param) return false;
+    uint64_t at[Few::most], low = ~0ull, high = 0, bits = 0;
+    uint32_t count = 0;
+    for (uint32_t left = m; left; left &= left - 1) {
+        const uint32_t lane = first_lane(left);
+        uint64_t address;
+        if (form == Form::narrow)
+            address = static_cast<uint32_t>(reinterpret_cast<const uint32_t*>(r + p->a)[lane] + p->imm);
+        else
+            address = reinterpret_cast<const uint64_t*>(r + p->a)[lane] + static_cast<uint64_t>(p->imm);
+        at[count++] = address;
+        low = address < low ? address : low;
+        high = address > high ? address : high;
+        bits |= address;
+    }
+    uint64_t window = 0;
+    if (space == generic && (low & window_mask) == shared_window) {
+        window = shared_window;
+        space = shared;
+    }
+    low -= window;
+    high -= window;
+    if (bits & (size - 1)) return false;
+    if (space == shared) {
+        Block* block = w->block;
+        if (high >= block->shared_bytes || high + size > block->shared_bytes) return false;
+        uint64_t* written = block->shared_written;
+        const uint64_t element = (1ull << size) - 1;
+        uint32_t apart = 0;  // lanes whose bank nobody before them wants
+        uint64_t banks = 0;
+        for (uint32_t i = 0; i < count; ++i) {
+            const uint64_t offset = at[i] - window;
+            if ((use & reads) && (~(written[offset >> 6] >> (offset & 63)) & element)) return false;
+            const uint64_t bank = 1ull << (offset >> 2 & 31);
+            apart += !(banks & bank);
+            banks |= bank;
+        }
+        // With accesses of 4 bytes at most, all in one pass; what needs more is counted by wavefronts().
+        if (size > 4 || apart != count) return false;
+        for (uint32_t i = 0; i < count; ++i) {
+            const uint64_t offset = at[i] - window;
+            if (use & writes) written[offset >> 6] |= element << (offset & 63);
+            few.host[i] = block->shared + offset;
+        }
+        count_site(w, p, count, static_cast<uint64_t>(count) * size, 0, 1);
+        return true;
+    }
+    const int index = find_tensor(w, p->c, low, high - low + size);
+    if (index < 0) return false;
+    const Tensor& tensor = w->block->launch->tensors[index];
+    if ((use & writes) && tensor.read_only) return false;
+    uint32_t sectors = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+        bool fresh = true;
+        for (uint32_t k = 0; k < i; ++k) fresh = fresh && (at[k] ^ at[i]) >> 5 != 0;
+        sectors += fresh;
+        if ((use & reads) && tensor.read) mark_element(tensor.read, at[i] - tensor.begin, size);
+        if ((use & writes) && tensor.written) mark_element(tensor.written, at[i] - tensor.begin, size);
+        few.host[i] = reinterpret_cast<uint8_t*>(at[i]);
+    }
+    const uint64_t asked = static_cast<uint64_t>(count) * size;
+    count_traffic(w->worker, index, asked, sectors, use, low - tensor.begin, high - low + size);
+    count_site(w, p, count, asked, sectors, 0);
+    return true;
+}
+
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use) {
     const uint32_t first = first_lane(m);
     if (space == constant) space = global;
@@ -404,9 +475,7 @@ bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Sp
         if (space == global) {
             if (reach_row_global(w, p, base, lanes, size, span, use)) return true;
         } else {
-            const uint32_t together = size <= 4 ? 32 : 128 / size;  // lanes that share a pass
-            const uint32_t last = 31 - std::countl_zero(m | 1);
-            const uint32_t passes = pattern == Pattern::same ? 1 : last / together - first / together + 1;
+            const uint32_t passes = pattern == Pattern::same ? 1 : passes_of(m, size);
             if (reach_row_shared(w, p, base, lanes, size, span, use, passes)) {
                 at += reinterpret_cast<uint64_t>(w->block->shared);
                 return true;

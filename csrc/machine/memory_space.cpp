@@ -88,21 +88,19 @@ void create_policy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-#define SAME(name, run) {name, run, run}
-
 REGISTER(memory_spaces,
-    SAME("cvta.global.b64", to_generic<0>), SAME("cvta.to.global.b64", from_generic<0>),
-    SAME("cvta.const.b64", to_generic<0>), SAME("cvta.to.const.b64", from_generic<0>),
-    SAME("cvta.shared.b64", to_generic<shared_window>), SAME("cvta.to.shared.b64", from_generic<shared_window>),
-    SAME("cvta.local.b64", to_generic<local_window>), SAME("cvta.to.local.b64", from_generic<local_window>),
-    SAME("cvta.param.b64", to_generic<param_window>), SAME("cvta.to.param.b64", from_generic<param_window>),
-    SAME("isspacep.global", is_space<Asked::global>), SAME("isspacep.shared", is_space<Asked::own_shared>),
-    SAME("isspacep.shared::cta", is_space<Asked::own_shared>), SAME("isspacep.shared::cluster", is_space<Asked::shared>),
-    SAME("isspacep.local", is_space<Asked::local>), SAME("isspacep.param", is_space<Asked::param>),
-    SAME("isspacep.const", is_constant),
-    SAME("mapa.b32", map_narrow), SAME("mapa.b64", map_wide),
-    SAME("getctarank.b32", rank_of<uint32_t>), SAME("getctarank.b64", rank_of<uint64_t>),
-    SAME("prefetch", prefetch), SAME("createpolicy", create_policy));
+    {"cvta.global.b64", to_generic<0>}, {"cvta.to.global.b64", from_generic<0>},
+    {"cvta.const.b64", to_generic<0>}, {"cvta.to.const.b64", from_generic<0>},
+    {"cvta.shared.b64", to_generic<shared_window>}, {"cvta.to.shared.b64", from_generic<shared_window>},
+    {"cvta.local.b64", to_generic<local_window>}, {"cvta.to.local.b64", from_generic<local_window>},
+    {"cvta.param.b64", to_generic<param_window>}, {"cvta.to.param.b64", from_generic<param_window>},
+    {"isspacep.global", is_space<Asked::global>}, {"isspacep.shared", is_space<Asked::own_shared>},
+    {"isspacep.shared::cta", is_space<Asked::own_shared>}, {"isspacep.shared::cluster", is_space<Asked::shared>},
+    {"isspacep.local", is_space<Asked::local>}, {"isspacep.param", is_space<Asked::param>},
+    {"isspacep.const", is_constant},
+    {"mapa.b32", map_narrow}, {"mapa.b64", map_wide},
+    {"getctarank.b32", rank_of<uint32_t>}, {"getctarank.b64", rank_of<uint64_t>},
+    {"prefetch", prefetch}, {"createpolicy", create_policy});
 
 }  // namespace
 

@@ -60,8 +60,8 @@ void Races::read(Word& word, const How& how, uint64_t at) {
     reads.push_back(read);
 }
 
-void Races::write(Word& word, const How& how, uint64_t at) {
-    against_writes(word, how, at, true);
+void Races::write(Word& word, const How& how, uint64_t at, bool same) {
+    if (!same) against_writes(word, how, at, true);
     // Strong reads that nothing orders with a strong write stay, as the next write may be weak.
     const auto is_over = [&](const Read& read) {
         if (timeline_.knows(how.clock, read)) return true;

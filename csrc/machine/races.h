@@ -12,7 +12,9 @@ public:
     explicit Races(Timeline& timeline) : timeline_(timeline) {}
     // Before an access of the word that lies `at` bytes behind the access's begin. A race ends the launch with a report.
     void read(Word& word, const How& how, uint64_t at);
-    void write(Word& word, const How& how, uint64_t at);
+    // same: what it writes is there already. Two writes of one value race with each other by the letter only: whichever
+    // comes last, the value is that. Kernels rely on it, as where all lanes write what all of them know.
+    void write(Word& word, const How& how, uint64_t at, bool same = false);
 
 private:
     void against_writes(const Word& word, const How& how, uint64_t at, bool is_write);

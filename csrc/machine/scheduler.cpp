@@ -241,7 +241,9 @@ void step(Warp* w, Trace* trace) {
         trace->code[at].run = stop;
     }
     memcpy(trace->registers + trace->steps * trace->program->arena_bytes, w->r, trace->program->arena_bytes);
-    if (trace->steps == trace->most) w->block->launch->failed->store(1);  // there is no room for more: that is all
+    if (trace->steps < trace->most) return;
+    w->block->launch->failed->store(1);  // there is no room for more: that is all
+    w->running = false;
 }
 
 enum class Turn { none, vain, progress };
@@ -765,8 +767,13 @@ private:
 
 void run(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
          const Order& order, Trace* trace, const std::function<void(uint32_t)>& ended) {
-    if (trace)
-        for (int32_t i = 0; i < trace->program->count; ++i) trace->code[i].run = stop;
+    std::vector<Ins> stopping;
+    if (trace) {
+        trace->program = launches[0]->program;
+        stopping.assign(trace->program->code, trace->program->code + trace->program->count + 1);
+        for (Ins& ins : stopping) ins.run = stop;
+        trace->code = stopping.data();
+    }
     if (order.seeded) return Seeded(launches, workers, order, trace, ended).run();
     for (uint32_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) {
         run_parallel(launches[i].get(), workers[i], order);

@@ -21,8 +21,8 @@ struct Order {
 // One instruction of a warp that is stepped through: where it stood, with which lanes, and the registers before it.
 struct Trace {
     uint32_t block, warp;      // whose
-    const Program* program;    // of the launch; its `code` is for the others
-    Ins* code;                 // a copy whose functions all stop
+    const Program* program;    // run() sets these two: the program, and a copy of its code whose functions all stop
+    Ins* code;
     uint64_t most, steps;      // that there is room for, and that were taken
     int32_t* at;               // by step
     uint32_t* mask;

@@ -39,7 +39,8 @@ public:
             const uint32_t epoch = thread.epoch;
             const Ref<Release> own = how.releases ? timeline_.release(thread, how.scope) : Ref<Release>();
             words_.each(touch.host, touch.size, true, [&](Word& word, uint64_t at, uint32_t, uint32_t bytes) {
-                if (finds_races_) races_.write(word, how, at);
+                const bool same = memcmp(touch.host + at, static_cast<const uint8_t*>(value) + at, bytes) == 0;
+                if (finds_races_) races_.write(word, how, at, same);
                 Ref<Releases> releases;
                 if (how.strong) releases = timeline_.publish(thread, how, own, word.last, false);
                 remember(word, how, epoch, std::move(releases), touch.host + at, static_cast<const uint8_t*>(value) + at, bytes);

@@ -81,7 +81,8 @@ class HostBackend:
             return registers_of(source, None, [name], defines, arch, csrc=self.csrc_dir)[name]
 
         return Module(source, {
-            name: Kernel(module, name, variables, self.card, functools.partial(registers, name)) for name in kernels
+            name: Kernel(text, module, name, variables, self.card, functools.partial(registers, name))
+            for name in kernels
         })  # fmt: skip
 
     def launch(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from pathlib import Path
 
 import torch
 
-from luce_edu.backends import csrc_dir
-from luce_edu.backends.host import HostBackend
+from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError, LaunchError
 from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.faults import planted
 from luce_edu.overlap import play
 from luce_edu.tables import Tabular
 
@@ -100,17 +97,15 @@ WHOLE = {"put": (1, 3), "mean": (1,)}  # which arguments are tokens and position
 
 @cache
 def _compiled():
-    """The two kernels in the emulator, with every access checked: a wrong position must not take Python with it."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "csrc"
-        shutil.copytree(csrc_dir(), tree)
+    """The two kernels on the virtual GPU."""
+    with planted() as tree:
         (tree / "step.cu").write_text(f'#include "block.cuh"\n{KERNELS}', encoding="utf-8")
-        backend = HostBackend(csrc_dir=tree, count_traffic=True)
+        backend = make_backend("host", csrc_dir=tree)
         return backend, backend.compile("step.cu", ["put", "mean"], {"BLOCK_THREADS": THREADS})
 
 
 class Gpu:
-    """The emulator with `put` and `mean`, each launched with one block of 32 threads; it counts what it is asked.
+    """The virtual GPU with `put` and `mean`, each launched with one block of 32 threads; it counts what it is asked.
 
     watched  (cache, position, out) of the call that runs now. What a step writes is made NaN before a replay, and kept
              as it is after it, so that nobody else's work is taken for the graph's
@@ -127,7 +122,9 @@ class Gpu:
     def launch(self, name: str, *tensors: torch.Tensor) -> None:
         """Run a kernel, or record it inside `capture`. `token` and `position` are tensors of one int32."""
         for i in WHOLE[name]:
-            if isinstance(tensors[i], torch.Tensor) and tensors[i].dtype != torch.int32:
+            if not isinstance(tensors[i], torch.Tensor):
+                raise LaunchError(f"{name}: argument {i} must be a tensor of one int32, got {tensors[i]!r}")
+            if tensors[i].dtype != torch.int32:
                 raise LaunchError(f"{name}: argument {i} must be int32, got {tensors[i].dtype}")
         self._backend.launch(self._module[name], 1, THREADS, 0, tensors)
         if self._recording is None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 
-from luce_edu.backends import csrc_dir
+import torch
+
+from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.config import ModelConfig
+from luce_edu.errors import CompileError, KernelError
 from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.faults import Fault, planted
+from luce_edu.models import DATA, Model
+from luce_edu.stages import decoder
+from luce_edu.verification import verify
+from luce_edu.weights import random_weights
 
 KERNEL = "megakernel.cu"
-SEEDS = (1, 2, 3)  # each draws other tokens and another hostile order of threads
+SEEDS = (1, 2, 3)  # each draws other tokens and another hostile order of warps
 STEPS = 2
-TIME_LIMIT = 300  # seconds; a right answer takes some ten
+CARD = "laptop"  # holds four blocks of 512 threads, enough to disagree
+INSTRUCTIONS = 10**9  # of the warps of a launch; a right token of `tiny` takes a million
 # Words by which blocks wait for each other, or hope to, and by which such a word can be hidden. A pause is no barrier,
 # and a second barrier is one.
 WAITING = (
@@ -62,16 +67,11 @@ def _fewer_barriers(answer) -> str:
         if waiting:
             raise WrongAnswer(f"{waiting[0]}: find a way in which no block needs to wait for another.")
     print(f"compiling your {KERNEL}, then {len(SEEDS)} hostile orders ...", flush=True)
-    verdict = _run_apart(answer)
-    if "refused" in verdict:
-        raise WrongAnswer(verdict["refused"])
-    if not verdict["barriers"] < verdict["barriers_before"]:
-        raise WrongAnswer(
-            f"The results are right, but the kernel still passes {verdict['barriers']} barriers a token."
-        )
+    barriers, barriers_before = _judge_kernel(answer)
+    if not barriers < barriers_before:
+        raise WrongAnswer(f"The results are right, but the kernel still passes {barriers} barriers a token.")
     return (
-        f"{verdict['barriers']} barriers a token in place of {verdict['barriers_before']}, and it verifies under "
-        f"{len(SEEDS)} hostile orders."
+        f"{barriers} barriers a token in place of {barriers_before}, and it verifies under {len(SEEDS)} hostile orders."
     )
 
 
@@ -87,49 +87,13 @@ edits = ...   # {"text in megakernel.cu": "its replacement", ...}
 )
 
 
-def _run_apart(edits: dict[str, str]) -> dict:
-    """The verdict of `_judge_kernel` from a process of its own: a wrong kernel may take its process with it."""
-    code = f"import {__name__} as exercise; exercise._main()"
-    environment = os.environ | {"LUCE_HOST_SMS": "2"}  # four blocks are enough to disagree
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], input=json.dumps(edits), env=environment, capture_output=True, text=True,
-            timeout=TIME_LIMIT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"refused": f"The kernel did not end within {TIME_LIMIT} seconds. Does a loop wait for itself?"}
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return {
-            "refused": f"The kernel crashed its process ({name}): some thread followed a pointer or an index that "
-            "nobody had written yet, or that another thread had overwritten."
-        }
-    if done.returncode != 0:
-        raise RuntimeError(f"the checker itself failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _main() -> None:
-    print(json.dumps(_judge_kernel(json.load(sys.stdin))))
-
-
-def _judge_kernel(edits: dict[str, str]) -> dict:
-    """{"refused": why} or {"barriers", "barriers_before"} for the megakernel with these edits, on the emulator.
+def _judge_kernel(edits: dict[str, str]) -> tuple[int, int]:
+    """Barriers a token of the megakernel with these edits, on the virtual GPU, and of the one that ships.
 
     The verdict rests on a count of its own: every block that leaves a grid barrier, whichever that is, adds 1 to memory
-    whose address stands in this copy of grid_barrier.cuh alone, so no edit of the kernel can lower it.
+    whose address stands in this copy of grid_barrier.cuh alone, so no edit of the kernel can lower it. Raises
+    WrongAnswer with what is wrong.
     """
-    import torch
-
-    from luce_edu.backends import make_backend
-    from luce_edu.config import ModelConfig
-    from luce_edu.errors import CompileError, KernelError
-    from luce_edu.faults import Fault, planted
-    from luce_edu.models import DATA, Model
-    from luce_edu.stages import decoder
-    from luce_edu.verification import verify
-    from luce_edu.weights import random_weights
-
     config = ModelConfig.from_file(DATA / "tiny" / "config.json")
     model = Model("random", config, random_weights(config), tokenizer=None, folder=None)
     passed = torch.zeros(1, dtype=torch.int32)
@@ -138,7 +102,8 @@ def _judge_kernel(edits: dict[str, str]) -> dict:
     patches.append(Fault("the checker's count", "grid_barrier.cuh", PASSED, PASSED + count))
     try:
         with planted(*patches) as tree:
-            backend = make_backend("host", csrc_dir=tree)
+            backend = make_backend("host", csrc_dir=tree, card=CARD, instructions=INSTRUCTIONS)
+            backend.name_tensors({"the checker's count": passed})
             dec = decoder("megakernel", model, max_seq_len=STEPS, backend=backend)
         for seed in SEEDS:
             report = verify(
@@ -146,17 +111,17 @@ def _judge_kernel(edits: dict[str, str]) -> dict:
             )
             row = report.rows[0]
             if not row.passed:
-                return {"refused": f"Under the hostile order of seed {seed}: {row.problems[0]}"}
+                raise WrongAnswer(f"Under the hostile order of seed {seed}: {row.problems[0]}")
     except CompileError as error:
-        return {"refused": f"It does not compile.\n{error}"}
+        raise WrongAnswer(f"It does not compile.\n{error}") from None
     except KernelError as error:
-        return {"refused": f"The emulator says: {error}"}
+        raise WrongAnswer(f"The virtual GPU says: {error}") from None
     except ValueError as error:
-        return {"refused": str(error)}
+        raise WrongAnswer(str(error)) from None
     tokens = 2 * STEPS * len(SEEDS)  # verification runs everything twice
     barriers, rest = divmod(int(passed), tokens * dec.ledger.entries[0].grid[0])
     if rest:
-        return {"refused": "Not every block passes the same number of barriers for every token."}
+        raise WrongAnswer("Not every block passes the same number of barriers for every token.")
     whole = decoder("megakernel", model, device="host", max_seq_len=1)
     whole.step(0)
-    return {"barriers": barriers, "barriers_before": whole.barriers}
+    return barriers, whole.barriers

@@ -33,7 +33,7 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         "",
     ),
     (
-        r"#\s*include\s*[<\"]mma\.h[>\"]|\b(?:nv)?cuda::wmma\b|\bwmma::\w+",
+        r"#\s*include\s*[<\"]mma\.h[>\"]|\bwmma::\w+",
         "the header of wmma is in none of the packages that this course installs; tensor_core.cuh has mma, which does "
         "the same by one instruction of PTX",
         "",

@@ -9,8 +9,6 @@ import io
 import math
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -20,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luce_edu.backends import csrc_dir, default_device, make_backend
+from luce_edu.backends import default_device, make_backend
 from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
 from luce_edu.backends.host import HostBackend
 from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
+from luce_edu.faults import planted
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.models import DATA
@@ -38,9 +37,6 @@ SOURCE = "cell.cu"
 LOG_LINES = 12
 INSTRUCTIONS = 50_000_000  # of the warps of a launch: a second or two; cells of the course need less than a million
 PRINTED_CHARACTERS = 10_000  # of what a kernel prints; a loop of printf could fill the notebook
-
-# The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, races named.
-HOSTILE = {"hostile": True, "races": True}
 
 # What is wrong with a kernel, by kind.
 WORDS = {
@@ -263,9 +259,7 @@ _PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16
 @contextmanager
 def _tree(text: str, source: str) -> Iterator[Path]:
     """A copy of csrc/ with the cell in it, so that no cell can change what ships."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "csrc"
-        shutil.copytree(csrc_dir(), tree, ignore=lambda folder, names: [name for name in names if "." not in name])
+    with planted() as tree:
         (tree / CELL).write_text("\n" + text, encoding="utf-8")  # the magic is the reader's line 1
         (tree / SOURCE).write_text(source, encoding="utf-8")
         yield tree
@@ -305,7 +299,10 @@ def _run(
     defines = _defines(block)
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
     usual = {"csrc_dir": tree, "strict": strict, "instructions": instructions}
-    devices = [[make_backend("host", **usual), make_backend("host", **usual, seed=seed, **HOSTILE)]]
+    # The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, and races
+    # named.
+    hostile = make_backend("host", **usual, seed=seed, hostile=True, races=True)
+    devices = [[make_backend("host", **usual), hostile]]
     if default_device() == "cuda":
         devices.append([make_backend("cuda", csrc_dir=tree)])
     for backends in devices:
@@ -478,10 +475,11 @@ def _words(shape: Mapping[str, int]) -> str:
 
 def _first_error(log: str, cell: str) -> str:
     """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
-    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b", part.partition("\n")[0])]
+    errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b.*:", part.partition("\n")[0])]
     lines = "\n\n".join(errors or [log]).splitlines()
     # A brace too few shows in a file that comes after the cell, one too many in the one around it.
     opened, closed = (code(cell).count(brace) for brace in "{}")
     if opened != closed and not lines[0].startswith(f"{CELL}("):
         return f"the cell has {opened} {{ and {closed} }}"
-    return "\n".join(lines[:LOG_LINES])
+    # What is missing at the cell's end shows at what stands around it.
+    return re.sub(rf"^{re.escape(SOURCE)}\(\d+\): ", "at the end of the cell: ", "\n".join(lines[:LOG_LINES]))

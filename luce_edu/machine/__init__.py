@@ -7,5 +7,6 @@
 """
 
 from luce_edu.machine.kernels import Kernel, Prepared, load, run
+from luce_edu.machine.step import Step, Steps, step
 
-__all__ = ["Kernel", "Prepared", "load", "run"]
+__all__ = ["Kernel", "Prepared", "Step", "Steps", "load", "run", "step"]

@@ -33,6 +33,7 @@ FLAGS = (
     "-fPIC -fvisibility=hidden -pthread"
 ).split()
 X86_FLAGS = ["-mno-vzeroupper"]
+_DIGEST = 32  # bytes of the SHA-256 at the end of each cache entry
 
 
 # ---- Structs that Python and the core share; their sizes are checked when the core is loaded ----
@@ -133,30 +134,42 @@ def thread_count() -> int:
 def build() -> Path:
     """The core's library, from the cache where it is whole.
 
-    Its last 32 bytes are the SHA-256 of the rest, so one atomic rename makes an entry and damage is seen.
+    An entry's last bytes are the SHA-256 of the rest, so one atomic rename makes it and damage is seen.
     """
-    folder = csrc_dir() / "machine"
-    sources = sorted(folder.glob("*.cpp"))
-    compiler = find_compiler()
-    library = cache_dir() / "machine" / _key(folder, compiler, _flags()) / "core.so"
+    folder, compiler = csrc_dir() / "machine", find_compiler()
+    # The slowest first, so that the last one to end is a short one.
+    sources = sorted(folder.glob("*.cpp"), key=lambda source: (-source.stat().st_size, source.name))
+    headers = [path.read_bytes() for path in sorted(folder.glob("*.h"))]
+    keys = {source: _key(compiler, [*headers, source.name.encode(), source.read_bytes()]) for source in sources}
+    library = cache_dir() / "machine" / f"{_key(compiler, [key.encode() for key in keys.values()])}.so"
     if _is_whole(library):
         return library
     with _scratch_in(library.parent) as scratch, ThreadPoolExecutor(thread_count()) as threads:
-        # The slowest first, so that the last one to end is a short one.
-        sources.sort(key=lambda source: -source.stat().st_size)
         objects = [scratch / f"{source.stem}.o" for source in sources]
-        jobs = [
-            threads.submit(_compile, compiler, ["-c", str(source), "-o", str(object_)])
-            for source, object_ in zip(sources, objects, strict=True)
-        ]
+
+        def compile_source(source: Path, object_: Path) -> None:
+            kept = library.parent / f"{keys[source]}.o"  # a change of one file costs that file
+            if _is_whole(kept):
+                object_.write_bytes(kept.read_bytes()[:-_DIGEST])
+                return
+            _compile(compiler, ["-c", str(source), "-o", str(object_)])
+            if object_.is_file():
+                _keep(object_.read_bytes(), scratch, kept)
+
+        jobs = [threads.submit(compile_source, *pair) for pair in zip(sources, objects, strict=True)]
         for job in _with_progress(jobs):
             job.result()
         output = scratch / "core.so"
         _link(compiler, objects, output)
-        content = output.read_bytes()
-        output.write_bytes(content + hashlib.sha256(content).digest())
-        os.replace(output, library)
+        _keep(output.read_bytes(), scratch, library)
     return library
+
+
+def _keep(content: bytes, scratch: Path, entry: Path) -> None:
+    """Make a cache entry; others see all of it or nothing."""
+    file = scratch / f"{entry.name}.new"
+    file.write_bytes(content + hashlib.sha256(content).digest())
+    os.replace(file, entry)
 
 
 def try_out() -> None:
@@ -234,21 +247,22 @@ def _scratch_in(folder: Path) -> Iterator[Path]:
         raise unusable_cache(error) from None
 
 
-def _is_whole(library: Path) -> bool:
+def _is_whole(entry: Path) -> bool:
     try:
-        content = library.read_bytes()
+        content = entry.read_bytes()
     except OSError:
         return False
-    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
-def _key(folder: Path, compiler: list[str], flags: list[str]) -> str:
-    """A hash of all that decides the machine code: the sources, the compiler, its flags, the processor."""
+def _key(compiler: list[str], texts: list[bytes]) -> str:
+    """A hash of all that decides the machine code: the texts, the compiler, its flags, the processor."""
     binary = Path(compiler[0]).resolve()
     stat = binary.stat()  # stands for the version, which would take a process to ask for
-    digest = hashlib.sha256(repr((compiler, flags, str(binary), stat.st_size, stat.st_mtime_ns, _processor())).encode())
-    for path in sorted(folder.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    identity = (compiler, _flags(), str(binary), stat.st_size, stat.st_mtime_ns, _processor())
+    digest = hashlib.sha256(repr(identity).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()[:32]
 
 

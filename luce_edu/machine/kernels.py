@@ -47,14 +47,14 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
     module = ptx.parse(text)
     variables = Variables(module)
     names = [name for name, function in module.functions.items() if function.entry]
-    return Named(source, {name: Kernel(module, name, variables, card) for name in names})
+    return Named(source, {name: Kernel(text, module, name, variables, card) for name in names})
 
 
 class Variables:
     """Memory for a module's variables in global and constant memory, filled with their first values."""
 
     def __init__(self, module: ptx.Module):
-        self.ranges: list[tuple[int, int, str, bool]] = []  # begin, end, name, read only
+        self.ranges: list[tuple[int, int, str, bool, int]] = []  # begin, end, name, read only, bytes of an element
         self.address: dict[str, int] = {}
         placed, at = [], 0
         for variable in module.variables.values():
@@ -68,9 +68,8 @@ class Variables:
         start = base - self._memory.ctypes.data
         for variable, offset in placed:
             self.address[variable.name] = base + offset
-            self.ranges.append(
-                (base + offset, base + offset + variable.size, variable.name, variable.space == "const")
-            )
+            begin, element = base + offset, ptx.SIZES[variable.type]
+            self.ranges.append((begin, begin + variable.size, variable.name, variable.space == "const", element))
             if variable.init:
                 first = start + offset
                 self._memory[first : first + len(variable.init)] = np.frombuffer(variable.init, np.uint8)
@@ -88,15 +87,24 @@ class Kernel:
     """
 
     def __init__(
-        self, module: ptx.Module, name: str, variables: Variables, card: Card, registers: Callable[[], int] | None = None
-    ):
-        self.name, self.card = name, card
+        self, text: str, module: ptx.Module, name: str, variables: Variables, card: Card,
+        registers: Callable[[], int] | None = None,
+    ):  # fmt: skip
+        self.name, self.card, self._text = name, card, text
         self._variables, self._registers = variables, registers
         self.program: Program = assemble(module, name, operations())
 
     @cached_property
     def registers(self) -> int:
         return self._registers() if self._registers and self.card.registers_per_sm is not None else 0
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return self._text.split("\n")
+
+    def text(self, statement: ptx.Instruction) -> str:
+        """The line of the PTX that an instruction stands in."""
+        return " ".join(self._lines[statement.line - 1].split())
 
     @property
     def parameters(self) -> Sequence[tuple[str, str, int, int]]:
@@ -273,6 +281,7 @@ class Ranges:
 
     names: tuple[str, ...]
     bounds: tuple[tuple[int, int], ...]
+    elements: tuple[int, ...]  # bytes
     array: ctypes.Array
     keep: tuple
 
@@ -300,34 +309,37 @@ class Memory:
         self._ranges.clear()
 
     def for_launch(self, kernel: Kernel, args: Sequence) -> Ranges:
-        own = [(arg.data_ptr(), arg.nbytes, f"argument {i}") for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
-        key = (id(kernel), *own)
+        own = [
+            (arg.data_ptr(), arg.nbytes, f"argument {i}", arg.element_size())
+            for i, arg in enumerate(args)
+            if isinstance(arg, torch.Tensor)
+        ]
+        key = (id(kernel._variables), *own)
         if key not in self._ranges:
             if len(self._ranges) > 1000:
                 self._ranges.clear()
             self._ranges[key] = self._find(kernel, own)
         return self._ranges[key]
 
-    def _find(self, kernel: Kernel, own: list[tuple[int, int, str]]) -> Ranges:
-        named = [(t.data_ptr(), t.nbytes, name) for name, t in self.named.items()]
-        found = [(begin, begin + size, name, False) for begin, size, name in named + own if size]
+    def _find(self, kernel: Kernel, own: list[tuple[int, int, str, int]]) -> Ranges:
+        named = [(t.data_ptr(), t.nbytes, name, t.element_size()) for name, t in self.named.items()]
+        found = [(begin, begin + size, name, False, element) for begin, size, name, element in named + own if size]
         found += kernel._variables.ranges
-        ranges: list[tuple[int, int, str, bool]] = []
+        ranges: list[tuple[int, int, str, bool, int]] = []
         # Of equal ranges the first named one stays; Python's sort keeps their order.
-        for begin, end, name, read_only in sorted(found, key=lambda r: (r[0], -r[1])):
+        for begin, end, *rest in sorted(found, key=lambda r: (r[0], -r[1])):
             if not ranges or begin >= ranges[-1][1]:
-                ranges.append((begin, end, name, read_only))
+                ranges.append((begin, end, *rest))
             elif end > ranges[-1][1]:
                 ranges[-1] = (ranges[-1][0], end, *ranges[-1][2:])
-        bits = [self._bits_of(begin, end) for begin, end, _, _ in ranges]
+        bits = [self._bits_of(begin, end) for begin, end, *_ in ranges]
         array = (Tensor * max(len(ranges), 1))(*(
             Tensor(begin, end, read.ctypes.data, written.ctypes.data, read_only)
-            for (begin, end, _, read_only), (read, written) in zip(ranges, bits, strict=True)
+            for (begin, end, _, read_only, _), (read, written) in zip(ranges, bits, strict=True)
         ))  # fmt: skip
-        return Ranges(
-            tuple(name for _, _, name, _ in ranges), tuple((begin, end) for begin, end, _, _ in ranges), array,
-            (bits, list(self.named.values()), kernel._variables),
-        )  # fmt: skip
+        begins, ends, names, _, elements = zip(*ranges, strict=True) if ranges else [()] * 5
+        keep = bits, list(self.named.values()), kernel._variables
+        return Ranges(names, tuple(zip(begins, ends, strict=True)), elements, array, keep)
 
     def _bits_of(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         if (begin, end) not in self._bits:

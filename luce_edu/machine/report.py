@@ -66,17 +66,18 @@ def _what(report, launch) -> str:
         return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
     if address < 4096:
         return f"address {address}, a null pointer"
+    tensors = launch.tensors
     nearest, distance = None, FAR
-    for (begin, end), name in zip(launch.tensors.bounds, launch.tensors.names, strict=True):
+    for i, (begin, end) in enumerate(tensors.bounds):
         away = begin - address if address < begin else max(address + size - end, 0)
         if away < distance:
-            nearest, distance = (begin, end, name), away
+            nearest, distance = i, away
     if nearest is None:
         return f"address {address:#x}, far from every tensor"
-    begin, end, name = nearest
-    offset = address - begin
-    element = f"{name}[{offset // size}], " if offset % size == 0 else ""
-    return f"{element}byte {offset} of {name}, which has {end - begin}"
+    (begin, end), name = tensors.bounds[nearest], tensors.names[nearest]
+    index, rest = divmod(address - begin, tensors.elements[nearest])
+    element = "" if rest else f"{name}[{index}], "
+    return f"{element}byte {address - begin} of {name}, which has {end - begin}"
 
 
 def _shared(launch) -> int:

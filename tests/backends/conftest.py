@@ -1,5 +1,6 @@
-"""Kernels for the tests, in a source tree of their own beside the emulator."""
+"""Kernels for the tests, in a source tree of their own, and the card that they count on."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from luce_edu import backends
+from luce_edu.machine.cards import Card, find_card
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -15,17 +17,17 @@ KERNELS = Path(__file__).parent / "kernels"
 def kernel_tree(tmp_path_factory) -> Path:
     """A copy of csrc/ with the test kernels in it."""
     tree = tmp_path_factory.mktemp("tree") / "csrc"
-    shutil.copytree(backends.csrc_dir() / "host", tree / "host")
+    tree.mkdir()
     shutil.copy(backends.csrc_dir() / "primitives.cuh", tree)
     for path in KERNELS.iterdir():
         shutil.copy(path, tree)
     return tree
 
 
-@pytest.fixture(autouse=True)
-def four_multiprocessors(monkeypatch):
-    """The device that these tests count on, whatever the default and the environment say."""
-    monkeypatch.setenv("LUCE_HOST_SMS", "4")
+@pytest.fixture(scope="session")
+def four_sms() -> Card:
+    """The laptop with four SMs, whatever LUCE_CARD says: 8 blocks of 512 threads at a time."""
+    return dataclasses.replace(find_card("laptop"), sm_count=4)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
-"""What the counting emulator counts, computed here by hand, and what it refuses."""
+"""What a launch on the host counts, computed here by hand, and the accesses that it refuses."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +22,8 @@ def line(marker: str) -> str:
 
 
 @pytest.fixture
-def backend(kernel_tree):
-    return HostBackend(csrc_dir=kernel_tree, count_traffic=True)
+def backend(kernel_tree, four_sms):
+    return HostBackend(csrc_dir=kernel_tree, card=four_sms)
 
 
 @pytest.fixture
@@ -74,7 +71,8 @@ PATTERNS = {
     "bf16x8": ("copy_weights", 1, 32, BF16, [], read(512, 512, 512), written(512, 512, 512)),
     "bf16": ("copy_bf16", 1, 32, BF16, [], read(64, 64, 64), written(64, 64, 64)),
     "bytes": ("copy_bytes", 1, 32, X.view(torch.uint8), [], read(32, 32, 32), written(32, 32, 32)),
-    "memset and memcpy": ("copy_by_memcpy", 1, 32, X, [4], read(128, 128, 128), written(256, 256, 128)),
+    # NVIDIA's compiler makes loops of single bytes of both: each touches all 4 sectors.
+    "memset and memcpy": ("copy_by_memcpy", 1, 32, X, [4], read(128, 512, 128), written(256, 1024, 128)),
     "upper half leaves": ("upper_half_leaves", 1, 64, X, [], read(128, 128, 128), written(128, 128, 128)),
     "odd lanes leave": ("odd_lanes_leave", 1, 32, X, [], read(64, 128, 64), written(64, 128, 64)),
     # 8 lanes each read 1, 2, 3 and 4 rows: 80 floats; each of the 4 rows has all its 4 sectors touched.
@@ -83,7 +81,6 @@ PATTERNS = {
     "rows twice": ("rows_twice", 3, 32, X, [2, 32], read(1536, 1536, 256), written(384, 384, 384)),
     # The array in full, though each lane walks all of its 256 loads before the next begins.
     "long loop": ("long_loop", 1, 32, X, [8192], read(32768, 32768, 32768), written(128, 128, 128)),
-    "detours": ("detours", 1, 32, X, [], read(128, 128, 128), written(128, 128, 128)),
 }
 
 
@@ -93,9 +90,22 @@ def test_a_pattern_is_counted_as_by_hand(backend, kernels, name, seed):
     kernel, grid, block, x, more, wanted_x, wanted_y = PATTERNS[name]
     backend.seed = seed
     y = torch.zeros(8192, dtype=x.dtype)
-    backend.tensors = {"x": x, "y": y}
+    backend.name_tensors({"x": x, "y": y})
     traffic = count(backend, kernels[kernel], grid, block, [x, y, *more], smem=128)
     assert traffic == {"x": wanted_x, "y": wanted_y}
+
+
+@pytest.mark.parametrize("seed", ORDERS)
+def test_variables_of_the_module_are_tensors_and_shared_and_local_memory_is_none(backend, kernels, seed):
+    backend.seed = seed
+    x, y = torch.randn(32), torch.zeros(32)
+    traffic = count(backend, kernels["detours"], 1, 32, [x, y], smem=128)
+    factors = torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat(8)
+    assert torch.equal(y, x * factors / factors)
+    assert traffic == {
+        "argument 0": read(128, 128, 128), "argument 1": written(128, 128, 128), "table": read(128, 32, 16),
+        "calls": Traffic(128, 128, 32, 32, 4, 4),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", ORDERS)
@@ -108,17 +118,18 @@ def test_a_loop_of_thousands_is_counted_as_if_lanes_went_together(backend, kerne
 
 
 @pytest.mark.parametrize("seed", ORDERS)
-def test_an_atomic_is_one_write_of_its_element(backend, kernels, seed):
+def test_an_atomic_reads_and_writes_its_element(backend, kernels, seed):
     backend.seed = seed
     counts, flag = torch.zeros(8, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-    assert count(backend, kernels["atomics"], 2, 32, [counts]) == {"argument 0": written(256, 64, 32)}
+    assert count(backend, kernels["atomics"], 2, 32, [counts]) == {"argument 0": Traffic(256, 256, 64, 64, 32, 32)}
+    assert backend.ledger.entries[-1].counters.atomics == 64
     assert counts.tolist() == [8] * 8
     assert count(backend, kernels["flags"], 1, 1, [flag])["argument 0"] == Traffic(4, 4, 32, 32, 4, 4)
 
 
 def test_the_ledger_adds_up_what_its_launches_moved(backend, kernels):
     x, y = torch.randn(32), torch.zeros(32)
-    backend.tensors = {"x": x, "y": y}
+    backend.name_tensors({"x": x, "y": y})
     for _ in range(3):
         count(backend, kernels["copy"], 1, 32, [x, y, 32])
     assert backend.ledger.traffic() == {"x": read(384, 384, 384), "y": written(384, 384, 384)}
@@ -129,7 +140,7 @@ def test_the_ledger_adds_up_what_its_launches_moved(backend, kernels):
 
 def test_each_tensor_is_counted_under_its_name(backend, kernels):
     a, b, c, y = (torch.randn(64) for _ in range(4))
-    backend.tensors = {"b": b, "unused": torch.randn(9)}
+    backend.name_tensors({"b": b, "unused": torch.randn(9)})
     traffic = count(backend, kernels["add_up"], 1, 64, [a, b, c, y])
     each = read(256, 256, 256)
     assert traffic == {"argument 0": each, "b": each, "argument 2": each, "argument 3": written(256, 256, 256)}
@@ -137,7 +148,7 @@ def test_each_tensor_is_counted_under_its_name(backend, kernels):
 
 def test_a_view_goes_by_the_tensor_around_it(backend, kernels):
     whole, y = torch.randn(128), torch.zeros(32)
-    backend.tensors = {"row": whole[32:64], "whole": whole, "y": y}
+    backend.name_tensors({"row": whole[32:64], "whole": whole, "y": y})
     rows = whole[:32], whole[32:64], whole[32:64]
     traffic = count(backend, kernels["add_up"], 1, 32, [*rows, y])
     assert traffic == {"whole": read(384, 384, 256), "y": written(128, 128, 128)}
@@ -145,7 +156,7 @@ def test_a_view_goes_by_the_tensor_around_it(backend, kernels):
 
 def test_tied_tensors_go_by_the_first_name(backend, kernels):
     x, y = torch.randn(32), torch.zeros(32)
-    backend.tensors = {"embed": x, "head": x.view(4, 8), "y": y}
+    backend.name_tensors({"embed": x, "head": x.view(4, 8), "y": y})
     traffic = count(backend, kernels["add_up"], 1, 32, [x, x.view(4, 8), x, y])
     assert set(traffic) == {"embed", "y"}
 
@@ -154,7 +165,7 @@ def test_tied_tensors_go_by_the_first_name(backend, kernels):
 def test_tensors_that_overlap_go_by_the_first_of_them(backend, kernels, seed):
     backend.seed = seed
     memory, y = torch.randn(96), torch.zeros(64)
-    backend.tensors = {"left": memory[:64], "right": memory[32:], "y": y}
+    backend.name_tensors({"left": memory[:64], "right": memory[32:], "y": y})
     traffic = count(backend, kernels["add_up"], 2, 32, [memory[:64], memory[32:], memory[:64], y])
     assert traffic == {"left": read(768, 768, 384), "y": written(256, 256, 256)}
 
@@ -162,13 +173,13 @@ def test_tensors_that_overlap_go_by_the_first_of_them(backend, kernels, seed):
 def test_tensors_behind_pointers_count_once_they_are_named(backend, kernels):
     rows, y = [torch.randn(32) for _ in range(3)], torch.zeros(32)
     table = torch.tensor([row.data_ptr() for row in rows])
-    backend.tensors = {f"row {i}": row for i, row in enumerate(rows)}
+    backend.name_tensors({f"row {i}": rows[i] for i in (0, 2)})
+    with pytest.raises(KernelError, match="thread 0 reads 4 bytes at .*: out of bounds"):
+        count(backend, kernels["pointers"], 1, 32, [table, y, 3])
+    backend.name_tensors({"row 1": rows[1]})
     traffic = count(backend, kernels["pointers"], 1, 32, [table, y, 3])
     assert traffic["row 1"] == read(128, 128, 128)
     assert traffic["argument 0"] == read(32 * 24, 96, 24)
-    del backend.tensors["row 1"]
-    with pytest.raises(KernelError, match="thread 0 reads 4 bytes outside every tensor"):
-        count(backend, kernels["pointers"], 1, 32, [table, y, 3])
 
 
 @pytest.mark.parametrize("seed", ORDERS)
@@ -177,33 +188,6 @@ def test_barriers_are_those_that_a_block_passes_on_average(backend, kernels, see
     for each in (0, 1, 5):
         count(backend, kernels["barriers"], 4, 64, [each])
         assert backend.ledger.entries[-1].barriers_a_block == each * (0 + 1 + 2 + 3) / 4
-
-
-# ---- Counting changes nothing else ----
-
-
-def test_without_counting_there_is_no_traffic(kernel_tree):
-    plain = HostBackend(csrc_dir=kernel_tree)
-    x, y = torch.randn(32), torch.zeros(32)
-    copy = plain.compile("traffic.cu", ["copy"], {})["copy"]
-    plain.launch(copy, 1, 32, 0, [x, y, 32])
-    assert plain.ledger.entries[-1].traffic is None
-    with pytest.raises(ValueError, match="copy: its traffic was not counted"):
-        plain.ledger.traffic()
-
-
-def test_a_kernel_gives_the_same_bits_with_counting_as_without(backend, kernels, kernel_tree):
-    plain = HostBackend(csrc_dir=kernel_tree)
-    for name in ("ragged", "rows_twice", "copy_bf16", "copy4", "member", "long_loop", "detours"):
-        x = (BF16 if "bf16" in name else X).clone()
-        results = []
-        for one in (backend, plain):
-            y = torch.zeros_like(x)
-            arguments = {"rows_twice": [7, 32], "long_loop": [8192]}.get(name, [])
-            kernel = one.compile("traffic.cu", KERNELS, {})[name]
-            one.launch(kernel, 1, 32, 128, [x, y, *arguments])
-            results.append(y)
-        assert results[0].any() and torch.equal(*results), name
 
 
 # ---- Astray ----
@@ -217,14 +201,13 @@ def refusal(backend, kernel, grid, block, args, smem=0, **options) -> str:
 
 # what: kernel, index that its thread takes of a tensor of 30 floats in a memory of 64, what the report must say
 STRAY = {
-    "past the end": ("store", 30, "writes 4 bytes outside every tensor: byte 120 of y, which has 120"),
-    "before the begin": ("store", -1, "writes 4 bytes outside every tensor: byte -4 of y, which has 120"),
-    "far away": ("store", 2**29, "writes 4 bytes outside every tensor: an address far from all of them"),
-    "half outside": ("store4", 28, "writes 16 bytes outside every tensor: byte 112 of y, which has 120"),
-    "atomic": ("add", 30, "writes 4 bytes outside every tensor: byte 120 of y, which has 120"),
-    "flag": ("release", 31, "writes 4 bytes outside every tensor: byte 124 of y, which has 120"),
-    "memcpy": ("move", 29, "writes 8 bytes outside every tensor: byte 116 of y, which has 120"),
-    "not aligned": ("store4", 1, "writes 16 bytes at an address that 16 does not divide: byte 4 of y, which has 120"),
+    "past the end": ("store", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120: out of bounds"),
+    "before the begin": ("store", -1, "writes 4 bytes at y[-1], byte -4 of y, which has 120: out of bounds"),
+    "far away": ("store", 2**29, "far from every tensor: out of bounds"),
+    "half outside": ("store4", 28, "writes 16 bytes at y[28], byte 112 of y, which has 120: out of bounds"),
+    "atomic": ("add", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120: out of bounds"),
+    "flag": ("release", 31, "writes 4 bytes at y[31], byte 124 of y, which has 120: out of bounds"),
+    "not aligned": ("store4", 1, "writes 16 bytes at y[1], byte 4 of y, which has 120: misaligned"),
 }
 
 
@@ -236,23 +219,32 @@ def test_a_stray_write_is_named_and_does_not_happen(backend, kernels, what, seed
     backend.seed = seed
     memory = torch.arange(64.0)
     y = memory[16:46]
-    backend.tensors = {"y": y}
+    backend.name_tensors({"y": y})
     report = refusal(backend, kernels[kernel], 2, 32, [y, index, 41])
-    assert f"kernel {kernel}: block 1: thread 9 {said} at {line(kernel)}" in report
-    assert ("(seed 5)" in report) == (seed == 5)
+    assert f"{kernel}: block 1, thread 9 " in report and said in report and line(kernel) in report
     assert torch.equal(memory, torch.arange(64.0))
     copied = torch.zeros(32)
     count(backend, kernels["copy"], 1, 32, [memory, copied, 32])  # the next launch works
     assert torch.equal(copied, memory[:32])
 
 
+@pytest.mark.planted
+def test_a_copy_goes_up_to_the_end_and_no_further(backend, kernels):
+    """memcpy is a loop of single bytes: those inside happen, the first one outside is named."""
+    memory = torch.arange(64.0)
+    y = memory[16:46]
+    report = refusal(backend, kernels["move"], 2, 32, [y, 29, 41])
+    assert "writes 1 bytes at argument 0[30], byte 120 of argument 0, which has 120: out of bounds" in report
+    assert memory[45] == 16 and torch.equal(memory[46:], torch.arange(46.0, 64))
+
+
 STRAY_READS = {
-    "past the end": ("load", 30, "reads 4 bytes outside every tensor: byte 120 of x, which has 120"),
-    "before the begin": ("load", -3, "reads 4 bytes outside every tensor: byte -12 of x, which has 120"),
-    "half outside": ("load4", 28, "reads 16 bytes outside every tensor: byte 112 of x, which has 120"),
-    "not aligned": ("load4", 2, "reads 16 bytes at an address that 16 does not divide: byte 8 of x, which has 120"),
-    "weights": ("weights", 64, "reads 16 bytes outside every tensor: byte 128 of x, which has 120"),
-    "weights not aligned": ("weights", 4, "reads 16 bytes at an address that 16 does not divide: byte 8 of x"),
+    "past the end": ("load", 30, "reads 4 bytes at x[30], byte 120 of x, which has 120: out of bounds"),
+    "before the begin": ("load", -3, "reads 4 bytes at x[-3], byte -12 of x, which has 120: out of bounds"),
+    "half outside": ("load4", 28, "reads 16 bytes at x[28], byte 112 of x, which has 120: out of bounds"),
+    "not aligned": ("load4", 2, "reads 16 bytes at x[2], byte 8 of x, which has 120: misaligned"),
+    "weights": ("weights", 64, "reads 16 bytes at x[32], byte 128 of x, which has 120: out of bounds"),
+    "weights not aligned": ("weights", 4, "reads 16 bytes at x[2], byte 8 of x, which has 120: misaligned"),
 }
 
 
@@ -261,9 +253,9 @@ STRAY_READS = {
 def test_a_stray_read_is_named(backend, kernels, what):
     kernel, index, said = STRAY_READS[what]
     x, y = torch.randn(64)[16:46], torch.zeros(1)
-    backend.tensors = {"x": x}
+    backend.name_tensors({"x": x})
     report = refusal(backend, kernels[kernel], 1, 32, [x, y, index, 3])
-    assert f"thread 3 {said}" in report and f" at {line(kernel)}" in report
+    assert f"block 0, thread 3 {said}" in report and line(kernel) in report
     assert y.item() == 0
 
 
@@ -271,7 +263,7 @@ def test_a_stray_read_is_named(backend, kernels, what):
 def test_an_access_in_the_gap_between_two_tensors_is_named_by_the_nearer(backend, kernels):
     memory = torch.zeros(64)
     a, b = memory[:16], memory[48:]
-    backend.tensors = {"a": a, "b": b}
+    backend.name_tensors({"a": a, "b": b})
     for index, said in ((20, "byte 80 of a, which has 64"), (44, "byte -16 of b, which has 64")):
         assert said in refusal(backend, kernels["store"], 1, 1, [a, index, 0])
     backend.launch(kernels["store"], 1, 1, 0, [a, 50, 0])  # nobody can tell this from a pointer to b
@@ -281,20 +273,8 @@ def test_an_access_in_the_gap_between_two_tensors_is_named_by_the_nearer(backend
 @pytest.mark.planted
 @pytest.mark.parametrize("address", [0, 4096, -4, -64])
 def test_an_address_from_nowhere_is_named_in_a_kernel_without_tensors(backend, kernels, address):
-    said = "thread 0 writes 4 bytes outside every tensor: an address far from all of them"
-    assert f"{said} at {line('nowhere')}" in refusal(backend, kernels["nowhere"], 1, 1, [address])
-
-
-@pytest.mark.planted
-def test_another_librarys_memory_is_not_a_kernels(backend, kernels):
-    assert f"far from all of them at {line('library')}" in refusal(backend, kernels["library"], 1, 1, [torch.zeros(1)])
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("smem, index", [(0, 0), (128, 32), (128, -1)])
-def test_an_access_outside_dynamic_shared_memory_is_named(backend, kernels, smem, index):
-    report = refusal(backend, kernels["shared_end"], 1, 1, [torch.zeros(1), index], smem=smem)
-    assert "writes 4 bytes outside every tensor" in report and line("shared_end") in report
+    report = refusal(backend, kernels["nowhere"], 1, 1, [address])
+    assert "thread 0 writes 4 bytes at address" in report and line("nowhere") in report
 
 
 @pytest.mark.planted
@@ -304,12 +284,3 @@ def test_once_one_block_has_gone_astray_no_other_writes_astray(backend, kernels)
         memory = torch.zeros(64)
         refusal(backend, kernels["all_astray"], 3, 1, [torch.randn(32), memory[:32], 32, 100_000], cooperative=True)
         assert not memory.any()
-
-
-@pytest.mark.skipif("LUCE_HOST_FLAGS" in os.environ, reason="runs inside the other stack switch already")
-def test_the_portable_stack_switch_counts_the_same():
-    chosen = "pattern or stray or barriers or astray"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    variables = {**os.environ, "LUCE_HOST_FLAGS": "-DLUCE_UCONTEXT", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,10 @@
 """A trial's verdict: right kernels pass with true counts, wrong ones are refused for what is wrong with them."""
 
 import hashlib
+import os
 import re
+import signal
+import threading
 import time
 
 import pytest
@@ -9,8 +12,10 @@ from kernels import ADD, CAUSAL_CONV, LINEAR, RMS_NORM, whole
 
 from luce_edu.backends import csrc_dir
 from luce_edu.backends.ledger import Traffic
+from luce_edu.inline import trial
 from luce_edu.inline.specs import SPECS
 from luce_edu.inline.trial import Attempt, try_kernel
+from luce_edu.machine.core import core
 from luce_edu.measure.occupancy import registers_allowed
 
 
@@ -32,10 +37,11 @@ def from_the_start(csrc_before):
     """Every test here comes after csrc/ was looked at."""
 
 
-def attempt(text: str, against: str = "torch.add", seconds: float = 20, **options):
-    verdict = try_kernel(Attempt("mine", against, text, **options), seconds=seconds)
-    return verdict
+def attempt(text: str, against: str = "torch.add", **options):
+    return try_kernel(Attempt("mine", against, text, **options))
 
+
+INDEX = "const int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
 
 # ---- Right ----
 
@@ -47,6 +53,7 @@ def test_a_verdict_counts_what_the_last_shape_moved():
     assert verdict.traffic["x"] == verdict.traffic["r"] == each
     assert (verdict.bytes_read, verdict.bytes_written) == (32768, 16384) == (verdict.least_read, verdict.least_written)
     assert (verdict.grid, verdict.block, verdict.launches, verdict.barriers) == (16, 256, 1, 0)
+    assert verdict.instructions > 16 * 8 * 5 and verdict.bank_conflicts == 0
     assert 0 < verdict.resources.registers < 64 and verdict.resources.shared_bytes == 0
     text = str(verdict)
     assert "mine is right: 5 shapes, each in two orders of threads" in text
@@ -55,8 +62,8 @@ def test_a_verdict_counts_what_the_last_shape_moved():
 
 
 def test_dynamic_shared_memory_counts_beside_static():
-    verdict = attempt("__shared__ int one[64];\nDYNAMIC_SHARED(float, s);\none[threadIdx.x % 64] = n;\n"
-                      "s[threadIdx.x] = one[0];\n" + ADD, smem="4*block")  # fmt: skip
+    verdict = attempt("__shared__ int one[64];\nDYNAMIC_SHARED(float, s);\nif (threadIdx.x < 64) one[threadIdx.x] = n;\n"
+                      "__syncthreads();\ns[threadIdx.x] = one[threadIdx.x / 4];\n" + ADD, smem="4*block")  # fmt: skip
     assert verdict.passed, verdict
     assert (verdict.resources.shared_bytes, verdict.dynamic_bytes) == (256, 1024)
     assert ["shared memory a block, bytes", "1,280", ""] in verdict.body
@@ -70,6 +77,13 @@ s[threadIdx.x] = x[i];
 __syncthreads();
 y[i] = s[threadIdx.x] + r[i];
 """
+
+
+def test_shared_memory_32_words_apart_conflicts():
+    verdict = attempt("__shared__ float s[32][32];\ns[threadIdx.x % 32][threadIdx.x / 32] = n;\n__syncthreads();\n"
+                      + ADD.replace("x[i] + r[i]", "x[i] + r[i] * (s[threadIdx.x % 32][0] / n)"))  # fmt: skip
+    assert verdict.passed and verdict.bank_conflicts == 2 * 31 * 8 * verdict.grid
+    assert ["bank conflicts", f"{verdict.bank_conflicts:,}", "0"] in verdict.body
 
 
 def test_threads_that_exit_before_a_barrier_are_a_remark_where_the_kernel_is_right():
@@ -130,7 +144,8 @@ def test_grid_block_and_dynamic_shared_memory_follow_the_cell():
     verdict = attempt(text, grid="2 * 1", block=64, smem="4 * block")
     assert verdict.passed, verdict
     assert (verdict.grid, verdict.block) == (2, 64)
-    assert "outside every tensor" in attempt(text, grid="2", block=64, smem="4 * block - 4").problem
+    short = attempt(text, grid="2", block=64, smem="4 * block - 4")
+    assert short.kind == "kernel" and "byte 252 of shared memory" in short.problem and "out of bounds" in short.problem
 
 
 @pytest.mark.parametrize(
@@ -173,12 +188,58 @@ def test_what_a_kernel_prints_is_shown():
     assert "printed:\nn is 1\n" in str(verdict) and "printed:" in verdict._repr_html_()
 
 
+def test_a_flood_of_text_is_cut():
+    verdict = attempt(ADD + 'if (i < n) printf("n is %d, and this is thread %d of them all\\n", n, i);')
+    assert verdict.passed and len(verdict.printed) == trial.PRINTED_CHARACTERS
+
+
+# What NVIDIA's compiler takes and the virtual GPU runs, with lines before the kernel and in it.
+GROUPS = "#include <cooperative_groups.h>\n#include <cooperative_groups/reduce.h>\nnamespace cg = cooperative_groups;\n"
+CUDA = {
+    "dynamic shared memory by CUDA's own word": (
+        "", "extern __shared__ float s[];\ns[threadIdx.x] = 1.0f;\n__syncthreads();\n", "s[threadIdx.x ^ 1] - 1.0f"),
+    "__restrict__ and __ldg": ("", "", "__ldg(x) - x[0]"),
+    "an assertion that holds": ("#include <cassert>\n", "assert(n > 0);", "0"),
+    "a clock": ("", "const long long before = clock64();", "(clock64() < before) + (clock() == clock() + 1)"),
+    "sums rounded as asked": ("", "", "__fadd_rn(1.0f, 1e-10f) - 1.0f"),
+    "a barrier that counts": ("", "const int many = __syncthreads_count(threadIdx.x < 7);", "many - 7"),
+    "a maximum over the warp": ("", "", "__reduce_max_sync(full_warp, lane_id()) - 31"),
+    "bits": ("", "", "__brev(1u) - 0x80000000u + __popc(7) - 3 + __byte_perm(1, 2, 0x7654) - 2"),
+    "C's headers": (
+        "#include <cstdio>\n#include <stdint.h>\n#include <cfloat>\n#include <cmath>\n#include <cuda_runtime.h>\n",
+        "uint32_t u = 3; int64_t wide = u;", "(FLT_MAX < 1e38f) + wide - 3"),
+    "halves": ("#include <cuda_fp16.h>\n", "const half two = __hadd(__float2half(1.0f), __float2half(1.0f));",
+        "__half2float(two) - 2.0f"),
+    "two bf16 at once": ("#include <cuda_bf16.h>\n",
+        "const __nv_bfloat162 pair = __hmul2(__floats2bfloat162_rn(1, 3), __floats2bfloat162_rn(2, 2));",
+        "__low2float(pair) + __high2float(pair) - 8"),
+    "cooperative groups": (GROUPS, "const auto block = cg::this_thread_block();\n"
+        "const auto tile = cg::tiled_partition<32>(block);\nblock.sync();\n",
+        "cg::reduce(tile, 1, cg::plus<int>()) - tile.shfl(32, 3) + block.thread_rank() - threadIdx.x"),
+    "copies by cp.async": ("#include <cuda_pipeline.h>\n",
+        "__shared__ float s[256];\nif (i < n) __pipeline_memcpy_async(s + threadIdx.x, x + i, 4);\n"
+        "__pipeline_commit();\n__pipeline_wait_prior(0);\n", "i < n ? s[threadIdx.x] - x[i] : 0.0f"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CUDA)
+def test_what_a_gpu_has_runs_here(what):
+    before, inside, zero = CUDA[what]
+    body = f"{INDEX}{inside}\nconst float zero = {zero};\nif (i < n) y[i] = x[i] + r[i] + zero;\n"
+    verdict = attempt(before + whole("mine", SPECS["torch.add"], body), smem="4 * block")
+    assert verdict.passed, verdict
+
+
 # ---- Wrong ----
 
-INDEX = "const int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
 SIGNATURE = SPECS["torch.add"].signature
 KERNEL = f"__global__ void mine({SIGNATURE})"
-OUTSIDE = "4 bytes outside every tensor: byte {} of {}, which has 4 at cell:{}"
+
+
+def outside(verb: str, size: int, offset: int, name: str, has: int, line: int) -> str:
+    return f"{verb} {size} bytes at .*byte {offset} of {name}, which has {has}: out of bounds at cell:{line}"
+
+
 HASTY = """
 __shared__ float scale;
 if (threadIdx.x == 0) {
@@ -191,37 +252,30 @@ x += blockIdx.x * n, y += blockIdx.x * n;
 for (int c = threadIdx.x; c < n; c += blockDim.x) y[c] = x[c] * scale * (1 + weight[c]);
 """
 WHOLE = whole("mine", SPECS["torch.add"], ADD)
-FAR = "an address far from all of them at cell:3"
+FROM_NULL = "float* p = y - (reinterpret_cast<unsigned long long>(y) >> 2);\n"
 FLAG = "__shared__ unsigned flag;\nif (threadIdx.x == 0) flag = 0;\n__syncthreads();\n"
-
-
-def host(code: str, before: str = "") -> str:
-    """A kernel that does more in the emulator than on a GPU, as nothing that NVIDIA's compiler takes does it."""
-    return f"#ifdef LUCE_HOST\n{before}\n#endif\n{KERNEL} {{\n#ifdef LUCE_HOST\n{code}\n#endif\n{ADD}}}\n"
-
-
-UNSEEN = '__attribute__((no_sanitize("thread"), noinline)) void put(float* p, float x) { *(volatile float*)p = x; }'
 
 # what: text, kind, what the verdict must say, and what goes with it: against, options
 WRONG = {
     # Numbers
-    "no barrier": (HASTY, "wrong", "in a hostile order of threads only: y.*is NaN", "reference.rms_norm"),
+    "no barrier": (HASTY,
+        "kernel", "shared memory.*which nobody wrote: uninitialised at cell:|race on", "reference.rms_norm"),
     "an index that short rows hide": (
         RMS_NORM.replace("weight[c]", "weight[threadIdx.x]"),
         "wrong", r"^rows 2, n 257: .*; \d of 514", "reference.rms_norm"),
     "a row for an element": (
         RMS_NORM.replace("weight[c]", "weight[blockIdx.x]"), "wrong", r"^rows 3, n 31: .* of 93", "reference.rms_norm"),
     "one short of the end": (ADD.replace("i < n", "i < n - 1"),
-        "wrong", r"^n 1: y\[0\] nothing wrote it; it should be"),
-    "nothing written": ("(void)n;", "wrong", r"y\[0\] nothing wrote it; .*; 1 of 1 elements are off"),
-    "one element": (ADD.replace("i < n", "i < 1"), "wrong", r"^n 31: y\[1\] nothing wrote it; .*; 30 of 31"),
+        "wrong", r"^n 1: nobody wrote y\[0\]; 1 of 1 elements are off"),
+    "nothing written": ("(void)n;", "wrong", r"nobody wrote y\[0\]; 1 of 1 elements are off"),
+    "one element": (ADD.replace("i < n", "i < 1"), "wrong", r"^n 31: nobody wrote y\[1\] to y\[30\]; 30 of 31"),
     "not a number": (ADD.replace("= x[i]", "= 0.0f / 0.0f + x[i]"), "wrong", r"^n 1: y\[0\] is NaN, and should be"),
     "added to what was never written": (ADD.replace("y[i] = ", "y[i] += "), "wrong", r"y\[0\] is NaN, and should be"),
     "infinite": (ADD.replace("= x[i]", "= 1e38f * 10 * x[i] * 0 + x[i]"), "wrong", "is NaN|is inf"),
     "one of 4096": (ADD + "if (i == 4000) y[i] += 0.01f;", "wrong", r"^n 4096: y\[4000\] is .*; 1 of 4,096 elements"),
     "a state that stays": (
         CAUSAL_CONV.replace("state[taps - 2] = x[channel];", ""),
-        "wrong", r"conv_state\[0, 0\]", "reference.causal_conv"),
+        "wrong", r"nobody wrote conv_state\[0, 0\]; ", "reference.causal_conv"),
     "a state a token late": (
         CAUSAL_CONV.replace("float sum = ", "state[taps - 2] = x[channel];\nfloat sum = "),
         "wrong", r"channels 37, taps 3: y|channels 1, taps 2: y", "reference.causal_conv"),
@@ -229,42 +283,53 @@ WRONG = {
         "if (blockIdx.x == 0) y[threadIdx.x % n] = 0.0f;\n__syncthreads();\n"
         "if (blockIdx.x == 0) for (int j = threadIdx.x; j < n; j += blockDim.x) y[j] = x[j] + r[j];\n"
         "if (blockIdx.x == 0) atomicExch(&y[0], x[0] + r[0] + 1e-7f * threadIdx.x);",
-        "wrong", "has other bits in another order of threads|is "),
+        "(wrong|kernel)", "has other bits in another order of threads|is |race on"),
     # Memory
     "a read past the end": (INDEX + "y[i] = i < n ? x[i + 1] + r[i] : 0;",
-        "kernel", "thread 0 reads " + OUTSIDE.format(4, "x", 3)),
-    "a write past the end": (INDEX + "\ny[i] = 0;", "kernel", "thread 1 writes " + OUTSIDE.format(4, "y", 4)),
-    "a read before the begin": (INDEX + "y[0] = r[i - 1];", "kernel", "thread 0 reads " + OUTSIDE.format(-4, "r", 3)),
-    "an atomic past the end": (INDEX + "atomicAdd(y + n, 1.0f);", "kernel", "writes " + OUTSIDE.format(4, "y", 3)),
+        "kernel", "thread 0 " + outside("reads", 4, 4, "x", 4, 3)),
+    "a write past the end": (INDEX + "\ny[i] = 0;", "kernel", "thread 1 " + outside("writes", 4, 4, "y", 4, 4)),
+    "a read before the begin": (INDEX + "y[0] = r[i - 1];", "kernel", "thread 0 " + outside("reads", 4, -4, "r", 4, 3)),
+    "an atomic past the end": (INDEX + "atomicAdd(y + n, 1.0f);", "kernel", outside("(reads|writes)", 4, 4, "y", 4, 3)),
     "four at once past the end": (
         INDEX + "*reinterpret_cast<float4*>(y + 4 * i) = make_float4(0, 0, 0, 0);", "kernel",
-        "thread 0 writes 16 bytes outside every tensor: byte 0 of y, which has 4 at cell:3"),
+        "thread 0 " + outside("writes", 16, 0, "y", 4, 3)),
     "four at once from anywhere": (
         INDEX + "if (n < 257) { if (i < n) y[i] = x[i] + r[i]; }\n"
         "else if (i == 1) {\n    const float4 v = *reinterpret_cast<const float4*>(x + i);\n    y[0] = v.x + v.y;\n}",
-        "kernel", "n 257: .* reads 16 bytes at an address that 16 does not divide: byte 4 of x, which has 1028"),
-    "null": ("float* p = nullptr;\np[n] = 1.0f;", "kernel", FAR),
-    "before null": ("float* p = nullptr;\np[-n] = 1.0f;", "kernel", FAR),
-    "out of memory": (
-        "volatile float* p = static_cast<float*>(malloc(1ull << 46));\np[0] = 1.0f;", "kernel", FAR),
+        "kernel",
+        "n 257: .* reads 16 bytes at byte 4 of x, which has 1028: misaligned, .* no multiple of 16 at cell:5"),
+    "null": (FROM_NULL + "p[0] = 1.0f;", "kernel", "writes 4 bytes at address 0, a null pointer: .* cell:3"),
+    "before null": (FROM_NULL + "p[-1] = 1.0f;", "kernel", "far from every tensor: out of bounds at cell:3"),
+    "memory of its own": (
+        "volatile float* p = static_cast<float*>(malloc(1ull << 46));\np[0] = 1.0f;", "compile", "malloc is external"),
     "everywhere": (
         "for (int j = 0; j < 1 << 20; ++j) y[(j * 7919) % (1 << 24) - (1 << 23)] = 0.0f;",
-        "kernel", "writes 4 bytes outside"),
+        "kernel", "writes 4 bytes at .*out of bounds at cell:2"),
     "shared memory without --smem": (
-        "DYNAMIC_SHARED(float, s);\ns[threadIdx.x] = 0;", "kernel", FAR),
+        "DYNAMIC_SHARED(float, s);\ns[threadIdx.x] = 0;", "kernel",
+        "writes 4 bytes at byte 0 of shared memory, of which the block has 0: out of bounds at cell:3"),
+    "past the end of a shared array": (
+        "__shared__ float s[8];\n" + INDEX + "s[i % 9] = x[0];\n__syncthreads();\ny[0] = s[0];", "kernel",
+        "writes 4 bytes at byte 32 of shared memory, of which the block has 32: out of bounds at cell:4"),
+    "shared memory that nobody filled": (
+        "__shared__ volatile float s[64];\nif (threadIdx.x < 63) s[threadIdx.x] = 0;\n__syncthreads();\n"
+        + ADD.replace("x[i]", "s[63] + x[i]"), "kernel",
+        "byte 252 of shared memory.*which nobody wrote: uninit.* cell:6"),
+    "an assertion": ("\nassert(n < 256);\n" + ADD, "kernel",
+        "^n 257: block 0, thread 0: assertion `n < 256` failed in .*mine.* at cell:3"),
     # Waiting
-    "an endless loop": ("while (n > 0) y[0] = 0.0f;", "time", "not ended after 1 s", {"seconds": 1}),
+    "an endless loop": ("while (n > 0) y[0] = 0.0f;", "time", "not ended after 50,000,000 instructions"),
     "a spin on what nobody changes": (
         "__shared__ volatile int flag;\nflag = 0;\nwhile (flag == 0) {}",
-        "time", "not ended after 1 s", {"seconds": 1}),
-    "a deadlock": (FLAG + "if (threadIdx.x != 0) wait_while_equal(&flag, 0u);",
-        "kernel", "deadlock: .* wait_while_equal at cell:5"),
+        "kernel", "deadlock, .* looks? again and again .* at cell:4"),
+    "a deadlock": (FLAG + "if (threadIdx.x != 0) while (atomicAdd(&flag, 0u) == 0) {}",
+        "kernel", "deadlock, .* looks? again and again .* at cell:5"),
     "a barrier that some miss": (INDEX + "if (i < n) __syncthreads();",
-        "kernel", r"divergent barrier: .* __syncthreads at cell:3"),
+        "kernel", r"divergent barrier: .* at cell:3"),
     "a warp that parts": (
         "if (threadIdx.x < 16) y[0] = warp_sum(x[0]);\nelse y[0] = __shfl_sync(full_warp, r[0], 1);", "kernel",
-        r"lanes of a warp meet in different places: .* at block\.cuh:\d+, thread 16 in a shuffle at cell:3"),
-    "a trap": ("if (n > 31) __trap();\n" + ADD, "kernel", "n 257: .* __trap at cell:2"),
+        r"lanes of the warp at cell:3; .* at block\.cuh:\d+, called from cell:2"),
+    "a trap": ("if (n > 31) __trap();\n" + ADD, "kernel", "n 257: .* trap at cell:2"),
     # The cell
     "empty": ("", "cell", "the cell is empty"),
     "blank": ("\n\n  \n", "cell", "the cell is empty"),
@@ -284,22 +349,21 @@ WRONG = {
     "a pointer too many": ("__global__ void mine(const float** x) {}", "cell", r"got const float\*\* x"),
     "a parameter without a name": ("__global__ void mine(const float*) {}", "cell", "parameter '\\*'"),
     # Compilers
-    "no semicolon": (INDEX + "if (i < n) y[i] = x[i] + r[i]", "compile", r"^cell:3:30: error: expected ';'"),
-    "an unknown name": (f"\n{KERNEL} {{\n    y[0] = z;\n}}", "compile", "^cell:4:12: error: 'z' was not declared"),
+    "no semicolon": (INDEX + "if (i < n) y[i] = x[i] + r[i]", "compile", r'^at the end of the cell: error: expected a ";"'),
+    "no semicolon in the middle": (INDEX + "y[0] = 1\n" + ADD, "compile", r'^cell\(4\): error: expected a ";"[^d]*$'),
+    "an unknown name": (f"\n{KERNEL} {{\n    y[0] = z;\n}}", "compile", r'^cell\(4\): error: identifier "z"'),
     "an open brace": (KERNEL + " {\n{", "compile", r"^the cell has 2 \{ and 0 \}"),
-    "a brace in a text beside an error": ('printf("{");\ny[0] = z;', "compile", "^cell:3:8: error: 'z'"),
+    "a brace in a text beside an error": ('printf("{");\ny[0] = z;', "compile", r'^cell\(3\): error: identifier "z"'),
     "a brace too many": (ADD + "}", "compile", r"^the cell has 0 \{ and 1 \}"),
-    "an open comment": (ADD + "/* and so", "compile", "error: unterminated comment"),
-    "no such header": ('#include "gone.cuh"\n' + WHOLE, "compile", r"cell:2:10: .*error: gone.cuh"),
+    "an open comment": (ADD + "/* and so", "compile", "error: comment unclosed"),
+    "no such header": ('#include "gone.cuh"\n' + WHOLE, "compile",
+        r'^cell\(2\): catastrophic error: cannot open source file "gone.cuh"'),
     "an error in a header of csrc": (
-        '#undef HEAD_DIM\n#define HEAD_DIM\n#include "rope.cuh"\n' + WHOLE, "compile", r"^dims\.cuh:\d+:\d+: error"),
+        '#undef HEAD_DIM\n#define HEAD_DIM\n#include "rope.cuh"\n' + WHOLE, "compile", r"^dims\.cuh\(\d+\): error"),
     "a function that is not for the GPU": (
         "float twice(float x) { return 2 * x; }\n" + whole("mine", SPECS["torch.add"], "y[0] = twice(x[0]);\n"),
         "compile", r"^cell\(2\): error: A function without execution space[^\0]*$"),
     "a header that NVRTC lacks": ("#include <vector>\n" + WHOLE, "cell", r"^line 2, `#include <vector>`: "),
-    "CUDA's own dynamic shared memory": (
-        "extern __shared__ float s[];\ny[0] = s[0];", "cell",
-        r"^line 2, `extern __shared__ float s`: expected DYNAMIC_SHARED\(float, s\);"),
     "a parameter twice": ("__global__ void mine(int n, int n) {}", "compile", "error"),
     # Sizes
     **{f"--grid {grid}": (ADD, "launch", "grid must be|expected numbers", {"grid": grid})
@@ -307,17 +371,10 @@ WRONG = {
     **{f"--block {block}": (ADD, "launch", f"--block {block}: expected whole warps, 32 to 1024", {"block": block})
        for block in (0, 31, -32, 100, 2048)},
     "--grid too large": (ADD, "launch", "grid", {"grid": "n * 3000000000"}),
-    "--smem too large": (ADD, "launch", "300000 bytes of dynamic shared memory", {"smem": "300000"}),
-    "--smem negative": (ADD, "launch", "-4 bytes of dynamic shared memory", {"smem": "0 - 4"}),
+    "--smem too large": (ADD, "launch", "300000 bytes of shared memory a block", {"smem": "300000"}),
+    "--smem negative": (ADD, "launch", "dynamic shared memory must be 0 or more bytes, got -4", {"smem": "0 - 4"}),
     "--smem of nothing": (ADD, "launch", "expected numbers", {"smem": ""}),
     "--arch": (ADD, "compile", "invalid value for --gpu-architecture", {"arch": "sm_1"}),
-    # What takes the process with it
-    "abort": (host("abort();"), "crash", "SIGABRT"),
-    "exit": (host("exit(0);"), "crash", "exit status 0"),
-    "a signal": (host("raise(11);", 'extern "C" int raise(int);'), "crash", "SIGSEGV"),
-    "an illegal instruction": (host("if (n > 0) __builtin_trap();"), "crash", "SIGILL|SIGTRAP"),
-    "a write that nobody counts": (host("put(nullptr, 1.0f);", UNSEEN), "crash", "SIGSEGV"),
-    "a stack that is full": (host("volatile float big[100000]; big[n] = 1.0f; big[0] = 1.0f;"), "crash", "SIGSEGV"),
 }  # fmt: skip
 
 
@@ -328,11 +385,11 @@ def test_a_wrong_kernel_is_refused_for_its_mistake_and_the_next_one_passes(what)
     against = more.pop(0) if more and isinstance(more[0], str) else "torch.add"
     started = time.monotonic()
     verdict = attempt(text, against, **(more[0] if more else {}))
-    assert not verdict.passed and verdict.kind == kind, verdict
+    assert not verdict.passed and re.fullmatch(kind, verdict.kind), verdict
     assert re.search(said, verdict.problem, re.DOTALL), verdict.problem
     assert "/tmp" not in verdict.problem and time.monotonic() - started < 10
     assert str(verdict).startswith("mine ") and verdict.problem in str(verdict)
-    if kind in ("kernel", "crash", "time"):
+    if kind in ("kernel", "time"):
         assert attempt(ADD).passed
 
 
@@ -344,9 +401,25 @@ def test_data_that_are_all_alike_hide_a_wrong_index():
 
 
 @pytest.mark.planted
-def test_what_was_printed_before_a_crash_is_shown():
-    verdict = attempt(host('printf("line %d\\n", 1); abort();'))
-    assert verdict.kind == "crash" and "printed:\nline 1" in str(verdict)
+def test_what_was_printed_before_a_failure_is_shown():
+    verdict = attempt('printf("line %d\\n", 1);\n__trap();')
+    assert verdict.kind == "kernel" and "printed:\nline 1" in str(verdict)
+
+
+@pytest.mark.planted
+def test_an_interrupted_trial_leaves_the_next_one_as_it_is(capsys):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            try_kernel(Attempt("mine", "torch.add", "while (n > 0) y[0] = 0.0f;"), instructions=10**13)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert attempt(ADD).passed
+    print("this is heard")
+    assert capsys.readouterr().out == "this is heard\n"
 
 
 def test_an_unknown_reference_is_a_value_error():
@@ -364,20 +437,26 @@ def test_a_seed_makes_a_verdict_repeat_and_no_seed_makes_it_fresh():
 # ---- Around it ----
 
 
-def test_the_callers_cache_and_compiler_count(tmp_path, monkeypatch):
+def test_the_callers_cache_and_card_count(tmp_path, monkeypatch):
+    core()  # takes long to build, so it stays in the usual cache
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path))
     assert attempt(ADD).passed
-    assert {path.name for path in tmp_path.iterdir()} == {"host", "cuda"}
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    verdict = attempt(ADD)
-    assert verdict.kind == "compile" and "CXX is 'no-such-compiler'" in verdict.problem
-    monkeypatch.setenv("LUCE_HOST_SMS", "none")
-    with pytest.raises(ValueError, match="LUCE_HOST_SMS"):
+    assert {path.name for path in tmp_path.iterdir()} == {"ptx", "cuda"}
+    monkeypatch.setenv("LUCE_CARD", "none")
+    with pytest.raises(ValueError, match="LUCE_CARD"):
         attempt(ADD)
 
 
-def test_a_new_cell_takes_under_5_seconds_and_a_known_one_under_1():
-    """With a warm server. Three tries each, as another program may want the processor."""
+@pytest.mark.parametrize("card", ["T4", "A100", "H100", "RTX 5090"])
+def test_a_verdict_counts_the_same_bytes_on_every_card(card, monkeypatch):
+    usual = attempt(RMS_NORM, "reference.rms_norm", seed=1)
+    monkeypatch.setenv("LUCE_CARD", card)
+    verdict = attempt(RMS_NORM, "reference.rms_norm", seed=1)
+    assert verdict.passed and verdict.traffic == usual.traffic and verdict.barriers == usual.barriers
+
+
+def test_a_new_cell_takes_under_2_seconds_and_a_known_one_under_half_of_one():
+    """Three tries each, as another program may want the processor."""
 
     def seconds(text) -> float:
         started = time.monotonic()
@@ -388,7 +467,7 @@ def test_a_new_cell_takes_under_5_seconds_and_a_known_one_under_1():
         *((seconds(text), seconds(text)) for text in (f"{RMS_NORM}// {time.time_ns()}" for _ in range(3))), strict=True
     )
     print(f"first {min(first):.2f} s, again {min(again):.2f} s")
-    assert min(first) < 5 and min(again) < 1  # 0.3 s and 0.04 s on two busy cores
+    assert min(first) < 2 and min(again) < 0.5  # 0.3 s and 0.05 s on two busy cores
 
 
 def test_csrc_is_as_it_was_before_all_of_this(csrc_before):

@@ -30,6 +30,18 @@ def test_machine_agrees_with_the_model(name):
     assert kernel.check(jobs) == []
 
 
+CONSTANTS = {name: [v for plain in group for v in kernel.with_constants(plain)] for name, group in FAMILIES.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, variants in CONSTANTS.items() if variants])
+def test_constants_are_operands_too(name):
+    jobs = []
+    for instruction in CONSTANTS[name]:
+        rows = kernel.inputs(instruction, 64, 1)
+        jobs.append((instruction, rows, kernel.expectations(instruction, rows)))
+    assert kernel.check(jobs) == []
+
+
 # Under a predicate goes one instruction; behind a branch also two.
 GUARDS = [(text, guard) for text in warp.WARP for guard in (False, True) if not (guard and ";" in text)]
 

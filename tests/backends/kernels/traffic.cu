@@ -155,17 +155,6 @@ extern "C" __global__ void nowhere(int address) {
     *reinterpret_cast<float*>(static_cast<long long>(address)) = 7.0f;  // nowhere
 }
 
-// Another library's memory.
-extern "C" __global__ void library(float* y) {
-    y[0] = *reinterpret_cast<const float*>(&stdout);  // library
-}
-
-extern "C" __global__ void shared_end(float* y, int index) {
-    DYNAMIC_SHARED(float, dynamic);
-    dynamic[index] = 7.0f;  // shared_end
-    y[0] = dynamic[0];
-}
-
 // The last block goes astray at once, the others after a long walk; none of them may write.
 extern "C" __global__ void all_astray(const float* x, float* y, int index, int steps) {
     float sum = 0.0f;

@@ -8,7 +8,7 @@ import torch
 
 from isa import floats
 from isa.floats import FORMATS
-from isa.model import INPUTS, OUTPUTS, agrees, evaluate, width
+from isa.model import INPUTS, OUTPUTS, Instruction, agrees, evaluate, signed, width
 from luce_edu.errors import CompileError
 
 HEADER = ".version 8.0\n.target sm_90\n.address_size 64\n"
@@ -214,3 +214,39 @@ def _rows(kinds, count, seed):
         return bits
 
     return [tuple(draw(kind) for kind in kinds) for _ in range(count)]
+
+
+def literal(kind, bits):
+    """A constant in PTX."""
+    if kind in ("f32", "f64"):
+        return f"0{'f' if kind == 'f32' else 'd'}{bits:0{width(kind) // 4}X}"
+    return str(signed(bits, width(kind))) if kind[0] == "s" else f"{bits:#x}"
+
+
+def with_constants(instruction):
+    """The instruction with a constant in place of an operand, for each operand that may be one."""
+    if " " in instruction.text or len(instruction.ins) < 2 or instruction.text.endswith("x2"):
+        return
+    rng = random.Random(instruction.text)
+    for place, kind in enumerate(instruction.ins):
+        if kind == "pred" or kind[0] == "f" and kind not in ("f32", "f64") or kind.startswith("bf16"):
+            continue
+        value = rng.choice(_edges(kind))
+        if instruction.text.startswith(("bfe", "bfi")) and kind == "u32" and place:
+            value &= 255  # the assembler takes no more
+        names = list(INPUTS[: len(instruction.ins) - 1])
+        operands = ["%" + name for name in names]
+        operands.insert(place, literal(kind, value))
+        outs = ["%" + name for name in OUTPUTS[: len(instruction.outs)]]
+        argument = signed(value, width(kind)) if kind[0] == "s" else value
+
+        def run(*args, place=place, argument=argument):
+            return instruction.run(*args[:place], argument, *args[place:])
+
+        yield Instruction(
+            f"{instruction.text} {', '.join(outs + operands)}",
+            instruction.outs,
+            instruction.ins[:place] + instruction.ins[place + 1 :],
+            run,
+            instruction.rare,
+        )

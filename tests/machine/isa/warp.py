@@ -135,13 +135,27 @@ def kernel(instruction, name="kernel", guard=False):
     return ptx(instruction.plain._replace(text="\n    ".join([*before, body])), name)
 
 
+MASKS = (0xFFFFFFFF, 0xFFFF0000, 0x00FF00FF, 0x0F0F0F0F)
+
+
+def reads_elsewhere(instruction, lanes, mask):
+    """Whether a lane of the mask takes a value from one outside it, which is undefined."""
+    active = lanes_of(mask)
+    columns = list(zip(*lanes, strict=True))
+    results = [instruction.run(lane, active, *columns) for lane in active]
+    return any(result is ANY or type(result) is tuple and result[0] is ANY for result in results)
+
+
+def lanes_of(mask):
+    return [lane for lane in range(32) if mask >> lane & 1]
+
+
 def inputs(instruction, warps, seed):
     """Rows of one lane each, the mask last; values are often equal, and so are masks of one lane and of all."""
     rng = random.Random(f"{instruction.text} {seed}")
     rows = []
     for _ in range(warps):
-        mask = rng.choice([0xFFFFFFFF, rng.getrandbits(32) | 1 << rng.randrange(32), 1 << rng.randrange(32)])
-        mask = rng.choice([mask, 0xFFFFFFFF])
+        mask = rng.choice([rng.getrandbits(32) | 1 << rng.randrange(32), 1 << rng.randrange(32), *MASKS])
         few = [rng.getrandbits(64) for _ in range(rng.choice([1, 2, 8]))]
         often = rng.choice([0.02, 0.5, 0.98])
         common = rng.choice([0, 0x1F, 0x1C1F, 0x181F, 0x1C00, 0x0F, None])
@@ -157,7 +171,10 @@ def inputs(instruction, warps, seed):
             value = rng.choice(few) if rng.random() < 0.8 else rng.getrandbits(64)
             return value if kind == "b64" else value & 0xFFFFFFFF
 
-        rows += [(*(draw(kind) for kind in instruction.kinds), mask) for _ in range(32)]
+        lanes = [tuple(draw(kind) for kind in instruction.kinds) for _ in range(32)]
+        if reads_elsewhere(instruction, lanes, mask):
+            mask = 0xFFFFFFFF
+        rows += [(*lane, mask) for lane in lanes]
     assert len(rows) % THREADS == 0
     return rows
 
@@ -169,7 +186,7 @@ def expectations(instruction, rows):
     for start in range(0, len(rows), 32):
         columns = list(zip(*rows[start : start + 32], strict=True))
         mask = columns.pop()[0]
-        active = [lane for lane in range(32) if mask >> lane & 1]
+        active = lanes_of(mask)
         for lane in range(32):
             if lane not in active:
                 results.append(kept)

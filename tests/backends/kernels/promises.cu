@@ -1,4 +1,4 @@
-// emulator.cu: small kernels that show, one by one, what the emulator does
+// promises.cu: small kernels that show, one by one, what CUDA promises
 #include "primitives.cuh"
 
 __device__ unsigned thread_number() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
@@ -41,18 +41,6 @@ extern "C" __global__ void long_shuffle(const int* low, const int* high, int* ou
     out_high[i] = static_cast<int>(y >> 32);
 }
 
-// out[block] = sum of x [blocks, threads] over threads, threads a power of two up to 1024
-extern "C" __global__ void block_sums(const float* x, float* out) {
-    __shared__ float partial[1024];
-    const int i = threadIdx.x;
-    partial[i] = x[blockIdx.x * blockDim.x + i];
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (i < half) partial[i] += partial[i + half];
-    }
-    if (i == 0) out[blockIdx.x] = partial[0];
-}
-
 extern "C" __global__ void indices(int* out) {
     const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
     int* row = out + (block * blockDim.x * blockDim.y * blockDim.z + thread_number()) * 6;
@@ -73,11 +61,6 @@ extern "C" __global__ void atomics(int* counts, float* fsum) {
         if (old == seen) break;
     }
     atomicAdd(fsum, 0.5f);
-}
-
-// out[ticket] = who drew it: the order in which threads came here
-extern "C" __global__ void arrival_order(int* tickets, int* out) {
-    out[atomicAdd(tickets, 1)] = blockIdx.x * blockDim.x + threadIdx.x;
 }
 
 // A generation barrier: the last block to come opens it for all.
