@@ -353,6 +353,11 @@ class Lowering:
                 size += parameter.size
         else:
             self.pinned.add(self.return_slot)
+            for parameter in (*function.params, *function.returns):
+                if parameter.space == "reg":
+                    register = self.register(Reg(parameter.name))
+                    self.pinned.add(register)
+                    self.formals.setdefault(function.name, {})[parameter.name, 0, parameter.size] = register
         self.block = None
         self.start()
         for item in function.body:
@@ -865,7 +870,7 @@ class Lowering:
             for other, at, length in self.pieces:
                 if other == name and at < offset + size and offset < at + length:
                     self.refuse(f"{name} is written and read in parts of different sizes, which is not supported")
-            register = self.pieces[key] = self.new(DOUBLE if size == 8 else WORD)
+            register = self.pieces[key] = self.new(DOUBLE if size == 8 else WORD, None, f"{name}+{offset}")
             formal = next((p for p in (*self.function.params, *self.function.returns) if p.name == name), None)
             if formal is not None:
                 self.pinned.add(register)

@@ -617,6 +617,51 @@ def test_calls_keep_their_meaning_and_their_registers(tid):
     assert run_program(program, list(names), tid) == run_ptx(module, "k", tid)
 
 
+REGISTER_CALL = (
+    HEAD
+    + """
+.func (.reg .b32 out) least(.reg .b32 x, .reg .b32 y)
+{
+    .reg .pred %p;
+    mov.u32 out, x;
+    setp.lt.s32 %p, y, x;
+    @%p mov.u32 out, y;
+    ret;
+}
+.func (.param .b32 out) clipped(.param .b32 x)
+{
+    .reg .b32 %r<3>; .reg .pred %p;
+    ld.param.b32 %r0, [x];
+    st.param.b32 [out], %r0;
+    setp.lt.s32 %p, %r0, 7;
+    @!%p st.param.b32 [out], 7;
+    ret;
+}
+.visible .entry k(.param .u64 to)
+{
+    .reg .b32 %r<9>; .reg .b64 %rd<2>;
+    ld.param.u64 %rd0, [to];
+    mov.u32 %r0, %tid.x;
+    call.uni (%r1), least, (%r0, 40);
+    { .param .b32 a; .param .b32 r; st.param.b32 [a], %r0; call.uni (r), clipped, (a); ld.param.b32 %r2, [r]; }
+    call.uni (%r3), least, (%r2, %r1);
+    st.global.u32 [%rd0], %r1;
+    st.global.u32 [%rd0+4], %r2;
+    st.global.u32 [%rd0+8], %r3;
+    ret;
+}
+"""
+)
+
+
+@pytest.mark.parametrize("tid", [0, 7, 39, 100])
+def test_parameters_in_registers_and_stores_under_a_predicate(tid):
+    names = registry(lambda name: True)
+    program = assemble(ptx.parse(REGISTER_CALL), "k", names)
+    stored = list(run_program(program, list(names), tid).values())
+    assert stored == [min(tid, 40), min(tid, 7), min(tid, 7)]
+
+
 def test_functions_lie_before_their_callers():
     names = list(registry(lambda name: True))
     program = assemble(ptx.parse(CALLS), "k", {name: i for i, name in enumerate(names)})
