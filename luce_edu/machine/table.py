@@ -187,7 +187,8 @@ prefetchu.L1                           | @prefetch
 membar.{{cta gl sys}}                  | @fence
 fence.[sc acq_rel acquire release].{{cta gpu sys}}     | @fence | | 70
 fence.[sc acq_rel acquire release].cluster             | @fence | | 90
-fence.*                                | @fence_proxy | | 80
+fence.proxy.*                          | @fence_proxy | | 80
+fence.mbarrier_init.*                  | @fence_proxy | | 90
 cp.*                                   | @copy  | | 80
 mbarrier.*                             | @mbarrier | | 80
 discard.global?.L2                     | @prefetch | | 80

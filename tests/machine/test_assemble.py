@@ -833,11 +833,12 @@ NEEDS = {
     "sm_80": (
         "cp.async.ca.shared.global [%r0], [%rd0], 16;", "redux.sync.add.s32 %r0, %r1, -1;",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, "
-        "{%f0, %f1, %f2, %f3};", "cvt.rna.tf32.f32 %r0, %f0;",
+        "{%f0, %f1, %f2, %f3};", "cvt.rna.tf32.f32 %r0, %f0;", "cvt.rn.bf16.f32 %h, %f0;",
     ),
     "sm_90": (
         "griddepcontrol.wait;", "barrier.cluster.arrive;", "mapa.shared::cluster.u32 %r0, %r1, %r2;",
         "elect.sync %r0|%p0, -1;", "cp.async.bulk.commit_group;", "fence.acq_rel.cluster;",
+        "cvt.rn.bf16.s32 %h, %r0;",
     ),
     "sm_70": ("nanosleep.u32 %r0;", "match.any.sync.b32 %r0, %r1, -1;", "ld.acquire.gpu.global.u32 %r0, [%rd0];"),
 }  # fmt: skip
@@ -845,7 +846,7 @@ NEEDS = {
 
 @pytest.mark.parametrize(("needed", "statement"), [(arch, s) for arch, all_ in NEEDS.items() for s in all_])
 def test_an_architecture_without_the_instruction_is_refused(needed, statement):
-    registers = ".reg .b32 %r<9>; .reg .b64 %rd<3>; .reg .f32 %f<4>; .reg .pred %p<3>;\n"
+    registers = ".reg .b32 %r<9>; .reg .b64 %rd<3>; .reg .f32 %f<4>; .reg .b16 %h; .reg .pred %p<3>;\n"
     before = {"sm_80": "sm_75", "sm_90": "sm_89", "sm_70": "sm_61"}[needed]
     head = ".version 8.0\n.target {}\n.address_size 64\n"
     assembled(kernel(registers + statement + "\nret;", head=head.format(needed)))
