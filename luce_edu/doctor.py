@@ -13,11 +13,11 @@ from pathlib import Path
 
 from luce_edu.backends import DRIVER_FOR_CUDA, OLDEST_CAPABILITY, cache_dir, torch_lacks
 from luce_edu.errors import CacheError, CompileError
+from luce_edu.machine import nvrtc
 from luce_edu.machine.core import find_compiler, try_out
 
 CU12_NEWEST = (9, 0)  # the newest GPU of the PyTorch that `make CUDA=cu12` installs, which is for CUDA 12.6
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them
-NVRTC_PACKAGES = ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 INSTALL_COMPILER = "sudo apt install g++"
 OTHER_CACHE = "export LUCE_CACHE=/a/folder/of/yours"
 CXX20_PROBE = """
@@ -237,14 +237,12 @@ def _nvrtc() -> Finding:
     """Compile a small kernel to machine code; that needs neither a GPU nor a driver."""
     remedy = "pip install -c constraints.txt -e '.[cu13]'"
     try:
-        from cuda.core import Program, ProgramOptions
-    except ImportError as error:
-        return Finding("nvrtc", "missing", f"cuda-core does not import: {error}", remedy, True)
-    try:
-        Program(CUDA_PROBE, "c++", ProgramOptions(arch="sm_80")).compile("cubin")
-    except Exception as error:  # whatever a missing or broken library raises, the report goes on
+        nvrtc.run({"probe.cu": CUDA_PROBE}, {}, "sm_80", "CUBIN")
+    except CompileError as error:
+        return Finding("nvrtc", "missing", f"{error}{error.log and f': {error.log}'}", remedy, True)
+    except Exception as error:  # whatever a broken library raises, the report goes on
         return Finding("nvrtc", "problem", f"does not compile a small kernel: {error}", remedy, True)
-    packages = [name for name in NVRTC_PACKAGES if _installed_major(name)]
+    packages = [name for name in nvrtc.PACKAGES if _installed_major(name)]
     found = ", ".join(f"{name} {version(name)}" for name in packages) or "no NVRTC package"
     return Finding("nvrtc", "ok", f"compiles for any GPU; {found}", needed=True)
 

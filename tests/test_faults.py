@@ -59,7 +59,7 @@ def verdict(stage, seed, *faults, steps=4):
 def problems(stage, seed, *faults, steps=4):
     try:
         return verdict(stage, seed, *faults, steps=steps).problems
-    except KernelError as error:  # a kernel that cannot end, named by the emulator
+    except KernelError as error:  # a kernel that cannot end, named by the virtual GPU
         return [str(error)]
 
 

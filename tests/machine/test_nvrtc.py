@@ -1,7 +1,9 @@
 """NVRTC's PTX: kernels by name, lines by file, no folder of this machine, and a cache that is right or made again."""
 
+import multiprocessing
 import re
 import sys
+import time
 
 import pytest
 
@@ -220,6 +222,21 @@ def test_a_damaged_entry_is_compiled_again(tree, compiled, damage):
     entry.write_bytes(damage(stored))
     assert entry.read_bytes() != stored
     assert ptx(tree) == first and len(compiled) == 2 and entry.read_bytes() == stored
+
+
+def test_two_processes_that_store_the_same_entry_leave_one(tree):
+    def store():
+        assert nvrtc.cached("ptx/one.ptx", lambda: time.sleep(0.1) or "text") == "text"
+
+    context = multiprocessing.get_context("fork")
+    pair = [context.Process(target=store) for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert [path.name for path in (tree.parent / "cache" / "ptx").iterdir()] == ["one.ptx"]
+    assert nvrtc.cached("ptx/one.ptx", None) == "text"
 
 
 def test_a_refusal_stores_nothing(tree):

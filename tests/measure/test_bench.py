@@ -324,11 +324,11 @@ def test_ctrl_c_is_no_measurement_that_failed(log):
         run(log, others={"slow": lambda: failing(KeyboardInterrupt(), log, at=("pretend", 512))})
 
 
-# ---- Real stages, on the emulator, with times that a fake says ----
+# ---- Real stages, on the virtual GPU, with times that a fake says ----
 
 
 class TimedStage(StageSystem):
-    """A stage that decodes on the emulator; its times are made up."""
+    """A stage that decodes on the virtual GPU; its times are made up."""
 
     def time_decode(self, *, steps):
         for _ in range(steps):

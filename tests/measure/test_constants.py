@@ -46,7 +46,7 @@ def test_the_copy_is_equal_and_nothing_behind_it_is_touched(vectors):
 
 
 def reading(backend, vectors: int):
-    """What read_all reads of `vectors`, counted by the emulator; and whether it wrote anything."""
+    """What read_all reads of `vectors`, counted by the virtual GPU; and whether it wrote anything."""
     kernel = backend.compile(SOURCE, KERNELS, DEFINES)["read_all"]
     source, sink = bits(vectors), torch.zeros(1, dtype=torch.int32)
     backend.launch(kernel, BLOCKS, BLOCK_THREADS, 0, (source, vectors, sink))
@@ -257,7 +257,7 @@ def test_a_mistake_in_the_measurement_of_constants_is_caught(mistake, gpu, monke
 
 
 class TimedHost(HostBackend):
-    """The emulator, on which reading takes 10 ns a KiB and copying 30, by a fake clock."""
+    """The virtual GPU, on which reading takes 10 ns a KiB and copying 30, by a fake clock."""
 
     def __init__(self, cuda: FakeCuda, csrc_dir=None):
         super().__init__(csrc_dir=csrc_dir)
@@ -272,7 +272,7 @@ class TimedHost(HostBackend):
 def bandwidth(monkeypatch, csrc_dir=None):
     cuda = FakeCuda()
     cuda.install(monkeypatch)
-    monkeypatch.setattr(constants, "LOAD_US", 0)  # in the emulator half a second is a long time
+    monkeypatch.setattr(constants, "LOAD_US", 0)  # on the virtual GPU half a second is a long time
     monkeypatch.setattr(constants, "ROUNDS", 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Something")
     return constants.measure_bandwidth(TimedHost(cuda, csrc_dir), size=2**17)

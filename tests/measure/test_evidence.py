@@ -297,7 +297,7 @@ def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(mach
 
 
 def test_real_verification_of_one_stage_after_another_makes_one_report(machine, tmp_path, monkeypatch):
-    """In the emulator, which stands in for the GPU here."""
+    """On the virtual GPU, which stands in for the GPU here."""
     for part, check, options in (
         ("verify", verify, {"steps": 2}), ("verify_paths", verify_paths, {"steps": 2}),
         ("verify_prefill", verify_prefill, {"steps": 1}),

@@ -23,7 +23,7 @@ every_record = pytest.mark.parametrize("make", RECORDS.values(), ids=RECORDS)
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts for the ladder without seconds in the emulator; tests/measure/test_launches.py counts."""
+    """Counts for the ladder without seconds on the virtual GPU; tests/measure/test_launches.py counts."""
     counts = {"eager": Count(2041, 0), "megakernel": Count(1, 121)}
     monkeypatch.setattr(launches, "count_launches", lambda config: counts)
 
