@@ -54,8 +54,10 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
 
 def _check_target(target: str, card: Card) -> None:
     """Refuse PTX for a newer architecture than the card's, as a driver does; the fictional laptop takes any."""
-    number, kind = re.fullmatch(r"(?:sm|compute)_(\d+)([af]?)", target).groups()
-    needs = divmod(int(number), 10)
+    named = re.fullmatch(r"(?:sm|compute)_(\d+)([af]?)", target)
+    if named is None:  # an option alone, which names no architecture
+        return
+    needs, kind = divmod(int(named[1]), 10), named[2]
     fits = needs == card.capability if kind == "a" else needs <= card.capability
     if not fits and card.dram != "fictional":
         raise CompileError(
