@@ -28,6 +28,8 @@ def words(report, launches: Sequence) -> str:
     """One sentence or more about a report of the core. launches: those that ran together."""
     launch = launches[report.launch]
     fault = FAULTS[report.fault]
+    if fault == "race":  # of two launches that overlap, perhaps
+        return f"{launch.kernel.name}: {_race(report, launch, launches[report.value])}"
     return f"{launch.kernel.name}: {_SAYINGS[fault](report, launch)}"
 
 
@@ -61,7 +63,8 @@ def _what(report, launch) -> str:
     address, size = report.address, max(report.size, 1)
     space = SPACES[report.space]
     if space == "shared":
-        return f"byte {address} of shared memory, of which the block has {_shared(launch)}"
+        element = "" if address % size else f"element {address // size}, "
+        return f"{element}byte {address} of shared memory, of which the block has {_shared(launch)}"
     if space == "local":
         return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
     if address < 4096:
@@ -183,10 +186,11 @@ def _assertion(report, launch) -> str:
     return f"{_who(report)}: assertion `{said}` failed in {function} at {file}:{line}"
 
 
-def _race(report, launch) -> str:
+def _race(report, launch, other) -> str:
     one = f"{_who(report)} {_does(report.is_write & 1)}{place(launch, report.ins)}"
-    other = f"{_who(report, 'other_')} {_does(report.is_write & 2)}{place(launch, report.other_ins)}"
-    return f"race on {_what(report, launch)}: {one}, and {other}, and nothing orders the two"
+    of = "" if other is launch else f" of {other.kernel.name}, which runs beside it,"
+    two = f"{_who(report, 'other_')}{of} {_does(report.is_write & 2)}{place(other, report.other_ins)}"
+    return f"race on {_what(report, launch)}: {one}, and {two}, and nothing orders the two"
 
 
 def _bad_barrier(report, launch) -> str:
