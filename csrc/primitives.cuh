@@ -1,13 +1,7 @@
-// primitives.cuh: the few words that both backends must agree on; everything else in csrc/ is plain CUDA C++
-// On the GPU these are CUDA instructions. On the host the same names come from host/emulator.h.
+// primitives.cuh: the few words that CUDA C++ has no function for; everything else in csrc/ is plain CUDA C++
 #pragma once
 
-#ifdef LUCE_HOST
-#include "host/emulator.h"
-#else
 #define INFINITY __int_as_float(0x7f800000)  // NVRTC has no math.h
-#define WIDE_ACCESS(type)  // the emulator counts a copy of such a struct as the one access that it is here
-#endif
 
 // A bf16 number is the upper half of a float, so reading one is a shift: no bf16 hardware is needed.
 struct bf16 {
@@ -26,7 +20,6 @@ __device__ __forceinline__ bf16 to_bf16(float x) {
 // Eight bf16 numbers in one 16-byte load, the widest a thread can make.
 struct alignas(16) bf16x8 {
     unsigned pair[4];  // little endian: the even element is the lower half
-    WIDE_ACCESS(bf16x8)
 };
 
 __device__ __forceinline__ float even(unsigned pair) { return __uint_as_float(pair << 16); }
@@ -34,22 +27,18 @@ __device__ __forceinline__ float odd(unsigned pair) { return __uint_as_float(pai
 
 // Weights are read once a token and by one thread: the read-only path, without keeping a line in L1.
 __device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
-#ifdef LUCE_HOST
-    return *reinterpret_cast<const bf16x8*>(p);
-#else
     bf16x8 v;
     asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.pair[0]), "=r"(v.pair[1]), "=r"(v.pair[2]), "=r"(v.pair[3])
                  : "l"(p));
     return v;
-#endif
 }
 
 // Programmatic dependent launch (Hopper and newer, -DDEPENDENT_LAUNCH): a kernel may start while the one before it still
 // runs. Until wait_for_predecessor() it must touch nothing that another kernel writes; after it, all that the
 // predecessor wrote is there, and all before that too, as every kernel waits. Each lets its successor start after its own
 // wait, so that when a kernel starts all but its predecessor have ended.
-#if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)
+#ifdef DEPENDENT_LAUNCH
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_successor_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 // Asks L2 for the 128-byte line at p; no register waits for it.
@@ -62,7 +51,6 @@ __device__ __forceinline__ void prefetch(const void*) {}
 
 // Synchronisation between blocks. A release publishes what this thread, and every thread that it was synchronised with,
 // wrote before. An acquire that reads the released value, or what atomics made of it since, sees all of that.
-#ifndef LUCE_HOST
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
     unsigned v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -85,8 +73,7 @@ __device__ __forceinline__ unsigned add_acq_rel(unsigned* p, unsigned v) {
     return old;
 }
 
-// Spin until *p differs from `old` in a bit of `mask`, with acquire order. The emulator turns the spin into a wait that
-// it can name.
+// Spin until *p differs from `old` in a bit of `mask`, with acquire order.
 __device__ __forceinline__ void wait_while_equal(const unsigned* p, unsigned old, unsigned mask = 0xffffffffu) {
     while (((load_acquire(p) ^ old) & mask) == 0u) {
     }
@@ -96,4 +83,3 @@ __device__ __forceinline__ void wait_while_equal(const unsigned* p, unsigned old
 #define DYNAMIC_SHARED(type, name)                              \
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared_memory)
-#endif

@@ -9,7 +9,7 @@
 // Why TF32  one kind of tile for all: fp32 keeps three more bits than as bf16, and bf16 loses nothing. Every operand is a
 //           register of its own. Where both operands are bf16, tiles of that type would do twice as much an instruction.
 // Needs     Ampere or newer for tensor cores; Turing has none for TF32 and multiplies on its ordinary cores, 32 shuffles a
-//           tile, which is slow. The emulator does the same.
+//           tile, which is slow.
 // Checked   tests/csrc/test_tensor_core.py
 #pragma once
 #include "block.cuh"
@@ -29,7 +29,7 @@ struct TileC {
 
 // Round to nearest, ties away from 0. Not needed for a number that was bf16.
 __device__ __forceinline__ float to_tf32(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
     unsigned bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
     return __uint_as_float(bits);
@@ -40,7 +40,7 @@ __device__ __forceinline__ float to_tf32(float x) {
 #endif
 }
 
-#if !defined(LUCE_HOST) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if __CUDA_ARCH__ < 800
 // Not inlined: there are hundreds of products in a kernel, and this is long.
 __device__ __noinline__ TileC multiply_add_by_shuffles(TileC c, TileA a, TileB b) {
     const int row = tile_row() * 4, even_column = 2 * tile_slot() * 4, odd_column = even_column + 4;
@@ -59,23 +59,7 @@ __device__ __noinline__ TileC multiply_add_by_shuffles(TileC c, TileA a, TileB b
 #endif
 
 __device__ __forceinline__ void multiply_add(TileC& c, const TileA& a, const TileB& b) {
-#ifdef LUCE_HOST
-    // What the shuffles do; but each of them would be a meeting of 32 fibers, and two around a copy in memory are cheaper.
-    __shared__ float operands[warp_threads][warp_threads][6];  // of each warp, of each lane
-    float(*own)[6] = operands[warp_id()];
-    for (int i = 0; i < 4; ++i) own[lane_id()][i] = a.x[i];
-    for (int i = 0; i < 2; ++i) own[lane_id()][4 + i] = b.x[i];
-    __syncwarp();
-    const int row = tile_row() * 4, even_column = 2 * tile_slot() * 4, odd_column = even_column + 4;
-    for (int term = 0; term < 8; ++term) {
-        const int slot = term % 4, half = term / 4;
-        const float upper = own[row + slot][2 * half], lower = own[row + slot][2 * half + 1];
-        const float left = own[even_column + slot][4 + half], right = own[odd_column + slot][4 + half];
-        c.x[0] = fmaf(upper, left, c.x[0]), c.x[1] = fmaf(upper, right, c.x[1]);
-        c.x[2] = fmaf(lower, left, c.x[2]), c.x[3] = fmaf(lower, right, c.x[3]);
-    }
-    __syncwarp();  // all have read: the next product may overwrite
-#elif __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
     // volatile: all lanes take part, so it must not move into a branch that only some of them take
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

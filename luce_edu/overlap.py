@@ -15,14 +15,13 @@ Beside it `timelines`, which lays kernels of known length side by side, and the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from luce_edu.backends import csrc_dir
-from luce_edu.errors import CompileError
+from luce_edu.machine import ptx
+from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.tables import Tabular
 
 # By name, in the order of their launches, what each kernel does. All its blocks do the same, and "let go" is when the
@@ -30,6 +29,7 @@ from luce_edu.tables import Tabular
 Kernels = Mapping[str, Sequence[str]]
 PLAIN = ("prefetch", "wait", "let go")
 ACCESS = ("read", "write")
+ACCESSES = ("ld", "ldu", "st", "atom", "red", "cp", "tex", "call")  # in PTX
 
 
 @dataclass(frozen=True, repr=False)
@@ -239,50 +239,34 @@ class PtxOrder(Tabular):
 
 def order_in_ptx(defines: Mapping[str, object], arch: str = "sm_90a", *, csrc: Path | None = None) -> PtxOrder:
     """Compile per_layer.cu for dependent launch, which takes no GPU, and read its PTX. Raises CompileError."""
-    text = to_ptx("per_layer.cu", arch, {"DEPENDENT_LAUNCH": 1} | dict(defines), csrc=csrc)
-    return PtxOrder(arch, list(_orders(text)))
+    defines = {"DEPENDENT_LAUNCH": 1} | dict(defines)
+    text = compile_ptx("per_layer.cu", None, (), defines, arch.replace("sm", "compute"), csrc=csrc)
+    return PtxOrder(arch, list(_orders(ptx.parse(text))))
 
 
-def to_ptx(source: str, arch: str, defines: Mapping[str, object], *, csrc: Path | None = None) -> str:
-    """The PTX of csrc/`source`; from NVRTC itself, as cuda-core would ask for a driver. Raises CompileError."""
-    try:
-        from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise CompileError(f"cuda-bindings is not installed ({error}); pip install 'cuda-core[cu13]'") from None
-    tree = csrc_dir() if csrc is None else Path(csrc)
-    options = [f"--gpu-architecture={arch.replace('sm', 'compute')}", "--std=c++17", f"-I{tree}"]
-    options += [f"-D{name}={value}" for name, value in defines.items()]
-    _, program = nvrtc.nvrtcCreateProgram((tree / source).read_bytes(), source.encode(), 0, [], [])
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    asked = (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        asked = (nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
-    text = b" " * asked[0](program)[1]
-    asked[1](program, text)
-    nvrtc.nvrtcDestroyProgram(program)
-    text = text.rstrip(b"\0").decode()
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CompileError(f"{source}: NVRTC refused it for {arch}", text)
-    return text
-
-
-def _orders(ptx: str) -> Iterator[KernelOrder]:
-    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
-        lines = [re.sub(r"^@!?%p\d+\s+", "", line.strip(" \t{}")) for line in body.split("\n")]
-        waits = [at for at, line in enumerate(lines) if line.startswith("griddepcontrol.wait")]
-        above = lines[: waits[0]] if waits else lines
+def _orders(module: ptx.Module) -> Iterator[KernelOrder]:
+    for kernel in module.functions.values():
+        if not kernel.entry:
+            continue
+        body = [item for item in kernel.body if isinstance(item, ptx.Instruction)]
+        waits = [at for at, instruction in enumerate(body) if is_control(instruction, "wait")]
+        above = body[: waits[0]] if waits else body
         yield KernelOrder(
-            name,
+            kernel.name,
             waits=len(waits),
-            let_goes=sum(line.startswith("griddepcontrol.launch_dependents") for line in lines),
-            prefetches_before=sum(line.startswith("prefetch.") for line in above),
-            accesses_before=sum(map(_is_access, above)),
-            accesses=sum(map(_is_access, lines)),
+            let_goes=sum(is_control(instruction, "launch_dependents") for instruction in body),
+            prefetches_before=sum(instruction.opcode == "prefetch" for instruction in above),
+            accesses_before=sum(map(is_access, above)),
+            accesses=sum(map(is_access, body)),
         )
 
 
-def _is_access(line: str) -> bool:
-    """Whether an instruction reads or writes memory that other kernels see; an address without a space may be any."""
-    opcode = re.split(r"\s", line, maxsplit=1)[0]
-    own = (".param", ".shared", ".local", ".const")
-    return opcode.startswith(("ld.", "st.", "atom.", "red.")) and not any(space in opcode for space in own)
+def is_control(instruction: ptx.Instruction, action: str) -> bool:
+    """Whether it is griddepcontrol's `action`: wait or launch_dependents."""
+    return instruction.opcode == "griddepcontrol" and action in instruction.modifiers
+
+
+def is_access(instruction: ptx.Instruction) -> bool:
+    """Whether it reads or writes memory that other kernels see; an address without a space, or a call, may do so."""
+    own = {"param", "shared", "local", "const"}
+    return instruction.opcode in ACCESSES and not own & set(instruction.modifiers)

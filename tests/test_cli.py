@@ -259,7 +259,7 @@ def test_no_option_changes_a_gpu(capsys, option):
 def test_bench_without_a_gpu_ends_with_3_and_no_time(capsys):
     assert cli.main(["bench", "--model", "tiny"]) == 3
     out, err = capsys.readouterr()
-    assert out == "" and err == "luce-edu: bench: no CUDA GPU here, and the emulator's time is nobody's latency\n"
+    assert out == "" and err == "luce-edu: bench: no CUDA GPU here, and a virtual GPU's time is nobody's latency\n"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError
 from luce_edu.faults import Fault, planted
 from luce_edu.models import DATA
-from luce_edu.overlap import Span, order_in_ptx, play, timelines, to_ptx, try_all
+from luce_edu.overlap import Span, order_in_ptx, play, timelines, try_all
 from luce_edu.stages.dims import kernel_defines
 
 CHAIN = {
@@ -187,6 +187,6 @@ def test_what_stands_before_the_wait_is_counted(new, expected):
 
 def test_a_source_that_does_not_compile_is_refused_with_the_log():
     with planted(Fault("", "per_layer.cu", "++*position;", "++*positon;")) as tree:
-        with pytest.raises(CompileError, match="NVRTC refused it for sm_90a") as error:
-            to_ptx("per_layer.cu", "sm_90a", DEFINES, csrc=tree)
+        with pytest.raises(CompileError, match="NVRTC refused it for compute_90a") as error:
+            order_in_ptx(DEFINES, csrc=tree)
     assert "positon" in error.value.log

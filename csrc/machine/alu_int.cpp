@@ -198,16 +198,26 @@ T insert(T a, T into, u32 position, u32 length) {
     const T field = (length > top ? ~T{0} : (T{1} << length) - 1) << position;
     return (into & ~field) | (a << position & field);
 }
-template <class T, bool constant>
+template <class T>
 void bfi(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     T* d = reinterpret_cast<T*>(r + p->d);
     const T *a = reinterpret_cast<T*>(r + p->a), *b = reinterpret_cast<T*>(r + p->b);
-    for (int lane = 0; lane < warp_lanes; ++lane) {
-        const u32 position = constant ? p->imm : reinterpret_cast<u32*>(r + p->c)[lane];
-        const u32 length = constant ? p->imm >> 8 : reinterpret_cast<u32*>(r + p[1].a)[lane];
-        if (m >> lane & 1) d[lane] = insert(a[lane], b[lane], position, length);
+    const u32 *position = reinterpret_cast<u32*>(r + p->c), *length = reinterpret_cast<u32*>(r + p[1].a);
+    for (int lane = 0; lane < warp_lanes; ++lane)
+        if (m >> lane & 1) d[lane] = insert(a[lane], b[lane], position[lane], length[lane]);
+    NEXT_AFTER(1);
+}
+template <class T>
+void bfi_constant(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    constexpr int n = lanes_at_once<T>;
+    const T field = insert<T>(~T{0}, 0, p->imm & 255, p->imm >> 8);
+    const int position = field ? std::countr_zero(field) : 0;
+#pragma GCC unroll 4
+    for (int group = 0; group < warp_lanes / n; ++group) {
+        const auto a = read<T, n>(r, p->a, group), b = read<T, n>(r, p->b, group);
+        store(r + p->d, group, Vec<T, n>((b & ~field) | (a << position & field)), m);
     }
-    NEXT_AFTER(constant ? 0 : 1);
+    NEXT;
 }
 template <bool wrap>
 u32 mask_of(u32 position, u32 length) {
@@ -451,7 +461,7 @@ REGISTER(alu_int,
     ONE_BY_ONE("bfind.shiftamt.u32", bfind_shift, u32(u32)), ONE_BY_ONE("bfind.shiftamt.s32", bfind_shift, u32(i32)),
     ONE_BY_ONE("bfind.shiftamt.u64", bfind_shift, u32(u64)), ONE_BY_ONE("bfind.shiftamt.s64", bfind_shift, u32(i64)),
     ONE_BY_ONE("bfe.u32", bfe, u32(u32, u32, u32)), ONE_BY_ONE("bfe.s32", bfe, i32(i32, u32, u32)), ONE_BY_ONE("bfe.u64", bfe, u64(u64, u32, u32)), ONE_BY_ONE("bfe.s64", bfe, i64(i64, u32, u32)),
-    {"bfi.b32", bfi<u32, false>}, {"bfi.b32.i", bfi<u32, true>}, {"bfi.b64", bfi<u64, false>}, {"bfi.b64.i", bfi<u64, true>},
+    {"bfi.b32", bfi<u32>}, {"bfi.b32.i", bfi_constant<u32>}, {"bfi.b64", bfi<u64>}, {"bfi.b64.i", bfi_constant<u64>},
     ONE_BY_ONE("bmsk.clamp.b32", bmsk_clamp, u32(u32, u32)), ONE_BY_ONE("bmsk.wrap.b32", bmsk_wrap, u32(u32, u32)),
     ONE_BY_ONE("szext.clamp.u32", szext_clamp, u32(u32, u32)), ONE_BY_ONE("szext.clamp.s32", szext_clamp, i32(i32, u32)),
     ONE_BY_ONE("szext.wrap.u32", szext_wrap, u32(u32, u32)), ONE_BY_ONE("szext.wrap.s32", szext_wrap, i32(i32, u32)),

@@ -318,7 +318,7 @@ def _ways(row: Mapping, task: Mapping) -> dict[str, list[dict]]:
         "easy data": [{"data": "zeros"}, {"data": "ones"}],
         "no spread": [{"rounds": 1}, {"rounds": 4}, {"reports": "best"}, {"reports": "mean"}],
         "short window": [{"window_s": 0.02}, {"window_s": 1.9}],
-        "no provenance": [{"gpu": None}, {"gpu": "emulator"}],
+        "no provenance": [{"gpu": None}, {"gpu": "virtual GPU"}],
     }  # fmt: skip
 
 
@@ -433,7 +433,7 @@ def sample() -> Rows:
         {"data": "zeros", "tokens_per_s": 470},
         {"rounds": 500, "reports": "best", "tokens_per_s": 433},
         {"window_s": 0.05, "tokens_per_s": 409},
-        {"gpu": "emulator", "tokens_per_s": 0.3},
+        {"gpu": "virtual GPU", "tokens_per_s": 0.3},
     )
     rows = [good | change | {"system": letter} for letter, change in zip("ABCDEFGHI", spoilt, strict=True)]
     rows.insert(4, good | {"system": "J"})

@@ -957,6 +957,8 @@ class Lowering:
         words, operands = ins.modifiers, list(ins.operands)
         if words[:1] != ("async",) and words[:2] != ("reduce", "async"):
             self.refuse("unknown modifiers")
+        if "bulk" in words:
+            self.require("90")
         if "commit_group" in words or "wait_all" in words:
             self.only(ins, 0)
             self.emit("cp." + ".".join(words), (), (), shape("", ""), keep=True)
@@ -973,7 +975,6 @@ class Lowering:
         elif "prefetch" in words:
             self._prefetch(ins, line)
         elif "bulk" in words:
-            self.require("90")
             self.bulk(ins, operands)
         else:
             self.copy_small(ins, operands)

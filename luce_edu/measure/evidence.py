@@ -72,7 +72,7 @@ def gather(
     record = Record(path.stem, content)
     model = model or load_model(model_name)
     if not torch.cuda.is_available():
-        _skip(content, wanted, systems, "no CUDA GPU here; nothing is measured in the emulator")
+        _skip(content, wanted, systems, "no CUDA GPU here; nothing is measured on the virtual GPU")
         record.save(path)
         return record
     try:

@@ -256,7 +256,7 @@ def ladder(records: Sequence[Record]) -> Picture:
     counts = count_launches(ModelConfig.from_file(RANDOM_CONFIG))
     sources = "; ".join(dict.fromkeys(result.source for result in results))
     caption = (
-        "Left: measured. Counted in the launch ledger, in the CPU emulator, for Qwen3.5-0.8B's layers at "
+        "Left: measured. Counted in the launch ledger, on the virtual GPU, for Qwen3.5-0.8B's layers at "
         "reduced width (counts depend on layers alone).\n"
         "Right: published, not ours; shares modelled from the bytes that a token needs, each weight once. "
         f"Sources:\n{sources}."

@@ -1,4 +1,4 @@
-"""Times on a GPU: CUDA events around enqueued work, warmed up, medians with quartiles. Never the emulator's clock."""
+"""Times on a GPU: CUDA events around enqueued work, warmed up, medians with quartiles. Never a virtual GPU's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `graph` where kernels load late, and where dependent launch is refused: on an emulator that says so."""
+"""Stage `graph` where kernels load late, and where dependent launch is refused: on a virtual GPU that says so."""
 
 import dataclasses
 import warnings
@@ -8,21 +8,23 @@ from models import TINY, make_model
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import CaptureError
+from luce_edu.machine.cards import find_card
 from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
 
 MODEL = make_model(dataclasses.replace(TINY, num_hidden_layers=2, layer_types=TINY.layer_types[-2:]))
+# Two SMs of a card that has dependent launch.
+HOPPER = dataclasses.replace(find_card("H100"), sm_count=2)
 KERNELS = 2 + 5 * MODEL.config.num_hidden_layers
 
 
 class LoadsLate(HostBackend):
     """Refuses to capture a kernel that has not run yet, and dependent launch while capturing where told so."""
 
-    dependent_launch = True
     lazy_loading = True
 
     def __init__(self, refuses=False):
-        super().__init__()
+        super().__init__(card=HOPPER)
         self.refuses, self.ran = refuses, []
 
     def launch(self, kernel, *args, dependent=False, **options):
@@ -54,7 +56,7 @@ def test_every_kernel_runs_once_before_the_capture_and_leaves_no_trace():
     dec = make(backend=backend)
     assert len(backend.ran) == KERNELS and len(backend.ledger) == dec.position == 0
     assert dec.dependent_launch and dec.dependent_launch_refused is None
-    assert bits_of(dec) == bits_of(PerLayerDecoder(MODEL, device="host", max_seq_len=16))
+    assert bits_of(dec) == bits_of(make(PerLayerDecoder, HostBackend(card=HOPPER)))
     assert len(backend.ran) == KERNELS
 
 
@@ -68,7 +70,7 @@ def test_where_dependent_launch_is_refused_the_stage_goes_on_without_and_says_so
     with pytest.warns(RuntimeWarning, match="without dependent launch, which was refused: .*: refused") as said:
         dec = make(backend=LoadsLate(refuses=True))
     assert len(said) == 1 and not dec.dependent_launch and "refused" in dec.dependent_launch_refused
-    assert bits_of(dec) == bits_of(PerLayerDecoder(MODEL, device="host", max_seq_len=16))
+    assert bits_of(dec) == bits_of(make(PerLayerDecoder, HostBackend(card=HOPPER)))
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -1,17 +1,19 @@
 """Dependent launch, read from the compiler's PTX: nothing is loaded before the wait, on any path, in any kernel.
 
-The emulator cannot overlap two kernels, so a load that comes too early would show nowhere without a GPU that has it.
+The virtual GPU overlaps two kernels where its seed says so; the text has every path.
 """
 
-import re
 from collections import Counter
 
 import pytest
 from models import CONFIGS, FULL_SIZE
-from ptx import to_ptx
 
 from luce_edu.backends.cuda import compile_cubin
+from luce_edu.backends.host import parsed
 from luce_edu.faults import Fault, planted
+from luce_edu.machine import ptx
+from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.overlap import is_access, is_control
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.stages.per_layer import PerLayerDecoder
 
@@ -24,100 +26,91 @@ WITH_MATRICES = {"deltanet_in", "deltanet_out", "attention_in", "attention_out",
 BEFORE, WAITED, LET_START = "before its wait", "after its wait", "after letting its successor start"
 
 
-def per_layer_ptx(arch, config="tiny", macro=MACRO, csrc=None) -> str:
-    return to_ptx("per_layer.cu", arch, kernel_defines(SHIPPED[config]) | macro, csrc)
+def compiled(source, arch, defines, csrc=None) -> str:
+    return compile_ptx(source, None, (), defines, arch.replace("sm", "compute"), csrc=csrc)
 
 
-def instructions(ptx: str) -> dict[str, tuple[list[str], dict[str, int]]]:
-    """Of each kernel its instructions, one a line, and where its labels stand among them."""
-    kernels = {}
-    for name, body in re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)\n\}", ptx, re.DOTALL):
-        lines, labels = [], {}
-        for line in body.split("\n"):
-            line = line.partition("//")[0].strip().strip("{}").strip()
-            if re.fullmatch(r"\$\w+:", line):
-                labels[line[:-1]] = len(lines)
-            elif line and not line.startswith("."):
-                lines.append(line)
-        kernels[name] = lines, labels
-    return kernels
+def per_layer(arch, config="tiny", csrc=None) -> dict[str, ptx.Function]:
+    """The kernels of per_layer.cu, by name."""
+    module = parsed(compiled("per_layer.cu", arch, kernel_defines(SHIPPED[config]) | MACRO, csrc))
+    return {name: function for name, function in module.functions.items() if function.entry}
 
 
-def touches_memory(opcode: str) -> bool:
-    """Whether an instruction reads or writes what other kernels may see; an address without a space may be anything."""
-    own = (".param", ".shared", ".local", ".const")
-    memory = ("ld.", "ldu.", "st.", "atom.", "red.", "cp.", "tex.", "call")
-    return opcode.startswith(memory) and not any(space in opcode for space in own)
-
-
-def problems(lines: list[str], labels: dict[str, int]) -> set[str]:
+def problems(kernel: ptx.Function) -> set[str]:
     """What is wrong on some path from the kernel's start to one of its ends."""
+    labels = {item.name: at for at, item in enumerate(kernel.body) if isinstance(item, ptx.Label)}
     found, seen, todo = set(), set(), [(0, BEFORE)]
     while todo:
         at, state = todo.pop()
         if (at, state) in seen:
             continue
         seen.add((at, state))
-        guarded, opcode, operands = re.fullmatch(r"(@!?%p\d+ +)?([\w.:]+)\s*(.*?);?", lines[at]).groups()
+        one = kernel.body[at]
+        if isinstance(one, ptx.Label):
+            todo.append((at + 1, state))
+            continue
         after = state
-        if opcode == "griddepcontrol.wait":
+        if is_control(one, "wait"):
             after = WAITED if state == BEFORE else state
-        elif opcode == "griddepcontrol.launch_dependents":
+        elif is_control(one, "launch_dependents"):
             if state != WAITED:
                 found.add(f"lets its successor start {state}")
             after = LET_START
-        elif state == BEFORE and touches_memory(opcode):
-            found.add(f"{opcode.partition('.')[0]} {state}")
-        elif opcode in ("ret", "exit", "trap") and state != LET_START:
+        elif state == BEFORE and is_access(one):
+            found.add(f"{one.opcode} {state}")
+        elif one.opcode in ("ret", "exit", "trap") and state != LET_START:
             found.add(f"may end {state}")
-        assert not opcode.startswith("brx"), "jumps by table are not followed"
-        if opcode.startswith("bra"):
-            todo.append((labels[operands], after))
-        if guarded or not opcode.startswith(("bra", "ret", "exit", "trap")):
+        assert one.opcode != "brx", "jumps by table are not followed"
+        if one.opcode == "bra":
+            todo.append((labels[one.operands[0].name], after))
+        if one.predicate or one.opcode not in ("bra", "ret", "exit", "trap"):
             todo.append((at + 1, after))
     return found
 
 
-def verdict(ptx: str) -> dict[str, set[str]]:
+def verdict(kernels: dict[str, ptx.Function]) -> dict[str, set[str]]:
     """The kernels with problems."""
-    found = {name: problems(*kernel) for name, kernel in instructions(ptx).items()}
+    found = {name: problems(kernel) for name, kernel in kernels.items()}
     return {name: of_it for name, of_it in found.items() if of_it}
 
 
-def asks_before_waiting(lines: list[str]) -> bool:
-    wait = lines.index("griddepcontrol.wait;")
-    return any(line.startswith("prefetch.global.L2") for line in lines[:wait])
+def instructions(kernel: ptx.Function) -> list[ptx.Instruction]:
+    return [item for item in kernel.body if isinstance(item, ptx.Instruction)]
+
+
+def prefetches_before_its_wait(kernel: ptx.Function) -> int:
+    body = instructions(kernel)
+    wait = next(at for at, one in enumerate(body) if is_control(one, "wait"))
+    return sum(one.opcode == "prefetch" and one.modifiers[:2] == ("global", "L2") for one in body[:wait])
 
 
 @pytest.mark.parametrize("config", SHIPPED)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_waits_before_its_first_load_and_lets_its_successor_start_once_after_that(arch, config):
-    ptx = per_layer_ptx(arch, config)
-    kernels = instructions(ptx)
+    kernels = per_layer(arch, config)
     assert set(kernels) == set(PerLayerDecoder.kernels)
-    assert verdict(ptx) == {}
-    for name, (lines, _) in kernels.items():
-        count = Counter(line for line in lines if "griddepcontrol" in line)
-        assert count == {"griddepcontrol.wait;": 1, "griddepcontrol.launch_dependents;": 1}, name
-        assert any(touches_memory(line) for line in lines), f"{name}: its loads were not recognised"
+    assert verdict(kernels) == {}
+    for name, kernel in kernels.items():
+        count = Counter(one.modifiers for one in instructions(kernel) if one.opcode == "griddepcontrol")
+        assert count == {("wait",): 1, ("launch_dependents",): 1}, name
+        assert any(map(is_access, instructions(kernel))), f"{name}: its loads were not recognised"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_with_a_matrix_asks_for_it_before_it_waits(arch):
-    kernels = instructions(per_layer_ptx(arch))
-    assert {name for name, (lines, _) in kernels.items() if asks_before_waiting(lines)} == WITH_MATRICES
+    assert {name for name, kernel in per_layer(arch).items() if prefetches_before_its_wait(kernel)} == WITH_MATRICES
 
 
 @pytest.mark.parametrize("source", ["per_layer.cu", "per_op.cu", "megakernel.cu", "microbench.cu"])
 def test_without_the_macro_there_is_neither_wait_nor_prefetch(source):
     defines = {"BLOCK_THREADS": BLOCK_THREADS} if source == "microbench.cu" else kernel_defines(SHIPPED["tiny"])
-    ptx = to_ptx(source, "sm_90a", defines)
-    assert ".entry" in ptx and "griddepcontrol" not in ptx and "prefetch" not in ptx
+    text = compiled(source, "sm_90a", defines)
+    assert ".entry" in text and "griddepcontrol" not in text and "prefetch" not in text
 
 
 def test_the_empty_kernel_that_is_timed_with_dependent_launch_has_both():
-    ptx = to_ptx("microbench.cu", "sm_90a", {"BLOCK_THREADS": BLOCK_THREADS} | MACRO)
-    assert problems(*instructions(ptx)["nothing"]) == set()
+    module = parsed(compiled("microbench.cu", "sm_90a", {"BLOCK_THREADS": BLOCK_THREADS} | MACRO))
+    assert problems(module.functions["nothing"]) == set()
 
 
 def registers_without_spills(arch, config, csrc=None) -> dict[str, int]:
@@ -148,10 +141,8 @@ def test_those_that_have_an_sm_to_themselves_would_spill(alone):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_warp_of_the_head_asks_for_both_rows_of_its_pair(arch):
-    lines, _ = instructions(per_layer_ptx(arch, "0.8b"))["lm_head"]
-    wait = lines.index("griddepcontrol.wait;")
     lines_of_128_bytes = 2 * FULL_SIZE.hidden_size * 2 // 128  # two rows of bf16
-    asked = sum(line.startswith("prefetch.global.L2") for line in lines[:wait])
+    asked = prefetches_before_its_wait(per_layer(arch, "0.8b")["lm_head"])
     assert 32 * asked == max(64, lines_of_128_bytes), "a lane asks for a line"
 
 
@@ -201,7 +192,7 @@ PLANTS = {
 def test_the_check_catches(plant):
     fault, expected = PLANTS[plant]
     with planted(fault) as tree:
-        found = verdict(per_layer_ptx("sm_90a", csrc=tree))
+        found = verdict(per_layer("sm_90a", csrc=tree))
     assert set(found) == set(PerLayerDecoder.kernels) if expected is None else found == expected
 
 
@@ -210,12 +201,13 @@ def test_a_matrix_that_is_asked_for_after_the_wait_is_seen():
     prefetch = "    prefetch_first_row<intermediate_size>(down_proj, hidden_size);\n"
     late = Fault("", "per_layer.cu", f"{prefetch}    begin_phase();\n", f"    begin_phase();\n{prefetch}")
     with planted(late) as tree:
-        kernels = instructions(per_layer_ptx("sm_90a", csrc=tree))
-    assert {name for name, (lines, _) in kernels.items() if asks_before_waiting(lines)} == WITH_MATRICES - {"mlp_down"}
+        kernels = per_layer("sm_90a", csrc=tree)
+    asking = {name for name, kernel in kernels.items() if prefetches_before_its_wait(kernel)}
+    assert asking == WITH_MATRICES - {"mlp_down"}
 
 
 @pytest.mark.planted
 def test_a_wait_that_does_not_ask_for_the_macro_is_seen():
-    always = Fault("", "primitives.cuh", "#if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)", "#ifndef LUCE_HOST")
+    always = Fault("", "primitives.cuh", "#if defined(DEPENDENT_LAUNCH) && !defined(LUCE_HOST)", "#if 1")
     with planted(always) as tree:
-        assert "griddepcontrol" in per_layer_ptx("sm_90a", macro={}, csrc=tree)
+        assert "griddepcontrol" in compiled("per_layer.cu", "sm_90a", kernel_defines(SHIPPED["tiny"]), csrc=tree)

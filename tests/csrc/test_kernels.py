@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 class Kernels:
-    """per_op.cu compiled for one config on the emulator, with a hostile thread order."""
+    """per_op.cu compiled for one config on the virtual GPU, with threads in an order of their own."""
 
     def __init__(self, config):
         self.config = config

@@ -40,7 +40,7 @@ NAN = float("nan")
 
 
 class Kernels:
-    """prefill.cu compiled for one config on the emulator, with a hostile thread order."""
+    """prefill.cu compiled for one config on the virtual GPU, with threads in an order of their own."""
 
     def __init__(self, config, *faults):
         self.config = config

@@ -1,16 +1,15 @@
 """Products of small tiles: every way in which they are computed, their layout, and the rounding of what goes in."""
 
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from ptx import to_ptx
 
 from luce_edu.backends import make_backend
 from luce_edu.backends.cuda import ARCHITECTURES, compile_cubin
 from luce_edu.faults import Fault, planted
+from luce_edu.machine.nvrtc import compile_ptx
 
 SOURCE = Path(__file__).parent / "kernels" / "tensor_core.cu"
 KERNELS = ("products", "block_by_columns", "block_by_rows", "reads_of_tile_b", "round_all", "eights")
@@ -18,32 +17,22 @@ THREADS = 96  # three warps a block, each with tiles of its own
 NAN, INF = float("nan"), float("inf")
 TF32 = 2.0**-11  # the largest relative error of rounding to 10 bits of fraction
 
-# What Turing runs, on the emulator: its branches of the two #ifs.
-SHUFFLES = (
-    Fault("", "tensor_core.cuh", "#if !defined(LUCE_HOST) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800", "#if 1"),
-    Fault("", "tensor_core.cuh", "#ifdef LUCE_HOST", "#if 0"),
-)
-
 
 class Kernels:
-    def __init__(self, *changes):
+    def __init__(self, card, *changes):
         with planted(*changes) as tree:
             shutil.copy(SOURCE, tree)
-            self.backend = make_backend("host", csrc_dir=tree, seed=3)
+            self.backend = make_backend("host", csrc_dir=tree, card=card, seed=3)
             self.module = self.backend.compile(SOURCE.name, KERNELS, {"BLOCK_THREADS": THREADS})
 
     def run(self, name, grid, *args, threads=THREADS):
         self.backend.launch(self.module[name], grid, threads, 0, args)
 
 
-@pytest.fixture(scope="module", params=["as the emulator does", "as Turing does"])
+@pytest.fixture(scope="module", params=["T4", "A100"])
 def kernels(request):
-    return Kernels(*(SHUFFLES if "Turing" in request.param else ()))
-
-
-@pytest.fixture(scope="module")
-def emulated():
-    return Kernels()
+    """On shuffles, and on tensor cores."""
+    return Kernels(request.param)
 
 
 def poisoned(*shape, dtype=torch.float32):
@@ -86,15 +75,15 @@ def test_a_block_of_32_terms_equals_the_product_from_columns_and_from_rows(kerne
 @pytest.mark.parametrize(
     "stride, conflict_free", [(9, True), (17, True), (33, True), (8, False), (16, False), (32, False)]
 )
-def test_the_lanes_of_tile_b_read_32_banks_where_the_stride_is_1_modulo_4(emulated, stride, conflict_free):
+def test_the_lanes_of_tile_b_read_32_banks_where_the_stride_is_1_modulo_4(kernels, stride, conflict_free):
     b = torch.arange(32 * stride, dtype=torch.float32)  # each number says where it stands
     read = poisoned(4, 2, 32)
-    emulated.run("reads_of_tile_b", 1, b, read, stride, threads=32)
+    kernels.run("reads_of_tile_b", 1, b, read, stride, threads=32)
     banks = [len({int(place) % 32 for place in instruction}) for instruction in read.flatten(0, 1)]
     assert (banks == [32] * 8) is conflict_free, banks
 
 
-def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_no_number(emulated):
+def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_no_number(kernels):
     ulp = 2.0**-10  # of TF32 at 1
     largest = torch.finfo(torch.float32).max
     cases = {
@@ -105,33 +94,33 @@ def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_
     }  # fmt: skip
     x, y = torch.zeros(THREADS), poisoned(THREADS)
     x[: len(cases)] = torch.tensor(list(cases), dtype=torch.float64).float()
-    emulated.run("round_all", 1, x, y)
+    kernels.run("round_all", 1, x, y)
     for given, wanted, got in zip(cases, cases.values(), y.tolist(), strict=False):
         assert got == wanted, f"{given!r}: {got!r}"
     nans = torch.tensor([0x7FC00000, 0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
     x[:4] = nans
-    emulated.run("round_all", 1, x, y)
+    kernels.run("round_all", 1, x, y)
     assert y[:4].isnan().all()
     assert not y[4:].isnan().any()
 
 
-def test_rounding_to_tf32_leaves_13_bits_of_0_and_every_bf16_number_as_it_is(emulated):
+def test_rounding_to_tf32_leaves_13_bits_of_0_and_every_bf16_number_as_it_is(kernels):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     every = every[: len(every) // THREADS * THREADS].float()
     rounded = poisoned(len(every))
-    emulated.run("round_all", len(every) // THREADS, every, rounded)
+    kernels.run("round_all", len(every) // THREADS, every, rounded)
     assert torch.equal(rounded.nan_to_num(7.0), every.nan_to_num(7.0))
     x, y = torch.randn(4 * THREADS), poisoned(4 * THREADS)
-    emulated.run("round_all", 4, x, y)
+    kernels.run("round_all", 4, x, y)
     assert (y.view(torch.int32) & 0x1FFF == 0).all()
     assert ((x - y).abs() <= TF32 * x.abs()).all() and (x != y).any()
 
 
-def test_eight_numbers_come_back_as_they_were(emulated):
+def test_eight_numbers_come_back_as_they_were(kernels):
     x = torch.randn(2 * THREADS * 8).bfloat16()
     x[:5] = torch.tensor([INF, -INF, 0.0, -0.0, 1e-40])
     floats, packed = poisoned(len(x)), poisoned(len(x), dtype=torch.bfloat16)
-    emulated.run("eights", 2, x, floats, packed)
+    kernels.run("eights", 2, x, floats, packed)
     assert torch.equal(floats, x.float())
     assert torch.equal(packed.view(torch.int16), x.view(torch.int16))
 
@@ -148,32 +137,26 @@ def tree():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_tensor_cores_are_used_from_ampere_on_and_shuffles_before(arch, tree):
-    ptx = to_ptx(SOURCE.name, arch, {"BLOCK_THREADS": THREADS}, tree)
-    products = len(re.findall(r"mma\.sync\.aligned\.m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32", ptx))
-    rounding = len(re.findall(r"cvt\.rna\.tf32\.f32", ptx))
-    if arch == "sm_75":
-        assert products == rounding == 0 and "shfl.sync" in ptx
-    else:
-        assert products > 0 and rounding > 0 and "shfl.sync" not in ptx
-    binary = compile_cubin(SOURCE.name, KERNELS, {"BLOCK_THREADS": THREADS}, arch, csrc=tree)
+    defines = {"BLOCK_THREADS": THREADS}
+    text = compile_ptx(SOURCE.name, None, KERNELS, defines, arch.replace("sm", "compute"), csrc=tree)
+    uses = [word in text for word in ("mma.sync.aligned.m16n8k8.row.col.f32.tf32", "cvt.rna.tf32.f32", "shfl.sync")]
+    assert uses == ([False, False, True] if arch == "sm_75" else [True, True, False])
+    binary = compile_cubin(SOURCE.name, KERNELS, defines, arch, csrc=tree)
     for name, resources in binary.resources.items():
         assert resources.spill_store_bytes == resources.spill_load_bytes == 0, name
 
 
 # ---- Planted ----
 
-COPY = "for (int i = 0; i < 2; ++i) own[lane_id()][4 + i] = b.x[i];\n    __syncwarp();"
 PLANTS = {
-    "operands read before all are there": (Fault("", "tensor_core.cuh", COPY, COPY.replace("__syncwarp();", "")),),
-    "operands overwritten before all have read them": (
-        Fault("", "tensor_core.cuh", "__syncwarp();  // all have read", "// all have read"),
-    ),
     "the halves of the terms swapped": (
-        Fault("", "tensor_core.cuh", "own[row + slot][2 * half + 1];", "own[row + slot][3 - 2 * half];"),
+        "A100", '"r"(__float_as_uint(b.x[0])), "r"(__float_as_uint(b.x[1]))',
+        '"r"(__float_as_uint(b.x[1])), "r"(__float_as_uint(b.x[0]))',
     ),
-    "Turing: a lane multiplies its own lower rows": (
-        *SHUFFLES,
-        Fault("", "tensor_core.cuh", "__shfl_sync(full_warp, a.x[2 * half + 1], row + slot)", "a.x[2 * half + 1]"),
+    "the halves of the rows swapped": ("A100", "{%4, %5, %6, %7}", "{%5, %4, %7, %6}"),
+    "a sum that starts anew": ("A100", "{%8, %9}, {%0, %1, %2, %3};", "{%8, %9}, {%0, %0, %2, %2};"),
+    "shuffles: a lane multiplies its own lower rows": (
+        "T4", "__shfl_sync(full_warp, a.x[2 * half + 1], row + slot)", "a.x[2 * half + 1]"
     ),
 }  # fmt: skip
 
@@ -181,19 +164,20 @@ PLANTS = {
 @pytest.mark.planted
 @pytest.mark.parametrize("plant", PLANTS)
 def test_the_check_catches(plant):
+    card, old, new = PLANTS[plant]
     with pytest.raises(AssertionError):
-        test_products_of_small_integers_are_exact(Kernels(*PLANTS[plant]))
+        test_products_of_small_integers_are_exact(Kernels(card, Fault("", "tensor_core.cuh", old, new)))
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "old, new",
-    [("if ((bits & 0x7f800000u) == 0x7f800000u) return x;", ""), ("(bits + 0x1000u)", "(bits + 0x0fffu)"),
-     ("(bits + 0x1000u)", "bits")],
-    ids=["NaN carried over", "ties to 0", "cut off"],
+    "card, old, new",
+    [("T4", "if ((bits & 0x7f800000u) == 0x7f800000u) return x;", ""), ("T4", "(bits + 0x1000u)", "(bits + 0x0fffu)"),
+     ("T4", "(bits + 0x1000u)", "bits"), ("A100", 'asm("cvt.rna.tf32.f32 %0, %1;"', 'asm("mov.b32 %0, %1;"')],
+    ids=["NaN carried over", "ties to 0", "cut off", "not at all"],
 )  # fmt: skip
-def test_wrong_rounding_is_caught(old, new):
+def test_wrong_rounding_is_caught(card, old, new):
     with pytest.raises(AssertionError):
         test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_no_number(
-            Kernels(Fault("", "tensor_core.cuh", old, new))
+            Kernels(card, Fault("", "tensor_core.cuh", old, new))
         )

@@ -11,6 +11,7 @@ from luce_edu.errors import KernelError
 
 SEEDS_TO_FIND = 20
 SEEDS_TO_PASS = 100
+INSTRUCTIONS = 1_000_000  # that a launch may take: a spin on a plain load has no other end where the value stays old
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ X86_SHOWS = {
 
 def is_right(run, kernels, **how) -> bool:
     try:
-        return run(kernels, **how)
+        return run(kernels, instructions=INSTRUCTIONS, **how)
     except KernelError:
         return False
 
@@ -164,11 +165,12 @@ def three_kernels(between: str, **how) -> bool:
 
 def copy_and_clear(clear: str, **how) -> bool:
     kernels = planted("hostile.cu")
-    data, out = torch.arange(1, BLOCKS * THREADS + 1, dtype=torch.int32), words(BLOCKS * THREADS)
+    n = 10 * BLOCKS * THREADS
+    data, out = torch.arange(1, n + 1, dtype=torch.int32), words(n)
     expected = data.clone()
     launches = [
-        kernels["copy_kernel"].prepare(BLOCKS, THREADS, [data, out]),
-        kernels[clear].prepare(BLOCKS, THREADS, [data], dependent=True),
+        kernels["copy_kernel"].prepare(BLOCKS, THREADS, [data, out, n]),
+        kernels[clear].prepare(BLOCKS, THREADS, [data, n], dependent=True),
     ]
     machine.run(launches, **how)
     return torch.equal(out, expected) and not data.any()

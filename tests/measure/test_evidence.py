@@ -94,7 +94,7 @@ def test_a_model_without_room_to_time_anything_says_so(machine, tmp_path, monkey
 def test_without_a_gpu_every_part_has_its_reason_and_the_status_is_3(tmp_path, capsys):
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 3
     record = written(tmp_path)
-    assert reasons(record) == dict.fromkeys(PARTS, "no CUDA GPU here; nothing is measured in the emulator")
+    assert reasons(record) == dict.fromkeys(PARTS, "no CUDA GPU here; nothing is measured on the virtual GPU")
     assert record.parts == {} and record.gpu == "none"
     out = capsys.readouterr().out
     assert all(f"not run: {part}: no CUDA GPU here" in out for part in PARTS) and "record.json" in out

@@ -119,7 +119,7 @@ def test_more_blocks_change_the_grid_and_not_what_is_touched(stage):
 def test_the_table_shows_kinds_and_totals():
     step = traffic("tiny", "megakernel")
     text, weights = str(step), step.total("weights")
-    assert "megakernel: 1 launches (measured: counted in the emulator)" in text
+    assert "megakernel: 1 launches (measured: counted on the virtual GPU)" in text
     assert re.search(rf"weights +{weights.moved_read:,} +0 +{weights.distinct_read:,} +0\n", text)
     assert [row[0] for row in step.body] == [*KINDS, "all"]
 

@@ -344,21 +344,21 @@ extern "C" __global__ void kernel_between_never_waits(unsigned* other) {
     other[blockIdx.x * blockDim.x + threadIdx.x] = 7;
 }
 
-// Copies data to out; the kernel behind it clears data, which the copy may still be reading.
-extern "C" __global__ void copy_kernel(const unsigned* data, unsigned* out) {
+// Copies n words to out; the kernel behind it clears them, which the copy may still be reading.
+extern "C" __global__ void copy_kernel(const unsigned* data, unsigned* out, unsigned n) {
     wait_for_predecessor();
     let_successor_start();
-    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    out[i] = load_plain(&data[i]);
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+        out[i] = load_plain(&data[i]);
 }
 
-extern "C" __global__ void clear_kernel_sound(unsigned* data) {
+extern "C" __global__ void clear_kernel_sound(unsigned* data, unsigned n) {
     wait_for_predecessor();
-    data[blockIdx.x * blockDim.x + threadIdx.x] = 0;
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) data[i] = 0;
 }
 
-extern "C" __global__ void clear_kernel_writes_early(unsigned* data) {
-    data[blockIdx.x * blockDim.x + threadIdx.x] = 0;
+extern "C" __global__ void clear_kernel_writes_early(unsigned* data, unsigned n) {
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) data[i] = 0;
     wait_for_predecessor();
 }
 #endif
