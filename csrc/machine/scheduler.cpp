@@ -697,8 +697,8 @@ private:
 
     Turn act(uint64_t choice, uint64_t& entered) {
         auto [running, block] = choices_[choice];
-        // Now and then another one comes in between: a block may wait for it by plain loads, which look like work.
-        if (style_ != 0 && random_.below(64))
+        // Now and then it goes on with another: a spin on a plain load looks like work that never ends.
+        if (style_ != 0 && random_.below(16))
             for (const Choice& again : choices_)
                 if (again.block && again.block == last_ && last_->ready) running = again.running, block = last_;
         if (!block) {

@@ -28,7 +28,7 @@ def words(report, launches: Sequence) -> str:
     """One sentence or more about a report of the core. launches: those that ran together."""
     launch = launches[report.launch]
     fault = FAULTS[report.fault]
-    if fault == "race":  # of two launches that overlap, perhaps
+    if fault == "race":
         return f"{launch.kernel.name}: {_race(report, launch, launches[report.value])}"
     return f"{launch.kernel.name}: {_SAYINGS[fault](report, launch)}"
 
@@ -186,11 +186,13 @@ def _assertion(report, launch) -> str:
     return f"{_who(report)}: assertion `{said}` failed in {function} at {file}:{line}"
 
 
-def _race(report, launch, other) -> str:
+def _race(report, launch, other_launch) -> str:
+    """value: the launch of the other access."""
     one = f"{_who(report)} {_does(report.is_write & 1)}{place(launch, report.ins)}"
-    of = "" if other is launch else f" of {other.kernel.name}, which runs beside it,"
-    two = f"{_who(report, 'other_')}{of} {_does(report.is_write & 2)}{place(other, report.other_ins)}"
-    return f"race on {_what(report, launch)}: {one}, and {two}, and nothing orders the two"
+    other = f"{_who(report, 'other_')} {_does(report.is_write & 2)}{place(other_launch, report.other_ins)}"
+    if other_launch is not launch:
+        other = f"{other_launch.kernel.name}: {other}"
+    return f"race on {_what(report, launch)}: {one}, and {other}, and nothing orders the two"
 
 
 def _bad_barrier(report, launch) -> str:
