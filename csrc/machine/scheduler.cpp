@@ -641,6 +641,7 @@ private:
         running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
         launch->predecessor = is_running(begun_ - 1) ? launches_[begun_ - 1].get() : nullptr;
         if (launch->watcher) launch->watcher->launch_starts(launch, running_.empty());
+        last_ = nullptr;  // its blocks may come first
         running_.push_back(std::move(running));
         ++begun_;
     }

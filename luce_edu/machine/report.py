@@ -63,7 +63,8 @@ def _what(report, launch) -> str:
     address, size = report.address, max(report.size, 1)
     space = SPACES[report.space]
     if space == "shared":
-        return f"byte {address} of shared memory, of which the block has {_shared(launch)}"
+        element = "" if address % size else f"element {address // size}, "
+        return f"{element}byte {address} of shared memory, of which the block has {_shared(launch)}"
     if space == "local":
         return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
     if address < 4096:
