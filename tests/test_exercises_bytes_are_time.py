@@ -21,7 +21,7 @@ NOT_SIDE_BY_SIDE = {
     "an index that equal weights hide": ("32 * turn + lane_id() / 2 * 2", "is wrong.*Each column of a row"),
     "off by one": ("32 * turn + lane_id() + 1", "is wrong"),
     "a turn of 31": ("31 * turn + lane_id()", "is wrong"),
-    "a turn early": ("32 * turn + lane_id() - 32", "outside every tensor"),
+    "a turn early": ("32 * turn + lane_id() - 32", "out of bounds"),
     "not C++": ("32 * turn +", "does not compile"),
 }
 
@@ -204,30 +204,32 @@ AGAIN = IN_ORDER[IN_ORDER.index("    for") : IN_ORDER.index(BARRIER)]
 NOT_WITHIN = {
     "x from memory for each row": (
         exercises.bytes_per_output.hole.replace("float sum", "float  sum"), "moves 6,144 .* 4,096 of x.*How many rows"),
-    "x twice a block": (IN_ORDER + AGAIN, "moves 2,560 .* 512 of x"),
+    "x twice a block": (IN_ORDER + BARRIER + AGAIN, "moves 2,560 .* 512 of x"),
+    "x again while others read it": (IN_ORDER + AGAIN, "race on"),
     "W twice": (IN_ORDER + NARROW, "4,096 of W and 256 of x.*twice"),
     "W in strips": (
         IN_ORDER.replace("int c = lane_id(); c < cols; c += 32",
                          "int c = lane_id() * cols / 32; c < (lane_id() + 1) * cols / 32; ++c"), "scattered pieces"),
     "wide loads that begin anywhere": (
         RIGHT.replace("lane_weights * lane_id(); c < cols; c += chunk", "4 * lane_id(); c < cols; c += 128"),
-        "at an address that 16 does not divide|outside every tensor"),
-    "no barrier": (RIGHT.replace(BARRIER, ""), "is wrong.*when is it there"),
-    "a barrier for one warp": (RIGHT.replace("__syncthreads", "__syncwarp"), "is wrong.*when is it there"),
+        "misaligned|out of bounds"),
+    "no barrier": (RIGHT.replace(BARRIER, ""), "(race on|uninitialised).*when is it there"),
+    "a barrier for one warp": (
+        RIGHT.replace("__syncthreads", "__syncwarp"), "(race on|uninitialised).*when is it there"),
     "a barrier for the first warp alone": (
         RIGHT.replace(BARRIER, "").replace(LOOP, LOOP.replace("\n", "\n        if (row == first) __syncthreads();\n")),
-        "does not finish.*divergent barrier"),
+        "fails.*divergent barrier"),
     "x up to the block's threads": (
         RIGHT.replace("for (int c = threadIdx.x; c < cols; c += block_threads)",
-                      "if (const int c = threadIdx.x; c < cols)"), "is wrong. rows 7, cols 264"),
+                      "if (const int c = threadIdx.x; c < cols)"), "fails. rows 7, cols 264: .*uninitialised"),
     "x in an order that equal elements hide": (
         RIGHT.replace("shared_x[staged(c)] =", "shared_x[staged(c ^ 1)] ="), "is wrong.*should be"),
-    "half of x from the wrong place": (RIGHT.replace("at + chunk / 2", "at + 4"), "is wrong"),
+    "half of x from the wrong place": (RIGHT.replace("at + chunk / 2", "at + 4"), "is wrong|uninitialised"),
     "the first 8 rows only": (RIGHT.replace("row += block_warps", "row += 16"), r"is wrong. rows 33.*y\[8\]"),
-    "off by one in the tail": (RIGHT.replace("row < last", "row <= last"), "outside every tensor"),
-    "the last row never written": (RIGHT.replace("row < last", "row < last - 1"), r"y\[0\] nothing wrote it"),
+    "off by one in the tail": (RIGHT.replace("row < last", "row <= last"), "out of bounds"),
+    "the last row never written": (RIGHT.replace("row < last", "row < last - 1"), r"nobody wrote y\[0\]"),
     "a chunk too few": (RIGHT.replace("c < cols; c += chunk", "c + chunk <= cols; c += chunk"), r"y\[0\] is 0"),
-    "x past its end": (RIGHT.replace("c < cols; c += block", "c <= cols; c += block"), "outside every tensor"),
+    "x past its end": (RIGHT.replace("c < cols; c += block", "c <= cols; c += block"), "out of bounds"),
     "NaN": (RIGHT.replace("= sum;", "= sum * (0.0f / 0.0f);"), "is wrong"),
     "not C++": (RIGHT.replace("float sum = 0.0f;", ""), "does not compile"),
 }  # fmt: skip

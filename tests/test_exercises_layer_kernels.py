@@ -42,11 +42,11 @@ WRONG_UPDATE = {
     "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is nowhere"),
     "1 / exp(g)": (update("expf(g[head])", "expf(-g[head])"), "is wrong.*before S\\^T k"),
     "q and k swapped": (update("k_head[i] * delta", "q_head[i] * delta"), "is wrong.* S\\["),
-    "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "is wrong|outside every tensor"),
+    "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "race on S|out of bounds"),
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
     # With equal heads nobody would see it.
     "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are off"),
-    "a row too far": (update("i < K", "i <= K"), "outside every tensor"),
+    "a row too far": (update("i < K", "i <= K"), "out of bounds"),
     "the last row left as it was": (update("i < K", "i < K - 1"), "S\\["),
     "o never written": (update("o[head * V + j] = ", "const float unused = "), "o\\[0, 0\\]"),
     "NaN": (update("delta * k_q", "(k_q - k_q) / 0.0f"), "o\\[0, 0\\]"),
@@ -200,8 +200,8 @@ WRONG_MERGE = {
         merge("expf(maxima[i] - top), total", "expf(maxima[i] - maximum), total"), "elements are off"),
     "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "last warp's positions"),
     "not divided by the weight": (merge(" / total", ""), "not divided by the weights"),
-    "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*o\\[1, 0\\]"),
-    "an element too many": (merge("c < head_dim", "c <= head_dim"), "outside every tensor"),
+    "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*race on o"),
+    "an element too many": (merge("c < head_dim", "c <= head_dim"), "out of bounds"),
     "an element too few": (merge("c < head_dim", "c < head_dim - 1"), "o\\[0, 31\\]"),
     "NaN": (merge("sum / total", "sum / (total - total)"), "o\\[0, 0\\]"),
     "a barrier that half the block skips": (
@@ -293,11 +293,11 @@ WRONG_WALK = {
     "an index unknown to the compiler": (
         walk("for (int i = 0; i < 32; ++i)\n    if", "#pragma unroll 1\nfor (int i = 0; i < 32; ++i)\n    if"),
         "did not fit into registers"),
-    "no barrier": (walk("__syncthreads();", ""), "is wrong"),
+    "no barrier": (walk("__syncthreads();", ""), "race on|uninitialised"),
     "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "delta has S\\^T k without the decay"),
     "o read before the update": (walk(" + delta * k_q", ""), "o is read before the update"),
     "a part of the sum left out": (walk(" + S_k[3][j]", ""), "is wrong"),
-    "rows beyond K read": (walk("row < K && ", ""), "outside every tensor"),
+    "rows beyond K read": (walk("row < K && ", ""), "out of bounds"),
     "only the first 124 rows": (
         walk("i < 32; ++i)\n    if", "i < 31; ++i)\n    if"), "S\\["),
     "o never written": (walk("if (part == 0)", "if (part == 4)"), "o\\[0, 0\\]"),

@@ -197,59 +197,91 @@ template <class T, bool other_is_wide>
 using choose_kind = std::conditional_t<other_is_wide, Sixty<T>, T>;
 
 #define TO_INTEGER(to, D, from, S) \
-    ENTRY("cvt.rni." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), ENTRY("cvt.rzi." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
-        ENTRY("cvt.rmi." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), ENTRY("cvt.rpi." to "." from, (integer_of<D, up, S>), Sixty<D>(S)), \
-        ENTRY("cvt.rni.sat." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), ENTRY("cvt.rzi.sat." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
-        ENTRY("cvt.rmi.sat." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), ENTRY("cvt.rpi.sat." to "." from, (integer_of<D, up, S>), Sixty<D>(S))
+    ENTRY("cvt.rni." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), \
+    ENTRY("cvt.rzi." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rmi." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rpi." to "." from, (integer_of<D, up, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rni.sat." to "." from, (integer_of<D, nearest, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rzi.sat." to "." from, (integer_of<D, to_zero, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rmi.sat." to "." from, (integer_of<D, down, S>), Sixty<D>(S)), \
+        ENTRY("cvt.rpi.sat." to "." from, (integer_of<D, up, S>), Sixty<D>(S))
 #define TO_INTEGER_FTZ(to, D) \
-    ENTRY("cvt.rni.ftz." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rmi.ftz." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rni.ftz.sat." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rzi.ftz.sat." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
-        ENTRY("cvt.rmi.ftz.sat." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), ENTRY("cvt.rpi.ftz.sat." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32))
+    ENTRY("cvt.rni.ftz." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), \
+    ENTRY("cvt.rzi.ftz." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rmi.ftz." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rpi.ftz." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rni.ftz.sat." to ".f32", (integer_of<D, nearest, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rzi.ftz.sat." to ".f32", (integer_of<D, to_zero, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rmi.ftz.sat." to ".f32", (integer_of<D, down, float>), Sixty<D>(Ftz32)), \
+        ENTRY("cvt.rpi.ftz.sat." to ".f32", (integer_of<D, up, float>), Sixty<D>(Ftz32))
 #define FROM_SHORT_INTEGER(from, S) /* 32 bits or fewer */ \
-    ENTRY("cvt.rn.f32." from, (float_of<float, nearest>), float(S)), ENTRY("cvt.rz.f32." from, (float_of<float, to_zero>), float(S)), \
-        ENTRY("cvt.rm.f32." from, (float_of<float, down>), float(S)), ENTRY("cvt.rp.f32." from, (float_of<float, up>), float(S)), \
+    ENTRY("cvt.rn.f32." from, (float_of<float, nearest>), float(S)), \
+    ENTRY("cvt.rz.f32." from, (float_of<float, to_zero>), float(S)), \
+        ENTRY("cvt.rm.f32." from, (float_of<float, down>), float(S)), \
+        ENTRY("cvt.rp.f32." from, (float_of<float, up>), float(S)), \
         ENTRY("cvt.rn.sat.f32." from, (float_of<float, nearest>), Float<float, false, true>(S)), \
-        ENTRY("cvt.rn.f64." from, (float_of<double, nearest>), double(Wide<S>)), ENTRY("cvt.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
-        ENTRY("cvt.rz.f64." from, (float_of<double, nearest>), double(Wide<S>)), ENTRY("cvt.rm.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
+        ENTRY("cvt.rn.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
+        ENTRY("cvt.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
+        ENTRY("cvt.rz.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
+        ENTRY("cvt.rm.f64." from, (float_of<double, nearest>), double(Wide<S>)), \
         ENTRY("cvt.rp.f64." from, (float_of<double, nearest>), double(Wide<S>)), FROM_ANY_INTEGER(from, Wide<S>)
 #define FROM_LONG_INTEGER(from, S) \
-    ENTRY("cvt.rn.f32." from, (float_of<float, nearest>), float(S)), ENTRY("cvt.rz.f32." from, (float_of<float, to_zero>), float(S)), \
-        ENTRY("cvt.rm.f32." from, (float_of<float, down>), float(S)), ENTRY("cvt.rp.f32." from, (float_of<float, up>), float(S)), \
-        ENTRY("cvt.rn.f64." from, (float_of<double, nearest>), double(S)), ENTRY("cvt.rz.f64." from, (float_of<double, to_zero>), double(S)), \
-        ENTRY("cvt.rm.f64." from, (float_of<double, down>), double(S)), ENTRY("cvt.rp.f64." from, (float_of<double, up>), double(S)), \
+    ENTRY("cvt.rn.f32." from, (float_of<float, nearest>), float(S)), \
+    ENTRY("cvt.rz.f32." from, (float_of<float, to_zero>), float(S)), \
+        ENTRY("cvt.rm.f32." from, (float_of<float, down>), float(S)), \
+        ENTRY("cvt.rp.f32." from, (float_of<float, up>), float(S)), \
+        ENTRY("cvt.rn.f64." from, (float_of<double, nearest>), double(S)), \
+        ENTRY("cvt.rz.f64." from, (float_of<double, to_zero>), double(S)), \
+        ENTRY("cvt.rm.f64." from, (float_of<double, down>), double(S)), \
+        ENTRY("cvt.rp.f64." from, (float_of<double, up>), double(S)), \
         FROM_ANY_INTEGER(from, S)
 #define FROM_ANY_INTEGER(from, S) \
-    ENTRY("cvt.rn.f16." from, (short_of<Fp16Bits, nearest>), Half(S)), ENTRY("cvt.rz.f16." from, (short_of<Fp16Bits, to_zero>), Half(S)), \
-        ENTRY("cvt.rm.f16." from, (short_of<Fp16Bits, down>), Half(S)), ENTRY("cvt.rp.f16." from, (short_of<Fp16Bits, up>), Half(S)), \
-        ENTRY("cvt.rn.bf16." from, (short_of<Bf16Bits, nearest>), Brain(S)), ENTRY("cvt.rz.bf16." from, (short_of<Bf16Bits, to_zero>), Brain(S)), \
-        ENTRY("cvt.rm.bf16." from, (short_of<Bf16Bits, down>), Brain(S)), ENTRY("cvt.rp.bf16." from, (short_of<Bf16Bits, up>), Brain(S))
+    ENTRY("cvt.rn.f16." from, (short_of<Fp16Bits, nearest>), Half(S)), \
+    ENTRY("cvt.rz.f16." from, (short_of<Fp16Bits, to_zero>), Half(S)), \
+        ENTRY("cvt.rm.f16." from, (short_of<Fp16Bits, down>), Half(S)), \
+        ENTRY("cvt.rp.f16." from, (short_of<Fp16Bits, up>), Half(S)), \
+        ENTRY("cvt.rn.bf16." from, (short_of<Bf16Bits, nearest>), Brain(S)), \
+        ENTRY("cvt.rz.bf16." from, (short_of<Bf16Bits, to_zero>), Brain(S)), \
+        ENTRY("cvt.rm.bf16." from, (short_of<Bf16Bits, down>), Brain(S)), \
+        ENTRY("cvt.rp.bf16." from, (short_of<Bf16Bits, up>), Brain(S))
 #define EACH_INTEGER(macro, ...) \
-    macro("s8", s8, __VA_ARGS__), macro("u8", u8, __VA_ARGS__), macro("s16", s16, __VA_ARGS__), macro("u16", u16, __VA_ARGS__), \
-        macro("s32", s32, __VA_ARGS__), macro("u32", u32, __VA_ARGS__), macro("s64", s64, __VA_ARGS__), macro("u64", u64, __VA_ARGS__)
+    macro("s8", s8, __VA_ARGS__), macro("u8", u8, __VA_ARGS__), macro("s16", s16, __VA_ARGS__), \
+    macro("u16", u16, __VA_ARGS__), \
+        macro("s32", s32, __VA_ARGS__), macro("u32", u32, __VA_ARGS__), macro("s64", s64, __VA_ARGS__), \
+        macro("u64", u64, __VA_ARGS__)
 
 REGISTER(convert_integers,
-    EACH_INTEGER(INTEGER, "s8", s8), EACH_INTEGER(INTEGER, "u8", u8), EACH_INTEGER(INTEGER, "s16", s16), EACH_INTEGER(INTEGER, "u16", u16),
-    EACH_INTEGER(INTEGER, "s32", s32), EACH_INTEGER(INTEGER, "u32", u32), EACH_INTEGER(INTEGER, "s64", s64), EACH_INTEGER(INTEGER, "u64", u64));
+    EACH_INTEGER(INTEGER, "s8", s8), EACH_INTEGER(INTEGER, "u8", u8), EACH_INTEGER(INTEGER, "s16", s16),
+    EACH_INTEGER(INTEGER, "u16", u16),
+    EACH_INTEGER(INTEGER, "s32", s32), EACH_INTEGER(INTEGER, "u32", u32), EACH_INTEGER(INTEGER, "s64", s64),
+    EACH_INTEGER(INTEGER, "u64", u64));
 
 REGISTER(convert_to_integers,
-    EACH_INTEGER(TO_INTEGER, "f32", Float32), EACH_INTEGER(TO_INTEGER, "f64", double), EACH_INTEGER(TO_INTEGER, "f16", Half), EACH_INTEGER(TO_INTEGER, "bf16", Brain),
+    EACH_INTEGER(TO_INTEGER, "f32", Float32), EACH_INTEGER(TO_INTEGER, "f64", double),
+    EACH_INTEGER(TO_INTEGER, "f16", Half), EACH_INTEGER(TO_INTEGER, "bf16", Brain),
     TO_INTEGER_FTZ("s8", s8), TO_INTEGER_FTZ("u8", u8), TO_INTEGER_FTZ("s16", s16), TO_INTEGER_FTZ("u16", u16),
     TO_INTEGER_FTZ("s32", s32), TO_INTEGER_FTZ("u32", u32), TO_INTEGER_FTZ("s64", s64), TO_INTEGER_FTZ("u64", u64));
 
 REGISTER(convert_from_integers,
-    FROM_SHORT_INTEGER("s8", s8), FROM_SHORT_INTEGER("u8", u8), FROM_SHORT_INTEGER("s16", s16), FROM_SHORT_INTEGER("u16", u16),
-    FROM_SHORT_INTEGER("s32", s32), FROM_SHORT_INTEGER("u32", u32), FROM_LONG_INTEGER("s64", s64), FROM_LONG_INTEGER("u64", u64));
+    FROM_SHORT_INTEGER("s8", s8), FROM_SHORT_INTEGER("u8", u8), FROM_SHORT_INTEGER("s16", s16),
+    FROM_SHORT_INTEGER("u16", u16),
+    FROM_SHORT_INTEGER("s32", s32), FROM_SHORT_INTEGER("u32", u32), FROM_LONG_INTEGER("s64", s64),
+    FROM_LONG_INTEGER("u64", u64));
 
 #define INTEGRAL(type, modifier, D, S) \
-    ENTRY("cvt.rni" modifier "." type "." type, integral<nearest>, D(S)), ENTRY("cvt.rzi" modifier "." type "." type, integral<to_zero>, D(S)), \
-        ENTRY("cvt.rmi" modifier "." type "." type, integral<down>, D(S)), ENTRY("cvt.rpi" modifier "." type "." type, integral<up>, D(S))
+    ENTRY("cvt.rni" modifier "." type "." type, integral<nearest>, D(S)), \
+    ENTRY("cvt.rzi" modifier "." type "." type, integral<to_zero>, D(S)), \
+        ENTRY("cvt.rmi" modifier "." type "." type, integral<down>, D(S)), \
+        ENTRY("cvt.rpi" modifier "." type "." type, integral<up>, D(S))
 #define TO_FP32(modifier, from, D, S) \
     ENTRY("cvt.rn" modifier ".f32." from, same, D(S)), ENTRY("cvt.rz" modifier ".f32." from, as_fp32<to_zero>, D(S)), \
-        ENTRY("cvt.rm" modifier ".f32." from, as_fp32<down>, D(S)), ENTRY("cvt.rp" modifier ".f32." from, as_fp32<up>, D(S))
+        ENTRY("cvt.rm" modifier ".f32." from, as_fp32<down>, D(S)), \
+        ENTRY("cvt.rp" modifier ".f32." from, as_fp32<up>, D(S))
 #define TO_SHORT(to, Format, modifier, from, D, S) \
-    ENTRY("cvt.rn" modifier "." to "." from, (as_short<Format, nearest>), D(S)), ENTRY("cvt.rz" modifier "." to "." from, (as_short<Format, to_zero>), D(S)), \
-        ENTRY("cvt.rm" modifier "." to "." from, (as_short<Format, down>), D(S)), ENTRY("cvt.rp" modifier "." to "." from, (as_short<Format, up>), D(S))
+    ENTRY("cvt.rn" modifier "." to "." from, (as_short<Format, nearest>), D(S)), \
+    ENTRY("cvt.rz" modifier "." to "." from, (as_short<Format, to_zero>), D(S)), \
+        ENTRY("cvt.rm" modifier "." to "." from, (as_short<Format, down>), D(S)), \
+        ENTRY("cvt.rp" modifier "." to "." from, (as_short<Format, up>), D(S))
 #define EXACT(modifier, to, from, D, S) ENTRY("cvt" modifier "." to "." from, same, D(S))
 #define PACKED(to, Format, rule, mode) \
     ENTRY("cvt." rule ".relu." to ".f32", (one_short<Format, mode, true, false>), u32(Float32)), \
@@ -270,30 +302,48 @@ using Low16 = Wide<u16>;
 
 REGISTER(convert_floats,
     INTEGRAL("f32", "", Real, Real), INTEGRAL("f32", ".ftz", Ftz, Ftz), INTEGRAL("f32", ".sat", Sat, float),
-    INTEGRAL("f64", "", Real64, Real64), INTEGRAL("f64", ".sat", Sat64, double), INTEGRAL("f16", "", Half, Half), INTEGRAL("bf16", "", Brain, Brain),
+    INTEGRAL("f64", "", Real64, Real64), INTEGRAL("f64", ".sat", Sat64, double), INTEGRAL("f16", "", Half, Half),
+    INTEGRAL("bf16", "", Brain, Brain),
     EXACT("", "f32", "f32", Real, Real), ENTRY("cvt.ftz.f32.f32", same, Float<float, true>(Float<float, true>)),
-    ENTRY("cvt.sat.f32.f32", same, Float<float, false, true>(float)), ENTRY("cvt.ftz.sat.f32.f32", same, Float<float, true, true>(Float<float, true>)),
-    EXACT("", "f64", "f64", Real64, Real64), EXACT(".sat", "f64", "f64", Sat64, double), EXACT("", "f16", "f16", Half, Half), EXACT(".sat", "f16", "f16", SatHalf, Half),
+    ENTRY("cvt.sat.f32.f32", same, Float<float, false, true>(float)),
+    ENTRY("cvt.ftz.sat.f32.f32", same, Float<float, true, true>(Float<float, true>)),
+    EXACT("", "f64", "f64", Real64, Real64), EXACT(".sat", "f64", "f64", Sat64, double),
+    EXACT("", "f16", "f16", Half, Half), EXACT(".sat", "f16", "f16", SatHalf, Half),
     EXACT("", "bf16", "bf16", Brain, Brain),
-    EXACT("", "f64", "f32", Real64, Float32), EXACT(".ftz", "f64", "f32", Real64, Ftz32), EXACT(".sat", "f64", "f32", Sat64, Float32), EXACT(".ftz.sat", "f64", "f32", Sat64, Ftz32),
-    TO_FP32("", "f64", Float32, double), TO_FP32(".ftz", "f64", Ftz32, double), TO_FP32(".sat", "f64", Sat32, double), TO_FP32(".ftz.sat", "f64", FtzSat32, double),
-    EXACT("", "f32", "f16", Float32, Half), EXACT(".ftz", "f32", "f16", Ftz32, Half), EXACT(".sat", "f32", "f16", Sat32, Half), EXACT(".ftz.sat", "f32", "f16", FtzSat32, Half),
+    EXACT("", "f64", "f32", Real64, Float32), EXACT(".ftz", "f64", "f32", Real64, Ftz32),
+    EXACT(".sat", "f64", "f32", Sat64, Float32), EXACT(".ftz.sat", "f64", "f32", Sat64, Ftz32),
+    TO_FP32("", "f64", Float32, double), TO_FP32(".ftz", "f64", Ftz32, double), TO_FP32(".sat", "f64", Sat32, double),
+    TO_FP32(".ftz.sat", "f64", FtzSat32, double),
+    EXACT("", "f32", "f16", Float32, Half), EXACT(".ftz", "f32", "f16", Ftz32, Half),
+    EXACT(".sat", "f32", "f16", Sat32, Half), EXACT(".ftz.sat", "f32", "f16", FtzSat32, Half),
     EXACT("", "f64", "f16", Real64, Half), EXACT(".sat", "f64", "f16", Sat64, Half),
-    EXACT("", "f32", "bf16", Float32, Brain), EXACT(".ftz", "f32", "bf16", Ftz32, Brain), EXACT(".sat", "f32", "bf16", Sat32, Brain), EXACT("", "f64", "bf16", Real64, Brain),
-    TO_SHORT("f16", Fp16Bits, "", "f32", Half, Float32), TO_SHORT("f16", Fp16Bits, ".ftz", "f32", Half, Ftz32), TO_SHORT("f16", Fp16Bits, ".sat", "f32", SatHalf, Float32),
-    TO_SHORT("f16", Fp16Bits, ".ftz.sat", "f32", SatHalf, Ftz32), TO_SHORT("f16", Fp16Bits, "", "f64", Half, double), TO_SHORT("f16", Fp16Bits, ".sat", "f64", SatHalf, double),
-    TO_SHORT("f16", Fp16Bits, "", "bf16", Half, Brain), TO_SHORT("bf16", Bf16Bits, "", "f16", Brain, Half), TO_SHORT("bf16", Bf16Bits, "", "f64", Brain, double),
-    ENTRY("cvt.rn.bf16.f32", brain_bits, u32(float)), ENTRY("cvt.rz.bf16.f32", (as_short<Bf16Bits, to_zero>), Brain(Float32)),
-    ENTRY("cvt.rm.bf16.f32", (as_short<Bf16Bits, down>), Brain(Float32)), ENTRY("cvt.rp.bf16.f32", (as_short<Bf16Bits, up>), Brain(Float32)),
+    EXACT("", "f32", "bf16", Float32, Brain), EXACT(".ftz", "f32", "bf16", Ftz32, Brain),
+    EXACT(".sat", "f32", "bf16", Sat32, Brain), EXACT("", "f64", "bf16", Real64, Brain),
+    TO_SHORT("f16", Fp16Bits, "", "f32", Half, Float32), TO_SHORT("f16", Fp16Bits, ".ftz", "f32", Half, Ftz32),
+    TO_SHORT("f16", Fp16Bits, ".sat", "f32", SatHalf, Float32),
+    TO_SHORT("f16", Fp16Bits, ".ftz.sat", "f32", SatHalf, Ftz32), TO_SHORT("f16", Fp16Bits, "", "f64", Half, double),
+    TO_SHORT("f16", Fp16Bits, ".sat", "f64", SatHalf, double),
+    TO_SHORT("f16", Fp16Bits, "", "bf16", Half, Brain), TO_SHORT("bf16", Bf16Bits, "", "f16", Brain, Half),
+    TO_SHORT("bf16", Bf16Bits, "", "f64", Brain, double),
+    ENTRY("cvt.rn.bf16.f32", brain_bits, u32(float)),
+    ENTRY("cvt.rz.bf16.f32", (as_short<Bf16Bits, to_zero>), Brain(Float32)),
+    ENTRY("cvt.rm.bf16.f32", (as_short<Bf16Bits, down>), Brain(Float32)),
+    ENTRY("cvt.rp.bf16.f32", (as_short<Bf16Bits, up>), Brain(Float32)),
     ENTRY("cvt.rn.sat.bf16.f32", (as_short<Bf16Bits, nearest>), SatBrain(Float32)),
-    PACKED("f16", Fp16Bits, "rn", nearest), PACKED("f16", Fp16Bits, "rz", to_zero), PACKED("bf16", Bf16Bits, "rz", to_zero),
-    ENTRY("cvt.rn.relu.bf16.f32", (one_short<Bf16Bits, nearest, true, false>), u32(Float32)), ENTRY("cvt.rn.satfinite.bf16.f32", (one_short<Bf16Bits, nearest, false, true>), u32(Float32)),
-    ENTRY("cvt.rn.relu.satfinite.bf16.f32", (one_short<Bf16Bits, nearest, true, true>), u32(Float32)), ENTRY("cvt.rn.bf16x2.f32", two_brains, u32(float, float)),
+    PACKED("f16", Fp16Bits, "rn", nearest), PACKED("f16", Fp16Bits, "rz", to_zero),
+    PACKED("bf16", Bf16Bits, "rz", to_zero),
+    ENTRY("cvt.rn.relu.bf16.f32", (one_short<Bf16Bits, nearest, true, false>), u32(Float32)),
+    ENTRY("cvt.rn.satfinite.bf16.f32", (one_short<Bf16Bits, nearest, false, true>), u32(Float32)),
+    ENTRY("cvt.rn.relu.satfinite.bf16.f32", (one_short<Bf16Bits, nearest, true, true>), u32(Float32)),
+    ENTRY("cvt.rn.bf16x2.f32", two_brains, u32(float, float)),
     ENTRY("cvt.rn.relu.bf16x2.f32", (two_shorts<Bf16Bits, nearest, true, false>), u32(Float32, Float32)),
     ENTRY("cvt.rn.satfinite.bf16x2.f32", (two_shorts<Bf16Bits, nearest, false, true>), u32(Float32, Float32)),
     ENTRY("cvt.rn.relu.satfinite.bf16x2.f32", (two_shorts<Bf16Bits, nearest, true, true>), u32(Float32, Float32)),
-    ENTRY("cvt.rna.tf32.f32", tf32_away, u32(float)), ENTRY("cvt.rn.tf32.f32", (tf32<nearest, false>), Float32(Float32)), ENTRY("cvt.rz.tf32.f32", (tf32<to_zero, false>), Float32(Float32)),
-    ENTRY("cvt.rn.relu.tf32.f32", (tf32<nearest, true>), Float32(Float32)), ENTRY("cvt.rz.relu.tf32.f32", (tf32<to_zero, true>), Float32(Float32)),
+    ENTRY("cvt.rna.tf32.f32", tf32_away, u32(float)),
+    ENTRY("cvt.rn.tf32.f32", (tf32<nearest, false>), Float32(Float32)),
+    ENTRY("cvt.rz.tf32.f32", (tf32<to_zero, false>), Float32(Float32)),
+    ENTRY("cvt.rn.relu.tf32.f32", (tf32<nearest, true>), Float32(Float32)),
+    ENTRY("cvt.rz.relu.tf32.f32", (tf32<to_zero, true>), Float32(Float32)),
     EIGHT("e4m3", 3, 7), EIGHT("e5m2", 2, 15));
 
 }  // namespace

@@ -70,48 +70,63 @@ constexpr auto is_subnormal = [](auto a) {  // a zero counts as normal
 constexpr auto is_normal = [](auto a) { return is_finite(a) & ~is_subnormal(a); };
 
 #define TWO_OPERANDS(name, f) \
-    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), ENTRY(name ".sat.f32", f, Sat(Sat, Sat)), \
+    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), \
+    ENTRY(name ".sat.f32", f, Sat(Sat, Sat)), \
         ENTRY(name ".ftz.sat.f32", f, FtzSat(FtzSat, FtzSat)), BINARY(name ".f64", f, Real64(Real64, Real64))
 #define THREE_OPERANDS(name, f) \
-    TERNARY(name ".f32", f, Real(Real, Real, Real)), ENTRY(name ".ftz.f32", f, Ftz(Ftz, Ftz, Ftz)), ENTRY(name ".sat.f32", f, Sat(Sat, Sat, Sat)), \
-        ENTRY(name ".ftz.sat.f32", f, FtzSat(FtzSat, FtzSat, FtzSat)), TERNARY(name ".f64", f, Real64(Real64, Real64, Real64))
+    TERNARY(name ".f32", f, Real(Real, Real, Real)), ENTRY(name ".ftz.f32", f, Ftz(Ftz, Ftz, Ftz)), \
+    ENTRY(name ".sat.f32", f, Sat(Sat, Sat, Sat)), \
+        ENTRY(name ".ftz.sat.f32", f, FtzSat(FtzSat, FtzSat, FtzSat)), \
+        TERNARY(name ".f64", f, Real64(Real64, Real64, Real64))
 #define ONE_OPERAND(name, f) ENTRY(name ".f32", f, Real(Real)), ENTRY(name ".ftz.f32", f, Ftz(Ftz)), ENTRY(name ".f64", f, Real64(Real64))
 #define DIVISION(name, f) \
-    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), BINARY(name ".f64", f, Real64(Real64, Real64))
+    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), \
+    BINARY(name ".f64", f, Real64(Real64, Real64))
 #define BY_EACH_RULE(macro, name, f) macro(name ".rz", f<to_zero>), macro(name ".rm", f<down>), macro(name ".rp", f<up>)
 #define EXTREME(name, f) \
-    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), BINARY(name ".f64", f, Real64(Real64, Real64)), \
+    BINARY(name ".f32", f, Real(Real, Real)), BINARY(name ".ftz.f32", f, Ftz(Ftz, Ftz)), \
+    BINARY(name ".f64", f, Real64(Real64, Real64)), \
         ENTRY(name ".NaN.f32", or_nan<f>, Real(Real, Real)), ENTRY(name ".ftz.NaN.f32", or_nan<f>, Ftz(Ftz, Ftz)), \
-        ENTRY(name ".xorsign.abs.f32", of_magnitudes<f>, Real(Real, Real)), ENTRY(name ".ftz.xorsign.abs.f32", of_magnitudes<f>, Ftz(Ftz, Ftz)), \
+        ENTRY(name ".xorsign.abs.f32", of_magnitudes<f>, Real(Real, Real)), \
+        ENTRY(name ".ftz.xorsign.abs.f32", of_magnitudes<f>, Ftz(Ftz, Ftz)), \
         ENTRY(name ".NaN.xorsign.abs.f32", of_magnitudes<or_nan<f>>, Real(Real, Real)), \
         ENTRY(name ".ftz.NaN.xorsign.abs.f32", of_magnitudes<or_nan<f>>, Ftz(Ftz, Ftz))
 #define COMPARE(name, f) \
-    BINARY("setp." name ".f32", f, Pred(float, float)), BINARY("setp." name ".ftz.f32", f, Pred(Ftz, Ftz)), BINARY("setp." name ".f64", f, Pred(double, double))
+    BINARY("setp." name ".f32", f, Pred(float, float)), BINARY("setp." name ".ftz.f32", f, Pred(Ftz, Ftz)), \
+    BINARY("setp." name ".f64", f, Pred(double, double))
 #define APPROXIMATE(name, f) ENTRY(name ".approx.f32", f, Doubled<>(Doubled<>)), ENTRY(name ".approx.ftz.f32", f, Doubled<true>(Doubled<true>))
 #define CLASS(name, f) ENTRY("testp." name ".f32", f, Pred(float)), ENTRY("testp." name ".f64", f, Pred(double))
 
 REGISTER(alu_float,
     TWO_OPERANDS("add", add), TWO_OPERANDS("sub", sub), TWO_OPERANDS("mul", mul), THREE_OPERANDS("fma", multiply_add),
-    BY_EACH_RULE(TWO_OPERANDS, "add", add_by), BY_EACH_RULE(TWO_OPERANDS, "sub", sub_by), BY_EACH_RULE(TWO_OPERANDS, "mul", mul_by),
+    BY_EACH_RULE(TWO_OPERANDS, "add", add_by), BY_EACH_RULE(TWO_OPERANDS, "sub", sub_by),
+    BY_EACH_RULE(TWO_OPERANDS, "mul", mul_by),
     BY_EACH_RULE(THREE_OPERANDS, "fma", fma_by),
-    DIVISION("div", divide), BY_EACH_RULE(DIVISION, "div", div_by), ONE_OPERAND("rcp", reciprocal), BY_EACH_RULE(ONE_OPERAND, "rcp", rcp_by),
+    DIVISION("div", divide), BY_EACH_RULE(DIVISION, "div", div_by), ONE_OPERAND("rcp", reciprocal),
+    BY_EACH_RULE(ONE_OPERAND, "rcp", rcp_by),
     ONE_OPERAND("sqrt", root), BY_EACH_RULE(ONE_OPERAND, "sqrt", sqrt_by),
     BINARY("div.approx.f32", divide, Real(Real, Real)), BINARY("div.approx.ftz.f32", divide, Ftz(Ftz, Ftz)),
     BINARY("div.full.f32", divide, Real(Real, Real)), BINARY("div.full.ftz.f32", divide, Ftz(Ftz, Ftz)),
     ENTRY("rcp.approx.f32", reciprocal, Real(Real)), ENTRY("rcp.approx.ftz.f32", reciprocal, Ftz(Ftz)),
     ENTRY("sqrt.approx.f32", root, Real(Real)), ENTRY("sqrt.approx.ftz.f32", root, Ftz(Ftz)),
-    APPROXIMATE("rsqrt", reciprocal_root), APPROXIMATE("ex2", exp2_of), APPROXIMATE("lg2", log2_of), APPROXIMATE("sin", sine_of<0>),
+    APPROXIMATE("rsqrt", reciprocal_root), APPROXIMATE("ex2", exp2_of), APPROXIMATE("lg2", log2_of),
+    APPROXIMATE("sin", sine_of<0>),
     APPROXIMATE("cos", sine_of<1>), ENTRY("tanh.approx.f32", tanh_of, Doubled<>(Doubled<>)),
-    ENTRY("rcp.approx.ftz.f64", reciprocal, Float<double, true>(Float<double, true>)), ENTRY("rsqrt.approx.f64", reciprocal_root, Real64(Real64)),
+    ENTRY("rcp.approx.ftz.f64", reciprocal, Float<double, true>(Float<double, true>)),
+    ENTRY("rsqrt.approx.f64", reciprocal_root, Real64(Real64)),
     ENTRY("rsqrt.approx.ftz.f64", reciprocal_root, Float<double, true>(Float<double, true>)),
     EXTREME("min", least_float), EXTREME("max", greatest_float),
-    ENTRY("neg.f32", negate, float(float)), ENTRY("neg.ftz.f32", negate, Ftz(Ftz)), ENTRY("neg.f64", negate, double(double)),
-    ENTRY("abs.f32", absolute, float(float)), ENTRY("abs.ftz.f32", absolute, Ftz(Ftz)), ENTRY("abs.f64", absolute, double(double)),
+    ENTRY("neg.f32", negate, float(float)), ENTRY("neg.ftz.f32", negate, Ftz(Ftz)),
+    ENTRY("neg.f64", negate, double(double)),
+    ENTRY("abs.f32", absolute, float(float)), ENTRY("abs.ftz.f32", absolute, Ftz(Ftz)),
+    ENTRY("abs.f64", absolute, double(double)),
     ENTRY("copysign.f32", copy_sign, float(float, float)), ENTRY("copysign.f64", copy_sign, double(double, double)),
     CLASS("finite", is_finite), CLASS("infinite", is_infinite), CLASS("number", is_number), CLASS("notanumber", is_nan),
     CLASS("normal", is_normal), CLASS("subnormal", is_subnormal),
-    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt), COMPARE("ge", f_ge),
-    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu), COMPARE("geu", f_geu),
+    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt),
+    COMPARE("ge", f_ge),
+    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu),
+    COMPARE("geu", f_geu),
     COMPARE("num", f_num), COMPARE("nan", f_nan));
 
 }  // namespace

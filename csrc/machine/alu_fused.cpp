@@ -38,7 +38,8 @@ void dot8(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 }
 
 REGISTER(alu_fused,
-    ENTRY("fused.bf16lo.fma.f32", low_fma, Real(u32, Real, Real)), ENTRY("fused.bf16hi.fma.f32", high_fma, Real(u32, Real, Real)),
+    ENTRY("fused.bf16lo.fma.f32", low_fma, Real(u32, Real, Real)),
+    ENTRY("fused.bf16hi.fma.f32", high_fma, Real(u32, Real, Real)),
     {"fused.dot8.f32", dot8<false>}, {"fused.dot8.f32.z", dot8<true>});
 
 }  // namespace

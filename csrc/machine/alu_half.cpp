@@ -35,7 +35,8 @@ void compare_both(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     constexpr int n = lanes_at_once<Two<T>>;
     u32 low = 0, high = 0;
     for (int group = 0; group < warp_lanes / n; ++group) {
-        const auto a = operand<Two<T>, n, 0, no_immediate>(p, r, group), b = operand<Two<T>, n, 1, no_immediate>(p, r, group);
+        const auto a = operand<Two<T>, n, 0, no_immediate>(p, r, group), b = operand<Two<T>, n, 1,
+        no_immediate>(p, r, group);
         low |= collect(f(a.low, b.low)) << group * n;
         high |= collect(f(a.high, b.high)) << group * n;
     }
@@ -65,12 +66,14 @@ using ReluBrain = Short<Bf16Bits, false, false, true>;
         TWICE(name ".NaN", ".f16", or_nan<f>, Half), TWICE(name ".ftz.NaN", ".f16", or_nan<f>, FtzHalf), \
         TWICE(name ".xorsign.abs", ".f16", of_magnitudes<f>, Half), \
         TWICE(name ".NaN.xorsign.abs", ".f16", of_magnitudes<or_nan<f>>, Half), \
-        TWICE(name ".ftz.xorsign.abs", ".f16", of_magnitudes<f>, FtzHalf), TWICE(name ".ftz.NaN.xorsign.abs", ".f16", of_magnitudes<or_nan<f>>, FtzHalf), \
+        TWICE(name ".ftz.xorsign.abs", ".f16", of_magnitudes<f>, FtzHalf), \
+        TWICE(name ".ftz.NaN.xorsign.abs", ".f16", of_magnitudes<or_nan<f>>, FtzHalf), \
         TWICE(name, ".bf16", f, Brain), TWICE(name ".NaN", ".bf16", or_nan<f>, Brain), \
         TWICE(name ".xorsign.abs", ".bf16", of_magnitudes<f>, Brain), \
         TWICE(name ".NaN.xorsign.abs", ".bf16", of_magnitudes<or_nan<f>>, Brain)
 #define COMPARE(name, f) \
-    ENTRY("setp." name ".f16", f, Pred(Half, Half)), ENTRY("setp." name ".ftz.f16", f, Pred(FtzHalf, FtzHalf)), ENTRY("setp." name ".bf16", f, Pred(Brain, Brain)), \
+    ENTRY("setp." name ".f16", f, Pred(Half, Half)), ENTRY("setp." name ".ftz.f16", f, Pred(FtzHalf, FtzHalf)), \
+    ENTRY("setp." name ".bf16", f, Pred(Brain, Brain)), \
         {"setp." name ".f16x2", compare_both<Half, f>}, {"setp." name ".ftz.f16x2", compare_both<FtzHalf, f>}, \
         {"setp." name ".bf16x2", compare_both<Brain, f>}
 #define UNARY_TWICE(name, type, f, T) ENTRY(name type, f, T(T)), ENTRY(name type "x2", in_both<f>, Two<T>(Two<T>))
@@ -85,14 +88,19 @@ REGISTER(alu_half,
     TWICE_OF_THREE("fma.ftz.sat", ".f16", multiply_add, FtzSatHalf),
     TWICE_OF_THREE("fma.relu", ".f16", multiply_add, ReluHalf),
     TWICE_OF_THREE("fma.ftz.relu", ".f16", multiply_add, FtzReluHalf),
-    TWICE_OF_THREE("fma", ".bf16", multiply_add_brain, Brain), TWICE_OF_THREE("fma.relu", ".bf16", multiply_add_brain, ReluBrain),
+    TWICE_OF_THREE("fma", ".bf16", multiply_add_brain, Brain),
+    TWICE_OF_THREE("fma.relu", ".bf16", multiply_add_brain, ReluBrain),
     EXTREME("min", least_float), EXTREME("max", greatest_float), SIGNS("f16"), SIGNS("bf16"),
-    ENTRY("neg.ftz.f16", minus_of, FtzHalf(FtzHalf)), ENTRY("neg.ftz.f16x2", in_both<minus_of>, Two<FtzHalf>(Two<FtzHalf>)),
-    ENTRY("abs.ftz.f16", magnitude_of, FtzHalf(FtzHalf)), ENTRY("abs.ftz.f16x2", in_both<magnitude_of>, Two<FtzHalf>(Two<FtzHalf>)),
+    ENTRY("neg.ftz.f16", minus_of, FtzHalf(FtzHalf)),
+    ENTRY("neg.ftz.f16x2", in_both<minus_of>, Two<FtzHalf>(Two<FtzHalf>)),
+    ENTRY("abs.ftz.f16", magnitude_of, FtzHalf(FtzHalf)),
+    ENTRY("abs.ftz.f16x2", in_both<magnitude_of>, Two<FtzHalf>(Two<FtzHalf>)),
     UNARY_TWICE("ex2.approx", ".f16", exp2_of, Half), UNARY_TWICE("ex2.approx.ftz", ".bf16", exp2_of, Brain),
     UNARY_TWICE("tanh.approx", ".f16", tanh_of, Half), UNARY_TWICE("tanh.approx", ".bf16", tanh_of, Brain),
-    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt), COMPARE("ge", f_ge),
-    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu), COMPARE("geu", f_geu),
+    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt),
+    COMPARE("ge", f_ge),
+    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu),
+    COMPARE("geu", f_geu),
     COMPARE("num", f_num), COMPARE("nan", f_nan));
 
 }  // namespace

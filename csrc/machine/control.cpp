@@ -447,9 +447,12 @@ void let_go(Block* block) {
 
 // As early as it may: PTX has the next kernel start once every block has said so or ended, and the first thread of a block
 // that says it speaks for the block.
-void launch_dependents(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+void launch_dependents(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
     let_go(w->block);
-    NEXT;
+    // The turn ends here, so that with a seed the next kernel may come before the rest of this one.
+    w->pc = p + 1;
+    w->mask = m;
+    w->running = false;
 }
 
 void wait_for_predecessor(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {

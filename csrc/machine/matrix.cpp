@@ -108,11 +108,14 @@ template <Factor factor>
 INLINE void add_registers(Sums& sums, const uint8_t* r, int32_t upper, int32_t lower, const Row& right0, const Row& right1) {
     const Row u0 = load<factor>(r, upper, false), l0 = load<factor>(r, lower, false);
     if constexpr (factor == Factor::tf32) {
-        sums.add<0>(u0, l0, right0), sums.add<1>(u0, l0, right0), sums.add<2>(u0, l0, right0), sums.add<3>(u0, l0, right0);
+        sums.add<0>(u0, l0, right0), sums.add<1>(u0, l0, right0), sums.add<2>(u0, l0, right0),
+        sums.add<3>(u0, l0, right0);
     } else {
         const Row u1 = load<factor>(r, upper, true), l1 = load<factor>(r, lower, true);
-        sums.add<0>(u0, l0, right0), sums.add<0>(u1, l1, right1), sums.add<1>(u0, l0, right0), sums.add<1>(u1, l1, right1);
-        sums.add<2>(u0, l0, right0), sums.add<2>(u1, l1, right1), sums.add<3>(u0, l0, right0), sums.add<3>(u1, l1, right1);
+        sums.add<0>(u0, l0, right0), sums.add<0>(u1, l1, right1), sums.add<1>(u0, l0, right0),
+        sums.add<1>(u1, l1, right1);
+        sums.add<2>(u0, l0, right0), sums.add<2>(u1, l1, right1), sums.add<3>(u0, l0, right0),
+        sums.add<3>(u1, l1, right1);
     }
 }
 
@@ -274,24 +277,34 @@ void movmatrix(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 }
 
 #define BYTES(shape, registers, a, A, b, B) \
-    {"mma." shape ".s32." a "." b ".s32", mma_bytes<A, B, registers, false>}, {"mma." shape ".satfinite.s32." a "." b ".s32", mma_bytes<A, B, registers, true>}
+    {"mma." shape ".s32." a "." b ".s32", mma_bytes<A, B, registers, false>}, \
+    {"mma." shape ".satfinite.s32." a "." b ".s32", mma_bytes<A, B, registers, true>}
 #define ALL_BYTES(shape, registers) \
     BYTES(shape, registers, "s8", int8_t, "s8", int8_t), BYTES(shape, registers, "s8", int8_t, "u8", uint8_t), \
         BYTES(shape, registers, "u8", uint8_t, "s8", int8_t), BYTES(shape, registers, "u8", uint8_t, "u8", uint8_t)
 #define MATRICES(op, name, count, space, Space) \
-    {name "." space ".b16", op<Space, Form::wide, count, false>}, {name "." space ".a32.b16", op<Space, Form::narrow, count, false>}, \
-        {name ".trans." space ".b16", op<Space, Form::wide, count, true>}, {name ".trans." space ".a32.b16", op<Space, Form::narrow, count, true>}
+    {name "." space ".b16", op<Space, Form::wide, count, false>}, \
+    {name "." space ".a32.b16", op<Space, Form::narrow, count, false>}, \
+        {name ".trans." space ".b16", op<Space, Form::wide, count, true>}, \
+        {name ".trans." space ".a32.b16", op<Space, Form::narrow, count, true>}
 #define ALL_MATRICES(op, name) \
-    MATRICES(op, name ".m8n8.x1", 1, "shared", shared), MATRICES(op, name ".m8n8.x1", 1, "gen", generic), MATRICES(op, name ".m8n8.x2", 2, "shared", shared), \
-        MATRICES(op, name ".m8n8.x2", 2, "gen", generic), MATRICES(op, name ".m8n8.x4", 4, "shared", shared), MATRICES(op, name ".m8n8.x4", 4, "gen", generic)
+    MATRICES(op, name ".m8n8.x1", 1, "shared", shared), MATRICES(op, name ".m8n8.x1", 1, "gen", generic), \
+    MATRICES(op, name ".m8n8.x2", 2, "shared", shared), \
+        MATRICES(op, name ".m8n8.x2", 2, "gen", generic), MATRICES(op, name ".m8n8.x4", 4, "shared", shared), \
+        MATRICES(op, name ".m8n8.x4", 4, "gen", generic)
 
 REGISTER(matrix,
-    {"mma.m16n8k4.f32.tf32.tf32.f32", mma<Factor::tf32, 1, false>}, {"mma.m16n8k8.f32.tf32.tf32.f32", mma<Factor::tf32, 2, false>},
-    {"mma.m16n8k8.f32.bf16.bf16.f32", mma<Factor::bf16, 1, false>}, {"mma.m16n8k16.f32.bf16.bf16.f32", mma<Factor::bf16, 2, false>},
-    {"mma.m16n8k8.f32.f16.f16.f32", mma<Factor::fp16, 1, false>}, {"mma.m16n8k16.f32.f16.f16.f32", mma<Factor::fp16, 2, false>},
-    {"mma.m16n8k8.f16.f16.f16.f16", mma<Factor::fp16, 1, true>}, {"mma.m16n8k16.f16.f16.f16.f16", mma<Factor::fp16, 2, true>},
+    {"mma.m16n8k4.f32.tf32.tf32.f32", mma<Factor::tf32, 1, false>},
+    {"mma.m16n8k8.f32.tf32.tf32.f32", mma<Factor::tf32, 2, false>},
+    {"mma.m16n8k8.f32.bf16.bf16.f32", mma<Factor::bf16, 1, false>},
+    {"mma.m16n8k16.f32.bf16.bf16.f32", mma<Factor::bf16, 2, false>},
+    {"mma.m16n8k8.f32.f16.f16.f32", mma<Factor::fp16, 1, false>},
+    {"mma.m16n8k16.f32.f16.f16.f32", mma<Factor::fp16, 2, false>},
+    {"mma.m16n8k8.f16.f16.f16.f16", mma<Factor::fp16, 1, true>},
+    {"mma.m16n8k16.f16.f16.f16.f16", mma<Factor::fp16, 2, true>},
     {"fused.bf16.mma.m16n8k8.f32.tf32.tf32.f32", mma_from_bf16}, {"mma.m8n8k4.f64.f64.f64.f64", mma_double},
-    ALL_BYTES("m16n8k16", 1), ALL_BYTES("m16n8k32", 2), ALL_MATRICES(ldmatrix, "ldmatrix"), ALL_MATRICES(stmatrix, "stmatrix"),
+    ALL_BYTES("m16n8k16", 1), ALL_BYTES("m16n8k32", 2), ALL_MATRICES(ldmatrix, "ldmatrix"),
+    ALL_MATRICES(stmatrix, "stmatrix"),
     {"movmatrix.trans.m8n8.b16", movmatrix});
 
 }  // namespace

@@ -71,6 +71,8 @@ struct Watcher : Events {
     virtual void fence(Warp* w, const Ins* p, uint32_t mask, int32_t access);
     // One lane has done something with an mbarrier. `completed`: its phase ended by it, or the wait is over.
     virtual void barrier(const Touch& touch, BarrierUse use, bool completed);
+    // A thread reads bytes of shared memory that nobody has written. True: the watcher will see to it.
+    virtual bool takes_unwritten(const Touch& touch) { return (void)touch, false; }
     virtual void copy(const Copy& copy);
     // The group of cp.async (bulk: of cp.async.bulk) copies is closed; all but the last `groups` groups must be done.
     virtual void commit(Warp* w, const Ins* p, uint32_t mask, bool bulk);

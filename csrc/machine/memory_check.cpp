@@ -363,8 +363,11 @@ bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, 
     if (alignment && address & (alignment - 1)) return refuse(Fault::misaligned);
     if ((use & writes) && (space == param || (space == global && w->block->launch->tensors[found.tensor].read_only)))
         return refuse(Fault::read_only);
-    if ((use & reads) && space == shared && !all_marked(found.block->shared_written, found.offset, size))
-        return refuse(Fault::uninitialised);
+    if ((use & reads) && space == shared && !all_marked(found.block->shared_written, found.offset, size)) {
+        Watcher* watcher = w->worker->watcher;
+        const Touch touch = {w, p, lane, space, address, found.host, static_cast<uint32_t>(size), weak};
+        if (!watcher || !watcher->takes_unwritten(touch)) return refuse(Fault::uninitialised);
+    }
     return true;
 }
 

@@ -641,6 +641,7 @@ private:
         running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
         launch->predecessor = is_running(begun_ - 1) ? launches_[begun_ - 1].get() : nullptr;
         if (launch->watcher) launch->watcher->launch_starts(launch, running_.empty());
+        last_ = nullptr;  // its blocks may come first
         running_.push_back(std::move(running));
         ++begun_;
     }
@@ -696,7 +697,8 @@ private:
 
     Turn act(uint64_t choice, uint64_t& entered) {
         auto [running, block] = choices_[choice];
-        if (style_ != 0)
+        // Now and then it goes on with another: a spin on a plain load looks like work that never ends.
+        if (style_ != 0 && random_.below(16))
             for (const Choice& again : choices_)
                 if (again.block && again.block == last_ && last_->ready) running = again.running, block = last_;
         if (!block) {

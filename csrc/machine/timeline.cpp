@@ -101,9 +101,9 @@ void Timeline::arrive(Warp* w, uint32_t m, unsigned id, bool waits) {
 void Timeline::barrier_opens(const Block* block, unsigned id) {
     Timed& timed = this->block(block);
     Meeting& meeting = timed.barriers[id];
-    // A barrier opens when every thread has come or has ended, so it comes after what those wrote that have ended.
+    // A barrier of all opens when every thread has come or has ended, so it comes after what those wrote that have ended.
     for (const Warp& w : block->warps)
-        each_lane(~w.live, [&](uint32_t lane) {
+        each_lane(block->barriers[id].expected ? 0 : ~w.live, [&](uint32_t lane) {
             if (w.thread(lane) < block->threads) meeting.add(timed.threads[w.thread(lane)]);
         });
     const std::vector<uint32_t> waiting = std::move(meeting.waiting);

@@ -77,6 +77,12 @@ public:
         for (uint32_t left = mask; left; left &= left - 1) timeline_.fence(w, first_lane(left), access);
     }
 
+    // If somebody writes them later, that is a race, and says more; if not, it is reported when the block ends.
+    bool takes_unwritten(const Touch& touch) override {
+        if (finds_races_) unwritten_.try_emplace(touch.w->block, touch);
+        return finds_races_;
+    }
+
     // ---- Copies and mbarriers ----
 
     void barrier(const Touch& touch, BarrierUse use, bool completed) override {
@@ -113,6 +119,11 @@ public:
     }
     void block_ends(Block* block) override {
         if (is_hostile_ && !block->launch->failed->load()) hostile_.block_ends(block);
+        if (const auto found = unwritten_.find(block); found != unwritten_.end()) {
+            const Touch& touch = found->second;
+            fail(touch.w, touch.p, Fault::uninitialised, touch.lane, touch.address, touch.size, touch.space, false);
+            unwritten_.erase(found);
+        }
         timeline_.block_ends(block);
     }
     void arrive(Warp* w, uint32_t m, unsigned id, bool waits) override { timeline_.arrive(w, m, id, waits); }
@@ -181,6 +192,7 @@ private:
     Words words_;
     Hostile hostile_;
     Races races_;
+    std::unordered_map<const Block*, Touch> unwritten_;  // the first read of a block that nobody had written for
 };
 
 }  // namespace

@@ -69,6 +69,6 @@ def time_matvecs(verdicts: Sequence[Verdict], *, launches: int = 5, rounds: int 
             for _ in range(launches):
                 run()
 
-        times[name] = time_rounds(repeat, rounds=rounds, each=launches)
+        times[name] = time_rounds(repeat, rounds=rounds, each=launches, before=repeat)
     least = inputs["W"].nbytes + inputs["x"].nbytes + truth.nbytes
     return KernelTimes(torch.cuda.get_device_name(), SHAPE, least, times)

@@ -21,7 +21,7 @@ Distances are in slots, from the instruction itself. The program starts at slot 
     bar.red.{popc,and,or}        the same, d = result, c = source predicate
     barrier.cluster.{arrive,wait}   c = Access flags
     bar.warp.sync   a = mask|-1 (imm)
-    shfl.{up,down,bfly,idx}      d, a = value, b = lane operand; next: d = result predicate|-1, a = member mask|-1 (imm),
+    shfl.{up,down,bfly,idx}      d, a = value, b = lane operand; next: d = result predicate|-1, a = members|-1 (imm),
     shfl.….i                     imm = lane operand                    b = clamp|-1 (c)
     vote.{all,any,uni,ballot}    d, a = predicate, b = member mask|-1 (imm)
     match.any.…, redux.…         d, a = value, b = member mask|-1 (imm)
@@ -168,12 +168,14 @@ class _Writer:
     def program(self):
         low = self.lowering
         intervals, roots, orders, renamed = {}, {}, {}, {}
-        for name, (blocks, registers, _) in low.functions.items():
+        for name, (blocks, _, _) in low.functions.items():
             order = orders[name] = lay_out(blocks[0])
             renamed[name] = self.settle(name, order)
             fuse(order, self.core)
             drop_unread(order, low.pinned)
-            moves = [op for block in order for op in block.ops if op.name in MOVES and not op.partial and self.plain(op)]
+            moves = [
+                op for block in order for op in block.ops if op.name in MOVES and not op.partial and self.plain(op)
+            ]
             bit = find_liveness(order, {r for op in moves for r in (*op.defs, *op.uses)}, low.pinned)
             roots[name] = root = coalesce(order, bit, moves, low.classes)
             if root:
@@ -261,7 +263,7 @@ class _Writer:
         inside = CONSTANT_PLACES.get(first)
         if inside:
             kept, places, raw = [], [], list(op.raw)
-            for use, at in zip(uses, op.shape[1]):
+            for use, at in zip(uses, op.shape[1], strict=True):
                 value = constants.get(use)
                 if value is None or at not in inside or at == 3 and first == "shfl" and self.core(name + ".i") is None:
                     kept.append(use)
@@ -276,7 +278,12 @@ class _Writer:
             if uses[2] in constants and uses[3] in constants and self.core(name + ".i") is not None:
                 position, length = constants[uses[2]], constants[uses[3]]
                 if position < 256 and length < 256:
-                    op.name, op.imm, op.uses, op.shape = name + ".i", position | length << 8, uses[:2], shape("d", "a b")
+                    op.name, op.imm, op.uses, op.shape = (
+                        name + ".i",
+                        position | length << 8,
+                        uses[:2],
+                        shape("d", "a b"),
+                    )
             return
         if op.imm or op.raw or len(op.defs) != 1 or op.shape[1][-1] == 5:
             return
@@ -296,7 +303,7 @@ class _Writer:
     # ---- Places
 
     def place(self, intervals, roots):
-        """Give every register its offset: pinned ones, then each function behind all that can call it, then constants."""
+        """Give every register its offset: pinned ones, each function behind all that can call it, then constants."""
         low = self.lowering
         used = set()
         for blocks, _, _ in low.functions.values():
@@ -320,7 +327,9 @@ class _Writer:
                     self.slots[register] = slots[root]
         top = self.image_at = max(ends.values())
         image = bytearray()
-        for register in sorted((r for r in used if r in low.constants), key=lambda r: (-low.classes[r], low.constants[r])):
+        for register in sorted(
+            (r for r in used if r in low.constants), key=lambda r: (-low.classes[r], low.constants[r])
+        ):
             self.slots[register] = top + len(image)
             value = low.constants[register]
             if low.classes[register] == PREDICATE:
@@ -333,7 +342,6 @@ class _Writer:
     # ---- Rows
 
     def write(self, orders):
-        low = self.lowering
         self.starts, calls, number = {}, [], 0
         if len(orders) > 1:
             calls.append((0, self.kernel.name))
@@ -428,9 +436,9 @@ class _Writer:
                 row[4] = len(self.sites)
                 self.sites.append(index)
                 self.passes.append(passes(op.name))
-        for at, register in zip(results, op.defs):
+        for at, register in zip(results, op.defs, strict=True):
             row[at] = slots[register]
-        for at, register in zip(sources, op.uses):
+        for at, register in zip(sources, op.uses, strict=True):
             row[at] = slots[register]
         if op.symbol is not None:
             self.relocations.append((index, op.symbol, op.imm))

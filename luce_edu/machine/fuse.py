@@ -33,16 +33,26 @@ def fuse(blocks, core):
                 writes[d] = writes.get(d, 0) + 1
             for use in op.uses:
                 reads[use] = reads.get(use, 0) + 1
-    has = {name for name in (LOW, HIGH, "fused.dot8.f32", "fused.dot8.f32.z", "fused.bf16." + MMA) if core(name) is not None}
+    has = {
+        name
+        for name in (LOW, HIGH, "fused.dot8.f32", "fused.dot8.f32.z", "fused.bf16." + MMA)
+        if core(name) is not None
+    }
     sums, halves = {}, {}  # register -> (register, constant); register -> (packed register, whether its upper half)
     for block in blocks:
-        _fuse_block(block, core, has, writes, reads, sums, halves)
+        _fuse_block(block, has, writes, reads, sums, halves)
 
 
-def _fuse_block(block, core, has, writes, reads, sums, halves):
+def _fuse_block(block, has, writes, reads, sums, halves):
     """sums and halves of registers that are written once hold everywhere; others hold here, until they change."""
     ops, products, written = block.ops, {}, {}
-    local_sums, local_halves = dict(sums), dict(halves)
+    local_sums, local_halves = {}, {}
+
+    def sum_of(register):
+        return local_sums.get(register) or sums.get(register)
+
+    def half_of(register):
+        return local_halves.get(register) or halves.get(register)
 
     def unchanged(register, since):
         return written.get(register, -1) < since
@@ -50,18 +60,18 @@ def _fuse_block(block, core, has, writes, reads, sums, halves):
     for index, op in enumerate(ops):
         name = op.name
         if name == "fma.f32" or name == "fma.f32.i" and op.imm == 0:
-            product = None if op.partial else _product(op, index, local_halves, written, writes)
+            product = None if op.partial else _product(op, index, half_of)
             if product is not None:
                 _chain(product, products, reads, writes, has)
                 if len(product.chain) == 8:
                     _dot8(product, ops, unchanged)
         elif name == MMA and "fused.bf16." + MMA in has:
-            low, high = local_halves.get(op.uses[4]), local_halves.get(op.uses[5])
+            low, high = half_of(op.uses[4]), half_of(op.uses[5])
             if low and high and low[0] == high[0] and not low[1] and high[1] and op.shape == MMA_PLACES:
                 op.name, op.shape = "fused.bf16." + MMA, FUSED_MMA_PLACES
                 op.uses = (*op.uses[:4], low[0], *op.uses[6:])
-        elif name[:3] in ("ld.", "st.") and op.shape[1][:1] == (2,) and op.uses[0] in local_sums:
-            base, offset = local_sums[op.uses[0]]
+        elif name[:3] in ("ld.", "st.") and op.shape[1][:1] == (2,) and sum_of(op.uses[0]):
+            base, offset = sum_of(op.uses[0])
             if -(2**31) <= op.imm + offset < 2**31:
                 op.uses, op.imm = (base, *op.uses[1:]), op.imm + offset
         for d in op.defs:
@@ -81,11 +91,9 @@ def _fuse_block(block, core, has, writes, reads, sums, halves):
                 known, value, everywhere = local_halves, True, halves
             else:
                 continue
-            if known is local_sums and source in local_sums:
-                source, value = local_sums[source][0], local_sums[source][1] + value
-            known[d] = (source, value)
-            if writes[d] == 1 and writes.get(source) == 1:
-                everywhere[d] = (source, value)
+            if known is local_sums and sum_of(source):
+                source, value = sum_of(source)[0], sum_of(source)[1] + value
+            (everywhere if writes[d] == 1 and writes.get(source) == 1 else known)[d] = (source, value)
     for product in products.values():
         if product.op.name == "fma.f32" and (LOW, HIGH)[product.high] in has:
             product.op.name = (LOW, HIGH)[product.high]
@@ -93,10 +101,10 @@ def _fuse_block(block, core, has, writes, reads, sums, halves):
     block.ops = [op for op in ops if op is not None]
 
 
-def _product(op, index, halves, written, writes):
+def _product(op, index, half_of):
     """The Product that this fma is, or None."""
     for half, x in ((0, 1), (1, 0)):
-        found = halves.get(op.uses[half])
+        found = half_of(op.uses[half])
         if found:
             c = op.uses[2] if len(op.uses) > 2 else None
             return Product(index, found[1], found[0], op.uses[x], c, op)

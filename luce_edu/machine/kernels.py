@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import signal
 import struct
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from luce_edu.backends.module import Module as Named
-from luce_edu.errors import KernelError, LaunchError
+from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.machine import ptx
 from luce_edu.machine.assemble import Program, assemble
 from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
@@ -45,9 +46,24 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
     if not isinstance(card, Card):
         card = find_card(card)
     module = ptx.parse(text)
+    _check_target(module.target[0], card)
     variables = Variables(module)
     names = [name for name, function in module.functions.items() if function.entry]
     return Named(source, {name: Kernel(text, module, name, variables, card) for name in names})
+
+
+def _check_target(target: str, card: Card) -> None:
+    """Refuse PTX for a newer architecture than the card's, as a driver does; the fictional laptop takes any."""
+    named = re.fullmatch(r"(?:sm|compute)_(\d+)([af]?)", target)
+    if named is None:  # an option alone, which names no architecture
+        return
+    needs, kind = divmod(int(named[1]), 10), named[2]
+    fits = needs == card.capability if kind == "a" else needs <= card.capability
+    if not fits and card.dram != "fictional":
+        raise CompileError(
+            f"PTX for {target} does not run on {card.name}, which has compute capability {card.capability[0]}."
+            f"{card.capability[1]}; compile it for {card.arch}"
+        )
 
 
 class Variables:
@@ -244,6 +260,8 @@ def run(
     """
     if not launches:
         return []
+    if seed is not None and type(seed) is not int:
+        raise LaunchError(f"{launches[0].kernel.name}: seed must be None or an int, got {seed!r}")
     texts = (LaunchText * len(launches))(*(launch.text for launch in launches))
     for launch in launches:
         for array in (launch.counts, launch.sites, launch.traffic, launch.totals):

@@ -44,12 +44,18 @@ SPECIALS = {
         cluster_nctarank is_explicit_cluster""".split()
     )
 }
-CLOCKS = {"clock": WORD, "clock_hi": WORD, "clock64": DOUBLE, "globaltimer": DOUBLE, "globaltimer_lo": WORD, "globaltimer_hi": WORD}
-
+CLOCKS = {
+    "clock": WORD,
+    "clock_hi": WORD,
+    "clock64": DOUBLE,
+    "globaltimer": DOUBLE,
+    "globaltimer_lo": WORD,
+    "globaltimer_hi": WORD,
+}
 
 
 def _fits(held, kind):
-    """Whether a register declared `held` can be an operand of type `kind`: the same size, and the same sort or plain bits."""
+    """Whether a register declared `held` can be an operand of type `kind`: the same size and sort, or plain bits."""
     plain = [name for name in (held, kind) if name[0] == "b" and name[1].isdigit()]
     integers = [name for name in (held, kind) if name[0] in "us" and name[1:].isdigit()]
     return BITS[held] == BITS[kind] and (held == kind or bool(plain) or len(integers) == 2)
@@ -58,7 +64,19 @@ def _fits(held, kind):
 ACCEPTS = {kind: frozenset(held for held in BITS if _fits(held, kind)) for kind in BITS}
 
 # What a Lowering knows about the function that it is at.
-OF_A_FUNCTION = ("ins", "function", "reg", "guarded", "local", "pieces", "active", "labels", "blocks", "return_slot", "block")
+OF_A_FUNCTION = (
+    "ins",
+    "function",
+    "reg",
+    "guarded",
+    "local",
+    "pieces",
+    "active",
+    "labels",
+    "blocks",
+    "return_slot",
+    "block",
+)
 
 # Of 16 bits whose upper half is zero these make the same as of 32.
 AS_WORDS = {f"{name}.b16": f"{name}.b32" for name in ("and", "or", "xor", "mov", "selp", "setp.eq", "setp.ne")}
@@ -69,7 +87,9 @@ def shape(defs, uses):
     """The places of the results and sources of an op, given as field names such as "d a1" (a1: of the next slot)."""
 
     def places(names):
-        return tuple(FIELDS[name.rstrip("123")] + 6 * int("0" + name[len(name.rstrip("123")) :]) for name in names.split())
+        return tuple(
+            FIELDS[name.rstrip("123")] + 6 * int("0" + name[len(name.rstrip("123")) :]) for name in names.split()
+        )
 
     return places(defs), places(uses)
 
@@ -333,6 +353,11 @@ class Lowering:
                 size += parameter.size
         else:
             self.pinned.add(self.return_slot)
+            for parameter in (*function.params, *function.returns):
+                if parameter.space == "reg":
+                    register = self.register(Reg(parameter.name))
+                    self.pinned.add(register)
+                    self.formals.setdefault(function.name, {})[parameter.name, 0, parameter.size] = register
         self.block = None
         self.start()
         for item in function.body:
@@ -419,13 +444,12 @@ class Lowering:
             if opcode in table.UNSUPPORTED:
                 self.refuse(f"the virtual GPU does not have {table.UNSUPPORTED[opcode]}")
             self.refuse("unknown instruction")
-        for line in lines:
-            types = line.fits(text)
-            if types is not None:
-                break
-        else:
+        fitting = [(line, types) for line in lines if (types := line.fits(text)) is not None]
+        if not fitting:
             known = ", ".join(line.pattern for line in lines)
             self.refuse(f"unknown modifiers; the virtual GPU knows {known}")
+        # A form that came early may also fit the line of a wider family that came later.
+        line, types = min(fitting, key=lambda found: int("0" + found[0].needs.rstrip("a")))
         self.require(line.needs)
         if line.method:
             ordered = {"relaxed", "acquire", "release", "volatile", "mmio"} & set(ins.modifiers)
@@ -455,7 +479,7 @@ class Lowering:
             operands = ins.operands
             if len(operands) != count:
                 self.refuse(f"it has {len(operands)} operands; {count} are needed")
-            uses = tuple([self.source(operand, kind) for operand, kind in zip(operands[1:], sources)])
+            uses = tuple([self.source(operand, kind) for operand, kind in zip(operands[1:], sources, strict=True)])
             self.emit(name, (self.result(operands[0], kinds[0]),), uses, fields)
 
         return lower
@@ -478,7 +502,12 @@ class Lowering:
     def _shr(self, ins, line):
         kind = "u" + line[1]["T"][1:]
         d, a, b = self.only(ins, 3)
-        self.emit(f"shr.{kind}", (self.result(d, line[1]["T"]),), (self.source(a, line[1]["T"]), self.source(b, "b32")), shape("d", "a b"))
+        self.emit(
+            f"shr.{kind}",
+            (self.result(d, line[1]["T"]),),
+            (self.source(a, line[1]["T"]), self.source(b, "b32")),
+            shape("d", "a b"),
+        )
 
     def _slct(self, ins, line):
         kind, test = line[1]["U"], line[1]["T"]
@@ -604,7 +633,7 @@ class Lowering:
         name = "unpack.b32" if kind[1:] == "32" else f"unpack.b64.v{len(items)}"
         wanted = [
             (self.result(item, part), field)
-            for item, field in zip(items, ("d", "b") if len(items) == 2 else ("d", "b", "c", "d1"))
+            for item, field in zip(items, ("d", "b") if len(items) == 2 else ("d", "b", "c", "d1"), strict=True)
             if not (type(item) is Symbol and item.name == "_")
         ]
         if part == "b16" and BITS[kind] == 32 and len(wanted) == 1 and not self.guarded:
@@ -763,13 +792,15 @@ class Lowering:
 
     def _load(self, ins, line):
         space, flags, synchronising, count, kind = self.access(ins)
-        operands = ins.operands[:2] if "L2::cache_hint" in ins.modifiers and len(ins.operands) == 3 else self.only(ins, 2)
+        operands = (
+            ins.operands[:2] if "L2::cache_hint" in ins.modifiers and len(ins.operands) == 3 else self.only(ins, 2)
+        )
         items = self.elements(operands[0], count)
         if space == "param" and self.piece_load(items, operands[1], kind):
             return
         space, uses, offset, symbol = self.address(operands[1], space)
         bits, defs, fields, extend = BITS[kind], [], [], []
-        for item, field in zip(items, ("d", "d1", "a1", "b1")):
+        for item, field in zip(items, ("d", "d1", "a1", "b1"), strict=False):
             if type(item) is Symbol and item.name == "_":
                 continue
             result = self.register(item) if type(item) is Reg else self.refuse(f"{self.text(item)} is not a register")
@@ -786,13 +817,17 @@ class Lowering:
                 continue
             defs.append(extend[-1][2])
             fields.append(field)
-        self.memory("ld", space, synchronising, bits, count, tuple(defs), " ".join(fields), uses, (), "", offset, symbol, flags)
+        self.memory(
+            "ld", space, synchronising, bits, count, tuple(defs), " ".join(fields), uses, (), "", offset, symbol, flags
+        )
         for name, result, loaded in extend:
             self.emit(name, (result,), (loaded,), shape("d", "a"))
 
     def _store(self, ins, line):
         space, flags, synchronising, count, kind = self.access(ins)
-        operands = ins.operands[:2] if "L2::cache_hint" in ins.modifiers and len(ins.operands) == 3 else self.only(ins, 2)
+        operands = (
+            ins.operands[:2] if "L2::cache_hint" in ins.modifiers and len(ins.operands) == 3 else self.only(ins, 2)
+        )
         items = self.elements(operands[1], count)
         if space == "param":
             self.piece_store(operands[0], items, kind)
@@ -813,7 +848,9 @@ class Lowering:
                 self.refuse(f"{item.name} is .{held}; a value of type .{kind} is needed")
         return self.narrow(item, kind)
 
-    def memory(self, opcode, space, synchronising, bits, count, defs, results, uses, values, fields, offset, symbol, flags):
+    def memory(
+        self, opcode, space, synchronising, bits, count, defs, results, uses, values, fields, offset, symbol, flags
+    ):
         if uses and uses[0] in self.constants:
             offset, uses = offset + self.constants[uses[0]], ()
         form = ".k" if not uses else ".a32" if self.classes[uses[0]] == WORD else ""
@@ -832,7 +869,7 @@ class Lowering:
             for other, at, length in self.pieces:
                 if other == name and at < offset + size and offset < at + length:
                     self.refuse(f"{name} is written and read in parts of different sizes, which is not supported")
-            register = self.pieces[key] = self.new(DOUBLE if size == 8 else WORD)
+            register = self.pieces[key] = self.new(DOUBLE if size == 8 else WORD, None, f"{name}+{offset}")
             formal = next((p for p in (*self.function.params, *self.function.returns) if p.name == name), None)
             if formal is not None:
                 self.pinned.add(register)
@@ -866,8 +903,8 @@ class Lowering:
             if BITS[held] == BITS[kind] or kind[0] != "s" and BITS[held] <= 32:
                 self.move(result, source)
             else:
-                self.emit(f"cvt.{kind[0] if kind[0] == 's' else 'u'}{BITS[held]}.{kind[0] if kind[0] == 's' else 'u'}{BITS[kind]}",
-                          (result,), (source,), shape("d", "a"))  # fmt: skip
+                sign = "s" if kind[0] == "s" else "u"
+                self.emit(f"cvt.{sign}{BITS[held]}.{sign}{BITS[kind]}", (result,), (source,), shape("d", "a"))
         return True
 
     def piece_store(self, operand, items, kind):
@@ -926,7 +963,9 @@ class Lowering:
 
     def _prefetch(self, ins, line):
         operand = ins.operands[0] if ins.operands else None
-        space, uses, offset, symbol = self.address(operand, next((SPACES[w] for w in ins.modifiers if w in SPACES), "gen"))
+        space, uses, offset, symbol = self.address(
+            operand, next((SPACES[w] for w in ins.modifiers if w in SPACES), "gen")
+        )
         if uses and self.classes[uses[0]] == WORD:
             uses = (self.resized(uses[0], WORD, DOUBLE),)
         raw = ((FIELDS["c"], None), (6 + FIELDS["c"], 0))
@@ -942,8 +981,6 @@ class Lowering:
         self.emit("fence", (), (), shape("", ""), imm=flags, keep=True)
 
     def _fence_proxy(self, ins, line):
-        if ins.modifiers[0] not in ("proxy", "mbarrier_init"):
-            self.refuse("unknown modifiers")
         self.emit("fence.proxy", (), (), shape("", ""), keep=True)
 
     def shared_address(self, operand):
@@ -1005,7 +1042,13 @@ class Lowering:
             else:
                 uses.append(self.source(extra, "b32"))
                 fields += " b"
-        raw = ((FIELDS["c"], None), (11, from_at), (6 + FIELDS["a"], narrow), (6 + FIELDS["d"], size), (6 + FIELDS["c"], 0))
+        raw = (
+            (FIELDS["c"], None),
+            (11, from_at),
+            (6 + FIELDS["a"], narrow),
+            (6 + FIELDS["d"], size),
+            (6 + FIELDS["c"], 0),
+        )
         self.emit("cp.async", (), tuple(uses), shape("", fields), at, raw, keep=True)
 
     def bulk(self, ins, operands):
@@ -1021,7 +1064,9 @@ class Lowering:
         to_space, from_space = spaces
         flag = 0
         registers = []
-        for index, (operand, space) in enumerate(((operands[0], to_space), (operands[1], from_space), (barrier, "shared"))):
+        for index, (operand, space) in enumerate(
+            ((operands[0], to_space), (operands[1], from_space), (barrier, "shared"))
+        ):
             if operand is None:
                 registers.append((None, 0))
                 continue
@@ -1040,10 +1085,19 @@ class Lowering:
         if multicast is not None:
             uses.append(self.source(multicast, "b16"))
             fields += " b1"
-        raw = ((FIELDS["c"], None), (11, registers[1][1]), (6 + FIELDS["a"], flag), (6 + FIELDS["c"], 0), (17, registers[2][1]))
+        raw = (
+            (FIELDS["c"], None),
+            (11, registers[1][1]),
+            (6 + FIELDS["a"], flag),
+            (6 + FIELDS["c"], 0),
+            (17, registers[2][1]),
+        )
         name = f"cp.async.bulk.{to_space}.{from_space}"
         if reduce:
-            kind, operation = words[-1], next((w for w in words if w in ("add", "min", "max", "inc", "dec", "and", "or", "xor")), "")
+            kind, operation = (
+                words[-1],
+                next((w for w in words if w in ("add", "min", "max", "inc", "dec", "and", "or", "xor")), ""),
+            )
             name = f"cp.reduce.async.bulk.{to_space}.{from_space}.{operation}.{kind}"
         self.emit(name, (), tuple(uses), shape("", fields), registers[0][1], raw, keep=True)
 
@@ -1111,7 +1165,9 @@ class Lowering:
                 self.refuse(f"it has {len(operands)} operands; a barrier and perhaps a count of threads are needed")
             uses = [self.source(operand, "u32") for operand in operands]
             raw = ((11, 0),)
-            self.emit(f"bar.{words[0]}", (), tuple(uses), shape("", "a b" if len(uses) > 1 else "a"), raw=raw, keep=True)
+            self.emit(
+                f"bar.{words[0]}", (), tuple(uses), shape("", "a b" if len(uses) > 1 else "a"), raw=raw, keep=True
+            )
             return
         if not 3 <= len(operands) <= 4:
             self.refuse(f"it has {len(operands)} operands; 3 or 4 are needed")
@@ -1209,14 +1265,14 @@ class Lowering:
             self.lower(callee)
         self.callers.setdefault(name, set()).add(self.function.name)
         formals = self.formals.get(name, {})
-        for formal, actual in zip(callee.params, arguments.items):
+        for formal, actual in zip(callee.params, arguments.items, strict=True):
             for (parameter, offset, size), register in formals.items():
                 if parameter == formal.name:
                     self.move(register, self.argument(actual, offset, size))
         op = self.emit("call", (self.functions[name][2],), (), shape("d", ""), keep=True)
         op.targets = [name]
         self.start()
-        for formal, actual in zip(callee.returns, results.items):
+        for formal, actual in zip(callee.returns, results.items, strict=True):
             for (parameter, offset, size), register in formals.items():
                 if parameter == formal.name:
                     target = self.register(actual) if type(actual) is Reg else self.piece(actual.name, offset, size)
@@ -1235,7 +1291,7 @@ class Lowering:
             defs = (self.piece(results[0].name, 0, 4),) if results else ()
             self.emit("vprintf", defs, uses, shape("d" if defs else "", "a b"), keep=True)
         elif name == "__assertfail" and len(arguments) == 5:
-            uses = tuple(self.argument(item, 0, size) for item, size in zip(arguments, (8, 8, 4, 8, 8)))
+            uses = tuple(self.argument(item, 0, size) for item, size in zip(arguments, (8, 8, 4, 8, 8), strict=True))
             self.emit("assertfail", (), uses, shape("", "a b c a1 b1"), keep=True)
         else:
             self.refuse(f"{name} is external: no code for it is in this PTX; only printf and assert are built in")
@@ -1260,10 +1316,14 @@ class Lowering:
         accumulator = "b32" if types[0] in ("f16", "s32") else types[0]
         inputs = "f64" if types[1] == "f64" else "b32"
         lists = []
-        for operand, count, kind in zip((d, a, b, c), (counts[2], *counts[:3]), (accumulator, inputs, inputs, accumulator)):
+        for operand, count, kind in zip(
+            (d, a, b, c), (counts[2], *counts[:3]), (accumulator, inputs, inputs, accumulator), strict=True
+        ):
             find = self.result if operand is d and not lists else self.source
             lists.append([find(item, kind) for item in self.elements(operand, count)])
-        fields = [" ".join(f"{letter}{i or ''}" for i in range(len(r))) for letter, r in zip("dabc", lists)]
+        fields = [
+            " ".join(f"{letter}{i or ''}" for i in range(len(r))) for letter, r in zip("dabc", lists, strict=True)
+        ]
         slots = max(map(len, lists))
         raw = ((6 * slots - 1, 0),)
         name = ".".join(["mma", words[0], *rest, *types])

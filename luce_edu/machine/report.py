@@ -28,6 +28,8 @@ def words(report, launches: Sequence) -> str:
     """One sentence or more about a report of the core. launches: those that ran together."""
     launch = launches[report.launch]
     fault = FAULTS[report.fault]
+    if fault == "race":
+        return f"{launch.kernel.name}: {_race(report, launch, launches[report.value])}"
     return f"{launch.kernel.name}: {_SAYINGS[fault](report, launch)}"
 
 
@@ -61,7 +63,8 @@ def _what(report, launch) -> str:
     address, size = report.address, max(report.size, 1)
     space = SPACES[report.space]
     if space == "shared":
-        return f"byte {address} of shared memory, of which the block has {_shared(launch)}"
+        element = "" if address % size else f"element {address // size}, "
+        return f"{element}byte {address} of shared memory, of which the block has {_shared(launch)}"
     if space == "local":
         return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
     if address < 4096:
@@ -183,9 +186,12 @@ def _assertion(report, launch) -> str:
     return f"{_who(report)}: assertion `{said}` failed in {function} at {file}:{line}"
 
 
-def _race(report, launch) -> str:
+def _race(report, launch, other_launch) -> str:
+    """value: the launch of the other access."""
     one = f"{_who(report)} {_does(report.is_write & 1)}{place(launch, report.ins)}"
-    other = f"{_who(report, 'other_')} {_does(report.is_write & 2)}{place(launch, report.other_ins)}"
+    other = f"{_who(report, 'other_')} {_does(report.is_write & 2)}{place(other_launch, report.other_ins)}"
+    if other_launch is not launch:
+        other = f"{other_launch.kernel.name}: {other}"
     return f"race on {_what(report, launch)}: {one}, and {other}, and nothing orders the two"
 
 

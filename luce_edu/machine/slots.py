@@ -1,11 +1,12 @@
 """Places the registers of a program: which block comes where, what lives when, and the slot of each register.
 
-Everything here is about one function at a time, in Ops on numbered registers; assemble.py makes them and writes them out.
+Everything here is about one function at a time, in Ops on numbered registers; lower.py makes them, assemble.py writes
+them out.
 
 Why ordinary liveness is enough where 32 lanes share one arena: a lane owns a column of every slot, and an instruction
 changes the columns of its active lanes only. So the lanes of a diverged warp cannot touch each other's values, and a
-slot is free for a lane as soon as no path from where that lane is reads the value. A shuffle reads other lanes' columns,
-but only of lanes that are at the same shuffle, where the register is live for all of them.
+slot is free for a lane as soon as no path from where that lane is reads the value. A shuffle reads other lanes'
+columns, but only of lanes that are at the same shuffle, where the register is live for all of them.
 """
 
 from heapq import heappop, heappush
@@ -134,12 +135,12 @@ def find_liveness(blocks, extra, pinned):
         bit[register] = 1 << len(bit)
     exposed = [sum(bit[v] for v in reads if v in bit) for reads in exposed]
     killed = [sum(bit[v] for v in writes if v in bit) for writes in killed]
-    for block, reads in zip(blocks, exposed):
+    for block, reads in zip(blocks, exposed, strict=True):
         block.live_in, block.live_out = reads, 0
     changed = True
     while changed:
         changed = False
-        for block, reads, writes in zip(reversed(blocks), reversed(exposed), reversed(killed)):
+        for block, reads, writes in zip(blocks[::-1], exposed[::-1], killed[::-1], strict=True):
             out = 0
             for following in block.successors:
                 out |= following.live_in

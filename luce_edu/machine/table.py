@@ -27,6 +27,8 @@ DROPPED = {"rn", "sync", "aligned", "uni", "noftz"}
 COMPARISONS = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan"
 INTEGERS = "u16 s16 u32 s32 u64 s64"
 ANY = "b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64"
+WHOLE = "u8 u16 u32 u64 s8 s16 s32 s64"
+NUMBERS = f"{WHOLE} f16 f32 f64"
 ROUNDINGS = "rn rz rm rp"
 
 TABLE = f"""
@@ -154,9 +156,9 @@ set.{{{COMPARISONS}}}.[and or xor].ftz?.{{u32 s32 f32}}.{{{ANY}}} | @set
 selp.{{{ANY}}}                         | dT sT sT spred | b
 slct.ftz?.{{{ANY}}}.{{s32 f32}}        | dU sU sU sT   | @slct
 mov.{{pred {ANY} f16 f16x2 bf16 bf16x2}} | @mov
-cvt.[rni rzi rmi rpi rn rz rm rp rna].ftz?.sat?.{{u8 u16 u32 u64 s8 s16 s32 s64 f16 f32 f64}}.{{u8 u16 u32 u64 s8 s16 s32 s64 f16 f32 f64}} | @cvt
-cvt.{{rn rz rm rp}}.sat?.{{u8 u16 u32 u64 s8 s16 s32 s64 bf16}}.{{bf16 u8 u16 u32 u64 s8 s16 s32 s64 f16 f32 f64}} | @cvt | | 90
-cvt.[rni rzi rmi rpi rn].ftz?.sat?.{{u8 u16 u32 u64 s8 s16 s32 s64 f16 f32 f64 bf16}}.bf16 | @cvt | | 90
+cvt.[rni rzi rmi rpi rn rz rm rp rna].ftz?.sat?.{{{NUMBERS}}}.{{{NUMBERS}}} | @cvt
+cvt.{{rn rz rm rp}}.sat?.{{{WHOLE} bf16}}.{{{NUMBERS} bf16}} | @cvt | | 90
+cvt.[rni rzi rmi rpi rn].ftz?.sat?.{{{NUMBERS} bf16}}.bf16 | @cvt | | 90
 cvt.{{rn rz}}.relu?.satfinite?.bf16.f32 | @cvt | | 80
 cvt.{{rn rz}}.relu?.satfinite?.f16.f32 | @cvt | | 80
 cvt.f32.bf16                           | @cvt | | 80
@@ -185,7 +187,8 @@ prefetchu.L1                           | @prefetch
 membar.{{cta gl sys}}                  | @fence
 fence.[sc acq_rel acquire release].{{cta gpu sys}}     | @fence | | 70
 fence.[sc acq_rel acquire release].cluster             | @fence | | 90
-fence.*                                | @fence_proxy | | 80
+fence.proxy.*                          | @fence_proxy | | 80
+fence.mbarrier_init.*                  | @fence_proxy | | 90
 cp.*                                   | @copy  | | 80
 mbarrier.*                             | @mbarrier | | 80
 discard.global?.L2                     | @prefetch | | 80
@@ -240,20 +243,15 @@ stmatrix.sync.aligned.m8n8.{{x1 x2 x4}}.trans?.[shared shared::cta].b16 | @stmat
 movmatrix.sync.aligned.m8n8.trans.b16  | db32 sb32 | | 75
 """
 
-# mma shapes: A, B, C and D registers, what each holds, and the first architecture.
-MMA = {}
-for _line in """
-m8n8k4.f16:f16 2 2 4 70     m16n8k8.f16:f16 2 1 2 75    m16n8k16.f16:f16 4 2 2 80
-m8n8k4.f32:f16 2 2 8 70     m16n8k8.f32:f16 2 1 4 75    m16n8k16.f32:f16 4 2 4 80
-m16n8k8.f32:bf16 2 1 4 80   m16n8k16.f32:bf16 4 2 4 80
-m16n8k4.f32:tf32 2 1 4 80   m16n8k8.f32:tf32 4 2 4 80
-m8n8k16.s32:int8 1 1 2 75   m16n8k16.s32:int8 2 1 4 80  m16n8k32.s32:int8 4 2 4 80
-m16n8k16.f32:fp8 2 1 4 89   m16n8k32.f32:fp8 4 2 4 89
-m8n8k4.f64:f64 1 1 2 80
-""".replace("     ", "\n").replace("    ", "\n").replace("   ", "\n").replace("  ", "\n").split("\n"):
-    if _line.strip():
-        _shape, _a, _b, _c, _sm = _line.split()
-        MMA[_shape] = (int(_a), int(_b), int(_c), int(_sm))
+# The shapes of mma, as shape.result:inputs: registers of A, of B, of C and D, and the first architecture.
+MMA = {
+    "m8n8k4.f16:f16": (2, 2, 4, 70), "m16n8k8.f16:f16": (2, 1, 2, 75), "m16n8k16.f16:f16": (4, 2, 2, 80),
+    "m8n8k4.f32:f16": (2, 2, 8, 70), "m16n8k8.f32:f16": (2, 1, 4, 75), "m16n8k16.f32:f16": (4, 2, 4, 80),
+    "m16n8k8.f32:bf16": (2, 1, 4, 80), "m16n8k16.f32:bf16": (4, 2, 4, 80),
+    "m16n8k4.f32:tf32": (2, 1, 4, 80), "m16n8k8.f32:tf32": (4, 2, 4, 80),
+    "m8n8k16.s32:int8": (1, 1, 2, 75), "m16n8k16.s32:int8": (2, 1, 4, 80), "m16n8k32.s32:int8": (4, 2, 4, 80),
+    "m16n8k16.f32:fp8": (2, 1, 4, 89), "m16n8k32.f32:fp8": (4, 2, 4, 89), "m8n8k4.f64:f64": (1, 1, 2, 80),
+}  # fmt: skip
 MMA_KIND = {"s8": "int8", "u8": "int8", "e4m3": "fp8", "e5m2": "fp8"}
 
 # Instructions that PTX has and this machine does not, by the start of their name, and what to say.
@@ -291,7 +289,9 @@ class Line:
         found = self.match(modifiers)
         if found is None:
             return None
-        types = [word for word in (found.groups() or ()) if word in BITS] or [w for w in modifiers.split(".") if w in BITS]
+        types = [word for word in (found.groups() or ()) if word in BITS] or [
+            w for w in modifiers.split(".") if w in BITS
+        ]
         return {"T": types[-1] if types else None, "U": types[-2] if len(types) > 1 else None}
 
 

@@ -82,7 +82,7 @@ y[i] = s[threadIdx.x] + r[i];
 def test_shared_memory_32_words_apart_conflicts():
     verdict = attempt("__shared__ float s[32][32];\ns[threadIdx.x % 32][threadIdx.x / 32] = n;\n__syncthreads();\n"
                       + ADD.replace("x[i] + r[i]", "x[i] + r[i] * (s[threadIdx.x % 32][0] / n)"))  # fmt: skip
-    assert verdict.passed and verdict.bank_conflicts == 2 * 31 * 8 * verdict.grid
+    assert verdict.passed and verdict.bank_conflicts == 2 * 31 * 8 * verdict.grid, verdict
     assert ["bank conflicts", f"{verdict.bank_conflicts:,}", "0"] in verdict.body
 
 

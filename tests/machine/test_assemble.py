@@ -61,7 +61,8 @@ CORE = {
     "fused.bf16hi.fma.f32": lambda a, b, c: (a & 0xFFFF0000) * b + c & M32,
 }
 CONTROL = ["enter", "bra", "bra.p", "bra.np", "exit", "if.p", "if.np", "end.if", "call", "ret", "st.global.b32",
-           "st.global.b64", "ld.global.b32", "ld.global.k.b32", "fused.dot8.f32", "fused.dot8.f32.z", "st.global.b16", "unpack.b32", "unpack.b64.v2", "ld.param.k.b64", "ld.param.k.b32"]  # fmt: skip
+           "st.global.b64", "ld.global.b32", "ld.global.k.b32", "fused.dot8.f32", "fused.dot8.f32.z",
+           "st.global.b16", "unpack.b32", "unpack.b64.v2", "ld.param.k.b64", "ld.param.k.b32"]  # fmt: skip
 WIDTH_8 = {"mul.wide.u32", "add.b64", "xor.b64", "cvt.u64.u32", "cvt.s64.s32", "mov.b64", "pack.b64.v2"}
 
 
@@ -281,9 +282,7 @@ def run_ptx(module, kernel, tid):
             elif ins.opcode == "setp":
                 words = list(ins.modifiers)
                 combine = words.pop(1) if words[1] in ("and", "or") else None
-                test = CORE[MEANING[".".join(["setp", *words])]](
-                    *(value(x) & M32 for x in operands[1:3])
-                )
+                test = CORE[MEANING[".".join(["setp", *words])]](*(value(x) & M32 for x in operands[1:3]))
                 other = value(operands[3]) if combine else None
                 pair = operands[0] if type(operands[0]) is Pair else Pair(operands[0], Symbol("_"))
                 for result, outcome in ((pair.first, test), (pair.second, not test)):
@@ -304,7 +303,9 @@ def run_ptx(module, kernel, tid):
                 wide = core in WIDTH_8 and core not in ("mul.wide.u32", "cvt.u64.u32", "cvt.s64.s32")
                 sources = [value(x) for x in operands[1:]]
                 if not core.endswith(".pred"):
-                    sources = [v if type(v) is bool else v & (M64 if wide or core == "cvt.u32.u64" else M32) for v in sources]
+                    sources = [
+                        v if type(v) is bool else v & (M64 if wide or core == "cvt.u32.u64" else M32) for v in sources
+                    ]
                 registers[operands[0].name] = CORE[core](*sources)
         return scope
 
@@ -367,7 +368,8 @@ class Writer:
             x, y = self.random.sample(self.words, 2)
             self.lines.append(pick([
                 f"cvt.u16.u32 {a}, {pick(self.words)};", f"cvt.u32.u16 {pick(self.words)}, {a};", f"mov.b16 {a}, {b};",
-                f"mov.b32 {pick(self.words)}, {{{a}, {b}}};", f"mov.b32 {{{self.halves[0]}, {self.halves[1]}}}, {pick(self.words)};",
+                f"mov.b32 {pick(self.words)}, {{{a}, {b}}};",
+                f"mov.b32 {{{self.halves[0]}, {self.halves[1]}}}, {pick(self.words)};",
                 f"mov.b32 {{{a}, _}}, {pick(self.words)};", f"mov.b64 {{{x}, {y}}}, {pick(self.doubles)};",
             ]))  # fmt: skip
         elif kind < 0.76:
@@ -392,7 +394,9 @@ class Writer:
                 self.lines.append(f"add.s64 {at}, {at}, 4096;")
             self.lines.append(f"{guard}ld.global.u32 {d}, [{at}+{pick([0, 4])}];")
         elif kind < 0.84:
-            self.lines.append(f"{guard}selp.b32 {pick(self.words)}, {self.word()}, {self.word()}, {pick(self.predicates)};")
+            self.lines.append(
+                f"{guard}selp.b32 {pick(self.words)}, {self.word()}, {self.word()}, {pick(self.predicates)};"
+            )
         elif depth > 0:
             self.nest(depth - 1)
 
@@ -459,7 +463,9 @@ class Writer:
         begin += ["mov.u32 %r0, %tid.x;", "ld.param.u64 %out, [to];", "cvta.to.global.u64 %out, %out;"]
         for _ in range(12):
             self.statement(3)
-        end = [f"selp.b32 %x0, 1, 0, {p};\nst.global.u32 [%out+{512 + 4 * i}], %x0;" for i, p in enumerate(self.predicates)]
+        end = [
+            f"selp.b32 %x0, 1, 0, {p};\nst.global.u32 [%out+{512 + 4 * i}], %x0;" for i, p in enumerate(self.predicates)
+        ]
         end += [f"st.global.u32 [%out+{4 * i}], {x};" for i, x in enumerate(self.words)]
         end += [f"st.global.u64 [%out+{256 + 8 * i}], {x};" for i, x in enumerate(self.doubles)]
         end += [f"st.global.u16 [%out+{400 + 8 * i}], {x};" for i, x in enumerate(self.halves)]
@@ -515,7 +521,9 @@ def test_an_assembler_that_forgets_loops_is_noticed(monkeypatch):
 def test_an_assembler_that_joins_registers_which_live_side_by_side_is_noticed(monkeypatch):
     module = importlib.import_module("luce_edu.machine.assemble")
     monkeypatch.setattr(
-        module, "coalesce", lambda blocks, bit, moves, classes: {r: op.defs[0] for op in moves for r in (*op.defs, *op.uses)}
+        module,
+        "coalesce",
+        lambda blocks, bit, moves, classes: {r: op.defs[0] for op in moves for r in (*op.defs, *op.uses)},
     )
     assert caught() > 3
 
@@ -549,7 +557,9 @@ def assembled(text, core=everything):
     return assemble(module, "k", core)
 
 
-CALLS = HEAD + """
+CALLS = (
+    HEAD
+    + """
 .func (.param .b32 out) twice(.param .b32 x)
 {
     .reg .b32 %r<4>; .reg .pred %p;
@@ -596,6 +606,7 @@ $again:
     ret;
 }
 """
+)
 
 
 @pytest.mark.parametrize("tid", [0, 4, 5, 90])
@@ -606,6 +617,51 @@ def test_calls_keep_their_meaning_and_their_registers(tid):
     assert run_program(program, list(names), tid) == run_ptx(module, "k", tid)
 
 
+REGISTER_CALL = (
+    HEAD
+    + """
+.func (.reg .b32 out) least(.reg .b32 x, .reg .b32 y)
+{
+    .reg .pred %p;
+    mov.u32 out, x;
+    setp.lt.s32 %p, y, x;
+    @%p mov.u32 out, y;
+    ret;
+}
+.func (.param .b32 out) clipped(.param .b32 x)
+{
+    .reg .b32 %r<3>; .reg .pred %p;
+    ld.param.b32 %r0, [x];
+    st.param.b32 [out], %r0;
+    setp.lt.s32 %p, %r0, 7;
+    @!%p st.param.b32 [out], 7;
+    ret;
+}
+.visible .entry k(.param .u64 to)
+{
+    .reg .b32 %r<9>; .reg .b64 %rd<2>;
+    ld.param.u64 %rd0, [to];
+    mov.u32 %r0, %tid.x;
+    call.uni (%r1), least, (%r0, 40);
+    { .param .b32 a; .param .b32 r; st.param.b32 [a], %r0; call.uni (r), clipped, (a); ld.param.b32 %r2, [r]; }
+    call.uni (%r3), least, (%r2, %r1);
+    st.global.u32 [%rd0], %r1;
+    st.global.u32 [%rd0+4], %r2;
+    st.global.u32 [%rd0+8], %r3;
+    ret;
+}
+"""
+)
+
+
+@pytest.mark.parametrize("tid", [0, 7, 39, 100])
+def test_parameters_in_registers_and_stores_under_a_predicate(tid):
+    names = registry(lambda name: True)
+    program = assemble(ptx.parse(REGISTER_CALL), "k", names)
+    stored = list(run_program(program, list(names), tid).values())
+    assert stored == [min(tid, 40), min(tid, 7), min(tid, 7)]
+
+
 def test_functions_lie_before_their_callers():
     names = list(registry(lambda name: True))
     program = assemble(ptx.parse(CALLS), "k", {name: i for i, name in enumerate(names)})
@@ -614,18 +670,22 @@ def test_functions_lie_before_their_callers():
 
 
 def test_recursion_is_refused_with_its_chain():
-    text = HEAD + """
+    text = (
+        HEAD
+        + """
     .func b();
     .func a() { call.uni b, (); ret; }
     .func b() { call.uni a, (); ret; }
     .visible .entry k() { call.uni a, (); ret; }"""
+    )
     with pytest.raises(CompileError, match="a calls b calls a"):
         assembled(text)
 
 
 def test_what_follows_a_loop_lies_behind_all_of_it():
-    """Also where one way through the body leads out and another does not: lanes that left would run ahead of the rest."""
-    program = assembled(kernel("""
+    """Also where one way through the body leads out and another does not: who left would run ahead of the rest."""
+    program = assembled(
+        kernel("""
     .reg .pred %p<3>; .reg .b32 %r<3>; .reg .b64 %rd0;
     mov.u32 %r0, %tid.x; setp.eq.s32 %p0, %r0, 1; setp.eq.s32 %p1, %r0, 2;
     $head: add.s32 %r0, %r0, 1;
@@ -636,7 +696,8 @@ def test_what_follows_a_loop_lies_behind_all_of_it():
     $a: add.s32 %r1, %r0, 3;
     bra $head;
     $out: st.global.u32 [%rd0], %r1;
-    ret;"""))
+    ret;""")
+    )
     line = {program.instructions[s].opcode: i for i, s in enumerate(program.sources.tolist()) if s >= 0}
     last_add = max(
         i for i, s in enumerate(program.sources.tolist()) if s >= 0 and program.instructions[s].opcode == "add"
@@ -752,7 +813,9 @@ REFUSED = {
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f0, %f1}, {%r0, %r1, %r2, %r3}, {%r0, %r1}, {%f0, %f1};"
     ),
     "a function from elsewhere": "call.uni malloc, ();",
-    "a call through a register": "call (%r0), %rd0, (%r1), proto;\nproto: .callprototype (.param .b32 _) _ (.param .b32 _);",
+    "a call through a register": (
+        "call (%r0), %rd0, (%r1), proto;\nproto: .callprototype (.param .b32 _) _ (.param .b32 _);"
+    ),
 }
 
 
@@ -770,11 +833,12 @@ NEEDS = {
     "sm_80": (
         "cp.async.ca.shared.global [%r0], [%rd0], 16;", "redux.sync.add.s32 %r0, %r1, -1;",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, "
-        "{%f0, %f1, %f2, %f3};", "cvt.rna.tf32.f32 %r0, %f0;",
+        "{%f0, %f1, %f2, %f3};", "cvt.rna.tf32.f32 %r0, %f0;", "cvt.rn.bf16.f32 %h, %f0;",
     ),
     "sm_90": (
         "griddepcontrol.wait;", "barrier.cluster.arrive;", "mapa.shared::cluster.u32 %r0, %r1, %r2;",
         "elect.sync %r0|%p0, -1;", "cp.async.bulk.commit_group;", "fence.acq_rel.cluster;",
+        "cvt.rn.bf16.s32 %h, %r0;",
     ),
     "sm_70": ("nanosleep.u32 %r0;", "match.any.sync.b32 %r0, %r1, -1;", "ld.acquire.gpu.global.u32 %r0, [%rd0];"),
 }  # fmt: skip
@@ -782,7 +846,7 @@ NEEDS = {
 
 @pytest.mark.parametrize(("needed", "statement"), [(arch, s) for arch, all_ in NEEDS.items() for s in all_])
 def test_an_architecture_without_the_instruction_is_refused(needed, statement):
-    registers = ".reg .b32 %r<9>; .reg .b64 %rd<3>; .reg .f32 %f<4>; .reg .pred %p<3>;\n"
+    registers = ".reg .b32 %r<9>; .reg .b64 %rd<3>; .reg .f32 %f<4>; .reg .b16 %h; .reg .pred %p<3>;\n"
     before = {"sm_80": "sm_75", "sm_90": "sm_89", "sm_70": "sm_61"}[needed]
     head = ".version 8.0\n.target {}\n.address_size 64\n"
     assembled(kernel(registers + statement + "\nret;", head=head.format(needed)))
@@ -799,7 +863,7 @@ def test_an_instruction_that_the_core_lacks_is_refused_by_name():
 
 
 def test_a_source_line_is_named():
-    text = kernel('.reg .b32 %r<3>;\n.loc 1 42 7\nfrobnicate %r0;\nret;', before='.file 1 "wrong.cu"')
+    text = kernel(".reg .b32 %r<3>;\n.loc 1 42 7\nfrobnicate %r0;\nret;", before='.file 1 "wrong.cu"')
     with pytest.raises(CompileError, match=r"wrong\.cu:42"):
         assembled(text)
 

@@ -1,12 +1,13 @@
 """The virtual GPU against the plain model of PTX: seeded bit patterns with a bias to edge values."""
 
+import itertools
 import os
 
 import pytest
 from isa import kernel, warp
-from isa.model import INSTRUCTIONS
+from isa.model import INSTRUCTIONS, some_result
 
-ROWS = 16384 if os.environ.get("LUCE_FULL") == "1" else 1024
+ROWS = 16384 if os.environ.get("LUCE_FULL") == "1" else 768
 WARPS = ROWS // 32
 
 
@@ -28,6 +29,35 @@ def test_machine_agrees_with_the_model(name):
         rows = kernel.inputs(instruction, ROWS, 0)
         jobs.append((instruction, rows, kernel.expectations(instruction, rows)))
     assert kernel.check(jobs) == []
+
+
+MODIFIERS = (".ftz", ".sat", ".NaN", ".relu", ".xorsign.abs", ".cc", ".clamp", ".shiftamt")
+# These change nothing: a subnormal number rounds to the same integer, and .approx is a bound in any case.
+SAME = ("cvt.rni.ftz", "cvt.rzi.ftz", "cvt.rmi.ftz.u", "sin.approx.ftz", "cos.approx.ftz", "setp.num", "setp.nan")
+
+
+@pytest.mark.planted
+def test_rows_tell_an_instruction_from_the_one_without_a_modifier():
+    """A machine that passed over a modifier would fail above: on these rows the model's results differ."""
+    pairs = []
+    for text, modifier in itertools.product(INSTRUCTIONS, MODIFIERS):
+        plain = text.replace(modifier, "", 1)
+        if plain != text and plain in INSTRUCTIONS and not text.startswith(SAME) and not text.endswith("x2"):
+            pairs.append((INSTRUCTIONS[text], INSTRUCTIONS[plain]))
+    alike = []
+    for instruction, plain in pairs:
+        rows = kernel.inputs(instruction, ROWS, 0)[:400]
+        if kernel.wrong(plain, rows, kernel.expectations(plain, rows), _exact(instruction, rows)) == []:
+            alike.append(instruction.text)
+    assert alike == []
+
+
+def _exact(instruction, rows):
+    """The model's results as a machine would give them."""
+    return [
+        tuple(some_result(kind, value) for kind, value in zip(instruction.outs, row, strict=True))
+        for row in kernel.expectations(instruction, rows)
+    ]
 
 
 CONSTANTS = {name: [v for plain in group for v in kernel.with_constants(plain)] for name, group in FAMILIES.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from isa import floats, kernel
-from isa.floats import F16, F32, F64
+from isa.floats import BF16, F16, F32, F64
 from isa.kernel import HEADER, UNWRITTEN, entry, launch, patterns, tensor
 from isa.model import limits, signed, width
 
@@ -313,9 +313,14 @@ for _kind in ("b32", "b64"):
     }
 ATOMICS |= {"inc.u32": wrap_up, "dec.u32": wrap_down, "cas.b16": ATOMICS["cas.b32"]}
 ATOMICS |= {"add.f32": float_add(F32), "add.f64": float_add(F64)}
-ATOMICS["add.noftz.f16x2"] = lambda a, b: (
-    floats.add(F16, a >> 16, b >> 16) << 16 | floats.add(F16, a & 0xFFFF, b & 0xFFFF)
-)
+
+
+def pair_add(form):
+    return lambda a, b: floats.add(form, a >> 16, b >> 16) << 16 | floats.add(form, a & 0xFFFF, b & 0xFFFF)
+
+
+ATOMICS |= {"add.noftz.f16": float_add(F16), "add.noftz.bf16": float_add(BF16)}
+ATOMICS |= {"add.noftz.f16x2": pair_add(F16), "add.noftz.bf16x2": pair_add(BF16)}
 SPACES = {"global": "[%x2]", "shared": "[%x3]", "": "[%x2]"}
 
 
@@ -362,7 +367,7 @@ def test_atomics_return_the_old_value_and_store_the_new(name, space):
         if kind in ("f32", "f64"):
             form = F32 if kind == "f32" else F64
             return rng.getrandbits(bits) & ~form.inf | form.bias + rng.randint(-3, 3) << form.mantissa
-        return value & 0x7BFF7BFF if kind == "f16x2" else value
+        return value & 0x7B7F7B7F & (1 << bits) - 1 if "f16" in kind else value  # finite
 
     cells, b, c = ([draw() for _ in range(128)] for _ in range(3))
     b = [x if rng.random() < 0.5 else y for x, y in zip(cells, b, strict=True)] if name.startswith("cas") else b

@@ -11,7 +11,7 @@ from luce_edu.errors import KernelError
 
 SEEDS_TO_FIND = 20
 SEEDS_TO_PASS = 100
-INSTRUCTIONS = 1_000_000  # that a launch may take: a spin on a plain load has no other end where the value stays old
+INSTRUCTIONS = 5_000_000  # that a launch may take: a spin on a plain load has no other end where the value stays old
 
 
 @pytest.fixture(scope="module")

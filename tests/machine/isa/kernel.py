@@ -195,25 +195,36 @@ def inputs(instruction, count, seed):
 
 @cache
 def _rows(kinds, count, seed):
-    """Edge values, numbers of nearby size, and any bits at all."""
     rng = random.Random(f"{kinds} {seed}")
+    return [_related(rng, kinds, [_draw(rng, kind) for kind in kinds]) for _ in range(count)]
 
-    def draw(kind):
-        if kind.endswith("x2"):
-            return draw(kind[:-2]) << width(kind[:-2]) | draw(kind[:-2])
-        choice = rng.random()
-        if choice < 0.35:
-            return rng.choice(_edges(kind))
-        bits = rng.getrandbits(width(kind))
-        if choice < 0.7 and kind in FORMATS:  # near one, so that sums and products neither vanish nor overflow
-            form = FORMATS[kind]
-            exponent = form.bias + rng.randint(-4, 4)
-            return bits & ~form.inf | exponent << form.mantissa
-        if choice < 0.55:  # short integers, so that they are equal, carry and cancel often
-            return bits & 0xFF
-        return bits
 
-    return [tuple(draw(kind) for kind in kinds) for _ in range(count)]
+def _draw(rng, kind):
+    """An edge value, a number of a chosen form, or any bits at all."""
+    if kind.endswith("x2"):
+        return _draw(rng, kind[:-2]) << width(kind[:-2]) | _draw(rng, kind[:-2])
+    choice, bits = rng.random(), rng.getrandbits(width(kind))
+    if choice < 0.3:
+        return rng.choice(_edges(kind))
+    if kind not in FORMATS:  # short integers, so that they are equal, carry and cancel often
+        return bits & 0xFF if choice < 0.5 else bits
+    form = FORMATS[kind]
+    if choice < 0.6:  # near one, so that sums and products neither vanish nor overflow
+        bits = bits & ~form.inf | form.bias + rng.randint(-4, 4) << form.mantissa
+    elif choice < 0.7:  # subnormal, or near it
+        bits = bits & ~form.inf | rng.randint(0, 1) << form.mantissa
+    if rng.random() < 0.3:  # a mantissa that ends early: halfway for a format with fewer bits
+        cut = rng.randint(0, form.mantissa - 1)
+        bits = bits >> cut << cut | 1 << cut
+    return bits
+
+
+def _related(rng, kinds, row):
+    """Sometimes two operands of a type are equal, next to each other, or of opposite sign."""
+    for place in range(1, len(row)):
+        if kinds[place] == kinds[place - 1] and rng.random() < 0.15:
+            row[place] = row[place - 1] ^ rng.choice([0, 0, 1, 1 << width(kinds[place]) - 1])
+    return tuple(row)
 
 
 def literal(kind, bits):

@@ -7,6 +7,8 @@
 
 extern "C" __global__ void shared_exchange(unsigned* out) {
     __shared__ unsigned s[64];
+    s[threadIdx.x] = 99;
+    __syncthreads();
     s[threadIdx.x] = threadIdx.x;                      // exchange writes
     out[threadIdx.x] = s[threadIdx.x ^ 32];            // exchange reads
 }
@@ -125,11 +127,14 @@ extern "C" __global__ void shared_atomics_sound(unsigned* out) {
 // A named barrier of the first two warps says nothing about the third.
 extern "C" __global__ void shared_named_barrier(unsigned* out) {
     __shared__ unsigned s[96];
+    s[threadIdx.x] = 99;
+    __syncthreads();
     s[threadIdx.x] = threadIdx.x;                      // three warps write
     if (threadIdx.x < 64) {
         asm volatile("bar.sync 1, 64;" ::: "memory");
         out[threadIdx.x] = s[threadIdx.x + 32];        // two warps read
     }
+    __syncthreads();
 }
 
 extern "C" __global__ void shared_named_barrier_sound(unsigned* out) {
@@ -295,7 +300,7 @@ WORD void hand_over(unsigned* flag, unsigned* x, unsigned* out) {
         x[i] = i;                                      // hands over
         if (how != no_barrier) __syncthreads();
         if (i == 0 && how == release_relaxed) store_relaxed(flag, 1);
-        else if (i == 0 && how == release_block) store_release_block(flag, 1);
+        else if (i == 0 && how == release_block) store_release_block(flag, 1);  // for its block alone
         else if (i == 0 && how != early) store_release(flag, 1);
     } else {
         if (i == 0 && how == acquire_relaxed) while (load_relaxed(flag) == 0) {}
