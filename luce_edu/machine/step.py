@@ -139,9 +139,10 @@ class Steps:
 
     def _touched(self, statement: ptx.Instruction, slot: int, moment: int) -> list[tuple[int, str, int]]:
         address = next((o for o in statement.operands if isinstance(o, ptx.Address)), None)
-        if statement.opcode not in ("ld", "st", "atom", "red") or not isinstance(getattr(address, "base", None), ptx.Reg):
+        register = getattr(address, "base", None)
+        if statement.opcode not in ("ld", "st", "atom", "red") or not isinstance(register, ptx.Reg):
             return []
-        base = self._value(address.base.name, slot, moment)
+        base = self._value(register.name, slot, moment)
         if base is None:
             return []
         size = next((int(m[1:]) // 8 for m in reversed(statement.modifiers) if m[1:].isdigit() and m[0] in "bufs"), 4)
