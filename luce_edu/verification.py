@@ -36,8 +36,8 @@ ODD_PREFILL = {"prompts": (3, 65, 600), "steps": 12}
 ODD_BLOCKS = 3
 # Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, ending inside one.
 PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
-# Watching for races takes up to ten times as long as a token does: one token, or one prompt of at most so many tokens, of
-# a model with at most so many bytes of weights.
+# Watching for races takes up to ten times as long as a token does: one token, or one prompt of at most so many tokens,
+# of a model with at most so many bytes of weights.
 WATCHED, MOST_WATCHED = 130, 64 * 2**20
 DECODED = 64  # tokens that a stage decodes after each
 

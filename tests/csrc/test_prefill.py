@@ -1,7 +1,7 @@
 """Each kernel of prefill.cu against one line of the reference: fresh random inputs, poisoned outputs, odd sizes.
 
 What stands at the sequence's end and beyond is NaN, in inputs and caches: it must not matter. Outputs are NaN too, and
-stay so where nothing may be written. Threads run in a hostile order.
+stay so where nothing may be written. Warps run in an order that a seed decides.
 """
 
 import dataclasses
