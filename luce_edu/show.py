@@ -5,6 +5,12 @@
     show_source("luce_edu/stages/per_op.py", "PerOpDecoder._matvec")
     show_source("csrc/delta_rule.cuh", "<load>")            the lines between the comments <load> and </load>
     show_source("csrc/megakernel.cu")                       the comment (or docstring) that opens a file
+
+`show_ptx` shows under each source line the instructions that NVIDIA's compiler made of it:
+
+    show_ptx("csrc/rms_norm.cuh", line=23)                          in the first kernel that has any
+    show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     of a region, in the kernel that you name
+    show_ptx(verdict, line=5)                                       of a line of a %%kernel cell, kept with --as
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from pathlib import Path
 from luce_edu.backends import csrc_dir
 
 PACKAGE = Path(__file__).resolve().parent
+KERNEL_FILES = ("per_op.cu", "per_layer.cu", "megakernel.cu", "prefill.cu")  # in which show_ptx looks, in this order
+MOST_INSTRUCTIONS = 32  # that show_ptx shows of one line; an unrolled loop, or a function inlined often, has hundreds
 
 # JupyterLab's own editor colours, which follow its theme; elsewhere tones that read on white and on black.
 _COLOURS = {
@@ -56,15 +64,55 @@ class Source:
         return "\n".join([self.heading, *lines])
 
     def _repr_html_(self) -> str:
-        body = "\n".join(
-            f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}'
-            for number, line in self._numbered(_coloured(self.text, self.path))
-        )
-        return (
-            f'<div><code>{html.escape(self.heading)}</code></div>'
-            '<pre style="font: var(--jp-code-font-size, 13px)/1.35 var(--jp-code-font-family, monospace); '
-            f'overflow-x: auto; white-space: pre">{body}</pre>'
-        )
+        lines = self._numbered(_coloured(self.text, self.path))
+        numbered = [f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}' for number, line in lines]
+        return _as_html(self.heading, numbered)
+
+
+def _as_html(heading: str, lines: list[str]) -> str:
+    body = "\n".join(lines)
+    return (
+        f"<div><code>{html.escape(heading)}</code></div>"
+        '<pre style="font: var(--jp-code-font-size, 13px)/1.35 var(--jp-code-font-family, monospace); '
+        f'overflow-x: auto; white-space: pre">{body}</pre>'
+    )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines of one file, and the PTX instructions that were made of each. kernel, arch: where, and for which GPUs."""
+
+    source: Source
+    instructions: tuple[tuple[str, ...], ...]
+    kernel: str
+    arch: str
+
+    @property
+    def heading(self) -> str:
+        return f"{self.source.heading}, in the kernel {self.kernel}, as PTX for {self.arch}"
+
+    @property
+    def _shown(self) -> list[list[str]]:
+        shown = []
+        for made in self.instructions:
+            more = [f"... and {len(made) - MOST_INSTRUCTIONS} more"] if len(made) > MOST_INSTRUCTIONS else []
+            shown.append([*made[:MOST_INSTRUCTIONS], *more])
+        return shown
+
+    def __repr__(self) -> str:
+        lines = self.source._numbered(self.source.text.split("\n"))
+        rows = [self.heading]
+        for (number, line), made in zip(lines, self._shown, strict=True):
+            rows += [f"{number}  {line}".rstrip(), *(f"{'':12}{text}" for text in made)]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        lines = self.source._numbered(_coloured(self.source.text, self.source.path))
+        for (number, line), made in zip(lines, self._shown, strict=True):
+            rows.append(f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}')
+            rows += [f'<span style="opacity: 0.75">{"":12}{html.escape(text)}</span>' for text in made]
+        return _as_html(self.heading, rows)
 
 
 def show_source(what: object, name: str | None = None) -> None:
@@ -75,13 +123,123 @@ def show_source(what: object, name: str | None = None) -> None:
           mark; None for the opening comment or docstring of the file
     Raises ValueError naming file and region when there is no such file, or not exactly one such region in it.
     """
-    source = find_source(what, name)
+    _display(find_source(what, name))
+
+
+def show_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> None:
+    """Display source lines, and under each the PTX instructions that NVRTC made of it for the default card.
+
+    what    a path that starts with "csrc/", or the verdict of a %%kernel cell, kept with --as
+    name    with a path: a region, as `show_source` takes it;  line: one line, counted from 1, in its place. A verdict
+            without a line shows the whole cell
+    kernel  the kernel to look in; None takes the first one, in the order of KERNEL_FILES, that has any instruction of
+            these lines. Kernels are compiled with the dimensions of tiny
+    An instruction belongs to the innermost line: that of the function that was inlined, not that of the call.
+    Raises ValueError as `show_source` does, and where no kernel has an instruction of these lines; CompileError.
+    """
+    _display(find_ptx(what, name, line=line, kernel=kernel))
+
+
+def _display(shown: Source | Listing) -> None:
     try:
         from IPython.display import display
     except ImportError:  # a plain Python
-        print(source)
+        print(shown)
     else:
-        display(source)
+        display(shown)
+
+
+def find_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> Listing:
+    """What `show_ptx` displays; arguments and errors as there."""
+    if not isinstance(what, str | Path):
+        return _of_cell(what, name, line, kernel)
+    path = Path(what).as_posix()
+    if not path.startswith("csrc/"):
+        raise ValueError(f"{path}: expected a path that starts with csrc/, whose kernels NVRTC compiles")
+    if (name is None) == (line is None):
+        raise ValueError(f"{path}: give either a name, such as a function's, or line=, the number of one line")
+    source = find_source(path, name) if line is None else _line(path, line)
+    looked_in = []
+    for file, text, arch in _compiled(path.removeprefix("csrc/")):
+        listing, kernels = _listing(source, path.removeprefix("csrc/"), text, kernel, arch, file)
+        if listing:
+            return listing
+        looked_in += kernels
+    if kernel is not None and kernel not in looked_in:
+        there = ", ".join(dict.fromkeys(looked_in)) or "none"
+        raise ValueError(f"{path}: no kernel named {kernel} is made of it; there are {there}")
+    raise ValueError(
+        f"{source.heading}: NVRTC made no instruction of it in {kernel or 'any kernel'}; a constant, a declaration or "
+        "what nobody uses leaves none"
+    )
+
+
+def _compiled(path: str):
+    """Name, PTX and architecture of each file of kernels that includes csrc/`path`."""
+    from luce_edu.config import ModelConfig
+    from luce_edu.machine.cards import find_card
+    from luce_edu.machine.nvrtc import compile_ptx, read_sources
+    from luce_edu.models import DATA
+    from luce_edu.stages.dims import kernel_defines
+    from luce_edu.stages.prefill import prefill_defines
+
+    config = ModelConfig.from_file(DATA / "tiny" / "config.json")
+    arch = find_card(None).arch
+    for file in KERNEL_FILES:
+        if path in read_sources(file, csrc=csrc_dir()):
+            defines = (prefill_defines if file == "prefill.cu" else kernel_defines)(config)
+            yield file, compile_ptx(file, None, [], defines, arch, csrc=csrc_dir()), arch
+
+
+def _listing(
+    source: Source, file: str, text: str, kernel: str | None, arch: str, where: str
+) -> tuple[Listing | None, list[str]]:
+    """The listing of the first kernel (or of `kernel`) of a PTX text that has instructions of `source`; all kernels."""
+    from luce_edu.machine import ptx
+
+    module = ptx.parse(text)
+    entries = [name for name, function in module.functions.items() if function.entry]
+    lines = text.split("\n")
+    for name in entries if kernel is None else [name for name in entries if name == kernel]:
+        made = [[] for _ in source.text.split("\n")]
+        for part in module.functions[name].body:
+            loc = part.loc if isinstance(part, ptx.Instruction) else None
+            if loc and loc.file == file and 0 <= loc.line - source.first_line < len(made):
+                made[loc.line - source.first_line].append(" ".join(lines[part.line - 1].split()))
+        if any(made):
+            return Listing(source, tuple(map(tuple, made)), f"{name} of {where}", arch), entries
+    return None, entries
+
+
+def _line(path: str, line: int) -> Source:
+    """One line of a file of csrc/, without its indent."""
+    file = csrc_dir() / path.removeprefix("csrc/")
+    if not file.is_file():
+        raise ValueError(f"{path}: no such file")
+    lines = file.read_text(encoding="utf-8").split("\n")
+    if type(line) is not int or not 1 <= line <= len(lines):
+        raise ValueError(f"{path}: line must be from 1 to {len(lines)}, got {line!r}")
+    return _plain(path, lines, line, line)
+
+
+def _of_cell(verdict: object, name: str | None, line: int | None, kernel: str | None) -> Listing:
+    from luce_edu.inline.trial import CELL, Verdict
+    from luce_edu.machine.cards import find_card
+
+    if not isinstance(verdict, Verdict):
+        raise ValueError(f"expected a path or the verdict of a %%kernel cell, got {verdict!r}")
+    if name is not None or kernel not in (None, verdict.kernel):
+        raise ValueError(f"a verdict has one cell and one kernel, {verdict.kernel}; give line= alone")
+    lines = ["%%kernel", *verdict.attempt.text.rstrip().split("\n")]  # the magic is line 1
+    if line is not None and (type(line) is not int or not 2 <= line <= len(lines)):
+        raise ValueError(
+            f"{verdict.kernel}: line must be from 2 to {len(lines)}, with %%kernel as line 1, got {line!r}"
+        )
+    source = _plain(CELL, lines, line or 2, line or len(lines))
+    listing, _ = _listing(source, CELL, verdict.ptx, verdict.kernel, find_card(None).arch, "the cell")
+    if listing is None:
+        raise ValueError(f"{source.heading}: NVRTC made no instruction of it in {verdict.kernel}")
+    return listing
 
 
 def find_source(what: object, name: str | None = None) -> Source:

@@ -1,14 +1,17 @@
 """What a notebook shows is what the file holds, and a region that is gone is an error."""
 
 import ast
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+from luce_edu.inline.trial import Attempt, Verdict
 from luce_edu.reference.rms_norm import rms_norm
-from luce_edu.show import find_source, show_source
+from luce_edu.show import MOST_INSTRUCTIONS, find_ptx, find_source, show_ptx, show_source
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
@@ -129,9 +132,6 @@ def test_an_object_shows_the_same_as_its_path():
 
 
 def test_html_and_text_hold_the_same_characters():
-    import html
-    import re
-
     source = find_source("csrc/megakernel.cu", "megakernel")
     shown = html.unescape(re.sub(r"<[^>]*>", "", source._repr_html_().partition("<pre")[2].partition(">")[2]))
     assert [line.rstrip() for line in shown.split("\n")] == repr(source).split("\n")[1:]
@@ -152,6 +152,71 @@ def test_html_and_text_hold_the_same_characters():
 def test_a_region_that_is_not_there_is_an_error_that_names_it(what, name, message):
     with pytest.raises(ValueError, match=message):
         show_source(what, name)
+
+
+def line_of(path, text):
+    return next(n for n, line in enumerate((ROOT / path).read_text().split("\n"), 1) if text in line)
+
+
+def test_a_line_is_shown_with_its_instructions_in_the_first_kernel_that_has_any():
+    line = line_of("csrc/rms_norm.cuh", "squares = fmaf")
+    listing = find_ptx("csrc/rms_norm.cuh", line=line)
+    (made,) = listing.instructions
+    assert listing.kernel == "rms_norm of per_op.cu" and listing.arch == "compute_89"
+    assert listing.source.first_line == line and "fmaf" in listing.source.text
+    assert [text.split()[0] for text in made] == ["fma.rn.f32"]
+    assert find_ptx("csrc/rms_norm.cuh", line=line, kernel="megakernel").kernel == "megakernel of megakernel.cu"
+
+
+def test_a_region_has_its_instructions_under_the_line_that_they_are_of():
+    listing = find_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")
+    (loop,) = (made for made in listing.instructions if made)
+    assert "__shfl_xor_sync" in listing.source.text.split("\n")[listing.instructions.index(loop)]
+    assert [sum(text.startswith(name) for text in loop) for name in ("shfl.sync.bfly.b32", "add.f32")] == [5, 5]
+
+
+def test_of_a_line_with_hundreds_of_instructions_the_first_are_shown():
+    listing = find_ptx("csrc/delta_rule.cuh", "delta_rule_tile", kernel="delta_rule")
+    most = max(map(len, listing.instructions))
+    assert most > MOST_INSTRUCTIONS and f"... and {most - MOST_INSTRUCTIONS} more" in repr(listing)
+    shown = html.unescape(re.sub(r"<[^>]*>", "", listing._repr_html_().partition("<pre")[2].partition(">")[2]))
+    assert [line.rstrip() for line in shown.split("\n")] == repr(listing).split("\n")[1:]
+
+
+def test_a_cell_is_shown_with_its_instructions_and_its_own_line_numbers():
+    text = "int i = blockIdx.x * blockDim.x + threadIdx.x;\nif (i < n) y[i] = x[i] + r[i];\n"
+    verdict = Verdict(Attempt("add", "torch.add", text))
+    (made,) = find_ptx(verdict, line=3).instructions
+    assert [text.split()[0] for text in made if text.startswith(("ld", "add.f32", "st"))] == [
+        "ld.global.f32", "ld.global.f32", "add.f32", "st.global.f32"
+    ]  # fmt: skip
+    whole = find_ptx(verdict)
+    assert whole.source.first_line == 2 and whole.instructions[1] == made and len(whole.instructions) == 2
+    for wrong in ({"line": 1}, {"line": 4}, {"name": "add"}, {"kernel": "sub"}):
+        with pytest.raises(ValueError, match="add"):
+            find_ptx(verdict, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "message"),
+    [
+        ("csrc/rms_norm.cuh", {"line": 1}, "no instruction"),  # a comment
+        ("csrc/rms_norm.cuh", {"line": 0}, "line must be"),
+        ("csrc/rms_norm.cuh", {"line": 10_000}, "line must be"),
+        ("csrc/rms_norm.cuh", {"line": "23"}, "line must be"),
+        ("csrc/rms_norm.cuh", {"name": "gone"}, "gone"),
+        ("csrc/rms_norm.cuh", {"name": "block_rms_norm", "kernel": "gone"}, "gone"),
+        ("csrc/rms_norm.cuh", {"name": "block_rms_norm", "kernel": "argmax"}, "no instruction"),
+        ("csrc/rms_norm.cuh", {}, "either"),
+        ("csrc/rms_norm.cuh", {"name": "block_rms_norm", "line": 23}, "either"),
+        ("csrc/gone.cuh", {"line": 1}, "no such file"),
+        ("luce_edu/show.py", {"line": 1}, "csrc/"),
+        (3, {}, "got 3"),
+    ],
+)
+def test_instructions_that_are_not_there_are_an_error_that_says_so(what, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        show_ptx(what, **arguments)
 
 
 def shown_in_notebooks():

@@ -27,6 +27,8 @@ from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.faults import planted
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
+from luce_edu.machine.cards import find_card
+from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.models import DATA
 from luce_edu.stages.dims import kernel_defines
 from luce_edu.tables import Tabular
@@ -133,6 +135,18 @@ class Verdict(Tabular):
     @property
     def bytes_written(self) -> int:
         return self.total.moved_write
+
+    @property
+    def ptx(self) -> str:
+        """What NVIDIA's compiler makes of the cell for the virtual GPU: for `luce_edu.machine.load` and `show_ptx`.
+
+        Raises CompileError for a cell that does not compile.
+        """
+        spec = find_spec(self.attempt.against)
+        block = spec.block if self.attempt.block is None else self.attempt.block
+        _, source = _read_cell(self.attempt, spec)
+        with _tree(self.attempt.text, source) as tree:
+            return compile_ptx(SOURCE, None, [self.kernel], _defines(block), find_card(None).arch, csrc=tree)
 
     @property
     def title(self) -> str:

@@ -41,6 +41,9 @@ def place(launch, ins: int) -> str:
     if statement.loc is None:
         return f" at line {statement.line} of the PTX ({'.'.join((statement.opcode, *statement.modifiers))})"
     chain, loc = [], statement.loc
+    if loc.line == 0:  # such as a load that was moved out of its loop
+        name = ".".join((statement.opcode, *statement.modifiers))
+        return f" at {loc.file}, where the compiler names no line ({name})"
     while loc is not None:
         if f"{loc.file}:{loc.line}" not in chain:
             chain.append(f"{loc.file}:{loc.line}")
