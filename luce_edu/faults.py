@@ -456,7 +456,7 @@ SMALL_PREFILL_FAULTS = (
     _in_prompts("beta 0.01 % too small", "delta_rule_chunk.cuh", "beta[i] = sigmoid(", "beta[i] = 0.9999f * sigmoid("),
     _in_prompts(
         "TF32 cut off in place of rounded", "tensor_core.cuh",
-        "(bits + 0x1000u) & 0xffffe000u", "bits & 0xffffe000u",
+        'asm("cvt.rna.tf32.f32 %0, %1;"', 'asm("and.b32 %0, %1, 0xffffe000;"',
     ),
     _in_prompts(
         "corrections rounded to bf16", "delta_rule_chunk.cuh",

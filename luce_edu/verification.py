@@ -4,7 +4,7 @@ The measure is ||x - reference|| / ||reference||. The yardstick is what bf16 its
 model in plain bf16 PyTorch. A stage passes when, for the logits, for every layer's output and for every state, its
 error is at most LIMIT times the yardstick's; when its choice of the next token is the largest of its own logits, and
 equals the reference's wherever the reference prefers one by more than that error can undo; and when a second run gives
-the same bits.
+the same bits. On the virtual GPU a token, and a prompt, of a small model is watched for races too.
 
 A stage made of kernels computes in fp32, so it must pass the same by a second yardstick too, a thousand times shorter:
 what fp32 itself costs, with the roundings that the stage states (luce_edu/exactness.py).
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from luce_edu.errors import KernelError
 from luce_edu.exactness import BF16_BITS, FP32_LIMIT, PromptListener, excess, stated_run
 from luce_edu.reference.model import forward
 from luce_edu.state import DecodeState
@@ -35,6 +36,9 @@ ODD_PREFILL = {"prompts": (3, 65, 600), "steps": 12}
 ODD_BLOCKS = 3
 # Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, ending inside one.
 PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
+# Watching for races takes up to ten times as long as a token does: one token, or one prompt of at most so many tokens,
+# of a model with at most so many bytes of weights.
+WATCHED, MOST_WATCHED = 130, 64 * 2**20
 DECODED = 64  # tokens that a stage decodes after each
 
 
@@ -403,6 +407,7 @@ def verify(
         )
         if not row.repeats:
             row.problems.append("a second run gave other bits")
+        row.problems += _races(dec, seed, lambda dec=dec: _step_again(dec, tokens))
         rows.append(row)
         before = trace
     return Report(model.name, device, steps, seed, rows)
@@ -504,6 +509,7 @@ def verify_prefill(
     torch_device = make(stages[0]).device
     reference = _continuations(model, tokens, lengths, steps, torch.float32, torch_device, progress)
     yardstick = _continuations(model, tokens, lengths, steps, torch.bfloat16, torch_device, progress)
+    watched = max([length for length in lengths if length <= WATCHED], default=0)
     rows = []
     for stage in stages:
         dec = make(stage)
@@ -533,6 +539,8 @@ def verify_prefill(
                 )  # fmt: skip
                 if not row.repeats:
                     row.problems.append("a second reading gave other bits")
+                if length == watched and len(parts) == 1:
+                    row.problems += _races(dec, seed, lambda dec=dec, parts=parts: _read_in(dec, tokens, parts))
                 rows.append(row)
     return PromptReport(model.name, device, steps, seed, rows)
 
@@ -603,6 +611,33 @@ def _second_run(dec, tokens, seed, progress) -> Trace:
     """Run again; on the virtual GPU with its warps in an order that the seed decides."""
     with _hostile_order(dec, seed):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
+
+
+def _step_again(dec, tokens) -> None:
+    """The last token once more."""
+    dec.state.position -= 1
+    dec.poison()
+    dec.step(tokens[-1])
+
+
+def _races(dec, seed: int, run: Callable[[], None]) -> list[str]:
+    """On the virtual GPU, what `run` does to a place in memory that nothing orders, as a problem.
+
+    Lanes of a warp run together there, so a missing __syncwarp shows in no number.
+    """
+    if not hasattr(dec.backend, "races") or dec.activations != torch.float32:
+        return []
+    if sum(weight.nbytes for _, weight in dec.weights.named_tensors()) > MOST_WATCHED:
+        return []
+    usual, dec.backend.races = dec.backend.races, True
+    try:
+        with _hostile_order(dec, seed):
+            run()
+    except KernelError as error:
+        return [f"watched for races: {error}"]
+    finally:
+        dec.backend.races = usual
+    return []
 
 
 @contextmanager

@@ -207,10 +207,12 @@ WRONG_STEPS = {
         RIGHT.replace(REPLAY, "        self.enqueue(self.token, self.position)\n"), "launched 2 kernels one by one"),
     "replayed twice": (RIGHT.replace(REPLAY, REPLAY + REPLAY), "replayed 2 graphs"),
     "numbers in place of tensors": (
-        RIGHT.replace("(torch.zeros(1, dtype=torch.int32) for _ in range(2))", "0, 0"), "must be a tensor of one int32, got 0"),
+        RIGHT.replace("(torch.zeros(1, dtype=torch.int32) for _ in range(2))", "0, 0"),
+        "must be a tensor of one int32, got 0"),
     "64 bits": (RIGHT.replace("torch.int32", "torch.int64"), "must be int32"),
     "floats": (RIGHT.replace(", dtype=torch.int32", ""), "must be int32"),
-    "a token beyond the table": (RIGHT.replace("fill_(token)", "fill_(token + 10**6)"), "reads 4 bytes at .*: out of bounds"),
+    "a token beyond the table": (RIGHT.replace("fill_(token)", "fill_(token + 10**6)"),
+        "reads 4 bytes at .*: out of bounds"),
     "nothing is returned": (RIGHT.replace("        return self.out\n", ""), "expected what stands in out, got None"),
     "NaN": (RIGHT.replace("return self.out", "return self.out * torch.nan"), "out is nan"),
 }  # fmt: skip

@@ -310,7 +310,7 @@ def found_in(row, task):
         "easy data": row["data"] in ("zeros", "ones"),
         "no spread": row["rounds"] < 5 or row["reports"] in ("best", "mean"),
         "short window": row["window_s"] is not None and row["window_s"] < 2,
-        "no provenance": row["gpu"] in (None, "emulator"),
+        "no provenance": row["gpu"] in (None, "virtual GPU"),
     }
 
 
@@ -337,7 +337,7 @@ def by_what_is_allowed(row, task):
         return "no spread"
     if not (row["window_s"] or 2) >= 2:
         return "short window"
-    return None if row["gpu"] and row["gpu"] != "emulator" else "no provenance"
+    return None if row["gpu"] and row["gpu"] != "virtual GPU" else "no provenance"
 
 
 WRONG_SLIPS = {
@@ -385,7 +385,7 @@ WRONG_SLIPS = {
         "may be compared|it is another"),
     "a second is a window": (
         lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 2) < 1), "nothing wrong"),
-    "the emulator is a GPU": (
+    "the virtual GPU is a GPU": (
         lambda row, task: named(row, task, no_provenance=lambda r: r["gpu"] is None), "nothing wrong"),
     "whether, and not which": (lambda row, task: named(row, task) is not None, "expected None or one of"),
     "another name": (lambda row, task: named(row, task) and "cache", "expected None or one of"),
@@ -407,7 +407,7 @@ def matched(row, task):
             return "unchecked"
         case {"clock": "host", "waits": False}:
             return "not waited for"
-        case {"gpu": None | "emulator"}:
+        case {"gpu": None | "virtual GPU"}:
             return "no provenance"
         case {"data": "zeros" | "ones"}:
             return "easy data"

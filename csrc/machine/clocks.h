@@ -89,6 +89,8 @@ struct View : Counted {
 
 // What both know. One of the two where it knows all that the other does. Null knows nothing.
 Ref<View> join(const Ref<View>& a, const Ref<View>& b);
+// The same in place, for a view that nobody else has.
+void join_into(Ref<View>& a, const Ref<View>& b);
 
 // What a thread or a copy knows when it accesses memory.
 struct Clock {

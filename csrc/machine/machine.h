@@ -6,7 +6,9 @@
 //   vectors.h      lanes as vectors             alu_*.cpp     arithmetic, conversions, comparisons, moves
 //   memory.cpp     loads, stores, atomics       control.cpp   branches, barriers, votes, shuffles, calls
 //   matrix.cpp     mma, ldmatrix                scheduler.cpp blocks on OS threads, residency, deadlock
-//   hostile.cpp    late and stale memory        races.cpp     happens-before
+//   clocks.cpp     what each thread knows       timeline.cpp  who has synchronised with whom
+//   words.cpp      what happened to each word   watchers.cpp  who tells these of every access
+//   hostile.cpp    late and stale memory        races.cpp     what nothing orders
 //   text.cpp       printf and assert            interface.cpp what Python calls
 #pragma once
 

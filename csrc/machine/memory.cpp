@@ -533,9 +533,9 @@ void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 }
 
 // A kernel's parameter: the same for all threads.
-template <int bytes, int count>
+template <Form form, int bytes, int count>
 void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
-    if (p->a >= 0) {
+    if (form != Form::fixed && p->a >= 0) {
         if (!load_any<bytes, count>(w, p, r, m, param, Form::wide)) return;
         NEXT_AFTER(1);
     }
@@ -554,7 +554,7 @@ void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 #define STORE(space, name, form, bits, count, text) \
     {"st." name text, store<space, form, bits / 8, count>, store_slowly<space, form, bits / 8, count>}
 #define PARAMETER(space, name, form, bits, count, text) \
-    {"ld." name text, load_parameter<bits / 8, count>}
+    {"ld." name text, load_parameter<form, bits / 8, count>}
 
 REGISTER(memory_loads,
     WIDTHS(LOAD, global, "global", Form::wide), WIDTHS(LOAD, global, "global.k", Form::fixed),
@@ -564,7 +564,7 @@ REGISTER(memory_loads,
     WIDTHS(LOAD, local, "local.k", Form::fixed),
     WIDTHS(LOAD, generic, "gen", Form::wide), WIDTHS(LOAD, generic, "gen.k", Form::fixed),
     WIDTHS(LOAD, global, "const", Form::wide), WIDTHS(LOAD, global, "const.k", Form::fixed),  // tensors, read only
-    WIDTHS(PARAMETER, param, "param", Form::fixed), WIDTHS(LOAD, param, "param.k", Form::fixed),
+    WIDTHS(PARAMETER, param, "param", Form::wide), WIDTHS(PARAMETER, param, "param.k", Form::fixed),
     WIDTHS(LOAD, param, "param.a32", Form::narrow));
 REGISTER(memory_stores,
     WIDTHS(STORE, global, "global", Form::wide), WIDTHS(STORE, global, "global.k", Form::fixed),

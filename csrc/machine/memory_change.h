@@ -54,10 +54,20 @@ inline uint64_t add_f64(uint64_t old, uint64_t b, uint64_t) {
     const double sum = value<double>(old) + value<double>(b);
     return sum != sum ? 0x7fffffffffffffffull : bits(sum);  // our NaN of f64: one pattern on every machine
 }
-// A float has more than twice the bits of a half, so rounding twice gives what rounding once would.
+// A float has more than twice the bits of a half, so rounding twice gives what rounding once would. In integers, as not
+// every compiler has the half as a type: g++ 12 for aarch64 has none.
+inline float from_f16(uint64_t half) {
+    const uint64_t moved = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
+    if (moved >= 0x0f800000) return value<float>(moved | 0x7f800000 | sign);
+    return value<float>(bits(value<float>(moved) * 0x1p112f) | sign);
+}
 inline uint64_t add_f16(uint64_t old, uint64_t b, uint64_t) {
-    const float sum = static_cast<float>(value<_Float16>(old)) + static_cast<float>(value<_Float16>(b));
-    return sum != sum ? 0x7fff : bits(static_cast<_Float16>(sum));
+    const float sum = from_f16(old) + from_f16(b);
+    if (sum != sum) return 0x7fff;
+    const uint64_t sign = bits(sum) >> 16 & 0x8000, wide = bits(sum) & 0x7fffffff;
+    if (wide >= 0x47800000) return sign | 0x7c00;
+    if (wide < 0x38800000) return sign | static_cast<uint64_t>(value<float>(wide) * 0x1p24f);  // a denormal sum is exact
+    return sign | (wide - 0x38000000 + 0xfff + (wide >> 13 & 1)) >> 13;
 }
 inline uint64_t add_bf16(uint64_t old, uint64_t b, uint64_t) {
     const float sum = value<float>((old & 0xffff) << 16) + value<float>((b & 0xffff) << 16);

@@ -494,16 +494,21 @@ public:
         return *threads;
     }
 
+    // The caller works as well, and waits at the end only for those that have begun: a short launch is over before a
+    // sleeper has woken up.
     void run(uint32_t count, const std::function<void(uint32_t)>& work) {
         work_ = &work;
-        left_.store(count - 1);
         for (uint32_t i = 1; i < count; ++i) {
-            wanted_[i]->store(++serial_, std::memory_order_release);
-            wanted_[i]->notify_one();
+            states_[i]->store(posted, std::memory_order_release);
+            states_[i]->notify_one();
         }
         work(0);
-        for (uint32_t spins = 0; left_.load(std::memory_order_acquire); ++spins)
-            if (spins > 2000) sched_yield();
+        for (uint32_t i = 1; i < count; ++i) {
+            uint32_t expected = posted;
+            if (states_[i]->compare_exchange_strong(expected, idle, std::memory_order_acq_rel)) continue;
+            for (uint32_t spins = 0; states_[i]->load(std::memory_order_acquire) == working; ++spins)
+                if (spins > 2000) sched_yield();
+        }
     }
 
     BlockPool& pool(uint32_t i) { return *pools_[i]; }
@@ -511,28 +516,30 @@ public:
 private:
     Threads() : process_(getpid()) { grow(1); }
 
+    enum : uint32_t { idle, posted, working };
+
     void grow(uint32_t count) {
         while (pools_.size() < count) {
             const auto i = static_cast<uint32_t>(pools_.size());
             pools_.push_back(std::make_unique<BlockPool>());
-            wanted_.push_back(std::make_unique<std::atomic<uint64_t>>(0));
+            states_.push_back(std::make_unique<std::atomic<uint32_t>>(idle));
             if (i == 0) continue;
-            std::thread([this, i, wanted = wanted_[i].get()] {
+            std::thread([this, i, state = states_[i].get()] {
                 sigset_t all;
                 sigfillset(&all);
                 pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are for the threads of Python
-                uint64_t done = 0;
                 for (;;) {
-                    for (int spins = 0; wanted->load(std::memory_order_acquire) == done && spins < 4000; ++spins)
+                    for (int spins = 0; state->load(std::memory_order_relaxed) == idle && spins < 1000; ++spins)
 #if defined(__x86_64__)
                         __builtin_ia32_pause();
 #else
                         ;
 #endif
-                    wanted->wait(done, std::memory_order_acquire);
-                    done = wanted->load(std::memory_order_acquire);
+                    state->wait(idle, std::memory_order_acquire);
+                    uint32_t expected = posted;
+                    if (!state->compare_exchange_strong(expected, working, std::memory_order_acq_rel)) continue;
                     (*work_)(i);
-                    left_.fetch_sub(1, std::memory_order_release);
+                    state->store(idle, std::memory_order_release);
                 }
             }).detach();
         }
@@ -540,10 +547,8 @@ private:
 
     pid_t process_;
     std::vector<std::unique_ptr<BlockPool>> pools_;
-    std::vector<std::unique_ptr<std::atomic<uint64_t>>> wanted_;
+    std::vector<std::unique_ptr<std::atomic<uint32_t>>> states_;
     const std::function<void(uint32_t)>* work_ = nullptr;
-    std::atomic<uint32_t> left_ = 0;
-    uint64_t serial_ = 0;
 };
 
 uint64_t launch_serial = 0;

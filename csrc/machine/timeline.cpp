@@ -109,8 +109,10 @@ void Timeline::barrier_opens(const Block* block, unsigned id) {
     const std::vector<uint32_t> waiting = std::move(meeting.waiting);
     const uint32_t next = meeting.top + 1;
     const Ref<View> view = meeting.close();
+    const Ref<Part>* own = view->find(timed.number);
     for (uint32_t place : waiting) {
-        timed.threads[place].set_base(view);
+        timed.threads[place].base = view;
+        timed.threads[place].own = *own;
         timed.threads[place].epoch = next;  // the same for all, so that reads of a warp are remembered together
     }
 }
@@ -218,14 +220,19 @@ Ref<Release> Timeline::release(Thread& thread, Scope scope) {
 
 void Timeline::observe(Thread& thread, const How& how, Write& write) {
     if (!write.strong || !together(write.scope, write.who, how.scope, thread.who)) return;
-    if (write.releases) {
+    if (write.releases && !(write.releases == thread.acquired)) {
         bool left = false;
+        Ref<View> all;
         for (const auto& release : write.releases->all) {
             if (knows(thread, release->point.who, release->point.epoch)) continue;
-            if (how.acquires && together(release->scope, release->point.who, how.scope, thread.who)) acquire(thread, *release);
-            else left = true;
+            if (how.acquires && together(release->scope, release->point.who, how.scope, thread.who)) {
+                if (!all) all = Ref<View>(thread.base ? new View(*thread.base) : new View);
+                join_into(all, release->view());
+            } else left = true;
         }
-        if (left && (thread.seen.empty() || !(thread.seen.back() == write.releases))) thread.seen.push_back(write.releases);
+        if (all) thread.set_base(all);
+        if (!left) thread.acquired = write.releases;
+        else if (thread.seen.empty() || !(thread.seen.back() == write.releases)) thread.seen.push_back(write.releases);
     }
     if (knows(thread, write)) return;
     if (!write.seen) write.seen = std::make_unique<std::vector<Point>>();

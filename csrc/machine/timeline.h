@@ -29,6 +29,7 @@ struct Copies {
 struct Thread : Clock {
     std::vector<Ref<Release>> fences;    // the last of each scope: strong writes behind it publish it
     std::vector<Ref<Releases>> seen;     // by strong reads: a fence behind them acquires it
+    Ref<Releases> acquired;              // the last of which the thread knows everything
     std::unique_ptr<Copies> copies_of[2];  // cp.async, bulk groups
 };
 

@@ -30,12 +30,9 @@ class Counters:
 
     @cached_property
     def traffic(self) -> dict[str, Traffic]:
-        each = {
-            name: Traffic(*(int(row[field]) for field in Traffic.__dataclass_fields__))
-            for name, row in zip(self._names, self._traffic, strict=True)
-            if row["asked_read"] or row["asked_write"]
-        }
-        return each
+        touched = np.flatnonzero(self._traffic["asked_read"] | self._traffic["asked_write"])
+        # In the order of Traffic's fields, which are the first of a row's.
+        return {self._names[i]: Traffic(*self._traffic[i].item()[:6]) for i in touched.tolist()}
 
     @cached_property
     def gaps(self) -> dict[str, tuple[int, int]]:

@@ -32,7 +32,8 @@ _SITE = np.dtype([(name, "u8") for name in ("times", "lanes", "bytes", "sectors"
 _TRAFFIC = np.dtype([
     (name, "u8")
     for name in (
-        "asked_read", "asked_write", "moved_read", "moved_write", "distinct_read", "distinct_write", "gap_begin", "gap_end"
+        "asked_read", "asked_write", "moved_read", "moved_write", "distinct_read", "distinct_write", "gap_begin",
+        "gap_end",
     )
 ])  # fmt: skip
 
@@ -185,7 +186,8 @@ class Prepared:
 
     grid, block, cluster  an int or a tuple of up to three: blocks, threads a block, blocks a cluster
     smem         bytes of dynamic shared memory
-    args         in the order of the kernel's parameters: contiguous tensors on the CPU (as pointers), ints, floats, bools
+    args         in the order of the kernel's parameters: contiguous tensors on the CPU (as pointers), ints,
+                 floats, bools
     tensors      by name, what else it may touch, through pointers in memory
     dependent    with a seed, it may start while the launch before it still runs
     strict       refuse a barrier of the block that one of its threads misses because it has ended, or meets elsewhere
@@ -204,13 +206,16 @@ class Prepared:
         self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
         program = kernel.program
         needs = program.needs
-        cluster = triple(kernel.name, "cluster", cluster if cluster is not None else needs.get("reqnctapercluster") or 1)
+        if cluster is None:
+            cluster = needs.get("reqnctapercluster") or 1
+        cluster = triple(kernel.name, "cluster", cluster)
         kernel.check(self.grid, self.block, smem, cluster if math.prod(cluster) > 1 else None)
         if resident is None:
             resident = kernel.resident_blocks(self.block, smem, registers=None if cooperative else 0)
         if cooperative and (blocks := math.prod(self.grid)) > resident:
             raise LaunchError(
-                f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at once"
+                f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at "
+                "once"
             )
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)

@@ -124,7 +124,7 @@ class Steps:
         return places
 
     def _value(self, name: str, slot: int, moment: int, written: bool = False) -> np.ndarray | None:
-        """What a register holds in each lane before the core's instruction `moment`; None where it has no place then."""
+        """What a register holds in each lane before the core's instruction `moment`; None where it has no place."""
         for kind, offset, first, last in self._places.get(name, ()):
             if not first <= slot <= last:
                 continue
@@ -139,9 +139,10 @@ class Steps:
 
     def _touched(self, statement: ptx.Instruction, slot: int, moment: int) -> list[tuple[int, str, int]]:
         address = next((o for o in statement.operands if isinstance(o, ptx.Address)), None)
-        if address is None or not isinstance(address.base, ptx.Reg) or statement.opcode not in ("ld", "st", "atom", "red"):
+        register = getattr(address, "base", None)
+        if statement.opcode not in ("ld", "st", "atom", "red") or not isinstance(register, ptx.Reg):
             return []
-        base = self._value(address.base.name, slot, moment)
+        base = self._value(register.name, slot, moment)
         if base is None:
             return []
         size = next((int(m[1:]) // 8 for m in reversed(statement.modifiers) if m[1:].isdigit() and m[0] in "bufs"), 4)
@@ -218,16 +219,19 @@ class Steps:
         shown = widgets.HTML(self.page(0) if len(self) else "")
         starts = self.lines()
         moves = {
-            "◀ line": lambda n: max((s for s in starts if s < n), default=0), "◀": lambda n: n - 1, "▶": lambda n: n + 1,
+            "◀ line": lambda n: max((s for s in starts if s < n), default=0),
+            "◀": lambda n: n - 1,
+            "▶": lambda n: n + 1,
             "line ▶": lambda n: min((s for s in starts if s > n), default=len(self) - 1),
-        }  # fmt: skip
+        }
         buttons = []
         for label, move in moves.items():
             button = widgets.Button(description=label, layout=widgets.Layout(width="5em"))
             button.on_click(lambda _, move=move: setattr(slider, "value", min(max(move(slider.value), 0), slider.max)))
             buttons.append(button)
         slider.observe(lambda change: setattr(shown, "value", self.page(change["new"])), "value")
-        return widgets.VBox([widgets.HTML(f"<p>{html.escape(self.title)}</p>"), widgets.HBox([*buttons, slider]), shown])
+        title = widgets.HTML(f"<p>{html.escape(self.title)}</p>")
+        return widgets.VBox([title, widgets.HBox([*buttons, slider]), shown])
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display

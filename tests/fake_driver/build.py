@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from luce_edu.backends.host import find_compiler
+from luce_edu.machine.core import find_compiler
 
 
 def build(folder: Path) -> None:

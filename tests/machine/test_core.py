@@ -29,18 +29,42 @@ def tree(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def files(tree: Path) -> list[str]:
-    return [path.name for path in (tree / "cache" / "machine").rglob("*") if path.is_file()]
+@pytest.fixture
+def compiled(monkeypatch) -> list[str]:
+    """The names of the files that are compiled from here on."""
+    names, compile_ = [], core._compile
+
+    def counted(compiler, arguments):
+        names.extend(Path(argument).name for argument in arguments if argument.endswith(".cpp"))
+        compile_(compiler, arguments)
+
+    monkeypatch.setattr(core, "_compile", counted)
+    return names
 
 
-def test_an_edited_source_is_built_again_and_the_first_form_is_still_there(tree):
+def kept(tree: Path, suffix: str) -> list[Path]:
+    """What is in the cache; nothing else is left there."""
+    entries = [path for path in (tree / "cache" / "machine").rglob("*")]
+    assert all(path.suffix in (".o", ".so") for path in entries), entries
+    return [path for path in entries if path.suffix == suffix]
+
+
+def test_an_edited_source_alone_is_compiled_and_the_first_form_is_still_there(tree, compiled):
     first = core.build()
-    header = tree / "csrc" / "machine" / "two.h"
-    header.write_text("#define TWO 3\n")
+    assert sorted(compiled) == ["one.cpp", "two.cpp"]
+    source = tree / "csrc" / "machine" / "one.cpp"
+    source.write_text(SMALL["one.cpp"].replace("1", "11"))
     assert core.build() != first
-    header.write_text(SMALL["two.h"])
-    assert core.build() == first
-    assert files(tree) == ["core.so", "core.so"]
+    assert compiled[2:] == ["one.cpp"]
+    source.write_text(SMALL["one.cpp"])
+    assert core.build() == first and len(compiled) == 3
+    assert len(kept(tree, ".so")) == 2
+
+
+def test_an_edited_header_is_compiled_into_every_source(tree, compiled):
+    first = core.build()
+    (tree / "csrc" / "machine" / "two.h").write_text("#define TWO 3\n")
+    assert core.build() != first and len(compiled) == 4
 
 
 def test_another_compiler_has_a_library_of_its_own(tree, monkeypatch):
@@ -50,14 +74,16 @@ def test_another_compiler_has_a_library_of_its_own(tree, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_library_is_built_again(tree, damage):
+def test_what_is_damaged_is_made_again(tree, compiled, damage):
     library = core.build()
-    content = library.read_bytes()
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 0xFF
-    library.write_bytes({"truncated": content[: len(content) // 2], "flipped": bytes(flipped), "empty": b""}[damage])
+    content, objects = library.read_bytes(), kept(tree, ".o")
+    for path in (library, objects[0]):
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 0xFF
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "flipped": bytes(flipped), "empty": b""}[damage])
     assert core.build() == library
-    assert library.read_bytes() == content
+    assert library.read_bytes() == content and len(compiled) == 3
 
 
 def test_two_processes_build_at_once_and_a_third_finds_it(tree):
@@ -68,7 +94,7 @@ def test_two_processes_build_at_once_and_a_third_finds_it(tree):
     for process in pair:
         process.join()
     assert [process.exitcode for process in pair] == [0, 0]
-    assert files(tree) == ["core.so"]
+    assert len(kept(tree, ".so")) == 1
     started = time.monotonic()
     core.build()
     assert time.monotonic() - started < 0.3
@@ -112,11 +138,11 @@ def test_a_compiler_that_refuses_shows_its_log_with_paths_inside_csrc(tree):
         core.build()
     assert "machine/one.cpp:1" in error.value.log and "mistake" in error.value.log
     assert str(tree) not in error.value.log
-    assert files(tree) == []
+    assert not kept(tree, ".so")
 
 
 def test_a_compiler_that_writes_nothing_is_named(tree, monkeypatch):
     monkeypatch.setenv("CXX", "true")
     with pytest.raises(CompileError, match="wrote no library"):
         core.build()
-    assert files(tree) == []
+    assert not kept(tree, ".so") and not kept(tree, ".o")

@@ -131,6 +131,7 @@ def test_misaligned_access_to_shared_memory_is_named(where):
 @pytest.mark.parametrize("seed", ORDERS)
 def test_uninitialised_shared_memory_is_named(seed):
     says(report("uninitialised", 2, 64, [torch.zeros(64)], seed=seed), at("uninitialised"), 26)
+    says(report("uninitialised", 2, 64, [torch.zeros(64)], seed=seed, races=True), at("uninitialised"), 26)
     said = report("uninitialised_dynamic", 2, 64, [torch.zeros(64)], smem=256, seed=seed)
     says(said, at("uninitialised dynamic"), 26)
 
