@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one tensor that a launch read and wrote, counted three ways (csrc/host/traffic.h).
+    """Bytes of one tensor that a launch read and wrote, counted three ways by the virtual GPU.
 
     asked     what the threads asked for, added up
     moved     32 bytes for each sector that a warp's access touches: what has to reach the multiprocessors when nothing

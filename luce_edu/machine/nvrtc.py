@@ -24,7 +24,7 @@ from luce_edu.errors import CompileError
 PACKAGES = (
     "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"
 )  # fmt: skip
-ELSEWHERE = ("host/", "machine/")  # folders of csrc/ that a C++ compiler alone reads
+ELSEWHERE = "machine/"  # the folder of csrc/ that a C++ compiler alone reads
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^">\n]+)[">]', re.MULTILINE)
 _FILE = re.compile(r'^([ \t]*\.file[ \t]+\d+[ \t]+)"([^"\n]*)"', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")

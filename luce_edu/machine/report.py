@@ -36,6 +36,10 @@ def words(report, launches: Sequence) -> str:
 def place(launch, ins: int) -> str:
     """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
     statement = launch.kernel.program.statement(ins)
+    if statement and statement.loc and statement.loc.line == 0:
+        # The compiler has moved it and no longer knows whence; what stands before it is near.
+        before = (launch.kernel.program.statement(i) for i in range(ins, -1, -1))
+        statement = next((s for s in before if s and s.loc and s.loc.line), statement)
     if statement is None:
         return ""
     if statement.loc is None:

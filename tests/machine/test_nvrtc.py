@@ -33,12 +33,11 @@ def tree(tmp_path, monkeypatch):
     """A csrc/ of its own, and an empty cache."""
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
     csrc = tmp_path / "csrc"
-    for folder in (csrc, csrc / "host", csrc / "machine"):
+    for folder in (csrc, csrc / "machine"):
         folder.mkdir()
     (csrc / "kernel.cu").write_text(KERNEL)
     (csrc / "twice.cuh").write_text(HEADER)
     (csrc / "other.cuh").write_text("// not included\n")
-    (csrc / "host" / "emulator.h").write_text("")
     (csrc / "machine" / "machine.h").write_text("")
     return csrc
 
@@ -197,9 +196,9 @@ def test_text_defines_architecture_and_kind_decide_the_entry(tree, compiled):
 
 
 def test_what_the_source_does_not_include_decides_nothing(tree, compiled):
-    (tree / "kernel.cu").write_text(f'#ifdef LUCE_HOST\n#include "host/emulator.h"\n#endif\n{KERNEL}')
+    (tree / "kernel.cu").write_text(f'#ifdef CORE\n#include "machine/machine.h"\n#endif\n{KERNEL}')
     ptx(tree)
-    for other in ("other.cuh", "host/emulator.h", "machine/machine.h"):
+    for other in ("other.cuh", "machine/machine.h"):
         (tree / other).write_text("// changed\n")
     ptx(tree)
     assert len(compiled) == 1
