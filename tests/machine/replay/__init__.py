@@ -6,10 +6,11 @@ import ctypes
 import struct
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu.machine import kernels
-from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations
+from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Tensor, core, operations
 
 _MAGIC = 0x2179616C70657221
 _INSTRUCTION = 32  # bytes of each struct that core.py does not declare
@@ -45,19 +46,50 @@ class Image:
         return at
 
 
+@dataclass(frozen=True)
+class Recording:
+    """Runs of launches, and what this process got.
+
+    image     for the driver
+    orders    where each run's OrderText is in it
+    expected  (number of the run, one of MEMORY, COUNTERS, REPORT; offset in the image; bytes)
+    """
+
+    image: bytes
+    orders: tuple[int, ...]
+    expected: tuple[tuple[int, str, int, bytes], ...]
+
+    def ordered(self, **order: int) -> bytes:
+        """The image with these fields of OrderText in every run in place of its own."""
+        image = bytearray(self.image)
+        for at in self.orders:
+            text = OrderText.from_buffer(image, at)
+            for name, value in order.items():
+                setattr(text, name, value)
+        return bytes(image)
+
+    def differences(self, output: bytes, what: Sequence[str] = (MEMORY, COUNTERS, REPORT)) -> list[str]:
+        """Where a replay's output is not what this process got."""
+        return [
+            f"run {run}, {kind} at {at}: {len(content)} bytes"
+            for run, kind, at, content in self.expected
+            if kind in what and output[at : at + len(content)] != content
+        ]
+
+
 class Recorder:
     """Stands between Python and the core, in place of `kernels.core()`, and records what passes.
 
-    expected    what this process got: (number of the run, one of MEMORY, COUNTERS, REPORT; offset in the image; bytes)
+    order    fields of OrderText that every run gets in place of its own
     """
 
-    def __init__(self):
-        self._core, self._image = core(), Image()
+    def __init__(self, **order: int):
+        self._core, self._image, self._order = core(), Image(), order
         self._programs: list[ProgramText] = []
         self._numbers: dict[int, int] = {}  # of the program with this handle
         self._runs: list[bytes] = []
         self._orders: list[int] = []
-        self.expected: list[tuple[int, str, int, bytes]] = []
+        self._expected: list[tuple[int, str, int, bytes]] = []
 
     def __enter__(self) -> Recorder:
         kernels.core = lambda: self
@@ -85,6 +117,8 @@ class Recorder:
     def luce_run(self, texts, count: int, order, report) -> None:
         ranges = {(tensor.begin, tensor.end) for text in texts for tensor in _tensors(text)}
         before = {(begin, end): _bytes_at(begin, end - begin) for begin, end in sorted(ranges)}
+        for name, value in self._order.items():
+            setattr(order._obj, name, value)
         self._core.luce_run(texts, count, order, report)
         image, written, launches = self._image, set(), []
         for text in texts:
@@ -120,33 +154,18 @@ class Recorder:
 
     def _expect(self, what: str, content: bytes) -> int:
         at = self._image.room(len(content))
-        self.expected.append((len(self._runs), what, at, content))
+        self._expected.append((len(self._runs), what, at, content))
         return at
 
-    def image(self, **order: int) -> bytes:
-        """The image of what was recorded; `order`: fields of OrderText that every run has instead of its own."""
-        names = b"".join(name.encode() + b"\0" for name in operations())
-        image = Image()
-        image.content += self._image.content[64:]
+    def recording(self) -> Recording:
+        """What was recorded; the recorder is of no use afterwards."""
+        names, image = b"".join(name.encode() + b"\0" for name in operations()), self._image
         parts = (
             image.add(names), len(operations()), image.add_array(self._programs), len(self._programs),
             image.add_array(self._runs), len(self._runs),
         )  # fmt: skip
         struct.pack_into("<7Q", image.content, 0, _MAGIC, *parts)
-        for at in self._orders:
-            text = OrderText.from_buffer(image.content, at)
-            for name, value in order.items():
-                setattr(text, name, value)
-            del text  # it holds the buffer, which could not grow
-        return bytes(image.content)
-
-    def differences(self, output: bytes, what: Sequence[str] = (MEMORY, COUNTERS, REPORT)) -> list[str]:
-        """Where a replay's output is not what this process got."""
-        return [
-            f"run {run}, {kind} at {at}: {len(content)} bytes"
-            for run, kind, at, content in self.expected
-            if kind in what and output[at : at + len(content)] != content
-        ]
+        return Recording(bytes(image.content), tuple(self._orders), tuple(self._expected))
 
 
 def replayed(command: Sequence[str], image: bytes, folder: Path) -> bytes:
@@ -166,6 +185,3 @@ def _tensors(text: LaunchText) -> list[Tensor]:
 
 def _bytes_at(address: int | None, size: int) -> bytes:
     return ctypes.string_at(address, size) if size else b""
-
-
-assert ctypes.sizeof(Report) % 8 == 0
