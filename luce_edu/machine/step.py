@@ -242,8 +242,8 @@ class Steps:
             display(HTML(self._repr_html_()))
             return
         # Where a notebook is only read, the table stands in the widget's place.
-        data = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        display(data | (view._repr_mimebundle_() or {}), raw=True)
+        table = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        display((view._repr_mimebundle_() or {}) | table, raw=True)
 
 
 def _short(s: Step) -> str:
