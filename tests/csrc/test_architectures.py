@@ -5,6 +5,7 @@ The sources have three ways through #if: Turing multiplies by shuffles (compute_
 """
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -84,6 +85,14 @@ def test_orders_threads_and_cards_of_an_architecture_give_the_same_bits(stage, m
     first = bits(stage, model, card=card("RTX 3090"))
     for name, options in OTHERS.items():
         assert same(bits(stage, model, **{"card": card("RTX 3090")} | options), first), name
+
+
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_hostile_memory_gives_the_same_bits_and_nothing_races(stage, model):
+    first = bits(stage, model, card=card("H100"))
+    for seed in range(100 if os.environ.get("LUCE_FULL") == "1" else 3):
+        hostile = bits(stage, model, card=card("H100"), seed=seed, hostile=True, races=True)
+        assert same(hostile, first), f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(3))
