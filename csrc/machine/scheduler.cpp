@@ -354,6 +354,12 @@ uint64_t instructions_of(const Worker& worker) {
     return sum;
 }
 
+// Basic blocks after which the budget is looked at: adding up takes a while, and a small budget is over soon.
+uint64_t between_looks(const Order& order) {
+    constexpr uint64_t most = 1 << 18;
+    return order.instructions ? std::min(most, order.instructions) : most;
+}
+
 // ---- Without a seed ----
 
 // What the OS threads of one launch know of each other.
@@ -374,6 +380,7 @@ public:
         const uint64_t resident = std::max(launch->resident / size, 1u);
         capacity_ = std::max<uint64_t>(resident / threads + (me < resident % threads), 1);
         mine_ = me;
+        turn_ = static_cast<int32_t>(std::min<uint64_t>(turn_blocks, between_looks(order)));
     }
 
     void run() {
@@ -386,10 +393,10 @@ public:
                 for (Block* block : resident[i]->blocks) {
                     while (block->ready) {
                         Warp& w = block->warps[std::countr_zero(block->ready)];
-                        if (take_turn(&w, turn_blocks, nullptr) == Turn::progress) progress = true;
+                        if (take_turn(&w, turn_, nullptr) == Turn::progress) progress = true;
                         else looked = true;
-                        entered += turn_blocks - w.budget;
-                        if (entered > (1u << 20)) entered = 0, look_at_budget();
+                        entered += turn_ - w.budget;
+                        if (entered > between_looks(order_)) entered = 0, look_at_budget();
                         if (launch_->failed->load(std::memory_order_relaxed) || interrupted.load(std::memory_order_relaxed)) break;
                     }
                 }
@@ -481,6 +488,7 @@ private:
     Together& together_;
     const Order& order_;
     uint64_t clusters_, capacity_, mine_;
+    int32_t turn_;
 };
 
 // OS threads that live from launch to launch. The one that launches is one of them.
@@ -615,7 +623,7 @@ public:
             const Turn turn = act(random_.below(choices), entered);
             vain = turn == Turn::progress ? 0 : vain + 1;
             if (interrupted.load(std::memory_order_relaxed)) report_end(running_.front()->launch, Fault::interrupted);
-            if (entered > (1u << 18)) entered = 0, look_at_budget();
+            if (entered > between_looks(order_)) entered = 0, look_at_budget();
         }
         for (auto& running : running_) {  // after a report
             for (auto& cluster : running->resident) end_cluster(pool_, std::move(cluster));

@@ -25,7 +25,7 @@ from luce_edu.machine import core
 from luce_edu.stages import decoder
 
 HERE = Path(__file__).parent
-CONFORMANCE = ("conformance", "conformance_blocks", "conformance_memory", "conformance_tiles")
+CONFORMANCE = ("conformance", "conformance_blocks", "conformance_fuzz", "conformance_memory", "conformance_tiles")
 CARDS = ("T4", "H100")  # compute_75 and compute_90a, whose code differs most
 
 # Optimised less than the core itself, which builds in half the time and must not change a bit. Each instruction calls
