@@ -224,7 +224,10 @@ EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* o
         for (int k = 0; k < 3; ++k)
             launch->grid[k] = text.grid[k], launch->block[k] = text.block[k], launch->cluster[k] = text.cluster[k];
         launch->dynamic_shared_bytes = text.dynamic_shared_bytes;
-        launch->shared_bytes = (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes;
+        // Dynamic memory begins at a multiple of 16; without any, the last static byte is the last.
+        launch->shared_bytes = text.dynamic_shared_bytes
+                                   ? (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes
+                                   : text.program->shared_bytes;
         launch->tensors = text.tensors;
         launch->tensors_count = text.tensors_count;
         launch->sm_count = text.sm_count;

@@ -91,7 +91,8 @@ def _what(report, launch) -> str:
 
 
 def _shared(launch) -> int:
-    return -(-launch.kernel.program.shared_bytes // 16) * 16 + launch.smem
+    static = launch.kernel.program.shared_bytes
+    return -(-static // 16) * 16 + launch.smem if launch.smem else static
 
 
 def _access(report, launch) -> str:
