@@ -503,8 +503,8 @@ public:
     }
 
     // The caller works as well, and waits at the end only for those that have begun: a short launch is over before a
-    // sleeper has woken up.
-    void run(uint32_t count, const std::function<void(uint32_t)>& work) {
+    // sleeper has woken up. With `all` each has work of its own, so each is waited for.
+    void run(uint32_t count, bool all, const std::function<void(uint32_t)>& work) {
         work_ = &work;
         for (uint32_t i = 1; i < count; ++i) {
             states_[i]->store(posted, std::memory_order_release);
@@ -513,8 +513,8 @@ public:
         work(0);
         for (uint32_t i = 1; i < count; ++i) {
             uint32_t expected = posted;
-            if (states_[i]->compare_exchange_strong(expected, idle, std::memory_order_acq_rel)) continue;
-            for (uint32_t spins = 0; states_[i]->load(std::memory_order_acquire) == working; ++spins)
+            if (!all && states_[i]->compare_exchange_strong(expected, idle, std::memory_order_acq_rel)) continue;
+            for (uint32_t spins = 0; states_[i]->load(std::memory_order_acquire) != idle; ++spins)
                 if (spins > 2000) sched_yield();
         }
     }
@@ -571,7 +571,7 @@ void run_parallel(Launch* launch, std::vector<std::unique_ptr<Worker>>& workers,
     together.stuck.assign(threads, false);
     together.blocks.resize(threads);
     ++launch_serial;
-    pool.run(threads, [&](uint32_t i) {
+    pool.run(threads, launch->cooperative, [&](uint32_t i) {
         pool.pool(i).serial = launch_serial;
         Runner(launch, workers[i].get(), pool.pool(i), i, threads, together, order).run();
     });
