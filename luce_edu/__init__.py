@@ -7,7 +7,12 @@
 Names load on first use, so that `import luce_edu` does not import PyTorch.
 """
 
+import os
 from importlib import import_module
+
+# PyTorch's threads on the CPU would stay awake for a while after each operation and keep the processors from the
+# virtual GPU's. OpenMP reads this once, when PyTorch is loaded; whoever has set it keeps what they have.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 
