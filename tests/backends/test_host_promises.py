@@ -137,7 +137,7 @@ def test_the_child_of_a_fork_and_two_threads_at_once_can_launch(kernel_tree):
         "        args = [torch.zeros(2, dtype=torch.int32), buffer, 4]\n"
         "        backend.launch(module['rounds'], 8, 32, 0, args, cooperative=True)\n"
         "        assert buffer[0].tolist() == [(b + 4) % 8 + 4 for b in range(8)]\n"
-        "    print('good', flush=True)\n"
+        "    print('good\\n', end='', flush=True)\n"  # in one piece, as two threads say it
         "launch()\nthreads = [threading.Thread(target=launch) for _ in range(2)]\n"
         "[thread.start() for thread in threads]\n[thread.join() for thread in threads]\n"
         "child = os.fork()\nif child == 0:\n    launch()\n    os._exit(0)\n"
