@@ -4,7 +4,7 @@
 // subnormals, Half computes in fp64 and is rounded once. A result stands where no operand does,
 // or exactly where an operand of the same width does.
 // Bits are the same on every machine: no function of libm, products and sums only as written, NaN always canonical.
-// Operands that names.md of a usual instruction does not give: a fourth source is next.a; see each file for others.
+// Sources are a, b, c, and a fourth is in next.a, next being the slot behind; each file says where it differs.
 #pragma once
 
 #include <cfenv>

@@ -123,11 +123,7 @@ REGISTER(alu_float,
     ENTRY("copysign.f32", copy_sign, float(float, float)), ENTRY("copysign.f64", copy_sign, double(double, double)),
     CLASS("finite", is_finite), CLASS("infinite", is_infinite), CLASS("number", is_number), CLASS("notanumber", is_nan),
     CLASS("normal", is_normal), CLASS("subnormal", is_subnormal),
-    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt),
-    COMPARE("ge", f_ge),
-    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu),
-    COMPARE("geu", f_geu),
-    COMPARE("num", f_num), COMPARE("nan", f_nan));
+    ALL_COMPARISONS(COMPARE));
 
 }  // namespace
 }  // namespace machine::alu

@@ -97,11 +97,7 @@ REGISTER(alu_half,
     ENTRY("abs.ftz.f16x2", in_both<magnitude_of>, Two<FtzHalf>(Two<FtzHalf>)),
     UNARY_TWICE("ex2.approx", ".f16", exp2_of, Half), UNARY_TWICE("ex2.approx.ftz", ".bf16", exp2_of, Brain),
     UNARY_TWICE("tanh.approx", ".f16", tanh_of, Half), UNARY_TWICE("tanh.approx", ".bf16", tanh_of, Brain),
-    COMPARE("eq", f_eq), COMPARE("ne", f_ne), COMPARE("lt", f_lt), COMPARE("le", f_le), COMPARE("gt", f_gt),
-    COMPARE("ge", f_ge),
-    COMPARE("equ", f_equ), COMPARE("neu", f_neu), COMPARE("ltu", f_ltu), COMPARE("leu", f_leu), COMPARE("gtu", f_gtu),
-    COMPARE("geu", f_geu),
-    COMPARE("num", f_num), COMPARE("nan", f_nan));
+    ALL_COMPARISONS(COMPARE));
 
 }  // namespace
 }  // namespace machine::alu

@@ -1,5 +1,5 @@
 // alu_int.cpp: integers, bits, predicates, moves
-// Not given by names.md: an instruction with a carry has the place of the carry predicate in imm (a sub's is its
+// Unlike the others, an instruction with a carry has the place of the carry predicate in imm (a sub's is its
 // borrow); bfi's length is next.a, or imm is position | length << 8 in bfi.*.i; the selector of prmt is c or imm;
 // unpack's second result is in b, its third in c, its fourth in next.d, and -1 where nobody wants it.
 #include "alu.h"

@@ -53,6 +53,12 @@ constexpr auto f_geu = [](auto a, auto b) { return ~(a < b); };
 constexpr auto f_num = [](auto a, auto b) { return (a == a) & (b == b); };
 constexpr auto f_nan = [](auto a, auto b) { return (a != a) | (b != b); };
 
+// All of them, each as ROW(name, function).
+#define ALL_COMPARISONS(ROW)                                                                                       \
+    ROW("eq", f_eq), ROW("ne", f_ne), ROW("lt", f_lt), ROW("le", f_le), ROW("gt", f_gt), ROW("ge", f_ge),            \
+    ROW("equ", f_equ), ROW("neu", f_neu), ROW("ltu", f_ltu), ROW("leu", f_leu), ROW("gtu", f_gtu), ROW("geu", f_geu), \
+    ROW("num", f_num), ROW("nan", f_nan)
+
 // ---- Approximate functions, of fp64 ----
 
 constexpr auto exp2_of = [](auto x) {

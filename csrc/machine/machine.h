@@ -1,7 +1,8 @@
 // machine.h: what the parts of the virtual GPU share
 // A program is PTX that luce_edu/machine/assemble.py has turned into instructions of 32 bytes, each with the address of
 // the function that runs it. A warp runs as one: 32 lanes, one register arena, a mask of active lanes. Each function
-// ends by calling the next one (a sibling call, so no stack grows); a branch goes back to the loop in scheduler.cpp.
+// ends by calling the next one (a sibling call, so no stack grows), also a branch that all its lanes take; where lanes
+// part, wait or end, the loop in scheduler.cpp has control again.
 //
 //   vectors.h      lanes as vectors             alu_*.cpp     arithmetic, conversions, comparisons, moves
 //   memory.cpp     loads, stores, atomics       control.cpp   branches, barriers, votes, shuffles, calls
@@ -190,7 +191,7 @@ struct Warp {
 // Kinds of report; their words are in luce_edu/machine/report.py.
 enum class Fault : int32_t {
     none, out_of_bounds, misaligned, uninitialised, divergent_barrier, deadlock, lost_launch, budget, trap, assertion,
-    missing_lanes, interrupted, race, read_only, bad_barrier, unsupported, stack,
+    missing_lanes, interrupted, race, read_only, bad_barrier, unsupported,
 };
 
 struct Report {
@@ -247,7 +248,6 @@ struct Worker {
     std::vector<uint32_t> last_tensor;  // by site: where the last access fell; the next is most often there too
     uint64_t barriers = 0;       // bar.sync passed by whole blocks
     uint64_t atomics = 0;
-    uint64_t stores_seen = 0;    // synchronising stores and atomics that changed something: a reason to look again
     std::string printed;
     uint64_t ticks = 0;          // what clocks show
     const Ins* looking = nullptr;  // the last look in vain

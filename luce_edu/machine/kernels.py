@@ -239,17 +239,6 @@ class Prepared:
 RUN_OPTIONS = ("seed", "hostile", "races", "instructions", "threads")
 
 
-@dataclass(frozen=True)
-class Order:
-    """How launches run; see `run`."""
-
-    seed: int | None = None
-    hostile: bool = False
-    races: bool = False
-    instructions: int = INSTRUCTIONS
-    threads: int | None = None
-
-
 def run(
     launches: Sequence[Prepared], *, seed: int | None = None, hostile: bool = False, races: bool = False,
     instructions: int = INSTRUCTIONS, threads: int | None = None,

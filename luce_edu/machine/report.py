@@ -11,7 +11,7 @@ SPACES = ("generic", "global", "shared", "local", "constant", "parameter")
 # In the order of Fault in csrc/machine/machine.h.
 FAULTS = (
     "none", "out_of_bounds", "misaligned", "uninitialised", "divergent_barrier", "deadlock", "lost_launch", "budget",
-    "trap", "assertion", "missing_lanes", "interrupted", "race", "read_only", "bad_barrier", "unsupported", "stack",
+    "trap", "assertion", "missing_lanes", "interrupted", "race", "read_only", "bad_barrier", "unsupported",
 )  # fmt: skip
 
 WAITS = {
