@@ -30,8 +30,8 @@ walkthrough: $(INSTALLED)
 	@$(BIN)/luce-edu walkthrough
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+	$(BIN)/python -m pytest tests notebooks --numprocesses logical --maxprocesses 4 --dist loadfile --nbval \
+		--nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
 browser-test: $(INSTALLED)
 	@for chromium in chromium chromium-browser google-chrome; do command -v $$chromium > /dev/null && exit 0; done; \

@@ -129,7 +129,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         s[i].y = fmaf(k, shared->delta[quad * 4 + 1], decay * s[i].y);
         s[i].z = fmaf(k, shared->delta[quad * 4 + 2], decay * s[i].z);
         s[i].w = fmaf(k, shared->delta[quad * 4 + 3], decay * s[i].w);
-        *reinterpret_cast<float4*>(S + row * value_head_dim + quad * 4) = s[i];
+        store4(S + row * value_head_dim + quad * 4, s[i]);
     }
     // </write>
 }

@@ -34,6 +34,12 @@ __device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
     return v;
 }
 
+// Four floats in one 16-byte store. NVRTC takes *reinterpret_cast<float4*>(p) = v apart into four stores where it has the
+// four values in registers of their own, and then a warp writes each sector four times.
+__device__ __forceinline__ void store4(float* p, float4 v) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 // Programmatic dependent launch (Hopper and newer, -DDEPENDENT_LAUNCH): a kernel may start while the one before it still
 // runs. Until wait_for_predecessor() it must touch nothing that another kernel writes; after it, all that the
 // predecessor wrote is there, and all before that too, as every kernel waits. Each lets its successor start after its own

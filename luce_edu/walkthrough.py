@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import nbformat
+import torch
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -53,30 +56,65 @@ def with_solutions(notebooks: Iterable[Path]) -> Iterator[Path]:
             yield solution
 
 
-def _run(client: NotebookClient) -> nbformat.NotebookNode:
-    """client.execute() in a thread of its own. In the main thread nbclient takes Ctrl-C for itself, and answers it
-    with errors of its cleaning up; here it stays a KeyboardInterrupt, and ends the notebook's kernel."""
-    outcome: list = []
+class _Execution:
+    """A notebook that runs, in a thread of its own: in the main thread nbclient takes Ctrl-C for itself, and answers it
+    with errors of its cleaning up."""
 
-    def work():
+    def __init__(self, path: Path, on_cell: Callable[[int], None]):
+        self._path, self._current = path, 0
+        self._notebook = nbformat.read(path, as_version=4)
+        self._error: BaseException | None = None
+
+        def start(cell, cell_index):
+            self._current = cell_index
+            on_cell(cell_index)
+
+        self._client = NotebookClient(
+            self._notebook,
+            kernel_manager_class=_ThisPython,
+            resources={"metadata": {"path": str(path.parent)}},
+            timeout=CELL_TIMEOUT_S,
+            on_cell_start=start,
+            # Outputs that depend on the clock or on how the kernel split its messages would differ on every run.
+            record_timing=False,
+            coalesce_streams=True,
+            store_widget_state=False,
+        )
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
         try:
-            outcome.append(client.execute())
+            self._client.execute()
         except BaseException as error:  # raised again in the thread that waits
-            outcome.append(error)
+            self._error = error
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        provisioner = client.km and client.km.provisioner
+    def result(self) -> nbformat.NotebookNode:
+        """The notebook with its outputs, once it has ended. Raises NotebookError, and what the waiting is ended by."""
+        try:
+            self._thread.join()
+        except BaseException:
+            self.kill()
+            raise
+        try:
+            if self._error is not None:
+                raise self._error
+        except CellExecutionError as error:
+            raise self._failed(_plain(error.traceback)) from None
+        except CellTimeoutError:
+            raise self._failed(f"no end after {CELL_TIMEOUT_S} s") from None
+        except DeadKernelError:
+            raise self._failed("the kernel died: out of memory, or a crash in native code") from None
+        return self._notebook
+
+    def kill(self) -> None:
+        provisioner = self._client.km and self._client.km.provisioner
         if provisioner and provisioner.process:
             provisioner.process.kill()
-        thread.join(5)
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+        self._thread.join(5)
+
+    def _failed(self, error: str) -> NotebookError:
+        return NotebookError(_failure(self._path, self._notebook, self._current, error))
 
 
 def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> nbformat.NotebookNode:
@@ -86,41 +124,14 @@ def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> 
 
     Raises NotebookError at the first cell that fails, hangs or kills its kernel.
     """
-    notebook = nbformat.read(path, as_version=4)
-    current = 0
-
-    def start(cell, cell_index):
-        nonlocal current
-        current = cell_index
-        on_cell(cell_index)
-
-    client = NotebookClient(
-        notebook,
-        kernel_manager_class=_ThisPython,
-        resources={"metadata": {"path": str(path.parent)}},
-        timeout=CELL_TIMEOUT_S,
-        on_cell_start=start,
-        # Outputs that depend on the clock or on how the kernel split its messages would differ on every run.
-        record_timing=False,
-        coalesce_streams=True,
-        store_widget_state=False,
-    )
-    try:
-        return _run(client)
-    except CellExecutionError as error:
-        raise NotebookError(_failure(path, notebook, current, _plain(error.traceback))) from None
-    except CellTimeoutError:
-        message = f"no end after {CELL_TIMEOUT_S} s"
-        raise NotebookError(_failure(path, notebook, current, message)) from None
-    except DeadKernelError:
-        message = "the kernel died: out of memory, or a crash in native code"
-        raise NotebookError(_failure(path, notebook, current, message)) from None
+    return _Execution(path, on_cell).result()
 
 
 def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: Console | None = None) -> None:
     """Run notebooks in order behind a progress bar, or with a line for each where `console` is no terminal; with
     in_place, each one's solution after it, and store the outputs of each in its file.
 
+    Two run at the same time where neither a GPU, on which they measure, nor their outputs would suffer from it.
     Raises NotebookError at the first failing cell; that notebook's file stays as it was.
     """
     columns = (
@@ -132,17 +143,33 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
     )
     console = console or Console()
     paths = list(with_solutions(notebooks) if in_place else notebooks)
+    at_once = 1 if in_place or torch.cuda.is_available() else 2
+    running: deque[tuple[Path, int, _Execution]] = deque()
+
+    def finish_first(progress: Progress) -> None:
+        path, task, execution = running.popleft()
+        notebook = execution.result()
+        progress.update(task, completed=len(notebook.cells))
+        if in_place:
+            store(notebook, path)
+
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for number, path in enumerate(paths, 1):
-            cells = len(nbformat.read(path, as_version=4).cells)
-            if not console.is_terminal:  # rich would print there once, at the end; this is flushed now
-                said = f"{path.stem}: {cells} cells, notebook {number} of {len(paths)}"
-                console.print(said, highlight=False, soft_wrap=True)
-            task = progress.add_task(path.stem, total=cells)
-            notebook = execute(path, on_cell=lambda index, task=task: progress.update(task, completed=index))
-            progress.update(task, completed=cells)
-            if in_place:
-                store(notebook, path)
+        try:
+            for number, path in enumerate(paths, 1):
+                if len(running) == at_once:
+                    finish_first(progress)
+                cells = len(nbformat.read(path, as_version=4).cells)
+                if not console.is_terminal:  # rich would print there once, at the end; this is flushed now
+                    said = f"{path.stem}: {cells} cells, notebook {number} of {len(paths)}"
+                    console.print(said, highlight=False, soft_wrap=True)
+                task = progress.add_task(path.stem, total=cells)
+                show = partial(lambda task, index: progress.update(task, completed=index), task)
+                running.append((path, task, _Execution(path, show)))
+            while running:
+                finish_first(progress)
+        finally:
+            for _, _, execution in running:
+                execution.kill()
 
 
 def store(notebook: nbformat.NotebookNode, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import PurePath
 
 import pytest
@@ -16,6 +18,24 @@ for variable in ("FORCE_COLOR", "PY_COLORS", "PYTHONWARNINGS"):
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
 # PyTorch then fills torch.empty with NaN (integers: their maximum), so a forgotten write fails a test.
 torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture
+def ctrl_c():
+    """A context in which Ctrl-C is pressed after `after_s` seconds, and is heard, whoever started the tests."""
+
+    @contextmanager
+    def pressed(*, after_s: float):
+        usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+        key = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
+        key.start()
+        try:
+            yield
+        finally:
+            key.cancel()  # so that it ends no other test
+            signal.signal(signal.SIGINT, usual)
+
+    return pressed
 
 
 def pytest_collection_modifyitems(items):

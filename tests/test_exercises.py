@@ -1,8 +1,8 @@
 """Each exercise stands in one notebook to the letter, and filled in its solution; whatever drifts apart is caught."""
 
+import functools
 import pkgutil
 import re
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -29,11 +29,18 @@ def all_exercises() -> dict[str, Exercise]:
 EXERCISES = all_exercises()
 
 
-def code_cells(path: Path) -> Iterator[tuple[str, str]]:
+def code_cells(path: Path) -> list[tuple[str, str]]:
     """Text and stored prints of each code cell."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            yield cell.source, "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    return _code_cells(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _code_cells(text: str) -> list[tuple[str, str]]:
+    return [
+        (cell.source, "".join(output.text for output in cell.outputs if output.output_type == "stream"))
+        for cell in nbformat.reads(text, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
 
 
 def answer_in(source: str, full_name: str) -> str | None:

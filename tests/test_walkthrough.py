@@ -149,6 +149,17 @@ def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path):
     assert nbformat.read(first, as_version=4).cells[1].outputs[0].text.splitlines() == started[:1] + [""]
 
 
+def test_two_run_at_the_same_time_and_one_that_fails_ends_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # on a GPU, one after another
+    wait = "import time, pathlib\nwhile not pathlib.Path('pid').exists(): time.sleep(0.01)\n1 / 0"
+    first = write(tmp_path / "00_start.ipynb", wait)
+    pid = "import os, time\nopen('pid', 'w').write(str(os.getpid()))"
+    second = write(tmp_path / "01_next.ipynb", pid, "time.sleep(60)")
+    with pytest.raises(NotebookError, match="00_start.ipynb, cell 2 of 2 failed"):
+        walkthrough.walkthrough([first, second])
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
 def test_in_a_terminal_there_is_a_bar_of_cells(tmp_path):
     path = write(tmp_path / "00_start.ipynb", "pass")
     said = io.StringIO()

@@ -16,9 +16,8 @@ import torch
 from luce_edu import backends
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module
-from luce_edu.machine import ptx
 from luce_edu.machine.cards import Card, find_card
-from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, run, triple
+from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run, triple
 from luce_edu.machine.nvrtc import compile_ptx, registers_of
 
 DEPENDENT_LAUNCH_CAPABILITY = (9, 0)
@@ -74,15 +73,13 @@ class HostBackend:
         """Compile csrc/`source`, or find it in the cache, and load it. Raises CompileError."""
         arch = self.card.arch
         text = compile_ptx(source, None, kernels, defines, arch, csrc=self.csrc_dir)
-        module = parsed(text)
-        variables = Variables(module)
+        variables = Variables(parsed(text))
 
         def registers(name: str) -> int:
             return registers_of(source, None, [name], defines, arch, csrc=self.csrc_dir)[name]
 
         return Module(source, {
-            name: Kernel(text, module, name, variables, self.card, functools.partial(registers, name))
-            for name in kernels
+            name: Kernel(text, name, variables, self.card, functools.partial(registers, name)) for name in kernels
         })  # fmt: skip
 
     def launch(
@@ -177,12 +174,6 @@ class HostBackend:
 
     def synchronize(self) -> None:
         """Nothing to wait for: a launch returns when the kernel has ended."""
-
-
-@functools.lru_cache(maxsize=64)
-def parsed(text: str) -> ptx.Module:
-    """The same PTX, which tests and cells load again and again, is read once."""
-    return ptx.parse(text)
 
 
 def _multiply(x, weights, out) -> None:

@@ -6,6 +6,7 @@ Environment: CXX, the compiler; LUCE_CACHE, the folder for what it makes.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -144,7 +145,9 @@ def build() -> Path:
     library = cache_dir() / "machine" / f"{_key(compiler, [key.encode() for key in keys.values()])}.so"
     if _is_whole(library):
         return library
-    with _scratch_in(library.parent) as scratch, ThreadPoolExecutor(thread_count()) as threads:
+    with _scratch_in(library.parent) as scratch, _alone(library.parent), ThreadPoolExecutor(thread_count()) as threads:
+        if _is_whole(library):  # another process has built it while this one waited
+            return library
         objects = [scratch / f"{source.stem}.o" for source in sources]
 
         def compile_source(source: Path, object_: Path) -> None:
@@ -163,6 +166,17 @@ def build() -> Path:
         _link(compiler, objects, output)
         _keep(output.read_bytes(), scratch, library)
     return library
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time builds: two that begin together would each compile all of it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which the system takes back from a process that ends
+        yield
+    finally:
+        os.close(lock)
 
 
 def _keep(content: bytes, scratch: Path, entry: Path) -> None:

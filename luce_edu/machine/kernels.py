@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import re
 import signal
 import struct
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +40,17 @@ _TRAFFIC = np.dtype([
 ])  # fmt: skip
 
 
+@functools.lru_cache(maxsize=16)
+def parsed(text: str) -> ptx.Module:
+    """The same PTX, which tests and cells load again and again, is read once."""
+    return ptx.parse(text)
+
+
+@functools.lru_cache(maxsize=128)
+def _assembled(text: str, name: str) -> Program:
+    return assemble(parsed(text), name, operations())
+
+
 def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> Named[Kernel]:
     """The kernels of a PTX text, for launching on the virtual GPU.
 
@@ -46,11 +59,11 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
     """
     if not isinstance(card, Card):
         card = find_card(card)
-    module = ptx.parse(text)
+    module = parsed(text)
     _check_target(module.target[0], card)
     variables = Variables(module)
     names = [name for name, function in module.functions.items() if function.entry]
-    return Named(source, {name: Kernel(text, module, name, variables, card) for name in names})
+    return Named(source, {name: Kernel(text, name, variables, card) for name in names})
 
 
 def _check_target(target: str, card: Card) -> None:
@@ -104,12 +117,11 @@ class Kernel:
     """
 
     def __init__(
-        self, text: str, module: ptx.Module, name: str, variables: Variables, card: Card,
-        registers: Callable[[], int] | None = None,
-    ):  # fmt: skip
+        self, text: str, name: str, variables: Variables, card: Card, registers: Callable[[], int] | None = None
+    ):
         self.name, self.card, self._text = name, card, text
         self._variables, self._registers = variables, registers
-        self.program: Program = assemble(module, name, operations())
+        self.program = _assembled(text, name)
 
     @cached_property
     def registers(self) -> int:
@@ -308,6 +320,7 @@ class Memory:
         self._bits: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._ranges: dict[tuple, Ranges] = {}
         self.named = dict(named or {})
+        self._spans: list[tuple[int, int]] | None = None  # begin and end of each named tensor, sorted
 
     def with_named(self, named: Mapping[str, torch.Tensor]) -> Memory:
         """This and more tensors."""
@@ -319,12 +332,13 @@ class Memory:
         """Add tensors to those that every launch may touch."""
         self.named |= named
         self._ranges.clear()
+        self._spans = None
 
     def for_launch(self, kernel: Kernel, args: Sequence) -> Ranges:
         own = [
             (arg.data_ptr(), arg.nbytes, f"argument {i}", arg.element_size())
             for i, arg in enumerate(args)
-            if isinstance(arg, torch.Tensor)
+            if isinstance(arg, torch.Tensor) and not self._covers(arg.data_ptr(), arg.nbytes)
         ]
         key = (id(kernel._variables), *own)
         if key not in self._ranges:
@@ -332,6 +346,13 @@ class Memory:
                 self._ranges.clear()
             self._ranges[key] = self._find(kernel, own)
         return self._ranges[key]
+
+    def _covers(self, begin: int, size: int) -> bool:
+        """Whether one of the named tensors holds all of it, so that it needs no range of its own."""
+        if self._spans is None:
+            self._spans = sorted({(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.named.values()})
+        at = bisect_right(self._spans, (begin, 2**64)) - 1
+        return at >= 0 and begin + size <= self._spans[at][1]
 
     def _find(self, kernel: Kernel, own: list[tuple[int, int, str, int]]) -> Ranges:
         named = [(t.data_ptr(), t.nbytes, name, t.element_size()) for name, t in self.named.items()]

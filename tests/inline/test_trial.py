@@ -1,10 +1,7 @@
 """A trial's verdict: right kernels pass with true counts, wrong ones are refused for what is wrong with them."""
 
 import hashlib
-import os
 import re
-import signal
-import threading
 import time
 
 import pytest
@@ -410,16 +407,9 @@ def test_what_was_printed_before_a_failure_is_shown():
 
 
 @pytest.mark.planted
-def test_an_interrupted_trial_leaves_the_next_one_as_it_is(capsys):
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            try_kernel(Attempt("mine", "torch.add", "while (n > 0) y[0] = 0.0f;"), instructions=10**13)
-        timer.join()
-    finally:
-        signal.signal(signal.SIGINT, usual)
+def test_an_interrupted_trial_leaves_the_next_one_as_it_is(capsys, ctrl_c):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(after_s=0.5):
+        try_kernel(Attempt("mine", "torch.add", "while (n > 0) y[0] = 0.0f;"), instructions=10**13)
     assert attempt(ADD).passed
     print("this is heard")
     assert capsys.readouterr().out == "this is heard\n"
