@@ -257,9 +257,9 @@ def _bench(args) -> int:
     import torch
 
     import luce_edu
+    from luce_edu.errors import NotMeasured
     from luce_edu.measure.bench import CONTEXTS, PROMPTS, STEPS, bench
     from luce_edu.measure.constants import datasheet_bandwidth
-    from luce_edu.measure.latency import NotMeasured
     from luce_edu.measure.systems import make_systems
 
     model = luce_edu.load_model(args.model)
@@ -322,8 +322,8 @@ def _gpu(args) -> int:
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         print(f"luce-edu: gpu: PyTorch does not import ({error}); type: pip install torch", file=sys.stderr)
         return NOT_MEASURED
+    from luce_edu.errors import NotMeasured
     from luce_edu.measure.gpu import run
-    from luce_edu.measure.latency import NotMeasured
 
     try:
         return _recorded(*run(args.out, model_name=args.model, say=partial(print, flush=True)), args)
@@ -356,8 +356,8 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
 
 
 def _sweep(args) -> int:
+    from luce_edu.errors import NotMeasured
     from luce_edu.measure.bench import WrongChoice
-    from luce_edu.measure.latency import NotMeasured
 
     if args.restore:
         return _restore_settings()

@@ -38,3 +38,7 @@ class KernelError(RuntimeError):
     def __init__(self, message: str, fault: str = ""):
         super().__init__(message)
         self.fault = fault
+
+
+class NotMeasured(Exception):
+    """A measurement that cannot be had here; the message is the reason, for the table of what was not run."""

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
-import torch
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -141,6 +140,8 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
         TextColumn("cells"),
         TimeElapsedColumn(),
     )
+    import torch
+
     console = console or Console()
     paths = list(with_solutions(notebooks) if in_place else notebooks)
     at_once = 1 if in_place or torch.cuda.is_available() else 2

@@ -307,7 +307,7 @@ def test_bench_prints_a_table_or_json_of_what_was_measured_and_what_was_not(meas
 
 def test_bench_ends_with_3_where_nothing_could_be_measured(measured, capsys):
     assert cli.main(["bench", "--model", "tiny"]) == 3
-    from luce_edu.measure.latency import NotMeasured
+    from luce_edu.errors import NotMeasured
 
     measured.error = NotMeasured("the reference decides no choice")
     assert cli.main(["bench", "--model", "tiny"]) == 3

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.floor import decode_bytes
-from luce_edu.measure.latency import NotMeasured, Quartiles
+from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.systems import System
 from luce_edu.reference.model import forward

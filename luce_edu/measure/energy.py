@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
 
 LEAST_SECONDS = 2.0  # the counter ticks every 10 to 100 ms, so a window of 2 s is known to 5 % at worst

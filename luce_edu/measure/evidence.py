@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from luce_edu.backends import make_backend
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import CONTEXTS, PROMPT, PROMPTS, STEPS, Bench, bench, reason
 from luce_edu.measure.constants import measure_bandwidth, measure_launch_costs
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records import SCHEMA, Record, RecordError
 from luce_edu.measure.systems import make_systems

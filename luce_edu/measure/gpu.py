@@ -31,10 +31,10 @@ from pathlib import Path
 import torch
 
 from luce_edu.doctor import DRIVER_FOR_CUDA
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import evidence
 from luce_edu.measure.bench import CONTEXTS, PROMPT, reason
 from luce_edu.measure.constants import KERNELS, SOURCE
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.records import Record
 from luce_edu.stages import STAGES

@@ -10,10 +10,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 
-class NotMeasured(Exception):
-    """A measurement that cannot be had here; the message is the reason, for the table of what was not run."""
-
-
 @dataclass(frozen=True)
 class Quartiles:
     """Median and quartiles of `count` repetitions, in whatever unit went in."""

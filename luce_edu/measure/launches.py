@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from luce_edu.config import ModelConfig
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 
 # Calls of the CUDA runtime and driver that put a kernel, or a graph of them, on a stream.
 LAUNCH_CALL = re.compile(r"cu(da)?(LaunchKernel(Ex|ExC)?|LaunchCooperativeKernel|GraphLaunch)")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 
 # NVML's bits; heat and the board's own brake have two each, by what notices first.
 SLOWED_BY = {

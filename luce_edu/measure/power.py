@@ -30,7 +30,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 from luce_edu.backends import cache_dir
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors, or_none
 
 TAKEN_W = 0.5  # a limit that reads back further off than this is another one

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from luce_edu.measure.latency import NotMeasured, time_steps
+from luce_edu.errors import NotMeasured
+from luce_edu.measure.latency import time_steps
 from luce_edu.measure.launches import profiled_launches
 from luce_edu.stages import STAGES, decoder
 

@@ -23,7 +23,7 @@ except ImportError:
     from luce_edu.widgets import absent as ipywidgets
 
 from luce_edu import plots
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.power_model import (
     BASELINES,

@@ -13,11 +13,11 @@ from models import TINY, make_model
 
 from luce_edu import load_model
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import bench as bench_module
 from luce_edu.measure.bench import Bench, bench
 from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.floor import decode_bytes
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.records import SCHEMA, Record
 from luce_edu.measure.systems import READER, StageSystem, System

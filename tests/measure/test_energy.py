@@ -13,9 +13,9 @@ from fake_nvml import Clock, FakeNvml, SettingChanged
 from settable_nvml import SettableNvml
 
 import luce_edu
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import energy, nvml
 from luce_edu.measure.energy import measure_energy, measure_idle
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors, or_none
 
 COUNTER, POWER = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"

@@ -15,10 +15,10 @@ from fake_evidence import MACHINE, Machine
 import luce_edu
 from luce_edu import cli, load_model
 from luce_edu.backends import make_backend
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import evidence
 from luce_edu.measure.bench import STEPS
 from luce_edu.measure.evidence import ALL_BENCHED, PARTS, gather
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.records import Record, RecordError
 from luce_edu.stages import STAGES
 from luce_edu.verification import verify, verify_paths, verify_prefill

@@ -6,7 +6,7 @@ import pytest
 
 import luce_edu
 from luce_edu.config import ModelConfig
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.launches import count_launch_calls, count_launches, narrow, profiled_launches
 from luce_edu.models import RANDOM_CONFIG, load_model
 

@@ -18,8 +18,8 @@ from settable_nvml import AS_SHIPPED, SettableNvml
 from starting import default_signals
 
 import luce_edu
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import power
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.power import ClockLock, NotPermitted, PowerLimit, leftovers, restore_leftovers
 

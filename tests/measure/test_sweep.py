@@ -10,9 +10,9 @@ from fake_nvml import FakeNvml
 from settable_nvml import AS_SHIPPED, SettableNvml, clock_mhz, draw_w
 
 from luce_edu import cli, doctor
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import bench, evidence, power, systems
 from luce_edu.measure.energy import LEAST_SECONDS
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.power import NotPermitted, PowerLimit
 from luce_edu.measure.power_model import sweeps

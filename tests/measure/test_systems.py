@@ -10,8 +10,8 @@ from models import TINY, make_model
 
 from luce_edu import load_model
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import NotMeasured
 from luce_edu.measure import systems
-from luce_edu.measure.latency import NotMeasured
 from luce_edu.measure.systems import LlamaCppSystem, StageSystem, TransformersSystem, make_systems
 from luce_edu.reference.model import forward
 from luce_edu.stages import STAGES

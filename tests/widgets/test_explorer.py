@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from luce_edu import plots
-from luce_edu.measure.latency import NotMeasured
+from luce_edu.errors import NotMeasured
 from luce_edu.measure.power_model import BASELINES, fit, sweeps
 from luce_edu.measure.records import SCHEMA, Record, RecordError, records_dir
 from luce_edu.plots import BLUE, GREEN, ORANGE, VERMILLION, power_curves
