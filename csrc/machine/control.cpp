@@ -46,7 +46,8 @@ void wait_here(Warp* w, const Ins* p, uint32_t m, GroupState state, uint8_t barr
     next_group(w);
 }
 
-// At the start of a basic block with other groups about: true where this group goes on, with w->mask as its lanes.
+}  // namespace
+
 bool converge(Warp* w, const Ins* p, uint32_t m) {
     for (int i = 0; i < w->others_count;) {
         const Group& group = w->others[i];
@@ -65,6 +66,8 @@ bool converge(Warp* w, const Ins* p, uint32_t m) {
     w->mask = behind.mask;
     return false;
 }
+
+namespace {
 
 void enter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (UNLIKELY(w->others_count)) {

@@ -11,6 +11,7 @@
 
 #include "memory.h"
 #include "scheduler.h"
+#include "timing.h"
 #include "watchers.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -32,6 +33,8 @@ void data_slot(Warp* w, const Ins* p, uint8_t*, uint32_t m) { fail(w, p, Fault::
 void add_operations(std::initializer_list<Entry> entries) {
     registry().insert(registry().end(), entries.begin(), entries.end());
 }
+
+const char* operation_name(int32_t operation) { return registry()[operation].name; }
 
 // A program as Python gives it: `code` holds an index into the registry in place of each function, -1 in a slot.
 struct ProgramText {
@@ -87,9 +90,11 @@ EXPORT Program* luce_load(const ProgramText* text) {
     };
     Ins* code = copy(text->code, text->count);
     Ins* watched = copy(text->code, text->count);
+    auto operations = new int32_t[text->count + 1];
     const auto& entries = registry();
     for (int32_t i = 0; i < text->count; ++i) {
         const auto op = reinterpret_cast<intptr_t>(text->code[i].run);
+        operations[i] = static_cast<int32_t>(op);
         code[i].run = op < 0 ? data_slot : entries[op].run;
         watched[i].run = op < 0 ? data_slot : entries[op].watched ? entries[op].watched : entries[op].run;
     }
@@ -98,7 +103,7 @@ EXPORT Program* luce_load(const ProgramText* text) {
                        text->image_at, text->image_bytes, copy(text->specials, text->specials_count),
                        text->specials_count, text->shared_bytes, text->local_bytes, text->blocks_count,
                        copy(text->block_lengths, text->blocks_count), text->sites_count, text->parameter_bytes,
-                       copy(text->lines, text->count)};
+                       operations, copy(text->lines, text->count)};
 }
 
 EXPORT void luce_unload(Program* program) {
@@ -107,6 +112,7 @@ EXPORT void luce_unload(Program* program) {
     delete[] program->image;
     delete[] program->specials;
     delete[] program->block_lengths;
+    delete[] program->operations;
     delete[] program->lines;
     delete program;
 }
@@ -207,59 +213,121 @@ void add_up(const LaunchText& text, const Launch& launch, const std::vector<std:
 
 }  // namespace
 
+namespace {
+
+// The launches of a run, and for each what its OS threads count.
+struct Run {
+    std::atomic<uint32_t> failed = 0;
+    std::vector<std::unique_ptr<Launch>> launches;
+    std::vector<std::vector<std::unique_ptr<Worker>>> workers;
+
+    Run(const LaunchText* texts, uint32_t count, uint32_t threads, Watcher* watcher, Report* report) : workers(count) {
+        memset(report, 0, sizeof *report);
+        for (uint32_t i = 0; i < count; ++i) {
+            const LaunchText& text = texts[i];
+            auto launch = std::make_unique<Launch>();
+            launch->program = text.program;
+            launch->parameters = text.parameters;
+            for (int k = 0; k < 3; ++k)
+                launch->grid[k] = text.grid[k], launch->block[k] = text.block[k], launch->cluster[k] = text.cluster[k];
+            launch->dynamic_shared_bytes = text.dynamic_shared_bytes;
+            // Dynamic memory begins at a multiple of 16; without any, the last static byte is the last.
+            launch->shared_bytes = text.dynamic_shared_bytes
+                                       ? (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes
+                                       : text.program->shared_bytes;
+            launch->tensors = text.tensors;
+            launch->tensors_count = text.tensors_count;
+            launch->sm_count = text.sm_count;
+            launch->resident = text.resident;
+            launch->cooperative = text.cooperative;
+            launch->dependent = text.dependent;
+            launch->strict = text.strict;
+            launch->number = i;
+            launch->watcher = watcher;
+            launch->code = watcher ? text.program->watched : text.program->code;
+            launch->failed = &failed;
+            launch->predecessor = nullptr;
+            launch->report = report;
+            for (uint32_t t = 0; t < threads; ++t) {
+                auto worker = std::make_unique<Worker>();
+                worker->launch = launch.get();
+                worker->watcher = watcher;
+                worker->counts.resize(text.program->blocks_count);
+                worker->sites.resize(text.program->sites_count);
+                worker->traffic.resize(text.tensors_count);
+                worker->last_tensor.resize(text.program->sites_count);
+                workers[i].push_back(std::move(worker));
+            }
+            launches.push_back(std::move(launch));
+        }
+    }
+    ~Run() {
+        printed.clear();
+        for (const auto& of_launch : workers)
+            for (const auto& worker : of_launch) printed += worker->printed;
+    }
+};
+
+}  // namespace
+
 // Runs launches to their end. The fault of `report` is 0 where all is well.
 EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* order, Report* report) {
     std::lock_guard lock(one_at_a_time);
-    memset(report, 0, sizeof *report);
-    std::atomic<uint32_t> failed = 0;
     std::unique_ptr<Watcher> watcher = make_watcher(order->hostile, order->races, order->seed, report);
-    std::vector<std::unique_ptr<Launch>> launches;
-    std::vector<std::vector<std::unique_ptr<Worker>>> workers(count);
     const uint32_t threads = order->seeded || watcher ? 1 : order->threads;
-    for (uint32_t i = 0; i < count; ++i) {
-        const LaunchText& text = texts[i];
-        auto launch = std::make_unique<Launch>();
-        launch->program = text.program;
-        launch->parameters = text.parameters;
-        for (int k = 0; k < 3; ++k)
-            launch->grid[k] = text.grid[k], launch->block[k] = text.block[k], launch->cluster[k] = text.cluster[k];
-        launch->dynamic_shared_bytes = text.dynamic_shared_bytes;
-        // Dynamic memory begins at a multiple of 16; without any, the last static byte is the last.
-        launch->shared_bytes = text.dynamic_shared_bytes
-                                   ? (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes
-                                   : text.program->shared_bytes;
-        launch->tensors = text.tensors;
-        launch->tensors_count = text.tensors_count;
-        launch->sm_count = text.sm_count;
-        launch->resident = text.resident;
-        launch->cooperative = text.cooperative;
-        launch->dependent = text.dependent;
-        launch->strict = text.strict;
-        launch->number = i;
-        launch->watcher = watcher.get();
-        launch->failed = &failed;
-        launch->predecessor = nullptr;
-        launch->report = report;
-        for (uint32_t t = 0; t < threads; ++t) {
-            auto worker = std::make_unique<Worker>();
-            worker->launch = launch.get();
-            worker->watcher = watcher.get();
-            worker->counts.resize(text.program->blocks_count);
-            worker->sites.resize(text.program->sites_count);
-            worker->traffic.resize(text.tensors_count);
-            worker->last_tensor.resize(text.program->sites_count);
-            workers[i].push_back(std::move(worker));
-        }
-        launches.push_back(std::move(launch));
-    }
+    Run run(texts, count, threads, watcher.get(), report);
+    Interrupts guard;
+    auto ended = [&](uint32_t i) { add_up(texts[i], *run.launches[i], run.workers[i]); };
+    machine::run(run.launches, run.workers, {threads, order->seeded || watcher, order->seed, order->instructions}, order->trace,
+                 ended);
+}
+
+// A device that a clock runs on: its L2 stays warm from run to run.
+EXPORT Device* luce_device(const Times* times) { return make_device(*times); }
+EXPORT void luce_free_device(Device* device) { delete_device(device); }
+
+// What the clock says of one launch. `instructions` has room for each of the schedule's.
+struct TimedText {
+    Schedule schedule;
+    double start;  // cycles from the end of the launch before
+    Found found;
+    InstructionTimes* instructions;
+};
+
+// The same as luce_run with the clock on. Of the last launch, waits of `wait_from` cycles or more go to `waits`, at most
+// `waits_count` of them, which becomes how many there were; what DRAM moved in each `bucket` cycles to dram_use.
+struct ClockText {
+    Times times;
+    double wait_from, bucket;
+    Wait* waits;
+    float* dram_use;
+    uint64_t waits_count, dram_count;
+};
+
+EXPORT void luce_time(const LaunchText* texts, TimedText* timed, uint32_t count, ClockText* clock, Device* device, uint32_t threads,
+                      Report* report) {
+    std::lock_guard lock(one_at_a_time);
+    Run run(texts, count, threads, nullptr, report);
+    Timing timing;
+    timing.times = clock->times;
+    timing.wait_from = clock->wait_from;
+    timing.bucket = clock->bucket;
+    for (uint32_t i = 0; i < count; ++i) timing.schedules.push_back(timed[i].schedule), timing.starts.push_back(timed[i].start);
     {
         Interrupts guard;
-        auto ended = [&](uint32_t i) { add_up(texts[i], *launches[i], workers[i]); };
-        run(launches, workers, {threads, order->seeded || watcher, order->seed, order->instructions}, order->trace, ended);
+        run_timed(run.launches, run.workers, threads, timing, device,
+                  [&](uint32_t i) { add_up(texts[i], *run.launches[i], run.workers[i]); });
     }
-    printed.clear();
-    for (uint32_t i = 0; i < count; ++i)
-        for (const auto& worker : workers[i]) printed += worker->printed;
+    for (uint32_t i = 0; i < count; ++i) {
+        timed[i].found = timing.found[i];
+        if (timed[i].instructions) std::copy(timing.instructions[i].begin(), timing.instructions[i].end(), timed[i].instructions);
+    }
+    const uint64_t waits = std::min<uint64_t>(clock->waits_count, timing.waits.size());
+    std::copy_n(timing.waits.begin(), waits, clock->waits);
+    clock->waits_count = timing.waits.size();
+    const uint64_t buckets = std::min<uint64_t>(clock->dram_count, timing.dram_use.size());
+    std::copy_n(timing.dram_use.begin(), buckets, clock->dram_use);
+    clock->dram_count = timing.dram_use.size();
 }
 
 // What kernels of the last luce_run printed.
@@ -271,6 +339,8 @@ EXPORT int32_t luce_size(const char* name) {
         {"Ins", sizeof(Ins)}, {"ProgramText", sizeof(ProgramText)}, {"LaunchText", sizeof(LaunchText)},
         {"OrderText", sizeof(OrderText)}, {"Report", sizeof(Report)}, {"Tensor", sizeof(Tensor)},
         {"Traffic", sizeof(Traffic)}, {"Site", sizeof(Site)}, {"BlockCount", sizeof(BlockCount)}, {"Trace", sizeof(Trace)},
+        {"Times", sizeof(Times)}, {"TimedText", sizeof(TimedText)}, {"ClockText", sizeof(ClockText)}, {"Wait", sizeof(Wait)},
+        {"Instruction", sizeof(Instruction)}, {"InstructionTimes", sizeof(InstructionTimes)},
     };
     const auto found = sizes.find(name);
     return found == sizes.end() ? -1 : static_cast<int32_t>(found->second);

@@ -7,6 +7,7 @@
 //   vectors.h      lanes as vectors             alu_*.cpp     arithmetic, conversions, comparisons, moves
 //   memory.cpp     loads, stores, atomics       control.cpp   branches, barriers, votes, shuffles, calls
 //   matrix.cpp     mma, ldmatrix                scheduler.cpp blocks on OS threads, residency, deadlock
+//   blocks.cpp     a block's start and end      
 //   clocks.cpp     what each thread knows       timeline.cpp  who has synchronised with whom
 //   words.cpp      what happened to each word   watchers.cpp  who tells these of every access
 //   hostile.cpp    late and stale memory        races.cpp     what nothing orders
@@ -55,6 +56,7 @@ struct Entry {
     Op watched = nullptr;
 };
 void add_operations(std::initializer_list<Entry> entries);
+const char* operation_name(int32_t operation);
 // At namespace scope of a source file: REGISTER(alu_float, {"add.f32", add_f32}, {"sub.f32", sub_f32});
 #define REGISTER(name, ...) static const bool name##_registered = (::machine::add_operations({__VA_ARGS__}), true)
 
@@ -141,6 +143,7 @@ struct Program {
     const int32_t* block_lengths; // PTX instructions in each
     int32_t sites_count;          // memory instructions
     int32_t parameter_bytes;
+    const int32_t* operations;    // by instruction: its number in the registry, -1 in a slot that holds operands
     const int32_t* lines;         // by instruction: a number for its source line, the same for the same line
 };
 
@@ -226,6 +229,7 @@ struct Launch {
     uint32_t resident;           // blocks that the card holds at the same time
     bool cooperative, dependent;
     Watcher* watcher;            // null: nobody looks at single accesses (memory.h)
+    const Ins* code;             // the program's, or the copy of it that is watched
     // ---- while it runs ----
     std::atomic<uint32_t>* failed;     // of all launches that run together: the first report wins
     std::atomic<uint64_t> next_block;  // that nobody has started

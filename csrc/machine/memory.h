@@ -235,6 +235,11 @@ void addresses_of(Addresses& at, const uint8_t* r, int32_t reg, int64_t imm, For
 
 enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
 
+// Passes over the 32 banks of 4 bytes. Accesses of 8 bytes go half a warp at a time, of 16 a quarter; lanes that
+// read the same place share it. Two lanes that want different places of one bank need a pass each.
+// `m`: the lanes; they may leave out one whose address is that of the lane before, in the same group.
+uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size);
+
 // Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
 

@@ -116,9 +116,8 @@ uint32_t distinct_sectors(const Addresses& at, const Outline& o) {
     return count;
 }
 
-// Passes over the 32 banks of 4 bytes. Accesses of 8 bytes go half a warp at a time, of 16 a quarter; lanes that
-// read the same place share it. Two lanes that want different places of one bank need a pass each.
-// `m`: the lanes; they may leave out one whose address is that of the lane before, in the same group.
+}  // namespace
+
 uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     const uint32_t width = size < 4 ? 4 : size;
     const uint32_t shift = std::countr_zero(width);
@@ -149,6 +148,8 @@ uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     }
     return passes;
 }
+
+namespace {
 
 void mark_tensor(const Tensor& tensor, uint64_t address, uint64_t size, Use use) {
     if ((use & reads) && tensor.read) mark(tensor.read, address - tensor.begin, size);

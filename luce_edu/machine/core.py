@@ -106,6 +106,12 @@ def core() -> ctypes.CDLL:
     library.luce_unload.argtypes = (ctypes.c_void_p,)
     library.luce_printed.restype = ctypes.c_char_p
     library.luce_run.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
+    library.luce_device.restype = ctypes.c_void_p
+    library.luce_device.argtypes = library.luce_free_device.argtypes = (ctypes.c_void_p,)
+    library.luce_time.argtypes = (
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32,
+        ctypes.c_void_p,
+    )  # fmt: skip
     for struct in STRUCTS:
         if library.luce_size(struct.__name__.encode()) != ctypes.sizeof(struct):
             raise CompileError(f"core.py and csrc/machine/ differ about struct {struct.__name__}")

@@ -268,22 +268,32 @@ def run(
         return []
     if seed is not None and type(seed) is not int:
         raise LaunchError(f"{launches[0].kernel.name}: seed must be None or an int, got {seed!r}")
-    texts = (LaunchText * len(launches))(*(launch.text for launch in launches))
-    for launch in launches:
-        for array in (launch.counts, launch.sites, launch.traffic, launch.totals):
-            array.fill(0)
+    texts = launch_texts(launches)
     report = Report()
     order = OrderText(
         threads or thread_count(), seed is not None, (seed or 0) % 2**64, instructions, hostile, races, None
     )
     core().luce_run(texts, len(launches), ctypes.byref(order), ctypes.byref(report))
+    finish(report, launches)
+    return [Counters(launch) for launch in launches]
+
+
+def launch_texts(launches: Sequence[Prepared]) -> ctypes.Array:
+    """The launches as the core takes them, with nothing counted yet."""
+    for launch in launches:
+        for array in (launch.counts, launch.sites, launch.traffic, launch.totals):
+            array.fill(0)
+    return (LaunchText * len(launches))(*(launch.text for launch in launches))
+
+
+def finish(report: Report, launches: Sequence[Prepared]) -> None:
+    """Show what the kernels printed. Raises KernelError for what the report names, KeyboardInterrupt for Ctrl-C."""
     if printed := core().luce_printed():
         print(printed.decode(errors="replace"), end="")
     if report.fault == FAULT_INTERRUPTED:
         _interrupt()
     if report.fault:
         raise KernelError(words(report, launches), FAULTS[report.fault])
-    return [Counters(launch) for launch in launches]
 
 
 FAULT_INTERRUPTED = FAULTS.index("interrupted")

@@ -1,0 +1,1108 @@
+// timing.cpp: when each machine instruction of each warp issues
+//
+// A warp runs a piece of a basic block as it always does, and its accesses are recorded. Then the clock walks the machine
+// instructions that stand for the piece: in order, each once its operands, its pipe and an issue slot of its quadrant are
+// there. Four quadrants of an SM share the load/store unit and L1. What misses there goes to L2 and DRAM, which all SMs
+// share and where requests queue.
+//
+// An SM runs alone through a window of time that is shorter than the way to L2 and back; between two windows what the SMs
+// have asked of L2 is served in the order of its time. So SMs can be on several OS threads, and nothing depends on how
+// many there are. Atomics and whatever else other SMs may see run between windows too, one after another. That is exact
+// for programs without races: all else that one SM reads, another has written before some synchronisation.
+#include "timing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+
+#include "blocks.h"
+#include "control.h"
+#include "memory.h"
+
+namespace machine {
+
+namespace {
+
+constexpr double never = std::numeric_limits<double>::infinity();
+constexpr uint32_t nobody_id = ~0u;
+constexpr int line_bytes = 128, sector_bytes = 32;
+constexpr double queue = 16;           // cycles of work that may wait for the load/store unit before a warp has to
+constexpr uint64_t vain_looks = 200'000;  // one after another, with nothing else going on: a deadlock
+
+// ---- What a row of a program is to the clock ----
+
+enum class Act : uint8_t { other, enter, access, barrier, leave, fence, synchronise, local_pause };
+
+struct RowKind {
+    Act act = Act::other;
+    Space space = global;
+    Form form = Form::wide;
+    uint8_t size = 0;  // bytes a lane
+};
+
+RowKind kind_of(std::string_view name) {
+    RowKind kind;
+    std::vector<std::string_view> words;
+    for (size_t from = 0; from <= name.size();) {
+        const size_t to = std::min(name.find('.', from), name.size());
+        words.push_back(name.substr(from, to - from));
+        from = to + 1;
+    }
+    const auto is = [&](std::string_view start) { return name.substr(0, start.size()) == start; };
+    if (name == "enter") return kind.act = Act::enter, kind;
+    if (name == "exit") return kind.act = Act::leave, kind;
+    if (name == "fence") return kind.act = Act::fence, kind;
+    if (is("bar.warp")) return kind;
+    if (is("bar.") || is("barrier.")) return kind.act = Act::barrier, kind;
+    if (is("griddepcontrol") || is("nanosleep") || is("clock") || is("globaltimer") || is("mbarrier.test") ||
+        is("mbarrier.try") || is("cp.async.wait") || is("cp.async.bulk.wait"))
+        return kind.act = Act::local_pause, kind;
+    if (!is("ld.") && !is("st.") && !is("atom.")) return kind;
+    const bool synchronises = words[1] == "sync", is_atomic = words[0] == "atom";
+    const std::string_view space = words[synchronises ? 2 : 1];
+    if (space == "param" || space == "const") return kind;
+    kind.space = space == "shared" ? shared : space == "local" ? local : space == "gen" ? generic : global;
+    uint32_t bits = 0, count = 1;
+    for (size_t i = 2; i < words.size(); ++i) {
+        const std::string_view word = words[i];
+        if (word == "k") kind.form = Form::fixed;
+        else if (word == "a32") kind.form = Form::narrow;
+        else if (word == "v2") count = 2;
+        else if (word == "v4") count = 4;
+        else if (word.find("16x2") != word.npos) bits = 32;
+        else if (word.size() > 1 && word.find_first_of("0123456789") != word.npos) {
+            bits = 0;
+            for (char c : word)
+                if (c >= '0' && c <= '9') bits = bits * 10 + static_cast<uint32_t>(c - '0');
+        }
+    }
+    kind.size = static_cast<uint8_t>(bits / 8 * count);
+    kind.act = (synchronises || is_atomic) && kind.space != shared && kind.space != local ? Act::synchronise
+               : synchronises                                                            ? Act::local_pause
+                                                                                         : Act::access;
+    return kind;
+}
+
+// ---- Sectors in lines of 128 bytes, in sets of 16, the least recently used one goes ----
+
+class Tags {
+public:
+    struct Line {
+        uint64_t number = ~0ull;
+        double fill = 0;         // when its last sector comes
+        uint32_t used = 0, epoch = 0;
+        uint32_t fetch = nobody_id;  // of the SM's window, where it is still asked for
+        uint8_t there = 0, dirty = 0;
+    };
+
+    explicit Tags(double bytes) {
+        ways_ = 16;
+        const auto lines = static_cast<uint64_t>(std::max(bytes / line_bytes, 16.0));
+        sets_ = std::max<uint64_t>(lines / ways_, 1);
+        lines_.resize(sets_ * ways_);
+    }
+    // The line, or the one that gives way to it: then `evicted` tells what was dirty there.
+    Line& find(uint64_t number, uint8_t& evicted) {
+        const uint64_t hash = number * 0x9e3779b97f4a7c15ull;
+        Line* set = &lines_[static_cast<uint64_t>((static_cast<unsigned __int128>(hash) * sets_) >> 64) * ways_];
+        ++now_;
+        Line* oldest = set;
+        for (uint32_t i = 0; i < ways_; ++i) {
+            if (set[i].number == number && set[i].epoch == epoch_) return set[i].used = now_, evicted = 0, set[i];
+            if (set[i].epoch != epoch_ || (oldest->epoch == epoch_ && set[i].used < oldest->used)) oldest = &set[i];
+        }
+        evicted = oldest->epoch == epoch_ ? oldest->dirty : 0;
+        *oldest = Line{};
+        oldest->number = number;
+        oldest->used = now_;
+        oldest->epoch = epoch_;
+        return *oldest;
+    }
+    void clear() { ++epoch_; }
+
+private:
+    uint32_t ways_, now_ = 0, epoch_ = 1;
+    uint64_t sets_;
+    std::vector<Line> lines_;
+};
+
+}  // namespace
+
+// L2 and DRAM: they serve one request after another, in the order of time.
+class Device {
+public:
+    explicit Device(const Times& times) : times_(times), l2_(times.l2_bytes) {}
+
+    double now = 0;  // when its last launch ended
+
+    void begin(Timing* timing) {
+        timing_ = timing;
+        ports_.assign(static_cast<size_t>(times_.sm_count), 0.0);
+        atomic_free_.clear();
+    }
+
+    // Sectors of a line that an SM wants, asked for at `time`: when they are there.
+    double read(Found& found, double time, uint32_t sm, uint64_t line, uint8_t sectors, bool to_sm) {
+        const int count = std::popcount(sectors);
+        double there = serve(found, time, count) + times_.l2_latency / 2;
+        uint8_t evicted;
+        Tags::Line& tag = l2_.find(line, evicted);
+        if (evicted) write_back(found, time, std::popcount(evicted));
+        if (const uint8_t missing = sectors & ~tag.there) {
+            const double bytes = sector_bytes * std::popcount(missing);
+            dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle;
+            use(dram_free_, bytes);
+            found.dram_read += bytes;
+            tag.there |= missing;
+            tag.fill = std::max(tag.fill, dram_free_ + times_.dram_latency - times_.l2_latency);
+            there = std::max(there, dram_free_ + times_.dram_latency);
+        } else {
+            there = std::max(there, tag.fill + times_.l2_latency / 2);
+        }
+        if (!to_sm) return there;
+        double& port = ports_[sm];
+        port = std::max(port, there) + count * sector_bytes / times_.sm_bytes_per_cycle;
+        return port;
+    }
+
+    void write(Found& found, double time, uint64_t line, uint8_t sectors) {
+        serve(found, time, std::popcount(sectors));
+        uint8_t evicted;
+        Tags::Line& tag = l2_.find(line, evicted);
+        if (evicted) write_back(found, time, std::popcount(evicted));
+        tag.there |= sectors;
+        tag.dirty |= sectors;
+    }
+
+    // An atomic or a synchronising access to one address: when its answer is there.
+    double synchronise(Found& found, double time, uint64_t line, bool is_atomic, int lanes) {
+        double there = serve(found, time, 1) + times_.l2_latency / 2;
+        uint8_t evicted;
+        Tags::Line& tag = l2_.find(line, evicted);
+        if (evicted) write_back(found, time, std::popcount(evicted));
+        tag.there = 15;
+        if (is_atomic) {
+            double& free = atomic_free_[line];
+            free = std::max(free, there - times_.l2_latency / 2) + lanes * times_.atomic_interval;
+            there = free + times_.l2_latency / 2 + times_.atomic_extra;
+        }
+        return there;
+    }
+
+private:
+    double serve(Found& found, double time, int sectors) {
+        const double bytes = sectors * sector_bytes;
+        found.l2_bytes += bytes;
+        l2_free_ = std::max(l2_free_, time + times_.l2_latency / 2) + bytes / times_.l2_bytes_per_cycle;
+        return l2_free_;
+    }
+    void write_back(Found& found, double time, int sectors) {
+        const double bytes = sectors * sector_bytes;
+        dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle;
+        use(dram_free_, bytes);
+        found.dram_written += bytes;
+    }
+    void use(double time, double bytes) {
+        if (!timing_->bucket) return;
+        const auto at = static_cast<size_t>(time / timing_->bucket);
+        if (at >= timing_->dram_use.size()) timing_->dram_use.resize(at + 1);
+        timing_->dram_use[at] += static_cast<float>(bytes);
+    }
+
+    Times times_;
+    Tags l2_;
+    Timing* timing_ = nullptr;
+    double l2_free_ = 0, dram_free_ = 0;
+    std::vector<double> ports_;
+    std::unordered_map<uint64_t, double> atomic_free_;
+};
+
+Device* make_device(const Times& times) { return new Device(times); }
+void delete_device(Device* device) { delete device; }
+
+namespace {
+
+// ---- A program's rows, prepared ----
+
+struct Rows {
+    const Program* program;
+    const Schedule* schedule;
+    std::vector<Ins> code;             // the copy that runs: accesses are recorded, pauses stop
+    std::vector<RowKind> kinds;        // by row
+    std::vector<int32_t> first;        // by row: the instruction at which the piece that holds it begins
+    std::vector<int32_t> end;          // by row: where its basic block's instructions end
+    std::vector<int32_t> block_first;  // by row: where they begin
+    std::vector<uint16_t> ordinal;     // by row of an access: its number in its basic block
+    uint32_t most_ordinals = 0, most_instructions = 0;
+};
+
+// ---- Warps with a clock ----
+
+struct LineSectors {
+    uint64_t line;
+    uint8_t sectors;
+};
+struct Record {
+    Space space;
+    uint32_t first, count;  // its lines
+    uint32_t passes;        // over shared memory's banks
+};
+
+enum class State : uint8_t { runs, waits_for_l2, waits, ended };
+enum class Cause : uint8_t { operand, memory };
+
+struct Sm;
+struct TimedBlock;
+
+struct TimedWarp {
+    Warp* w = nullptr;
+    Sm* sm = nullptr;
+    const Rows* rows = nullptr;
+    State state = State::runs;
+    uint32_t quadrant = 0;
+    double next = 0;        // when its next instruction may issue, as far as it itself goes
+    double earliest = 0;    // the last one's issue is over
+    Cause cause = Cause::operand;
+    int32_t cursor = 0, end = 0, block_first = 0;
+    uint32_t instance = 0;  // of basic blocks that it has begun
+    bool fresh = false, allowed = false;  // may enter a basic block; may run the pause that it stands at
+    bool vain = false;
+    double last_store = 0;
+    double arrived = 0;     // at a barrier
+    int32_t arrived_at = 0;
+    std::vector<double> local;  // by instruction of its basic block: when its value is there
+    std::vector<double> slots;  // by register slot
+    std::vector<uint32_t> slot_load;  // the load that a slot waits for
+    std::vector<Record> records;
+    std::vector<LineSectors> lines;
+    std::vector<int16_t> record_of;   // by ordinal
+};
+
+struct TimedBlock {
+    std::unique_ptr<Cluster> cluster;
+    std::vector<std::unique_ptr<TimedWarp>> warps;
+    bool ended = false;
+};
+
+struct Load {
+    TimedWarp* warp;
+    uint32_t instance, pending;
+    int32_t local;
+    int32_t results[most_results];
+    double ready;
+    bool is_done;
+};
+
+// Sectors of a line that an SM has asked L2 for in this window.
+struct Fetch {
+    double time;
+    uint64_t line;
+    uint8_t sectors, kind;  // kind: Kind of request
+    bool keep;              // L1 keeps them
+    std::vector<uint32_t> loads;
+    TimedWarp* warp;        // synchronising
+};
+enum FetchKind : uint8_t { reading, writing, prefetching, synchronising };
+
+struct Sm {
+    uint32_t number = 0;
+    double slot_free[4] = {}, pipe_free[4][pipes_count] = {}, unit_free = 0;
+    std::unique_ptr<Tags> l1;
+    std::vector<TimedWarp*> warps;
+    std::vector<std::unique_ptr<TimedBlock>> blocks;
+    std::vector<Fetch> fetches;
+    size_t fetches_used = 0;
+    std::vector<Load> loads;
+    std::vector<uint32_t> free_loads;
+    double inflight = 0;
+    std::vector<std::pair<double, double>> landing;  // a heap: when, bytes
+    std::vector<double> ended_at;                    // blocks that ended in this window
+    uint32_t next_quadrant = 0;
+    Worker* worker = nullptr;
+    Found found = {};
+    std::vector<InstructionTimes>* times = nullptr;  // of its OS thread
+    std::vector<Wait> waits;
+    uint64_t progress = 0;
+};
+
+thread_local TimedWarp* current = nullptr;  // the warp that runs a piece
+
+// ---- The operations that stand in for others ----
+
+void stop_here(Warp* w, const Ins* p, uint32_t m) {
+    w->pc = p;
+    w->mask = m;
+    w->running = false;
+}
+
+void timed_enter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    TimedWarp* t = current;
+    if (!t->fresh) return stop_here(w, p, m);
+    if (w->others_count) {
+        if (!converge(w, p, m)) return;
+        m = w->mask;
+    }
+    t->fresh = false;
+    const int32_t* block = t->rows->schedule->blocks + 2 * p->imm;
+    t->block_first = t->cursor = block[0];
+    t->end = block[0] + block[1];
+    ++t->instance;
+    BlockCount& count = w->counts[p->imm];
+    ++count.times;
+    count.lanes += std::popcount(m);
+    NEXT;
+}
+
+void timed_pause(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    TimedWarp* t = current;
+    if (!t->allowed) return stop_here(w, p, m);
+    t->allowed = false;
+    return t->rows->program->code[w->at(p)].run(w, p, r, m);
+}
+
+void add_sectors(std::vector<LineSectors>& lines, uint32_t first, uint64_t address, uint32_t size) {
+    for (uint64_t at = address / sector_bytes; at <= (address + size - 1) / sector_bytes; ++at) {
+        const uint64_t line = at / 4;
+        const auto bit = static_cast<uint8_t>(1u << at % 4);
+        size_t i = lines.size();
+        while (i > first && lines[i - 1].line != line) --i;
+        if (i > first) lines[i - 1].sectors |= bit;
+        else lines.push_back({line, bit});
+    }
+}
+
+void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    TimedWarp* t = current;
+    const int32_t row = w->at(p);
+    const RowKind& kind = t->rows->kinds[row];
+    if (m) {
+        Addresses at;
+        addresses_of(at, r, p->a, p->imm, kind.form);
+        Record record{kind.space, static_cast<uint32_t>(t->lines.size()), 0, 1};
+        const uint32_t lane = first_lane(m);
+        if (record.space == generic) {
+            const uint64_t window = at[lane] & window_mask;
+            record.space = window == shared_window ? shared : window == local_window ? local : global;
+        }
+        const Pattern pattern = pattern_of(at, m, kind.size);
+        if (record.space == shared) {
+            record.passes = pattern == Pattern::same  ? 1
+                            : pattern == Pattern::row ? passes_of(m, kind.size)
+                                                      : wavefronts(at, m, kind.size);
+        } else if (record.space == local) {
+            // Words of the lanes lie side by side, so that one offset is one line.
+            for (uint32_t word = 0; word < std::max(kind.size / 4u, 1u); ++word)
+                t->lines.push_back({(reinterpret_cast<uint64_t>(w->local) >> 7) + (at[lane] & 0xffffff) / 4 + word, 15});
+        } else if (pattern == Pattern::same) {
+            add_sectors(t->lines, record.first, at[lane], kind.size);
+        } else if (pattern == Pattern::row) {
+            uint64_t begin = at[lane] / sector_bytes;
+            const uint64_t end = (at[31 - std::countl_zero(m)] + kind.size - 1) / sector_bytes + 1;
+            while (begin < end) {
+                const uint64_t line = begin / 4, stop = std::min(end, line * 4 + 4);
+                t->lines.push_back({line, static_cast<uint8_t>(((1u << (stop - begin)) - 1) << begin % 4)});
+                begin = stop;
+            }
+        } else {
+            for (uint32_t left = m; left; left &= left - 1)
+                add_sectors(t->lines, record.first, at[first_lane(left)], kind.size);
+        }
+        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
+        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
+        t->records.push_back(record);
+    }
+    return t->rows->program->code[row].run(w, p, r, m);
+}
+
+Rows prepare(const Program* program, const Schedule* schedule) {
+    Rows rows;
+    rows.program = program;
+    rows.schedule = schedule;
+    rows.code.assign(program->code, program->code + program->count + 1);
+    rows.kinds.resize(program->count + 1);
+    rows.ordinal.resize(program->count + 1);
+    rows.first.assign(program->count + 1, 0);
+    rows.end.assign(program->count + 1, 0);
+    rows.block_first.assign(program->count + 1, 0);
+    std::unordered_map<int32_t, RowKind> known;
+    uint32_t ordinals = 0;
+    int32_t block = -1, first = 0;
+    for (int32_t row = 0; row < program->count; ++row) {
+        const int32_t operation = program->operations[row];
+        if (operation >= 0) {
+            auto found = known.find(operation);
+            if (found == known.end()) found = known.emplace(operation, kind_of(operation_name(operation))).first;
+            rows.kinds[row] = found->second;
+        }
+        switch (rows.kinds[row].act) {
+            case Act::other: break;
+            case Act::enter:
+                rows.code[row].run = timed_enter;
+                block = static_cast<int32_t>(program->code[row].imm);
+                first = schedule->blocks[2 * block];
+                ordinals = 0;
+                break;
+            case Act::access:
+                rows.code[row].run = timed_access;
+                rows.ordinal[row] = static_cast<uint16_t>(ordinals++);
+                rows.most_ordinals = std::max(rows.most_ordinals, ordinals);
+                break;
+            default: rows.code[row].run = timed_pause;
+        }
+        if (block < 0) continue;
+        const int32_t begin = schedule->blocks[2 * block], count = schedule->blocks[2 * block + 1];
+        rows.block_first[row] = begin;
+        rows.end[row] = begin + count;
+        rows.most_instructions = std::max(rows.most_instructions, static_cast<uint32_t>(count));
+        rows.first[row] = first;
+        if (rows.kinds[row].act > Act::access) {  // behind a pause the next piece begins
+            while (first < begin + count && schedule->instructions[first].row != row) ++first;
+            if (first < begin + count) ++first;
+        }
+    }
+    return rows;
+}
+
+// ---- An SM through a window ----
+
+class Core {
+public:
+    Core(const Times& times, Timing& timing) : times_(times), timing_(timing) {}
+
+    void begin_warp(Sm& sm, TimedBlock& block, Warp& w, const Rows& rows, double time) {
+        auto t = std::make_unique<TimedWarp>();
+        t->w = &w;
+        t->sm = &sm;
+        t->rows = &rows;
+        t->quadrant = sm.next_quadrant++ % static_cast<uint32_t>(times_.quadrants);
+        t->earliest = time;
+        t->local.assign(rows.most_instructions + 1, 0.0);
+        t->slots.assign(rows.schedule->slots_count + 1, 0.0);
+        t->slot_load.assign(rows.schedule->slots_count + 1, nobody_id);
+        t->record_of.assign(rows.most_ordinals + 1, -1);
+        run_piece(*t, false);
+        settle(*t);
+        sm.warps.push_back(t.get());
+        block.warps.push_back(std::move(t));
+    }
+
+    void run_window(Sm& sm, double until) {
+        for (;;) {
+            TimedWarp* best = nullptr;
+            double when = until;
+            for (TimedWarp* t : sm.warps) {
+                if (t->next >= when) continue;
+                const double at = issue_time(sm, *t, until);
+                if (at < when) best = t, when = at;
+            }
+            if (!best) return;
+            issue(sm, *best, when);
+        }
+    }
+
+    // A synchronising access runs now, between windows; its answer is there at `ready`.
+    void run_synchronising(TimedWarp& t, double ready) {
+        t.state = State::runs;
+        t.earliest = std::max(t.earliest, ready);
+        t.sm->l1->clear();
+        t.w->vain = 0;
+        run_piece(t, true);
+        t.vain = t.w->vain > 0;
+        if (!t.vain) ++t.sm->progress;
+        settle(t);
+        wake_others(t, ready);
+    }
+
+    void land(Sm& sm, uint32_t id, double ready) {
+        Load& load = sm.loads[id];
+        load.ready = std::max(load.ready, ready);
+        if (--load.pending) return;
+        TimedWarp& t = *load.warp;
+        if (t.instance == load.instance) t.local[load.local] = load.ready;
+        for (int32_t slot : load.results)
+            if (slot >= 0 && t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = nobody_id;
+        load.is_done = true;
+        sm.free_loads.push_back(id);
+        if (t.state == State::runs && t.next == never) settle(t);
+    }
+
+private:
+    const Instruction& at(const TimedWarp& t, int32_t i) const { return t.rows->schedule->instructions[i]; }
+
+    double value_of(const TimedWarp& t, int32_t source, bool& of_memory) const {
+        if (source == -1) return 0;
+        if (source < -1) {
+            const double when = t.slots[-2 - source];
+            return when;
+        }
+        const Instruction& from = at(t, t.block_first + source);
+        if (from.kind == Kind::free_) return sources_of(t, from, of_memory);
+        const bool memory = from.kind == Kind::load || from.kind == Kind::bypass;
+        const double when = t.local[source];
+        if (memory && when > t.earliest) of_memory = true;
+        return when;
+    }
+
+    double sources_of(const TimedWarp& t, const Instruction& from, bool& of_memory) const {
+        double when = 0;
+        for (int32_t source : from.sources) {
+            if (source == -1) break;
+            when = std::max(when, value_of(t, source, of_memory));
+        }
+        return when;
+    }
+
+    // Finds out when the warp's next instruction may issue. At the end of a piece runs the next one.
+    void settle(TimedWarp& t) {
+        t.next = never;
+        for (;;) {
+            if (t.state != State::runs) return;
+            if (t.cursor >= t.end) {
+                // A pause that has no instruction of its own costs nothing.
+                const bool at_pause = t.w->mask && t.rows->kinds[t.w->at(t.w->pc)].act > Act::access;
+                if (!run_piece(t, at_pause)) return;
+                continue;
+            }
+            const Instruction& i = at(t, t.cursor);
+            bool of_memory = false;
+            if (i.kind == Kind::free_) {
+                set_results(t, i, sources_of(t, i, of_memory));
+                ++t.cursor;
+                continue;
+            }
+            if (i.kind == Kind::pause && (!t.w->mask || i.row != t.w->at(t.w->pc))) {
+                // Its lanes did not come here: others of the warp go on, or nobody can.
+                if (!run_piece(t, false)) return;
+                continue;
+            }
+            const double ready = sources_of(t, i, of_memory);
+            t.cause = of_memory || ready == never ? Cause::memory : Cause::operand;
+            t.next = std::max(t.earliest, ready);
+            return;
+        }
+    }
+
+    void set_results(TimedWarp& t, const Instruction& i, double when) {
+        for (int32_t slot : i.results) {
+            if (slot < 0) return;
+            t.slots[slot] = when == never ? t.earliest : when;
+            t.slot_load[slot] = nobody_id;
+        }
+    }
+
+    // Runs the warp as far as it gets without the clock: to its next pause or the end of its basic block. False: it waits,
+    // or has ended.
+    bool run_piece(TimedWarp& t, bool allowed) {
+        Warp* w = t.w;
+        std::fill(t.record_of.begin(), t.record_of.end(), static_cast<int16_t>(-1));
+        t.records.clear();
+        t.lines.clear();
+        Block* block = w->block;
+        const uint32_t bit = 1u << w->index;
+        block->ready &= ~bit;
+        block->polling &= ~bit;
+        if (!w->live) return t.state = State::ended, false;
+        if (!wake(w)) return t.state = State::waits, t.next = never, false;
+        const int32_t row = w->at(w->pc);
+        t.allowed = allowed;
+        t.fresh = t.rows->kinds[row].act == Act::enter;
+        if (!t.fresh) {
+            const int32_t from = allowed ? row + 1 : row;
+            t.block_first = t.rows->block_first[from];
+            t.cursor = t.rows->first[from];
+            t.end = t.rows->end[from];
+        }
+        w->running = true;
+        w->budget = 1 << 30;
+        current = &t;
+        while (w->running) w->pc->run(w, w->pc, w->r, w->mask);
+        if (!w->live) return t.state = State::ended, true;
+        bool ready = w->mask != 0, polling = false;
+        for (int i = 0; i < w->others_count; ++i) {
+            ready |= w->others[i].state == GroupState::ready;
+            polling |= w->others[i].state == GroupState::polling;
+        }
+        if (!ready && !polling) t.state = State::waits;
+        return true;
+    }
+
+    bool is_access(const Instruction& i) const {
+        return i.kind == Kind::load || i.kind == Kind::store || i.kind == Kind::shared_load ||
+               i.kind == Kind::shared_store || i.kind == Kind::bypass || i.kind == Kind::shared_atomic ||
+               i.kind == Kind::prefetch || i.kind == Kind::copy;
+    }
+
+    double issue_time(Sm& sm, const TimedWarp& t, double until) const {
+        const Instruction& i = at(t, t.cursor);
+        double when = std::max({t.next, sm.slot_free[t.quadrant], sm.pipe_free[t.quadrant][i.pipe]});
+        if (is_access(i)) {
+            when = std::max(when, sm.unit_free - queue);
+            if ((i.kind == Kind::load || i.kind == Kind::bypass) && sm.inflight >= times_.inflight_bytes) {
+                while (!sm.landing.empty() && sm.landing.front().first <= when) {
+                    sm.inflight -= sm.landing.front().second;
+                    std::pop_heap(sm.landing.begin(), sm.landing.end(), std::greater<>());
+                    sm.landing.pop_back();
+                }
+                if (sm.inflight >= times_.inflight_bytes)
+                    when = std::max(when, sm.landing.empty() ? until : sm.landing.front().first);
+            }
+        }
+        return when;
+    }
+
+    void issue(Sm& sm, TimedWarp& t, double when) {
+        const Instruction& i = at(t, t.cursor);
+        InstructionTimes& times = (*sm.times)[t.cursor];
+        ++times.issued;
+        const double for_operands = t.next - t.earliest, for_slot = when - t.next;
+        (t.cause == Cause::memory ? times.memory : times.operand) += for_operands;
+        times.slot += for_slot;
+        sm.found.waited[0] += for_slot;
+        sm.found.waited[t.cause == Cause::memory ? 2 : 1] += for_operands;
+        sm.found.issued += i.issues;
+        sm.slot_free[t.quadrant] = when + i.issues;
+        double& pipe = sm.pipe_free[t.quadrant][i.pipe];
+        pipe = std::max(pipe, when) + i.busy;
+        t.earliest = when + i.issues;
+        if (i.kind == Kind::pause) return pause(sm, t, i, when);
+        const int32_t local = t.cursor - t.block_first;
+        double ready = when + i.latency;
+        if (is_access(i)) ready = access(sm, t, i, when, local);
+        t.local[local] = ready;
+        if (ready != never) set_results(t, i, ready);
+        ++t.cursor;
+        if (!t.vain) ++sm.progress;
+        settle(t);
+    }
+
+    double access(Sm& sm, TimedWarp& t, const Instruction& i, double when, int32_t local) {
+        const RowKind& kind = t.rows->kinds[i.row];
+        const int16_t index = kind.act == Act::access ? t.record_of[t.rows->ordinal[i.row]] : -1;
+        if (index < 0) {  // no lane took part, or an access that is not recorded, such as ldmatrix
+            const double start = std::max(when, sm.unit_free);
+            sm.unit_free = start + times_.memory_floor * i.issues;
+            return start + times_.shared_latency;
+        }
+        const Record& record = t.records[index];
+        const double start = std::max(when, sm.unit_free);
+        if (record.space == shared) {
+            const double cycles = std::max<double>(times_.memory_floor, record.passes);
+            sm.unit_free = start + cycles;
+            return start + cycles - times_.memory_floor + times_.shared_latency;
+        }
+        const double cycles = std::max(times_.memory_floor, times_.lines_base + record.count / times_.lines_per_cycle);
+        sm.unit_free = start + cycles;
+        const LineSectors* lines = t.lines.data() + record.first;
+        const double at_l1 = start + cycles - times_.memory_floor;
+        if (i.kind == Kind::store) {
+            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], writing, false);
+            t.last_store = std::max(t.last_store, at_l1 + times_.l2_latency);
+            return at_l1;
+        }
+        if (i.kind == Kind::prefetch) {
+            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], prefetching, false);
+            return at_l1;
+        }
+        const bool keep = i.kind != Kind::bypass;
+        double ready = at_l1 + times_.l1_latency;
+        uint32_t id = nobody_id;
+        for (uint32_t k = 0; k < record.count; ++k) {
+            Tags::Line* tag = nullptr;
+            uint8_t missing = lines[k].sectors, evicted;
+            if (keep) {
+                tag = &sm.l1->find(lines[k].line, evicted);
+                const uint8_t there = missing & tag->there;
+                sm.found.l1_hits += std::popcount(there);
+                missing &= ~tag->there;
+                if (there && tag->fetch == nobody_id) ready = std::max(ready, tag->fill);
+                if (there && tag->fetch != nobody_id) wait_for(sm, t, i, local, id, tag->fetch);
+            }
+            if (!missing) continue;
+            sm.found.l1_misses += std::popcount(missing);
+            const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, reading, keep);
+            if (tag) tag->there |= missing, tag->fetch = fetch;
+            wait_for(sm, t, i, local, id, fetch);
+            sm.inflight += sector_bytes * std::popcount(missing);
+        }
+        if (id == nobody_id) return ready;
+        sm.loads[id].ready = ready;
+        return never;
+    }
+
+    uint32_t ask(Sm& sm, double time, LineSectors what, FetchKind kind, bool keep) {
+        if (sm.fetches_used == sm.fetches.size()) sm.fetches.emplace_back();
+        Fetch& fetch = sm.fetches[sm.fetches_used];
+        fetch.time = time;
+        fetch.line = what.line;
+        fetch.sectors = what.sectors;
+        fetch.kind = kind;
+        fetch.keep = keep;
+        fetch.loads.clear();
+        fetch.warp = nullptr;
+        return static_cast<uint32_t>(sm.fetches_used++);
+    }
+
+    void wait_for(Sm& sm, TimedWarp& t, const Instruction& i, int32_t local, uint32_t& id, uint32_t fetch) {
+        if (id == nobody_id) {
+            if (sm.free_loads.empty()) {
+                sm.free_loads.push_back(static_cast<uint32_t>(sm.loads.size()));
+                sm.loads.emplace_back();
+            }
+            id = sm.free_loads.back();
+            sm.free_loads.pop_back();
+            Load& load = sm.loads[id];
+            load = {&t, t.instance, 0, local, {}, 0, false};
+            memcpy(load.results, i.results, sizeof load.results);
+            for (int32_t slot : load.results)
+                if (slot >= 0) t.slots[slot] = never, t.slot_load[slot] = id;
+        }
+        std::vector<uint32_t>& loads = sm.fetches[fetch].loads;
+        if (!loads.empty() && loads.back() == id) return;
+        loads.push_back(id);
+        ++sm.loads[id].pending;
+    }
+
+    // ---- Pauses ----
+
+    void pause(Sm& sm, TimedWarp& t, const Instruction& i, double when) {
+        const RowKind& kind = t.rows->kinds[i.row];
+        switch (kind.act) {
+            case Act::synchronise: {
+                Addresses at;
+                addresses_of(at, t.w->r, t.w->pc->a, t.w->pc->imm, kind.form);
+                const uint64_t address = at[first_lane(t.w->mask)];
+                const double start = std::max(when, sm.unit_free);
+                sm.unit_free = start + times_.memory_floor;
+                const uint32_t fetch = ask(sm, start, {address / line_bytes, 1}, synchronising, false);
+                sm.fetches[fetch].warp = &t;
+                t.state = State::waits_for_l2;
+                t.next = never;
+                return;
+            }
+            case Act::fence:
+                t.earliest = std::max(when + times_.fence, t.last_store);
+                sm.l1->clear();
+                break;
+            case Act::barrier:
+                t.arrived = when;
+                t.arrived_at = t.cursor;
+                break;
+            default: break;
+        }
+        const uint64_t barriers = sm.worker->barriers;
+        ++sm.progress;
+        run_piece(t, true);
+        if (kind.act == Act::barrier && sm.worker->barriers != barriers) {
+            const double open = when + times_.barrier_base + times_.barrier_per_warp * t.w->block->warps.size();
+            t.earliest = std::max(t.earliest, open);
+            wake_others(t, open);
+        } else {
+            wake_others(t, when);
+        }
+        if (t.state == State::ended) {
+            t.next = never;
+            if (!t.w->block->live_threads) sm.ended_at.push_back(when);
+            return;
+        }
+        settle(t);
+    }
+
+    // Warps of the block that waited and can go on now.
+    void wake_others(TimedWarp& one, double when) {
+        Block* block = one.w->block;
+        if (!block->ready) return;
+        for (TimedWarp* t : one.sm->warps) {
+            if (t->w->block != block || t == &one || t->state != State::waits) continue;
+            if (!(block->ready >> t->w->index & 1)) continue;
+            const double waited = std::max(0.0, when - t->arrived);
+            InstructionTimes& times = (*one.sm->times)[t->arrived_at];
+            times.barrier += waited;
+            one.sm->found.waited[3] += waited;
+            if (waited >= timing_.wait_from && t->w->index == 0)
+                one.sm->waits.push_back({static_cast<int32_t>(one.sm->number), static_cast<int32_t>(block->number),
+                                         t->w->index, at(*t, t->arrived_at).row, t->arrived, when});
+            t->state = State::runs;
+            t->earliest = std::max(t->earliest, when);
+            t->cursor = t->end;  // its piece is over
+            settle(*t);
+        }
+    }
+
+    const Times& times_;
+    Timing& timing_;
+};
+
+// ---- OS threads that go through the windows together ----
+
+class Crew {
+public:
+    Crew(uint32_t threads, std::function<void(uint32_t)> work) : threads_(threads), work_(std::move(work)) {
+        for (uint32_t i = 1; i < threads; ++i) others_.emplace_back([this, i] { follow(i); });
+    }
+    ~Crew() {
+        stop_.store(true);
+        round_.fetch_add(1);
+        for (auto& thread : others_) thread.join();
+    }
+    void run() {
+        done_.store(0, std::memory_order_relaxed);
+        round_.fetch_add(1, std::memory_order_release);
+        work_(0);
+        for (uint32_t spins = 0; done_.load(std::memory_order_acquire) != threads_ - 1; ++spins)
+            if (spins > 2000) std::this_thread::yield();
+    }
+
+private:
+    void follow(uint32_t me) {
+        uint64_t seen = 0;
+        for (;;) {
+            for (uint32_t spins = 0; round_.load(std::memory_order_acquire) == seen; ++spins)
+                if (spins > 2000) std::this_thread::yield();
+            ++seen;
+            if (stop_.load()) return;
+            work_(me);
+            done_.fetch_add(1, std::memory_order_release);
+        }
+    }
+
+    uint32_t threads_;
+    std::function<void(uint32_t)> work_;
+    std::atomic<uint64_t> round_ = 0;
+    std::atomic<uint32_t> done_ = 0;
+    std::atomic<bool> stop_ = false;
+    std::vector<std::thread> others_;
+};
+
+// ---- A launch ----
+
+class TimedLaunch {
+public:
+    TimedLaunch(Launch* launch, std::vector<std::unique_ptr<Worker>>& workers, uint32_t threads, Timing& timing, Device& device,
+                const Schedule& schedule, double begin)
+        : launch_(launch), timing_(timing), device_(device), times_(timing.times), core_(timing.times, timing),
+          rows_(prepare(launch->program, &schedule)), threads_(threads), begin_(begin) {
+        launch->code = rows_.code.data();
+        sms_.resize(static_cast<size_t>(times_.sm_count));
+        instruction_times_.assign(threads, std::vector<InstructionTimes>(schedule.instructions_count));
+        const double l1 = std::max(times_.l1_bytes - static_cast<double>(launch->shared_bytes) * per_sm(), 16.0 * line_bytes);
+        for (uint32_t i = 0; i < sms_.size(); ++i) {
+            sms_[i] = std::make_unique<Sm>();
+            sms_[i]->number = i;
+            sms_[i]->l1 = std::make_unique<Tags>(l1);
+            sms_[i]->worker = workers[i % threads].get();
+            sms_[i]->times = &instruction_times_[i % threads];
+            sms_[i]->unit_free = begin;
+        }
+        pool_.serial = next_serial_++;
+    }
+
+    Found run() {
+        clusters_ = launch_->blocks() / cluster_blocks(*launch_);
+        // Blocks go to SMs one after another, until all are full.
+        double time = begin_;
+        for (uint32_t k = 0; k < per_sm(); ++k)
+            for (auto& sm : sms_)
+                if (next_ < clusters_) start(*sm, time += times_.block_interval);
+        const double window = std::max(16.0, std::min(times_.l2_latency / 2 - 1, 128.0));
+        double until = begin_;
+        Crew crew(threads_, [&](uint32_t me) {
+            for (size_t i = me; i < sms_.size(); i += threads_) core_.run_window(*sms_[i], until);
+        });
+        uint64_t seen = 0, vain = 0;
+        while (!launch_->done() && !launch_->failed->load(std::memory_order_relaxed)) {
+            double first = never;
+            for (auto& sm : sms_)
+                for (TimedWarp* t : sm->warps) first = std::min(first, t->next);
+            if (first == never) {
+                report_deadlock(launch_, all_blocks());
+                break;
+            }
+            from_ = std::max(until, first);
+            until = from_ + window;
+            crew.run();
+            serve(until);
+            end_blocks(until);
+            if (interrupted.load(std::memory_order_relaxed)) report_end(launch_, Fault::interrupted);
+            uint64_t progress = 0;
+            for (auto& sm : sms_) progress += sm->progress;
+            vain = progress == seen ? vain + served_ : 0;
+            seen = progress;
+            if (vain > vain_looks) report_deadlock(launch_, all_blocks());
+        }
+        for (auto& sm : sms_)
+            for (auto& block : sm->blocks)
+                if (!block->ended) end_cluster(pool_, std::move(block->cluster));
+        return gather();
+    }
+
+private:
+    uint32_t per_sm() const {
+        return std::max<uint32_t>(1, launch_->resident / cluster_blocks(*launch_) / static_cast<uint32_t>(times_.sm_count));
+    }
+
+    void start(Sm& sm, double time) {
+        auto block = std::make_unique<TimedBlock>();
+        block->cluster = start_cluster(pool_, launch_, sm.worker, next_++, nullptr);
+        launch_->next_block.fetch_add(1);
+        for (Block* one : block->cluster->blocks)
+            for (Warp& w : one->warps) core_.begin_warp(sm, *block, w, rows_, time);
+        sm.blocks.push_back(std::move(block));
+    }
+
+    // What the SMs asked of L2 in this window, in the order of its time.
+    void serve(double until) {
+        buckets_.resize(static_cast<size_t>(until - from_) + 64);
+        for (uint32_t s = 0; s < sms_.size(); ++s)
+            for (uint32_t f = 0; f < sms_[s]->fetches_used; ++f) {
+                const double late = std::max(0.0, sms_[s]->fetches[f].time - from_);
+                buckets_[std::min(static_cast<size_t>(late), buckets_.size() - 1)].push_back({s, f});
+            }
+        served_ = 0;
+        for (auto& bucket : buckets_) {
+            for (auto [s, f] : bucket) serve(*sms_[s], s, f);
+            bucket.clear();
+        }
+        for (auto& sm : sms_) sm->fetches_used = 0;
+    }
+
+    void serve(Sm& sm, uint32_t s, uint32_t f) {
+        // By value: what runs now may ask for more, in the next window.
+        const double time = sm.fetches[f].time;
+        const uint64_t line = sm.fetches[f].line;
+        const uint8_t sectors = sm.fetches[f].sectors;
+        switch (sm.fetches[f].kind) {
+            case writing: return device_.write(found_, time, line, sectors);
+            case prefetching: device_.read(found_, time, s, line, sectors, false); return;
+            case synchronising: {
+                TimedWarp& t = *sm.fetches[f].warp;
+                const Ins* pc = t.w->pc;
+                const std::string_view name = operation_name(launch_->program->operations[t.w->at(pc)]);
+                const bool is_atomic = name.substr(0, 4) == "atom";
+                const bool waits = name.substr(0, 3) != "st.";
+                const double ready = device_.synchronise(found_, time, line, is_atomic, std::popcount(t.w->mask));
+                ++served_;
+                const double earliest = t.earliest;
+                sm.found.waited[2] += waits ? ready - time : 0;
+                (*sm.times)[t.cursor].memory += waits ? ready - time : 0;
+                core_.run_synchronising(t, waits ? ready : earliest);
+                return;
+            }
+            default: break;
+        }
+        const double ready = device_.read(found_, time, s, line, sectors, true);
+        sm.landing.push_back({ready, sector_bytes * std::popcount(sectors)});
+        std::push_heap(sm.landing.begin(), sm.landing.end(), std::greater<>());
+        if (sm.fetches[f].keep) {
+            uint8_t evicted;
+            Tags::Line& tag = sm.l1->find(line, evicted);
+            tag.there |= sectors;
+            tag.fill = std::max(tag.fill, ready);
+            if (tag.fetch == f) tag.fetch = nobody_id;
+        }
+        for (uint32_t id : sm.fetches[f].loads) core_.land(sm, id, ready);
+    }
+
+    void end_blocks(double until) {
+        std::vector<std::pair<double, Sm*>> ended;
+        for (auto& sm : sms_) {
+            for (double when : sm->ended_at) ended.push_back({when, sm.get()});
+            sm->ended_at.clear();
+        }
+        if (ended.empty()) return;
+        std::stable_sort(ended.begin(), ended.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+        for (auto [when, sm] : ended) {
+            last_ = std::max(last_, when);
+            for (size_t i = 0; i < sm->blocks.size();) {
+                TimedBlock& block = *sm->blocks[i];
+                if (!block.cluster->ended()) {
+                    ++i;
+                    continue;
+                }
+                std::erase_if(sm->warps, [&](TimedWarp* t) {
+                    return std::any_of(block.warps.begin(), block.warps.end(), [&](auto& own) { return own.get() == t; });
+                });
+                end_cluster(pool_, std::move(block.cluster));
+                block.ended = true;
+                sm->blocks.erase(sm->blocks.begin() + static_cast<ptrdiff_t>(i));
+                if (next_ < clusters_) {
+                    handed_out_ = std::max({handed_out_ + times_.block_interval, when, until});
+                    start(*sm, handed_out_);
+                }
+            }
+        }
+    }
+
+    std::vector<Block*> all_blocks() const {
+        std::vector<Block*> blocks;
+        for (auto& sm : sms_)
+            for (auto& block : sm->blocks)
+                for (Block* one : block->cluster->blocks) blocks.push_back(one);
+        return blocks;
+    }
+
+    Found gather() {
+        found_.begin = begin_;
+        found_.end = std::max(begin_, last_);
+        auto& sum = timing_.instructions[launch_->number];
+        sum.assign(rows_.schedule->instructions_count, {});
+        for (auto& part : instruction_times_)
+            for (size_t i = 0; i < part.size(); ++i) {
+                sum[i].issued += part[i].issued;
+                sum[i].slot += part[i].slot;
+                sum[i].operand += part[i].operand;
+                sum[i].memory += part[i].memory;
+                sum[i].barrier += part[i].barrier;
+            }
+        timing_.waits.clear();
+        for (auto& sm : sms_) {
+            found_.issued += sm->found.issued;
+            found_.l1_hits += sm->found.l1_hits;
+            found_.l1_misses += sm->found.l1_misses;
+            for (int i = 0; i < 4; ++i) found_.waited[i] += sm->found.waited[i];
+            timing_.waits.insert(timing_.waits.end(), sm->waits.begin(), sm->waits.end());
+        }
+        return found_;
+    }
+
+    static inline uint64_t next_serial_ = 1ull << 60;  // apart from those of launches without a clock
+
+    Launch* launch_;
+    Timing& timing_;
+    Device& device_;
+    const Times& times_;
+    Core core_;
+    Rows rows_;
+    uint32_t threads_;
+    double begin_, from_ = 0, last_ = 0, handed_out_ = 0;
+    BlockPool pool_;
+    std::vector<std::unique_ptr<Sm>> sms_;
+    std::vector<std::vector<InstructionTimes>> instruction_times_;
+    std::vector<std::vector<std::pair<uint32_t, uint32_t>>> buckets_;
+    uint64_t next_ = 0, clusters_ = 0, served_ = 0;
+    Found found_ = {};
+};
+
+}  // namespace
+
+void run_timed(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
+               uint32_t threads, Timing& timing, Device* device, const std::function<void(uint32_t)>& ended) {
+    std::unique_ptr<Device> own;
+    if (!device) own = std::make_unique<Device>(timing.times), device = own.get();
+    device->begin(&timing);
+    timing.found.assign(launches.size(), {});
+    timing.instructions.assign(launches.size(), {});
+    double time = device->now;
+    for (uint32_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) {
+        const double begin = time + timing.starts[i];
+        timing.found[i] = TimedLaunch(launches[i].get(), workers[i], threads, timing, *device, timing.schedules[i], begin).run();
+        time = device->now = timing.found[i].end;
+        ended(i);
+    }
+}
+
+}  // namespace machine

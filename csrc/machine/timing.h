@@ -1,0 +1,104 @@
+// timing.h: a clock for launches: when each machine instruction of each warp issues, on a card that is described
+// What is computed is what every run computes; this says when. See timing.cpp.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "scheduler.h"
+
+namespace machine {
+
+// What an instruction is to the clock.
+enum class Kind : uint8_t {
+    plain,
+    free_,        // costs nothing on a GPU, and hands on the time of its sources
+    load, store,  // global, local or generic memory
+    shared_load, shared_store,
+    pause,        // others may see it, or wait for it: it runs when the clock says
+    shared_atomic,
+    copy,         // cp.async
+    prefetch,
+    bypass,       // a load that leaves no line in L1
+};
+
+constexpr int pipes_count = 12;  // what they are stands in luce_edu/machine/schedule.py
+constexpr int most_sources = 6, most_results = 4;
+
+// A machine instruction (or some in a row that are one PTX instruction), as the assembler might order them.
+struct Instruction {
+    int32_t row;     // of the program's code; -1: none is left of it there
+    int32_t line;
+    uint8_t pipe;
+    Kind kind;
+    uint16_t issues;  // issue slots that it takes
+    float latency;    // cycles until what depends on it may issue; a memory access adds its own
+    float busy;       // cycles that it keeps its pipe
+    int32_t sources[most_sources];  // n: instruction n of this basic block; -1: none; -2 - k: register slot k, from before
+    int32_t results[most_results];  // register slots whose value is this one's behind the block; -1: none
+};
+static_assert(sizeof(Instruction) == 60);
+
+struct Schedule {
+    const Instruction* instructions;
+    const int32_t* blocks;  // of each basic block: its first instruction, and how many
+    int32_t blocks_count, instructions_count;
+    int32_t slots_count;
+};
+
+// A card's times, in cycles of its SMs' clock, and bytes a cycle. Their sources stand in luce_edu/machine/clock.py.
+struct Times {
+    double sm_count;
+    double shared_latency, l1_latency, l2_latency, dram_latency;
+    double memory_floor;                 // cycles of the load/store unit for a warp's access, at least
+    double lines_base, lines_per_cycle;  // and at least base + lines / lines_per_cycle
+    double l1_bytes, l2_bytes;
+    double l2_bytes_per_cycle, sm_bytes_per_cycle, dram_bytes_per_cycle;
+    double inflight_bytes;               // of loads that an SM may wait for
+    double atomic_extra, atomic_interval;
+    double fence;
+    double barrier_base, barrier_per_warp;
+    double block_interval;               // cycles from one block handed out to the next, of the whole GPU
+    double quadrants;
+};
+
+// What the clock found out about one launch.
+struct Found {
+    double begin, end;                   // cycles
+    double dram_read, dram_written, l2_bytes, l1_hits, l1_misses;  // bytes; sectors of 32
+    double issued;                       // machine instructions
+    double waited[4];                    // cycles of warps: for an issue slot or pipe, operands, memory, barriers
+};
+
+// Where a warp waited for long: what a time line shows.
+struct Wait {
+    int32_t sm, block, warp, row;
+    double begin, end;
+};
+
+struct InstructionTimes {
+    double issued, slot, operand, memory, barrier;  // times; cycles waited, by reason
+};
+
+class Device;  // L2 and DRAM, which stay warm from launch to launch
+
+struct Timing {
+    std::vector<Schedule> schedules;     // by launch
+    std::vector<double> starts;          // by launch: cycles from the end of the one before, at least
+    Times times;
+    std::vector<Found> found;
+    std::vector<std::vector<InstructionTimes>> instructions;
+    std::vector<Wait> waits;             // of the last launch
+    double wait_from = 1e300;            // shorter ones are not noted
+    std::vector<float> dram_use;         // bytes in each `bucket` cycles
+    double bucket = 0;
+};
+
+// Runs launches one after another with the clock on. The device keeps what L2 holds; null: an empty one.
+void run_timed(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::vector<std::unique_ptr<Worker>>>& workers,
+               uint32_t threads, Timing& timing, Device* device, const std::function<void(uint32_t)>& ended);
+
+Device* make_device(const Times& times);
+void delete_device(Device* device);
+
+}  // namespace machine

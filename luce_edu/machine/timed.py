@@ -1,0 +1,188 @@
+"""Launches with the clock on: when each machine instruction issues, on a card that its constants describe.
+
+What is computed is what every run computes. All times are modelled, for the card that they name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from luce_edu.errors import LaunchError
+from luce_edu.machine.clock import Clock, find_clock
+from luce_edu.machine.core import Report, core, thread_count
+from luce_edu.machine.counters import Counters
+from luce_edu.machine.kernels import Prepared, finish, launch_texts
+from luce_edu.machine.schedule import Schedule, schedule
+
+WAIT = np.dtype([
+    ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("begin", "f8"), ("end", "f8"),
+])  # fmt: skip
+INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", "slot", "operand", "memory", "barrier")])
+_MOST_WAITS = 200_000
+_MOST_BUCKETS = 1 << 20
+
+
+def _doubles(*names: str):
+    return tuple((name, ctypes.c_double) for name in names)
+
+
+class Times(ctypes.Structure):
+    _fields_ = _doubles(
+        "sm_count", "shared_latency", "l1_latency", "l2_latency", "dram_latency", "memory_floor", "lines_base",
+        "lines_per_cycle", "l1_bytes", "l2_bytes", "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle",
+        "inflight_bytes", "atomic_extra", "atomic_interval", "fence", "barrier_base", "barrier_per_warp",
+        "block_interval", "quadrants",
+    )  # fmt: skip
+
+
+class Found(ctypes.Structure):
+    _fields_ = (
+        *_doubles("begin", "end", "dram_read", "dram_written", "l2_bytes", "l1_hits", "l1_misses", "issued"),
+        ("waited", ctypes.c_double * 4),
+    )
+
+
+class TimedText(ctypes.Structure):
+    _fields_ = (
+        ("instructions", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("blocks_count", ctypes.c_int32),
+        ("instructions_count", ctypes.c_int32), ("slots_count", ctypes.c_int32), ("start", ctypes.c_double),
+        ("found", Found), ("times", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class ClockText(ctypes.Structure):
+    _fields_ = (
+        ("times", Times), ("wait_from", ctypes.c_double), ("bucket", ctypes.c_double), ("waits", ctypes.c_void_p),
+        ("dram_use", ctypes.c_void_p), ("waits_count", ctypes.c_uint64), ("dram_count", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LaunchTimes:
+    """What the clock says of one launch; modelled.
+
+    begin_us, us     from the start of the run, and from its first block to its last
+    dram_read_bytes, dram_written_bytes, l2_bytes  moved
+    l1_hits, l1_misses   sectors of 32 bytes
+    issued           machine instructions of warps
+    waited_us        of all warps together, for: an issue slot or pipe, operands, memory, barriers
+    instructions     by machine instruction (INSTRUCTION_TIMES), in cycles; `schedule` says which they are
+    """
+
+    kernel: str
+    begin_us: float
+    us: float
+    dram_read_bytes: float
+    dram_written_bytes: float
+    l2_bytes: float
+    l1_hits: float
+    l1_misses: float
+    issued: float
+    waited_us: dict[str, float]
+    instructions: np.ndarray
+    schedule: Schedule
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Of the last launch: where the first warp of a block waited (WAIT, in cycles), and bytes of DRAM by bucket."""
+
+    waits: np.ndarray
+    dram_bytes: np.ndarray
+    bucket_us: float
+
+
+class Device:
+    """A card with a clock. Its L2 stays warm from run to run."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+        self.times = times_of(clock)
+        self._core = core()
+        self._handle = ctypes.c_void_p(self._core.luce_device(ctypes.byref(self.times)))
+
+    def __del__(self):
+        if hasattr(self, "_handle"):
+            self._core.luce_free_device(self._handle)
+
+
+def times_of(clock: Clock) -> Times:
+    """A card's constants as the core takes them."""
+    return Times(
+        sm_count=clock.sm_count, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
+        l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, memory_floor=clock.shared_floor,
+        lines_base=clock.l1_overhead, lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes=clock.l1_bytes,
+        l2_bytes=clock.l2_bytes * clock.l2_share, l2_bytes_per_cycle=clock.l2_bytes_per_cycle,
+        sm_bytes_per_cycle=clock.sm_bytes_per_cycle, dram_bytes_per_cycle=clock.dram_bytes_per_cycle,
+        inflight_bytes=clock.inflight_bytes_per_sm, atomic_extra=clock.atomic_extra,
+        atomic_interval=clock.atomic_interval, fence=clock.fence, barrier_base=clock.barrier_base,
+        barrier_per_warp=clock.barrier_per_warp, block_interval=clock.block_interval, quadrants=4,
+    )  # fmt: skip
+
+
+_schedules: dict[tuple[int, str], tuple[object, Schedule]] = {}
+
+
+def schedule_of(program, clock: Clock) -> Schedule:
+    """The machine instructions of a program on a card; found once."""
+    key = (id(program), clock.card)
+    if key not in _schedules:
+        if len(_schedules) > 256:
+            _schedules.clear()
+        _schedules[key] = program, schedule(program, clock)
+    return _schedules[key][1]
+
+
+def run_timed(
+    launches: Sequence[Prepared], device: Device | None = None, *, gap_us: float | Sequence[float] = 0.0,
+    threads: int | None = None, wait_from_us: float | None = None, bucket_us: float = 1.0,
+) -> tuple[list[LaunchTimes], Timeline]:  # fmt: skip
+    """Run launches one after another with the clock on.
+
+    device   the card; None: the launches' own, with nothing in L2
+    gap_us   from the end of the launch before to the first block of each
+    wait_from_us  waits this long go into the time line; None: no time line
+    Raises LaunchError for no launch; KernelError and KeyboardInterrupt as `run` does.
+    """
+    if not launches:
+        raise LaunchError("nothing to time: no launch")
+    device = device or Device(find_clock(launches[0].kernel.card))
+    clock, mhz = device.clock, device.clock.clock_mhz
+    gaps = [gap_us] * len(launches) if isinstance(gap_us, int | float) else list(gap_us)
+    texts = launch_texts(launches)
+    timed = (TimedText * len(launches))()
+    schedules = [schedule_of(launch.kernel.program, clock) for launch in launches]
+    instructions = [np.zeros(len(s.entries), INSTRUCTION_TIMES) for s in schedules]
+    for text, s, times, gap, launch in zip(timed, schedules, instructions, gaps, launches, strict=True):
+        text.instructions, text.blocks = s.entries.ctypes.data, s.blocks.ctypes.data
+        text.blocks_count, text.instructions_count = len(s.blocks), len(s.entries)
+        text.slots_count = launch.kernel.program.arena_bytes // 128 + 2
+        text.start, text.times = gap * mhz, times.ctypes.data
+    waits = np.zeros(_MOST_WAITS if wait_from_us is not None else 1, WAIT)
+    dram_use = np.zeros(_MOST_BUCKETS if wait_from_us is not None else 1, np.float32)
+    text = ClockText(
+        device.times, 1e300 if wait_from_us is None else wait_from_us * mhz, bucket_us * mhz if wait_from_us is not None else 0,
+        waits.ctypes.data, dram_use.ctypes.data, len(waits), len(dram_use),
+    )  # fmt: skip
+    report = Report()
+    core().luce_time(
+        texts, timed, len(launches), ctypes.byref(text), device._handle, threads or thread_count(), ctypes.byref(report)
+    )
+    finish(report, launches)
+    origin = timed[0].found.begin - timed[0].start
+    found = [
+        LaunchTimes(
+            launch.kernel.name, (t.found.begin - origin) / mhz, (t.found.end - t.found.begin) / mhz, t.found.dram_read,
+            t.found.dram_written, t.found.l2_bytes, t.found.l1_hits, t.found.l1_misses, t.found.issued,
+            dict(zip(("slot", "operand", "memory", "barrier"), (cycles / mhz for cycles in t.found.waited), strict=True)),
+            times, s, Counters(launch),
+        )
+        for launch, t, times, s in zip(launches, timed, instructions, schedules, strict=True)
+    ]  # fmt: skip
+    timeline = Timeline(waits[: min(text.waits_count, len(waits))], dram_use[: min(text.dram_count, len(dram_use))], bucket_us)
+    return found, timeline
