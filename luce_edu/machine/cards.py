@@ -144,6 +144,20 @@ CARDS = (
         dram="HBM3e", l2_mib=60,
         source="NVIDIA H200 datasheet, compute as on the H100; SMs and L2 as PyTorch prints its device properties",
     ),
+    # These three are here because the clock is held against measurements that others published for them.
+    _card(
+        "RTX A6000", "sm_86", sm_count=84, base_clock_mhz=1410, boost_clock_mhz=1800, memory_gib=48, dram="GDDR6",
+        l2_mib=6, source="NVIDIA RTX A6000 datasheet; clocks and L2 as card databases list them, sysrqmts.com",
+    ),
+    _card(
+        "A40", "sm_86", sm_count=84, base_clock_mhz=1305, boost_clock_mhz=1740, memory_gib=48, dram="GDDR6", l2_mib=6,
+        source="NVIDIA A40 product brief; clocks and L2 as card databases list them, sysrqmts.com",
+    ),
+    _card(
+        "L40", "sm_89", sm_count=142, base_clock_mhz=735, boost_clock_mhz=2490, memory_gib=48, dram="GDDR6", l2_mib=96,
+        source="NVIDIA L40 datasheet; clocks, pcpartdb.com; L2, where reads fall off it in te42kyfo/gpu-benches, "
+        "gpu-l2-cache/l40.txt",
+    ),
 )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ T4, RTX_3090, H100, LAPTOP = (find_card(name) for name in ("T4", "RTX 3090", "H1
 
 
 def test_every_card_has_its_figures_and_their_source():
-    assert [card.name for card in REAL] == ["T4", "RTX 3090", "RTX 4090", "RTX 5090", "A100", "H100", "H200"]
+    assert [card.name for card in REAL] == [
+        "T4", "RTX 3090", "RTX 4090", "RTX 5090", "A100", "H100", "H200", "RTX A6000", "A40", "L40",
+    ]  # fmt: skip
     assert {card.product for card in REAL} == set(DATASHEET_GB_PER_S), "one home for a bandwidth"
     for card in CARDS:
         assert card.source and card.memory_gb_per_s > 0 and card.sm_count > 0
@@ -31,7 +33,7 @@ def test_every_card_has_its_figures_and_their_source():
 # multiplication and an addition a cycle.
 @pytest.mark.parametrize("name, lanes, tflops", [
     ("T4", 64, 8.1), ("RTX 3090", 128, 35.6), ("RTX 4090", 128, 82.6), ("RTX 5090", 128, 104.8), ("A100", 64, 19.5),
-    ("H100", 128, 66.9), ("H200", 128, 66.9),
+    ("H100", 128, 66.9), ("H200", 128, 66.9), ("RTX A6000", 128, 38.7), ("A40", 128, 37.4), ("L40", 128, 90.5),
 ])  # fmt: skip
 def test_sms_and_clock_give_the_published_flops(name, lanes, tflops):
     card = find_card(name)
