@@ -16,7 +16,7 @@ from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.core import Report, core, thread_count
 from luce_edu.machine.counters import Counters
 from luce_edu.machine.kernels import Prepared, finish, launch_texts
-from luce_edu.machine.schedule import Schedule, schedule
+from luce_edu.machine.schedule import PIPES, Rates, Schedule, schedule
 
 WAIT = np.dtype([
     ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("begin", "f8"), ("end", "f8"),
@@ -128,13 +128,20 @@ def times_of(clock: Clock) -> Times:
 _schedules: dict[tuple[int, str], tuple[object, Schedule]] = {}
 
 
+def _rates_of(clock: Clock) -> Rates:
+    pipes = [pipe for pipe in PIPES if pipe != "none"]
+    rates = {pipe: getattr(clock, f"{pipe}_rate") for pipe in pipes}
+    latencies = [*(pipe for pipe in pipes if pipe not in ("memory", "branch")), "predicate"]
+    return Rates(**rates, **{f"{name}_latency": getattr(clock, f"{name}_latency") for name in latencies})
+
+
 def schedule_of(program, clock: Clock) -> Schedule:
     """The machine instructions of a program on a card; found once."""
     key = (id(program), clock.card)
     if key not in _schedules:
         if len(_schedules) > 256:
             _schedules.clear()
-        _schedules[key] = program, schedule(program, clock)
+        _schedules[key] = program, schedule(program, _rates_of(clock))
     return _schedules[key][1]
 
 
