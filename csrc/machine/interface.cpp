@@ -289,6 +289,7 @@ EXPORT void luce_free_device(Device* device) { delete_device(device); }
 // What the clock says of one launch. `instructions` has room for each of the schedule's.
 struct TimedText {
     Schedule schedule;
+    const uint64_t* addresses;  // of its tensors on the device
     double start;  // cycles from the end of the launch before
     Found found;
     InstructionTimes* instructions;
@@ -312,7 +313,11 @@ EXPORT void luce_time(const LaunchText* texts, TimedText* timed, uint32_t count,
     timing.times = clock->times;
     timing.wait_from = clock->wait_from;
     timing.bucket = clock->bucket;
-    for (uint32_t i = 0; i < count; ++i) timing.schedules.push_back(timed[i].schedule), timing.starts.push_back(timed[i].start);
+    for (uint32_t i = 0; i < count; ++i) {
+        timing.schedules.push_back(timed[i].schedule);
+        timing.addresses.push_back(timed[i].addresses);
+        timing.starts.push_back(timed[i].start);
+    }
     {
         Interrupts guard;
         run_timed(run.launches, run.workers, threads, timing, device,

@@ -232,6 +232,7 @@ namespace {
 struct Rows {
     const Program* program;
     const Schedule* schedule;
+    const uint64_t* addresses;         // of the launch's tensors on the device
     std::vector<Ins> code;             // the copy that runs: accesses are recorded, pauses stop
     std::vector<RowKind> kinds;        // by row
     std::vector<int32_t> first;        // by row: the instruction at which the piece that holds it begins
@@ -376,6 +377,13 @@ void add_sectors(std::vector<LineSectors>& lines, uint32_t first, uint64_t addre
     }
 }
 
+// What to add to an address of the host to get the device's, where a tensor has a place of its own that is the same in
+// every run. Outside all tensors: 0, and the access itself will be reported.
+uint64_t to_device(Warp* w, const Rows& rows, int32_t site, uint64_t address, uint32_t size) {
+    const int tensor = find_tensor(w, site, address, size);
+    return tensor < 0 ? 0 : rows.addresses[tensor] - w->block->launch->tensors[tensor].begin;
+}
+
 void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     TimedWarp* t = current;
     const int32_t row = w->at(p);
@@ -396,21 +404,26 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                                                       : wavefronts(at, m, kind.size);
         } else if (record.space == local) {
             // Words of the lanes lie side by side, so that one offset is one line.
+            const uint64_t of_warp = (uint64_t{w->block->number} * 32 + w->index + 1) << 40;
             for (uint32_t word = 0; word < std::max(kind.size / 4u, 1u); ++word)
-                t->lines.push_back({(reinterpret_cast<uint64_t>(w->local) >> 7) + (at[lane] & 0xffffff) / 4 + word, 15});
+                t->lines.push_back({of_warp + (at[lane] & 0xffffff) / 4 + word, 15});
         } else if (pattern == Pattern::same) {
-            add_sectors(t->lines, record.first, at[lane], kind.size);
+            const uint64_t device = to_device(w, *t->rows, p->c, at[lane], kind.size);
+            add_sectors(t->lines, record.first, at[lane] + device, kind.size);
         } else if (pattern == Pattern::row) {
-            uint64_t begin = at[lane] / sector_bytes;
-            const uint64_t end = (at[31 - std::countl_zero(m)] + kind.size - 1) / sector_bytes + 1;
+            const uint64_t device = to_device(w, *t->rows, p->c, at[lane], kind.size);
+            uint64_t begin = (at[lane] + device) / sector_bytes;
+            const uint64_t end = (at[31 - std::countl_zero(m)] + device + kind.size - 1) / sector_bytes + 1;
             while (begin < end) {
                 const uint64_t line = begin / 4, stop = std::min(end, line * 4 + 4);
                 t->lines.push_back({line, static_cast<uint8_t>(((1u << (stop - begin)) - 1) << begin % 4)});
                 begin = stop;
             }
         } else {
-            for (uint32_t left = m; left; left &= left - 1)
-                add_sectors(t->lines, record.first, at[first_lane(left)], kind.size);
+            for (uint32_t left = m; left; left &= left - 1) {
+                const uint64_t address = at[first_lane(left)];
+                add_sectors(t->lines, record.first, address + to_device(w, *t->rows, p->c, address, kind.size), kind.size);
+            }
         }
         record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
         t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
@@ -419,10 +432,11 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return t->rows->program->code[row].run(w, p, r, m);
 }
 
-Rows prepare(const Program* program, const Schedule* schedule) {
+Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* addresses) {
     Rows rows;
     rows.program = program;
     rows.schedule = schedule;
+    rows.addresses = addresses;
     rows.code.assign(program->code, program->code + program->count + 1);
     rows.kinds.resize(program->count + 1);
     rows.ordinal.resize(program->count + 1);
@@ -775,7 +789,8 @@ private:
             case Act::synchronise: {
                 Addresses at;
                 addresses_of(at, t.w->r, t.w->pc->a, t.w->pc->imm, kind.form);
-                const uint64_t address = at[first_lane(t.w->mask)];
+                const uint64_t said = at[first_lane(t.w->mask)];
+                const uint64_t address = said + to_device(t.w, *t.rows, t.w->pc->c, said, kind.size);
                 const double start = std::max(when, sm.unit_free);
                 sm.unit_free = start + times_.memory_floor;
                 const uint32_t fetch = ask(sm, start, {address / line_bytes, 1}, synchronising, false);
@@ -883,9 +898,9 @@ private:
 class TimedLaunch {
 public:
     TimedLaunch(Launch* launch, std::vector<std::unique_ptr<Worker>>& workers, uint32_t threads, Timing& timing, Device& device,
-                const Schedule& schedule, double begin)
+                const Schedule& schedule, const uint64_t* addresses, double begin)
         : launch_(launch), timing_(timing), device_(device), times_(timing.times), core_(timing.times, timing),
-          rows_(prepare(launch->program, &schedule)), threads_(threads), begin_(begin) {
+          rows_(prepare(launch->program, &schedule, addresses)), threads_(threads), begin_(begin) {
         launch->code = rows_.code.data();
         sms_.resize(static_cast<size_t>(times_.sm_count));
         instruction_times_.assign(threads, std::vector<InstructionTimes>(schedule.instructions_count));
@@ -1099,7 +1114,8 @@ void run_timed(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::
     double time = device->now;
     for (uint32_t i = 0; i < launches.size() && !launches[i]->failed->load(); ++i) {
         const double begin = time + timing.starts[i];
-        timing.found[i] = TimedLaunch(launches[i].get(), workers[i], threads, timing, *device, timing.schedules[i], begin).run();
+        timing.found[i] = TimedLaunch(launches[i].get(), workers[i], threads, timing, *device, timing.schedules[i],
+                                      timing.addresses[i], begin).run();
         time = device->now = timing.found[i].end;
         ended(i);
     }

@@ -84,6 +84,7 @@ class Device;  // L2 and DRAM, which stay warm from launch to launch
 
 struct Timing {
     std::vector<Schedule> schedules;     // by launch
+    std::vector<const uint64_t*> addresses;  // by launch: of its tensors, on the device
     std::vector<double> starts;          // by launch: cycles from the end of the one before, at least
     Times times;
     std::vector<Found> found;

@@ -22,6 +22,7 @@ WAIT = np.dtype([
     ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("begin", "f8"), ("end", "f8"),
 ])  # fmt: skip
 INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", "slot", "operand", "memory", "barrier")])
+_ALIGNMENT = 512  # bytes, as cudaMalloc and PyTorch have it
 _MOST_WAITS = 200_000
 _MOST_BUCKETS = 1 << 20
 
@@ -49,7 +50,8 @@ class Found(ctypes.Structure):
 class TimedText(ctypes.Structure):
     _fields_ = (
         ("instructions", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("blocks_count", ctypes.c_int32),
-        ("instructions_count", ctypes.c_int32), ("slots_count", ctypes.c_int32), ("start", ctypes.c_double),
+        ("instructions_count", ctypes.c_int32), ("slots_count", ctypes.c_int32), ("addresses", ctypes.c_void_p),
+        ("start", ctypes.c_double),
         ("found", Found), ("times", ctypes.c_void_p),
     )  # fmt: skip
 
@@ -105,6 +107,17 @@ class Device:
         self.times = times_of(clock)
         self._core = core()
         self._handle = ctypes.c_void_p(self._core.luce_device(ctypes.byref(self.times)))
+        self._places: dict[tuple[int, int], int] = {}
+        self._end = 0
+
+    def place(self, launch: Prepared) -> np.ndarray:
+        """Addresses of a launch's tensors here. They get their places by name, so that each run has the same."""
+        tensors = launch.tensors
+        for name, bounds in sorted(zip(tensors.names, tensors.bounds, strict=True)):
+            if bounds not in self._places:
+                self._places[bounds] = self._end
+                self._end += -(-(bounds[1] - bounds[0]) // _ALIGNMENT) * _ALIGNMENT
+        return np.array([self._places[bounds] for bounds in tensors.bounds], np.uint64)
 
     def __del__(self):
         if hasattr(self, "_handle"):
@@ -165,7 +178,9 @@ def run_timed(
     timed = (TimedText * len(launches))()
     schedules = [schedule_of(launch.kernel.program, clock) for launch in launches]
     instructions = [np.zeros(len(s.entries), INSTRUCTION_TIMES) for s in schedules]
-    for text, s, times, gap, launch in zip(timed, schedules, instructions, gaps, launches, strict=True):
+    places = [device.place(launch) for launch in launches]
+    for text, s, times, gap, launch, place in zip(timed, schedules, instructions, gaps, launches, places, strict=True):
+        text.addresses = place.ctypes.data
         text.instructions, text.blocks = s.entries.ctypes.data, s.blocks.ctypes.data
         text.blocks_count, text.instructions_count = len(s.blocks), len(s.entries)
         text.slots_count = launch.kernel.program.arena_bytes // 128 + 2
