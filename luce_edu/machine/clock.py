@@ -154,7 +154,9 @@ class Clock(Rates):
 
     atomic_extra     cycles that an atomic with a result takes longer than a hit in L2
     atomic_interval  cycles between two atomics, of two lanes or two warps, on one address
-    fence            cycles of __threadfence() when everything has arrived; block_fence, system_fence: the other scopes
+    fence            cycles of fence.acq_rel.gpu when all that the thread wrote has arrived
+    sc_fence         of fence.sc.gpu and membar.gl, as which __threadfence() is compiled
+    block_fence, system_fence   of fences for a block and for everything, the host included
     barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has come, the second for each warp
     warp_barrier, cluster_barrier    cycles of __syncwarp() and of barrier.cluster
     async_copy_extra cycles that a copy from global to shared memory takes longer than a load
@@ -201,6 +203,7 @@ class Clock(Rates):
     atomic_extra: float
     atomic_interval: float
     fence: float
+    sc_fence: float
     block_fence: float
     system_fence: float
     barrier_base: float
@@ -236,7 +239,8 @@ class Clock(Rates):
             ("load_128_extra", "load_64_extra", "it carries more"),
             ("dram_share", "dram_copy_share", "a copy turns the memory around between reading and writing"),
             ("fence", "block_fence", "it reaches further"),
-            ("system_fence", "fence", "it reaches further"),
+            ("sc_fence", "fence", "it orders more"),
+            ("system_fence", "sc_fence", "it reaches further"),
             ("launch_us", "graph_gap_us", "a graph was prepared"),
             ("graph_gap_us", "dependent_gap_us", "a dependent launch begins early"),
             ("power_limit_w", "active_w", "it bounds all of them"),
@@ -363,6 +367,7 @@ _HUERTA = (
 )
 _ACCEL = "accel-sim/gpgpu-sim_distribution, configs/tested-cfgs/"
 _B300 = "ademeure/QuickRunCUDA, b300_clean/"
+_B300_SYNC = f"{_B300}08_sync_primitives.md"
 _H100_STUDY = "CUDA Performance Study, NVIDIA H100 SXM5, a public README whose repository is to be named"
 _HAZY = "hazyresearch.stanford.edu, blog of 27 May 2025, as mlops.substack.com/p/one-megakernel-to-rule-llama-1b has it"
 _AZURE = "samuel-bohman/AI-benchmarking-guide, Azure_Results/"
@@ -463,6 +468,7 @@ _SYNC = "neozhang307/SyncMicrobenchmark, Implicit_Barrier/CudaGraph/README.md"
 _A100_WATTS = f"least squares over {_BENCHES}gpu-roofline/alex_a100_40.txt, worst miss 5 W"
 _GH200_WATTS = f"least squares over {_BENCHES}gpu-roofline/h200.txt, worst miss 10 W"
 _NOT_NAMED = "a public README of September 2026, its repository to be named"
+_BARRIER = f"22 + 2 a warp in {_B300}M15_V9_LATENCY_LADDER.md; 28 to 77 for 8 to 32 warps in {_B300_SYNC}"
 _TOGETHER = "the ratio of copy to read of the RTX 5090, 0.946, times dram_share"
 _NO_DEPENDENT = "no dependent launch before compute capability 9.0, so as graph_gap_us"
 _LIMIT = "NVIDIA's datasheet, to be checked"
@@ -483,11 +489,12 @@ _EVERY_CARD = {
         1, "one operation a clock on a common address: NVIDIA's Kepler GK110 whitepaper, to be checked; "
         f"1.3 cycles a warp's request on a B300 in {_B300}07_atomics.md"
     ),
-    "fence": _published(186, f"{_HUERTA}; 186 on a B300 by grid-sync notes of ademeure/QuickRunCUDA"),
-    "block_fence": _published(53, _HUERTA), "system_fence": _published(2900, _HUERTA),
-    "barrier_base": _measured(22, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md: 22 + 2 a warp"),
-    "barrier_per_warp": _measured(2, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md: 22 + 2 a warp"),
-    "warp_barrier": _measured(23, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
+    "fence": _published(186, f"{_HUERTA}; 186 on a B300, too, in notes of ademeure/QuickRunCUDA"),
+    "sc_fence": _measured(285, "B300", f"277 to 292 with nothing under way in {_B300_SYNC}"),
+    "block_fence": _measured(16, "B300", f"9 to 16 in {_B300_SYNC}; 53 in the simulator of Huerta et al."),
+    "system_fence": _measured(1750, "B300", f"{_B300_SYNC}; 2,900 in the simulator of Huerta et al."),
+    "barrier_base": _measured(22, "B300", _BARRIER), "barrier_per_warp": _measured(2, "B300", _BARRIER),
+    "warp_barrier": _measured(6, "B300", f"3 to 6 in {_B300_SYNC}; 23 in {_B300}M15_V9_LATENCY_LADDER.md"),
     "cluster_barrier": _measured(370, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
     "async_copy_extra": _published(19, _HUERTA),
     "block_interval": _measured(
@@ -529,8 +536,8 @@ _GA102 = {
     "l2_bytes_per_cycle": _measured(1400, "A40", f"2,440 GB/s at 1,740 MHz in {_BENCHES}gpu-cache/a40.txt"),
     "dram_latency_ns": _measured(266, "RTX 3090", f"264 to 270 ns in {_ARABEL}"),
     "dram_share": _measured(
-        0.955, "RTX 3090", "a sum of 256 million fp32 at 889 to 895 GB/s: Roofline, RTX 3090, a public README that "
-        "compares CUDA and Mojo and whose repository is to be named"
+        0.955, "RTX 3090", "a sum of 256 million fp32 at 889 to 895 GB/s, clock locked: Cro22/mojo-cuda-ampere, "
+        "docs/roofline-3090.md"
     ),
     "dram_copy_share": _assumed(0.9, _TOGETHER),
     "inflight_lines_per_sm": _published(384, f"L1 misses in the configuration of {_AMALI_3090}"),
@@ -541,7 +548,10 @@ _GA102 = {
     "pj_per_instruction": _assumed(280, _ADD_TO_FFMA),
 }  # fmt: skip
 _AD102 = {
-    "shared_latency": _measured(25, "RTX 4090", f"30.03 in a public log to be named, {_LESS_ADDRESS}"),
+    "shared_latency": _assumed(
+        25, "one more than on GA102: 30.03 for an RTX 4090 in dzwduan/modern-gpu-simulator-micro-2025, "
+        f"tests/remodeled_trace, whose measurement is to be checked, {_LESS_ADDRESS}"
+    ),
     "shared_floor": _measured(2, "L40", f"64.0 bytes a cycle and SM from L1 in {_BENCHES}gpu-cache/l40.txt"),
     "l1_latency": _measured(34, "L40", f"36.0, less load_64_extra, in {_BENCHES}gpu-latency/l40.txt"),
     "l1_bytes": _published(128 * KIB, f"{_POOL}: {_WHITEPAPER}, Ada"),
