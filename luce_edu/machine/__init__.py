@@ -3,6 +3,7 @@
     ptx        reads the text          table, assemble   know the instructions and make a program of them
     core       builds csrc/machine/    kernels           load, launch, run
     cards      the GPUs there are      report, counters  what a launch says
+    clock      their timing constants, each with its source
     nvrtc      CUDA C++ to PTX         step              one instruction after another
 """
 

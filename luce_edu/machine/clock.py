@@ -9,8 +9,9 @@ The first words of a source say how well a number is known:
 
 `owner/name, path` is a file of a repository on GitHub. "To be checked" marks what was written down from memory of a
 document: right as far as we know, and not compared with it yet. No constant was fitted to a kernel of this course, and
-none comes from a measurement that the clock is held against (strided and cached reads of te42kyfo/gpu-benches give
-constants, and the watts of its roofline runs do; its copies, barriers and small kernels do not).
+none comes from a measurement that the clock is held against: of te42kyfo/gpu-benches the strided, cached and chasing
+reads and the watts are used here, its copies, barriers and small kernels are not. Its files named h200 read memory at
+3,889 GB/s, which is 97 % of what a GH200 has and 81 % of an H200's; they are taken as a GH200's.
 """
 
 from __future__ import annotations
@@ -134,9 +135,9 @@ class Clock(Rates):
     l2_far_extra     cycles more for the other half; 0 where L2 has one
     dram_latency_ns  a miss in L2 with nothing else under way, nanoseconds
 
-    A warp instruction keeps the SM's memory pipe for max(shared_floor, conflicts, bytes / bytes a cycle,
-    l1_overhead + lines / l1_lines_per_cycle) cycles: conflicts are the most words that a warp asks of one of 32 banks,
-    lines the 128-byte lines that it touches; the last term is for L1 alone.
+    A warp instruction keeps the SM's memory pipe for max(shared_floor, conflicts, bytes / bytes a cycle) cycles, where
+    conflicts are the most words that it asks of one of the 32 banks. In L1 that is at least
+    l1_overhead + lines / l1_lines_per_cycle when more than two lines of 128 bytes are touched: l1_cycles().
     shared_floor, l1_overhead                  cycles
     shared_bytes_per_cycle, l1_bytes_per_cycle an SM
     l1_lines_per_cycle                         an SM
@@ -153,7 +154,9 @@ class Clock(Rates):
 
     atomic_extra     cycles that an atomic with a result takes longer than a hit in L2
     atomic_interval  cycles between two atomics, of two lanes or two warps, on one address
-    fence            cycles of __threadfence() when everything has arrived; block_fence, system_fence: the other scopes
+    fence            cycles of fence.acq_rel.gpu when all that the thread wrote has arrived
+    sc_fence         of fence.sc.gpu and membar.gl, as which __threadfence() is compiled
+    block_fence, system_fence   of fences for a block and for everything, the host included
     barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has come, the second for each warp
     warp_barrier, cluster_barrier    cycles of __syncwarp() and of barrier.cluster
     async_copy_extra cycles that a copy from global to shared memory takes longer than a load
@@ -200,6 +203,7 @@ class Clock(Rates):
     atomic_extra: float
     atomic_interval: float
     fence: float
+    sc_fence: float
     block_fence: float
     system_fence: float
     barrier_base: float
@@ -235,7 +239,8 @@ class Clock(Rates):
             ("load_128_extra", "load_64_extra", "it carries more"),
             ("dram_share", "dram_copy_share", "a copy turns the memory around between reading and writing"),
             ("fence", "block_fence", "it reaches further"),
-            ("system_fence", "fence", "it reaches further"),
+            ("sc_fence", "fence", "it orders more"),
+            ("system_fence", "sc_fence", "it reaches further"),
             ("launch_us", "graph_gap_us", "a graph was prepared"),
             ("graph_gap_us", "dependent_gap_us", "a dependent launch begins early"),
             ("power_limit_w", "active_w", "it bounds all of them"),
@@ -251,6 +256,11 @@ class Clock(Rates):
     @property
     def _owner(self) -> str:
         return f"clock of the {self.card}"
+
+    def l1_cycles(self, *, lines: int, conflicts: int, moved: int) -> float:
+        """Cycles for which a warp's load that hits in L1 keeps the SM's memory pipe; `moved` is its bytes."""
+        tags = self.l1_overhead + lines / self.l1_lines_per_cycle if lines > 2 else 0
+        return max(self.shared_floor, conflicts, moved / self.l1_bytes_per_cycle, tags)
 
     @property
     def dram_cycles(self) -> float:
@@ -357,6 +367,7 @@ _HUERTA = (
 )
 _ACCEL = "accel-sim/gpgpu-sim_distribution, configs/tested-cfgs/"
 _B300 = "ademeure/QuickRunCUDA, b300_clean/"
+_B300_SYNC = f"{_B300}08_sync_primitives.md"
 _H100_STUDY = "CUDA Performance Study, NVIDIA H100 SXM5, a public README whose repository is to be named"
 _HAZY = "hazyresearch.stanford.edu, blog of 27 May 2025, as mlops.substack.com/p/one-megakernel-to-rule-llama-1b has it"
 _AZURE = "samuel-bohman/AI-benchmarking-guide, Azure_Results/"
@@ -444,7 +455,7 @@ RATES = {capability: Rates(**_parts(Rates, None, table)) for capability, table i
 # ---- The rest, by chip ----
 
 _LESS_ADDRESS = "less 5 for the address arithmetic of its pointer chase"
-_LINES = "cycles = max(floor, conflicts, 0.7 + lines / 4) fits the strides of "
+_LINES = "0.7 + lines / 4 cycles, which fits the tag stage at strides of 0 to 35 words with a mean error of 4 %: "
 _TWO_CYCLES = "16 load/store lanes an SM: a warp's access takes 2 cycles"
 _POOL = "L1 and shared memory of an SM together"
 _SMALL_L2_LINK = "64 bytes a cycle to an SM: Jia et al., arXiv 1804.06826, and NVIDIA's A100 whitepaper, to be checked"
@@ -457,6 +468,7 @@ _SYNC = "neozhang307/SyncMicrobenchmark, Implicit_Barrier/CudaGraph/README.md"
 _A100_WATTS = f"least squares over {_BENCHES}gpu-roofline/alex_a100_40.txt, worst miss 5 W"
 _GH200_WATTS = f"least squares over {_BENCHES}gpu-roofline/h200.txt, worst miss 10 W"
 _NOT_NAMED = "a public README of September 2026, its repository to be named"
+_BARRIER = f"22 + 2 a warp in {_B300}M15_V9_LATENCY_LADDER.md; 28 to 77 for 8 to 32 warps in {_B300_SYNC}"
 _TOGETHER = "the ratio of copy to read of the RTX 5090, 0.946, times dram_share"
 _NO_DEPENDENT = "no dependent launch before compute capability 9.0, so as graph_gap_us"
 _LIMIT = "NVIDIA's datasheet, to be checked"
@@ -466,8 +478,8 @@ _EVERY_CARD = {
     "load_64_extra": _published(2, _WIDER),
     "load_128_extra": _published(6, _WIDER),
     "l1_bytes_per_cycle": _measured(128, "RTX 3090", f"the path, of which 128-bit loads get 120 in {_AMALI_3090}"),
-    "l1_lines_per_cycle": _measured(4, "A40", f"{_LINES}{_STRIDES}a40.txt, fitted to 0 to 4, 8, 16, 32, 48 and 64"),
-    "l1_overhead": _measured(0.7, "A40", f"{_LINES}{_STRIDES}a40.txt, fitted to 0 to 4, 8, 16, 32, 48 and 64"),
+    "l1_lines_per_cycle": _measured(4, "A100", f"{_LINES}{_STRIDES}a100.txt"),
+    "l1_overhead": _measured(0.7, "A100", f"{_LINES}{_STRIDES}a100.txt"),
     "l2_far_extra": _assumed(0, "one L2, or none of its halves seen to be slower"),
     "l2_share": _assumed(1, f"one L2; an L40 reads 91 of its 96 MB without a miss in {_BENCHES}gpu-l2-cache/l40.txt"),
     "sm_bytes_per_cycle": _published(64, _SMALL_L2_LINK),
@@ -477,11 +489,12 @@ _EVERY_CARD = {
         1, "one operation a clock on a common address: NVIDIA's Kepler GK110 whitepaper, to be checked; "
         f"1.3 cycles a warp's request on a B300 in {_B300}07_atomics.md"
     ),
-    "fence": _published(186, f"{_HUERTA}; 186 on a B300 by grid-sync notes of ademeure/QuickRunCUDA"),
-    "block_fence": _published(53, _HUERTA), "system_fence": _published(2900, _HUERTA),
-    "barrier_base": _measured(22, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md: 22 + 2 a warp"),
-    "barrier_per_warp": _measured(2, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md: 22 + 2 a warp"),
-    "warp_barrier": _measured(23, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
+    "fence": _published(186, f"{_HUERTA}; 186 on a B300, too, in notes of ademeure/QuickRunCUDA"),
+    "sc_fence": _measured(285, "B300", f"277 to 292 with nothing under way in {_B300_SYNC}"),
+    "block_fence": _measured(16, "B300", f"9 to 16 in {_B300_SYNC}; 53 in the simulator of Huerta et al."),
+    "system_fence": _measured(1750, "B300", f"{_B300_SYNC}; 2,900 in the simulator of Huerta et al."),
+    "barrier_base": _measured(22, "B300", _BARRIER), "barrier_per_warp": _measured(2, "B300", _BARRIER),
+    "warp_barrier": _measured(6, "B300", f"3 to 6 in {_B300_SYNC}; 23 in {_B300}M15_V9_LATENCY_LADDER.md"),
     "cluster_barrier": _measured(370, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
     "async_copy_extra": _published(19, _HUERTA),
     "block_interval": _measured(
@@ -523,8 +536,8 @@ _GA102 = {
     "l2_bytes_per_cycle": _measured(1400, "A40", f"2,440 GB/s at 1,740 MHz in {_BENCHES}gpu-cache/a40.txt"),
     "dram_latency_ns": _measured(266, "RTX 3090", f"264 to 270 ns in {_ARABEL}"),
     "dram_share": _measured(
-        0.955, "RTX 3090", "a sum of 256 million fp32 at 889 to 895 GB/s: Roofline, RTX 3090, a public README that "
-        "compares CUDA and Mojo and whose repository is to be named"
+        0.955, "RTX 3090", "a sum of 256 million fp32 at 889 to 895 GB/s, clock locked: Cro22/mojo-cuda-ampere, "
+        "docs/roofline-3090.md"
     ),
     "dram_copy_share": _assumed(0.9, _TOGETHER),
     "inflight_lines_per_sm": _published(384, f"L1 misses in the configuration of {_AMALI_3090}"),
@@ -535,7 +548,10 @@ _GA102 = {
     "pj_per_instruction": _assumed(280, _ADD_TO_FFMA),
 }  # fmt: skip
 _AD102 = {
-    "shared_latency": _measured(25, "RTX 4090", f"30.03 in a public log to be named, {_LESS_ADDRESS}"),
+    "shared_latency": _assumed(
+        25, "one more than on GA102: 30.03 for an RTX 4090 in dzwduan/modern-gpu-simulator-micro-2025, "
+        f"tests/remodeled_trace, whose measurement is to be checked, {_LESS_ADDRESS}"
+    ),
     "shared_floor": _measured(2, "L40", f"64.0 bytes a cycle and SM from L1 in {_BENCHES}gpu-cache/l40.txt"),
     "l1_latency": _measured(34, "L40", f"36.0, less load_64_extra, in {_BENCHES}gpu-latency/l40.txt"),
     "l1_bytes": _published(128 * KIB, f"{_POOL}: {_WHITEPAPER}, Ada"),
@@ -555,8 +571,6 @@ _GH100 = {
     "l1_latency": _measured(34, "H100", f"40.2 in {_H100_STUDY}, {_LESS_ADDRESS}; 34 to 35 in "
                             f"{_BENCHES}gpu-latency/h100_pcie.txt"),
     "l1_bytes": _published(256 * KIB, f"{_POOL}: {_WHITEPAPER}, H100"),
-    "l1_lines_per_cycle": _measured(4, "GH200", f"{_LINES}{_STRIDES}h200.txt"),
-    "l1_overhead": _measured(0.7, "GH200", f"{_LINES}{_STRIDES}h200.txt"),
     "l2_latency": _measured(262, "H100", f"259.9 in {_H100_STUDY}; 265.5 in {_BENCHES}gpu-latency/h100_pcie.txt"),
     "l2_far_extra": _assumed(60, f"one hop; the 475 of {_BENCHES}gpu-latency/h100_pcie.txt holds misses as well"),
     "dram_latency_ns": _measured(288, "H100", f"570.5 cycles at 1.98 GHz in {_H100_STUDY}; 370 ns, far apart, in "
@@ -612,7 +626,7 @@ _NUMBERS = {
         "idle_w": _assumed(17, f"a 4090 D: {_ECO}"),
     },
     "L40": _AD102 | {
-        "tensor_rate": _FULL_TENSOR_RATE,
+        "tensor_rate": _published(256, "the 181 TFLOPS of the L40 datasheet, which are those without sparsity"),
         "dram_share": _measured(0.979, "L40", f"846 GB/s at 130 to 200 MB in {_BENCHES}gpu-l2-cache/l40.txt; 797 from "
                                 "1.2 GB on, with 32 streams far apart"),
         "dram_copy_share": _assumed(0.926, _TOGETHER),
@@ -628,7 +642,7 @@ _NUMBERS = {
         "dram_latency_ns": _measured(380, "RTX 5090", f"936 cycles in {_DEWING}, so 360 to 390 ns by its clock"),
         "dram_share": _measured(0.896, "RTX 5090", f"a sum at 1,607 GB/s, {_NOT_NAMED}"),
         "dram_copy_share": _measured(0.848, "RTX 5090", f"1,520 GB/s, {_NOT_NAMED}"),
-        "inflight_lines_per_sm": _assumed(384, "as on AD102"),
+        "inflight_lines_per_sm": _assumed(384, "as in the files for AD102"),
         "inflight_bytes_per_sm": _assumed(24 * KIB, _TWO_SECTORS),
         "dependent_gap_us": _assumed(0.43, f"0.15 less in a graph, as on a B300, {_B300}10_launch_overhead.md"),
         "power_limit_w": _published(575, _LIMIT),
@@ -645,11 +659,9 @@ _NUMBERS = {
         "l1_bytes": _published(192 * KIB, f"{_POOL}: {_WHITEPAPER}, A100"),
         "l1_bytes_per_cycle": _measured(128, "A100", f"the path, of which 128-bit loads get 120 in {_AMALI_A100}"),
         "shared_bytes_per_cycle": _measured(128, "A100", f"127.9 in {_AMALI_A100}"),
-        "l1_lines_per_cycle": _measured(4, "A100", f"{_LINES}{_STRIDES}a100.txt"),
-        "l1_overhead": _measured(0.7, "A100", f"{_LINES}{_STRIDES}a100.txt"),
         "l2_latency": _measured(211, "A100", f"211.0 in {_BENCHES}cuda-latency/a100_80.txt"),
         "l2_far_extra": _measured(52, "A100", f"263 for a buffer that is not near in {_AMALI_A100}, less l2_latency"),
-        "l2_share": _measured(0.7, "A100", f"reads are slower from 28 of 40 MiB on: {_BENCHES}gpu-l2-cache/a100_80.txt"),
+        "l2_share": _measured(0.7, "A100", f"up to 28 of 40 MiB at full speed: {_BENCHES}gpu-l2-cache/a100_80.txt"),
         "l2_bytes_per_cycle": _measured(3830, "A100", f"5,400 GB/s at 1,410 MHz in {_BENCHES}gpu-l2-cache/a100_80.txt"),
         "dram_latency_ns": _measured(327, "A100", f"460.8 cycles at 1,410 MHz in {_AMALI_A100}; 403 ns, far apart, in "
                                      f"{_BENCHES}cuda-latency/a100_80.txt"),

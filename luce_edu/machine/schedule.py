@@ -41,7 +41,7 @@ KINDS = (
 PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY, PREFETCH = range(10)
 
 # The order is made before anyone knows where data lies: what the assembler may assume of a load, in cycles.
-ASSUMED = {LOAD: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0}
+ASSUMED = {LOAD: 300.0, COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0}
 MOST_REGISTERS = 255  # of a thread, on every card
 REGISTERS_PER_SM = 65536
 
@@ -217,8 +217,8 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
             return cost(ALU, fold="sign")
         return cost(FMA if opcode in ("add", "sub", "mul", "fma", "mad") else ALU)
     if opcode in ("mul", "mad", "mul24", "mad24"):
-        wide, high = "wide" in words, "hi" in words
-        if double and not wide:
+        wide, high = "wide" in words and BITS[kind] == 32, "hi" in words
+        if double:
             return cost(IMAD, 10 if high else 4, latency=(4 if high else 3) * rates.imad_latency)
         fold = "add" if opcode == "mul" and not high and (wide or BITS[kind] == 32) else None
         return cost(IMAD, 1 if opcode[-1] != "4" else 2, 2 if wide or high else 1,
@@ -239,7 +239,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
 
 # Of the special functions: how many instructions, and how many of them wait for each other besides the function itself.
 APPROXIMATE = {
-    "ex2": {"": (4, 3), "ftz": (1, 0)}, "lg2": {"": (4, 3), "ftz": (1, 0)}, "rcp": {"": (7, 3), "ftz": (1, 0)},
+    "ex2": {"": (4, 3), "ftz": (1, 0)}, "lg2": {"": (4, 3), "ftz": (1, 0)}, "rcp": {"": (7, 4), "ftz": (1, 0)},
     "rsqrt": {"": (4, 3), "ftz": (1, 0)}, "sqrt": {"": (4, 3), "ftz": (1, 0)}, "div": {"": (5, 3), "ftz": (2, 1)},
     "sin": {"": (2, 1), "ftz": (2, 1)}, "cos": {"": (2, 1), "ftz": (2, 1)}, "tanh": {"": (1, 0), "ftz": (1, 0)},
 }  # fmt: skip
@@ -359,8 +359,12 @@ class _Function:
     constant    constant memory at an address that the instruction knows
     """
 
-    def __init__(self, statements, slots):
-        self.slots = slots
+    def __init__(self, statements, slots, words):
+        self.slots, self.words = slots, words
+        self.width_of = {slots[name][0]: words[name] for name in slots}
+        # Slot, first and last row of its value, registers: each value once, however many names it has.
+        values = {(*where, words[name]) for name, where in slots.items()}
+        self.intervals = np.array(sorted(values), np.int64).reshape(-1, 4)
         self.readers, self.writers, self.addressed = {}, {}, {}
         for statement in statements:
             for name in statement.uses:
@@ -424,7 +428,8 @@ class _Function:
         if fold == "sum" and _has_constant(statement) and self.only_address(name):
             return True
         if fold == "sum" or fold == "add":
-            double = "wide" in statement.ins.modifiers or BITS[statement.ins.modifiers[-1]] == 64
+            bits = BITS[statement.ins.modifiers[-1]]
+            double = bits == 64 or bits == 32 and "wide" in statement.ins.modifiers
             if fold == "sum":
                 fits = len(readers) == 1 and len(statement.uses) + len(readers[0].uses) - 1 <= 3
             else:
@@ -537,21 +542,23 @@ class _Scheduler:
         program = self.program
         self.find_rows()
         self.lines = _line_numbers(program.instructions)
-        slots, self.words = {}, {}
+        slots, words = {}, {}
         for function, name, kind, offset, first, last in program.registers:
             slots.setdefault(function, {})[name] = (offset // 128, first, last)
-            self.words.setdefault(function, {})[name] = 0 if BITS[kind] == 1 else BITS[kind] // 64 + 1
+            words.setdefault(function, {})[name] = 0 if BITS[kind] == 1 else BITS[kind] // 64 + 1
         statements = self.statements()
         by_function = {}
         for block in statements:
             for statement in block:
                 by_function.setdefault(program.functions[statement.index], []).append(statement)
-        functions = {name: _Function(all_of, slots.get(name, {})) for name, all_of in by_function.items()}
+        functions = {
+            name: _Function(found, slots.get(name, {}), words.get(name, {})) for name, found in by_function.items()
+        }
         for number, block in enumerate(statements):
             first = len(self.entries)
             if block:
                 name = program.functions[block[0].index]
-                self.block(number, block, functions[name], self.words.get(name, {}))
+                self.block(number, block, functions[name])
             self.blocks.append((first, len(self.entries) - first))
         return Schedule(_table(self.entries), np.array(self.blocks, np.int32).reshape(-1, 2))
 
@@ -562,6 +569,7 @@ class _Scheduler:
         self.row = np.full(len(program.instructions), -1)
         self.row[program.sources[rows]] = rows  # the last one
         sites = np.array(program.sites, np.int64)
+        self.sites = set(program.sites)
         self.row[program.sources[sites]] = sites
         home = np.full(len(program.instructions), -1)
         for number, (_, first, count) in enumerate(program.blocks.tolist()):
@@ -595,9 +603,9 @@ class _Scheduler:
             found = self.costs[key] = find_cost(*key, self.rates)
         return found
 
-    def block(self, number, statements, function, words):
-        program, nodes, values = self.program, [], {}
-        pieces, piece, memory, end = [], [], _Memory(), None
+    def block(self, number, statements, function):
+        program, words, nodes, values = self.program, function.words, [], {}
+        pieces, piece, memory = [], [], _Memory()
         origins, versions = {}, {}
         begin = int(program.blocks[number][0])
         stop = int(program.blocks[number + 1][0]) if number + 1 < len(program.blocks) else len(program.code)
@@ -614,26 +622,21 @@ class _Scheduler:
                 for source in value:
                     if source not in sources:
                         sources.append(source)
-            site = ins.opcode in ("ld", "ldu") and cost.kind == FREE
             free = cost.kind == FREE or cost.fold is not None and function.is_free(statement)
             self.note_origin(statement, origins, versions)
-            if free and not site:
+            if free and self.row[statement.index] not in self.sites:
                 value = tuple(sources)
             else:
-                if free:
+                if free:  # a parameter or constant that the instruction itself can name
                     cost = self.free
                 elif statement.index in function.joined and function.joined[statement.index].pipe == IMAD:
                     cost = function.joined[statement.index]
                 at, wide = len(nodes), sum([words.get(name, 1) for name in defs])
                 nodes.append(node := Node(self.row[statement.index], self.lines[statement.index], cost, sources, wide))
-                value = () if site else (at,)
-                if cost.kind == PAUSE or ins.opcode == "bar":
-                    pieces.append(piece)
-                    pieces.append([at])
+                value = () if free else (at,)
+                if cost.kind == PAUSE or cost.pipe == BRANCH or ins.opcode == "bar":
+                    pieces += [piece, [at]]
                     piece, memory = [], _Memory()
-                elif cost.pipe == BRANCH:
-                    pieces.append(piece)
-                    piece, end = [], at
                 else:
                     piece.append(at)
                     if cost.kind in (LOAD, SHARED_LOAD):
@@ -659,8 +662,8 @@ class _Scheduler:
                 node = Node(-1, self.lines[statements[-1].index], self.free, list(value), 0)
                 node.results.append(slot)
                 tail.append(node)
-        order = self.order(nodes, pieces, self.registers)
-        self.write(nodes, order, tail, end)
+        order = self.order(nodes, pieces, self.registers - self.live_through(function, begin, stop, final))
+        self.write(nodes, order, tail)
 
     def note_origin(self, statement, origins, versions):
         """Keep track of addresses that are another register, or a variable, plus a constant."""
@@ -701,6 +704,13 @@ class _Scheduler:
             base, offset = (address.base.name, address.base.offset) if address.base is not None else ("", 0)
         offset += address.offset
         return space, base, offset, offset + size
+
+    def live_through(self, function, begin, stop, final):
+        """How many registers hold values from before the block for after it; at most half of them all."""
+        table = function.intervals
+        through = (table[:, 1] < begin) & (table[:, 2] >= stop)
+        count = int(table[through, 3].sum()) - sum(function.width_of.get(slot, 0) for slot in final)
+        return max(0, min(count, self.registers // 2))
 
     # ---- Order
 
@@ -804,19 +814,22 @@ class _Scheduler:
 
     # ---- Rows
 
-    def write(self, nodes, order, tail, end):
+    def write(self, nodes, order, tail):
         place, base = [0] * len(nodes), len(self.entries)
-        for number in order:
-            node = nodes[number]
-            self.entry(node, [place[s] if s >= 0 else s for s in node.sources], base)
+        last = order[-1:] if order and nodes[order[-1]].cost.pipe == BRANCH else []  # stays last
+        for number in order[: len(order) - len(last)]:
+            self.entry(nodes[number], place, base)
             place[number] = len(self.entries) - 1 - base
+        if last and any(last[0] in node.sources for node in tail):
+            self.entry(nodes[last[0]], place, base)
+            place[last[0]], last = len(self.entries) - 1 - base, []
         for node in tail:
-            self.entry(node, [place[s] if s >= 0 else s for s in node.sources], base)
-        if end is not None:
-            node = nodes[end]
-            self.entry(node, [place[s] if s >= 0 else s for s in node.sources], base)
+            self.entry(node, place, base)
+        if last:
+            self.entry(nodes[last[0]], place, base)
 
-    def entry(self, node, sources, base):
+    def entry(self, node, place, base):
+        sources = [place[source] if source >= 0 else source for source in node.sources]
         while len(sources) > 6:
             self.entries.append((-1, node.line, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1))
             sources = [*sources[6:], len(self.entries) - 1 - base]
