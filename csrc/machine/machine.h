@@ -7,7 +7,7 @@
 //   vectors.h      lanes as vectors             alu_*.cpp     arithmetic, conversions, comparisons, moves
 //   memory.cpp     loads, stores, atomics       control.cpp   branches, barriers, votes, shuffles, calls
 //   matrix.cpp     mma, ldmatrix                scheduler.cpp blocks on OS threads, residency, deadlock
-//   blocks.cpp     a block's start and end      
+//   blocks.cpp     a block's start and end      timing.cpp    a clock: when each instruction issues
 //   clocks.cpp     what each thread knows       timeline.cpp  who has synchronised with whom
 //   words.cpp      what happened to each word   watchers.cpp  who tells these of every access
 //   hostile.cpp    late and stale memory        races.cpp     what nothing orders

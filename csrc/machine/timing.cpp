@@ -31,8 +31,10 @@ namespace {
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr uint32_t nobody_id = ~0u;
 constexpr int line_bytes = 128, sector_bytes = 32;
+constexpr double slice_interval = 1;   // cycles of a slice of L2 for a request: it moves 64 bytes in one
 constexpr double queue = 16;           // cycles of work that may wait for the load/store unit before a warp has to
-constexpr uint64_t vain_looks = 200'000;  // one after another, with nothing else going on: a deadlock
+constexpr uint64_t few_blocks = 32;    // so few are not worth a second OS thread
+constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else going on: a deadlock
 
 // ---- What a row of a program is to the clock ----
 
@@ -143,7 +145,7 @@ public:
     void begin(Timing* timing) {
         timing_ = timing;
         ports_.assign(static_cast<size_t>(times_.sm_count), 0.0);
-        atomic_free_.clear();
+        line_free_.clear();
     }
 
     // Sectors of a line that an SM wants, asked for at `time`: when they are there.
@@ -181,17 +183,15 @@ public:
 
     // An atomic or a synchronising access to one address: when its answer is there.
     double synchronise(Found& found, double time, uint64_t line, bool is_atomic, int lanes) {
-        double there = serve(found, time, 1) + times_.l2_latency / 2;
+        const double there = serve(found, time, 1) + times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));
         tag.there = 15;
-        if (is_atomic) {
-            double& free = atomic_free_[line];
-            free = std::max(free, there - times_.l2_latency / 2) + lanes * times_.atomic_interval;
-            there = free + times_.l2_latency / 2 + times_.atomic_extra;
-        }
-        return there;
+        // All that go to one line go to one slice of L2, one after another: those that poll, too.
+        double& free = line_free_[line];
+        free = std::max(free, there - times_.l2_latency / 2) + (is_atomic ? lanes * times_.atomic_interval : slice_interval);
+        return free + times_.l2_latency / 2 + (is_atomic ? times_.atomic_extra : 0);
     }
 
 private:
@@ -219,7 +219,7 @@ private:
     Timing* timing_ = nullptr;
     double l2_free_ = 0, dram_free_ = 0;
     std::vector<double> ports_;
-    std::unordered_map<uint64_t, double> atomic_free_;
+    std::unordered_map<uint64_t, double> line_free_;
 };
 
 Device* make_device(const Times& times) { return new Device(times); }
@@ -320,8 +320,8 @@ struct Sm {
     size_t fetches_used = 0;
     std::vector<Load> loads;
     std::vector<uint32_t> free_loads;
-    double inflight = 0;
-    std::vector<std::pair<double, double>> landing;  // a heap: when, bytes
+    double inflight = 0, lines = 0;  // bytes and lines that it waits for
+    std::vector<std::pair<double, double>> landing;  // a heap: when, bytes of a line
     std::vector<double> ended_at;                    // blocks that ended in this window
     uint32_t next_quadrant = 0;
     Worker* worker = nullptr;
@@ -420,6 +420,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                 begin = stop;
             }
         } else {
+            record.passes = wavefronts(at, m, kind.size);  // L1 is the same memory as shared memory, and has its banks
             for (uint32_t left = m; left; left &= left - 1) {
                 const uint64_t address = at[first_lane(left)];
                 add_sectors(t->lines, record.first, address + to_device(w, *t->rows, p->c, address, kind.size), kind.size);
@@ -651,18 +652,23 @@ private:
                i.kind == Kind::prefetch || i.kind == Kind::copy;
     }
 
+    bool is_full(const Sm& sm) const {
+        return sm.inflight >= times_.inflight_bytes || sm.lines >= times_.inflight_lines;
+    }
+
     double issue_time(Sm& sm, const TimedWarp& t, double until) const {
         const Instruction& i = at(t, t.cursor);
         double when = std::max({t.next, sm.slot_free[t.quadrant], sm.pipe_free[t.quadrant][i.pipe]});
         if (is_access(i)) {
             when = std::max(when, sm.unit_free - queue);
-            if ((i.kind == Kind::load || i.kind == Kind::bypass) && sm.inflight >= times_.inflight_bytes) {
+            if ((i.kind == Kind::load || i.kind == Kind::bypass) && is_full(sm)) {
                 while (!sm.landing.empty() && sm.landing.front().first <= when) {
                     sm.inflight -= sm.landing.front().second;
+                    --sm.lines;
                     std::pop_heap(sm.landing.begin(), sm.landing.end(), std::greater<>());
                     sm.landing.pop_back();
                 }
-                if (sm.inflight >= times_.inflight_bytes)
+                if (is_full(sm))
                     when = std::max(when, sm.landing.empty() ? until : sm.landing.front().first);
             }
         }
@@ -694,6 +700,10 @@ private:
         settle(t);
     }
 
+    double wider(uint32_t size) const {
+        return size >= 16 ? times_.load_128_extra : size >= 8 ? times_.load_64_extra : 0;
+    }
+
     double access(Sm& sm, TimedWarp& t, const Instruction& i, double when, int32_t local) {
         const RowKind& kind = t.rows->kinds[i.row];
         const int16_t index = kind.act == Act::access ? t.record_of[t.rows->ordinal[i.row]] : -1;
@@ -707,11 +717,15 @@ private:
         if (record.space == shared) {
             const double cycles = std::max<double>(times_.memory_floor, record.passes);
             sm.unit_free = start + cycles;
-            return start + cycles - times_.memory_floor + times_.shared_latency;
+            return start + cycles - times_.memory_floor + times_.shared_latency + wider(kind.size);
         }
-        const double cycles = std::max(times_.memory_floor, times_.lines_base + record.count / times_.lines_per_cycle);
-        sm.unit_free = start + cycles;
         const LineSectors* lines = t.lines.data() + record.first;
+        int sectors = 0;
+        for (uint32_t k = 0; k < record.count; ++k) sectors += std::popcount(lines[k].sectors);
+        const double cycles = std::max({times_.memory_floor, static_cast<double>(record.passes),
+                                        sectors * sector_bytes / times_.l1_bytes_per_cycle,
+                                        record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0});
+        sm.unit_free = start + cycles;
         const double at_l1 = start + cycles - times_.memory_floor;
         if (i.kind == Kind::store) {
             for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], writing, false);
@@ -723,7 +737,7 @@ private:
             return at_l1;
         }
         const bool keep = i.kind != Kind::bypass;
-        double ready = at_l1 + times_.l1_latency;
+        double ready = at_l1 + times_.l1_latency + wider(kind.size);
         uint32_t id = nobody_id;
         for (uint32_t k = 0; k < record.count; ++k) {
             Tags::Line* tag = nullptr;
@@ -742,6 +756,7 @@ private:
             if (tag) tag->there |= missing, tag->fetch = fetch;
             wait_for(sm, t, i, local, id, fetch);
             sm.inflight += sector_bytes * std::popcount(missing);
+            ++sm.lines;
         }
         if (id == nobody_id) return ready;
         sm.loads[id].ready = ready;
@@ -800,8 +815,12 @@ private:
                 return;
             }
             case Act::fence:
-                t.earliest = std::max(when + times_.fence, t.last_store);
-                sm.l1->clear();
+                if (const int64_t how = t.w->pc->imm; how & scope_cta) {
+                    t.earliest = when + times_.block_fence;
+                } else {
+                    t.earliest = std::max(when + (how & seq_cst ? times_.sc_fence : times_.fence), t.last_store);
+                    sm.l1->clear();
+                }
                 break;
             case Act::barrier:
                 t.arrived = when;
@@ -900,17 +919,18 @@ public:
     TimedLaunch(Launch* launch, std::vector<std::unique_ptr<Worker>>& workers, uint32_t threads, Timing& timing, Device& device,
                 const Schedule& schedule, const uint64_t* addresses, double begin)
         : launch_(launch), timing_(timing), device_(device), times_(timing.times), core_(timing.times, timing),
-          rows_(prepare(launch->program, &schedule, addresses)), threads_(threads), begin_(begin) {
+          rows_(prepare(launch->program, &schedule, addresses)),
+          threads_(launch->blocks() < few_blocks ? 1 : threads), begin_(begin) {
         launch->code = rows_.code.data();
         sms_.resize(static_cast<size_t>(times_.sm_count));
-        instruction_times_.assign(threads, std::vector<InstructionTimes>(schedule.instructions_count));
+        instruction_times_.assign(threads_, std::vector<InstructionTimes>(schedule.instructions_count));
         const double l1 = std::max(times_.l1_bytes - static_cast<double>(launch->shared_bytes) * per_sm(), 16.0 * line_bytes);
         for (uint32_t i = 0; i < sms_.size(); ++i) {
             sms_[i] = std::make_unique<Sm>();
             sms_[i]->number = i;
             sms_[i]->l1 = std::make_unique<Tags>(l1);
-            sms_[i]->worker = workers[i % threads].get();
-            sms_[i]->times = &instruction_times_[i % threads];
+            sms_[i]->worker = workers[i % threads_].get();
+            sms_[i]->times = &instruction_times_[i % threads_];
             sms_[i]->unit_free = begin;
         }
         pool_.serial = next_serial_++;

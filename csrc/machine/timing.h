@@ -50,13 +50,15 @@ struct Schedule {
 struct Times {
     double sm_count;
     double shared_latency, l1_latency, l2_latency, dram_latency;
+    double load_64_extra, load_128_extra;  // cycles more for wider loads
     double memory_floor;                 // cycles of the load/store unit for a warp's access, at least
-    double lines_base, lines_per_cycle;  // and at least base + lines / lines_per_cycle
+    double lines_base, lines_per_cycle;  // of more than two lines, at least base + lines / lines_per_cycle
+    double l1_bytes_per_cycle;           // and what it carries
     double l1_bytes, l2_bytes;
     double l2_bytes_per_cycle, sm_bytes_per_cycle, dram_bytes_per_cycle;
-    double inflight_bytes;               // of loads that an SM may wait for
+    double inflight_bytes, inflight_lines;  // of loads that an SM may wait for
     double atomic_extra, atomic_interval;
-    double fence;
+    double fence, sc_fence, block_fence;
     double barrier_base, barrier_per_warp;
     double block_interval;               // cycles from one block handed out to the next, of the whole GPU
     double quadrants;

@@ -33,9 +33,10 @@ def _doubles(*names: str):
 
 class Times(ctypes.Structure):
     _fields_ = _doubles(
-        "sm_count", "shared_latency", "l1_latency", "l2_latency", "dram_latency", "memory_floor", "lines_base",
-        "lines_per_cycle", "l1_bytes", "l2_bytes", "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle",
-        "inflight_bytes", "atomic_extra", "atomic_interval", "fence", "barrier_base", "barrier_per_warp",
+        "sm_count", "shared_latency", "l1_latency", "l2_latency", "dram_latency", "load_64_extra", "load_128_extra",
+        "memory_floor", "lines_base", "lines_per_cycle", "l1_bytes_per_cycle", "l1_bytes", "l2_bytes",
+        "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle", "inflight_bytes", "inflight_lines",
+        "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "barrier_base", "barrier_per_warp",
         "block_interval", "quadrants",
     )  # fmt: skip
 
@@ -129,11 +130,13 @@ def times_of(clock: Clock) -> Times:
     return Times(
         sm_count=clock.sm_count, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
         l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, memory_floor=clock.shared_floor,
-        lines_base=clock.l1_overhead, lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes=clock.l1_bytes,
+        load_64_extra=clock.load_64_extra, load_128_extra=clock.load_128_extra,
+        lines_base=clock.l1_overhead, l1_bytes_per_cycle=clock.l1_bytes_per_cycle, lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes=clock.l1_bytes,
         l2_bytes=clock.l2_bytes * clock.l2_share, l2_bytes_per_cycle=clock.l2_bytes_per_cycle,
         sm_bytes_per_cycle=clock.sm_bytes_per_cycle, dram_bytes_per_cycle=clock.dram_bytes_per_cycle,
-        inflight_bytes=clock.inflight_bytes_per_sm, atomic_extra=clock.atomic_extra,
-        atomic_interval=clock.atomic_interval, fence=clock.fence, barrier_base=clock.barrier_base,
+        inflight_bytes=clock.inflight_bytes_per_sm, inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
+        atomic_interval=clock.atomic_interval, fence=clock.fence, sc_fence=clock.sc_fence,
+        block_fence=clock.block_fence, barrier_base=clock.barrier_base,
         barrier_per_warp=clock.barrier_per_warp, block_interval=clock.block_interval, quadrants=4,
     )  # fmt: skip
 

@@ -1,0 +1,132 @@
+"""With the clock on a launch computes and reports what it always does, and when does not depend on the OS threads."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import luce_edu
+from luce_edu.backends.host import HostBackend
+from luce_edu.errors import KernelError, LaunchError
+from luce_edu.machine import load
+from luce_edu.machine.cards import find_card
+from luce_edu.machine.clock import find_clock
+from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.machine.timed import Device, run_timed
+
+SOURCE = """
+extern "C" __global__ void add(const float* x, const float* r, float* y, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i] + r[i];
+}
+extern "C" __global__ void chase(const unsigned* next, unsigned* out, int n) {
+    unsigned at = 0;
+    for (int i = 0; i < n; ++i) at = next[at];
+    out[0] = at;
+}
+extern "C" __global__ void wait_for(volatile unsigned* word) { while (*word == 0); }
+extern "C" __global__ void outside(float* y) { y[threadIdx.x + 1] = 0.0f; }
+extern "C" __global__ void says() { if (threadIdx.x == 3) printf("lane %d\\n", threadIdx.x); }
+extern "C" __global__ void count(unsigned* word, unsigned* seen) {
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(word, 1u);
+        while (*(volatile unsigned*)word < gridDim.x);
+        __threadfence();
+    }
+    __syncthreads();
+    seen[blockIdx.x * blockDim.x + threadIdx.x] = *(volatile unsigned*)word;
+}
+"""
+NAMES = ("add", "chase", "wait_for", "outside", "says", "count")
+
+
+@pytest.fixture(scope="module", params=["laptop", "RTX 3090", "H100"])
+def kernels(request):
+    card = find_card(request.param)
+    return load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card)
+
+
+class Timed(HostBackend):
+    """Runs everything with the clock on, and keeps what it said."""
+
+    def __init__(self, card: str, threads: int):
+        super().__init__(card=card)
+        self.os_threads, self.times = threads, []
+        self.clocked = Device(find_clock(self.card))
+
+    def _run_row(self, row, record):
+        self.times += run_timed(row, self.clocked, threads=self.os_threads)[0]
+
+
+@pytest.mark.parametrize("stage", ["per_layer", "megakernel"])
+@pytest.mark.parametrize("card", ["laptop", "RTX 3090"])
+def test_a_token_has_the_same_bits_and_the_same_times_on_any_threads(stage, card):
+    model = luce_edu.load_model("tiny")
+    plain = luce_edu.decoder(stage, model, max_seq_len=8, backend=HostBackend(card=card))
+    expected = [plain.step(token).clone() for token in (65, 66)]
+    found = set()
+    for threads in (1, 2, 3):
+        backend = Timed(card, threads)
+        timed = luce_edu.decoder(stage, model, max_seq_len=8, backend=backend)
+        assert all(torch.equal(timed.step(t), e) for t, e in zip((65, 66), expected, strict=True))
+        found.add(tuple((one.kernel, one.us, one.issued, one.l2_bytes) for one in backend.times))
+    assert len(found) == 1
+    assert all(one[1] > 0 and one[2] > 0 for one in found.pop())
+
+
+def test_what_is_counted_is_what_is_always_counted(kernels):
+    x, r = torch.randn(2, 1000)
+    y = torch.empty(1000)
+    [one], _ = run_timed([kernels["add"].prepare(4, 256, [x, r, y, 1000])])
+    assert torch.equal(y, x + r)
+    usual = kernels["add"].launch(4, 256, [x, r, y, 1000])
+    assert one.counters.instructions == usual.instructions and one.counters.traffic == usual.traffic
+
+
+def test_a_chain_of_loads_takes_the_latency_of_each():
+    card = find_card("RTX 3090")
+    chase = load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card)["chase"]
+    clock, following = find_clock(card), torch.tensor([32, *range(1, 32), 0], dtype=torch.int32)
+    out = torch.zeros(1, dtype=torch.int32)
+
+    def us(steps, clock):
+        return run_timed([chase.prepare(1, 1, [following, out, steps])], Device(clock))[0][0].us
+
+    def cycles_a_step(clock):
+        return (us(3000, clock) - us(1000, clock)) / 2000 * clock.clock_mhz
+
+    slower = dataclasses.replace(clock, l1_latency=clock.l1_latency + 100)
+    assert cycles_a_step(slower) - cycles_a_step(clock) == pytest.approx(100, rel=0.02)
+
+
+def test_blocks_meet_at_a_barrier_of_the_grid(kernels):
+    card = kernels["count"].card
+    word = torch.zeros(1, dtype=torch.int32)
+    seen = torch.zeros(card.sm_count * 64, dtype=torch.int32)
+    [one], timeline = run_timed(
+        [kernels["count"].prepare(card.sm_count, 64, [word, seen], cooperative=True)], wait_from_us=0.0
+    )
+    assert (seen == card.sm_count).all() and one.us > 0
+    assert {int(wait["block"]) for wait in timeline.waits} <= set(range(card.sm_count))
+    assert (timeline.waits["end"] >= timeline.waits["begin"]).all()
+
+
+@pytest.mark.planted
+def test_what_goes_wrong_is_reported_and_the_next_launch_works(kernels):
+    word, y = torch.zeros(1, dtype=torch.int32), torch.zeros(32)
+    with pytest.raises(KernelError) as error:
+        run_timed([kernels["wait_for"].prepare(2, 32, [word])])
+    assert error.value.fault == "deadlock"
+    with pytest.raises(KernelError) as error:
+        run_timed([kernels["outside"].prepare(1, 32, [y])])
+    assert error.value.fault == "out_of_bounds"
+    [one], _ = run_timed([kernels["add"].prepare(1, 32, [y, y, y, 32])])
+    assert one.us > 0
+    with pytest.raises(LaunchError):
+        run_timed([])
+
+
+def test_what_a_kernel_prints_is_shown(kernels, capsys):
+    run_timed([kernels["says"].prepare(1, 32, [])])
+    assert capsys.readouterr().out == "lane 3\n"
