@@ -569,8 +569,9 @@ class _Scheduler:
         for number, block in enumerate(statements):
             first = len(self.entries)
             if block:
-                name = program.functions[block[0].index]
-                self.block(number, block, functions[name])
+                self.block(number, block, functions[program.functions[block[0].index]])
+            if number in self.ends:
+                self.entry(Node(self.ends[number], -1, find_cost("exit", (), self.rates), [], 0), [], first)
             self.blocks.append((first, len(self.entries) - first))
         blocks = np.array(self.blocks, np.int32).reshape(-1, 2)
         return Schedule(_table(self.entries), blocks, program.arena_bytes // 128 + len(predicates))
@@ -591,9 +592,19 @@ class _Scheduler:
         self.home = home.tolist()
         for index in np.flatnonzero((self.row >= 0) & (there != home)).tolist():
             ins = program.instructions[index]
-            if ins.predicate is not None and ins.opcode not in ("bra", "call"):
+            if ins.opcode == "call":  # behind it, in another block, its results are fetched
+                own = rows[(program.sources[rows] == index) & (rows < program.blocks[home[index] + 1, 0])]
+                self.row[index] = max(own[own > program.blocks[home[index], 0]], default=-1)
+            elif ins.predicate is not None and ins.opcode != "bra":
                 self.home[index] = int(there[index])  # a predicate gave it a block of its own
         self.row = self.row.tolist()
+        # An end that the PTX leaves out: neither the head of a block nor a branch.
+        code = program.code
+        added = (program.sources < 0) & (code["op"] >= 0) & (code["a"] < 0) & (code["imm"] == 0)
+        added[program.blocks[:, 0]] = False
+        ends = np.flatnonzero(added)
+        blocks = np.searchsorted(program.blocks[:, 0], ends, side="right") - 1
+        self.ends = dict(zip(blocks.tolist(), ends.tolist(), strict=True))
 
     def statements(self):
         """The Statements of each block, without what the assembler leaves out."""

@@ -380,6 +380,48 @@ def test_a_carry_is_waited_for():
     assert [sources(e) for _, e in entries(body)] == [[], [0], [1], [2]]
 
 
+def test_a_kernel_ends_with_a_pause_also_where_its_ptx_has_no_ret():
+    program = assemble(ptx.parse(KERNEL.replace("ret;", "").replace("BODY", "bar.sync 0;")), "k", operations())
+    found = schedule(program).entries
+    assert [KINDS[e["kind"]] for e in found][-2:] == ["pause", "pause"]
+    check(program, schedule(program))
+
+
+CALL = """.version 8.0
+.target sm_80
+.address_size 64
+.func (.param .b32 r) twice (.param .b32 x)
+{
+    .reg .b32 %r<9>;
+    ld.param.u32 %r1, [x];
+    add.s32 %r2, %r1, %r1;
+    st.param.b32 [r], %r2;
+    ret;
+}
+.visible .entry k(.param .u64 p)
+{
+    .reg .b32 %r<9>; .reg .b64 %rd<9>;
+    ld.param.u64 %rd1, [p];
+    ld.global.u32 %r1, [%rd1];
+    { .param .b32 x; .param .b32 r;
+    st.param.b32 [x], %r1;
+    call.uni (r), twice, (x);
+    ld.param.b32 %r2, [r]; }
+    st.global.u32 [%rd1+8], %r2;
+    ret;
+}
+"""
+
+
+def test_a_called_function_has_its_blocks():
+    program = assemble(ptx.parse(CALL), "k", operations())
+    found = schedule(program)
+    check(program, found)
+    names = [(s.opcode if (s := program.statement(int(e["row"]))) else "") for e in found.entries]
+    assert names == ["add", "ret", "ld", "ld", "call", "st", "ret"]
+    assert [KINDS[k] for k in found.entries["kind"][[1, 4, 6]]] == ["plain", "plain", "pause"]
+
+
 def test_printf_keeps_its_place():
     text = """.version 8.0
 .target sm_80
@@ -479,13 +521,13 @@ def test_shipped_kernels_have_an_entry_for_each_access_and_each_pause(which):
 
 
 def slots_of(program):
-    """The slot of each PTX register, as Schedule says; constants have none."""
+    """The slot of each PTX register (function, name), as Schedule says; constants have none."""
     found, predicates = {}, {}
-    for _, name, kind, offset, _, _ in program.registers:
+    for function, name, kind, offset, _, _ in program.registers:
         if offset < program.image_at:
-            found[name] = offset // 128
+            found[function, name] = offset // 128
             if kind == "pred":
-                found[name] = program.arena_bytes // 128 + predicates.setdefault(offset, len(predicates))
+                found[function, name] = program.arena_bytes // 128 + predicates.setdefault(offset, len(predicates))
     return found
 
 
@@ -509,7 +551,7 @@ def reads_and_writes(statements):
 def test_a_block_reads_and_sets_the_registers_that_its_statements_name():
     """What a block reads from before it comes from a slot; what others read gets one, unless it was always there."""
     for program, found in programs("megakernel.cu compute_80"):
-        slots = slots_of(program)
+        slots = {name: slot for (_, name), slot in slots_of(program).items()}
         of_block = [reads_and_writes(statements) for statements in program.block_instructions]
         everywhere = set().union(*(reads for reads, _ in of_block))
         sets = set()
