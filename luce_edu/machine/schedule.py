@@ -3,10 +3,13 @@
 The core executes PTX statements; a GPU issues machine instructions. A table says how many of them the assembler makes
 of a statement, on which pipe, and after how many cycles a result is there. Moves, widenings of an index, packing and
 signs cost nothing; a multiply and the add behind it are one instruction, and so are a shift and an add, two adds, two
-logic operations. Then each piece between two pauses is put in order as a compiler does for straight code: whatever has
-its operands may issue, the longest way to the end first. Loads so come early, as far as the registers of a thread last.
-A load stays behind a store that may write what it reads, and nothing passes a pause: an instruction that other warps
-may see or wait for.
+logic operations. Shared loads of 4 or 8 bytes that lie side by side become one of up to 16, where their address is
+known to be aligned.
+
+Then each piece between two pauses is put in order as a compiler does for straight code: whatever has its operands may
+issue, the longest way to the end first. Loads so come early, as far as the registers of a thread last. A load stays
+behind a store that may write what it reads, and nothing passes a pause: an instruction that other warps may see or wait
+for.
 
 How many instructions a statement becomes was measured: ptxas 13.0 for sm_75, sm_86 and sm_90 on PTX with two and with
 six copies of the statement, the difference of the code's size. A division, reciprocal or root with rounding counts the
@@ -26,9 +29,9 @@ from luce_edu.machine.ptx import Address, Imm, Instruction, Not, Pair, Reg, Sele
 from luce_edu.machine.table import BITS
 
 ENTRY = np.dtype([
-    ("row", "<i4"), ("line", "<i4"), ("pipe", "u1"), ("kind", "u1"), ("issues", "<u2"), ("latency", "<f4"),
-    ("busy", "<f4"), ("sources", "<i4", 6), ("result", "<i4"), ("result2", "<i4"), ("result3", "<i4"),
-    ("result4", "<i4"),
+    ("row", "<i4"), ("pipe", "u1"), ("kind", "u1"), ("issues", "<u2"), ("latency", "<f4"), ("busy", "<f4"),
+    ("sources", "<i4", 6), ("result", "<i4"), ("result2", "<i4"), ("result3", "<i4"), ("result4", "<i4"),
+    ("line", "<i4"), ("joined", "<i4"),
 ])  # fmt: skip
 
 PIPES = (
@@ -97,7 +100,6 @@ class Schedule:
 
     entries   rows of ENTRY:
         row       the slot of the program's code that it stands for; -1 where the core executes nothing for it
-        line      the number of its source line, as in Program.lines
         pipe      index into PIPES; kind: index into KINDS
         issues    machine instructions that it is; each takes an issue slot. 0 if it is free
         latency   cycles from its issue until a dependent one may issue; memory adds its own where it reads some
@@ -105,6 +107,9 @@ class Schedule:
         sources   n >= 0: entry n of the same block, counted from the block's first; -1 nothing; -2 - k: the register
                   slot k, as it was when the block began
         result    -1 or the register slot whose time this entry sets for later blocks; so are result2 to result4
+        line      the number of its source line, as in Program.lines
+        joined    1, or how many shared loads it makes at once: its own and those of the same size behind it in memory,
+                  for which free entries follow
     blocks    int32 [n, 2]: first entry and number of entries, by the number of the basic block
     slots     how many register slots there are: that of a register is its offset in the arena // 128; predicates, of
               which many lie in 128 bytes, have the numbers from arena_bytes // 128 on
@@ -365,7 +370,7 @@ class _Function:
     constant    constant memory at an address that the instruction knows
     """
 
-    def __init__(self, statements, slots, words):
+    def __init__(self, statements, slots, words, shared):
         self.slots, self.words = slots, words
         self.width_of = {slots[name][0]: words[name] for name in slots}
         # Slot, first and last row of its value, registers: each value once, however many names it has.
@@ -382,6 +387,7 @@ class _Function:
         self.only_addresses = {}
         self.joined = {}  # index of a statement that has taken another one in -> that one's cost
         self.inherited = {}
+        self.shared, self.aligned, self.settled = shared, {}, set()
 
     def only_address(self, name):
         """Whether a register is an address and nothing else, perhaps after more constants are added."""
@@ -464,6 +470,23 @@ class _Function:
                 return True
         return False
 
+    def alignment(self, name):
+        """The power of two that a register is known to be a multiple of, whoever wrote it."""
+        found, asked = self.aligned, [name]
+        while asked:
+            if (one := asked.pop()) not in found:
+                found[one] = 4096
+                asked += [use for writer in self.writers.get(one, ()) for use in writer.uses]
+        changed = name not in self.settled
+        while changed:
+            changed = False
+            for one in found:
+                known = min([_alignment(writer, self.shared, found) for writer in self.writers.get(one, ())], default=1)
+                if known < found[one]:
+                    found[one], changed = known, True
+        self.settled.update(found)
+        return found[name]
+
     def outside(self, name):
         """Where the value of a register comes from that was written in another block: -2 - slot, if any."""
         found = self.inherited.get(name)
@@ -480,6 +503,35 @@ class _Function:
         return found
 
 
+def _alignment(statement, shared, known):
+    """The power of two that the result of integer arithmetic is a multiple of, from those of its operands."""
+    ins = statement.ins
+
+    def of(operand):
+        if type(operand) is Reg:
+            return known.get(operand.name, 1)
+        value = 1
+        if type(operand) is Imm and operand.kind == "int":
+            value = operand.value
+        elif type(operand) is Symbol:
+            value = shared.get(operand.name, 16) + operand.offset
+        return min(value & -value or 4096, 4096)
+
+    operands = [of(operand) for operand in ins.operands[1:]]
+    if ins.opcode in ("add", "sub", "or", "xor") or ins.opcode == "selp":
+        return min(operands[:2])
+    if ins.opcode in ("mov", "cvta", "cvt") and len(operands) == 1:
+        return operands[0]
+    if ins.opcode == "and":
+        return max(operands)
+    if ins.opcode == "shl":
+        return min(operands[0] << min(ins.operands[2].value, 12), 4096) if type(ins.operands[2]) is Imm else operands[0]
+    if ins.opcode in ("mul", "mad") and "hi" not in ins.modifiers and ins.modifiers[-1][0] in "us":
+        product = min(operands[0] * operands[1], 4096)
+        return product if ins.opcode == "mul" else min(product, operands[2])
+    return 1
+
+
 def _has_constant(statement):
     return any(type(operand) is Imm for operand in statement.ins.operands[1:])
 
@@ -490,11 +542,11 @@ def _has_constant(statement):
 class Node:
     """A machine instruction to be: `sources` as in Schedule, but by number of Node; `after`: what issues before it."""
 
-    __slots__ = ("row", "line", "cost", "sources", "after", "results", "words", "assumed", "time", "readers")
+    __slots__ = ("row", "line", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined")
 
     def __init__(self, row, line, cost, sources, words):
         self.row, self.line, self.cost, self.sources, self.words = row, line, cost, sources, words
-        self.after, self.results, self.time, self.readers = [], [], 0.0, 0
+        self.after, self.results, self.joined, self.time, self.readers = [], [], [], 0.0, 0
         self.assumed = cost.latency + ASSUMED.get(cost.kind, 0.0)
 
 
@@ -564,7 +616,8 @@ class _Scheduler:
             for statement in block:
                 by_function.setdefault(program.functions[statement.index], []).append(statement)
         functions = {
-            name: _Function(found, slots.get(name, {}), words.get(name, {})) for name, found in by_function.items()
+            name: _Function(found, slots.get(name, {}), words.get(name, {}), program.shared)
+            for name, found in by_function.items()
         }
         for number, block in enumerate(statements):
             first = len(self.entries)
@@ -629,7 +682,7 @@ class _Scheduler:
 
     def block(self, number, statements, function):
         program, words, nodes, values = self.program, function.words, [], {}
-        pieces, piece, memory = [], [], _Memory()
+        pieces, piece, memory, sides = [], [], _Memory(), {}
         origins, versions = {}, {}
         begin = int(program.blocks[number][0])
         stop = int(program.blocks[number + 1][0]) if number + 1 < len(program.blocks) else len(program.code)
@@ -664,13 +717,18 @@ class _Scheduler:
                 else:
                     piece.append(at)
                     if cost.kind in (LOAD, SHARED_LOAD):
-                        node.after = memory.load(at, self.where(statement, origins, versions))
+                        where = self.where(statement, origins, versions)
+                        node.after = memory.load(at, where)
+                        if cost.kind == SHARED_LOAD and ins.predicate is None and where[1] is not None:
+                            key = len(pieces), where[1], where[3] - where[2], *node.after
+                            sides.setdefault(key, {}).setdefault(where[2], at)
                     elif cost.kind in (STORE, SHARED_STORE, SHARED_ATOMIC, COPY):
                         node.after = memory.store(at, self.where(statement, origins, versions))
             for name in defs:
                 values[name] = value
                 versions[name] = versions.get(name, 0) + 1
         pieces.append(piece)
+        self.join_loads(nodes, pieces, values, sides, function)
 
         final = {}
         for statement in statements:
@@ -688,6 +746,45 @@ class _Scheduler:
                 tail.append(node)
         order = self.order(nodes, pieces, self.registers - self.live_through(function, begin, stop, final))
         self.write(nodes, order, tail)
+
+    def join_loads(self, nodes, pieces, values, sides, function):
+        """Make one load of shared loads that lie side by side.
+
+        sides   (piece, base, bytes, the store that they wait for) -> {offset: number of the node}
+        """
+        leader = {}
+        for (_, base, size, *_), loads in sides.items():
+            for count in (16 // size, 8 // size):
+                total = count * size
+                if size not in (4, 8) or count < 2 or len(loads) < count or self.alignment(base, function) < total:
+                    continue
+                for offset in sorted(loads):
+                    group = [loads.get(offset + i * size) for i in range(count)]
+                    if offset % total == 0 and None not in group:
+                        for i in range(count):
+                            del loads[offset + i * size]
+                        first, *others = sorted(group)
+                        nodes[first].joined = others
+                        nodes[first].words = total // 4
+                        leader |= dict.fromkeys(others, first)
+        if not leader:
+            return
+        for node in nodes:
+            node.after = [leader.get(n, n) for n in node.after]
+            node.sources = list(dict.fromkeys([leader.get(n, n) for n in node.sources]))
+        for number, first in leader.items():
+            nodes[number].cost, nodes[number].sources = self.free, [first]
+        for name, value in values.items():
+            values[name] = tuple(dict.fromkeys([leader.get(n, n) for n in value]))
+        for i, piece in enumerate(pieces):
+            pieces[i] = [number for number in piece if number not in leader]
+
+    def alignment(self, base, function):
+        """The power of two that the address `base` is known to be a multiple of."""
+        if type(base) is str:
+            place = self.program.shared.get(base, 16)  # 16: the dynamic part
+            return place & -place or 4096
+        return function.alignment(base[0])
 
     def note_origin(self, statement, origins, versions):
         """Keep track of addresses that are another register, or a variable, plus a constant."""
@@ -771,19 +868,19 @@ class _Scheduler:
         order.append(number)
 
     def order_piece(self, nodes, piece, order, state, registers):
-        first = piece[0]
+        place = {number: at for at, number in enumerate(piece)}
         followers = [[] for _ in piece]
         missing, ready_at = [0] * len(piece), [state[0]] * len(piece)
         for at, number in enumerate(piece):
             node = nodes[number]
             for source in node.sources:
-                if source >= first:
-                    followers[source - first].append(at)
+                if source in place:
+                    followers[place[source]].append(at)
                     missing[at] += 1
                 elif source >= 0 and nodes[source].time > ready_at[at]:
                     ready_at[at] = nodes[source].time
             for source in node.after:
-                followers[source - first].append(at)
+                followers[place[source]].append(at)
                 missing[at] += 1
         length = [0.0] * len(piece)  # of the longest way to the end
         for at in range(len(piece) - 1, -1, -1):
@@ -844,6 +941,8 @@ class _Scheduler:
         for number in order[: len(order) - len(last)]:
             self.entry(nodes[number], place, base)
             place[number] = len(self.entries) - 1 - base
+            for other in nodes[number].joined:
+                self.entry(nodes[other], place, base)
         if last and any(last[0] in node.sources for node in tail):
             self.entry(nodes[last[0]], place, base)
             place[last[0]], last = len(self.entries) - 1 - base, []
@@ -855,12 +954,13 @@ class _Scheduler:
     def entry(self, node, place, base):
         sources = [place[source] if source >= 0 else source for source in node.sources]
         while len(sources) > 6:
-            self.entries.append((-1, node.line, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1))
+            self.entries.append((-1, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1, node.line, 1))
             sources = [*sources[6:], len(self.entries) - 1 - base]
         cost = node.cost
         self.entries.append((
-            node.row, node.line, cost.pipe, cost.kind, cost.issues, cost.latency, cost.busy,
-            tuple(sources + [-1] * (6 - len(sources))), *node.results, *[-1] * (4 - len(node.results)),
+            node.row, cost.pipe, cost.kind, cost.issues, cost.latency, cost.busy,
+            tuple(sources + [-1] * (6 - len(sources))), *node.results, *[-1] * (4 - len(node.results)), node.line,
+            1 + len(node.joined),
         ))  # fmt: skip
 
 
