@@ -372,6 +372,54 @@ def test_a_predicated_pause_is_in_the_block_that_the_core_gives_it():
     assert first < found.entries["row"][at] < program.blocks[block + 1][0] and found.entries["row"][at] in program.sites
 
 
+SIDE_BY_SIDE = {  # what lies before the four loads, between the second and the third, and how many each load makes
+    "a variable": ("mov.u64 %rd3, tile;", "", [4]),
+    "a row of 128 bytes for each thread": ("mul.wide.u32 %rd4, %r1, 128; add.s64 %rd3, %rd5, %rd4;", "", [4]),
+    "pairs": ("mul.wide.u32 %rd4, %r1, 8; add.s64 %rd3, %rd5, %rd4;", "", [2, 2]),
+    "words": ("mul.wide.u32 %rd4, %r1, 4; add.s64 %rd3, %rd5, %rd4;", "", [1, 1, 1, 1]),
+    "an unknown address": ("ld.global.u64 %rd3, [%rd1];", "", [1, 1, 1, 1]),
+    "a store between that may hit": ("mov.u64 %rd3, tile;", "st.shared.f32 [%rd1], %f9;", [2, 2]),
+    "a store between that cannot": ("mov.u64 %rd3, tile;", "st.shared.f32 [%rd3+64], %f9;", [4]),
+    "a barrier between": ("mov.u64 %rd3, tile;", "bar.sync 0;", [2, 2]),
+}
+
+
+@pytest.mark.parametrize("case", SIDE_BY_SIDE)
+def test_shared_loads_side_by_side_are_one_where_their_address_is_known_to_be_aligned(case):
+    before, between, joined = SIDE_BY_SIDE[case]
+    found = entries(f"""mov.u64 %rd5, tile;
+    {before}
+    ld.shared.f32 %f1, [%rd3];
+    ld.shared.f32 %f2, [%rd3+4];
+    {between}
+    ld.shared.f32 %f3, [%rd3+8];
+    ld.shared.f32 %f4, [%rd3+12];
+    add.f32 %f5, %f1, %f2;
+    add.f32 %f6, %f3, %f4;
+    add.f32 %f7, %f5, %f6;
+    st.global.f32 [%rd2], %f7;""")
+    loads = [(at, e) for at, (_, e) in enumerate(found) if KINDS[e["kind"]] == "shared load"]
+    assert [e["joined"] for _, e in loads] == joined
+    for at, entry in loads:
+        for i in range(1, entry["joined"]):
+            assert found[at + i][0].startswith("ld.shared") and sources(found[at + i][1]) == [at]
+    asked = {source for name, e in found if name.startswith("add.f32 %f5") for source in sources(e)}
+    assert asked == {at for at, _ in loads[: 1 if joined[0] > 1 else 2]}, "the sum waits for what loads"
+
+
+def test_a_pointer_that_a_loop_moves_is_as_aligned_as_its_step():
+    body = """mov.u64 %rd3, tile;
+LOOP:
+    ld.shared.f32 %f1, [%rd3];
+    ld.shared.f32 %f2, [%rd3+4];
+    st.global.v2.f32 [%rd1], {%f1, %f2};
+    add.s64 %rd3, %rd3, STEP;
+    setp.lt.u64 %p1, %rd3, 512;
+    @%p1 bra LOOP;"""
+    joined = [sorted(int(e["joined"]) for _, e in entries(body.replace("STEP", step))) for step in ("64", "12", "8")]
+    assert [counts[-1] for counts in joined] == [2, 1, 2]
+
+
 def test_a_carry_is_waited_for():
     body = """ld.global.u32 %r2, [%rd1];
     add.cc.u32 %r3, %r2, %r2;
@@ -488,6 +536,8 @@ def check(program, found):
             assert entry["row"] == -1 or entry["line"] == program.lines[entry["row"]]
             for source in sources(entry):
                 assert source < i and (source >= -1 or -2 - source in starts), "it comes before, or from a register"
+            for other in entries[first + i + 1 : first + i + entry["joined"]]:
+                assert other["kind"] == FREE and sources(other) == [i] and other["row"] in program.sites
             for result in results(entry):
                 assert result in starts
             written += results(entry)
