@@ -47,6 +47,7 @@ PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY,
 ASSUMED = {LOAD: 300.0, COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0}
 MOST_REGISTERS = 255  # of a thread, on every card
 REGISTERS_PER_SM = 65536
+STATIC = "static shared memory"  # the base of all addresses in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,9 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
         fold = "add" if opcode == "mul" and not high and (wide or BITS[kind] == 32) else None
         return cost(IMAD, 1 if opcode[-1] != "4" else 2, 2 if wide or high else 1,
                     rates.imad_latency + (wide or high), fold=fold)  # fmt: skip
-    if opcode in ("div", "rem"):  # by way of a reciprocal in fp32; one of 64 bits is a routine of about 70
+    # A division goes by way of a reciprocal in fp32; 57 cycles from arabel1a/gpu-micro-bench (RTX 2080 SUPER, GA102).
+    # One of 64 bits is a routine: its 70 instructions and 200 cycles are guesses.
+    if opcode in ("div", "rem"):
         return cost(MUFU, 70 if double else 25 if kind[0] == "s" else 18, 4 if double else 3, 200 if double else 57)
     if opcode in ("popc", "brev", "bfind", "clz", "fns"):
         return cost(MUFU, (2 if opcode in ("clz", "brev") else 1) * (1 + double))
@@ -376,14 +379,12 @@ class _Function:
         # Slot, first and last row of its value, registers: each value once, however many names it has.
         values = {(*where, words[name]) for name, where in slots.items()}
         self.intervals = np.array(sorted(values), np.int64).reshape(-1, 4)
-        self.readers, self.writers, self.addressed = {}, {}, {}
+        self.readers, self.writers = {}, {}
         for statement in statements:
             for name in statement.uses:
                 self.readers.setdefault(name, []).append(statement)
             for name in statement.defs:
                 self.writers.setdefault(name, []).append(statement)
-            if statement.address is not None:
-                self.addressed[statement.address] = self.addressed.get(statement.address, 0) + 1
         self.only_addresses = {}
         self.joined = {}  # index of a statement that has taken another one in -> that one's cost
         self.inherited = {}
@@ -394,13 +395,21 @@ class _Function:
         known = self.only_addresses.get(name)
         if known is None:
             self.only_addresses[name] = False  # which ends a ring of registers
-            readers = self.readers.get(name, ())
-            known = self.addressed.get(name, 0) == len(readers) or all(
-                s.address == name or s.cost.fold == "sum" and _has_constant(s) and self.only_address(s.defs[0])
-                for s in readers
+            known = self.only_addresses[name] = all(
+                s.address == name and s.uses.count(name) == 1 or self.is_offset(s) for s in self.readers.get(name, ())
             )
-            self.only_addresses[name] = known
         return known
+
+    def is_offset(self, statement):
+        """Whether a statement adds a constant to what is only an address."""
+        return (
+            statement.cost.fold == "sum"
+            and statement.ins.opcode == "add"
+            and statement.ins.predicate is None
+            and _has_constant(statement)
+            and len(self.writers[statement.defs[0]]) == 1
+            and self.only_address(statement.defs[0])
+        )
 
     def is_dead(self, statement):
         """Whether nothing reads what a statement makes, and it does nothing else."""
@@ -437,7 +446,7 @@ class _Function:
                 and self.writers[use][0].block == statement.block
                 for use in statement.uses
             )
-        if fold == "sum" and _has_constant(statement) and self.only_address(name):
+        if self.is_offset(statement):
             return True
         if fold == "sum" or fold == "add":
             bits = BITS[statement.ins.modifiers[-1]]
@@ -716,7 +725,9 @@ class _Scheduler:
                     piece, memory = [], _Memory()
                 else:
                     piece.append(at)
-                    if cost.kind in (LOAD, SHARED_LOAD):
+                    if "nc" in ins.modifiers:
+                        pass  # of memory that nothing writes, as whoever wrote the kernel has promised
+                    elif cost.kind in (LOAD, SHARED_LOAD):
                         where = self.where(statement, origins, versions)
                         node.after = memory.load(at, where)
                         if cost.kind == SHARED_LOAD and ins.predicate is None and where[1] is not None:
@@ -782,8 +793,7 @@ class _Scheduler:
     def alignment(self, base, function):
         """The power of two that the address `base` is known to be a multiple of."""
         if type(base) is str:
-            place = self.program.shared.get(base, 16)  # 16: the dynamic part
-            return place & -place or 4096
+            return 4096 if base == STATIC else 16
         return function.alignment(base[0])
 
     def note_origin(self, statement, origins, versions):
@@ -802,10 +812,15 @@ class _Scheduler:
                 if len(statement.uses) == 1:
                     found = self.origin(statement.uses[0], origins, versions)
                 elif type(ins.operands[1]) is Symbol:
-                    found = ins.operands[1].name, ins.operands[1].offset
+                    found = self.variable(ins.operands[1])
         if found is None:
             found = (name, versions.get(name, 0) + 1), 0
         origins[name] = found
+
+    def variable(self, symbol):
+        """The base and offset of a variable; static shared ones have the same base."""
+        place = self.program.shared.get(symbol.name)
+        return (symbol.name, symbol.offset) if place is None else (STATIC, place + symbol.offset)
 
     @staticmethod
     def origin(name, origins, versions):
@@ -822,7 +837,7 @@ class _Scheduler:
         if type(address.base) is Reg:
             base, offset = self.origin(address.base.name, origins, versions)
         else:
-            base, offset = (address.base.name, address.base.offset) if address.base is not None else ("", 0)
+            base, offset = self.variable(address.base) if address.base is not None else (STATIC, 0)
         offset += address.offset
         return space, base, offset, offset + size
 
@@ -837,10 +852,11 @@ class _Scheduler:
 
     def order(self, nodes, pieces, registers):
         """The numbers of the nodes in the order in which they issue."""
-        for node in nodes:
-            for source in node.sources:
-                if source >= 0:
-                    nodes[source].readers += 1
+        for piece in pieces:
+            for number in piece:
+                for source in nodes[number].sources:
+                    if source >= 0:
+                        nodes[source].readers += 1
         order, state = [], [0.0, 0]
         for piece in pieces:
             if len(piece) > 1:

@@ -139,6 +139,14 @@ def test_a_load_passes_only_a_store_that_cannot_write_what_it_reads(case):
     assert (order.index("ld.global.f32") < order.index("st.global.f32")) == passes
 
 
+def test_a_load_of_what_nobody_writes_passes_every_store():
+    body = """cvt.rn.f32.s32 %f9, %r1;
+    st.global.f32 [%rd1], %f9;
+    ld.global.nc.f32 %f1, [%rd1];
+    st.global.f32 [%rd2], %f1;"""
+    assert names(body) == ["ld.global.nc.f32", "cvt.rn.f32.s32", "st.global.f32", "st.global.f32"]
+
+
 def test_a_load_of_another_space_passes_a_store_and_a_generic_one_does_not():
     body = """cvt.rn.f32.s32 %f9, %r1;
     st.shared.f32 [tile], %f9;
@@ -269,6 +277,12 @@ def test_a_constant_added_to_an_address_is_part_of_the_access():
     ld.global.f32 %f1, [%rd6];
     st.global.f32 [%rd5], %f1;"""
     assert names(body) == ["ld.global.f32", "st.global.f32"]
+
+
+def test_an_address_that_is_also_stored_stays_an_instruction():
+    body = """add.s64 %rd5, %rd1, 512;
+    st.global.u64 [%rd5], %rd5;"""
+    assert names(body) == ["add.s64", "st.global.u64"]
 
 
 ONE = {
