@@ -869,10 +869,14 @@ class _Scheduler:
 
     @staticmethod
     def issue(nodes, number, start, order, state):
-        """Note that a node issues; state is the time behind it and how many registers are live."""
+        """Note that a node issues; state is the time behind it and how many registers are live.
+
+        An access counts for two cycles: with that, shared loads come about as far ahead as in the code of ptxas for
+        sm_86, tried on a matrix product with tiles in shared memory.
+        """
         node = nodes[number]
         node.time = start + node.assumed
-        state[0] = start + node.cost.issues
+        state[0] = start + (2 if node.cost.pipe == MEMORY else node.cost.issues)
         if node.readers or node.results:
             state[1] += node.words
         for source in node.sources:

@@ -239,6 +239,12 @@ def test_loads_run_ahead_only_as_far_as_there_are_registers():
     assert ahead(255) == 40 and 4 <= ahead(40) <= 10
 
 
+def test_shared_loads_run_about_their_latency_ahead():
+    body = "\n".join(f"ld.shared.f32 %f{i}, [%rd1+{128 * i}];\nfma.rn.f32 %f80, %f{i}, %f{i}, %f80;" for i in range(40))
+    order = "".join(name[0] for name in names(body + "st.global.f32 [%rd2], %f80;"))
+    assert 10 <= order.index("f") <= 20 and order.count("l") == order.count("f") == 40, "not all 40 loads first"
+
+
 def test_the_launch_bounds_say_how_many_registers_a_thread_has():
     assert registers_of_a_thread({}) == 255 == registers_of_a_thread({"maxntid": (128, 1, 1)})
     assert registers_of_a_thread({"maxntid": (512, 1, 1), "minnctapersm": (1,)}) == 128
