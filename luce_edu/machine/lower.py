@@ -66,6 +66,7 @@ ACCEPTS = {kind: frozenset(held for held in BITS if _fits(held, kind)) for kind 
 # What a Lowering knows about the function that it is at.
 OF_A_FUNCTION = (
     "ins",
+    "statement",
     "function",
     "reg",
     "guarded",
@@ -324,7 +325,7 @@ class Lowering:
         if self.core(name) is None:
             self.refuse(f"the virtual GPU's core has no instruction {name}")
         partial = self.guarded and any(self.names[d] is not None for d in defs)
-        op = Op(name, defs, uses, shape, imm, raw, len(self.instructions) - 1, partial, keep)
+        op = Op(name, defs, uses, shape, imm, raw, self.statement, partial, keep)
         self.block.ops.append(op)
         return op
 
@@ -368,7 +369,7 @@ class Lowering:
                 self.labels[item.name] = self.block
             else:
                 self.instruction(item)
-        self.ins = None
+        self.ins, self.statement = None, -1
         if self.block.fall is None:
             self.emit("exit" if function.entry else "ret", (), () if function.entry else (self.return_slot,),
                       shape("", "") if function.entry else shape("", "a"), keep=True)  # fmt: skip
@@ -401,6 +402,7 @@ class Lowering:
         if self.block.fall is False or self.block.targets:
             self.start()
         self.ins = ins
+        self.statement = len(self.instructions)
         self.instructions.append((self.function.name, ins))
         self.block.count += 1
         key = (ins.opcode, ins.modifiers)
