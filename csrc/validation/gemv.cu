@@ -1,7 +1,7 @@
 // gemv.cu: matrix times vector, by blocks of X x Y threads in fp16 and by one thread a row in integers
 // Computes  y = W x
 // Shapes    gemv_half: W [n, n], x [n], y [n] fp16, summed in fp32, n a multiple of 8;  mad_rows: W [rows, cols],
-//           x [cols], y [rows] uint32
+//           x [cols], y [rows] uint32; only the first `depth` columns count, depth = cols for the whole product
 // Work      gemv_half: thread (a, b) of a block has row blockIdx.y * Y + b and every X-th group of eight of it.
 //           X is a power of two; per_thread = n / X elements. mad_rows: thread i has row i, so a warp's loads are `cols`
 //           apart: uncoalesced, by choice
@@ -63,10 +63,11 @@ extern "C" __global__ void gemv_half(const unsigned short* W, const unsigned sho
     if (threadIdx.x == 0) y[row] = to_half(sum);
 }
 
-extern "C" __global__ void mad_rows(const unsigned* W, const unsigned* x, unsigned* y, int rows, int cols) {
+extern "C" __global__ void mad_rows(const unsigned* W, const unsigned* x, unsigned* y, int rows, int cols,
+                                    int depth) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     unsigned sum = 0u;
-    for (int c = 0; c < cols; ++c) sum += W[row * cols + c] * x[c];
+    for (int c = 0; c < depth; ++c) sum += W[row * cols + c] * x[c];
     y[row] = sum;
 }

@@ -3,7 +3,7 @@
 // Shapes    in [n] fp32 (sum_*) or int32 (count_*), n a multiple of what a block takes; out is 0 before the launch
 // Work      sum_*: blockDim.x floats of dynamic shared memory. count_*: 512 threads, 512 static words.
 // Slow by choice: each step keeps the weakness that the next one removes. The last-warp steps read shared memory as
-//           volatile and rely on warps in step, as published; __syncwarp makes that safe since Volta and is free before.
+//           volatile and rely on warps in step, as published: what Volta and later do, though CUDA no longer promises it.
 // Checked   tests/measure/test_validation.py
 // Source    sum_*: MasterSkepticista/parallel_reductions_cuda; count_*: simveit/effective_reduction; both after Mark
 //           Harris, "Optimizing Parallel Reduction in CUDA"
@@ -81,12 +81,7 @@ extern "C" __global__ void sum_two_each(float* out, const float* in, int n) {
 template <typename Number>
 __device__ __forceinline__ void last_warp(volatile Number* buffer, int t) {
 #pragma unroll
-    for (int s = 32; s > 0; s /= 2) {
-        const Number sum = buffer[t] + buffer[t + s];
-        __syncwarp();  // all lanes have read before one writes
-        buffer[t] = sum;
-        __syncwarp();
-    }
+    for (int s = 32; s > 0; s /= 2) buffer[t] = buffer[t] + buffer[t + s];
 }
 
 extern "C" __global__ void sum_last_warp(float* out, const float* in, int n) {

@@ -6,6 +6,11 @@
 //           grid has in x, so a launch of few blocks holds those that a GPU takes first.
 //           naive, coalesced, tiled: x counts tiles down a column of C (with -DX_IS_COLUMN along a row); others along a row.
 // Slow by choice: each step keeps the weakness that the next one removes. No pointer is __restrict__, as published.
+// Machine   ptxas unrolls these loops and merges neighbouring reads of shared memory into wide ones. What it does was read
+//           from its code for sm_86; alignments and #pragma unroll below make PTX show the same reads, and leave ptxas
+//           nothing to add. Reads of shared memory for 64 results (a step of 8 in k for one thread), wide + narrow:
+//           column_of_8 16 x 16 bytes + 8 x 4 (8 results); square_of_8 16 + 64; vectorised 32 + 0; interleaved 16 + 64;
+//           padded 20 + 32, and 8 of 8 bytes (PTX: 16 + 32, and 16). tiled: 8 + 32 for a step of 32 and one result.
 // Checked   tests/measure/test_validation.py
 // Source    siboehm/SGEMM_CUDA, README.md and its steps 1 to 10; written anew from their index formulas
 #include "primitives.cuh"
@@ -70,7 +75,7 @@ SGEMM(coalesced) {
 
 // Step 3. Block of 1024. A 32x32 tile of A and of B in shared memory, one element of each a thread.
 SGEMM(tiled) {
-    __shared__ float As[32 * 32];
+    __shared__ __align__(16) float As[32 * 32];
     __shared__ float Bs[32 * 32];
     const int row = threadIdx.x / 32, column = threadIdx.x % 32;
     A += tile_row() * 32 * K;
@@ -83,6 +88,7 @@ SGEMM(tiled) {
         __syncthreads();
         A += 32;
         B += 32 * N;
+#pragma unroll
         for (int k = 0; k < 32; ++k) sum += As[row * 32 + k] * Bs[k * 32 + column];
         __syncthreads();  // all have read the tiles before the next round writes them
     }
@@ -92,7 +98,7 @@ SGEMM(tiled) {
 // Step 4. Block of 512. A thread makes TM results below each other; one read of Bs serves all of them.
 SGEMM(column_of_8) {
     constexpr int BM = 64, BN = 64, BK = 8, TM = 8;
-    __shared__ float As[BM * BK];
+    __shared__ __align__(16) float As[BM * BK];
     __shared__ float Bs[BK * BN];
     const int column = threadIdx.x % BN, row = threadIdx.x / BN * TM;
     const int a_row = threadIdx.x / BK, a_column = threadIdx.x % BK;
@@ -107,6 +113,7 @@ SGEMM(column_of_8) {
         __syncthreads();
         A += BK;
         B += BK * N;
+#pragma unroll
         for (int k = 0; k < BK; ++k) {
             const float b = Bs[k * BN + column];
             for (int i = 0; i < TM; ++i) sum[i] += As[(row + i) * BK + k] * b;
@@ -120,7 +127,7 @@ SGEMM(column_of_8) {
 SGEMM(square_of_8) {
     constexpr int BM = 128, BN = 128, BK = 8, TM = 8, TN = 8, threads = BM * BN / (TM * TN);
     __shared__ float As[BM * BK];
-    __shared__ float Bs[BK * BN];
+    __shared__ __align__(16) float Bs[BK * BN];
     const int row = threadIdx.x / (BN / TN) * TM, column = threadIdx.x % (BN / TN) * TN;
     const int a_row = threadIdx.x / BK, a_column = threadIdx.x % BK;
     const int b_row = threadIdx.x / BN, b_column = threadIdx.x % BN;
@@ -134,6 +141,7 @@ SGEMM(square_of_8) {
         __syncthreads();
         A += BK;
         B += BK * N;
+#pragma unroll
         for (int k = 0; k < BK; ++k) {
             for (int i = 0; i < TM; ++i) a[i] = As[(row + i) * BK + k];
             for (int i = 0; i < TN; ++i) b[i] = Bs[k * BN + column + i];
@@ -214,7 +222,7 @@ __device__ __forceinline__ void load_tiles(const float* A, const float* B, int K
 }
 
 // Steps 6 to 9. Block of 256, 8x8 results a thread, 16-byte loads and stores of global memory.
-template <int BK, typename Layout>
+template <int BK, typename Layout, int unrolled>
 __device__ __forceinline__ void square_tiles(int M, int N, int K, int depth, float alpha, const float* A,
                                              const float* B, float beta, float* C) {
     constexpr int BM = 128, BN = 128, TM = 8, TN = 8, threads = BM * BN / (TM * TN), pitch = Layout::a_pitch(BM);
@@ -230,6 +238,7 @@ __device__ __forceinline__ void square_tiles(int M, int N, int K, int depth, flo
         __syncthreads();
         A += BK;
         B += BK * N;
+#pragma unroll(unrolled)
         for (int k = 0; k < BK; ++k) {
             for (int i = 0; i < TM; ++i) a[i] = As[k * pitch + thread_row * TM + i];
             for (int j = 0; j < TN; ++j) b[j] = Bs[Layout::b_load(k, thread_column, j, BN, TN)];
@@ -243,19 +252,19 @@ __device__ __forceinline__ void square_tiles(int M, int N, int K, int depth, flo
             finish4(C + (thread_row * TM + i) * N + thread_column * TN + j, sum[i] + j, alpha, beta);
 }
 
-SGEMM(vectorised) { square_tiles<8, Plain>(PASS_ON); }
-SGEMM(interleaved) { square_tiles<8, Interleaved>(PASS_ON); }
-SGEMM(padded) { square_tiles<8, Padded>(PASS_ON); }
-SGEMM(padded_twice) { square_tiles<8, PaddedTwice>(PASS_ON); }
-SGEMM(padded_twice_deep) { square_tiles<16, PaddedTwice>(PASS_ON); }
+SGEMM(vectorised) { square_tiles<8, Plain, 8>(PASS_ON); }
+SGEMM(interleaved) { square_tiles<8, Interleaved, 8>(PASS_ON); }
+SGEMM(padded) { square_tiles<8, Padded, 2>(PASS_ON); }
+SGEMM(padded_twice) { square_tiles<8, PaddedTwice, 2>(PASS_ON); }
+SGEMM(padded_twice_deep) { square_tiles<16, PaddedTwice, 2>(PASS_ON); }
 extern "C" __global__ void __launch_bounds__(256)
     autotuned(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta, float* C) {
-    square_tiles<16, Plain>(PASS_ON);
+    square_tiles<16, Plain, 16>(PASS_ON);
 }
 
 // Step 10. Each warp makes a WM x WN part of the block's tile, in steps of WSM x WSN: there each of its 32 threads makes
 // TM x TN results, so that a warp's reads of shared memory stay close together. Single-buffered.
-template <int WM, int WN, int steps_n, int TM, int TN, int threads>
+template <int WM, int WN, int steps_n, int TM, int TN, int threads, int unrolled>
 __device__ __forceinline__ void warp_tile(int M, int N, int K, int depth, float alpha, const float* A, const float* B,
                                           float beta, float* C) {
     constexpr int BM = 128, BN = 128, BK = 16;
@@ -273,6 +282,7 @@ __device__ __forceinline__ void warp_tile(int M, int N, int K, int depth, float 
     for (int k0 = 0; k0 < depth; k0 += BK) {
         load_tiles<BM, BN, BK, threads, Plain>(A, B, K, N, As, Bs);
         __syncthreads();
+#pragma unroll(unrolled)
         for (int k = 0; k < BK; ++k) {
             for (int s = 0; s < steps_m; ++s)
                 for (int i = 0; i < TM; ++i) a[s * TM + i] = As[k * BM + row + s * WSM + i];
@@ -292,18 +302,18 @@ __device__ __forceinline__ void warp_tile(int M, int N, int K, int depth, float 
 
 extern "C" __global__ void __launch_bounds__(128)
     warp_tiles(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta, float* C) {
-    warp_tile<64, 64, 4, 8, 4, 128>(PASS_ON);
+    warp_tile<64, 64, 4, 8, 4, 128, 1>(PASS_ON);
 }
 
 // Another author's warp tiles: 64x32 a warp, 8x8 a thread, eight warps.
 extern "C" __global__ void __launch_bounds__(256)
     warp_tiles_64x32(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta, float* C) {
-    warp_tile<64, 32, 1, 8, 8, 256>(PASS_ON);
+    warp_tile<64, 32, 1, 8, 8, 256, 16>(PASS_ON);
 }
 
 // A small tile: block (16, 16), one result a thread, 16x16 tiles of A and B in shared memory, C = A B.
 SGEMM(tiled_16) {
-    __shared__ float As[16][16];
+    __shared__ __align__(16) float As[16][16];
     __shared__ float Bs[16][16];
     const int row = block_y() * 16 + threadIdx.y, column = block_x() * 16 + threadIdx.x;
     float sum = 0.0f;
