@@ -3,8 +3,8 @@
 // Shapes    gemv_half: W [n, n], x [n], y [n] fp16, summed in fp32, n a multiple of 8;  mad_rows: W [rows, cols],
 //           x [cols], y [rows] uint32; only the first `depth` columns count, depth = cols for the whole product
 // Work      gemv_half: thread (a, b) of a block has row blockIdx.y * Y + b and every X-th group of eight of it.
-//           X is a power of two; per_thread = n / X elements. mad_rows: thread i has row i, so a warp's loads are `cols`
-//           apart: uncoalesced, by choice
+//           X is a power of two; per_thread = n / X elements. mad_rows: thread i has row i, so the lanes of a load are
+//           `cols` apart: uncoalesced, by choice
 // Checked   tests/measure/test_validation.py
 // Source    wangsiping97/FastGEMV; R100001/Programming-Massively-Parallel-Processors, mat_vec; both described
 struct alignas(16) Eight {

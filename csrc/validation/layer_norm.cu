@@ -4,6 +4,7 @@
 // Shapes    x, out [rows, C] fp32; weight, bias [C]; mean, rstd [rows]
 // Work      norm_warp: rows / (warps a block) blocks; norm_block: `rows` blocks, warps a block at most 32
 // Traffic   x is read from DRAM once, out written once; the last pass streams (ld and st with .cs)
+//           All pointers are __restrict__, as published, so weight and bias take the read-only path
 // Checked   tests/measure/test_validation.py
 // Source    karpathy/llm.c, dev/cuda/layernorm_forward.cu, kernels 3 and 5, described; no cooperative groups here
 #define NORM(name)                                                                                             \

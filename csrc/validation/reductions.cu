@@ -1,9 +1,10 @@
 // reductions.cu: two ladders of sums over an array, each step as others published and timed it
-// Computes  *out = sum of in[0 .. n-1]; partials: out[b] = the sum of block b
+// Computes  *out = sum of in[0 .. n-1]; count_tree, count_last_warp: out[b] = the sum of block b
 // Shapes    in [n] fp32 (sum_*) or int32 (count_*), n a multiple of what a block takes; out is 0 before the launch
 // Work      sum_*: blockDim.x floats of dynamic shared memory. count_*: 512 threads, 512 static words.
 // Slow by choice: each step keeps the weakness that the next one removes. The last-warp steps read shared memory as
-//           volatile and rely on warps in step, as published: what Volta and later do, though CUDA no longer promises it.
+//           volatile; that of sum_last_warp relies on warps in step, as published: all GPUs do so where a warp has not
+//           diverged, though CUDA does not promise it since Volta.
 // Checked   tests/measure/test_validation.py
 // Source    sum_*: MasterSkepticista/parallel_reductions_cuda; count_*: simveit/effective_reduction; both after Mark
 //           Harris, "Optimizing Parallel Reduction in CUDA"
@@ -77,9 +78,8 @@ extern "C" __global__ void sum_two_each(float* out, const float* in, int n) {
     if (t == 0) atomicAdd(out, buffer[0]);
 }
 
-// The last 64 words: one warp, no barrier of the block.
-template <typename Number>
-__device__ __forceinline__ void last_warp(volatile Number* buffer, int t) {
+// The last 64 words: one warp, no barrier of the block. All its lanes add, though less and less of that counts.
+__device__ __forceinline__ void last_warp(volatile float* buffer, int t) {
 #pragma unroll
     for (int s = 32; s > 0; s /= 2) buffer[t] = buffer[t] + buffer[t + s];
 }
@@ -101,52 +101,55 @@ extern "C" __global__ void sum_last_warp(float* out, const float* in, int n) {
 
 constexpr int count_threads = 512;
 
+// The sum over the block, right in thread 0. With `unroll` the last 64 words take no barrier of the block: of the first
+// warp fewer and fewer lanes add, and every warp meets its own barrier.
 template <bool unroll>
 __device__ __forceinline__ int block_total(int value, int* buffer) {
     const int t = threadIdx.x;
     buffer[t] = value;
     __syncthreads();
+#pragma unroll
     for (int s = count_threads / 2; s > (unroll ? 32 : 0); s /= 2) {
         if (t < s) buffer[t] += buffer[t + s];
         __syncthreads();
     }
-    if (unroll && t < 32) last_warp(buffer, t);
-    return buffer[0];  // right in thread 0
+    volatile int* words = buffer;
+    if (unroll) {
+#pragma unroll
+        for (int s = 32; s > 0; s /= 2) {
+            if (t < s) words[t] = words[t] + words[t + s];
+            __syncwarp();
+        }
+    }
+    return words[t];
+}
+
+// What a thread of the first three kernels adds up. The grid has a thread an element, so the loop runs once; in the
+// second launch, of one block, it runs as often as there are elements for a thread.
+__device__ __forceinline__ int grid_stride_sum(const int* in, int n) {
+    int sum = 0;
+    for (int i = blockIdx.x * count_threads + threadIdx.x; i < n; i += count_threads * gridDim.x) sum += in[i];
+    return sum;
 }
 
 #define COUNT(name) extern "C" __global__ void __launch_bounds__(count_threads) name(int* out, const int* in, int n)
 
-// One element a thread, a partial sum a block; `count_partials` then adds the partial sums with ONE block.
+// A partial sum a block; a second launch then adds up the partial sums with ONE block.
 COUNT(count_tree) {
     __shared__ int buffer[count_threads];
-    const int i = blockIdx.x * count_threads + threadIdx.x;
-    const int total = block_total<false>(i < n ? in[i] : 0, buffer);
+    const int total = block_total<false>(grid_stride_sum(in, n), buffer);
     if (threadIdx.x == 0) out[blockIdx.x] = total;
 }
 
 COUNT(count_last_warp) {
     __shared__ int buffer[count_threads];
-    const int i = blockIdx.x * count_threads + threadIdx.x;
-    const int total = block_total<true>(i < n ? in[i] : 0, buffer);
+    const int total = block_total<true>(grid_stride_sum(in, n), buffer);
     if (threadIdx.x == 0) out[blockIdx.x] = total;
 }
 
-template <bool unroll>
-__device__ __forceinline__ void partials(int* out, const int* in, int n) {
-    __shared__ int buffer[count_threads];
-    int sum = 0;
-    for (int i = threadIdx.x; i < n; i += count_threads) sum += in[i];
-    const int total = block_total<unroll>(sum, buffer);
-    if (threadIdx.x == 0) out[0] = total;
-}
-
-COUNT(count_partials) { partials<false>(out, in, n); }
-COUNT(count_partials_last_warp) { partials<true>(out, in, n); }
-
 COUNT(count_atomic) {
     __shared__ int buffer[count_threads];
-    const int i = blockIdx.x * count_threads + threadIdx.x;
-    const int total = block_total<true>(i < n ? in[i] : 0, buffer);
+    const int total = block_total<true>(grid_stride_sum(in, n), buffer);
     if (threadIdx.x == 0) atomicAdd(out, total);
 }
 

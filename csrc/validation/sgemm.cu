@@ -3,14 +3,14 @@
 // Shapes    A [M, K], B [K, N], C [M, N] fp32, row-major. M and N are whole tiles; depth is a multiple of the tile's
 //           depth. depth = K is the whole product; a smaller one keeps the distance between rows and does less work.
 // Work      blocks are numbered in one dimension: x = number % TILES_X, y = number / TILES_X. TILES_X is what the whole
-//           grid has in x, so a launch of few blocks holds those that a GPU takes first.
-//           naive, coalesced, tiled: x counts tiles down a column of C (with -DX_IS_COLUMN along a row); others along a row.
+//           grid has in x, so a launch of few blocks holds those that a GPU takes first. x counts tiles along a row of
+//           C; in naive, coalesced and tiled it counts them down a column, unless -DX_IS_COLUMN.
 // Slow by choice: each step keeps the weakness that the next one removes. No pointer is __restrict__, as published.
-// Machine   ptxas unrolls these loops and merges neighbouring reads of shared memory into wide ones. What it does was read
-//           from its code for sm_86; alignments and #pragma unroll below make PTX show the same reads, and leave ptxas
-//           nothing to add. Reads of shared memory for 64 results (a step of 8 in k for one thread), wide + narrow:
-//           column_of_8 16 x 16 bytes + 8 x 4 (8 results); square_of_8 16 + 64; vectorised 32 + 0; interleaved 16 + 64;
-//           padded 20 + 32, and 8 of 8 bytes (PTX: 16 + 32, and 16). tiled: 8 + 32 for a step of 32 and one result.
+// Machine   ptxas unrolls the loops over k and merges neighbouring reads of shared memory into wide ones. The virtual GPU
+//           runs PTX, so alignments and #pragma unroll make PTX show the reads that ptxas made of the plain loops (CUDA
+//           13.0, sm_86). A thread's reads in 8 steps of k, 16 bytes + 4 bytes: column_of_8 16 + 8, square_of_8 16 + 64,
+//           vectorised 32 + 0, interleaved 16 + 64; tiled in 32 steps 8 + 32. Not the same: padded 20 + 32 and 8 of 8
+//           bytes, in PTX 16 + 32 and 16 of 8 bytes.
 // Checked   tests/measure/test_validation.py
 // Source    siboehm/SGEMM_CUDA, README.md and its steps 1 to 10; written anew from their index formulas
 #include "primitives.cuh"
@@ -154,13 +154,15 @@ SGEMM(square_of_8) {
         for (int j = 0; j < TN; ++j) finish(C + (row + i) * N + column + j, sum[i][j], alpha, beta);
 }
 
-// How the tiles of the vectorised steps lie in shared memory: where word (k, column) of Bs stands, and row m of k in As.
+// How the tiles of the vectorised steps lie in shared memory: the pitch of As, and where word (k, column) of Bs stands.
 struct Plain {  // step 6: rows as they come
     __device__ static constexpr int a_pitch(int BM) { return BM; }
     __device__ static constexpr int b_words(int BK, int BN) { return BK * BN; }
     static constexpr bool b_in_fours = true;
     __device__ static int b_store(int k, int column, int BN) { return k * BN + column; }
-    __device__ static int b_load(int k, int thread_column, int j, int BN, int TN) { return k * BN + thread_column * TN + j; }
+    __device__ static int b_load(int k, int thread_column, int j, int BN, int TN) {
+        return k * BN + thread_column * TN + j;
+    }
 };
 
 struct Interleaved {  // step 7: what 16 neighbouring threads read together lies together
@@ -262,8 +264,8 @@ extern "C" __global__ void __launch_bounds__(256)
     square_tiles<16, Plain, 16>(PASS_ON);
 }
 
-// Step 10. Each warp makes a WM x WN part of the block's tile, in steps of WSM x WSN: there each of its 32 threads makes
-// TM x TN results, so that a warp's reads of shared memory stay close together. Single-buffered.
+// Step 10. Each warp makes a WM x WN part of the block's tile, in steps of WSM x WSN: there each of its 32 threads
+// makes TM x TN results, so that a warp's reads of shared memory stay close together. Single-buffered.
 template <int WM, int WN, int steps_n, int TM, int TN, int threads, int unrolled>
 __device__ __forceinline__ void warp_tile(int M, int N, int K, int depth, float alpha, const float* A, const float* B,
                                           float beta, float* C) {
@@ -307,7 +309,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // Another author's warp tiles: 64x32 a warp, 8x8 a thread, eight warps.
 extern "C" __global__ void __launch_bounds__(256)
-    warp_tiles_64x32(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta, float* C) {
+    warp_tiles_64x32(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta,
+                     float* C) {
     warp_tile<64, 32, 1, 8, 8, 256, 16>(PASS_ON);
 }
 

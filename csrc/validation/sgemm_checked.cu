@@ -19,8 +19,8 @@ typedef unsigned long long size;
 __device__ __forceinline__ size block_x() { return blockIdx.x % TILES_X; }
 __device__ __forceinline__ size block_y() { return blockIdx.x / TILES_X; }
 
-__device__ __forceinline__ void one_each(size M, size N, size K, size depth, float alpha, const float* A, const float* B,
-                                         float beta, float* C, size row, size column) {
+__device__ __forceinline__ void one_each(size M, size N, size K, size depth, float alpha, const float* A,
+                                         const float* B, float beta, float* C, size row, size column) {
     if (row >= M || column >= N) return;
     float sum = 0.0f;
     for (size k = 0; k < depth; ++k) sum += A[row * K + k] * B[k * N + column];
@@ -177,8 +177,9 @@ __device__ __forceinline__ void square_tile(size M, size N, size K, size depth, 
             for (int j = 0; j < TN; j += 4) {
                 const size c = block_x() * BN + column + j;
                 const float4 old = *reinterpret_cast<const float4*>(C + r * N + c);
-                const float4 v = make_float4(alpha * sum[i][j] + beta * old.x, alpha * sum[i][j + 1] + beta * old.y,
-                                             alpha * sum[i][j + 2] + beta * old.z, alpha * sum[i][j + 3] + beta * old.w);
+                const float* s = sum[i] + j;
+                const float4 v = make_float4(alpha * s[0] + beta * old.x, alpha * s[1] + beta * old.y,
+                                             alpha * s[2] + beta * old.z, alpha * s[3] + beta * old.w);
                 if (r < M && c < N) store4(C + r * N + c, v);
             }
         } else {

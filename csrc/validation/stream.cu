@@ -2,10 +2,10 @@
 // Computes  init A = c;  read: nothing;  scaled A = 1.2 B;  triad A = 1.2 B + C;  stencils of 3 and 5 points;
 //           sums of rows and columns of matrices; copies of V floats a thread; sums of a footprint; a chase of pointers
 // Shapes    stated at each kernel. No kernel writes what it reads.
-// Work      one element a thread unless stated
+// Work      one element a thread unless stated. Pointers are __restrict__ where they were when this was timed
 // Checked   tests/measure/test_validation.py
 // Source    te42kyfo/gpu-benches (gpu-stream, gpu-cache, gpu-l2-cache, gpu-latency); xytpai/nvbench (vector widths);
-//           R100001/Programming-Massively-Parallel-Processors (matrix sums); UoB-HPC/BabelStream (copy, mul, sum, triad)
+//           R100001/Programming-Massively-Parallel-Processors (matrix sums); UoB-HPC/BabelStream
 #include "primitives.cuh"
 
 // ---- Two blocks an SM: A, B, C [n] fp64, and 6 KiB of shared memory that nothing uses but that limits the blocks ----

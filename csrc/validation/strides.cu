@@ -1,8 +1,8 @@
 // strides.cu: what a warp's load costs when its lanes stand `stride` elements apart, all in L1
 // Computes  sum of products of eight elements at fixed distances, again and again; *out is all but never written
 // Shapes    in [64 * stride + 29] or [33 * pitch + 93] elements of ELEMENT (float or double); out [64]
-// Work      ONE block of 1024 threads. `loads` is the number of loads a thread makes, a multiple of 8. `zero` is 0, which
-//           the compiler does not know: so it reads again each round.
+// Work      ONE block of 1024 threads. `loads` is the number of loads a thread makes, a multiple of 8. `zero` is 0,
+//           which the compiler does not know: so it reads again each round.
 // Checked   tests/measure/test_validation.py
 // Source    te42kyfo/gpu-benches, gpu-strides
 using Element = ELEMENT;

@@ -299,7 +299,7 @@ CASES = [
     float_sum("sum_divergent", 8), float_sum("sum_conflicting", 8), float_sum("sum_sequential", 8),
     float_sum("sum_two_each", 4), float_sum("sum_last_warp", 4),
     counted("count_tree", 3, 1536, partial=True), counted("count_last_warp", 3, 1536, partial=True),
-    counted("count_partials", 1, 1300), counted("count_partials_last_warp", 1, 1300), counted("count_atomic", 3, 1300),
+    counted("count_tree", 1, 1300), counted("count_last_warp", 1, 1300), counted("count_atomic", 3, 1300),
     counted("count_twelve", 2, 7000), counted("count_vectors", 2, 7000),
     histogram("histogram_global", 1024), histogram("histogram_shared", 128),
     normed("norm_warp", 3, 64), normed("norm_block", 6, 96),
@@ -343,6 +343,9 @@ FAULTS = [
     ("chase", "for (int i = 0; i < 32; ++i) at", "for (int i = 0; i < 31; ++i) at"),
     ("sum_conflicting", "buffer[at] += buffer[at + s]", "buffer[at] += buffer[at + 1]"),
     ("sum_last_warp", "buffer[t] = buffer[t] + buffer[t + s];", "buffer[t] = buffer[t] + buffer[t + 1];"),
+    ("count_tree", "if (t < s) buffer[t] += buffer[t + s];\n        __syncthreads();\n    }\n    volatile",
+     "if (t < s) buffer[t] += buffer[s];\n        __syncthreads();\n    }\n    volatile"),
+    ("count_last_warp", "words[t] + words[t + s]", "words[t] + words[s]"),
     ("count_vectors", "count_threads + threadIdx.x) * 3", "count_threads + threadIdx.x) * 2"),
     ("histogram_shared", "atomicAdd(bins + bin, mine[bin])", "atomicAdd(bins + bin, mine[0])"),
     ("norm_block", "lane < warps ? squares[lane]", "lane < warps ? sums[lane]"),
@@ -389,6 +392,12 @@ def test_ids_are_unique_and_rows_are_whole():
             assert part.full is not None or len(part.sizes) > 1, row.id
     with pytest.raises(ValueError, match="unknown measurement 'G0'"):
         measurement("G0")
+
+
+def test_each_pick_has_rows_and_no_row_is_in_two():
+    ids = [row.id for pick in validation.PICKS for row in validation.picked(pick)]
+    assert len(ids) == len(set(ids))
+    assert all(validation.picked(pick) for pick in validation.PICKS) and len(validation.PICKS) == 16
 
 
 def test_rows_hand_a_kernel_as_many_arguments_as_it_takes():
