@@ -6,11 +6,11 @@
 //           grid has in x, so a launch of few blocks holds those that a GPU takes first. x counts tiles along a row of
 //           C; in naive, coalesced and tiled it counts them down a column, unless -DX_IS_COLUMN.
 // Slow by choice: each step keeps the weakness that the next one removes. No pointer is __restrict__, as published.
-// Machine   ptxas unrolls the loops over k and merges neighbouring reads of shared memory into wide ones. The virtual GPU
-//           runs PTX, so alignments and #pragma unroll make PTX show the reads that ptxas made of the plain loops (CUDA
-//           13.0, sm_86). A thread's reads in 8 steps of k, 16 bytes + 4 bytes: column_of_8 16 + 8, square_of_8 16 + 64,
-//           vectorised 32 + 0, interleaved 16 + 64; tiled in 32 steps 8 + 32. Not the same: padded 20 + 32 and 8 of 8
-//           bytes, in PTX 16 + 32 and 16 of 8 bytes.
+// Machine   ptxas unrolls the loops over k and merges neighbouring reads of shared memory into wide ones. The virtual
+//           GPU runs PTX, so alignments and #pragma unroll make PTX show the reads that ptxas made of the plain loops
+//           (CUDA 13.0, sm_86). A thread's reads in 8 steps of k, 16 bytes + 4 bytes: column_of_8 16 + 8, square_of_8
+//           16 + 64, vectorised 32 + 0, interleaved 16 + 64; tiled in 32 steps 8 + 32. Not the same: padded 20 + 32 and
+//           8 of 8 bytes, in PTX 16 + 32 and 16 of 8 bytes.
 // Checked   tests/measure/test_validation.py
 // Source    siboehm/SGEMM_CUDA, README.md and its steps 1 to 10; written anew from their index formulas
 #include "primitives.cuh"

@@ -155,6 +155,27 @@ extern "C" __global__ void footprint(double* __restrict__ out, const double* __r
     if (sum == never) out[threadIdx.x] += sum;
 }
 
+// ---- Reads of one buffer by every block: blocks of 256, from [BUFFER] floats, a multiple of 256 ----
+// It is read `rounds` times. `zero` is 0, which the compiler does not know. out is written where the sum is `never`.
+
+#ifdef BUFFER
+extern "C" __global__ void same_buffer(float* __restrict__ out, const float* __restrict__ from, int zero, int rounds,
+                                       float never) {
+    constexpr int reads = BUFFER / 256;
+    float sum = 0.0f;
+    from += threadIdx.x;
+#pragma unroll(reads > 32 ? 1 : 32 / reads)
+    for (int round = 0; round < rounds; ++round) {
+        from += zero;
+#pragma unroll(reads >= 64 ? 32 : reads)
+        for (int i = 0; i < BUFFER; i += 256) sum += from[i];
+        sum *= 1.3f;
+    }
+    if (sum == never) out[threadIdx.x] += sum;
+}
+#endif
+
+// ---- A chase ----
 // Every thread follows the same chain: `next` holds at each place the address of the next place. 32 hops a round.
 extern "C" __global__ void chase(const unsigned long long* next, unsigned long long* out, int hops) {
     const unsigned long long* at = next;

@@ -743,6 +743,30 @@ def _streams() -> Iterable[Measurement]:
                 confidence="B", source="R100001/Programming-Massively-Parallel-Processors, array_add",
             )  # fmt: skip
 
+    for kernel, us in (("reads_rows", 161.1), ("writes_rows", 143.6), ("copy", 66.0)):
+        n = 4096
+        part = Part(
+            kernel=f"transpose_{kernel}", grid=(n // 16) ** 2, block=(16, 16),
+            args=(Array("f4", n * n), Array("f4", n * n), n),
+        )  # fmt: skip
+        yield Measurement(
+            id=f"T3.{kernel}", ladder="transpose, a thread an element", card="A100 40GB",
+            source_file="validation/transpose.cu", defines=(("TILES_X", n // 16),), parts=(part,), published=us,
+            unit="us", includes=SINGLE, source="ayush-os/transpose",
+        )  # fmt: skip
+    for kernel, us in (("reads_rows", 7760), ("writes_rows", 3129)):
+        n = 16384
+        part = Part(
+            kernel=f"transpose_tile_{kernel}", grid=n // 64 * (n // 32), block=256,
+            args=(Array("f4", n * n), Array("f4", n * n), n), cut=WAVES, sizes=(4, 8),
+        )  # fmt: skip
+        yield Measurement(
+            id=f"T1.{kernel}", ladder="transpose, tiles", card="RTX 3090", source_file="validation/transpose.cu",
+            defines=(("TILES_X", n // 64),), parts=(part,), published=us, unit="us", includes=ROW, confidence="B",
+            source="Lei Mao, article on transposes with CuTe",
+            note="chosen: a tile is 64 long where the lanes run, and x counts tiles that way",
+        )  # fmt: skip
+
     n = 2**25
     for kernel, arrays, us in (("copy", 2, 383.7), ("mul", 2, 393.9), ("add", 3, 584.6), ("triad", 3, 581.4)):
         part = Part(
@@ -774,6 +798,19 @@ def _streams() -> Iterable[Measurement]:
                 parts=(part,), work=100_000 * 32 * 8192, published=gb_per_s, unit="GB/s", includes=WALL, fit=True,
                 source="te42kyfo/gpu-benches, gpu-l2-cache",
             )  # fmt: skip
+
+    for kb, rounds, gb_per_s in ((16, 64, 9350), (32, 32, 9350), (118, 8, 8123), (1024, 2, 2365), (4096, 1, 2365)):
+        floats = kb * 256
+        part = Part(
+            kernel="same_buffer", grid=84, block=256, args=(Array("f4", 256), Array("f4", floats), 0, SIZE, 1233.0),
+            cut=LOOP, sizes=(rounds, 3 * rounds), full=None,
+        )  # fmt: skip
+        yield Measurement(
+            id=f"C1.{kb}KB", ladder="one buffer for all", card="A40", source_file="validation/stream.cu",
+            defines=(("BUFFER", floats),), parts=(part,), work=84 * 4 * floats, published=gb_per_s, unit="GB/s",
+            includes=KERNEL, fit=True, source="te42kyfo/gpu-benches, gpu-cache",
+            note="1725 MHz; from 262 KB to 6 MB between 2290 and 2440",
+        )  # fmt: skip
 
     for card, figures in (("L40", (36, 276, 631)), ("A100", (36, 211, 570))):
         for where, places, cycles in zip(("L1", "L2", "DRAM"), (2**8, 2**15, 2**22), figures, strict=True):

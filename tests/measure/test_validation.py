@@ -207,6 +207,32 @@ def footprint():
     return (out, values, run, never), lambda: float(out[5]) == never
 
 
+def same_buffer(floats, rounds=3):
+    def make():
+        values, out = whole(floats, most=100), torch.zeros(256)
+        factor, one = np.float64(np.float32(1.3)), np.float32(0)
+        for _ in range(rounds):  # a round's product and the next first sum are rounded once: a fused multiply-add
+            first, *more = values[7::256].numpy().tolist()
+            one = np.float32(one * factor + first)
+            for value in more:
+                one = np.float32(one + np.float32(value))
+        one = np.float32(one * factor)
+        return (out, values, 0, rounds, float(one)), lambda: float(out[7]) == float(one)
+
+    return Case("stream", "same_buffer", 1, 256, make, (("BUFFER", floats),))
+
+
+def transposed(kernel, tile_x, tile_y, block):
+    def make():
+        n = 128
+        values, out = random(n, n), torch.full((n, n), float("nan"))
+        want = values if kernel == "copy" else values.T
+        return (values, out, n), lambda: torch.equal(out, want)
+
+    return Case("transpose", f"transpose_{kernel}", 128 // tile_x * (128 // tile_y), block, make,
+                (("TILES_X", 128 // tile_x),))  # fmt: skip
+
+
 def chased():
     chain, out = Array("u8", 8 * 50, chain=64).allocate(), torch.zeros(1, dtype=torch.int64)
     begin = chain.data_ptr()
@@ -295,6 +321,9 @@ CASES = [
     matrix_sum("add_along_rows"), matrix_sum("add_along_columns"),
     *(copied(width) for width in (1, 2, 4, 8, 16)),
     Case("stream", "footprint", 3, 1024, footprint), Case("stream", "chase", 1, 64, chased),
+    same_buffer(512), same_buffer(256 * 40), same_buffer(256 * 70),
+    *(transposed(kernel, 16, 16, (16, 16)) for kernel in ("reads_rows", "writes_rows", "copy")),
+    *(transposed(f"tile_{kernel}", 64, 32, 256) for kernel in ("reads_rows", "writes_rows")),
     float_sum("sum_every_thread", 8, shared=False), float_sum("sum_every_four", 2, shared=False),
     float_sum("sum_divergent", 8), float_sum("sum_conflicting", 8), float_sum("sum_sequential", 8),
     float_sum("sum_two_each", 4), float_sum("sum_last_warp", 4),
@@ -339,6 +368,9 @@ FAULTS = [
     ("stencil5", "0.5 * B[i + 2]", "0.5 * B[i + 1]"),
     ("add_along_columns", "threadIdx.x, column = blockIdx.x / TILES_X", "threadIdx.x, column = blockIdx.x % TILES_X"),
     ("copy_16", "store4(to + first + 4 * i,", "store4(to + first + 4 * (i / 2),"),
+    ("same_buffer", "i += 256) sum += from[i]", "i += 256) sum += from[i / 2]"),
+    ("transpose_writes_rows", "row = block_x() * 16 + threadIdx.x, c", "row = block_x() * 8 + threadIdx.x, c"),
+    ("transpose_tile_reads_rows", "out[(along + 32 * i) * out_along", "out[(along + 16 * i) * out_along"),
     ("footprint", "blockIdx.x % run * 1024", "blockIdx.x % run * 512"),
     ("chase", "for (int i = 0; i < 32; ++i) at", "for (int i = 0; i < 31; ++i) at"),
     ("sum_conflicting", "buffer[at] += buffer[at + s]", "buffer[at] += buffer[at + 1]"),
@@ -371,7 +403,7 @@ def test_every_kernel_has_a_case():
     there = set()
     for path in FOLDER.glob("*.cu"):
         text = re.sub(r"#define(.*\\\n)*.*", "", path.read_text())
-        there |= set(re.findall(r"^(?:SGEMM|CHECKED|SPOILED|COUNT|NORM)\((\w+)\)", text, re.MULTILINE))
+        there |= set(re.findall(r"^(?:SGEMM|CHECKED|SPOILED|COUNT|NORM|TRANSPOSE)\((\w+)\)", text, re.MULTILINE))
         there |= set(re.findall(r"__global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(", text))
     assert there == {case.kernel for case in CASES}
     assert there == {part.kernel for row in MEASUREMENTS for part in row.parts}
@@ -404,8 +436,8 @@ def test_rows_hand_a_kernel_as_many_arguments_as_it_takes():
     modules = {}
     for row in MEASUREMENTS:
         defines = dict(row.defines)
-        if "TILES_X" in defines:
-            defines["TILES_X"] = 2
+        for name in {"TILES_X", "BUFFER"} & set(defines):
+            defines[name] = 512
         key = row.source_file, *sorted(defines.items())
         if key not in modules:
             modules[key] = parse(compile_ptx(row.source_file, None, [], defines, "compute_86"))
