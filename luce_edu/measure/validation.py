@@ -261,7 +261,7 @@ def _run(measurement: Measurement, part: Part, kernel: Kernel, backend: HostBack
                 strict=False, memory=backend.memory, resident=resident,
             )
         )  # fmt: skip
-    done, full = size, part.full
+    done, full = part.full if part.cut == WHOLE else size, part.full
     if part.cut == WAVES:
         done, full = blocks / resident, part.blocks / resident
     elif part.cut == BLOCKS and full is not None:
