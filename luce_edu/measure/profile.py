@@ -25,7 +25,7 @@ from luce_edu.errors import LaunchError
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.kernels import Prepared
-from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR
+from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR, line_numbers
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 from luce_edu.tables import Tabular
 
@@ -249,7 +249,7 @@ class Profile(Split):
 
     def _lines(self) -> Table:
         rows = [
-            [f"{line.file}:{line.line}", f"{line.issued:,.0f}", _percent(line.share),
+            [f"{line.file}:{line.line or '(no line)'}", f"{line.issued:,.0f}", _percent(line.share),
              *(_percent(part / line.stalls if line.stalls else 0.0)
                for part in (line.slot, line.operand, line.memory, line.barrier))]
             for line in self.lines[:SHOWN_LINES]
@@ -551,16 +551,16 @@ def _by_line(times: Sequence[LaunchTimes]) -> tuple[tuple[LineTimes, ...], float
 
 def _lines_of(program) -> dict[int, tuple[str, int]]:
     """File and line by the program's number of the line."""
-    names = {}
-    for slot, number in enumerate(np.asarray(program.lines).tolist()):
-        if number not in names and (statement := program.statement(slot)) is not None:
-            names[number] = place_of(statement)
-    return names
+    statements = program.instructions
+    return {number: place_of(s) for number, s in zip(line_numbers(statements), statements, strict=True)}
 
 
 def place_of(statement) -> tuple[str, int]:
-    """Where a statement comes from: the line of the function that was inlined, not that of the call."""
-    if statement.loc is None or not statement.loc.line:
+    """Where a statement comes from: the line of the function that was inlined, not that of the call.
+
+    Line 0 is code that the compiler made for no line in particular.
+    """
+    if statement.loc is None:
         return "PTX", statement.line
     file = statement.loc.file
     return (f"csrc/{file}" if (csrc_dir() / file).is_file() else file), statement.loc.line
