@@ -20,6 +20,7 @@ _HOMES = {
     "STAGES": "luce_edu.stages",
     "decoder": "luce_edu.stages",
     "load_model": "luce_edu.models",
+    "profile": "luce_edu.measure.profile",
     "stage_table": "luce_edu.scoreboard",
     "verify": "luce_edu.verification",
     "verify_paths": "luce_edu.verification",

@@ -81,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print JSON in place of a table")
     bench.set_defaults(run=_bench)
 
+    profile = commands.add_parser("profile", help="where a stage's microseconds go, modelled for a card not there")
+    profile.add_argument("what", metavar="STAGE|prompt", help="such as megakernel: one token; prompt: a whole prompt")
+    profile.add_argument("--card", metavar="NAME", help="as `cards` lists them (default: LUCE_CARD, or an RTX 3090)")
+    profile.add_argument("--model", default="tiny", help=f"{_MODELS} (default: %(default)s)")
+    profile.add_argument("--position", type=int, metavar="N", help="of the token, in tokens (default: 520)")
+    profile.add_argument("--tokens", type=int, metavar="N", help="of the prompt (default: 128)")
+    profile.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    profile.add_argument("--trace", metavar="FILE", help="write what happened when, for ui.perfetto.dev")
+    profile.set_defaults(run=_profile)
+
     evidence = commands.add_parser("evidence", help="measure everything once, write a record and its figures")
     evidence.add_argument("--out", required=True, metavar="DIR", help="where record and figures go")
     evidence.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
@@ -303,6 +313,29 @@ def _status(not_run: list[dict], has_all: bool, args) -> int:
     # Of baselines, those that are installed were asked for.
     missing = [row for row in not_run if row.get("kind") != "absent" or row["part"] in asked_for]
     return HOLDS if has_all and not missing else NOT_MEASURED
+
+
+def _profile(args) -> int:
+    import luce_edu
+    from luce_edu.measure.profile import check_profiled, find_profiled_card
+
+    check_profiled(args.what)
+    card = find_profiled_card(args.card)
+    if args.trace:
+        from luce_edu.measure.trace import check_writable, write_trace
+
+        check_writable(args.trace)
+    with _console(stderr=True).status(f"{args.what} on a virtual {card.name}"):
+        found = luce_edu.profile(
+            args.what, card=card, model=args.model, position=args.position, tokens=args.tokens
+        )  # fmt: skip
+    if args.trace:
+        write_trace(found, args.trace)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _console().print(found)
+    return HOLDS
 
 
 def _evidence(args) -> int:

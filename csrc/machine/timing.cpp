@@ -209,7 +209,7 @@ private:
     }
     void use(double time, double bytes) {
         if (!timing_->bucket) return;
-        const auto at = static_cast<size_t>(time / timing_->bucket);
+        const auto at = static_cast<size_t>(std::max(0.0, time - timing_->origin) / timing_->bucket);
         if (at >= timing_->dram_use.size()) timing_->dram_use.resize(at + 1);
         timing_->dram_use[at] += static_cast<float>(bytes);
     }
@@ -287,6 +287,7 @@ struct TimedWarp {
 struct TimedBlock {
     std::unique_ptr<Cluster> cluster;
     std::vector<std::unique_ptr<TimedWarp>> warps;
+    double began = 0;
     bool ended = false;
 };
 
@@ -850,6 +851,7 @@ private:
     void wake_others(TimedWarp& one, double when) {
         Block* block = one.w->block;
         if (!block->ready) return;
+        const TimedWarp* first = nullptr;  // to have come, of those that waited
         for (TimedWarp* t : one.sm->warps) {
             if (t->w->block != block || t == &one || t->state != State::waits) continue;
             if (!(block->ready >> t->w->index & 1)) continue;
@@ -857,14 +859,16 @@ private:
             InstructionTimes& times = (*one.sm->times)[t->arrived_at];
             times.barrier += waited;
             one.sm->found.waited[3] += waited;
-            if (waited >= timing_.wait_from && t->w->index == 0)
-                one.sm->waits.push_back({static_cast<int32_t>(one.sm->number), static_cast<int32_t>(block->number),
-                                         t->w->index, at(*t, t->arrived_at).row, t->arrived, when});
+            if (!first || t->arrived < first->arrived) first = t;
             t->state = State::runs;
             t->earliest = std::max(t->earliest, when);
             t->cursor = t->end;  // its piece is over
             settle(*t);
         }
+        if (first && when - first->arrived >= timing_.wait_from)
+            one.sm->waits.push_back({static_cast<int32_t>(one.sm->number), static_cast<int32_t>(block->number),
+                                     static_cast<int32_t>(first->w->index), at(*first, first->arrived_at).row,
+                                     static_cast<int32_t>(block->launch->number), 0, first->arrived, when});
     }
 
     const Times& times_;
@@ -982,6 +986,7 @@ private:
 
     void start(Sm& sm, double time) {
         auto block = std::make_unique<TimedBlock>();
+        block->began = time;
         block->cluster = start_cluster(pool_, launch_, sm.worker, next_++, nullptr);
         launch_->next_block.fetch_add(1);
         for (Block* one : block->cluster->blocks)
@@ -1061,6 +1066,10 @@ private:
                 std::erase_if(sm->warps, [&](TimedWarp* t) {
                     return std::any_of(block.warps.begin(), block.warps.end(), [&](auto& own) { return own.get() == t; });
                 });
+                if (timing_.wait_from < no_waits)
+                    for (const Block* one : block.cluster->blocks)
+                        sm->waits.push_back({static_cast<int32_t>(sm->number), static_cast<int32_t>(one->number), -1, -1,
+                                             static_cast<int32_t>(launch_->number), 0, block.began, when});
                 end_cluster(pool_, std::move(block.cluster));
                 block.ended = true;
                 sm->blocks.erase(sm->blocks.begin() + static_cast<ptrdiff_t>(i));
@@ -1093,7 +1102,6 @@ private:
                 sum[i].memory += part[i].memory;
                 sum[i].barrier += part[i].barrier;
             }
-        timing_.waits.clear();
         for (auto& sm : sms_) {
             found_.issued += sm->found.issued;
             found_.l1_hits += sm->found.l1_hits;
@@ -1129,6 +1137,7 @@ void run_timed(std::vector<std::unique_ptr<Launch>>& launches, std::vector<std::
     std::unique_ptr<Device> own;
     if (!device) own = std::make_unique<Device>(timing.times), device = own.get();
     device->begin(&timing);
+    timing.origin = device->now;
     timing.found.assign(launches.size(), {});
     timing.instructions.assign(launches.size(), {});
     double time = device->now;

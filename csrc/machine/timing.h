@@ -72,11 +72,14 @@ struct Found {
     double waited[4];                    // cycles of warps: for an issue slot or pipe, operands, memory, barriers
 };
 
-// Where a warp waited for long: what a time line shows.
+// What a time line shows: where a block waited at a barrier (of its warps the one that came first), or, with row -1,
+// from when to when a block was on its SM.
 struct Wait {
-    int32_t sm, block, warp, row;
+    int32_t sm, block, warp, row, launch, unused;
     double begin, end;
 };
+
+constexpr double no_waits = 1e300;  // cycles from which waits are noted, when none is to be
 
 struct InstructionTimes {
     double issued, slot, operand, memory, barrier;  // times; cycles waited, by reason
@@ -91,10 +94,11 @@ struct Timing {
     Times times;
     std::vector<Found> found;
     std::vector<std::vector<InstructionTimes>> instructions;
-    std::vector<Wait> waits;             // of the last launch
-    double wait_from = 1e300;            // shorter ones are not noted
+    std::vector<Wait> waits;             // launch by launch, in each SM by SM
+    double wait_from = no_waits;         // shorter ones are not noted
     std::vector<float> dram_use;         // bytes in each `bucket` cycles
     double bucket = 0;
+    double origin = 0;                   // the device's time when the first bucket begins
 };
 
 // Runs launches one after another with the clock on. The device keeps what L2 holds; null: an empty one.

@@ -19,6 +19,7 @@ from luce_edu.backends.module import Module
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run, triple
 from luce_edu.machine.nvrtc import compile_ptx, registers_of
+from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 
 DEPENDENT_LAUNCH_CAPABILITY = (9, 0)
 
@@ -42,7 +43,12 @@ class HostBackend:
     races     name two accesses that nothing orders
     strict    refuse a __syncthreads that a thread of the block misses because it has left. A GPU since Volta waits only
               for threads that have not exited, and so does the virtual one with False.
-    instructions  that the warps of a launch may execute before it is ended
+    instructions  that the warps of a launch may execute before it is ended; with a clock nobody counts them
+    clock     a Device, for whose card each launch then gets modelled times (Launch.times). Its L2 stays warm. Takes no
+              seed, hostile or races. None: no times. It may be changed between two launches
+    waits_from_us, bucket_us  with a clock: waits this long are kept, launches in a row by launches in a row, in
+              `timelines`, with DRAM's bytes in buckets of this length; None: no time line
+    Raises ValueError for a clock with a seed, or for another card.
     """
 
     name = "host"
@@ -51,7 +57,8 @@ class HostBackend:
     def __init__(
         self, *, csrc_dir: Path | None = None, card: Card | str | None = None, seed: int | None = None,
         hostile: bool = False, races: bool = False, strict: bool = True, instructions: int = INSTRUCTIONS,
-        threads: int | None = None,
+        threads: int | None = None, clock: Device | None = None, waits_from_us: float | None = None,
+        bucket_us: float = 0.25,
     ):  # fmt: skip
         self.device = torch.device("cpu")
         self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
@@ -61,6 +68,10 @@ class HostBackend:
         self.strict = strict
         self.seed, self.hostile, self.races = seed, hostile, races
         self.instructions, self.threads = instructions, threads
+        if clock is not None:
+            _check_clock(clock, self.card, seed is not None or hostile or races)
+        self.clock, self.waits_from_us, self.bucket_us = clock, waits_from_us, bucket_us
+        self.timelines: list[Timeline] = []
         self.memory = Memory()
         self.ledger = Ledger()
         self._capturing: list | None = None
@@ -110,36 +121,63 @@ class HostBackend:
         else:
             self._run([step], self.ledger.record)
 
-    def _run(self, steps: Sequence[Prepared | Callable[[], None]], record: Callable[[Launch], None]) -> None:
+    def _run(
+        self, steps: Sequence[Prepared | Callable[[], None]], record: Callable[[Launch], None], *, graph: bool = False
+    ) -> None:
         """Run steps in their order, launches in a row together; each gives its line of the ledger to `record`."""
         row: list[Prepared] = []
+        first = True  # of a graph, which the host starts
         for step in [*steps, None]:
             if isinstance(step, Prepared):
                 row.append(step)
                 continue
-            self._run_row(row, record)
-            row = []
+            if row:
+                self._run_row(row, record, graph=graph, first=first)
+                row, first = [], False
             if step is not None:
                 step()
-                record(PRODUCT)
+                x, weights, out = step.args
+                record(dataclasses.replace(PRODUCT, product=(*out.shape, x.shape[1])))
+                first = False
 
-    def _run_row(self, row: list[Prepared], record: Callable[[Launch], None]) -> None:
+    def _run_row(self, row: list[Prepared], record: Callable[[Launch], None], *, graph: bool, first: bool) -> None:
         lines = [Launch(p.kernel.name, p.grid, p.block, p.smem, p.cooperative) for p in row]
+        times: Sequence[LaunchTimes | None] = [None] * len(row)
         try:
-            counted = run(
-                row, seed=self.seed, hostile=self.hostile, races=self.races, instructions=self.instructions,
-                threads=self.threads,
-            )  # fmt: skip
+            if self.clock is None:
+                counted = run(
+                    row, seed=self.seed, hostile=self.hostile, races=self.races, instructions=self.instructions,
+                    threads=self.threads,
+                )  # fmt: skip
+            else:
+                in_graph = [graph and not (first and i == 0) for i in range(len(row))]
+                gaps = [self._gap_us(p, inside) for p, inside in zip(row, in_graph, strict=True)]
+                times, timeline = run_timed(
+                    row, self.clock, gap_us=gaps, threads=self.threads, wait_from_us=self.waits_from_us,
+                    bucket_us=self.bucket_us,
+                )  # fmt: skip
+                counted = [t.counters for t in times]
+                if self.waits_from_us is not None:
+                    self.timelines.append(timeline)
         except BaseException:
             for line in lines:
                 record(line)
             raise
-        for line, counters in zip(lines, counted, strict=True):
+        for line, counters, timed in zip(lines, counted, times, strict=True):
             record(
                 dataclasses.replace(
-                    line, traffic=counters.traffic, barriers_a_block=counters.barriers_a_block, counters=counters
+                    line, traffic=counters.traffic, barriers_a_block=counters.barriers_a_block, counters=counters,
+                    times=timed,
                 )
-            )
+            )  # fmt: skip
+
+    def _gap_us(self, launch: Prepared, in_graph: bool) -> float:
+        """Microseconds between the end of the launch before and the start of this one."""
+        clock = self.clock.clock
+        gap = clock.graph_gap_us if in_graph else clock.launch_us
+        if launch.dependent and self.dependent_launch:
+            gap = clock.dependent_gap_us
+        return gap + (clock.cooperative_extra_us if launch.cooperative else 0)
 
     def capture(self, enqueue: Callable[[], None]) -> HostGraph:
         """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments."""
@@ -162,7 +200,7 @@ class HostBackend:
         """Run the launches of a graph in their order. The ledger gets one line."""
         entries: list[Launch] = []
         try:
-            self._run(graph.steps, entries.append)
+            self._run(graph.steps, entries.append, graph=True)
         finally:
             self.ledger.record(graph_launch(entries))
 
@@ -174,6 +212,16 @@ class HostBackend:
 
     def synchronize(self) -> None:
         """Nothing to wait for: a launch returns when the kernel has ended."""
+
+
+def _check_clock(device: Device, card: Card, other_order: bool) -> None:
+    clock = device.clock
+    if (clock.card, clock.sm_count) != (card.name, card.sm_count):
+        raise ValueError(
+            f"clock: of {clock.card} with {clock.sm_count} SMs, and the card is {card.name} with {card.sm_count}"
+        )
+    if other_order:
+        raise ValueError("clock: it decides the order of warps, so it takes no seed, hostile or races")
 
 
 def _multiply(x, weights, out) -> None:

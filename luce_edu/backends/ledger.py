@@ -11,6 +11,7 @@ from luce_edu.errors import LaunchError
 
 if TYPE_CHECKING:
     from luce_edu.machine.counters import Counters
+    from luce_edu.machine.timed import LaunchTimes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Launch:
     traffic           by tensor; None where it was not counted
     barriers_a_block  __syncthreads that a block passed, on average; None on a GPU
     counters          all that the virtual GPU counted; None on a GPU
+    times             what the clock of a virtual GPU says, modelled; None where there is no clock
+    product           of a product by a library: its rows, outputs and inputs; None of a kernel
     """
 
     kernel: str
@@ -53,6 +56,8 @@ class Launch:
     traffic: Mapping[str, Traffic] | None = None
     barriers_a_block: float | None = None
     counters: Counters | None = field(default=None, compare=False, repr=False)
+    times: LaunchTimes | None = field(default=None, compare=False, repr=False)
+    product: tuple[int, int, int] | None = field(default=None, compare=False)
 
 
 def graph_launch(captured: Sequence[Launch]) -> Launch:

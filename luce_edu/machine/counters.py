@@ -18,11 +18,12 @@ class Counters:
     gaps       by tensor that was written and not wholly: the first bytes in a row that nobody wrote
     barriers_a_block  bar.sync that a block passed, on average
     atomics    of single lanes
+    program    what ran
     """
 
     def __init__(self, launch):
         self.kernel, self.grid, self.block = launch.kernel.name, launch.grid, launch.block
-        self._program = launch.kernel.program
+        self.program = launch.kernel.program
         self._counts, self._sites = launch.counts.copy(), launch.sites.copy()
         self._traffic, self._names = launch.traffic.copy(), launch.tensors.names
         self.barriers_a_block = float(launch.totals[0]) / math.prod(launch.grid)
@@ -45,11 +46,11 @@ class Counters:
     @cached_property
     def instructions(self) -> int:
         """PTX instructions that warps executed."""
-        return int(self._counts["times"] @ self._program.block_lengths.astype("u8"))
+        return int(self._counts["times"] @ self.program.block_lengths.astype("u8"))
 
     def _by(self, key) -> Counter:
         total: Counter = Counter()
-        for statements, times in zip(self._program.block_instructions, self._counts["times"], strict=True):
+        for statements, times in zip(self.program.block_instructions, self._counts["times"], strict=True):
             if times:
                 for statement in statements:
                     total[key(statement)] += int(times)
@@ -68,11 +69,11 @@ class Counters:
     @cached_property
     def active_lanes(self) -> float:
         """Lanes that were on in an instruction, on average."""
-        lanes = int(self._counts["lanes"] @ self._program.block_lengths.astype("u8"))
+        lanes = int(self._counts["lanes"] @ self.program.block_lengths.astype("u8"))
         return lanes / self.instructions if self.instructions else 0.0
 
     @cached_property
     def bank_conflicts(self) -> int:
         """Passes over the 32 banks of shared memory beyond the fewest that each access needs."""
-        fewest = self._sites["times"].astype("i8") * np.array(self._program.least_wavefronts, "i8")
+        fewest = self._sites["times"].astype("i8") * np.array(self.program.least_wavefronts, "i8")
         return int(np.maximum(self._sites["wavefronts"].astype("i8") - fewest, 0).sum())

@@ -214,7 +214,7 @@ class Prepared:
         dependent: bool = False, strict: bool = True, tensors: Mapping[str, torch.Tensor] | None = None,
         memory: Memory | None = None, resident: int | None = None,
     ):  # fmt: skip
-        self.kernel, self.smem, self.cooperative = kernel, smem, cooperative
+        self.kernel, self.smem, self.cooperative, self.dependent = kernel, smem, cooperative, dependent
         self.grid, self.block = triple(kernel.name, "grid", grid), triple(kernel.name, "block", block)
         program = kernel.program
         needs = program.needs

@@ -608,7 +608,7 @@ class _Scheduler:
     def run(self):
         program = self.program
         self.find_rows()
-        self.lines = _line_numbers(program.instructions)
+        self.lines = line_numbers(program.instructions)
         slots, words, predicates = {}, {}, {}
         for function, name, kind, offset, first, last in program.registers:
             if offset >= program.image_at:
@@ -988,7 +988,7 @@ def _table(entries):
     return np.array(entries, ENTRY) if entries else np.zeros(0, ENTRY)
 
 
-def _line_numbers(instructions):
+def line_numbers(instructions):
     """A number for the source line of each instruction, the same as in Program.lines."""
     numbers = {}
     return [numbers.setdefault((i.loc.file, i.loc.line) if i.loc else i.line, len(numbers)) for i in instructions]

@@ -19,11 +19,14 @@ from luce_edu.machine.kernels import Prepared, finish, launch_texts
 from luce_edu.machine.schedule import PIPES, Rates, Schedule, schedule
 
 WAIT = np.dtype([
-    ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("begin", "f8"), ("end", "f8"),
+    ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("launch", "i4"), ("unused", "i4"), ("begin", "f8"),
+    ("end", "f8"),
 ])  # fmt: skip
-INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", "slot", "operand", "memory", "barrier")])
+_REASONS = ("slot", "operand", "memory", "barrier")
+INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", *_REASONS)])
 _ALIGNMENT = 512  # bytes, as cudaMalloc and PyTorch have it
-_MOST_WAITS = 200_000
+_NO_WAITS = 1e300
+_MOST_WAITS = 1_000_000
 _MOST_BUCKETS = 1 << 20
 
 
@@ -69,6 +72,7 @@ class LaunchTimes:
     """What the clock says of one launch; modelled.
 
     begin_us, us     from the start of the run, and from its first block to its last
+    gap_us           between the end of the launch before it and its begin
     dram_read_bytes, dram_written_bytes, l2_bytes  moved
     l1_hits, l1_misses   sectors of 32 bytes
     issued           machine instructions of warps
@@ -89,11 +93,17 @@ class LaunchTimes:
     instructions: np.ndarray
     schedule: Schedule
     counters: Counters
+    gap_us: float = 0.0
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Of the last launch: where the first warp of a block waited (WAIT, in cycles), and bytes of DRAM by bucket."""
+    """What happened when, on which SM. Times are in cycles from the start of the run.
+
+    waits       rows of WAIT: a block at a barrier, from its first warp's coming until it opened; `launch` counts from
+                0, and `row` is a slot of the kernel's code. Row -1: from when to when the block was on its SM
+    dram_bytes  that DRAM has moved, by bucket
+    """
 
     waits: np.ndarray
     dram_bytes: np.ndarray
@@ -114,7 +124,7 @@ class Device:
     def place(self, launch: Prepared) -> np.ndarray:
         """Addresses of a launch's tensors here. They get their places by name, so that each run has the same."""
         tensors = launch.tensors
-        for name, bounds in sorted(zip(tensors.names, tensors.bounds, strict=True)):
+        for _, bounds in sorted(zip(tensors.names, tensors.bounds, strict=True)):
             if bounds not in self._places:
                 self._places[bounds] = self._end
                 self._end += -(-(bounds[1] - bounds[0]) // _ALIGNMENT) * _ALIGNMENT
@@ -190,8 +200,9 @@ def run_timed(
         text.start, text.times = gap * mhz, times.ctypes.data
     waits = np.zeros(_MOST_WAITS if wait_from_us is not None else 1, WAIT)
     dram_use = np.zeros(_MOST_BUCKETS if wait_from_us is not None else 1, np.float32)
+    kept = (_NO_WAITS, 0.0) if wait_from_us is None else (wait_from_us * mhz, bucket_us * mhz)
     text = ClockText(
-        device.times, 1e300 if wait_from_us is None else wait_from_us * mhz, bucket_us * mhz if wait_from_us is not None else 0,
+        device.times, *kept,
         waits.ctypes.data, dram_use.ctypes.data, len(waits), len(dram_use),
     )  # fmt: skip
     report = Report()
@@ -204,10 +215,14 @@ def run_timed(
         LaunchTimes(
             launch.kernel.name, (t.found.begin - origin) / mhz, (t.found.end - t.found.begin) / mhz, t.found.dram_read,
             t.found.dram_written, t.found.l2_bytes, t.found.l1_hits, t.found.l1_misses, t.found.issued,
-            dict(zip(("slot", "operand", "memory", "barrier"), (cycles / mhz for cycles in t.found.waited), strict=True)),
-            times, s, Counters(launch),
+            {name: cycles / mhz for name, cycles in zip(_REASONS, t.found.waited, strict=True)},
+            times, s, Counters(launch), gap,
         )
-        for launch, t, times, s in zip(launches, timed, instructions, schedules, strict=True)
+        for launch, t, times, s, gap in zip(launches, timed, instructions, schedules, gaps, strict=True)
     ]  # fmt: skip
-    timeline = Timeline(waits[: min(text.waits_count, len(waits))], dram_use[: min(text.dram_count, len(dram_use))], bucket_us)
+    if text.waits_count > len(waits):
+        raise LaunchError(f"the time line has room for {len(waits):,} waits, and there are {text.waits_count:,}")
+    for end in ("begin", "end"):
+        waits[end] -= origin
+    timeline = Timeline(waits[: text.waits_count], dram_use[: min(text.dram_count, len(dram_use))], bucket_us)
     return found, timeline

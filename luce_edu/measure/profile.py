@@ -1,0 +1,670 @@
+"""Where the microseconds of a stage, a prompt or a kernel go, modelled for a card that need not be there.
+
+    luce_edu.profile("megakernel", card="RTX 3090")
+    luce_edu.profile("prompt", tokens=128)
+    luce_edu.profile(kernel.prepare(grid, block, args))
+
+The virtual GPU runs the launches with its clock on (luce_edu/machine/timed.py). All times, rates and joules are
+modelled, by the constants of luce_edu/machine/clock.py; bytes, instructions and conflicts are counted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+
+from luce_edu.backends import csrc_dir
+from luce_edu.backends.ledger import Launch
+from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.errors import LaunchError
+from luce_edu.machine.cards import Card, find_card
+from luce_edu.machine.clock import Clock, find_clock
+from luce_edu.machine.kernels import Prepared
+from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR, line_numbers
+from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
+from luce_edu.tables import Tabular
+
+CARD = "RTX 3090"  # where nobody names one
+POSITION, TOKENS = 520, 128
+PROMPT = "prompt"
+SHOWN_LINES = 12
+BUCKET_US = 0.25  # of DRAM's use over time
+_SECTOR = 32  # bytes
+EVENT = np.dtype([
+    ("launch", "i4"), ("sm", "i4"), ("block", "i4"), ("place", "i4"), ("begin_us", "f8"), ("end_us", "f8"),
+])  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Microseconds by what the warps did: their time in a kernel, as shares of the kernel's time.
+
+    issue    instructions, and waits for an issue slot, a pipe or a result
+    memory   waits for what a load or an atomic brings
+    barrier  waits for other warps: at barriers, and for a word in memory that another block is to write
+    launch   between kernels, when the GPU does nothing
+    """
+
+    issue_us: float
+    memory_us: float
+    barrier_us: float
+    launch_us: float
+
+    @property
+    def split(self) -> dict[str, float]:
+        return {name: getattr(self, f"{name}_us") for name in ("issue", "memory", "barrier", "launch")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTimes(Split):
+    """All launches of one kernel. us: with what stands between a launch and the one before it; share: of the total.
+
+    A product of matrices is a library's, whose code does not run here. Its time is the least that it can be: its bytes
+    at DRAM's speed, or its multiply-adds at full rate.
+    """
+
+    kernel: str
+    launches: int
+    us_each: float
+    us: float
+    share: float
+    dram_bytes: float
+    l2_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTimes:
+    """A phase of the megakernel: from one completion of its grid barrier to the next.
+
+    dram_idle  share of the time in which DRAM had nothing to do
+    """
+
+    phase: str
+    count: int
+    us_each: float
+    us: float
+    dram_gb_per_s: float
+    dram_idle: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineTimes:
+    """A source line. issued: machine instructions of warps. The others: cycles that warps waited before they issued.
+
+    A line waits for what it needs, so a load's wait is found at the line that uses the value.
+    share  of all waits of all lines
+    """
+
+    file: str
+    line: int
+    issued: float
+    slot: float
+    operand: float
+    memory: float
+    barrier: float
+    share: float
+
+    @property
+    def stalls(self) -> float:
+        return self.slot + self.operand + self.memory + self.barrier
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Tabular):
+    """One of a profile's tables."""
+
+    title: str = ""
+    header: Sequence[str] = ()
+    body: Sequence[Sequence[str]] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Profile(Split):
+    """What the model says of one run; see `profile`. Times in µs, energy in joules, bytes in bytes.
+
+    what, model, position, tokens   what ran; None where it does not apply
+    dram_share       of the datasheet's bandwidth, over the whole time
+    warps_active     a multiprocessor, on average while a kernel runs; most_warps: that it holds
+    instructions     machine instructions of warps
+    bank_conflicts   passes over shared memory's banks beyond the fewest
+    sectors          of 32 bytes that the warps' accesses touched
+    energy           joules by part: active (clocks up, nothing done), dram, l2, l1, flops, instructions
+    idle_j           what a card at rest takes in the same time; it is part of `active`
+    kernels, phases, lines   the longest first; phases in their order, of the megakernel only
+    events           rows of EVENT: a block at a barrier (place: index into `places`), or on its SM (place -1)
+    spans            by launch: name, begin and length in µs
+    order            names of the phases, from first to last; empty but for the megakernel
+    dram_use         bytes of DRAM in each BUCKET_US from the start
+    """
+
+    card: str
+    what: str
+    model: str | None
+    position: int | None
+    tokens: int | None
+    total_us: float
+    dram_gb_per_s: float
+    dram_share: float
+    dram_read_bytes: float
+    dram_written_bytes: float
+    l2_bytes: float
+    warps_active: float
+    most_warps: int
+    instructions: float
+    bank_conflicts: int
+    sectors: int
+    energy_j: float
+    idle_j: float
+    power_limit_w: float
+    energy: Mapping[str, float]
+    kernels: Sequence[KernelTimes]
+    phases: Sequence[PhaseTimes]
+    lines: Sequence[LineTimes]
+    events: np.ndarray = field(compare=False)
+    places: Sequence[tuple[str, int]] = field(compare=False)
+    spans: Sequence[tuple[str, float, float]] = field(compare=False)
+    order: Sequence[str] = field(compare=False)
+    dram_use: np.ndarray = field(compare=False)
+
+    @property
+    def dram_bytes(self) -> float:
+        return self.dram_read_bytes + self.dram_written_bytes
+
+    @property
+    def power_w(self) -> float:
+        """On average."""
+        return self.energy_j / self.total_us * 1e6
+
+    def to_dict(self) -> dict:
+        """All fields but those for drawing, for JSON."""
+        drawing = ("events", "places", "spans", "order", "dram_use", "kernels", "phases", "lines")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in drawing}
+        tables = {name: [asdict(row) for row in getattr(self, name)] for name in ("kernels", "phases", "lines")}
+        return {"kind": "modelled"} | plain | {"energy": dict(self.energy)} | tables
+
+    @property
+    def title(self) -> str:
+        where = [self.model, None if self.position is None else f"a token at position {self.position}"]
+        where += [None if self.tokens is None else f"{self.tokens} tokens"]
+        named = ", ".join([self.what, *filter(None, where)])
+        return f"{named}: {_number(self.total_us)} µs (modelled for {_article(self.card)})"
+
+    @property
+    def tables(self) -> list[Table]:
+        """What __str__ and a notebook show."""
+        shown = [self._summary(), self._kernels()]
+        shown += [self._phases()] if self.phases else []
+        return [*shown, *([self._lines()] if self.lines else [])]
+
+    def _summary(self) -> Table:
+        rows = [[name, f"{_number(us)} µs", _percent(us / self.total_us)] for name, us in self.split.items()]
+        rows += [
+            ["DRAM", f"{_number(self.dram_gb_per_s)} GB/s", f"{_percent(self.dram_share)} of the datasheet's"],
+            ["  read", f"{_number(self.dram_read_bytes / 1e6)} MB", ""],
+            ["  written", f"{_number(self.dram_written_bytes / 1e6)} MB", ""],
+            ["L2", f"{_number(self.l2_bytes / 1e6)} MB", ""],
+            ["warps active, of an SM", f"{self.warps_active:.1f}", f"of {self.most_warps}"],
+            ["machine instructions", f"{self.instructions:,.0f}", ""],
+            ["bank conflicts", f"{self.bank_conflicts:,}", ""],
+            ["sectors", f"{self.sectors:,}", ""],
+            ["energy", f"{_number(self.energy_j * 1e3)} mJ", f"{_number(self.power_w)} W"],
+            ["  of it at rest", f"{_number(self.idle_j * 1e3)} mJ", ""],
+        ]
+        more = "" if self.power_w <= self.power_limit_w else (
+            f" More than the card's limit of {self.power_limit_w:g} W: it would lower its clock."
+        )  # fmt: skip
+        caption = "Times, rates and joules: modelled. Bytes of DRAM and L2: of the modelled caches. The rest: counted."
+        return Table(self.title, ["", "", ""], rows, caption + more)
+
+    def _kernels(self) -> Table:
+        rows = [
+            [
+                k.kernel, f"{k.launches:,}", _number(k.us_each), _number(k.us), _percent(k.share),
+                *(_percent(us / k.us if k.us else 0.0) for us in k.split.values()), _number(k.dram_bytes / 1e6),
+                _number(k.l2_bytes / 1e6),
+            ]
+            for k in self.kernels
+        ]  # fmt: skip
+        header = [
+            "kernel", "launches", "µs each", "µs", "share", "issue", "memory", "barrier", "launch", "DRAM MB", "L2 MB"
+        ]  # fmt: skip
+        library = "matmul: a library's, whose time is the least that it can be. "
+        said = library if any(k.kernel == "matmul" for k in self.kernels) else ""
+        return Table("By kernel (modelled)", header, rows, said + "µs with the gap before each launch.")
+
+    def _phases(self) -> Table:
+        rows = [
+            [p.phase, f"{p.count}", _number(p.us_each), _number(p.us), _percent(p.us / self.total_us),
+             _number(p.dram_gb_per_s), _percent(p.dram_idle)]
+            for p in self.phases
+        ]  # fmt: skip
+        header = ["phase", "times", "µs each", "µs", "share", "DRAM GB/s", "DRAM idle"]
+        return Table("By phase, from one grid barrier to the next (modelled)", header, rows)
+
+    def _lines(self) -> Table:
+        rows = [
+            [f"{line.file}:{line.line or '(no line)'}", f"{line.issued:,.0f}", _percent(line.share),
+             *(_percent(part / line.stalls if line.stalls else 0.0)
+               for part in (line.slot, line.operand, line.memory, line.barrier))]
+            for line in self.lines[:SHOWN_LINES]
+        ]  # fmt: skip
+        header = ["line", "instructions", "of all waits", "slot", "operand", "memory", "barrier"]
+        return Table(f"The {len(rows)} lines that warps wait at most (modelled)", header, rows)
+
+    def __rich__(self):
+        from rich.console import Group
+
+        return Group(*(part for table in self.tables for part in (table, "")))
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables)
+
+    def trace(self) -> dict:
+        """A trace in Chrome's JSON format, which Perfetto opens; see luce_edu/measure/trace.py."""
+        from luce_edu.measure.trace import trace
+
+        return trace(self)
+
+
+def profile(
+    what: str | Prepared | Sequence[Prepared], *, card: Card | str | None = None, model="tiny",
+    position: int | None = None, tokens: int | None = None, clock: Clock | None = None, threads: int | None = None,
+) -> Profile:  # fmt: skip
+    """Run something with the clock on, and say where its time goes.
+
+    what      a stage made of kernels: one token, with L2 as the token before it has left it; "prompt": a prompt, as
+              from the second one of its length on, with nothing in L2; or launches that `Kernel.prepare` gives, with
+              nothing in L2, which run one after another on their own card
+    card      a name that `luce-edu cards` lists, or a Card; None: LUCE_CARD, or an RTX 3090
+    model     a name that `load_model` takes, or a model
+    position  of a stage's token, from 1 on; None: 520
+    tokens    of a prompt; None: 128
+    clock     constants in place of the card's own
+    threads   OS threads; nothing depends on them
+    Raises ValueError for an unknown stage or card, one without constants, and a position or length that the model has
+    no room for, before anything runs; what `decoder` raises.
+    """
+    if isinstance(what, Prepared):
+        what = [what]
+    if not isinstance(what, str):
+        return _of_launches(list(what), clock, threads)
+    from luce_edu.models import load_model
+    from luce_edu.stages import STAGES, decoder
+
+    check_profiled(what)
+    of_prompt = what == PROMPT
+    if of_prompt and position is not None or not of_prompt and tokens is not None:
+        raise ValueError(f"{what}: {'position is for a stage' if of_prompt else 'tokens are for a prompt'}")
+    card = card if isinstance(card, Card) else find_profiled_card(card)
+    clock = clock or find_clock(card)
+    model = load_model(model) if isinstance(model, str) else model
+    size = (TOKENS if tokens is None else tokens) if of_prompt else POSITION if position is None else position
+    name, room = "tokens" if of_prompt else "position", model.config.max_position_embeddings - (not of_prompt)
+    if type(size) is not int or not 1 <= size <= room:
+        raise ValueError(f"{name}: expected 1 to {room} for {model.name}, got {size!r}")
+    from luce_edu.backends.host import HostBackend
+
+    backend = HostBackend(card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US)
+    stage = STAGES[-1] if of_prompt else what
+    dec = decoder(stage, model, max_seq_len=size + 1 if not of_prompt else size, backend=backend)
+    if of_prompt:
+        prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=size).tolist()
+        device, backend.clock = backend.clock, None  # the first prompt launches kernels one by one
+        dec.prefill(prompt)
+        dec.reset()
+        backend.clock = device
+        backend.waits_from_us = 0.0
+        dec.prefill(prompt)
+    else:
+        dec.pretend(size)
+        backend.waits_from_us = 0.0
+        dec.advance()
+    order = _phases_of(model.config) if what == "megakernel" else ()
+    return _put_together(
+        dec.ledger.entries, backend.timelines, card, clock, order=order, what=what, model=model.name,
+        position=None if of_prompt else size, tokens=size if of_prompt else None,
+    )  # fmt: skip
+
+
+def check_profiled(what: str) -> None:
+    """ValueError unless `profile` knows this name."""
+    from luce_edu.stages import STAGES
+
+    names = [*(stage for stage in STAGES if stage != "eager"), PROMPT]
+    if what == "eager":
+        raise ValueError(f"eager runs PyTorch's own kernels, whose time is not modelled; expected {', '.join(names)}")
+    if what not in names:
+        raise ValueError(f"unknown stage {what!r}; expected one of {', '.join(names)}")
+
+
+def find_profiled_card(name: str | None) -> Card:
+    """The card to model: the one named, that of LUCE_CARD, or an RTX 3090. ValueError for an unknown one."""
+    card = find_card(name or os.environ.get("LUCE_CARD") or CARD)
+    find_clock(card)
+    return card
+
+
+def _of_launches(launches: list[Prepared], clock: Clock | None, threads: int | None) -> Profile:
+    if not launches or not all(isinstance(launch, Prepared) for launch in launches):
+        raise ValueError('what: expected a stage, "prompt" or launches that Kernel.prepare gives')
+    card = launches[0].kernel.card
+    if any(launch.kernel.card != card for launch in launches):
+        raise ValueError("what: expected launches on one card")
+    clock = clock or find_clock(card)
+    gaps = [clock.launch_us + clock.cooperative_extra_us * launch.cooperative for launch in launches]
+    found, timeline = run_timed(
+        launches, Device(clock), gap_us=gaps, threads=threads, wait_from_us=0.0, bucket_us=BUCKET_US
+    )
+    entries = [
+        Launch(t.kernel, launch.grid, launch.block, launch.smem, launch.cooperative, traffic=t.counters.traffic,
+               counters=t.counters, times=t)
+        for launch, t in zip(launches, found, strict=True)
+    ]  # fmt: skip
+    named = ", ".join(dict.fromkeys(entry.kernel for entry in entries))
+    return _put_together(
+        entries, [timeline], card, clock, order=(), what=named, model=None, position=None, tokens=None
+    )
+
+
+# ---- From launches to a profile ----
+
+
+def _put_together(
+    entries: Sequence[Launch], timelines: Sequence[Timeline], card: Card, clock: Clock, *, order: Sequence[str], **named
+) -> Profile:
+    parts = [part for entry in entries for part in _parts(entry, clock)]
+    by_kernel: dict[str, list[_Part]] = defaultdict(list)
+    for part in parts:
+        by_kernel[part.kernel].append(part)
+    total_us = sum(part.all_us for part in parts)
+    kernels = sorted((_kernel(name, rows, total_us) for name, rows in by_kernel.items()), key=lambda k: -k.us)
+    times = [part.times for part in parts if part.times]
+    read, written = (sum(part.dram[i] for part in parts) for i in (0, 1))
+    l2_bytes = sum(part.l2_bytes for part in parts)
+    busy_us = sum(part.us for part in parts if part.times)
+    lines, instructions, flops, others = _by_line(times)
+    flops += sum(part.flops for part in parts)
+    energy = {
+        "active": clock.active_w * total_us * 1e-6,
+        "dram": clock.pj_per_byte_dram * (read + written) * 1e-12,
+        "l2": clock.pj_per_byte_l2 * max(0.0, l2_bytes - (read + written)) * 1e-12,
+        "l1": clock.pj_per_byte_l1 * _SECTOR * sum(t.l1_hits for t in times) * 1e-12,
+        "flops": clock.pj_per_flop * flops * 1e-12,
+        "instructions": clock.pj_per_instruction * others * 1e-12,
+    }
+    events, places, spans, use = _events(parts, timelines, clock)
+    phases = _phase_times(order, events, places, spans, use, clock) if order else ()
+    per_s = (read + written) / total_us / 1e3
+    traffic = [part for t in times for part in t.counters.traffic.values()]
+    return Profile(
+        card=card.name, total_us=total_us, **{k: sum(getattr(row, k) for row in kernels) for k in _SPLIT},
+        dram_gb_per_s=per_s, dram_share=per_s / clock.dram_gb_per_s, dram_read_bytes=read, dram_written_bytes=written,
+        l2_bytes=l2_bytes, warps_active=_warp_us(times, clock) / (clock.sm_count * busy_us) if busy_us else 0.0,
+        most_warps=card.warps_per_sm, instructions=instructions,
+        bank_conflicts=sum(t.counters.bank_conflicts for t in times),
+        sectors=sum(part.moved_read + part.moved_write for part in traffic) // _SECTOR,
+        energy_j=sum(energy.values()), idle_j=clock.idle_w * total_us * 1e-6, power_limit_w=clock.power_limit_w,
+        energy=energy, kernels=tuple(kernels), phases=phases, lines=lines, events=events, places=places, spans=spans,
+        order=tuple(order), dram_use=use, **named,
+    )  # fmt: skip
+
+
+_SPLIT = ("issue_us", "memory_us", "barrier_us", "launch_us")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One kernel that ran: a launch, or a product of a library without `times`. shares: issue, memory, barrier."""
+
+    kernel: str
+    gap_us: float
+    us: float
+    shares: tuple[float, float, float]
+    dram: tuple[float, float]
+    l2_bytes: float
+    flops: float = 0.0  # of a product
+    times: LaunchTimes | None = None
+
+    @property
+    def all_us(self) -> float:
+        return self.gap_us + self.us
+
+
+def _parts(entry: Launch, clock: Clock) -> Iterable[_Part]:
+    for i, one in enumerate(entry.captured or (entry,)):
+        if one.product is not None:
+            gap = clock.graph_gap_us if entry.captured and i else clock.launch_us
+            yield _product(one, gap, clock)
+        else:
+            t = one.times
+            moved = (t.dram_read_bytes, t.dram_written_bytes)
+            yield _Part(one.kernel, t.gap_us, t.us, _shares(t), moved, t.l2_bytes, times=t)
+
+
+def _product(entry: Launch, gap_us: float, clock: Clock) -> _Part:
+    rows, outputs, inputs = entry.product
+    read, written = 2.0 * inputs * (rows + outputs), 2.0 * rows * outputs  # bf16
+    multiply_adds = float(rows) * outputs * inputs
+    by_bytes = (read + written) / clock.dram_bytes_per_cycle
+    by_rate = multiply_adds / (clock.tensor_rate * clock.sm_count)
+    shares = (0.0, 1.0, 0.0) if by_bytes > by_rate else (1.0, 0.0, 0.0)
+    us = max(by_bytes, by_rate) / clock.clock_mhz
+    return _Part(entry.kernel, gap_us, us, shares, (read, written), read + written, 2 * multiply_adds)
+
+
+def _is_poll(times: LaunchTimes) -> np.ndarray:
+    """By machine instruction: whether it loads a word that others write, to wait for it."""
+    program, entries = times.counters.program, times.schedule.entries
+    statements = [program.statement(row) for row in entries["row"].tolist()]
+    loads = np.array([s is not None and s.opcode == "ld" for s in statements], bool)
+    return loads & (entries["kind"] == PAUSE)
+
+
+def _shares(times: LaunchTimes) -> tuple[float, float, float]:
+    found = times.instructions
+    polls = found["memory"][_is_poll(times)].sum()
+    issue = times.issued + found["slot"].sum() + found["operand"].sum()
+    parts = issue, found["memory"].sum() - polls, found["barrier"].sum() + polls
+    total = sum(parts)
+    return tuple(float(part / total) for part in parts) if total else (1.0, 0.0, 0.0)
+
+
+def _kernel(name: str, parts: list[_Part], total_us: float) -> KernelTimes:
+    us = sum(part.all_us for part in parts)
+    issue, memory, barrier = (sum(part.us * part.shares[i] for part in parts) for i in range(3))
+    return KernelTimes(
+        kernel=name, launches=len(parts), us_each=us / len(parts), us=us, share=us / total_us, issue_us=issue,
+        memory_us=memory, barrier_us=barrier, launch_us=sum(part.gap_us for part in parts),
+        dram_bytes=sum(sum(part.dram) for part in parts), l2_bytes=sum(part.l2_bytes for part in parts),
+    )  # fmt: skip
+
+
+def _warp_us(times: Sequence[LaunchTimes], clock: Clock) -> float:
+    """Time of all warps together."""
+    return sum(t.issued / clock.clock_mhz + sum(t.waited_us.values()) for t in times)
+
+
+_FLOATS = {FMA, HALF, FP64}
+
+
+def _flops(statement, pipe: int) -> float:
+    """Of a warp's instruction on a floating-point pipe; 0 for all else."""
+    if statement is None:
+        return 0.0
+    if pipe == TENSOR:
+        shape = next((m for m in statement.modifiers if m.startswith("m") and "n" in m and "k" in m), None)
+        m, n, k = map(int, shape[1:].replace("n", " ").replace("k", " ").split()) if shape else (0, 0, 0)
+        return 2.0 * m * n * k
+    if pipe not in _FLOATS:
+        return 0.0
+    packed = 2 if any(m.endswith("x2") for m in statement.modifiers) else 1
+    return 32.0 * packed * (2 if statement.opcode in ("fma", "mad") else 1)
+
+
+def _by_line(times: Sequence[LaunchTimes]) -> tuple[tuple[LineTimes, ...], float, float, float]:
+    """Lines, and of all launches: machine instructions, flops, and instructions without any."""
+    groups: dict[int, list[LaunchTimes]] = defaultdict(list)
+    for t in times:
+        groups[id(t.schedule)].append(t)
+    lines: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(5))
+    instructions = flops = others = 0.0
+    for group in groups.values():
+        entries, program = group[0].schedule.entries, group[0].counters.program
+        found = np.stack([
+            sum(t.instructions[name] for t in group) for name in ("issued", "slot", "operand", "memory", "barrier")
+        ])  # fmt: skip
+        polls = _is_poll(group[0])
+        found[4, polls] += found[3, polls]
+        found[3, polls] = 0
+        found[0] *= entries["issues"]
+        names = _lines_of(program)
+        for i in np.flatnonzero(found.any(axis=0)).tolist():
+            entry = entries[i]
+            statement = program.statement(int(entry["row"]))
+            made = _flops(statement, int(entry["pipe"])) * found[0, i]
+            flops += made
+            others += 0 if made else found[0, i]
+            lines[names.get(int(entry["line"]), ("", 0))] += found[:, i]
+        instructions += found[0].sum()
+    stalls = sum(row[1:].sum() for row in lines.values()) or 1.0
+    rows = [
+        LineTimes(
+            file=file, line=line, issued=float(row[0]), slot=float(row[1]), operand=float(row[2]), memory=float(row[3]),
+            barrier=float(row[4]), share=float(row[1:].sum() / stalls),
+        )
+        for (file, line), row in lines.items()
+    ]  # fmt: skip
+    rows.sort(key=lambda row: (-row.share, row.file, row.line))
+    return tuple(rows), float(instructions), flops, float(others)
+
+
+def _lines_of(program) -> dict[int, tuple[str, int]]:
+    """File and line by the program's number of the line."""
+    statements = program.instructions
+    return {number: place_of(s) for number, s in zip(line_numbers(statements), statements, strict=True)}
+
+
+def place_of(statement) -> tuple[str, int]:
+    """Where a statement comes from: the line of the function that was inlined, not that of the call.
+
+    Line 0 is code that the compiler made for no line in particular.
+    """
+    if statement.loc is None:
+        return "PTX", statement.line
+    file = statement.loc.file
+    return (f"csrc/{file}" if (csrc_dir() / file).is_file() else file), statement.loc.line
+
+
+# ---- What happened when ----
+
+
+def _events(parts: Sequence[_Part], timelines: Sequence[Timeline], clock: Clock):
+    """Events, their places, the launches' spans, and DRAM's bytes by bucket, on one time axis in µs."""
+    spans, at = [], 0.0
+    for part in parts:
+        spans.append((part.kernel, at + part.gap_us, part.us))
+        at += part.all_us
+    places: dict[tuple[str, int], int] = {}
+    rows, use = [], np.zeros(math.ceil(at / BUCKET_US) + 1, np.float64)
+    launches = [i for i, part in enumerate(parts) if part.times]
+    done = 0
+    for timeline in timelines:
+        count = 1 + int(timeline.waits["launch"].max(initial=0))
+        own = launches[done : done + count]
+        done += count
+        start = spans[own[0]][1] - parts[own[0]].gap_us
+        events = np.zeros(len(timeline.waits), EVENT)
+        waits = timeline.waits
+        events["launch"] = np.array(own)[waits["launch"]]
+        for name in ("sm", "block"):
+            events[name] = waits[name]
+        for name in ("begin", "end"):
+            events[f"{name}_us"] = start + waits[name] / clock.clock_mhz
+        events["place"] = -1
+        for launch in np.unique(waits["launch"]).tolist():
+            program = parts[own[launch]].times.counters.program
+            here = (waits["launch"] == launch) & (waits["row"] >= 0)
+            for row in np.unique(waits["row"][here]).tolist():
+                place = places.setdefault(place_of(program.statement(row)), len(places))
+                events["place"][here & (waits["row"] == row)] = place
+        rows.append(events)
+        first = round(start / BUCKET_US)
+        end = min(len(use), first + len(timeline.dram_bytes))
+        use[first:end] += timeline.dram_bytes[: end - first]
+    return np.concatenate(rows) if rows else np.zeros(0, EVENT), tuple(places), tuple(spans), use
+
+
+def _phases_of(config) -> tuple[str, ...]:
+    """The phases of csrc/megakernel.cu in their order; a grid barrier stands between two of them."""
+    names = ["embed"]
+    for kind in config.layer_types:
+        linear = kind == LINEAR_ATTENTION
+        names += ["deltanet_in", "delta_rule", "deltanet_out"] if linear else []
+        names += [] if linear else ["attention_in", "attention", "attention_out"]
+        names += ["mlp_up", "mlp_down"]
+    return (*names, "lm_head")
+
+
+def completions(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
+    """By block: when it passed each grid barrier, in µs. That is where the second __syncthreads of it opens."""
+    lines = [line for file, line in places if file == "csrc/grid_barrier.cuh"]
+    place = places.index(("csrc/grid_barrier.cuh", max(lines))) if lines else -2
+    passed = events[events["place"] == place]
+    return {int(b): np.sort(passed["end_us"][passed["block"] == b]) for b in np.unique(passed["block"])}
+
+
+def _phase_times(order, events, places, spans, use, clock: Clock) -> tuple[PhaseTimes, ...]:
+    by_block = completions(events, places)
+    counts = {len(times) for times in by_block.values()}
+    if counts != {len(order) - 1}:
+        raise LaunchError(
+            f"megakernel: blocks passed {' or '.join(map(str, sorted(counts))) or 'no'} grid barriers, and "
+            f"{len(order)} phases have {len(order) - 1} between them"
+        )
+    _, begin, us = spans[0]
+    times = [begin, *np.max(list(by_block.values()), axis=0).tolist(), begin + us]
+    moved = np.concatenate([[0.0], np.cumsum(use)])
+    at = np.interp(np.array(times) / BUCKET_US, np.arange(len(moved)), moved)
+    parts: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for name, begin, end, before, after in zip(order, times, times[1:], at, at[1:], strict=False):
+        parts[name].append((end - begin, after - before))
+    rows = []
+    for name, found in parts.items():
+        us, moved = (float(sum(column)) for column in zip(*found, strict=True))
+        busy = moved / clock.dram_bytes_per_cycle / clock.clock_mhz
+        rows.append(
+            PhaseTimes(
+                phase=name, count=len(found), us_each=us / len(found), us=us, dram_gb_per_s=moved / us / 1e3,
+                dram_idle=min(1.0, max(0.0, 1 - busy / us)),
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+# ---- Words ----
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point."""
+    if not value or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+
+
+def _article(card: str) -> str:
+    return f"{'an' if card[0] in 'AHLR' else 'a'} {card}"
