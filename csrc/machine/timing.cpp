@@ -481,6 +481,10 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
             if (first < begin + count) ++first;
         }
     }
+    for (int32_t i = 0; i < schedule->instructions_count; ++i) {
+        const Instruction& one = schedule->instructions[i];
+        if (one.joined > 1 && one.row >= 0) rows.kinds[one.row].size = static_cast<uint8_t>(rows.kinds[one.row].size * one.joined);
+    }
     return rows;
 }
 

@@ -27,8 +27,7 @@ constexpr int most_sources = 6, most_results = 4;
 
 // A machine instruction (or some in a row that are one PTX instruction), as the assembler might order them.
 struct Instruction {
-    int32_t row;     // of the program's code; -1: none is left of it there
-    int32_t line;
+    int32_t row;      // of the program's code; -1: none is left of it there
     uint8_t pipe;
     Kind kind;
     uint16_t issues;  // issue slots that it takes
@@ -36,8 +35,10 @@ struct Instruction {
     float busy;       // cycles that it keeps its pipe
     int32_t sources[most_sources];  // n: instruction n of this basic block; -1: none; -2 - k: register slot k, from before
     int32_t results[most_results];  // register slots whose value is this one's behind the block; -1: none
+    int32_t line;
+    int32_t joined;   // shared loads that it makes at once: its own and those of the same size behind it in memory
 };
-static_assert(sizeof(Instruction) == 60);
+static_assert(sizeof(Instruction) == 64);
 
 struct Schedule {
     const Instruction* instructions;

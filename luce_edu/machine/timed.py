@@ -196,7 +196,7 @@ def run_timed(
         text.addresses = place.ctypes.data
         text.instructions, text.blocks = s.entries.ctypes.data, s.blocks.ctypes.data
         text.blocks_count, text.instructions_count = len(s.blocks), len(s.entries)
-        text.slots_count = launch.kernel.program.arena_bytes // 128 + 2
+        text.slots_count = s.slots
         text.start, text.times = gap * mhz, times.ctypes.data
     waits = np.zeros(_MOST_WAITS if wait_from_us is not None else 1, WAIT)
     dram_use = np.zeros(_MOST_BUCKETS if wait_from_us is not None else 1, np.float32)
