@@ -1,6 +1,13 @@
 """How a test starts a child process, so that it does not matter how the tests themselves were started."""
 
 import signal
+import sys
+
+# As `python -m pytest`, and a second quicker: nbval loads jsonschema, which builds a grammar to check the format "iri"
+# where JupyterLab is installed. Nothing here has that format.
+PYTEST = [
+    sys.executable, "-c", "import sys; sys.modules['rfc3987_syntax'] = None; import pytest; sys.exit(pytest.main())"
+]  # fmt: skip
 
 
 def default_signals(ignored: tuple[signal.Signals, ...] = ()) -> None:

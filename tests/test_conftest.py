@@ -2,11 +2,11 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from starting import PYTEST
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 TESTS = """
@@ -41,7 +41,7 @@ def last_lines(folder: Path, tests: str, last_cell: str) -> list[str]:
         cells = [nbformat.v4.new_code_cell(source) for source in ("x = 1", last)]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), *cells])
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+    command = [*PYTEST, "-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
     markers = ["-o", "markers=planted\nfull", "tests", "notebooks"]
     done = subprocess.run([*command, *markers], cwd=folder, capture_output=True, text=True)
     return done.stdout.splitlines()[-2:]
@@ -74,5 +74,5 @@ def test_what_failed_is_not_counted_as_passed(tmp_path):
 def test_a_run_of_nothing_that_counts_ends_as_usual(tmp_path):
     shutil.copy(CONFTEST, tmp_path)
     (tmp_path / "test_toy.py").write_text("def test_it(): ...")
-    done = subprocess.run([sys.executable, "-m", "pytest"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(PYTEST, cwd=tmp_path, capture_output=True, text=True)
     assert "1 passed" in done.stdout and "notebooks" not in done.stdout and "planted" not in done.stdout

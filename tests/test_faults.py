@@ -2,9 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
+from piecewise import PIECES, Piecewise
 
 from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.backends.host import HostBackend
 from luce_edu.errors import KernelError
 from luce_edu.faults import (
     FAULTS,
@@ -18,7 +21,7 @@ from luce_edu.faults import (
     planted,
 )
 from luce_edu.models import load_model
-from luce_edu.stages import decoder
+from luce_edu.stages import decoder, prefill
 from luce_edu.verification import LIMIT, verify, verify_prefill
 
 MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
@@ -87,7 +90,7 @@ def verdicts_of_prompts(length, *faults, seed=0, stage="per_layer"):
     with planted(*faults) as tree:
 
         def make(stage):
-            dec = decoder(stage, model, "host", length + DECODED + 2)  # room for a read too far
+            dec = decoder(stage, model, "host", length + DECODED + 2, backend=Piecewise())  # room for a read too far
             dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
             return dec
 
@@ -117,6 +120,14 @@ def test_fp32s_yardstick_catches_what_is_small_in_prompts(one, record_property):
     record_property("counted", "small faults caught")
     if all(row.ratio <= LIMIT for row in rows):
         record_property("counted", "small faults that bf16's yardstick alone would have passed")
+
+
+def test_kernels_of_prompts_compiled_in_pieces_are_those_of_the_whole_file():
+    defines = prefill.prefill_defines(MODELS["random-odd"].config)
+    pieces, whole = (kind().compile("prefill.cu", prefill.KERNELS, defines) for kind in (Piecewise, HostBackend))
+    assert sorted(name for names in PIECES for name in names) == sorted(prefill.KERNELS)
+    for name in prefill.KERNELS:
+        assert np.array_equal(pieces[name].program.code, whole[name].program.code), name
 
 
 def test_prepare_survives_the_pause_that_shows_its_missing_barrier():

@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 from rich.console import Console
-from starting import default_signals
+from starting import PYTEST, default_signals
 
 from luce_edu import walkthrough
 from luce_edu.walkthrough import NotebookError, execute, find_notebooks
@@ -188,7 +188,7 @@ def nbval(path: Path) -> tuple[int, str]:
     """Check one notebook against its stored outputs with the options and the conftest.py that `make test` uses."""
     shutil.copy(ROOT / "conftest.py", path.parent)
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(path)]
+    command = [*PYTEST, "-q", "-p", "no:cacheprovider", *options, str(path)]
     outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return outcome.returncode, outcome.stdout
 

@@ -135,7 +135,8 @@ def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
     files = [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
     report = out.resolve() / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", *files]
+    without = ["-p", "no:cacheprovider", "-p", "no:nbval"]  # nbval takes a second or two to load
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *without, f"--junitxml={report}", *files]
     progress(" ".join(command))
     done = subprocess.run(command, cwd=TESTS.parent, stdin=subprocess.DEVNULL)
     if not report.exists():
