@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luce_edu.errors import LaunchError
+from luce_edu.machine.assemble import Program
 from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.core import Report, core, thread_count
 from luce_edu.machine.counters import Counters
@@ -138,20 +139,18 @@ class Device:
 def times_of(clock: Clock) -> Times:
     """A card's constants as the core takes them."""
     return Times(
-        sm_count=clock.sm_count, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
-        l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, memory_floor=clock.shared_floor,
-        load_64_extra=clock.load_64_extra, load_128_extra=clock.load_128_extra,
-        lines_base=clock.l1_overhead, l1_bytes_per_cycle=clock.l1_bytes_per_cycle, lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes=clock.l1_bytes,
-        l2_bytes=clock.l2_bytes * clock.l2_share, l2_bytes_per_cycle=clock.l2_bytes_per_cycle,
-        sm_bytes_per_cycle=clock.sm_bytes_per_cycle, dram_bytes_per_cycle=clock.dram_bytes_per_cycle,
-        inflight_bytes=clock.inflight_bytes_per_sm, inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
+        sm_count=clock.sm_count, quadrants=4, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
+        l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, load_64_extra=clock.load_64_extra,
+        load_128_extra=clock.load_128_extra, memory_floor=clock.shared_floor, lines_base=clock.l1_overhead,
+        lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes_per_cycle=clock.l1_bytes_per_cycle,
+        l1_bytes=clock.l1_bytes, l2_bytes=clock.l2_bytes * clock.l2_share,
+        l2_bytes_per_cycle=clock.l2_bytes_per_cycle, sm_bytes_per_cycle=clock.sm_bytes_per_cycle,
+        dram_bytes_per_cycle=clock.dram_bytes_per_cycle, inflight_bytes=clock.inflight_bytes_per_sm,
+        inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
         atomic_interval=clock.atomic_interval, fence=clock.fence, sc_fence=clock.sc_fence,
-        block_fence=clock.block_fence, barrier_base=clock.barrier_base,
-        barrier_per_warp=clock.barrier_per_warp, block_interval=clock.block_interval, quadrants=4,
+        block_fence=clock.block_fence, barrier_base=clock.barrier_base, barrier_per_warp=clock.barrier_per_warp,
+        block_interval=clock.block_interval,
     )  # fmt: skip
-
-
-_schedules: dict[tuple[int, str], tuple[object, Schedule]] = {}
 
 
 def _rates_of(clock: Clock) -> Rates:
@@ -161,13 +160,17 @@ def _rates_of(clock: Clock) -> Rates:
     return Rates(**rates, **{f"{name}_latency": getattr(clock, f"{name}_latency") for name in latencies})
 
 
-def schedule_of(program, clock: Clock) -> Schedule:
+_schedules: dict[tuple[int, Rates], tuple[object, Schedule]] = {}
+
+
+def schedule_of(program: Program, clock: Clock) -> Schedule:
     """The machine instructions of a program on a card; found once."""
-    key = (id(program), clock.card)
+    rates = _rates_of(clock)
+    key = id(program), rates
     if key not in _schedules:
         if len(_schedules) > 256:
             _schedules.clear()
-        _schedules[key] = program, schedule(program, _rates_of(clock))
+        _schedules[key] = program, schedule(program, rates)  # the program stays, and with it its id
     return _schedules[key][1]
 
 
@@ -192,7 +195,7 @@ def run_timed(
     schedules = [schedule_of(launch.kernel.program, clock) for launch in launches]
     instructions = [np.zeros(len(s.entries), INSTRUCTION_TIMES) for s in schedules]
     places = [device.place(launch) for launch in launches]
-    for text, s, times, gap, launch, place in zip(timed, schedules, instructions, gaps, launches, places, strict=True):
+    for text, s, times, gap, place in zip(timed, schedules, instructions, gaps, places, strict=True):
         text.addresses = place.ctypes.data
         text.instructions, text.blocks = s.entries.ctypes.data, s.blocks.ctypes.data
         text.blocks_count, text.instructions_count = len(s.blocks), len(s.entries)

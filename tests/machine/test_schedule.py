@@ -241,7 +241,7 @@ def test_loads_run_ahead_only_as_far_as_there_are_registers():
 
 def test_shared_loads_run_about_their_latency_ahead():
     body = "\n".join(f"ld.shared.f32 %f{i}, [%rd1+{128 * i}];\nfma.rn.f32 %f80, %f{i}, %f{i}, %f80;" for i in range(40))
-    order = "".join(name[0] for name in names(body + "st.global.f32 [%rd2], %f80;"))
+    order = "".join(name[0] for name in names(body + "\nst.global.f32 [%rd2], %f80;"))
     assert 10 <= order.index("f") <= 20 and order.count("l") == order.count("f") == 40, "not all 40 loads first"
 
 
