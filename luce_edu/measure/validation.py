@@ -1,7 +1,7 @@
 """Kernels that others described and timed, written anew in csrc/validation, to hold the virtual GPU's clock against.
 
     for row in MEASUREMENTS:
-        result = validate(row, backend_for(row), time_us)     # time_us(run): microseconds that the model gives to a run
+        result = validate(row, backend_for(row), modelled_us)
         print(row.id, row.published, row.unit, result.figure, result.ratio)
 
 A row is data: kernel, launch, arguments, the published figure, what that figure includes and where it stands. Nobody
@@ -20,7 +20,9 @@ import torch
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.machine.cards import GIB, MIB, Card, find_card
+from luce_edu.machine.clock import find_clock
 from luce_edu.machine.kernels import Kernel, Prepared
+from luce_edu.machine.timed import Device, run_timed
 from luce_edu.stages.dims import GRID_BARRIER_WORDS
 
 # ---- What a published figure includes ----
@@ -192,12 +194,13 @@ class Result:
 
 def card_of(measurement: Measurement) -> Card:
     """The card that a row was measured on. A variant of a card has the name of the one whose constants it shares."""
-    try:
-        return find_card(measurement.card)
-    except ValueError:
-        if measurement.card not in VARIANTS:
-            raise
-    base, changes = VARIANTS[measurement.card]
+    return _card(measurement.card)
+
+
+def _card(name: str) -> Card:
+    if name not in VARIANTS:
+        return find_card(name)
+    base, changes = VARIANTS[name]
     return dataclasses.replace(find_card(base), **changes)
 
 
@@ -310,6 +313,26 @@ def validate(
     return Result(measurement, us, measurement.figure(us, mhz), us / measurement.published_us(mhz))
 
 
+def modelled_us(run: Run) -> float:
+    """Microseconds that the clock gives to a run, with the launch costs that its figure includes.
+
+    A variant of a card has the constants of the card whose name it bears.
+    """
+    clock = find_clock(run.launches[0].kernel.card)
+    device = Device(clock)
+    if run.before:
+        run_timed(run.before, device)
+    us = [one.us for one in run_timed(run.launches, device)[0]]
+    measurement = run.measurement
+    if measurement.includes != ROW:
+        return sum(us) + (0.0 if measurement.includes == KERNEL else clock.launch_us)
+    if measurement.graph:
+        return sum(clock.graph_gap_us + one for one in us)
+    # The host starts a launch at least this long after the one before; the GPU needs a while between two.
+    extra = clock.cooperative_extra_us if any(part.cooperative for part in measurement.parts) else 0.0
+    return sum(max(clock.launch_us + extra, clock.graph_gap_us + one) for one in us)
+
+
 def misordered(results: Iterable[Result], *, clock_mhz: float = 1000.0, tie: float = 0.05) -> list[tuple[str, str]]:
     """Pairs of ids of one ladder that the model puts in another order than was measured: (faster, slower) as measured.
 
@@ -332,18 +355,6 @@ def misordered(results: Iterable[Result], *, clock_mhz: float = 1000.0, tie: flo
 # ---- Cards that are variants of others: the same chip with other counts or memory ----
 
 VARIANTS: Mapping[str, tuple[str, Mapping]] = {
-    "RTX A6000": ("RTX 3090", {
-        "product": "RTX A6000", "sm_count": 84, "boost_clock_mhz": 1800, "memory_gb_per_s": 768,
-        "memory_bytes": 48 * GIB, "dram": "GDDR6", "source": "NVIDIA RTX A6000 datasheet",
-    }),
-    "A40": ("RTX 3090", {
-        "product": "A40", "sm_count": 84, "boost_clock_mhz": 1740, "memory_gb_per_s": 696, "memory_bytes": 48 * GIB,
-        "dram": "GDDR6", "source": "NVIDIA A40 datasheet",
-    }),
-    "L40": ("RTX 4090", {
-        "product": "L40", "sm_count": 142, "boost_clock_mhz": 2490, "memory_gb_per_s": 864, "memory_bytes": 48 * GIB,
-        "l2_bytes": 96 * MIB, "dram": "GDDR6", "source": "NVIDIA L40 datasheet",
-    }),
     "RTX 3080": ("RTX 3090", {
         "product": "RTX 3080", "sm_count": 68, "boost_clock_mhz": 1710, "memory_gb_per_s": 760,
         "memory_bytes": 10 * GIB, "l2_bytes": 5 * MIB,
@@ -663,10 +674,7 @@ STREAM_BYTES = {"init": 8, "read": 8, "scaled": 16, "triad": 24, "stencil3": 16,
 
 def _waves(card: str, block: int, bytes_a_thread: int, blocks_per_sm: int | None = None, writes: bool = True):
     """Two numbers of waves: enough to be past the start, and past what L2 can hold back where a kernel writes."""
-    if card in VARIANTS:
-        limits = dataclasses.replace(find_card(VARIANTS[card][0]), **VARIANTS[card][1])
-    else:
-        limits = find_card(card)
+    limits = _card(card)
     blocks = blocks_per_sm or min(limits.blocks_per_sm, limits.threads_per_sm // block)
     wave = limits.sm_count * blocks * block * bytes_a_thread
     if not writes:

@@ -1,0 +1,89 @@
+"""Where modelled time goes: shares add up, constants move it the right way, and nothing depends on threads."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import luce_edu
+from luce_edu.cli import main
+from luce_edu.machine import load
+from luce_edu.machine.cards import find_card
+from luce_edu.machine.clock import find_clock
+from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.measure.validation import backend_for, measurement, modelled_us, validate
+
+SOURCE = """
+extern "C" __global__ void read(const float4* x, float* y, int n, int times) {
+    float sum = 0.0f;
+    for (int k = 0; k < times; ++k)
+        for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+            sum += x[i].x + x[i].y + x[i].z + x[i].w;
+    y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+"""
+LAPTOP = find_card("laptop")
+CLOCK = find_clock(LAPTOP)
+
+
+@pytest.fixture(scope="module")
+def megakernel():
+    return luce_edu.profile("megakernel", card="laptop", position=20)
+
+
+def test_the_parts_of_a_token_add_up(megakernel):
+    assert sum(megakernel.split.values()) == pytest.approx(megakernel.total_us)
+    assert sum(row.us for row in megakernel.phases) <= megakernel.total_us
+    assert sum(row.count for row in megakernel.phases) == 1 + 3 * 8 + 2 * 8 + 1
+    assert megakernel.power_w > 0 and megakernel.dram_bytes > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing(megakernel, threads):
+    again = luce_edu.profile("megakernel", card="laptop", position=20, threads=threads)
+    assert again.total_us == megakernel.total_us and again.to_dict() == megakernel.to_dict()
+
+
+@pytest.mark.parametrize("stage", ["megakernel", "per_layer"])
+@pytest.mark.parametrize(
+    "field, factor, longer",
+    [("dram_latency_ns", 2, True), ("barrier_base", 20, True), ("l2_latency", 1.3, True), ("launch_us", 3, True),
+     ("fma_latency", 3, True), ("dram_gb_per_s", 2, False), ("l2_bytes_per_cycle", 2, False)],
+)  # fmt: skip
+def test_constants_move_a_stage_the_right_way(stage, field, factor, longer):
+    changed = dataclasses.replace(CLOCK, **{field: getattr(CLOCK, field) * factor})
+    usual = luce_edu.profile(stage, card="laptop", position=20, clock=CLOCK).total_us
+    after = luce_edu.profile(stage, card="laptop", position=20, clock=changed).total_us
+    assert after > usual if longer else after <= usual
+
+
+def test_what_is_read_twice_from_memory_takes_twice_as_long():
+    read = load(compile_ptx("read.cu", SOURCE, ["read"], {}, LAPTOP.arch), card=LAPTOP)["read"]
+    x, y = torch.zeros(4 * LAPTOP.l2_bytes // 4), torch.zeros(4 * 256)
+    once, twice = (luce_edu.profile(read.prepare(4, 256, [x, y, len(x) // 4, times])).total_us for times in (1, 2))
+    assert twice / once == pytest.approx(2, rel=0.1)
+
+
+def test_the_command_prints_fields_and_writes_a_trace(tmp_path, capsys):
+    trace = tmp_path / "trace.json"
+    assert main(["profile", "per_layer", "--card", "laptop", "--position", "5", "--json", "--trace", str(trace)]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["card"] == "laptop" and fields["total_us"] > 0
+    assert any(event["ph"] == "X" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["megakernel", "--card", "RTX 9999"], ["megakernel", "--position", "0"],
+     ["megakernel", "--trace", "/nowhere/trace.json"]],
+)  # fmt: skip
+def test_bad_input_is_one_line(arguments, capsys):
+    assert main(["profile", *arguments]) != 0
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("luce-edu: ") and "\n" not in said
+
+
+def test_a_published_step_of_the_sgemm_ladder_is_met():
+    row = measurement("G3")
+    assert validate(row, backend_for(row), modelled_us).ratio == pytest.approx(1, abs=0.15)
