@@ -108,7 +108,7 @@ class Counting(HostBackend):
 
     ran = 0
 
-    def _run(self, steps, record):
+    def _run(self, steps, record, graph=False):
         self.ran += len(steps)
 
 
@@ -397,10 +397,10 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
     dec.prefill([1, 2], chunked=False)
     run = HostBackend._run
 
-    def fail(self, steps, record):
+    def fail(self, steps, record, **how):
         if any(isinstance(step, Prepared) and step.kernel.name == kernel for step in steps):
             raise KernelError(f"{kernel}: planted")
-        run(self, steps, record)
+        run(self, steps, record, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(HostBackend, "_run", fail)
