@@ -151,7 +151,8 @@ def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path):
 
 def test_two_run_at_the_same_time_and_one_that_fails_ends_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # on a GPU, one after another
-    wait = "import time, pathlib\nwhile not pathlib.Path('pid').exists(): time.sleep(0.01)\n1 / 0"
+    # It fails once the second one runs, and only then.
+    wait = "import os, time\nfor _ in range(3000):\n    if os.path.exists('pid'): 1 / 0\n    time.sleep(0.01)"
     first = write(tmp_path / "00_start.ipynb", wait)
     pid = "import os, time\nopen('pid', 'w').write(str(os.getpid()))"
     second = write(tmp_path / "01_next.ipynb", pid, "time.sleep(60)")

@@ -17,12 +17,12 @@
 #include <functional>
 #include <limits>
 #include <string_view>
-#include <thread>
 #include <unordered_map>
 
 #include "blocks.h"
 #include "control.h"
 #include "memory.h"
+#include "threads.h"
 
 namespace machine {
 
@@ -31,8 +31,6 @@ namespace {
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr uint32_t nobody_id = ~0u;
 constexpr int line_bytes = 128, sector_bytes = 32;
-constexpr double slice_interval = 1;   // cycles of a slice of L2 for a request: it moves 64 bytes in one
-constexpr double queue = 16;           // cycles of work that may wait for the load/store unit before a warp has to
 constexpr uint64_t few_blocks = 32;    // so few are not worth a second OS thread
 constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else going on: a deadlock
 
@@ -190,7 +188,7 @@ public:
         tag.there = 15;
         // All that go to one line go to one slice of L2, one after another: those that poll, too.
         double& free = line_free_[line];
-        free = std::max(free, there - times_.l2_latency / 2) + (is_atomic ? lanes * times_.atomic_interval : slice_interval);
+        free = std::max(free, there - times_.l2_latency / 2) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
         return free + times_.l2_latency / 2 + (is_atomic ? times_.atomic_extra : 0);
     }
 
@@ -297,23 +295,24 @@ struct Load {
     int32_t local;
     int32_t results[most_results];
     double ready;
-    bool is_done;
 };
+
+enum class FetchKind : uint8_t { reading, writing, prefetching, synchronising };
 
 // Sectors of a line that an SM has asked L2 for in this window.
 struct Fetch {
     double time;
     uint64_t line;
-    uint8_t sectors, kind;  // kind: Kind of request
+    uint8_t sectors;
+    FetchKind kind;
     bool keep;              // L1 keeps them
     std::vector<uint32_t> loads;
     TimedWarp* warp;        // synchronising
 };
-enum FetchKind : uint8_t { reading, writing, prefetching, synchronising };
 
 struct Sm {
     uint32_t number = 0;
-    double slot_free[4] = {}, pipe_free[4][pipes_count] = {}, unit_free = 0;
+    double slot_free[quadrants] = {}, pipe_free[quadrants][pipes_count] = {}, unit_free = 0;
     std::unique_ptr<Tags> l1;
     std::vector<TimedWarp*> warps;
     std::vector<std::unique_ptr<TimedBlock>> blocks;
@@ -499,7 +498,7 @@ public:
         t->w = &w;
         t->sm = &sm;
         t->rows = &rows;
-        t->quadrant = sm.next_quadrant++ % static_cast<uint32_t>(times_.quadrants);
+        t->quadrant = sm.next_quadrant++ % quadrants;
         t->earliest = time;
         t->local.assign(rows.most_instructions + 1, 0.0);
         t->slots.assign(rows.schedule->slots_count + 1, 0.0);
@@ -546,7 +545,6 @@ public:
         if (t.instance == load.instance) t.local[load.local] = load.ready;
         for (int32_t slot : load.results)
             if (slot >= 0 && t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = nobody_id;
-        load.is_done = true;
         sm.free_loads.push_back(id);
         if (t.state == State::runs && t.next == never) settle(t);
     }
@@ -665,7 +663,7 @@ private:
         const Instruction& i = at(t, t.cursor);
         double when = std::max({t.next, sm.slot_free[t.quadrant], sm.pipe_free[t.quadrant][i.pipe]});
         if (is_access(i)) {
-            when = std::max(when, sm.unit_free - queue);
+            when = std::max(when, sm.unit_free - times_.queue);
             if ((i.kind == Kind::load || i.kind == Kind::bypass) && is_full(sm)) {
                 while (!sm.landing.empty() && sm.landing.front().first <= when) {
                     sm.inflight -= sm.landing.front().second;
@@ -733,12 +731,12 @@ private:
         sm.unit_free = start + cycles;
         const double at_l1 = start + cycles - times_.memory_floor;
         if (i.kind == Kind::store) {
-            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], writing, false);
+            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::writing, false);
             t.last_store = std::max(t.last_store, at_l1 + times_.l2_latency);
             return at_l1;
         }
         if (i.kind == Kind::prefetch) {
-            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], prefetching, false);
+            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::prefetching, false);
             return at_l1;
         }
         const bool keep = i.kind != Kind::bypass;
@@ -757,7 +755,7 @@ private:
             }
             if (!missing) continue;
             sm.found.l1_misses += std::popcount(missing);
-            const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, reading, keep);
+            const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, FetchKind::reading, keep);
             if (tag) tag->there |= missing, tag->fetch = fetch;
             wait_for(sm, t, i, local, id, fetch);
             sm.inflight += sector_bytes * std::popcount(missing);
@@ -790,7 +788,7 @@ private:
             id = sm.free_loads.back();
             sm.free_loads.pop_back();
             Load& load = sm.loads[id];
-            load = {&t, t.instance, 0, local, {}, 0, false};
+            load = {&t, t.instance, 0, local, {}, 0};
             memcpy(load.results, i.results, sizeof load.results);
             for (int32_t slot : load.results)
                 if (slot >= 0) t.slots[slot] = never, t.slot_load[slot] = id;
@@ -813,7 +811,7 @@ private:
                 const uint64_t address = said + to_device(t.w, *t.rows, t.w->pc->c, said, kind.size);
                 const double start = std::max(when, sm.unit_free);
                 sm.unit_free = start + times_.memory_floor;
-                const uint32_t fetch = ask(sm, start, {address / line_bytes, 1}, synchronising, false);
+                const uint32_t fetch = ask(sm, start, {address / line_bytes, 1}, FetchKind::synchronising, false);
                 sm.fetches[fetch].warp = &t;
                 t.state = State::waits_for_l2;
                 t.next = never;
@@ -872,52 +870,11 @@ private:
         if (first && when - first->arrived >= timing_.wait_from)
             one.sm->waits.push_back({static_cast<int32_t>(one.sm->number), static_cast<int32_t>(block->number),
                                      static_cast<int32_t>(first->w->index), at(*first, first->arrived_at).row,
-                                     static_cast<int32_t>(block->launch->number), 0, first->arrived, when});
+                                     static_cast<int32_t>(block->launch->number), first->arrived, when});
     }
 
     const Times& times_;
     Timing& timing_;
-};
-
-// ---- OS threads that go through the windows together ----
-
-class Crew {
-public:
-    Crew(uint32_t threads, std::function<void(uint32_t)> work) : threads_(threads), work_(std::move(work)) {
-        for (uint32_t i = 1; i < threads; ++i) others_.emplace_back([this, i] { follow(i); });
-    }
-    ~Crew() {
-        stop_.store(true);
-        round_.fetch_add(1);
-        for (auto& thread : others_) thread.join();
-    }
-    void run() {
-        done_.store(0, std::memory_order_relaxed);
-        round_.fetch_add(1, std::memory_order_release);
-        work_(0);
-        for (uint32_t spins = 0; done_.load(std::memory_order_acquire) != threads_ - 1; ++spins)
-            if (spins > 2000) std::this_thread::yield();
-    }
-
-private:
-    void follow(uint32_t me) {
-        uint64_t seen = 0;
-        for (;;) {
-            for (uint32_t spins = 0; round_.load(std::memory_order_acquire) == seen; ++spins)
-                if (spins > 2000) std::this_thread::yield();
-            ++seen;
-            if (stop_.load()) return;
-            work_(me);
-            done_.fetch_add(1, std::memory_order_release);
-        }
-    }
-
-    uint32_t threads_;
-    std::function<void(uint32_t)> work_;
-    std::atomic<uint64_t> round_ = 0;
-    std::atomic<uint32_t> done_ = 0;
-    std::atomic<bool> stop_ = false;
-    std::vector<std::thread> others_;
 };
 
 // ---- A launch ----
@@ -953,9 +910,10 @@ public:
                 if (next_ < clusters_) start(*sm, time += times_.block_interval);
         const double window = std::max(16.0, std::min(times_.l2_latency / 2 - 1, 128.0));
         double until = begin_;
-        Crew crew(threads_, [&](uint32_t me) {
+        const std::function<void(uint32_t)> go_on = [&](uint32_t me) {
             for (size_t i = me; i < sms_.size(); i += threads_) core_.run_window(*sms_[i], until);
-        });
+        };
+        Threads& crew = Threads::get(threads_);
         uint64_t seen = 0, vain = 0;
         while (!launch_->done() && !launch_->failed->load(std::memory_order_relaxed)) {
             double first = never;
@@ -967,7 +925,7 @@ public:
             }
             from_ = std::max(until, first);
             until = from_ + window;
-            crew.run();
+            crew.run(threads_, true, go_on);
             serve(until);
             end_blocks(until);
             if (interrupted.load(std::memory_order_relaxed)) report_end(launch_, Fault::interrupted);
@@ -1020,9 +978,9 @@ private:
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
         switch (sm.fetches[f].kind) {
-            case writing: return device_.write(found_, time, line, sectors);
-            case prefetching: device_.read(found_, time, s, line, sectors, false); return;
-            case synchronising: {
+            case FetchKind::writing: return device_.write(found_, time, line, sectors);
+            case FetchKind::prefetching: device_.read(found_, time, s, line, sectors, false); return;
+            case FetchKind::synchronising: {
                 TimedWarp& t = *sm.fetches[f].warp;
                 const Ins* pc = t.w->pc;
                 const std::string_view name = operation_name(launch_->program->operations[t.w->at(pc)]);
@@ -1073,7 +1031,7 @@ private:
                 if (timing_.wait_from < no_waits)
                     for (const Block* one : block.cluster->blocks)
                         sm->waits.push_back({static_cast<int32_t>(sm->number), static_cast<int32_t>(one->number), -1, -1,
-                                             static_cast<int32_t>(launch_->number), 0, block.began, when});
+                                             static_cast<int32_t>(launch_->number), block.began, when});
                 end_cluster(pool_, std::move(block.cluster));
                 block.ended = true;
                 sm->blocks.erase(sm->blocks.begin() + static_cast<ptrdiff_t>(i));

@@ -22,6 +22,7 @@ enum class Kind : uint8_t {
     bypass,       // a load that leaves no line in L1
 };
 
+constexpr int quadrants = 4;     // of an SM
 constexpr int pipes_count = 12;  // what they are stands in luce_edu/machine/schedule.py
 constexpr int most_sources = 6, most_results = 4;
 
@@ -62,7 +63,8 @@ struct Times {
     double fence, sc_fence, block_fence;
     double barrier_base, barrier_per_warp;
     double block_interval;               // cycles from one block handed out to the next, of the whole GPU
-    double quadrants;
+    double slice_interval;               // cycles of a slice of L2 for a request, whatever it moves
+    double queue;                        // cycles of work that may wait for the load/store unit before a warp has to
 };
 
 // What the clock found out about one launch.
@@ -76,7 +78,7 @@ struct Found {
 // What a time line shows: where a block waited at a barrier (of its warps the one that came first), or, with row -1,
 // from when to when a block was on its SM.
 struct Wait {
-    int32_t sm, block, warp, row, launch, unused;
+    int32_t sm, block, warp, row, launch;
     double begin, end;
 };
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from luce_edu.machine.cards import CARDS, KIB, Card, find_card
@@ -98,6 +99,11 @@ class Rates:
         if unknown := set(self.sources) - set(_numbers(type(self))):
             self._refuse(min(unknown), "has a source and is no field")
 
+    @cached_property
+    def arithmetic(self) -> tuple[float, ...]:
+        """Its numbers, for telling two apart."""
+        return tuple(getattr(self, name) for name in _numbers(Rates))
+
     @property
     def _owner(self) -> str:
         return "rates"
@@ -151,6 +157,8 @@ class Clock(Rates):
 
     inflight_bytes_per_sm, inflight_lines_per_sm   the most that an SM waits for at once, of bytes and of 128-byte lines
     pending_per_sm   warp memory instructions that an SM keeps track of
+    queue_per_quadrant   that a quadrant holds for the SM's memory pipe before its warps have to wait
+    slice_interval   cycles between two requests of whatever kind to one line in L2
 
     atomic_extra     cycles that an atomic with a result takes longer than a hit in L2
     atomic_interval  cycles between two atomics, of two lanes or two warps, on one address
@@ -172,6 +180,9 @@ class Clock(Rates):
     pj_per_byte_dram picojoules a byte from DRAM to a register; pj_per_byte_l2, pj_per_byte_l1: from there on
     pj_per_flop      two a multiply-add, with what its instruction costs
     pj_per_instruction   a warp's instruction of any other kind
+
+    The model does not use yet: bit_rate, vote_rate, wide_conversion_rate, wide_imad_latency, shared_bytes_per_cycle,
+    l2_far_extra, dram_copy_share, pending_per_sm, system_fence, warp_barrier, cluster_barrier, async_copy_extra.
     """
 
     card: str
@@ -200,6 +211,8 @@ class Clock(Rates):
     inflight_bytes_per_sm: int
     inflight_lines_per_sm: int
     pending_per_sm: int
+    queue_per_quadrant: float
+    slice_interval: float
     atomic_extra: float
     atomic_interval: float
     fence: float
@@ -484,6 +497,10 @@ _EVERY_CARD = {
     "l2_share": _assumed(1, f"one L2; an L40 reads 91 of its 96 MB without a miss in {_BENCHES}gpu-l2-cache/l40.txt"),
     "sm_bytes_per_cycle": _published(64, _SMALL_L2_LINK),
     "pending_per_sm": _published(128, f"{_HUERTA}: entries of its table of pending requests"),
+    "queue_per_quadrant": _published(4, _HUERTA),
+    "slice_interval": _assumed(
+        1, "a slice of L2 moves 64 bytes a cycle, by NVIDIA's A100 whitepaper, to be checked; so one request in each"
+    ),
     "atomic_extra": _measured(15, "RTX 3090", f"270.3 cycles in {_AMALI_3090}, less a hit in L2"),
     "atomic_interval": _published(
         1, "one operation a clock on a common address: NVIDIA's Kepler GK110 whitepaper, to be checked; "
@@ -516,6 +533,7 @@ _EVERY_CARD = {
 }  # fmt: skip
 _ONE_CYCLE = f"a 32-bit load a cycle: 1.01 to 1.02 at stride 1 in {_STRIDES}"
 _TURING = {
+    "queue_per_quadrant": _published(3, f"{_HUERTA}: on Turing"),
     "shared_latency": _published(24, f"28 on a GTX 1650 in caps-tum/mt4g, sampleResults/turing.csv, {_LESS_ADDRESS}"),
     "shared_floor": _published(2, f"{_TWO_CYCLES}: {_JIA}"),
     "l1_latency": _published(28, f"32 in {_ACCEL}SM75_RTX2060/gpgpusim.config and by {_JIA}, less address arithmetic"),

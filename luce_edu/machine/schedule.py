@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 
 from luce_edu.machine.assemble import Program
+from luce_edu.machine.clock import Rates
 from luce_edu.machine.ptx import Address, Imm, Instruction, Not, Pair, Reg, Selector, Special, Symbol, Vector
 from luce_edu.machine.table import BITS
 
@@ -39,60 +40,20 @@ PIPES = (
 )  # fmt: skip
 NONE, FMA, ALU, IMAD, FP64, MUFU, CONVERSION, MEMORY, SHUFFLE, TENSOR, HALF, BRANCH = range(12)
 KINDS = (
-    "plain", "free", "load", "store", "shared load", "shared store", "pause", "shared atomic", "copy", "prefetch"
+    "plain", "free", "load", "store", "shared load", "shared store", "pause", "shared atomic", "copy", "prefetch",
+    "bypass",
 )  # fmt: skip
-PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY, PREFETCH = range(10)
+PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY, PREFETCH, BYPASS = range(11)
 
 # The order is made before anyone knows where data lies: what the assembler may assume of a load, in cycles.
-ASSUMED = {LOAD: 300.0, COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0}
+ASSUMED = {
+    LOAD: 300.0, BYPASS: 300.0, COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0
+}  # fmt: skip
+# Cycles until a special register such as threadIdx is read, and constant memory at a computed address. Guesses.
+SPECIAL_LATENCY, CONSTANT_LATENCY = 20.0, 30.0
 MOST_REGISTERS = 255  # of a thread, on every card
 REGISTERS_PER_SM = 65536
 STATIC = "static shared memory"  # the base of all addresses in it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """How fast the pipes of an SM are. As it stands: compute capability 8.6.
-
-    Results a clock and SM, by pipe: 32 are one warp's instruction a clock. `branch` and `memory` are guesses; what
-    memory takes besides is not counted here. `tensor` counts multiply-adds of 16-bit numbers with sums of 32 bits.
-    Source: CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions"; tensor: the GA102 whitepaper.
-    Latencies in cycles, from the issue of an instruction to that of one that needs its result. Sources: Jia et al.,
-    arXiv 1804.06826 and 1903.07486; Abdelkhalik et al., arXiv 2208.11174; Huerta et al., arXiv 2503.20481; tensor: Sun
-    et al., arXiv 2206.02874. `predicate`: from a comparison to what its predicate guards or selects. `special`: reading
-    threadIdx and the like; `constant`: a load from constant memory at a computed address. Both are weakly sourced.
-    """
-
-    fma: float = 128
-    alu: float = 64
-    imad: float = 64
-    fp64: float = 2
-    mufu: float = 16
-    conversion: float = 16
-    memory: float = 128
-    shuffle: float = 32
-    tensor: float = 256
-    half: float = 128
-    branch: float = 64
-    fma_latency: float = 4
-    alu_latency: float = 4
-    imad_latency: float = 4
-    fp64_latency: float = 55
-    mufu_latency: float = 18
-    conversion_latency: float = 14
-    shuffle_latency: float = 24
-    tensor_latency: float = 33
-    half_latency: float = 5
-    predicate_latency: float = 6
-    special_latency: float = 20
-    constant_latency: float = 30
-
-    def busy(self, pipe: int) -> float:
-        """Cycles that one instruction of a warp keeps this pipe of its quadrant of the SM."""
-        return 128 / getattr(self, PIPES[pipe]) if pipe != NONE else 0.0
-
-    def latency(self, pipe: int) -> float:
-        return getattr(self, PIPES[pipe] + "_latency", 0.0)
 
 
 @dataclass(frozen=True)
@@ -124,9 +85,9 @@ class Schedule:
     slots: int
 
 
-def schedule(program: Program, rates: Rates | None = None) -> Schedule:
-    """The machine instructions of a program, in an order that its assembler could choose."""
-    return _Scheduler(program, rates or Rates()).run()
+def schedule(program: Program, rates: Rates) -> Schedule:
+    """The machine instructions of a program, in an order that its assembler could choose; rates: of the card."""
+    return _Scheduler(program, rates).run()
 
 
 # ---- What a statement costs
@@ -139,8 +100,10 @@ class Cost:
 
     def __init__(self, rates, pipe, issues=1, on_pipe=None, latency=None, kind=PLAIN, fold=None):
         self.kind, self.pipe, self.issues, self.fold = kind, pipe, issues, fold
-        self.busy = rates.busy(pipe) * (issues if on_pipe is None else on_pipe)
-        self.latency = rates.latency(pipe) if latency is None else latency
+        name = PIPES[pipe]
+        busy = 0.0 if pipe in (NONE, TENSOR) else rates.busy(name)  # what a tensor core takes depends on the shape
+        self.busy = busy * (issues if on_pipe is None else on_pipe)
+        self.latency = getattr(rates, f"{name}_latency", 0.0) if latency is None else latency
 
 
 SPACES = ("global", "shared", "local", "const", "param")
@@ -190,7 +153,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode in ("shfl", "vote", "match", "redux", "elect", "activemask", "bar"):
         if opcode == "redux":
             return cost(SHUFFLE, 2, 2)
-        return cost(SHUFFLE, latency=None if opcode in ("shfl", "match") else 12)
+        return cost(SHUFFLE, latency=None if opcode in ("shfl", "match") else rates.vote_latency)
     if opcode in ("mma", "movmatrix"):
         return _mma_cost(words, rates)
     if opcode in ("cvta", "isspacep", "createpolicy", "pmevent", "setmaxnreg", "mov") or (
@@ -262,13 +225,16 @@ def _memory_cost(opcode, words, rates):
     if space == "param":
         return Cost(rates, NONE, 0, kind=FREE)
     if space == "const":
-        return Cost(rates, MEMORY, latency=rates.constant_latency, fold="constant")
+        return Cost(rates, MEMORY, latency=CONSTANT_LATENCY, fold="constant")
     if opcode in ("atom", "red"):
         plain = space == "shared" and not {"acquire", "release", "acq_rel"} & set(words)
         return Cost(rates, MEMORY, kind=SHARED_ATOMIC if plain else PAUSE)
     if ORDERED & set(words):
         return Cost(rates, MEMORY, kind=PAUSE)
-    kind = (STORE if store else LOAD) if space != "shared" else SHARED_STORE if store else SHARED_LOAD
+    if space == "shared":
+        kind = SHARED_STORE if store else SHARED_LOAD
+    else:  # a bypass leaves no line in L1
+        kind = STORE if store else BYPASS if "L1::no_allocate" in words else LOAD
     return Cost(rates, MEMORY, kind=kind)
 
 
@@ -276,11 +242,11 @@ def _mma_cost(words, rates):
     shape = next((word for word in words if word[0] == "m" and word[1:2].isdigit()), None)
     if shape is None or "trans" in words:
         return Cost(rates, SHUFFLE)
-    products = math.prod(int(part) for part in shape.replace("n", " ").replace("k", " ")[1:].split())
+    sizes = (int(part) for part in shape.replace("n", " ").replace("k", " ")[1:].split())
     inputs = [word for word in words if word in BITS or word in ("s4", "u4", "b1", "e4m3", "e5m2")][1]
     weight = {"tf32": 2, "f64": 16, "s8": 0.5, "u8": 0.5, "e4m3": 0.5, "e5m2": 0.5}.get(inputs, 1)
     found = Cost(rates, TENSOR)
-    found.busy = products * weight * 4 / rates.tensor
+    found.busy = rates.mma_busy(*sizes) * weight
     return found
 
 
@@ -601,8 +567,8 @@ class _Scheduler:
         self.program, self.rates = program, rates
         self.costs, self.entries, self.blocks = {}, [], []
         self.free = Cost(rates, NONE, 0, kind=FREE)
-        self.special = Cost(rates, NONE, latency=rates.special_latency)
-        self.clock = Cost(rates, NONE, kind=PAUSE, latency=rates.special_latency)
+        self.special = Cost(rates, NONE, latency=SPECIAL_LATENCY)
+        self.clock = Cost(rates, NONE, kind=PAUSE, latency=SPECIAL_LATENCY)
         self.registers = registers_of_a_thread(program.needs)
 
     def run(self):
@@ -727,7 +693,7 @@ class _Scheduler:
                     piece.append(at)
                     if "nc" in ins.modifiers:
                         pass  # of memory that nothing writes, as whoever wrote the kernel has promised
-                    elif cost.kind in (LOAD, SHARED_LOAD):
+                    elif cost.kind in (LOAD, BYPASS, SHARED_LOAD):
                         where = self.where(statement, origins, versions)
                         node.after = memory.load(at, where)
                         if cost.kind == SHARED_LOAD and ins.predicate is None and where[1] is not None:

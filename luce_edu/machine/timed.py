@@ -17,14 +17,14 @@ from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.core import Report, core, thread_count
 from luce_edu.machine.counters import Counters
 from luce_edu.machine.kernels import Prepared, finish, launch_texts
-from luce_edu.machine.schedule import PIPES, Rates, Schedule, schedule
+from luce_edu.machine.schedule import Schedule, schedule
 
 WAIT = np.dtype([
-    ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("launch", "i4"), ("unused", "i4"), ("begin", "f8"),
-    ("end", "f8"),
-])  # fmt: skip
+    ("sm", "i4"), ("block", "i4"), ("warp", "i4"), ("row", "i4"), ("launch", "i4"), ("begin", "f8"), ("end", "f8"),
+], align=True)  # fmt: skip
 _REASONS = ("slot", "operand", "memory", "barrier")
 INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", *_REASONS)])
+QUADRANTS = 4  # of an SM
 _ALIGNMENT = 512  # bytes, as cudaMalloc and PyTorch have it
 _NO_WAITS = 1e300
 _MOST_WAITS = 1_000_000
@@ -41,7 +41,7 @@ class Times(ctypes.Structure):
         "memory_floor", "lines_base", "lines_per_cycle", "l1_bytes_per_cycle", "l1_bytes", "l2_bytes",
         "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle", "inflight_bytes", "inflight_lines",
         "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "barrier_base", "barrier_per_warp",
-        "block_interval", "quadrants",
+        "block_interval", "slice_interval", "queue",
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ class Device:
 def times_of(clock: Clock) -> Times:
     """A card's constants as the core takes them."""
     return Times(
-        sm_count=clock.sm_count, quadrants=4, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
+        sm_count=clock.sm_count, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
         l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, load_64_extra=clock.load_64_extra,
         load_128_extra=clock.load_128_extra, memory_floor=clock.shared_floor, lines_base=clock.l1_overhead,
         lines_per_cycle=clock.l1_lines_per_cycle, l1_bytes_per_cycle=clock.l1_bytes_per_cycle,
@@ -149,28 +149,21 @@ def times_of(clock: Clock) -> Times:
         inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
         atomic_interval=clock.atomic_interval, fence=clock.fence, sc_fence=clock.sc_fence,
         block_fence=clock.block_fence, barrier_base=clock.barrier_base, barrier_per_warp=clock.barrier_per_warp,
-        block_interval=clock.block_interval,
+        block_interval=clock.block_interval, slice_interval=clock.slice_interval,
+        queue=clock.queue_per_quadrant * QUADRANTS * clock.shared_floor,
     )  # fmt: skip
 
 
-def _rates_of(clock: Clock) -> Rates:
-    pipes = [pipe for pipe in PIPES if pipe != "none"]
-    rates = {pipe: getattr(clock, f"{pipe}_rate") for pipe in pipes}
-    latencies = [*(pipe for pipe in pipes if pipe not in ("memory", "branch")), "predicate"]
-    return Rates(**rates, **{f"{name}_latency": getattr(clock, f"{name}_latency") for name in latencies})
-
-
-_schedules: dict[tuple[int, Rates], tuple[object, Schedule]] = {}
+_schedules: dict[tuple, tuple[Program, Schedule]] = {}
 
 
 def schedule_of(program: Program, clock: Clock) -> Schedule:
     """The machine instructions of a program on a card; found once."""
-    rates = _rates_of(clock)
-    key = id(program), rates
+    key = id(program), clock.arithmetic
     if key not in _schedules:
         if len(_schedules) > 256:
             _schedules.clear()
-        _schedules[key] = program, schedule(program, rates)  # the program stays, and with it its id
+        _schedules[key] = program, schedule(program, clock)  # the program stays, and with it its id
     return _schedules[key][1]
 
 

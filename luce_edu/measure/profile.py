@@ -271,7 +271,7 @@ class Profile(Split):
         return "".join(table._repr_html_() for table in self.tables)
 
     def trace(self) -> dict:
-        """A trace in Chrome's JSON format, which Perfetto opens; see luce_edu/measure/trace.py."""
+        """A trace in Chrome's JSON format, which Perfetto reads; see luce_edu/measure/trace.py."""
         from luce_edu.measure.trace import trace
 
         return trace(self)

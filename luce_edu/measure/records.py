@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +110,8 @@ def check(content: object, name: str) -> None:
         raise RecordError(f"{name}: kind: expected 'recorded' or 'published', found {content.get('kind')!r}")
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     try:
-        with _without_the_grammar_of_iris():
-            from jsonschema import Draft202012Validator
-            from jsonschema.validators import extend
+        from jsonschema import Draft202012Validator
+        from jsonschema.validators import extend
     except ImportError:
         missing = [field for field in schema["$defs"][content["kind"]]["required"] if field not in content]
         if missing:
@@ -128,23 +125,6 @@ def check(content: object, name: str) -> None:
     if errors:
         where = "/".join(map(str, errors[0].absolute_path)) or "the record"
         raise RecordError(f"{name}: {where}: {errors[0].message[:200]}")
-
-
-@contextmanager
-def _without_the_grammar_of_iris() -> Iterator[None]:
-    """jsonschema takes more than a second to load where rfc3987_syntax is installed, as with JupyterLab.
-
-    That package builds a grammar to check the format "iri". Our schema has no such format.
-    """
-    name = "rfc3987_syntax"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # so that importing it is an ImportError
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def _is_finite_number(_, value: object) -> bool:

@@ -14,11 +14,13 @@ from planted.kernels import ptx as planted_ptx
 
 from luce_edu.machine import ptx
 from luce_edu.machine.assemble import assemble
+from luce_edu.machine.clock import RATES
 from luce_edu.machine.core import operations
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.schedule import (
     ALU,
     BRANCH,
+    BYPASS,
     CONVERSION,
     FMA,
     FREE,
@@ -31,13 +33,13 @@ from luce_edu.machine.schedule import (
     PAUSE,
     SHUFFLE,
     TENSOR,
-    Rates,
     registers_of_a_thread,
     schedule,
 )  # fmt: skip
 from luce_edu.stages.dims import kernel_defines
 from luce_edu.stages.prefill import prefill_defines
 
+GA102 = RATES[8, 6]
 KERNEL = """.version 8.0
 .target sm_80
 .address_size 64
@@ -58,7 +60,7 @@ def program_of(body):
     return assemble(ptx.parse(KERNEL.replace("BODY", body)), "k", operations())
 
 
-def entries(body, rates=None):
+def entries(body, rates=GA102):
     """[(text of the statement, entry)] of what stands for the body; sources count in this list."""
     text = KERNEL.replace("BODY", body).split("\n")
     program, kept, places = program_of(body), [], {}
@@ -232,7 +234,7 @@ def test_loads_run_ahead_only_as_far_as_there_are_registers():
 
     def ahead(limit):
         text = KERNEL.replace("BODY", body).replace("q)", f"q) .maxnreg {limit}")
-        found = schedule(assemble(ptx.parse(text), "k", operations())).entries
+        found = schedule(assemble(ptx.parse(text), "k", operations()), GA102).entries
         order = "".join({"load": "l", "plain": "a"}.get(KINDS[e["kind"]], "") for e in found)
         return len(order[order.index("l") :].partition("a")[0])
 
@@ -350,7 +352,7 @@ def test_rates_say_how_long_a_pipe_is_kept_and_when_a_result_is_there():
     cvt.rzi.s32.f32 %r5, %f2;
     xor.b32 %r6, %r5, 1;
     st.global.u32 [%rd2], %r6;"""
-    found = entries(body, Rates(fma=64, alu=64, conversion=16, fma_latency=4, alu_latency=5, conversion_latency=14))
+    found = entries(body, replace(GA102, fma_rate=64, alu_rate=64, conversion_rate=16, alu_latency=5))
     assert [e["pipe"] for _, e in found[1:4]] == [FMA, CONVERSION, ALU]
     assert [(e["busy"], e["latency"]) for _, e in found[1:4]] == [(2, 4), (8, 14), (2, 5)]
     assert found[0][1]["latency"] == 0, "memory adds its own"
@@ -363,7 +365,7 @@ def test_a_tensor_core_is_kept_by_the_products_that_it_makes_and_waits_for_all_i
     body += f"""
     mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {c}, {a}, {b}, {c};
     st.global.v4.f32 [%rd1], {c};"""
-    found = entries(body, Rates(tensor=1024))
+    found = entries(body, replace(GA102, tensor_rate=1024))
     (mma,) = [e for _, e in found if e["pipe"] == TENSOR]
     assert mma["busy"] == 8 and mma["issues"] == 1
     (joined,) = [e for _, e in found if KINDS[e["kind"]] == "free"]
@@ -385,7 +387,7 @@ def test_a_predicated_pause_is_in_the_block_that_the_core_gives_it():
     @%p1 red.global.add.u32 [%rd1], 1;
     st.global.u32 [%rd2], %r1;"""
     program = program_of(body)
-    found = schedule(program)
+    found = schedule(program, GA102)
     (at,) = np.flatnonzero((found.entries["kind"] == PAUSE) & (found.entries["pipe"] == MEMORY))
     (block,) = [i for i, (first, count) in enumerate(found.blocks) if first <= at < first + count]
     first = program.blocks[block][0]
@@ -450,9 +452,9 @@ def test_a_carry_is_waited_for():
 
 def test_a_kernel_ends_with_a_pause_also_where_its_ptx_has_no_ret():
     program = assemble(ptx.parse(KERNEL.replace("ret;", "").replace("BODY", "bar.sync 0;")), "k", operations())
-    found = schedule(program).entries
+    found = schedule(program, GA102).entries
     assert [KINDS[e["kind"]] for e in found][-2:] == ["pause", "pause"]
-    check(program, schedule(program))
+    check(program, schedule(program, GA102))
 
 
 CALL = """.version 8.0
@@ -483,7 +485,7 @@ CALL = """.version 8.0
 
 def test_a_called_function_has_its_blocks():
     program = assemble(ptx.parse(CALL), "k", operations())
-    found = schedule(program)
+    found = schedule(program, GA102)
     check(program, found)
     names = [(s.opcode if (s := program.statement(int(e["row"]))) else "") for e in found.entries]
     assert names == ["add", "ret", "ld", "ld", "call", "st", "ret"]
@@ -509,7 +511,7 @@ def test_printf_keeps_its_place():
     ret;
 }
 """
-    found = schedule(assemble(ptx.parse(text), "k", operations())).entries
+    found = schedule(assemble(ptx.parse(text), "k", operations()), GA102).entries
     assert [KINDS[e["kind"]] for e in found] == ["free", "store", "plain", "load", "store", "pause"]
 
 
@@ -529,7 +531,7 @@ def programs(which):
     text = planted_ptx(source, arch) if defines is None else compile_ptx(source, None, [], defines, arch)
     module = ptx.parse(text)
     made = [assemble(module, name, operations()) for name, f in module.functions.items() if f.entry and not f.external]
-    return [(program, schedule(program)) for program in made]
+    return [(program, schedule(program, GA102)) for program in made]
 
 
 def check(program, found):
@@ -642,7 +644,7 @@ PLANTED = {
     "an access without an entry": lambda e: e["row"].__setitem__(e["kind"] == LOAD, -1),
     "a pause that is none": lambda e: e["kind"].__setitem__(e["kind"] == PAUSE, 0),
     "an access with two entries": lambda e: e["row"].__setitem__(
-        np.flatnonzero(e["kind"] == LOAD)[:2], e["row"][e["kind"] == LOAD][0]
+        np.flatnonzero(e["kind"] == BYPASS)[:2], e["row"][e["kind"] == BYPASS][0]
     ),
     "an operand from the future": lambda e: e["sources"].__setitem__((slice(None), 0), 10**6),
     "a register that no value has": lambda e: e["result"].__setitem__(slice(None), 10**6),
@@ -667,9 +669,9 @@ def test_a_dot_product_of_bf16_overlaps_its_loads():
     runs = []
     for first, count in found.blocks.tolist():
         kinds = [KINDS[k] for k in found.entries["kind"][first : first + count]]
-        if kinds.count("load") == 4:
+        if kinds.count("bypass") == 4:
             runs.append(kinds)
-    assert runs and all(run[:4] == ["load"] * 4 and "load" not in run[4:] for run in runs)
+    assert runs and all(run[:4] == ["bypass"] * 4 and "bypass" not in run[4:] for run in runs)
 
 
 def test_shuffles_have_their_pipe():
