@@ -316,8 +316,8 @@ def validate(
 def modelled_us(run: Run) -> float:
     """Microseconds that the clock gives to a run, with the launch costs that its figure includes.
 
-    L2 holds what `before` has left there, or nothing. What surrounds a single launch is taken as launch_us, which may be
-    less than there was. A variant of a card has the constants of the card whose name it bears.
+    L2 holds what `before` has left there, or nothing. What surrounds a single launch is taken as launch_us, which may
+    be less than there was. A variant of a card has the constants of the card whose name it bears.
     """
     clock = find_clock(run.launches[0].kernel.card)
     device = Device(clock)
