@@ -163,6 +163,8 @@ void BlockPool::prepare(Block* block, Launch* launch, Worker* worker, const Trac
     const size_t local = static_cast<size_t>(program.local_bytes) * warp_lanes;
     if (block->local_memory.size() < local * warps) block->local_memory.resize(local * warps);
     if (local) memset(block->local_memory.data(), 0xff, local * warps);
+    const size_t local_words = local_written_words(program) * warp_lanes;
+    if (local) block->local_written.assign(local_words * warps, 0);
     block->shared_bytes = launch->shared_bytes;
     if (block->shared_memory.size() < launch->shared_bytes + 256u) block->shared_memory.resize(launch->shared_bytes + 256u);
     block->shared = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(block->shared_memory.data()) + 127) / 128 * 128);
@@ -194,6 +196,7 @@ void BlockPool::prepare(Block* block, Launch* launch, Worker* worker, const Trac
         w.cluster_phase = 0;
         w.free_run = 0;
         w.local = local ? block->local_memory.data() + i * local : nullptr;
+        w.local_written = local ? block->local_written.data() + i * local_words : nullptr;
         if (!same && program.image_bytes) memcpy(w.r + program.image_at, program.image, program.image_bytes);
     }
     block->ready = warps == 32 ? all_lanes : (1u << warps) - 1;

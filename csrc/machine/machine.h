@@ -186,6 +186,7 @@ struct Warp {
     uint32_t cluster_phase;  // of the cluster's barrier, when it arrived there
     int32_t free_run;    // basic blocks that this group may run before the lowest one gets its turn again
     uint8_t* local;      // local memory: lane by lane
+    uint64_t* local_written;  // a bit for each byte of it that was written; each lane's begin with a word
 
     uint32_t thread(uint32_t lane) const { return index * 32u + lane; }
     int32_t at(const Ins* p) const { return static_cast<int32_t>(p - code); }
@@ -281,7 +282,7 @@ struct Block {
     uint32_t cluster_phase = 0;
     // Its memory, kept for the next block.
     std::vector<uint8_t> registers, local_memory, shared_memory;
-    std::vector<uint64_t> written;
+    std::vector<uint64_t> written, local_written;
     const void* filled_for = nullptr;  // the launch whose constants are in the registers
     uint64_t filled_serial = 0;
     bool is_fresh = true;

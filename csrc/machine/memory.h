@@ -211,6 +211,12 @@ inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
     return missing == 0;
 }
 
+// Words of these bits for one thread's local memory, and where those of a lane are.
+inline size_t local_written_words(const Program& program) { return (program.local_bytes + 63) / 64; }
+inline uint64_t* local_written(Warp* w, uint32_t lane) {
+    return w->local_written + lane * local_written_words(*w->block->launch->program);
+}
+
 // ---- Addresses of a warp ----
 
 // How the addresses of the active lanes lie: all the same, one behind the other, or anyhow.

@@ -169,6 +169,7 @@ bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space,
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left);
         const Place& here = places[lane];
+        if (here.space == local && use & writes) mark_own(local_written(w, lane), here.address, size);
         if (here.space == shared) {
             if (use & writes) mark_own(here.block->shared_written, here.offset, size);
             offsets[lane] = here.offset;
@@ -252,6 +253,15 @@ bool reach_local(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t size
     const Outline o = outline_of(all);
     if (o.high >= bytes || o.high + size > bytes || (o.bits & (size - 1)))
         return reach_slowly(w, p, m, at, local, size, use);
+    const uint64_t element = (1ull << size) - 1;  // aligned, so all in one word
+    uint64_t missing = 0;
+    for (uint32_t left = m; left; left &= left - 1) {
+        const uint32_t lane = first_lane(left), shift = at[lane] & 63;
+        uint64_t& written = local_written(w, lane)[at[lane] >> 6];
+        if (use & reads) missing |= ~(written >> shift) & element;
+        else written |= element << shift;
+    }
+    if (missing || use == reads_and_writes) return reach_slowly(w, p, m, at, local, size, use);
     count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0, 0);
     const Eight index = {0, 1, 2, 3, 4, 5, 6, 7};
     for (int i = 0; i < 4; ++i)
@@ -369,6 +379,8 @@ bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, 
         const Touch touch = {w, p, lane, space, address, found.host, static_cast<uint32_t>(size), weak};
         if (!watcher || !watcher->takes_unwritten(touch)) return refuse(Fault::uninitialised);
     }
+    if ((use & reads) && space == local && !all_marked(local_written(w, lane), address, size))
+        return refuse(Fault::uninitialised);
     return true;
 }
 

@@ -3,9 +3,9 @@
 // Shapes    A, B [n] fp64; visits one word; flags [steps] words, all 0 before a launch
 // Work      phase and scale are what one launch does; phases and scale_* do `count` or `steps` of them with a barrier
 //           of the grid after each. They take a cooperative launch.
-//           Where the source has grid.sync of cooperative groups, grid_barrier.cuh stands here: the virtual GPU has no
-//           %envreg2, in which the driver hands over grid.sync's word. ptxas makes the same of both between the two
-//           barriers of the block: a fence, an atomic addition, reads until bit 31 changes. Ours counts in block 0.
+//           Where the source has grid.sync of cooperative groups, grid_barrier.cuh stands here. ptxas makes the same
+//           of both between the two barriers of the block: a fence, an atomic addition, reads until bit 31 changes.
+//           Ours counts in block 0.
 // Slow by choice: a phase has nothing to do, and the small arrays fit L2, so what is left is launch or barrier.
 //           The pointers of scale are __restrict__, as published.
 // Checked   tests/measure/test_validation.py

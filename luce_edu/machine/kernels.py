@@ -24,6 +24,7 @@ from luce_edu.machine.assemble import Program, assemble
 from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
+from luce_edu.machine.lower import GRID_WORKSPACE
 from luce_edu.machine.report import FAULTS, words
 
 INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
@@ -109,6 +110,14 @@ class Variables:
                 first = start + offset + at_byte
                 self._memory[first : first + 8] = np.frombuffer(struct.pack("<Q", value), np.uint8)
 
+    @cached_property
+    def grid_workspace(self) -> np.ndarray:
+        """Two words for a cooperative launch: a size that nobody asks for, and the word of the grid's barrier."""
+        words = np.zeros(2, np.uint32)
+        begin = self.address[GRID_WORKSPACE] = words.ctypes.data
+        self.ranges.append((begin, begin + words.nbytes, GRID_WORKSPACE, False, 4))
+        return words
+
 
 class Kernel:
     """A kernel that the virtual GPU can launch.
@@ -122,6 +131,8 @@ class Kernel:
         self.name, self.card, self._text = name, card, text
         self._variables, self._registers = variables, registers
         self.program = _assembled(text, name)
+        needs_workspace = any(symbol == GRID_WORKSPACE for _, symbol, _ in self.program.relocations)
+        self.grid_workspace = variables.grid_workspace if needs_workspace else None
 
     @cached_property
     def registers(self) -> int:
@@ -229,6 +240,11 @@ class Prepared:
                 f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at "
                 "once"
             )
+        if kernel.grid_workspace is not None and not cooperative:
+            raise LaunchError(
+                f"{kernel.name}: grid.sync() of cooperative groups needs a cooperative launch; launch it with "
+                "cooperative=True"
+            )
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)
         self._parameters = pack(kernel, self.args)
@@ -281,6 +297,8 @@ def run(
 def launch_texts(launches: Sequence[Prepared]) -> ctypes.Array:
     """The launches as the core takes them, with nothing counted yet."""
     for launch in launches:
+        if launch.kernel.grid_workspace is not None:
+            launch.kernel.grid_workspace.fill(0)  # a launch that was cut off leaves anything
         for array in (launch.counts, launch.sites, launch.traffic, launch.totals):
             array.fill(0)
     return (LaunchText * len(launches))(*(launch.text for launch in launches))

@@ -107,6 +107,8 @@ def words_of(kind):
 
 
 DYNAMIC = "dynamic shared memory"  # stands for the symbol whose address is the size of the static
+# Stands for the symbol of what the driver hands to a cooperative launch: cooperative groups keep their barrier there.
+GRID_WORKSPACE = "the grid's workspace"
 
 
 class Lowering:
@@ -245,6 +247,15 @@ class Lowering:
             result = self.new(CLOCKS[name])
             self.emit(name, (result,), (), shape("d", ""), keep=True)
             return self.resized(result, CLOCKS[name], words_of(kind))
+        if name in ("envreg1", "envreg2"):  # the upper and the lower half of the workspace's address
+            address = self.new(DOUBLE)
+            self.emit("mov.b64.i", (address,), (), shape("d", "")).symbol = GRID_WORKSPACE
+            if name == "envreg1":
+                upper = self.new(DOUBLE)
+                self.emit("shr.u64", (upper,), (address, self.constant(32, WORD)), shape("d", "a b"))
+                address = upper
+            half = self.resized(address, DOUBLE, WORD)
+            return self.resized(half, WORD, words_of(kind))
         if name in ("aggr_smem_size",):
             return self.read_special(Special("%total_smem_size"), kind)
         if name in ("reserved_smem_offset_begin", "reserved_smem_offset_end", "current_graph_exec"):

@@ -17,8 +17,8 @@ import numpy as np
 
 from luce_edu.errors import KernelError, LaunchError
 from luce_edu.machine import ptx
-from luce_edu.machine.core import LaunchText, OrderText, Report, Trace, core
-from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Prepared
+from luce_edu.machine.core import OrderText, Report, Trace, core
+from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Prepared, launch_texts
 from luce_edu.machine.report import words
 
 MOST_STEPS = 2000
@@ -73,7 +73,7 @@ def step(
     at, mask = np.zeros(most, np.int32), np.zeros(most, np.uint32)
     registers = np.zeros((most + 1, program.arena_bytes), np.uint8)
     trace = Trace(at_block, warp, None, None, most, 0, at.ctypes.data, mask.ctypes.data, registers.ctypes.data)
-    texts, report = (LaunchText * 1)(launch.text), Report()
+    texts, report = launch_texts([launch]), Report()
     order = OrderText(1, 1, seed % 2**64, INSTRUCTIONS, False, False, ctypes.addressof(trace))
     core().luce_run(texts, 1, ctypes.byref(order), ctypes.byref(report))
     if report.fault:

@@ -134,6 +134,18 @@ def test_uninitialised_shared_memory_is_named(seed):
 
 
 @pytest.mark.planted
+@pytest.mark.parametrize("how", [{}, {"seed": 0}, {"seed": 1, "races": True}, {"seed": 1, "hostile": True}], ids=str)
+def test_uninitialised_local_memory_is_named(module, how):
+    """In one thread, whose neighbours have written the same element of theirs; nothing stays of the launch before."""
+    out = torch.zeros(64)
+    for where in (5, 13):
+        module["uninitialised_local"].launch(2, 26, [out, where], **how)  # without thread 26
+        said = report("uninitialised_local", 2, 64, [out, where], **how)
+        says(said, "reports.cu", "local memory", "uninitialised", 26)
+
+
+
+@pytest.mark.planted
 def test_null_and_foreign_pointers_are_named(module):
     foreign, freed = torch.randn(128), torch.randn(128).data_ptr()
     before = foreign.clone()

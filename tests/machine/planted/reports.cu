@@ -87,6 +87,15 @@ extern "C" __global__ void uninitialised_dynamic(float* out) {
     out[threadIdx.x] = dynamic[63 - threadIdx.x];  // uninitialised dynamic
 }
 
+// Thread 26 does not write its element `where`, and all read theirs; as a byte, where `where` is 8 or more.
+extern "C" __global__ void uninitialised_local(float* out, int where) {
+    float local[8];
+    for (int k = 0; k < 8; ++k)
+        if (threadIdx.x != 26 || k != where % 8) local[(k + threadIdx.x) % 8] = k;
+    out[threadIdx.x] = where < 8 ? local[(where + threadIdx.x) % 8]  // uninitialised local
+        : reinterpret_cast<unsigned char*>(local)[4 * ((where + threadIdx.x) % 8) + 1];
+}
+
 // ---- Barriers ----
 
 extern "C" __global__ void two_barriers_of_a_warp(int* out) {
