@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_bench)
 
     profile = commands.add_parser("profile", help="where a stage's microseconds go, modelled for a card not there")
-    profile.add_argument("what", metavar="STAGE|prompt", help="such as megakernel: one token; prompt: a whole prompt")
+    profile.add_argument("what", metavar="STAGE|KERNEL|prompt", help="such as megakernel, a token; rms_norm")
     profile.add_argument("--card", metavar="NAME", help="as `cards` lists them (default: LUCE_CARD, or an RTX 3090)")
     profile.add_argument("--model", default="tiny", help=f"{_MODELS} (default: %(default)s)")
     profile.add_argument("--position", type=int, metavar="N", help="of the token, in tokens (default: 520)")
@@ -317,9 +317,9 @@ def _status(not_run: list[dict], has_all: bool, args) -> int:
 
 def _profile(args) -> int:
     import luce_edu
-    from luce_edu.measure.profile import check_profiled, find_profiled_card
+    from luce_edu.measure.profile import find_profiled, find_profiled_card, profiled_kernels
 
-    check_profiled(args.what)
+    stage, kernel = find_profiled(args.what)
     card = find_profiled_card(args.card)
     if args.trace:
         from luce_edu.measure.trace import check_writable, write_trace
@@ -329,6 +329,10 @@ def _profile(args) -> int:
         found = luce_edu.profile(
             args.what, card=card, model=args.model, position=args.position, tokens=args.tokens
         )  # fmt: skip
+    others = [name for name, kernels in profiled_kernels().items() if kernel in kernels and name != stage]
+    if kernel == args.what and others:
+        named = " and ".join(f"{name}.{kernel}" for name in others)
+        print(f"luce-edu: {kernel}: of {stage}; there is {named} as well", file=sys.stderr)
     if args.trace:
         write_trace(found, args.trace)
     if args.json:

@@ -11,6 +11,11 @@
     show_ptx("csrc/rms_norm.cuh", line=23)                          in the first kernel that has any
     show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     of a region, in the kernel that you name
     show_ptx(verdict, line=5)                                       of a line of a %%kernel cell, kept with --as
+
+`show_heat` shows beside each source line what the clock of the virtual GPU says of it:
+
+    show_heat("csrc/matvec.cuh", luce_edu.profile("per_layer"), "warp_dot")
+    show_heat(verdict)                                              of a %%kernel cell with --profile, kept with --as
 """
 
 from __future__ import annotations
@@ -21,8 +26,12 @@ import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luce_edu.backends import csrc_dir
+
+if TYPE_CHECKING:
+    from luce_edu.measure.profile import Profile
 
 PACKAGE = Path(__file__).resolve().parent
 KERNEL_FILES = ("per_op.cu", "per_layer.cu", "megakernel.cu", "prefill.cu")  # in which show_ptx looks, in this order
@@ -55,21 +64,23 @@ class Source:
         lines = f"lines {self.first_line} to {last}" if last > self.first_line else f"line {last}"
         return f"{self.path}, {lines}"
 
-    def _numbered(self, lines: list[str]) -> list[tuple[str, str]]:
+    def numbered(self, lines: list[str]) -> list[tuple[str, str]]:
+        """Each of the lines, in whatever form, with its number in front."""
         numbers = range(self.first_line, self.first_line + len(lines))
         return [(f"{number:4d}", line) for number, line in zip(numbers, lines, strict=True)]
 
     def __repr__(self) -> str:
-        lines = [f"{number}  {line}".rstrip() for number, line in self._numbered(self.text.split("\n"))]
+        lines = [f"{number}  {line}".rstrip() for number, line in self.numbered(self.text.split("\n"))]
         return "\n".join([self.heading, *lines])
 
     def _repr_html_(self) -> str:
-        lines = self._numbered(_coloured(self.text, self.path))
+        lines = self.numbered(coloured(self.text, self.path))
         numbered = [f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}' for number, line in lines]
-        return _as_html(self.heading, numbered)
+        return as_html(self.heading, numbered)
 
 
-def _as_html(heading: str, lines: list[str]) -> str:
+def as_html(heading: str, lines: list[str]) -> str:
+    """A heading over lines of code that are HTML already."""
     body = "\n".join(lines)
     return (
         f"<div><code>{html.escape(heading)}</code></div>"
@@ -100,7 +111,7 @@ class Listing:
         return shown
 
     def __repr__(self) -> str:
-        lines = self.source._numbered(self.source.text.split("\n"))
+        lines = self.source.numbered(self.source.text.split("\n"))
         rows = [self.heading]
         for (number, line), made in zip(lines, self._shown, strict=True):
             rows += [f"{number}  {line}".rstrip(), *(f"{'':12}{text}" for text in made)]
@@ -108,11 +119,11 @@ class Listing:
 
     def _repr_html_(self) -> str:
         rows = []
-        lines = self.source._numbered(_coloured(self.source.text, self.source.path))
+        lines = self.source.numbered(coloured(self.source.text, self.source.path))
         for (number, line), made in zip(lines, self._shown, strict=True):
             rows.append(f'<span style="opacity: 0.5; user-select: none">{number}  </span>{line}')
             rows += [f'<span style="opacity: 0.75">{"":12}{html.escape(text)}</span>' for text in made]
-        return _as_html(self.heading, rows)
+        return as_html(self.heading, rows)
 
 
 def show_source(what: object, name: str | None = None) -> None:
@@ -140,7 +151,24 @@ def show_ptx(what: object, name: str | None = None, *, line: int | None = None, 
     _display(find_ptx(what, name, line=line, kernel=kernel))
 
 
-def _display(shown: Source | Listing) -> None:
+def show_heat(what: object, profile: Profile | None = None, name: str | None = None) -> None:
+    """Display source lines, and beside each its share of all waits, its machine instructions, and what they wait for.
+
+    what     a path that starts with "csrc/", or the verdict of a %%kernel cell with --profile, kept with --as
+    profile  what `luce_edu.profile` gives; a verdict has its own
+    name     with a path: a region, as `show_source` takes it; None: the whole file
+    A line has what its own instructions waited for, and those of functions that were inlined into it and are not among
+    the lines themselves. Waits are cycles of warps, for an issue slot or pipe, for the result of arithmetic or a load
+    from shared memory (operand), for memory, and at barriers; all modelled. They stand at the line that waits, so those
+    for a load at the line that uses the value.
+    Raises ValueError as `show_source` does, for what is no profile, and where the profile has nothing of these lines.
+    """
+    from luce_edu.heat import find_heat
+
+    _display(find_heat(what, profile, name))
+
+
+def _display(shown: object) -> None:
     try:
         from IPython.display import display
     except ImportError:  # a plain Python
@@ -230,16 +258,43 @@ def _of_cell(verdict: object, name: str | None, line: int | None, kernel: str | 
         raise ValueError(f"expected a path or the verdict of a %%kernel cell, got {verdict!r}")
     if name is not None or kernel not in (None, verdict.kernel):
         raise ValueError(f"a verdict has one cell and one kernel, {verdict.kernel}; give line= alone")
-    lines = ["%%kernel", *verdict.attempt.text.rstrip().split("\n")]  # the magic is line 1
-    if line is not None and (type(line) is not int or not 2 <= line <= len(lines)):
-        raise ValueError(
-            f"{verdict.kernel}: line must be from 2 to {len(lines)}, with %%kernel as line 1, got {line!r}"
-        )
-    source = _plain(CELL, lines, line or 2, line or len(lines))
+    source = cell_source(verdict.attempt.text)
+    last = source.first_line + source.text.count("\n")
+    if line is not None:
+        if type(line) is not int or not source.first_line <= line <= last:
+            raise ValueError(f"{verdict.kernel}: line must be from 2 to {last}, with %%kernel as line 1, got {line!r}")
+        source = _plain(CELL, ["", *source.text.split("\n")], line, line)
     listing, _ = _listing(source, CELL, verdict.ptx, verdict.kernel, find_card(None).arch, "the cell")
     if listing is None:
         raise ValueError(f"{source.heading}: NVRTC made no instruction of it in {verdict.kernel}")
     return listing
+
+
+def cell_source(text: str) -> Source:
+    """The text of a %%kernel cell; the magic is line 1."""
+    from luce_edu.inline.trial import CELL
+
+    lines = ["", *text.rstrip().split("\n")]
+    return _plain(CELL, lines, 2, len(lines))
+
+
+def whole_file(path: str | Path) -> Source:
+    """All lines of a file; ValueError where there is none."""
+    path, file = _file(path)
+    lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+    return _plain(path, lines, 1, len(lines))
+
+
+def _file(path: str | Path) -> tuple[str, Path]:
+    """A path from the top of the repository as text, and the file."""
+    path = Path(path).as_posix()
+    top, _, rest = path.partition("/")
+    roots = {"csrc": csrc_dir(), "luce_edu": PACKAGE}
+    if top not in roots:
+        raise ValueError(f"{path}: expected a path that starts with csrc/ or luce_edu/")
+    if not (roots[top] / rest).is_file():
+        raise ValueError(f"{path}: no such file")
+    return path, roots[top] / rest
 
 
 def find_source(what: object, name: str | None = None) -> Source:
@@ -248,14 +303,8 @@ def find_source(what: object, name: str | None = None) -> Source:
         if name is not None:
             raise ValueError(f"a name goes with a path, not with {what!r}")
         return _of_object(what)
-    path = Path(what).as_posix()
-    top, _, rest = path.partition("/")
-    roots = {"csrc": csrc_dir(), "luce_edu": PACKAGE}
-    if top not in roots:
-        raise ValueError(f"{path}: expected a path that starts with csrc/ or luce_edu/")
-    if not (roots[top] / rest).is_file():
-        raise ValueError(f"{path}: no such file")
-    text = (roots[top] / rest).read_text(encoding="utf-8")
+    path, file = _file(what)
+    text = file.read_text(encoding="utf-8")
     if name is not None and name.startswith("<"):
         regions = _marked_regions(text, name)
     else:
@@ -363,7 +412,7 @@ def _declarations(code: str):
             first = at + 1
 
 
-def _coloured(text: str, path: str) -> list[str]:
+def coloured(text: str, path: str) -> list[str]:
     """The lines as HTML. Without pygments they are only escaped."""
     try:
         from pygments import lex

@@ -30,6 +30,7 @@ namespace {
 
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr uint32_t nobody_id = ~0u;
+constexpr uint32_t landed_id = nobody_id - 1;  // of a slot: a load that has landed set it
 constexpr int line_bytes = 128, sector_bytes = 32;
 constexpr uint64_t few_blocks = 32;    // so few are not worth a second OS thread
 constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else going on: a deadlock
@@ -544,7 +545,7 @@ public:
         TimedWarp& t = *load.warp;
         if (t.instance == load.instance) t.local[load.local] = load.ready;
         for (int32_t slot : load.results)
-            if (slot >= 0 && t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = nobody_id;
+            if (slot >= 0 && t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = landed_id;
         sm.free_loads.push_back(id);
         if (t.state == State::runs && t.next == never) settle(t);
     }
@@ -556,13 +557,13 @@ private:
         if (source == -1) return 0;
         if (source < -1) {
             const double when = t.slots[-2 - source];
+            if (t.slot_load[-2 - source] != nobody_id && when > t.earliest) of_memory = true;
             return when;
         }
         const Instruction& from = at(t, t.block_first + source);
         if (from.kind == Kind::free_) return sources_of(t, from, of_memory);
-        const bool memory = from.kind == Kind::load || from.kind == Kind::bypass;
         const double when = t.local[source];
-        if (memory && when > t.earliest) of_memory = true;
+        if (loads(from) && when > t.earliest) of_memory = true;
         return when;
     }
 
@@ -589,7 +590,8 @@ private:
             const Instruction& i = at(t, t.cursor);
             bool of_memory = false;
             if (i.kind == Kind::free_) {
-                set_results(t, i, sources_of(t, i, of_memory));
+                const double when = sources_of(t, i, of_memory);
+                set_results(t, i, when, of_memory);
                 ++t.cursor;
                 continue;
             }
@@ -605,11 +607,13 @@ private:
         }
     }
 
-    void set_results(TimedWarp& t, const Instruction& i, double when) {
+    static bool loads(const Instruction& i) { return i.kind == Kind::load || i.kind == Kind::bypass; }
+
+    void set_results(TimedWarp& t, const Instruction& i, double when, bool of_memory) {
         for (int32_t slot : i.results) {
             if (slot < 0) return;
             t.slots[slot] = when == never ? t.earliest : when;
-            t.slot_load[slot] = nobody_id;
+            t.slot_load[slot] = of_memory ? landed_id : nobody_id;
         }
     }
 
@@ -697,7 +701,7 @@ private:
         double ready = when + i.latency;
         if (is_access(i)) ready = access(sm, t, i, when, local);
         t.local[local] = ready;
-        if (ready != never) set_results(t, i, ready);
+        if (ready != never) set_results(t, i, ready, loads(i));
         ++t.cursor;
         if (!t.vain) ++sm.progress;
         settle(t);

@@ -36,7 +36,7 @@ struct Instruction {
     float busy;       // cycles that it keeps its pipe
     int32_t sources[most_sources];  // n: instruction n of this basic block; -1: none; -2 - k: register slot k, from before
     int32_t results[most_results];  // register slots whose value is this one's behind the block; -1: none
-    int32_t line;
+    int32_t statement;  // not for the core
     int32_t joined;   // shared loads that it makes at once: its own and those of the same size behind it in memory
 };
 static_assert(sizeof(Instruction) == 64);

@@ -15,9 +15,11 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import display
 
 from luce_edu.backends.cuda import ARCHITECTURES
+from luce_edu.heat import find_heat
 from luce_edu.inline.exercise import find_exercise
 from luce_edu.inline.specs import SPECS, find_spec
 from luce_edu.inline.trial import INSTRUCTIONS, Attempt, Verdict, try_kernel
+from luce_edu.measure.profile import find_profiled_card
 
 
 class KernelRefused(AssertionError):
@@ -48,6 +50,8 @@ def _parser() -> _Parser:
         help="that the warps of a launch may execute before it is stopped (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--as", dest="variable", metavar="VARIABLE", help="keeps the verdict under this name")
+    parser.add_argument("--profile", action="store_true", help="modelled time of a right kernel, and a heat map")
+    parser.add_argument("--card", metavar="NAME", help="for --profile (default: LUCE_CARD, or an RTX 3090)")
     parser.add_argument("--wrong", action="store_true", help="the cell shows a mistake: passing is what raises")
     return parser
 
@@ -76,6 +80,8 @@ class KernelMagics(Magics):
         if not args.wrong and not verdict.passed:
             raise KernelRefused(str(verdict))
         display(verdict)
+        if verdict.profile:
+            display(find_heat(verdict))
 
     @staticmethod
     def _try(args, cell: str) -> Verdict:
@@ -89,8 +95,13 @@ class KernelMagics(Magics):
             raise UsageError(f"%%kernel: --seed must be from 0 to 2**32 - 1, got {args.seed}")
         if args.variable is not None and (not args.variable.isidentifier() or iskeyword(args.variable)):
             raise UsageError(f"%%kernel: --as {args.variable!r} is no name for a variable")
+        if args.card and not args.profile:
+            raise UsageError("%%kernel: --card says for which card --profile models the time; add --profile")
         find_spec(args.against)
-        attempt = Attempt(args.name, args.against, cell, args.grid, args.block, args.smem, args.arch, args.seed)
+        attempt = Attempt(
+            args.name, args.against, cell, args.grid, args.block, args.smem, args.arch, args.seed,
+            profile_on=find_profiled_card(args.card) if args.profile else None,
+        )  # fmt: skip
         return try_kernel(attempt, instructions=args.instructions)
 
     @line_magic

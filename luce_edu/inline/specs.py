@@ -30,6 +30,7 @@ class Spec:
     computes    in a line
     parameters  C++ type by name; a kernel takes any of them, in any order
     shapes      each a size for every dimension; the last one is the one that is reported
+    timed       the one that --profile times: what one token of Qwen3.5-0.8B asks for, where the spec serves it
     make        make(shape, random) -> inputs by name; random(*size) draws from a normal distribution
     outputs     outputs(shape) -> size by name: made by the trial, filled with NaN
     truth       truth(inputs, shape) -> what outputs, and inputs that the kernel changes, must be
@@ -42,6 +43,7 @@ class Spec:
     computes: str
     parameters: Mapping[str, str]
     shapes: tuple[Shape, ...]
+    timed: Shape
     make: Callable[[Shape, Callable[..., torch.Tensor]], dict[str, torch.Tensor | float]]
     outputs: Callable[[Shape], dict[str, tuple[int, ...]]]
     truth: Callable[[dict, Shape], dict[str, torch.Tensor]]
@@ -177,14 +179,14 @@ SPECS: dict[str, Spec] = {
         Spec(
             "torch.add", "y = x + r",
             {"x": _TENSOR, "r": _TENSOR, "y": _OUT, "n": "int"},
-            _shapes("n", (1,), (31,), (257,), (1000,), (4096,)),
+            _shapes("n", (1,), (31,), (257,), (1000,), (4096,)), {"n": 1024},
             _add, lambda s: {"y": (s["n"],)}, lambda i, s: {"y": torch.add(i["x"], i["r"])},
             grid="n / block",
         ),
         Spec(
             "reference.rms_norm", "y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * (1 + weight), row by row",
             {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
-            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)), {"rows": 1, "n": 1024},
             _rms_norm, lambda s: {"y": (s["rows"], s["n"])},
             lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
             grid="rows", needs="n up to 1024",
@@ -193,7 +195,7 @@ SPECS: dict[str, Spec] = {
             "uniform.rms_norm",
             "as reference.rms_norm, on inputs whose elements are all alike: a check blind to indices",
             {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
-            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)), {"rows": 1, "n": 1024},
             _alike, lambda s: {"y": (s["rows"], s["n"])},
             lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
             grid="rows", needs="n up to 1024",
@@ -202,7 +204,7 @@ SPECS: dict[str, Spec] = {
             "torch.add+reference.rms_norm", "mid = x + r; y = rms_norm(mid, weight), row by row",
             {"x": _TENSOR, "r": _TENSOR, "weight": _TENSOR, "mid": _OUT, "y": _OUT, "rows": "int", "n": "int",
              "eps": "float"},
-            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)),
+            _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)), {"rows": 1, "n": 1024},
             _add_rms_norm, lambda s: {"mid": (s["rows"], s["n"]), "y": (s["rows"], s["n"])}, _add_rms_norm_truth,
             grid="rows", needs="n up to 1024",
         ),
@@ -210,13 +212,14 @@ SPECS: dict[str, Spec] = {
             "F.linear", "y[r] = sum over c of W[r, c] * x[c]; W in bf16",
             {"W": _BF16, "x": _TENSOR, "y": _OUT, "rows": "int", "cols": "int"},
             _shapes("rows cols", (1, 8), (7, 264), (33, 520), (130, 256), (128, 1024)),
+            {"rows": 3584, "cols": 1024},  # gate_proj
             _linear, lambda s: {"y": (s["rows"],)}, lambda i, s: {"y": F.linear(i["x"], i["W"].float())},
             grid="rows / block", needs="cols a multiple of 8; W and x 16-byte aligned",
         ),
         Spec(
             "reference.causal_conv", "one token of the depthwise convolution with SiLU; conv_state moves on",
             {"x": _TENSOR, "weight": _TENSOR, "conv_state": _OUT, "y": _OUT, "channels": "int", "taps": "int"},
-            _shapes("channels taps", (1, 2), (37, 3), (300, 5), (640, 4)),
+            _shapes("channels taps", (1, 2), (37, 3), (300, 5), (640, 4)), {"channels": 6144, "taps": 4},
             _causal_conv, lambda s: {"y": (s["channels"],)}, _causal_conv_truth,
             grid="channels / block", needs="taps from 2 to 8",
         ),
@@ -226,6 +229,7 @@ SPECS: dict[str, Spec] = {
             {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "beta": _TENSOR, "g": _TENSOR, "S": _OUT, "o": _OUT,
              "heads": "int", "K": "int", "V": "int"},
             _shapes("heads K V", (1, 1, 4), (3, 40, 48), (2, 33, 20), (2, 128, 128)),
+            {"heads": 16, "K": 128, "V": 128},
             _delta_rule, lambda s: {"o": (s["heads"], s["V"])}, _delta_rule_truth,
             grid="heads", block=128, needs="V a multiple of 4, up to 128; K up to 128",
         ),
@@ -234,6 +238,7 @@ SPECS: dict[str, Spec] = {
             {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "o": _OUT,
              "heads": "int", "positions": "int", "head_dim": "int"},
             _shapes("heads positions head_dim", (1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128)),
+            {"heads": 8, "positions": 520, "head_dim": 128},  # half of the model's head_dim
             _attention, lambda s: {"o": (s["heads"], s["head_dim"])}, _attention_truth,
             grid="heads", block=128, needs="head_dim a multiple of 32, up to 128",
             limit=1e-4,  # the rounding of a score of 100 is one of 3e-5 in exp() of it

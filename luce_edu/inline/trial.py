@@ -5,6 +5,7 @@ It runs in this process: no access of a kernel on the virtual GPU can leave its 
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -27,8 +28,9 @@ from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.faults import planted
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
-from luce_edu.machine.cards import find_card
+from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.measure.profile import Profile, number, profile
 from luce_edu.models import DATA
 from luce_edu.stages.dims import kernel_defines
 from luce_edu.tables import Tabular
@@ -66,6 +68,7 @@ class Attempt:
     grid, smem  expressions in the spec's dimensions and `block`: blocks, and bytes of dynamic shared memory
     arch        whose registers to report
     seed        draws the inputs and the hostile order of warps; None for fresh ones
+    profile_on  the card on which a right kernel gets modelled times; None: no times
     mistakes    whose hint is added to the verdict on a kernel that computes one of them
     """
 
@@ -78,6 +81,7 @@ class Attempt:
     arch: str = "sm_86"
     seed: int | None = None
     mistakes: tuple[Mistake, ...] = ()
+    profile_on: Card | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,6 +92,8 @@ class Verdict(Tabular):
     shape        the one that the counts are of, with grid and block
     traffic      by parameter, of one launch, as are instructions (of warps, in PTX) and bank_conflicts
     least_read, least_written  bytes of the tensors, each once
+    profile      of one launch at the spec's shape for it, with nothing in L2; modelled, None unless asked for
+    least_bytes  of the tensors at that shape, each once
     """
 
     attempt: Attempt
@@ -108,6 +114,8 @@ class Verdict(Tabular):
     least_read: int = 0
     least_written: int = 0
     resources: Resources | None = None
+    profile: Profile | None = None
+    least_bytes: int = 0
     remark: str = ""  # on a kernel that is right, and not as the course writes them
     printed: str = ""
 
@@ -135,6 +143,23 @@ class Verdict(Tabular):
     @property
     def bytes_written(self) -> int:
         return self.total.moved_write
+
+    @property
+    def us(self) -> float:
+        """Modelled microseconds from the first block to the last, without the launch. ValueError without a profile."""
+        if self.profile is None:
+            raise ValueError(f"{self.kernel} has no modelled time: add --profile to its %%kernel line")
+        return self.profile.total_us - self.profile.launch_us
+
+    @property
+    def least_us(self) -> float:
+        """Microseconds that least_bytes take at the datasheet's bandwidth of the profile's card."""
+        return self.least_bytes / (find_card(self.profile.card).memory_gb_per_s * 1e3) if self.profile else 0.0
+
+    @property
+    def peak_share(self) -> float:
+        """least_us over us: the share of the card's bandwidth that bytes which are moved once make of it."""
+        return self.least_us / self.us
 
     @property
     def ptx(self) -> str:
@@ -179,6 +204,21 @@ class Verdict(Tabular):
             [f"registers a thread, {self.arch}", str(used.registers), ""],
             ["bytes spilled a thread", f"{used.spill_store_bytes + used.spill_load_bytes:,}", "0"],
             ["shared memory a block, bytes", f"{used.shared_bytes + self.dynamic_bytes:,}", ""],
+            *(self._times() if self.profile else ()),
+        ]
+
+    def _times(self) -> list[list[str]]:
+        found = self.profile
+        split = {name: us / self.us for name, us in found.split.items() if name != "launch"}
+        return [
+            [f"µs on {found.on_card}, modelled", number(self.us), number(self.least_us)],
+            ["  " + ", ".join(split), ", ".join(f"{share:.0%}" for share in split.values()), ""],
+            ["  µs for the launch before it", number(found.launch_us), ""],
+            ["  GB/s, each byte once", number(self.least_bytes / self.us / 1e3), ""],
+            ["  share of the card's bandwidth", f"{self.peak_share:.1%}", "100%"],
+            ["  MB from DRAM and to it", number(found.dram_bytes / 1e6), number(self.least_bytes / 1e6)],
+            ["  sectors", f"{found.sectors:,}", f"{-(-self.least_bytes // 32):,}"],
+            ["  bank conflicts", f"{found.bank_conflicts:,}", "0"],
         ]
 
     @property
@@ -189,6 +229,8 @@ class Verdict(Tabular):
             f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
             "warp touches, counted on the virtual GPU. Registers, spills and static shared memory: NVIDIA's compiler."
             + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
+            + (f" Time, and what stands below it: {_words(find_spec(self.attempt.against).timed)}, nothing in L2 "
+               "before. What is written may stay in L2." if self.profile else "")
         )
 
     def _repr_html_(self) -> str:
@@ -332,6 +374,9 @@ def _run(
             if backends is devices[0]:
                 counted, reported = results[0].launch, inputs
     binary = _compiled(compile_cubin, SOURCE, [attempt.kernel], defines, attempt.arch, csrc=tree, cell=attempt)
+    timed = {}
+    if attempt.profile_on:
+        timed = _profiled(attempt, spec, order, make_backend("host", **usual, card=attempt.profile_on), block, defines)
     tensors = {name: t for name, t in reported.items() if isinstance(t, torch.Tensor)}
     written = [t for name, t in tensors.items() if not spec.parameters[name].startswith("const")]
     outputs = sum(4 * torch.Size(size).numel() for size in spec.outputs(shape).values())
@@ -352,7 +397,20 @@ def _run(
         least_read=sum(t.nbytes for t in tensors.values()),
         least_written=sum(t.nbytes for t in written) + outputs,
         resources=binary.resources[attempt.kernel],
+        **timed,
     )
+
+
+def _profiled(attempt: Attempt, spec: Spec, order: list[str], backend: HostBackend, block: int, defines) -> dict:
+    """Fields of the verdict: the kernel is run and judged at the timed shape, then runs again with the clock on."""
+    kernel = _compiled(backend.compile, SOURCE, [attempt.kernel], defines, cell=attempt)[attempt.kernel]
+    inputs = spec.make(spec.timed, _normal(0))
+    result = _launch(attempt, spec, order, backend, kernel, spec.timed, block, inputs)
+    _judge(attempt, spec, spec.timed, inputs, [result])
+    graph = backend.capture(result.again)
+    least = sum(tensor.nbytes for tensor in result.given.values())
+    least += sum(tensor.nbytes for name, tensor in result.tensors.items() if name in inputs)  # read and written
+    return {"profile": profile(graph.steps), "least_bytes": least}
 
 
 def _compiled(compile: Callable, *args, cell: Attempt, **options):
@@ -390,11 +448,17 @@ def _normal(seed: int) -> Callable[..., torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Result:
-    """All that a run could have changed, and its line of the ledger. hostile: how the run differs, in words."""
+    """All that a run could have changed, and its line of the ledger.
+
+    hostile  how the run differs, in words
+    given    all tensors that the launch has;  again: launches once more on them, as they are now
+    """
 
     tensors: Mapping[str, torch.Tensor]
     launch: Launch
     hostile: str
+    given: Mapping[str, torch.Tensor]
+    again: Callable[[], None]
 
 
 def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Result:
@@ -411,8 +475,9 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Res
     values = dict(shape) | {name: v for name, v in inputs.items() if isinstance(v, float)} | tensors
     hostile = ", in a hostile order of threads only" if getattr(backend, "seed", None) is not None else ""
     backend.name_tensors(tensors)
+    launch = functools.partial(backend.launch, kernel, grid, block, smem, [values[name] for name in order])
     try:
-        backend.launch(kernel, grid, block, smem, [values[name] for name in order])
+        launch()
         backend.synchronize()
     except LaunchError as error:
         raise _Problem("launch", str(error)) from None
@@ -425,7 +490,7 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Res
             said = f"it had not ended after {backend.instructions:,} instructions of its warps, and was stopped"
         raise _Problem("time" if fault == "budget" else "kernel", f"{_words(shape)}{hostile}: {said}", fault) from None
     changed = {name: t.cpu() for name, t in tensors.items() if not spec.parameters[name].startswith("const")}
-    return _Result(changed, backend.ledger.entries[-1], hostile)
+    return _Result(changed, backend.ledger.entries[-1], hostile, tensors, launch)
 
 
 def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: Sequence[_Result]) -> None:

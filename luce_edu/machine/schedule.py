@@ -32,7 +32,7 @@ from luce_edu.machine.table import BITS
 ENTRY = np.dtype([
     ("row", "<i4"), ("pipe", "u1"), ("kind", "u1"), ("issues", "<u2"), ("latency", "<f4"), ("busy", "<f4"),
     ("sources", "<i4", 6), ("result", "<i4"), ("result2", "<i4"), ("result3", "<i4"), ("result4", "<i4"),
-    ("line", "<i4"), ("joined", "<i4"),
+    ("statement", "<i4"), ("joined", "<i4"),
 ])  # fmt: skip
 
 PIPES = (
@@ -69,7 +69,7 @@ class Schedule:
         sources   n >= 0: entry n of the same block, counted from the block's first; -1 nothing; -2 - k: the register
                   slot k, as it was when the block began
         result    -1 or the register slot whose time this entry sets for later blocks; so are result2 to result4
-        line      the number of its source line, as in Program.lines
+        statement its index in Program.instructions; -1 where there is none
         joined    1, or how many shared loads it makes at once: its own and those of the same size behind it in memory,
                   for which free entries follow
     blocks    int32 [n, 2]: first entry and number of entries, by the number of the basic block
@@ -517,10 +517,12 @@ def _has_constant(statement):
 class Node:
     """A machine instruction to be: `sources` as in Schedule, but by number of Node; `after`: what issues before it."""
 
-    __slots__ = ("row", "line", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined")
+    __slots__ = (
+        "row", "statement", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined"
+    )  # fmt: skip
 
-    def __init__(self, row, line, cost, sources, words):
-        self.row, self.line, self.cost, self.sources, self.words = row, line, cost, sources, words
+    def __init__(self, row, statement, cost, sources, words):
+        self.row, self.statement, self.cost, self.sources, self.words = row, statement, cost, sources, words
         self.after, self.results, self.joined, self.time, self.readers = [], [], [], 0.0, 0
         self.assumed = cost.latency + ASSUMED.get(cost.kind, 0.0)
 
@@ -574,7 +576,6 @@ class _Scheduler:
     def run(self):
         program = self.program
         self.find_rows()
-        self.lines = line_numbers(program.instructions)
         slots, words, predicates = {}, {}, {}
         for function, name, kind, offset, first, last in program.registers:
             if offset >= program.image_at:
@@ -684,7 +685,7 @@ class _Scheduler:
                 elif statement.index in function.joined and function.joined[statement.index].pipe == IMAD:
                     cost = function.joined[statement.index]
                 at, wide = len(nodes), sum([words.get(name, 1) for name in defs])
-                nodes.append(node := Node(self.row[statement.index], self.lines[statement.index], cost, sources, wide))
+                nodes.append(node := Node(self.row[statement.index], statement.index, cost, sources, wide))
                 value = () if free else (at,)
                 if cost.kind == PAUSE or cost.pipe == BRANCH or ins.opcode == "bar":
                     pieces += [piece, [at]]
@@ -718,7 +719,7 @@ class _Scheduler:
             if len(value) == 1 and value[0] >= 0 and len(nodes[value[0]].results) < 4:
                 nodes[value[0]].results.append(slot)
             elif value and value != (-2 - slot,):
-                node = Node(-1, self.lines[statements[-1].index], self.free, list(value), 0)
+                node = Node(-1, statements[-1].index, self.free, list(value), 0)
                 node.results.append(slot)
                 tail.append(node)
         order = self.order(nodes, pieces, self.registers - self.live_through(function, begin, stop, final))
@@ -940,24 +941,18 @@ class _Scheduler:
     def entry(self, node, place, base):
         sources = [place[source] if source >= 0 else source for source in node.sources]
         while len(sources) > 6:
-            self.entries.append((-1, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1, node.line, 1))
+            self.entries.append((-1, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1, node.statement, 1))
             sources = [*sources[6:], len(self.entries) - 1 - base]
         cost = node.cost
         self.entries.append((
             node.row, cost.pipe, cost.kind, cost.issues, cost.latency, cost.busy,
-            tuple(sources + [-1] * (6 - len(sources))), *node.results, *[-1] * (4 - len(node.results)), node.line,
+            tuple(sources + [-1] * (6 - len(sources))), *node.results, *[-1] * (4 - len(node.results)), node.statement,
             1 + len(node.joined),
         ))  # fmt: skip
 
 
 def _table(entries):
     return np.array(entries, ENTRY) if entries else np.zeros(0, ENTRY)
-
-
-def line_numbers(instructions):
-    """A number for the source line of each instruction, the same as in Program.lines."""
-    numbers = {}
-    return [numbers.setdefault((i.loc.file, i.loc.line) if i.loc else i.line, len(numbers)) for i in instructions]
 
 
 def registers_of_a_thread(needs) -> int:

@@ -218,7 +218,8 @@ def run_timed(
     ]  # fmt: skip
     if text.waits_count > len(waits):
         raise LaunchError(f"the time line has room for {len(waits):,} waits, and there are {text.waits_count:,}")
+    waits = waits[: text.waits_count].copy()  # of both arrays only what was written takes memory
     for end in ("begin", "end"):
         waits[end] -= origin
-    timeline = Timeline(waits[: text.waits_count], dram_use[: min(text.dram_count, len(dram_use))], bucket_us)
+    timeline = Timeline(waits, dram_use[: min(text.dram_count, len(dram_use))].copy(), bucket_us)
     return found, timeline

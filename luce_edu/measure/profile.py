@@ -2,6 +2,7 @@
 
     luce_edu.profile("megakernel", card="RTX 3090")
     luce_edu.profile("prompt", tokens=128)
+    luce_edu.profile("rms_norm")
     luce_edu.profile(kernel.prepare(grid, block, args))
 
 The virtual GPU runs the launches with its clock on (luce_edu/machine/timed.py). All times, rates and joules are
@@ -10,6 +11,7 @@ modelled, by the constants of luce_edu/machine/clock.py; bytes, instructions and
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections import defaultdict
@@ -25,7 +27,7 @@ from luce_edu.errors import LaunchError
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.kernels import Prepared
-from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR, line_numbers
+from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 from luce_edu.tables import Tabular
 
@@ -140,6 +142,8 @@ class Profile(Split):
     events           rows of EVENT: a block at a barrier (place: index into `places`), or on its SM (place -1)
     spans            by launch: name, begin and length in µs
     order            names of the phases, from first to last; empty but for the megakernel
+    calls            by source line and the lines into which it was inlined, innermost first: machine instructions of
+                     warps, and the cycles that they waited, as in LineTimes
     dram_use         bytes of DRAM in each BUCKET_US from the start
     """
 
@@ -170,6 +174,7 @@ class Profile(Split):
     places: Sequence[tuple[str, int]] = field(compare=False)
     spans: Sequence[tuple[str, float, float]] = field(compare=False)
     order: Sequence[str] = field(compare=False)
+    calls: Mapping[Sequence[tuple[str, int]], np.ndarray] = field(compare=False)
     dram_use: np.ndarray = field(compare=False)
 
     @property
@@ -181,9 +186,14 @@ class Profile(Split):
         """On average."""
         return self.energy_j / self.total_us * 1e6
 
+    @property
+    def on_card(self) -> str:
+        """The card with its article."""
+        return _article(self.card)
+
     def to_dict(self) -> dict:
         """All fields but those for drawing, for JSON."""
-        drawing = ("events", "places", "spans", "order", "dram_use", "kernels", "phases", "lines")
+        drawing = ("events", "places", "spans", "order", "calls", "dram_use", "kernels", "phases", "lines")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in drawing}
         tables = {name: [asdict(row) for row in getattr(self, name)] for name in ("kernels", "phases", "lines")}
         return {"kind": "modelled"} | plain | {"energy": dict(self.energy)} | tables
@@ -193,7 +203,7 @@ class Profile(Split):
         where = [self.model, None if self.position is None else f"a token at position {self.position}"]
         where += [None if self.tokens is None else f"{self.tokens} tokens"]
         named = ", ".join([self.what, *filter(None, where)])
-        return f"{named}: {_number(self.total_us)} µs (modelled for {_article(self.card)})"
+        return f"{named}: {number(self.total_us)} µs (modelled for {self.on_card})"
 
     @property
     def tables(self) -> list[Table]:
@@ -203,18 +213,18 @@ class Profile(Split):
         return [*shown, *([self._lines()] if self.lines else [])]
 
     def _summary(self) -> Table:
-        rows = [[name, f"{_number(us)} µs", _percent(us / self.total_us)] for name, us in self.split.items()]
+        rows = [[name, f"{number(us)} µs", _percent(us / self.total_us)] for name, us in self.split.items()]
         rows += [
-            ["DRAM", f"{_number(self.dram_gb_per_s)} GB/s", f"{_percent(self.dram_share)} of the datasheet's"],
-            ["  read", f"{_number(self.dram_read_bytes / 1e6)} MB", ""],
-            ["  written", f"{_number(self.dram_written_bytes / 1e6)} MB", ""],
-            ["L2", f"{_number(self.l2_bytes / 1e6)} MB", ""],
+            ["DRAM", f"{number(self.dram_gb_per_s)} GB/s", f"{_percent(self.dram_share)} of the datasheet's"],
+            ["  read", f"{number(self.dram_read_bytes / 1e6)} MB", ""],
+            ["  written", f"{number(self.dram_written_bytes / 1e6)} MB", ""],
+            ["L2", f"{number(self.l2_bytes / 1e6)} MB", ""],
             ["warps active, of an SM", f"{self.warps_active:.1f}", f"of {self.most_warps}"],
             ["machine instructions", f"{self.instructions:,.0f}", ""],
             ["bank conflicts", f"{self.bank_conflicts:,}", ""],
             ["sectors", f"{self.sectors:,}", ""],
-            ["energy", f"{_number(self.energy_j * 1e3)} mJ", f"{_number(self.power_w)} W"],
-            ["  of it at rest", f"{_number(self.idle_j * 1e3)} mJ", ""],
+            ["energy", f"{number(self.energy_j * 1e3)} mJ", f"{number(self.power_w)} W"],
+            ["  of it at rest", f"{number(self.idle_j * 1e3)} mJ", ""],
         ]
         more = "" if self.power_w <= self.power_limit_w else (
             f" More than the card's limit of {self.power_limit_w:g} W: it would lower its clock."
@@ -225,9 +235,9 @@ class Profile(Split):
     def _kernels(self) -> Table:
         rows = [
             [
-                k.kernel, f"{k.launches:,}", _number(k.us_each), _number(k.us), _percent(k.share),
-                *(_percent(us / k.us if k.us else 0.0) for us in k.split.values()), _number(k.dram_bytes / 1e6),
-                _number(k.l2_bytes / 1e6),
+                k.kernel, f"{k.launches:,}", number(k.us_each), number(k.us), _percent(k.share),
+                *(_percent(us / k.us if k.us else 0.0) for us in k.split.values()), number(k.dram_bytes / 1e6),
+                number(k.l2_bytes / 1e6),
             ]
             for k in self.kernels
         ]  # fmt: skip
@@ -240,8 +250,8 @@ class Profile(Split):
 
     def _phases(self) -> Table:
         rows = [
-            [p.phase, f"{p.count}", _number(p.us_each), _number(p.us), _percent(p.us / self.total_us),
-             _number(p.dram_gb_per_s), _percent(p.dram_idle)]
+            [p.phase, f"{p.count}", number(p.us_each), number(p.us), _percent(p.us / self.total_us),
+             number(p.dram_gb_per_s), _percent(p.dram_idle)]
             for p in self.phases
         ]  # fmt: skip
         header = ["phase", "times", "µs each", "µs", "share", "DRAM GB/s", "DRAM idle"]
@@ -284,16 +294,18 @@ def profile(
     """Run something with the clock on, and say where its time goes.
 
     what      a stage made of kernels: one token, with L2 as the token before it has left it; "prompt": a prompt, as
-              from the second one of its length on, with nothing in L2; or launches that `Kernel.prepare` gives, with
-              nothing in L2, which run one after another on their own card
+              from the second one of its length on, with nothing in L2; the name of a kernel, such as "rms_norm" or
+              "per_layer.delta_rule": its launches in the token or prompt of its stage, which runs as a whole; or
+              launches that `Kernel.prepare` gives, with nothing in L2, which run one after another on their own card
     card      a name that `luce-edu cards` lists, or a Card; None: LUCE_CARD, or an RTX 3090
     model     a name that `load_model` takes, or a model
     position  of a stage's token, from 1 on; None: 520
     tokens    of a prompt; None: 128
     clock     constants in place of the card's own
     threads   OS threads; nothing depends on them
-    Raises ValueError for an unknown stage or card, one without constants, and a position or length that the model has
-    no room for, before anything runs; what `decoder` raises.
+    Raises ValueError for an unknown stage, kernel or card, one without constants, and a position or length that the
+    model has no room for, before anything runs, and for a kernel that this model does not launch; what `decoder`
+    raises.
     """
     if isinstance(what, Prepared):
         what = [what]
@@ -302,8 +314,8 @@ def profile(
     from luce_edu.models import load_model
     from luce_edu.stages import STAGES, decoder
 
-    check_profiled(what)
-    of_prompt = what == PROMPT
+    run, kernel = find_profiled(what)
+    of_prompt = run == PROMPT
     if of_prompt and position is not None or not of_prompt and tokens is not None:
         raise ValueError(f"{what}: {'position is for a stage' if of_prompt else 'tokens are for a prompt'}")
     card = card if isinstance(card, Card) else find_profiled_card(card)
@@ -316,7 +328,7 @@ def profile(
     from luce_edu.backends.host import HostBackend
 
     backend = HostBackend(card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US)
-    stage = STAGES[-1] if of_prompt else what
+    stage = STAGES[-1] if of_prompt else run
     dec = decoder(stage, model, max_seq_len=size + 1 if not of_prompt else size, backend=backend)
     if of_prompt:
         prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=size).tolist()
@@ -330,22 +342,43 @@ def profile(
         dec.pretend(size)
         backend.waits_from_us = 0.0
         dec.advance()
-    order = _phases_of(model.config) if what == "megakernel" else ()
+    order = _phases_of(model.config) if run == "megakernel" else ()
     return _put_together(
-        dec.ledger.entries, backend.timelines, card, clock, order=order, what=what, model=model.name,
+        dec.ledger.entries, backend.timelines, card, clock, order=order, kernel=kernel,
+        what=f"{run}.{kernel}" if kernel else run, model=model.name,
         position=None if of_prompt else size, tokens=size if of_prompt else None,
     )  # fmt: skip
 
 
-def check_profiled(what: str) -> None:
-    """ValueError unless `profile` knows this name."""
+def find_profiled(what: str) -> tuple[str, str | None]:
+    """The stage that `what` names, or "prompt", and the kernel where it names one. ValueError for an unknown name.
+
+    A kernel is that of the first stage which has one of this name, per_op before per_layer before a prompt. A stage
+    before the name, as in "per_layer.delta_rule", asks for another.
+    """
     from luce_edu.stages import STAGES
 
-    names = [*(stage for stage in STAGES if stage != "eager"), PROMPT]
+    stages = [*(stage for stage in STAGES if stage != "eager"), PROMPT]
+    if what in stages:
+        return what, None
     if what == "eager":
-        raise ValueError(f"eager runs PyTorch's own kernels, whose time is not modelled; expected {', '.join(names)}")
-    if what not in names:
-        raise ValueError(f"unknown stage {what!r}; expected one of {', '.join(names)}")
+        raise ValueError(f"eager runs PyTorch's own kernels, whose time is not modelled; expected {', '.join(stages)}")
+    stage, _, name = what.rpartition(".")
+    kernels = profiled_kernels()
+    for run, names in kernels.items():
+        if name in names and stage in ("", run):
+            return run, name
+    known = "; ".join(f"of {run} {', '.join(names)}" for run, names in kernels.items())
+    raise ValueError(f"unknown stage or kernel {what!r}; expected one of {', '.join(stages)}, or a kernel: {known}")
+
+
+def profiled_kernels() -> dict[str, tuple[str, ...]]:
+    """The kernels that `profile` knows by name: those of the stages that launch several, and of a prompt."""
+    from luce_edu.stages.per_layer import PerLayerDecoder
+    from luce_edu.stages.per_op import PerOpDecoder
+    from luce_edu.stages.prefill import KERNELS
+
+    return {stage.stage: stage.kernels for stage in (PerOpDecoder, PerLayerDecoder)} | {PROMPT: tuple(KERNELS)}
 
 
 def find_profiled_card(name: str | None) -> Card:
@@ -381,9 +414,18 @@ def _of_launches(launches: list[Prepared], clock: Clock | None, threads: int | N
 
 
 def _put_together(
-    entries: Sequence[Launch], timelines: Sequence[Timeline], card: Card, clock: Clock, *, order: Sequence[str], **named
-) -> Profile:
+    entries: Sequence[Launch], timelines: Sequence[Timeline], card: Card, clock: Clock, *, order: Sequence[str],
+    kernel: str | None = None, **named,
+) -> Profile:  # fmt: skip
+    """kernel: whose launches alone the profile is to be of."""
     parts = [part for entry in entries for part in _parts(entry, clock)]
+    events, places, spans, use = _events(parts, timelines, clock)
+    if kernel is not None:
+        own = [i for i, part in enumerate(parts) if part.kernel == kernel]
+        if not own:
+            raise ValueError(f"{named['what']}: {named['model']} launches no such kernel here")
+        parts, spans = [parts[i] for i in own], tuple(spans[i] for i in own)
+        events, use = _events_of(own, spans, events, use)
     by_kernel: dict[str, list[_Part]] = defaultdict(list)
     for part in parts:
         by_kernel[part.kernel].append(part)
@@ -393,7 +435,7 @@ def _put_together(
     read, written = (sum(part.dram[i] for part in parts) for i in (0, 1))
     l2_bytes = sum(part.l2_bytes for part in parts)
     busy_us = sum(part.us for part in parts if part.times)
-    lines, instructions, flops, others = _by_line(times)
+    calls, instructions, flops, others = _by_call(times)
     flops += sum(part.flops for part in parts)
     energy = {
         "active": clock.active_w * total_us * 1e-6,
@@ -403,7 +445,6 @@ def _put_together(
         "flops": clock.pj_per_flop * flops * 1e-12,
         "instructions": clock.pj_per_instruction * others * 1e-12,
     }
-    events, places, spans, use = _events(parts, timelines, clock)
     phases = _phase_times(order, events, places, spans, use, clock) if order else ()
     per_s = (read + written) / total_us / 1e3
     traffic = [part for t in times for part in t.counters.traffic.values()]
@@ -415,8 +456,8 @@ def _put_together(
         bank_conflicts=sum(t.counters.bank_conflicts for t in times),
         sectors=sum(part.moved_read + part.moved_write for part in traffic) // _SECTOR,
         energy_j=sum(energy.values()), idle_j=clock.idle_w * total_us * 1e-6, power_limit_w=clock.power_limit_w,
-        energy=energy, kernels=tuple(kernels), phases=phases, lines=lines, events=events, places=places, spans=spans,
-        order=tuple(order), dram_use=use, **named,
+        energy=energy, kernels=tuple(kernels), phases=phases, lines=_by_line(calls), events=events, places=places,
+        spans=spans, order=tuple(order), calls=calls, dram_use=use, **named,
     )  # fmt: skip
 
 
@@ -512,12 +553,12 @@ def _flops(statement, pipe: int) -> float:
     return 32.0 * packed * (2 if statement.opcode in ("fma", "mad") else 1)
 
 
-def _by_line(times: Sequence[LaunchTimes]) -> tuple[tuple[LineTimes, ...], float, float, float]:
-    """Lines, and of all launches: machine instructions, flops, and instructions without any."""
+def _by_call(times: Sequence[LaunchTimes]) -> tuple[dict[tuple, np.ndarray], float, float, float]:
+    """Profile.calls, and of all launches: machine instructions, flops, and instructions without any."""
     groups: dict[int, list[LaunchTimes]] = defaultdict(list)
     for t in times:
         groups[id(t.schedule)].append(t)
-    lines: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(5))
+    calls: dict[tuple, np.ndarray] = defaultdict(lambda: np.zeros(5))
     instructions = flops = others = 0.0
     for group in groups.values():
         entries, program = group[0].schedule.entries, group[0].counters.program
@@ -528,15 +569,23 @@ def _by_line(times: Sequence[LaunchTimes]) -> tuple[tuple[LineTimes, ...], float
         found[4, polls] += found[3, polls]
         found[3, polls] = 0
         found[0] *= entries["issues"]
-        names = _lines_of(program)
         for i in np.flatnonzero(found.any(axis=0)).tolist():
             entry = entries[i]
-            statement = program.statement(int(entry["row"]))
+            index = int(entry["statement"])
+            statement = program.instructions[index] if index >= 0 else None
             made = _flops(statement, int(entry["pipe"])) * found[0, i]
             flops += made
             others += 0 if made else found[0, i]
-            lines[names.get(int(entry["line"]), ("", 0))] += found[:, i]
+            calls[_call_of(statement)] += found[:, i]
         instructions += found[0].sum()
+    return dict(calls), float(instructions), flops, float(others)
+
+
+def _by_line(calls: Mapping[tuple, np.ndarray]) -> tuple[LineTimes, ...]:
+    """By innermost line, of whatever calls."""
+    lines: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(5))
+    for call, row in calls.items():
+        lines[call[0]] += row
     stalls = sum(row[1:].sum() for row in lines.values()) or 1.0
     rows = [
         LineTimes(
@@ -546,13 +595,7 @@ def _by_line(times: Sequence[LaunchTimes]) -> tuple[tuple[LineTimes, ...], float
         for (file, line), row in lines.items()
     ]  # fmt: skip
     rows.sort(key=lambda row: (-row.share, row.file, row.line))
-    return tuple(rows), float(instructions), flops, float(others)
-
-
-def _lines_of(program) -> dict[int, tuple[str, int]]:
-    """File and line by the program's number of the line."""
-    statements = program.instructions
-    return {number: place_of(s) for number, s in zip(line_numbers(statements), statements, strict=True)}
+    return tuple(rows)
 
 
 def place_of(statement) -> tuple[str, int]:
@@ -560,10 +603,25 @@ def place_of(statement) -> tuple[str, int]:
 
     Line 0 is code that the compiler made for no line in particular.
     """
+    return _call_of(statement)[0]
+
+
+def _call_of(statement) -> tuple[tuple[str, int], ...]:
+    """place_of, and outwards from there the lines that call, where the compiler has inlined."""
+    if statement is None:
+        return (("", 0),)
     if statement.loc is None:
-        return "PTX", statement.line
-    file = statement.loc.file
-    return (f"csrc/{file}" if (csrc_dir() / file).is_file() else file), statement.loc.line
+        return (("PTX", statement.line),)
+    return _call_at(statement.loc)
+
+
+def _call_at(loc) -> tuple[tuple[str, int], ...]:
+    return ((_path(loc.file), loc.line), *(_call_at(loc.inlined_at) if loc.inlined_at else ()))
+
+
+@functools.cache
+def _path(file: str) -> str:
+    return f"csrc/{file}" if (csrc_dir() / file).is_file() else file
 
 
 # ---- What happened when ----
@@ -603,6 +661,16 @@ def _events(parts: Sequence[_Part], timelines: Sequence[Timeline], clock: Clock)
         end = min(len(use), first + len(timeline.dram_bytes))
         use[first:end] += timeline.dram_bytes[: end - first]
     return np.concatenate(rows) if rows else np.zeros(0, EVENT), tuple(places), tuple(spans), use
+
+
+def _events_of(own: list[int], spans, events: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What of the events and of DRAM's bytes belongs to some launches, with `spans`; on the time axis of all."""
+    events = events[np.isin(events["launch"], own)].copy()
+    events["launch"] = np.searchsorted(own, events["launch"])
+    there = np.zeros(len(use), bool)
+    for _, begin, us in spans:
+        there[int(begin / BUCKET_US) : math.ceil((begin + us) / BUCKET_US)] = True
+    return events, np.where(there, use, 0.0)
 
 
 def _phases_of(config) -> tuple[str, ...]:
@@ -655,8 +723,8 @@ def _phase_times(order, events, places, spans, use, clock: Clock) -> tuple[Phase
 # ---- Words ----
 
 
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
+def number(value: float) -> str:
+    """As text: three digits, or all before the point."""
     if not value or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -21,6 +21,12 @@ from luce_edu.inline.trial import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ADD.replace("i < n", "i < n - 1")
+ONLY_SMALL = """const int row = blockIdx.x * blockDim.x + threadIdx.x;
+if (row >= rows || row >= 1000) return;
+float sum = 0.0f;
+for (int c = 0; c < cols; ++c) sum += to_float(W[row * cols + c]) * x[c];
+y[row] = sum;
+"""
 AGAINST = "%%kernel mine --against torch.add"
 
 
@@ -98,6 +104,33 @@ def test_as_keeps_the_verdict_also_of_a_wrong_kernel(run, shell):
     assert isinstance(right, Verdict) and right.passed and right.bytes_read == 32768
     assert (right.block, right.arch) == (64, "sm_75")
     assert isinstance(wrong, Verdict) and not wrong.passed and wrong.kind == "wrong"
+
+
+def test_profile_adds_modelled_time_and_a_heat_map(run, shell):
+    error, said = run(f"{AGAINST} --profile --card 'RTX 3090' --as timed\n{ADD}")
+    timed = shell.user_ns["timed"]
+    assert error is None and "µs on an RTX 3090, modelled" in said and "of the waits of mine" in said
+    assert timed.profile.card == "RTX 3090" and timed.least_bytes == 3 * 4 * 1024
+    assert 0 < timed.least_us < timed.us < 2 and timed.peak_share == pytest.approx(timed.least_us / timed.us)
+    assert run(f"{AGAINST} --profile --card 'RTX 3090'\n{ADD}")[1] == said, "modelled figures repeat"
+
+
+@pytest.mark.parametrize(
+    "options, kind, words",
+    [("--card T4", UsageError, "add --profile"), ("--profile --card 'RTX 9999'", KernelRefused, "RTX 3090"),
+     ("--profile --card T4 --smem 70000", KernelRefused, "shared memory")],
+)  # fmt: skip
+def test_a_card_that_is_no_help_is_refused(run, options, kind, words):
+    """A T4 has 64 KB of shared memory an SM; the laptop, on which the check runs, has more."""
+    error, said = run(f"{AGAINST} {options}\n{ADD}")
+    assert isinstance(error, kind) and words in f"{error}{said}" and "Traceback" not in said
+
+
+@pytest.mark.planted
+def test_a_kernel_that_is_wrong_at_the_timed_size_only_gets_no_time(run, shell):
+    error, _ = run(f"%%kernel sums --against F.linear --profile --as sums\n{ONLY_SMALL}")
+    assert isinstance(error, KernelRefused) and shell.user_ns["sums"].profile is None
+    assert run(f"%%kernel sums --against F.linear\n{ONLY_SMALL}")[0] is None
 
 
 def test_the_output_of_a_right_kernel_is_the_same_each_time(run):

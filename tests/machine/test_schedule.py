@@ -555,7 +555,7 @@ def check(program, found):
         for i in range(count):
             entry = entries[first + i]
             assert entry["row"] == -1 or begin < entry["row"] < end
-            assert entry["row"] == -1 or entry["line"] == program.lines[entry["row"]]
+            assert entry["row"] == -1 or entry["statement"] == program.sources[entry["row"]]
             for source in sources(entry):
                 assert source < i and (source >= -1 or -2 - source in starts), "it comes before, or from a register"
             for other in entries[first + i + 1 : first + i + entry["joined"]]:
@@ -648,7 +648,7 @@ PLANTED = {
     ),
     "an operand from the future": lambda e: e["sources"].__setitem__((slice(None), 0), 10**6),
     "a register that no value has": lambda e: e["result"].__setitem__(slice(None), 10**6),
-    "another line": lambda e: e["line"].__setitem__(slice(None), e["line"] + 1),
+    "another statement": lambda e: e["statement"].__setitem__(slice(None), e["statement"] + 1),
     "something for nothing": lambda e: e["issues"].__setitem__(slice(None), 0),
 }
 

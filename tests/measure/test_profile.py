@@ -12,6 +12,7 @@ from luce_edu.machine import load
 from luce_edu.machine.cards import find_card
 from luce_edu.machine.clock import find_clock
 from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.machine.timed import run_timed
 from luce_edu.measure.validation import backend_for, measurement, modelled_us, validate
 
 SOURCE = """
@@ -75,7 +76,8 @@ def test_the_command_prints_fields_and_writes_a_trace(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["megakernel", "--card", "RTX 9999"], ["megakernel", "--position", "0"],
+    [["nonsense"], ["per_op.mlp_up"], ["eager.rms_norm"], ["rms_norm", "--tokens", "5"],
+     ["megakernel", "--card", "RTX 9999"], ["megakernel", "--position", "0"],
      ["megakernel", "--trace", "/nowhere/trace.json"]],
 )  # fmt: skip
 def test_bad_input_is_one_line(arguments, capsys):
@@ -87,3 +89,31 @@ def test_bad_input_is_one_line(arguments, capsys):
 def test_a_published_step_of_the_sgemm_ladder_is_met():
     row = measurement("G3")
     assert validate(row, backend_for(row), modelled_us).ratio == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("name, run, launches", [("delta_rule", "per_op", 6), ("per_layer.delta_rule", "per_layer", 6)])
+def test_a_kernel_has_its_share_of_its_stage(name, run, launches):
+    of_kernel = luce_edu.profile(name, card="laptop", position=5)
+    stage = luce_edu.profile(run, card="laptop", position=5)
+    (row,) = [row for row in stage.kernels if row.kernel == "delta_rule"]
+    assert of_kernel.what == f"{run}.delta_rule" and len(of_kernel.spans) == row.launches == launches
+    assert of_kernel.kernels[0].us == row.us == pytest.approx(of_kernel.total_us)
+    assert set(of_kernel.events["launch"]) <= set(range(launches)) and of_kernel.dram_use.sum() < stage.dram_use.sum()
+    assert {line.file for line in of_kernel.lines} < {line.file for line in stage.lines}
+
+
+def test_a_line_and_the_lines_that_call_it_hold_the_same_cycles(megakernel):
+    cycles = sum(row[1:].sum() for row in megakernel.calls.values())
+    assert cycles == pytest.approx(sum(line.stalls for line in megakernel.lines))
+    deepest = max(megakernel.calls, key=len)
+    assert len(deepest) >= 3 and deepest[-1][0] == "csrc/megakernel.cu"
+
+
+def test_the_time_lines_of_many_launches_take_little_memory():
+    waits = run_timed([_reads(4)], wait_from_us=0.0)[1].waits
+    assert waits.base is None and len(waits) < 100  # no view of an array with room for a million
+
+
+def _reads(blocks: int):
+    read = load(compile_ptx("read.cu", SOURCE, ["read"], {}, LAPTOP.arch), card=LAPTOP)["read"]
+    return read.prepare(blocks, 256, [torch.zeros(4096), torch.zeros(256 * blocks), 1024, 1])
