@@ -175,6 +175,18 @@ def find_card(name: str | None = None) -> Card:
     raise ValueError(f"{origin}: no card named {name!r}; there are {', '.join(card.name for card in CARDS)}")
 
 
+# What PyTorch calls a board, where that is not NVIDIA's name for the product.
+_BOARDS = {"Tesla T4": "T4", "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100"}
+
+
+def card_of(gpu: str) -> Card | None:
+    """The card that a GPU is, by the name that PyTorch and NVML give it; None for one that is not among CARDS."""
+    try:
+        return find_card(_BOARDS.get(gpu, gpu))
+    except ValueError:
+        return None
+
+
 def _plain(name: str) -> str:
     name = name.lower().replace("nvidia", "").replace("geforce", "")
     return "".join(name.split())

@@ -275,6 +275,18 @@ class Clock(Rates):
         tags = self.l1_overhead + lines / self.l1_lines_per_cycle if lines > 2 else 0
         return max(self.shared_floor, conflicts, moved / self.l1_bytes_per_cycle, tags)
 
+    def at(self, clock_mhz: float) -> Clock:
+        """The same card with its SMs at another clock.
+
+        Cycles stay cycles, as L1, L2 and the way between them follow the SMs' clock (assumed for L2). DRAM keeps its
+        bandwidth, and the nanoseconds that a miss takes beyond a hit in L2. Gaps between launches keep theirs (assumed:
+        most of a plain launch is the host's, and what of a graph's gap follows the clock is not known).
+        """
+        beyond_l2_ns = self.dram_latency_ns - self.l2_latency * 1e3 / self.clock_mhz
+        return replace(
+            self, clock_mhz=clock_mhz, dram_latency_ns=beyond_l2_ns + self.l2_latency * 1e3 / clock_mhz
+        )  # fmt: skip
+
     @property
     def dram_cycles(self) -> float:
         """dram_latency_ns in cycles."""

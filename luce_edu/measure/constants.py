@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.measure.floor import DATASHEET_GB_PER_S
+from luce_edu.machine.cards import card_of
 from luce_edu.measure.latency import Quartiles, elapsed_us
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS
 
@@ -141,6 +141,5 @@ def measure_bandwidth(backend=None, *, size: int = BYTES) -> Bandwidth:
 
 def datasheet_bandwidth() -> float | None:
     """GB/s by the datasheet of the GPU that is there, found by its name; None for one that is not in the table."""
-    name = torch.cuda.get_device_name().replace("NVIDIA ", "").replace("GeForce ", "")
-    full = {"H200": "H200 SXM", "H100 80GB HBM3": "H100 SXM", "A100-SXM4-80GB": "A100 80GB SXM", "Tesla T4": "T4"}
-    return DATASHEET_GB_PER_S.get(full.get(name, name))
+    card = card_of(torch.cuda.get_device_name())
+    return card and card.memory_gb_per_s
