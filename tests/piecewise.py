@@ -30,6 +30,8 @@ class Piecewise(HostBackend):
             return super().compile(source, kernels, defines)
         whole, found = read_sources(source, csrc=self.csrc_dir)[source], {}
         for names, header in PIECES.items():
+            if not {*names} & {*kernels}:
+                continue
             text = compile_ptx(source, piece(whole, names, header), names, defines, self.card.arch, csrc=self.csrc_dir)
             module = load(text, card=self.card, source=source)
             found |= {name: module[name] for name in names}

@@ -1,11 +1,14 @@
 """Verification catches every planted fault, in every stage that it touches, whatever the order of threads."""
 
+import functools
 import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from piecewise import PIECES, Piecewise
 
+from luce_edu import verification
 from luce_edu.backends import csrc_dir, make_backend
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import KernelError
@@ -32,6 +35,56 @@ CLASSES = {
     "graph": "GraphDecoder",
     "megakernel": "MegakernelDecoder",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def references_once():
+    """The plain model's own runs, which no fault touches, are made once for each model, seed and length."""
+    calls = {
+        "choose_tokens": lambda model, steps, seed, *_: (model.name, steps, seed),
+        "reference_trace": lambda model, tokens, *_: (model.name, *tokens),
+        "stage_trace": lambda dec, tokens, *_: (dec.model.name, *tokens) if dec.stage == "eager" else None,
+        "_continuations": lambda model, tokens, lengths, *how: (model.name, *tokens, *lengths, *how[:2]),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, key in calls.items():
+            patch.setattr(verification, name, once(getattr(verification, name), key))
+        yield
+
+
+def once(function, key):
+    """The function, but what it has returned for a key it returns again; with None for a key it is called."""
+    known = {}
+
+    @functools.wraps(function)
+    def call(*args):
+        of = key(*args)
+        if of is None:
+            return function(*args)
+        if of not in known:
+            known[of] = function(*args)
+        return known[of]
+
+    return call
+
+
+@pytest.fixture
+def first_look(monkeypatch):
+    """A context: verification without its second run, its second reading in pieces and its search for races.
+
+    Most faults show in the first numbers already. Those that do not go through all of it.
+    """
+
+    @contextmanager
+    def looking():
+        with monkeypatch.context() as patch:
+            patch.setattr(verification, "_second_run", lambda *_: None)
+            patch.setattr(verification, "_same_bits", lambda *_: True)
+            patch.setattr(verification, "_pieces", lambda length, _: [length])
+            patch.setattr(verification, "_races", lambda *_: [])
+            yield
+
+    return looking
 
 
 def in_stages(faults):
@@ -68,16 +121,19 @@ def problems(stage, seed, *faults, steps=4):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one, stage", in_stages(FAULTS))
-def test_verification_catches(one, stage):
+def test_verification_catches(one, stage, first_look):
     seeds = (0, 1, 2) if one.name.startswith("no grid barrier") or os.environ.get("LUCE_FULL") == "1" else (0,)
     for seed in seeds:
-        assert problems(stage, seed, one, steps=one.steps), f"seed {seed}: {one.name} passed"
+        with first_look():
+            found = problems(stage, seed, one, steps=one.steps)
+        assert found or problems(stage, seed, one, steps=one.steps), f"seed {seed}: {one.name} passed"
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one, stage", in_stages(SMALL_FAULTS))
-def test_fp32s_yardstick_catches_what_is_small(one, stage, record_property):
-    row = verdict(stage, 0, one, steps=one.steps)
+def test_fp32s_yardstick_catches_what_is_small(one, stage, first_look, record_property):
+    with first_look():
+        row = verdict(stage, 0, one, steps=one.steps)
     assert row.problems, f"{one.name} passed"
     record_property("counted", "small faults caught")
     if row.ratio <= LIMIT:
@@ -108,14 +164,17 @@ def problems_of_a_prompt(length, *faults, seed=0):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one", by_name(PREFILL_FAULTS))
-def test_verification_of_prompts_catches(one):
-    assert problems_of_a_prompt(one.steps, one), f"{one.name} passed"
+def test_verification_of_prompts_catches(one, first_look):
+    with first_look():
+        found = problems_of_a_prompt(one.steps, one)
+    assert found or problems_of_a_prompt(one.steps, one), f"{one.name} passed"
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one", by_name(SMALL_PREFILL_FAULTS))
-def test_fp32s_yardstick_catches_what_is_small_in_prompts(one, record_property):
-    rows = verdicts_of_prompts(one.steps, one)
+def test_fp32s_yardstick_catches_what_is_small_in_prompts(one, first_look, record_property):
+    with first_look():
+        rows = verdicts_of_prompts(one.steps, one)
     assert any(row.problems for row in rows), f"{one.name} passed"
     record_property("counted", "small faults caught")
     if all(row.ratio <= LIMIT for row in rows):

@@ -5,13 +5,14 @@ stay so where nothing may be written. Warps run in an order that a seed decides.
 """
 
 import dataclasses
+from contextlib import ExitStack
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import CONFIGS
+from piecewise import Piecewise
 
-from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, planted
 from luce_edu.reference.attention import causal_attention
@@ -19,7 +20,6 @@ from luce_edu.reference.causal_conv import causal_conv
 from luce_edu.reference.delta_rule import delta_rule_gates, delta_rule_recurrent, l2_norm
 from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 from luce_edu.reference.rope import apply_rope, rope_tables
-from luce_edu.stages import prefill
 from luce_edu.stages.prefill import (
     BLOCK_ROWS,
     BLOCK_THREADS,
@@ -41,14 +41,17 @@ NAN = float("nan")
 
 
 class Kernels:
-    """prefill.cu compiled for one config on the virtual GPU, with threads in an order of their own."""
+    """prefill.cu for one config on the virtual GPU, with threads in an order of their own; compiled as it is asked for.
+
+    A module's three configs take all of it. What has a fault, or another size, takes the pieces that its test runs.
+    """
 
     def __init__(self, config, *faults, card=None):
         self.config = config
         self.defines = prefill_defines(config)
-        with planted(*faults) as tree:
-            self.backend = make_backend("host", csrc_dir=tree, seed=7, card=card)
-            self.module = self.backend.compile("prefill.cu", prefill.KERNELS, self.defines)
+        self.planted = ExitStack()  # whose tree stays until the last kernel is compiled
+        self.backend = Piecewise(csrc_dir=self.planted.enter_context(planted(*faults)), seed=7, card=card)
+        self.compiled = {}
         self.value_width = config.conv_dim + config.value_dim
         self.deltanet_width = self.value_width + 2 * config.linear_num_value_heads
         self.key_width = blocks(config.linear_key_head_dim, KEY_BLOCK) * KEY_BLOCK
@@ -58,7 +61,9 @@ class Kernels:
         self.attention_width = 2 * self.q_dim + 2 * self.kv_dim
 
     def run(self, name, grid, *args):
-        self.backend.launch(self.module[name], grid, BLOCK_THREADS, 0, args)
+        if name not in self.compiled:
+            self.compiled[name] = self.backend.compile("prefill.cu", [name], self.defines)[name]
+        self.backend.launch(self.compiled[name], grid, BLOCK_THREADS, 0, args)
 
 
 def without_rounding(config):

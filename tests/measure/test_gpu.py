@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_not_begun_and_what_does_is(machine, tmp_path, monk
 
 @pytest.mark.planted
 def test_the_last_step_ends_with_the_budget_and_not_with_its_own_limit(machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "BUDGET", gpu.DRAWING + 12.0)
+    monkeypatch.setattr(gpu, "BUDGET", gpu.DRAWING + 7.0)
     few(monkeypatch, step("first", hang, limit=600), step("second", measures("launch"), estimate=5))
     begun = time.monotonic()
     assert command(tmp_path) == 3
