@@ -18,6 +18,7 @@
 #include <limits>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "blocks.h"
 #include "control.h"
@@ -32,6 +33,7 @@ constexpr double never = std::numeric_limits<double>::infinity();
 constexpr uint32_t nobody_id = ~0u;
 constexpr uint32_t landed_id = nobody_id - 1;  // of a slot: a load that has landed set it
 constexpr int line_bytes = 128, sector_bytes = 32;
+constexpr double most_unread = 32 * 1024;  // bytes: more writes in a row need no read between them
 constexpr uint64_t few_blocks = 32;    // so few are not worth a second OS thread
 constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else going on: a deadlock
 
@@ -156,7 +158,7 @@ public:
         if (evicted) write_back(found, time, std::popcount(evicted));
         if (const uint8_t missing = sectors & ~tag.there) {
             const double bytes = sector_bytes * std::popcount(missing);
-            dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle;
+            dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle + turn(bytes);
             use(dram_free_, bytes);
             found.dram_read += bytes;
             tag.there |= missing;
@@ -171,26 +173,30 @@ public:
         return port;
     }
 
-    void write(Found& found, double time, uint64_t line, uint8_t sectors) {
-        serve(found, time, std::popcount(sectors));
+    // Sectors that an SM writes: when it knows that L2 has them, for which what gave way to them must be in DRAM.
+    double write(Found& found, double time, uint64_t line, uint8_t sectors) {
+        double taken = serve(found, time, std::popcount(sectors));
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
-        if (evicted) write_back(found, time, std::popcount(evicted));
+        if (evicted) taken = std::max(taken, write_back(found, time, std::popcount(evicted)));
         tag.there |= sectors;
         tag.dirty |= sectors;
+        return taken + times_.l2_latency / 2;
     }
 
     // An atomic or a synchronising access to one address: when its answer is there.
-    double synchronise(Found& found, double time, uint64_t line, bool is_atomic, int lanes) {
-        const double there = serve(found, time, 1) + times_.l2_latency / 2;
+    double synchronise(Found& found, double time, uint32_t sm, uint64_t line, bool is_atomic, int lanes) {
+        // The line has its place in one half of L2; copies of it in the other are no use here.
+        const double way = times_.l2_latency / 2 + (line % 2 == sm % 2 ? 0 : times_.l2_far_extra / 2);
+        const double at_slice = serve(found, time, 1) + way - times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));
         tag.there = 15;
         // All that go to one line go to one slice of L2, one after another: those that poll, too.
         double& free = line_free_[line];
-        free = std::max(free, there - times_.l2_latency / 2) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
-        return free + times_.l2_latency / 2 + (is_atomic ? times_.atomic_extra : 0);
+        free = std::max(free, at_slice) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
+        return free + way + (is_atomic ? times_.atomic_extra : 0);
     }
 
 private:
@@ -200,11 +206,19 @@ private:
         l2_free_ = std::max(l2_free_, time + times_.l2_latency / 2) + bytes / times_.l2_bytes_per_cycle;
         return l2_free_;
     }
-    void write_back(Found& found, double time, int sectors) {
+    double write_back(Found& found, double time, int sectors) {
         const double bytes = sectors * sector_bytes;
         dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle;
         use(dram_free_, bytes);
         found.dram_written += bytes;
+        unread_ = std::min(unread_ + bytes, most_unread);
+        return dram_free_;
+    }
+    // DRAM turns around between reads and writes: `bytes` are read, of which as many as were written since cost more.
+    double turn(double bytes) {
+        const double turned = std::min(bytes, unread_);
+        unread_ -= turned;
+        return turned * times_.dram_turn;
     }
     void use(double time, double bytes) {
         if (!timing_->bucket) return;
@@ -217,6 +231,7 @@ private:
     Tags l2_;
     Timing* timing_ = nullptr;
     double l2_free_ = 0, dram_free_ = 0;
+    double unread_ = 0;  // bytes written to DRAM since as many were read, up to what its queues hold
     std::vector<double> ports_;
     std::unordered_map<uint64_t, double> line_free_;
 };
@@ -251,6 +266,7 @@ struct Record {
     Space space;
     uint32_t first, count;  // its lines
     uint32_t passes;        // over shared memory's banks
+    uint32_t lanes;         // that take part
 };
 
 enum class State : uint8_t { runs, waits_for_l2, waits, ended };
@@ -272,6 +288,7 @@ struct TimedWarp {
     uint32_t instance = 0;  // of basic blocks that it has begun
     bool fresh = false, allowed = false;  // may enter a basic block; may run the pause that it stands at
     bool vain = false;
+    bool fenced = false;    // stands behind the fence of its release
     double last_store = 0;
     double arrived = 0;     // at a barrier
     int32_t arrived_at = 0;
@@ -308,7 +325,7 @@ struct Fetch {
     FetchKind kind;
     bool keep;              // L1 keeps them
     std::vector<uint32_t> loads;
-    TimedWarp* warp;        // synchronising
+    TimedWarp* warp;        // synchronising or writing
 };
 
 struct Sm {
@@ -321,7 +338,7 @@ struct Sm {
     size_t fetches_used = 0;
     std::vector<Load> loads;
     std::vector<uint32_t> free_loads;
-    double inflight = 0, lines = 0;  // bytes and lines that it waits for
+    double inflight = 0, lines = 0;  // bytes and lines that it waits for, of loads and stores
     std::vector<std::pair<double, double>> landing;  // a heap: when, bytes of a line
     std::vector<double> ended_at;                    // blocks that ended in this window
     uint32_t next_quadrant = 0;
@@ -330,6 +347,12 @@ struct Sm {
     std::vector<InstructionTimes>* times = nullptr;  // of its OS thread
     std::vector<Wait> waits;
     uint64_t progress = 0;
+
+    // What is under way is there, or has been taken, at `when`.
+    void lands(double when, uint8_t sectors) {
+        landing.push_back({when, sector_bytes * std::popcount(sectors)});
+        std::push_heap(landing.begin(), landing.end(), std::greater<>());
+    }
 };
 
 thread_local TimedWarp* current = nullptr;  // the warp that runs a piece
@@ -392,7 +415,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (m) {
         Addresses at;
         addresses_of(at, r, p->a, p->imm, kind.form);
-        Record record{kind.space, static_cast<uint32_t>(t->lines.size()), 0, 1};
+        Record record{kind.space, static_cast<uint32_t>(t->lines.size()), 0, 1, static_cast<uint32_t>(std::popcount(m))};
         const uint32_t lane = first_lane(m);
         if (record.space == generic) {
             const uint64_t window = at[lane] & window_mask;
@@ -668,7 +691,7 @@ private:
         double when = std::max({t.next, sm.slot_free[t.quadrant], sm.pipe_free[t.quadrant][i.pipe]});
         if (is_access(i)) {
             when = std::max(when, sm.unit_free - times_.queue);
-            if ((i.kind == Kind::load || i.kind == Kind::bypass) && is_full(sm)) {
+            if ((i.kind == Kind::load || i.kind == Kind::bypass || i.kind == Kind::store) && is_full(sm)) {
                 while (!sm.landing.empty() && sm.landing.front().first <= when) {
                     sm.inflight -= sm.landing.front().second;
                     --sm.lines;
@@ -682,9 +705,30 @@ private:
         return when;
     }
 
+    // When all is in L2 that the block has written, so that a fence behind it can make its own way.
+    double arrived(const Sm& sm, const TimedWarp& one, double when) const {
+        for (const TimedWarp* t : sm.warps)
+            if (t->w->block == one.w->block) when = std::max(when, t->last_store);
+        return when;
+    }
+
+    // A store or an atomic with release order for the whole GPU: the assembler puts a fence before it.
+    bool releases(const TimedWarp& t, const Instruction& i) const {
+        if (i.kind != Kind::pause || t.rows->kinds[i.row].act != Act::synchronise) return false;
+        const int32_t how = t.w->pc[1].c;
+        return how & (release | seq_cst) && !(how & scope_cta);
+    }
+
     void issue(Sm& sm, TimedWarp& t, double when) {
         const Instruction& i = at(t, t.cursor);
         InstructionTimes& times = (*sm.times)[t.cursor];
+        if (releases(t, i) && !std::exchange(t.fenced, true)) {
+            t.earliest = arrived(sm, t, when) + times_.fence;
+            times.memory += t.earliest - when;
+            sm.found.waited[2] += t.earliest - when;
+            return settle(t);
+        }
+        t.fenced = false;
         ++times.issued;
         const double for_operands = t.next - t.earliest, for_slot = when - t.next;
         (t.cause == Cause::memory ? times.memory : times.operand) += for_operands;
@@ -727,15 +771,18 @@ private:
             return start + cycles - times_.memory_floor + times_.shared_latency + wider(kind.size);
         }
         const LineSectors* lines = t.lines.data() + record.first;
-        int sectors = 0;
-        for (uint32_t k = 0; k < record.count; ++k) sectors += std::popcount(lines[k].sectors);
+        // What L1 carries is each lane's own value, also where several lanes ask for the same word.
         const double cycles = std::max({times_.memory_floor, static_cast<double>(record.passes),
-                                        sectors * sector_bytes / times_.l1_bytes_per_cycle,
+                                        record.lanes * kind.size / times_.l1_bytes_per_cycle,
                                         record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0});
         sm.unit_free = start + cycles;
         const double at_l1 = start + cycles - times_.memory_floor;
         if (i.kind == Kind::store) {
-            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::writing, false);
+            for (uint32_t k = 0; k < record.count; ++k) {
+                const uint32_t fetch = ask(sm, at_l1, lines[k], FetchKind::writing, false);
+                sm.fetches[fetch].warp = &t;
+                under_way(sm, lines[k].sectors);
+            }
             t.last_store = std::max(t.last_store, at_l1 + times_.l2_latency);
             return at_l1;
         }
@@ -762,12 +809,16 @@ private:
             const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, FetchKind::reading, keep);
             if (tag) tag->there |= missing, tag->fetch = fetch;
             wait_for(sm, t, i, local, id, fetch);
-            sm.inflight += sector_bytes * std::popcount(missing);
-            ++sm.lines;
+            under_way(sm, missing);
         }
         if (id == nobody_id) return ready;
         sm.loads[id].ready = ready;
         return never;
+    }
+
+    void under_way(Sm& sm, uint8_t sectors) {
+        sm.inflight += sector_bytes * std::popcount(sectors);
+        ++sm.lines;
     }
 
     uint32_t ask(Sm& sm, double time, LineSectors what, FetchKind kind, bool keep) {
@@ -825,7 +876,7 @@ private:
                 if (const int64_t how = t.w->pc->imm; how & scope_cta) {
                     t.earliest = when + times_.block_fence;
                 } else {
-                    t.earliest = std::max(when + (how & seq_cst ? times_.sc_fence : times_.fence), t.last_store);
+                    t.earliest = arrived(sm, t, when) + (how & seq_cst ? times_.sc_fence : times_.fence);
                     sm.l1->clear();
                 }
                 break;
@@ -912,6 +963,7 @@ public:
         for (uint32_t k = 0; k < per_sm(); ++k)
             for (auto& sm : sms_)
                 if (next_ < clusters_) start(*sm, time += times_.block_interval);
+        handed_out_ = time;
         const double window = std::max(16.0, std::min(times_.l2_latency / 2 - 1, 128.0));
         double until = begin_;
         const std::function<void(uint32_t)> go_on = [&](uint32_t me) {
@@ -982,7 +1034,13 @@ private:
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
         switch (sm.fetches[f].kind) {
-            case FetchKind::writing: return device_.write(found_, time, line, sectors);
+            case FetchKind::writing: {
+                const double taken = device_.write(found_, time, line, sectors);
+                TimedWarp& t = *sm.fetches[f].warp;
+                t.last_store = std::max(t.last_store, taken);
+                stored_ = std::max(stored_, taken);
+                return sm.lands(taken, sectors);
+            }
             case FetchKind::prefetching: device_.read(found_, time, s, line, sectors, false); return;
             case FetchKind::synchronising: {
                 TimedWarp& t = *sm.fetches[f].warp;
@@ -990,7 +1048,7 @@ private:
                 const std::string_view name = operation_name(launch_->program->operations[t.w->at(pc)]);
                 const bool is_atomic = name.substr(0, 4) == "atom";
                 const bool waits = name.substr(0, 3) != "st.";
-                const double ready = device_.synchronise(found_, time, line, is_atomic, std::popcount(t.w->mask));
+                const double ready = device_.synchronise(found_, time, s, line, is_atomic, std::popcount(t.w->mask));
                 ++served_;
                 const double earliest = t.earliest;
                 sm.found.waited[2] += waits ? ready - time : 0;
@@ -1001,8 +1059,7 @@ private:
             default: break;
         }
         const double ready = device_.read(found_, time, s, line, sectors, true);
-        sm.landing.push_back({ready, sector_bytes * std::popcount(sectors)});
-        std::push_heap(sm.landing.begin(), sm.landing.end(), std::greater<>());
+        sm.lands(ready, sectors);
         if (sm.fetches[f].keep) {
             uint8_t evicted;
             Tags::Line& tag = sm.l1->find(line, evicted);
@@ -1040,8 +1097,8 @@ private:
                 block.ended = true;
                 sm->blocks.erase(sm->blocks.begin() + static_cast<ptrdiff_t>(i));
                 if (next_ < clusters_) {
-                    handed_out_ = std::max({handed_out_ + times_.block_interval, when, until});
-                    start(*sm, handed_out_);
+                    handed_out_ = std::max(handed_out_ + times_.block_interval, when);
+                    start(*sm, std::max(handed_out_ + times_.block_start, until));
                 }
             }
         }
@@ -1057,7 +1114,7 @@ private:
 
     Found gather() {
         found_.begin = begin_;
-        found_.end = std::max(begin_, last_);
+        found_.end = std::max({begin_, last_, stored_});  // a launch is over when all that it wrote has arrived
         auto& sum = timing_.instructions[launch_->number];
         sum.assign(rows_.schedule->instructions_count, {});
         for (auto& part : instruction_times_)
@@ -1087,7 +1144,7 @@ private:
     Core core_;
     Rows rows_;
     uint32_t threads_;
-    double begin_, from_ = 0, last_ = 0, handed_out_ = 0;
+    double begin_, from_ = 0, last_ = 0, stored_ = 0, handed_out_ = 0;
     BlockPool pool_;
     std::vector<std::unique_ptr<Sm>> sms_;
     std::vector<std::vector<InstructionTimes>> instruction_times_;

@@ -58,11 +58,14 @@ struct Times {
     double l1_bytes_per_cycle;           // and what it carries
     double l1_bytes, l2_bytes;
     double l2_bytes_per_cycle, sm_bytes_per_cycle, dram_bytes_per_cycle;
-    double inflight_bytes, inflight_lines;  // of loads that an SM may wait for
+    double inflight_bytes, inflight_lines;  // of loads and stores that an SM may wait for
     double atomic_extra, atomic_interval;
     double fence, sc_fence, block_fence;
     double barrier_base, barrier_per_warp;
     double block_interval;               // cycles from one block handed out to the next, of the whole GPU
+    double block_start;                  // cycles from the end of a block until the one in its place begins
+    double dram_turn;                    // cycles more for each byte that is written to DRAM and one that is read
+    double l2_far_extra;                 // cycles, from the half of L2 in which a word lies to an SM at the other
     double slice_interval;               // cycles of a slice of L2 for a request, whatever it moves
     double queue;                        // cycles of work that may wait for the load/store unit before a warp has to
 };

@@ -10,8 +10,9 @@ The first words of a source say how well a number is known:
 `owner/name, path` is a file of a repository on GitHub. "To be checked" marks what was written down from memory of a
 document: right as far as we know, and not compared with it yet. No constant was fitted to a kernel of this course, and
 none comes from a measurement that the clock is held against: of te42kyfo/gpu-benches the strided, cached and chasing
-reads and the watts are used here, its copies, barriers and small kernels are not. Its files named h200 read memory at
-3,889 GB/s, which is 97 % of what a GH200 has and 81 % of an H200's; they are taken as a GH200's.
+reads, the watts and the small blocks of the L40 are used here, its other copies, barriers and small kernels are not.
+Its files named h200 read memory at 3,889 GB/s, which is 97 % of what a GH200 has and 81 % of an H200's; they are taken
+as a GH200's.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ class Clock(Rates):
     warp_barrier, cluster_barrier    cycles of __syncwarp() and of barrier.cluster
     async_copy_extra cycles that a copy from global to shared memory takes longer than a load
     block_interval   cycles between two blocks handed out, the whole GPU
+    block_start      cycles from the end of a block until the block that takes its place begins
 
     launch_us        between two launches of a stream, which the host and its driver set
     graph_gap_us     from node to node of a chain of empty kernels in a graph
@@ -182,7 +184,7 @@ class Clock(Rates):
     pj_per_instruction   a warp's instruction of any other kind
 
     The model does not use yet: bit_rate, vote_rate, wide_conversion_rate, wide_imad_latency, shared_bytes_per_cycle,
-    l2_far_extra, dram_copy_share, pending_per_sm, system_fence, warp_barrier, cluster_barrier, async_copy_extra.
+    pending_per_sm, system_fence, warp_barrier, cluster_barrier, async_copy_extra.
     """
 
     card: str
@@ -225,6 +227,7 @@ class Clock(Rates):
     cluster_barrier: float
     async_copy_extra: float
     block_interval: float
+    block_start: float
     launch_us: float
     graph_gap_us: float
     dependent_gap_us: float
@@ -296,6 +299,11 @@ class Clock(Rates):
     def dram_bytes_per_cycle(self) -> float:
         """What a long read gets from DRAM, the whole GPU."""
         return self.dram_share * self.dram_gb_per_s * 1e3 / self.clock_mhz
+
+    @property
+    def dram_turn(self) -> float:
+        """Cycles more for each byte that is read and one that is written in turn, so that a copy gets its share."""
+        return 2 * (self.dram_share / self.dram_copy_share - 1) / self.dram_bytes_per_cycle
 
 
 def _numbers(kind: type) -> tuple[str, ...]:
@@ -527,7 +535,11 @@ _EVERY_CARD = {
     "cluster_barrier": _measured(370, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
     "async_copy_extra": _published(19, _HUERTA),
     "block_interval": _measured(
-        1, "B300", f"543 us for a million blocks at 2,032 MHz, 1.1 cycles each, in {_B300}10_launch_overhead.md"
+        1.1, "B300", f"543 us for a million blocks at 2,032 MHz in {_B300}10_launch_overhead.md"
+    ),
+    "block_start": _measured(
+        320, "L40", f"what a block of 32 threads with one read each takes beyond all else here: {_BENCHES}gpu-stream; "
+        "from the L40 alone, and held against the other cards"
     ),
     "launch_us": _assumed(
         2, f"the host's: about 2.0 in {_SYNC}, card not stated; 1.85 on a B300 in {_B300}10_launch_overhead.md"

@@ -41,7 +41,7 @@ class Times(ctypes.Structure):
         "memory_floor", "lines_base", "lines_per_cycle", "l1_bytes_per_cycle", "l1_bytes", "l2_bytes",
         "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle", "inflight_bytes", "inflight_lines",
         "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "barrier_base", "barrier_per_warp",
-        "block_interval", "slice_interval", "queue",
+        "block_interval", "block_start", "dram_turn", "l2_far_extra", "slice_interval", "queue",
     )  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def times_of(clock: Clock) -> Times:
         inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
         atomic_interval=clock.atomic_interval, fence=clock.fence, sc_fence=clock.sc_fence,
         block_fence=clock.block_fence, barrier_base=clock.barrier_base, barrier_per_warp=clock.barrier_per_warp,
-        block_interval=clock.block_interval, slice_interval=clock.slice_interval,
+        block_interval=clock.block_interval, block_start=clock.block_start,
+        dram_turn=clock.dram_turn, l2_far_extra=clock.l2_far_extra, slice_interval=clock.slice_interval,
         queue=clock.queue_per_quadrant * QUADRANTS * clock.shared_floor,
     )  # fmt: skip
 

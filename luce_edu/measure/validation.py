@@ -33,6 +33,11 @@ SINGLE = "one launch between two events: the kernel and 2 to 5 us around it"
 WALL = "the host's clock from the launch to the end of a wait for the device: the kernel and some 5 us"
 INCLUDES = (KERNEL, ROW, SINGLE, WALL)
 
+# Microseconds around one launch. Two events with an empty kernel between them are 5.9 us apart on a B300, of which 2.2
+# are the events' own (ademeure/QuickRunCUDA, b300_clean/10_launch_overhead.md), and a kernel for 4 numbers takes 5.1 us
+# on an RTX 3060 laptop (R100001/Programming-Massively-Parallel-Processors, convolution, cold runs of nvbench).
+AROUND_US = {KERNEL: 0.0, SINGLE: 4.0, WALL: 5.0}
+
 UNITS = {  # figure from `work`, microseconds and the clock in MHz; each can be turned round
     "GFLOP/s": lambda work, us, mhz: work / us / 1e3,
     "GB/s": lambda work, us, mhz: work / us / 1e3,
@@ -316,8 +321,8 @@ def validate(
 def modelled_us(run: Run) -> float:
     """Microseconds that the clock gives to a run, with the launch costs that its figure includes.
 
-    L2 holds what `before` has left there, or nothing. What surrounds a single launch is taken as launch_us, which may
-    be less than there was. A variant of a card has the constants of the card whose name it bears.
+    L2 holds what `before` has left there, or nothing. A single launch is surrounded by AROUND_US. A variant of a card
+    has the constants of the card whose name it bears.
     """
     clock = find_clock(run.launches[0].kernel.card)
     device = Device(clock)
@@ -326,7 +331,7 @@ def modelled_us(run: Run) -> float:
     us = [one.us for one in run_timed(run.launches, device)[0]]
     measurement = run.measurement
     if measurement.includes != ROW:
-        return sum(us) + (0.0 if measurement.includes == KERNEL else clock.launch_us)
+        return sum(us) + AROUND_US[measurement.includes]
     if measurement.graph:
         return sum(clock.graph_gap_us + one for one in us)
     # The host starts a launch at least this long after the one before; the GPU needs a while between two.
@@ -360,6 +365,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping]] = {
         "product": "RTX 3080", "sm_count": 68, "boost_clock_mhz": 1710, "memory_gb_per_s": 760,
         "memory_bytes": 10 * GIB, "l2_bytes": 5 * MIB,
         "source": "NVIDIA Ampere GA102 GPU Architecture whitepaper, table of GeForce RTX 3080",
+    }),
+    "GH200": ("H200", {
+        "product": "GH200 96GB", "memory_gb_per_s": 4000, "memory_bytes": 96 * GIB, "dram": "HBM3",
+        "source": "NVIDIA GH200 Grace Hopper Superchip datasheet, the version with HBM3",
     }),
     "A100 40GB": ("A100", {
         "product": "A100 40GB SXM", "memory_gb_per_s": 1555, "memory_bytes": 40 * GIB, "dram": "HBM2",
@@ -505,7 +514,7 @@ def _launches() -> Iterable[Measurement]:
                        "grid": (78, 80, 78, 75, 71, 61), "hand": (88, 100, 100, 96, 85, 72)}),
         "L4": ("A100", {"launches": {256: 65536 / 2730}, "graph": {256: 65536 / 1340},
                         "grid": (40, 49, 49, 49, 49, 45)}),
-        "L5": ("H200", {"launches": (26, 26, 26, 26, 27, 27), "graph": {256: 65536 / 2260},
+        "L5": ("GH200", {"launches": (26, 26, 26, 26, 27, 27), "graph": {256: 65536 / 2260},
                         "grid": (52, 53, 52, 52, 58, 53), "hand": (57, 62, 63, 63, 53, 50)}),
     }  # fmt: skip
     for row, (card, kinds) in small.items():
@@ -516,9 +525,9 @@ def _launches() -> Iterable[Measurement]:
                 yield _scale(f"{row}.{kind}.{block}", "small steps", card, 4096, block, kind, gb_per_s)
 
     for row, card, n, block, figures in (
-        ("B1", "H200", 271378, 1024, {"grid": 2176, "hand": 1972}),
-        ("B1", "H200", 271378, 32, {"grid": 1001, "hand": 653}),
-        ("B1", "H200", 142962, 1024, {"grid": 16 * 142.962 / 1.71, "hand": 16 * 142.962 / 1.75}),
+        ("B1", "GH200", 271378, 1024, {"grid": 2176, "hand": 1972}),
+        ("B1", "GH200", 271378, 32, {"grid": 1001, "hand": 653}),
+        ("B1", "GH200", 142962, 1024, {"grid": 16 * 142.962 / 1.71, "hand": 16 * 142.962 / 1.75}),
         ("B2", "L40", 151539, 1024, {"grid": 16 * 151.539 / 1.49, "hand": 16 * 151.539 / 1.41}),
         ("B2", "L40", 113240, 32, {"grid": 16 * 113.240 / 9.8, "hand": 16 * 113.240 / 11.5}),
         ("B3", "A40", 84622, 1024, {"hand": 946}),
@@ -531,7 +540,7 @@ def _launches() -> Iterable[Measurement]:
             yield _scale(f"{row}.{kind}.{n}.{block}", "full residency", card, n, block, kind, gb_per_s)
 
     for card, figures in (
-        ("H200", {16: 426, 32: 852, 64: 1702}),
+        ("GH200", {16: 426, 32: 852, 64: 1702}),
         ("A100", {4: 86, 8: 173, 16: 345, 32: 690, 64: 1378}),
         ("L40", {4: 121, 8: 242, 16: 484}),
     ):
@@ -550,9 +559,9 @@ def _launches() -> Iterable[Measurement]:
     # In L2, launch after launch.
     for row, card, n, block, graph, gb_per_s in (
         ("M5.A40.4MB", "A40", 271378, 256, False, 1688), ("M5.A40.5MB", "A40", 342606, 256, False, 1702),
-        ("M5.A40.1GB", "A40", 2**26, 256, False, 649), ("M5.H200.31MB", "H200", 1_918_750, 256, False, 4152),
-        ("M5.H200.31MB.graph", "H200", 1_937_500, 512, True, 4325),
-        ("M5.H200.288MB", "H200", 18_000_000, 256, False, 3282),
+        ("M5.A40.1GB", "A40", 2**26, 256, False, 649), ("M5.GH200.31MB", "GH200", 1_918_750, 256, False, 4152),
+        ("M5.GH200.31MB.graph", "GH200", 1_937_500, 512, True, 4325),
+        ("M5.GH200.288MB", "GH200", 18_000_000, 256, False, 3282),
     ):  # fmt: skip
         large = n > 2**24
         part = Part(
@@ -600,13 +609,13 @@ def _scale(name: str, ladder: str, card: str, n: int, block: int, kind: str, gb_
         id=name, ladder=f"{ladder}, n {n}" if n == 4096 else f"{ladder}, n {n}, block {block}", card=card,
         source_file="validation/launches.cu", parts=(part,), work=16 * n, published=round(gb_per_s, 1), unit="GB/s",
         includes=ROW, graph=kind == "graph", source=SMALL_KERNELS,
-        note="clocks: A40 1740, L40 2490, A100 1410, H200 1980 MHz; plain launches on an H200 are bound by the host",
+        note="clocks: A40 1740, L40 2490, A100 1410, GH200 1980 MHz; plain launches on a GH200 are bound by the host",
     )  # fmt: skip
 
 
 # Blocks that the card holds at once, by card and threads a block, where n would give more.
 _FULL = {
-    ("H200", 1024): 264, ("H200", 32): 4224, ("L40", 1024): 142, ("L40", 32): 3408, ("A40", 1024): 84,
+    ("GH200", 1024): 264, ("GH200", 32): 4224, ("L40", 1024): 142, ("L40", 32): 3408, ("A40", 1024): 84,
     ("A40", 32): 1344, ("A40", 256): 504, ("A100", 1024): 216, ("A100", 32): 3456,
 }  # fmt: skip
 
@@ -630,7 +639,7 @@ GA100_STRIDES = {
 }
 BLOCK_WIDTHS = {  # cycles by the width of the block, pitch 4098
     "A40": {"f4": {1: 9.2, 2: 5.1, 4: 3.13, 8: 4.0, 16: 2.0, 32: 2.0}, "f8": {1: 9.3, 2: 8.3, 4: 8.1, 8: 8.1, 16: 8.1}},
-    "H200": {"f4": {1: 9.3, 2: 4.82, 4: 3.0, 8: 4.01, 16: 2.01, 32: 1.02}},
+    "GH200": {"f4": {1: 9.3, 2: 4.82, 4: 3.0, 8: 4.01, 16: 2.01, 32: 1.02}},
     "A100": {"f4": {1: 9.2, 2: 5.1, 4: 3.13, 8: 4.0, 16: 2.0, 32: 1.02},
              "f8": {1: 9.3, 2: 5.4, 4: 4.0, 8: 4.0, 16: 2.01}},
 }  # fmt: skip
@@ -649,11 +658,11 @@ def _strides() -> Iterable[Measurement]:
             id=name, ladder=f"{kernel} {dtype}", card=card, source_file="validation/strides.cu",
             defines=(("ELEMENT", _C_NAMES[dtype]),), parts=(part,), work=32, published=cycles, unit="cycles",
             includes=KERNEL, fit=fit, source=STRIDES,
-            note="cycles for a warp's load; clocks printed beside: A40 1740, H200 1980, A100 1410 MHz",
+            note="cycles for a warp's load; clocks printed beside: A40 1740, GH200 1980, A100 1410 MHz",
         )  # fmt: skip
 
     for number, card, table in (
-        ("S1", "A40", GA102_STRIDES), ("S3", "H200", GH100_STRIDES), ("S4", "A100", GA100_STRIDES)
+        ("S1", "A40", GA102_STRIDES), ("S3", "GH200", GH100_STRIDES), ("S4", "A100", GA100_STRIDES)
     ):  # fmt: skip
         for dtype, by_stride in table.items():
             for stride, cycles in by_stride.items():
@@ -693,7 +702,7 @@ def _streams() -> Iterable[Measurement]:
             256: (679, 552, 643, 660, 630, 512), 512: (679, 679, 655, 655, 655, 641),
             768: (679, 679, 652, 653, 653, 655),
         }),
-        ("M2", "H200", everything, {
+        ("M2", "GH200", everything, {
             32: (297, 123, 240, 334, 222, 218), 128: (1163, 485, 852, 1129, 779, 771),
             256: (2196, 935, 1395, 1905, 1338, 1315), 512: (3670, 1707, 2263, 2919, 2181, 2150),
             1024: (3884, 2756, 3165, 3534, 3128, 3110),
@@ -718,7 +727,8 @@ def _streams() -> Iterable[Measurement]:
                 yield Measurement(
                     id=f"{number}.{kernel}.{block}", ladder=f"two blocks an SM, {kernel}", card=card,
                     source_file="validation/stream.cu", parts=(part,), work=moved * n, published=gb_per_s, unit="GB/s",
-                    includes=WALL, source=STREAM, note="stencils count one read and one write an element",
+                    includes=WALL, fit=card == "L40", source=STREAM,
+                    note="stencils count one read and one write an element",
                 )  # fmt: skip
 
     n = 2**28 + 2
@@ -785,14 +795,14 @@ def _streams() -> Iterable[Measurement]:
         )  # fmt: skip
 
     for card, figures in (  # by MB of footprint, 4 pieces of 256 KiB each
-        ("H200", {1.5: 13527, 4: 10619, 20: 9885, 40: 9666, 63: 4464, 120: 3888}),
+        ("GH200", {1.5: 13527, 4: 10619, 20: 9885, 40: 9666, 63: 4464, 120: 3888}),
         ("L40", {4: 5240, 50: 5240, 110: 1075, 200: 820}),
         ("A100", {10: 5415, 33: 3622, 48: 2027, 100: 1800}),
     ):
         for mb, gb_per_s in figures.items():
             run = round(4 * mb)
             per_sm = 1 if card == "L40" else 2
-            sms = {"H200": 132, "L40": 142, "A100": 108}[card]
+            sms = {"GH200": 132, "L40": 142, "A100": 108}[card]
             first = math.ceil(run / (per_sm * sms)) + 2  # every piece has been read once
             part = Part(
                 kernel="footprint", grid=100_000, block=1024,
@@ -974,7 +984,7 @@ PICKS: Mapping[str, tuple[str, ...]] = {
     "barriers at full residency": ("B1.", "B2.", "B3.", "B4."),
     "hand-out of blocks": ("B5.",),
     "strides in L1, GA102": ("S1.", "S2.A40."),
-    "strides in L1, GH100 and GA100": ("S3.", "S4.", "S2.H200.", "S2.A100."),
+    "strides in L1, GH100 and GA100": ("S3.", "S4.", "S2.GH200.", "S2.A100."),
     "copies and bytes in flight, A40": ("M1.",),
     "copies and bytes in flight, H200 and A100": ("M2.", "M4."),
     "vector widths, uncoalesced writes": ("M9.", "M6."),

@@ -80,6 +80,8 @@ def test_clock_and_size_are_those_of_the_card_that_is_asked_for():
     assert (found.sm_count, found.clock_mhz, found.dram_gb_per_s, found.l2_bytes) == (2, 1000, 100, 2**20)
     assert found.dram_cycles == pytest.approx(found.dram_latency_ns)
     assert found.dram_bytes_per_cycle == pytest.approx(100 * found.dram_share)
+    # A byte read and one written take 2 / dram_bytes_per_cycle, and the turn: what dram_copy_share says.
+    assert 2 / found.dram_bytes_per_cycle + found.dram_turn == pytest.approx(2 / (100 * found.dram_copy_share))
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -37,8 +37,26 @@ extern "C" __global__ void count(unsigned* word, unsigned* seen) {
     __syncthreads();
     seen[blockIdx.x * blockDim.x + threadIdx.x] = *(volatile unsigned*)word;
 }
+extern "C" __global__ void fill(float* y) { y[blockIdx.x * blockDim.x + threadIdx.x] = 1.0f; }
+extern "C" __global__ void releases(unsigned* word, int n) {
+    unsigned old;
+    for (int i = 0; i < n; ++i) asm volatile("atom.release.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(word));
+}
+extern "C" __global__ void strided(const float* x, float* y, int stride, int n) {
+    float sum = 0.0f, value;
+    for (int i = 0; i < n; ++i) {
+        asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(x + threadIdx.x * stride));
+        sum += value;
+    }
+    y[threadIdx.x] = sum;
+}
+extern "C" __global__ void multiply(float* y, int n) {
+    float a = threadIdx.x, b = a + 1, c = a + 2, d = a + 3;
+    for (int i = 0; i < n; ++i) { a = a * a + b; b = b * b + c; c = c * c + d; d = d * d + a; }
+    y[blockIdx.x * blockDim.x + threadIdx.x] = a + b + c + d;
+}
 """
-NAMES = ("add", "chase", "wait_for", "outside", "says", "count")
+NAMES = ("add", "chase", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply")
 
 
 @pytest.fixture(scope="module", params=["laptop", "RTX 3090", "H100"])
@@ -101,6 +119,82 @@ def test_blocks_meet_at_a_barrier_of_the_grid(kernels):
     assert (seen == card.sm_count).all() and one.us > 0
     assert {int(wait["block"]) for wait in timeline.waits} <= set(range(card.sm_count))
     assert (timeline.waits["end"] >= timeline.waits["begin"]).all()
+
+
+# ---- Each part of the card moves what it should ----
+
+
+@pytest.fixture(scope="module")
+def ga102():
+    card = find_card("RTX 3090")
+    return load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card), find_clock(card)
+
+
+def cycles(launch, clock):
+    return run_timed([launch], Device(clock))[0][0].us * clock.clock_mhz
+
+
+def test_writing_takes_as_long_as_dram_needs_once_l2_is_full(ga102):
+    kernels, clock = ga102
+    small = dataclasses.replace(clock, l2_bytes=2**17)
+    y = torch.empty(2**20)
+    launch = kernels["fill"].prepare(2**12, 256, [y])
+    needed = (y.nbytes - small.l2_bytes) / small.dram_bytes_per_cycle
+    assert cycles(launch, small) > needed > 1.5 * cycles(launch, clock) / 2
+    half = dataclasses.replace(small, dram_gb_per_s=small.dram_gb_per_s / 2)
+    assert cycles(launch, half) == pytest.approx(2 * cycles(launch, small), rel=0.15)
+
+
+def test_a_copy_turns_dram_around_and_a_read_does_not(ga102):
+    kernels, clock = ga102
+    clock = dataclasses.replace(clock, l2_bytes=2**17)
+    never = dataclasses.replace(clock, dram_copy_share=clock.dram_share)
+    x, y = torch.empty(2, 2**19)
+    copy = kernels["add"].prepare(2**11, 256, [x, x, y, 2**19])
+    assert cycles(copy, clock) > 1.03 * cycles(copy, never)
+    fill = kernels["fill"].prepare(2**11, 256, [y])
+    assert cycles(fill, clock) == cycles(fill, never)
+
+
+def test_a_release_waits_for_a_fence(ga102):
+    kernels, clock = ga102
+    slower = dataclasses.replace(clock, sc_fence=clock.sc_fence + 100, fence=clock.fence + 100)
+    launch = kernels["releases"].prepare(1, 1, [torch.zeros(1, dtype=torch.int32), 50])
+    assert cycles(launch, slower) - cycles(launch, clock) == pytest.approx(50 * 100, rel=0.02)
+
+
+def test_a_block_starts_a_while_after_the_one_before_it(ga102):
+    kernels, clock = ga102
+    slower = dataclasses.replace(clock, block_start=clock.block_start + 1000)
+    launch = kernels["multiply"].prepare(3 * 82, 1024, [torch.empty(3 * 82 * 1024), 5])
+    assert cycles(launch, slower) - cycles(launch, clock) == pytest.approx(2 * 1000, rel=0.1)
+
+
+def test_what_l1_carries_is_what_lanes_get_and_not_whole_sectors(ga102):
+    kernels, clock = ga102
+    x, y = torch.zeros(32 * 8), torch.empty(32)
+
+    def slope(stride, clock):
+        long, short = (cycles(kernels["strided"].prepare(1, 32, [x, y, stride, n]), clock) for n in (2000, 1000))
+        return long - short
+
+    narrow = dataclasses.replace(clock, l1_bytes_per_cycle=1)
+    assert slope(5, narrow) == pytest.approx(slope(1, narrow), rel=0.1)
+    assert slope(1, narrow) > 1.5 * slope(1, clock)
+
+
+def test_twice_the_sms_halve_what_they_compute_and_nothing_else(ga102):
+    kernels, clock = ga102
+    twice = dataclasses.replace(clock, sm_count=2 * clock.sm_count)
+    blocks = 2 * 82
+    busy = kernels["multiply"].prepare(blocks, 1024, [torch.empty(blocks * 1024), 200])
+    assert cycles(busy, twice) < 0.6 * cycles(busy, clock)
+    one = kernels["multiply"].prepare(1, 1024, [torch.empty(1024), 200])
+    assert cycles(one, twice) == cycles(one, clock)
+    full = dataclasses.replace(clock, l2_bytes=2**17)
+    fill = kernels["fill"].prepare(2**12, 256, [torch.empty(2**20)])
+    more = dataclasses.replace(full, sm_count=twice.sm_count)
+    assert cycles(fill, more) == pytest.approx(cycles(fill, full), rel=0.1)
 
 
 @pytest.mark.planted
