@@ -91,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--trace", metavar="FILE", help="write what happened when, for ui.perfetto.dev")
     profile.set_defaults(run=_profile)
 
+    validate = commands.add_parser("validate", help="hold the clock against published measurements, write the page")
+    validate.add_argument(
+        "--only", nargs="+", default=(), metavar="PICK|ID", help="these comparisons or rows; prints, and writes nothing"
+    )
+    validate.add_argument("--page", action="store_true", help="write the page from the stored figures, run nothing")
+    validate.add_argument("--out", metavar="DIR", help="where figures, page and picture go (default: the checkout)")
+    validate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    validate.set_defaults(run=_validate)
+
     evidence = commands.add_parser("evidence", help="measure everything once, write a record and its figures")
     evidence.add_argument("--out", required=True, metavar="DIR", help="where record and figures go")
     evidence.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
@@ -339,6 +348,28 @@ def _profile(args) -> int:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         _console().print(found)
+    return HOLDS
+
+
+def _validate(args) -> int:
+    from luce_edu.measure.validated import of_rows, rows_named, run_all, stored
+    from luce_edu.measure.validation_page import check_writable, row_table, summary, write
+
+    writes = bool(args.out or not args.only)
+    rows = rows_named(args.only)
+    if writes:
+        check_writable(args.out)
+    if args.page:
+        found = stored()
+    else:
+        with _console(stderr=True).status("the clock against published measurements") as status:
+            found = of_rows(rows, progress=status.update) if args.only else run_all(progress=status.update)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _console().print(row_table(found.rows) if args.only else summary(found))
+    for path in write(found, args.out) if writes else ():
+        print(f"wrote {path}", file=sys.stderr)
     return HOLDS
 
 

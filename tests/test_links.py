@@ -1,4 +1,4 @@
-"""Every relative link of the README and of the notebooks leads to a file of the repository."""
+"""Every relative link of the README, of docs/ and of the notebooks leads to a file of the repository."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [path for folder in ("notebooks", "notebooks/solutions") for path in (ROOT / folder).glob("*.ipynb")]
-TEXTS = [ROOT / "README.md", *sorted(NOTEBOOKS)]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(NOTEBOOKS)]
 
 
 def prose(path: Path) -> str:
