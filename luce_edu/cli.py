@@ -124,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="draw every figure from the records, write the README's results")
     figures.add_argument("--records", metavar="DIR", help="default: the project's own")
     figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
+    figures.add_argument(
+        "--modelled", action="store_true",
+        help="write what is modelled at full size instead: the README's times and joules, timeline.png (minutes)",
+    )  # fmt: skip
     figures.set_defaults(run=_figures)
 
     generate = commands.add_parser("generate", help="continue a prompt, printed as it comes")
@@ -498,15 +502,37 @@ def _restore_settings() -> int:
 
 
 def _figures(args) -> int:
-    from luce_edu.measure.figures import draw, write_results
+    from luce_edu.measure.figures import draw, results_table, write_table
     from luce_edu.measure.records import load_records
 
+    readme = Path(args.out).resolve().parent / "README.md"  # of a checkout, beside its figures/
+    if args.modelled:
+        return _modelled_figures(readme, args)
     records = load_records(args.records)
     for path in draw(records, args.out):
         print(path)
-    readme = Path(args.out).resolve().parent / "README.md"  # of a checkout, beside its figures/
-    if args.records is None and write_results(records, readme):
+    if args.records is None and write_table("results", results_table(records), readme):
         print(readme.name)
+    return HOLDS
+
+
+def _modelled_figures(readme: Path, args) -> int:
+    from luce_edu.measure.figures import write_table
+    from luce_edu.models import load_model
+    from luce_edu.plots.timeline import first_layers
+    from luce_edu.scoreboard import modelled_table, profile_once
+
+    model, cards = load_model("random-0.8b"), ("RTX 3090", "H200")
+    with _console(stderr=True).status("modelling") as status:
+        table = modelled_table(model, cards, progress=status.update)
+    path = Path(args.out) / "timeline.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(first_layers(profile_once(model, "megakernel", cards[0]))._repr_png_())
+    print(path)
+    if write_table("modelled", table, readme):
+        print(readme.name)
+    else:
+        print(table)
     return HOLDS
 
 

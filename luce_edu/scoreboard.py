@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import torch
+
+from luce_edu.machine.cards import Card, card_of, find_card
+from luce_edu.machine.clock import find_clock
 from luce_edu.measure.bench import PROMPT
 from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.launch_cost import PYTORCH_US, eager_us
+from luce_edu.measure.profile import Profile, find_profiled_card, profile
 from luce_edu.measure.records import Record, load_records, recorded
+from luce_edu.measure.validated import stored
 from luce_edu.tables import Tabular
 from luce_edu.verification import Report, verify
 
-# A time or an energy is shown once a record of a GPU holds it for this model; a virtual GPU's time is none.
-NOT_RECORDED = "–"
+NEITHER = "–"  # in no record, and not modelled
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """A token's time and energy on a card.
+
+    position  of the token, where the clock gave them; None for `eager`, where the number of operations did
+    """
+
+    us: float
+    joules: float
+    position: int | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """µs and J. Ranges while the clock is further than its target from published times; else single figures."""
+        if self.position is None:
+            return [f"~{_two_digits(self.us)}", f"~{_two_digits(self.joules)}"]
+        if stored().reached:
+            return [f"{self.us:,.0f}", f"{self.joules:.3g}"]
+        return [figure_range(self.us), figure_range(self.joules)]
+
+
+def figure_range(value: float) -> str:
+    """A modelled figure as the range within which half of the published ones lie; the same for time and energy."""
+    return "–".join(map(_two_digits, stored().band(value)))
+
+
+def _two_digits(value: float) -> str:
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:#.2g}"
 
 
 @dataclass(repr=False)
@@ -20,30 +59,37 @@ class StageTable(Tabular):
     """Launches, barriers, bytes, time, energy and error of the stages of one verification.
 
     megabytes  the least that a token moves;  record  where times and energies come from, None where there is none
+    modelled   by stage, and the card: what stands in place of a record
     """
 
     report: Report
     megabytes: float
     record: Record | None = None
+    modelled: Mapping[str, Modelled] = field(default_factory=dict)
+    card: Card | None = None
 
-    header = ("stage", "launches", "kernels", "barriers", "MB", "µs", "J", "error", "verdict")
+    @cached_property
+    def header(self) -> tuple[str, ...]:
+        kind = "*" if self.modelled else ""  # explained in the caption
+        return ("stage", "launches", "kernels", "barriers", "MB", f"µs{kind}", f"J{kind}", "error", "verdict")
 
     @property
     def body(self) -> list[list[str]]:
         megabytes = f"{self.megabytes:.3g}"
         return [
-            [row.stage, str(row.launches), str(row.kernels), str(row.barriers), megabytes, self._us(row.stage),
-             self._joules(row.stage), f"{row.error:.1e}", "pass" if row.passed else "FAIL"]
+            [row.stage, str(row.launches), str(row.kernels), str(row.barriers), megabytes, *self._cost(row.stage),
+             f"{row.error:.1e}", "pass" if row.passed else "FAIL"]
             for row in self.report.rows
         ]  # fmt: skip
 
-    def _us(self, stage: str) -> str:
-        row = self._recorded("decode", stage)
-        return f"{row['latency_us']['median']:,.0f}" if row else NOT_RECORDED
-
-    def _joules(self, stage: str) -> str:
-        row = self._recorded("energy", stage)
-        return f"{row['joules'] / row['tokens']:.3g}" if row else NOT_RECORDED
+    def _cost(self, stage: str) -> list[str]:
+        if stage in self.modelled:
+            return self.modelled[stage].cells
+        us, joules = self._recorded("decode", stage), self._recorded("energy", stage)
+        return [
+            f"{us['latency_us']['median']:,.0f}" if us else NEITHER,
+            f"{joules['joules'] / joules['tokens']:.3g}" if joules else NEITHER,
+        ]
 
     def _recorded(self, part: str, stage: str) -> Mapping | None:
         rows = self.record.parts.get(part, ()) if self.record else ()
@@ -52,12 +98,93 @@ class StageTable(Tabular):
     @property
     def caption(self) -> str:
         where = {"host": "on the virtual GPU", "cuda": "on this GPU"}[self.report.device]
-        times = f"at a context of {PROMPT}, {self.record.provenance}" if self.record else "no GPU record yet"
         return (
             f"{self.report.model}: launches, the kernels in them, barriers and error measured {where} now "
             f"({self.report.steps} tokens, seed {self.report.seed}); MB a token modelled from the config, each weight "
-            f"once; µs and J a token: {times}; eager's launches are the PyTorch operations that compute"
+            f"once; {self._times}; eager's launches are the PyTorch operations that compute"
         )
+
+    @property
+    def _times(self) -> str:
+        if self.record:
+            return f"µs and J a token: at a context of {PROMPT}, {self.record.provenance}"
+        if self.modelled:
+            return f"* µs and J a token: {modelled_caption(self.modelled, [self.card.name])}"
+        return "µs and J a token: no GPU record"
+
+
+def modelled_caption(modelled: Mapping[str, Modelled], cards: Sequence[str]) -> str:
+    """How modelled times and energies came about: cards, context, how far to trust them, and what `eager` counts."""
+    positions = {row.position for row in modelled.values()}
+    said = f"modelled for the {' and the '.join(cards)}, no GPU has run it"
+    if by_clock := positions - {None}:
+        said += f"; at a context of {max(by_clock)}"
+    if by_clock and not stored().reached:
+        said += (
+            f", as ranges, because the model's median error against published times is {stored().median_error:.0%} "
+            "(no joules have been compared)"
+        )
+    if None in positions:
+        said += (
+            f"; eager: {PYTORCH_US:g} µs an operation for PyTorch (published) and the launch's time, at the power of a "
+            "card that waits"
+        )
+    return said
+
+
+def readers_card() -> Card:
+    """The card to model for: LUCE_CARD, or the GPU that is there where it is one that is modelled, or an RTX 3090.
+
+    ValueError for an unknown LUCE_CARD.
+    """
+    there = card_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return find_profiled_card(None) if os.environ.get("LUCE_CARD") or there is None else there
+
+
+_profiles: dict[tuple, tuple[object, Profile]] = {}
+
+
+def profile_once(model, stage: str, card: Card | str) -> Profile:
+    """The profile of a token at a context of 520, or as far as the model's room goes; made once a process."""
+    card = card if isinstance(card, Card) else find_card(card)
+    key = id(model), stage, card
+    if key not in _profiles:
+        position = min(PROMPT, model.config.max_position_embeddings - 1)
+        found = profile(stage, model=model, card=card, position=position)
+        _profiles[key] = model, found  # the model stays, and with it its id
+    return _profiles[key][1]
+
+
+def model_stage(model, stage: str, card: Card | str, *, operations: int | None = None) -> Modelled:
+    """What the model says of a token's time and energy.
+
+    operations  of PyTorch in a token; for `eager` only, whose kernels the clock does not run
+    """
+    if stage != "eager":
+        found = profile_once(model, stage, card)
+        return Modelled(found.total_us, found.energy_j, found.position)
+    clock = find_clock(card if isinstance(card, Card) else find_card(card))
+    us = eager_us(operations, clock)
+    return Modelled(us, clock.active_w * us * 1e-6)
+
+
+def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], None] | None = None) -> str:
+    """µs and J of a token at every stage on each card, in Markdown, for the README."""
+    from luce_edu.measure.launches import count_launches
+    from luce_edu.stages import STAGES
+
+    operations = count_launches(model.config, ["eager"])["eager"].launches
+    rows, modelled = [[f"`{stage}`"] for stage in STAGES], {}
+    for name in cards:
+        for stage, row in zip(STAGES, rows, strict=True):
+            if progress:
+                progress(f"{stage}: modelling its time on the {name}")
+            modelled[stage] = model_stage(model, stage, name, operations=operations)
+            row += modelled[stage].cells
+    header = ["stage", *(f"{unit}, {name}" for name in cards for unit in ("µs", "J"))]
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\nµs and J a token of {model.name}: {modelled_caption(modelled, cards)}."
 
 
 def stage_table(
@@ -71,14 +198,23 @@ def stage_table(
 ) -> StageTable:
     """Verify the stages up to and including `upto` (None for all) and set them side by side.
 
-    Arguments and errors otherwise as for `luce_edu.verify`.
+    Times and energies come from a record of a GPU; where there is none of this model, from the clock, for the card of
+    `readers_card`. Arguments and errors otherwise as for `luce_edu.verify`.
     """
     from luce_edu.stages import STAGES
 
     if upto is not None and upto not in STAGES:
         raise ValueError(f"unknown stage {upto!r}; expected one of {', '.join(STAGES)}")
+    card = readers_card()
     stages = STAGES if upto is None else STAGES[: STAGES.index(upto) + 1]
     report = verify(model, stages=stages, device=device, steps=steps, seed=seed, progress=progress)
+    megabytes = decode_bytes(model.config, report.steps).total / 1e6
     of_this_model = [r for r in recorded(load_records(), "decode") if r.content["model"] == model.name]
-    record = of_this_model[0] if of_this_model else None
-    return StageTable(report, decode_bytes(model.config, report.steps).total / 1e6, record)
+    if of_this_model:
+        return StageTable(report, megabytes, of_this_model[0])
+    modelled = {}
+    for row in report.rows:
+        if progress:
+            progress(f"{row.stage}: modelling its time on the {card.name}")
+        modelled[row.stage] = model_stage(model, row.stage, card, operations=row.launches)
+    return StageTable(report, megabytes, modelled=modelled, card=card)

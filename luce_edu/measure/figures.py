@@ -41,7 +41,6 @@ PARTS = {"bytes": BLUE, "launches": ORANGE, "kernels of a graph": PURPLE, "barri
 UNEXPLAINED, TOO_MUCH = "rest: above what is modelled", "rest: below what is modelled"
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
 MARKERS = "os^Dv<>P*X"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 class NoData(ValueError):
@@ -286,15 +285,15 @@ def results_table(records: Iterable[Record]) -> str:
     )
 
 
-def write_results(records: Iterable[Record], readme: Path) -> bool:
-    """Put the table between the README's marks; whether there is such a file with marks."""
+def write_table(name: str, table: str, readme: Path) -> bool:
+    """Put a table between the README's marks of this name; whether there is such a file with such marks."""
     if not readme.is_file():
         return False
     text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
     if end:
-        readme.write_text(f"{before}{begin}\n{results_table(records)}\n{end}{after}", encoding="utf-8")
+        readme.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     return bool(end)
 
 

@@ -11,11 +11,15 @@ import torch
 from luce_edu.backends import make_backend
 from luce_edu.backends.ledger import Launch, Traffic
 from luce_edu.config import ModelConfig
+from luce_edu.machine.clock import Clock
 from luce_edu.measure.latency import Quartiles, l2_emptier, time_rounds
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.tables import Tabular
 
 VOCABULARY = 4096  # rows of the head that are counted; all of them would take ten seconds
+# CPU's time for an operation of PyTorch called from Python, without a launch: about 2 µs for `x * x`, half of it
+# Python's. Published by a developer of PyTorch in github.com/pytorch/pytorch/issues/41383.
+PYTORCH_US = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,14 @@ def _count_one_layer(config: ModelConfig, kind: str, position: int) -> Sequence[
 def _size(entry: Launch, scale: float = 1) -> tuple[str, int]:
     total = sum(entry.traffic.values(), Traffic())
     return entry.kernel, round(scale * (total.distinct_read + total.distinct_write))
+
+
+def eager_us(operations: int, clock: Clock) -> float:
+    """Microseconds of so many operations of PyTorch that each launch one short kernel; modelled.
+
+    The CPU asks for one after another and sets the pace. What a kernel itself takes is taken to hide behind that.
+    """
+    return operations * (PYTORCH_US + clock.launch_us)
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,18 @@ class KernelTimes(Split):
 class PhaseTimes:
     """A phase of the megakernel: from one completion of its grid barrier to the next.
 
-    dram_idle  share of the time in which DRAM had nothing to do
+    dram_bytes    moved in the phase, whoever asked for them
+    warps_active  of an SM, on average: not yet at the grid barrier that ends the phase
+    dram_idle     share of the time in which DRAM had nothing to do
     """
 
     phase: str
     count: int
     us_each: float
     us: float
+    dram_bytes: float
     dram_gb_per_s: float
+    warps_active: float
     dram_idle: float
 
 
@@ -251,10 +255,10 @@ class Profile(Split):
     def _phases(self) -> Table:
         rows = [
             [p.phase, f"{p.count}", number(p.us_each), number(p.us), _percent(p.us / self.total_us),
-             number(p.dram_gb_per_s), _percent(p.dram_idle)]
+             number(p.dram_bytes / 1e6), number(p.dram_gb_per_s), f"{p.warps_active:.1f}", _percent(p.dram_idle)]
             for p in self.phases
         ]  # fmt: skip
-        header = ["phase", "times", "µs each", "µs", "share", "DRAM GB/s", "DRAM idle"]
+        header = ["phase", "times", "µs each", "µs", "share", "DRAM MB", "DRAM GB/s", "warps of an SM", "DRAM idle"]
         return Table("By phase, from one grid barrier to the next (modelled)", header, rows)
 
     def _lines(self) -> Table:
@@ -445,7 +449,7 @@ def _put_together(
         "flops": clock.pj_per_flop * flops * 1e-12,
         "instructions": clock.pj_per_instruction * others * 1e-12,
     }
-    phases = _phase_times(order, events, places, spans, use, clock) if order else ()
+    phases = _phase_times(order, entries[0], events, places, spans, use, clock) if order else ()
     per_s = (read + written) / total_us / 1e3
     traffic = [part for t in times for part in t.counters.traffic.values()]
     return Profile(
@@ -684,16 +688,26 @@ def _phases_of(config) -> tuple[str, ...]:
     return (*names, "lm_head")
 
 
-def completions(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
-    """By block: when it passed each grid barrier, in µs. That is where the second __syncthreads of it opens."""
+def grid_waits(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
+    """By block: its waits at grid barriers, in their order, as rows [begin, end] in µs.
+
+    A block waits where the second __syncthreads of a grid barrier stands; it opens when the block has passed.
+    """
     lines = [line for file, line in places if file == "csrc/grid_barrier.cuh"]
     place = places.index(("csrc/grid_barrier.cuh", max(lines))) if lines else -2
-    passed = events[events["place"] == place]
-    return {int(b): np.sort(passed["end_us"][passed["block"] == b]) for b in np.unique(passed["block"])}
+    waits = np.sort(events[events["place"] == place], order=["block", "end_us"])
+    times = np.stack([waits["begin_us"], waits["end_us"]], axis=1)
+    return {int(block): times[waits["block"] == block] for block in np.unique(waits["block"])}
 
 
-def _phase_times(order, events, places, spans, use, clock: Clock) -> tuple[PhaseTimes, ...]:
-    by_block = completions(events, places)
+def completions(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
+    """By block: when it passed each grid barrier, in µs."""
+    return {block: waits[:, 1] for block, waits in grid_waits(events, places).items()}
+
+
+def _phase_times(order, launch: Launch, events, places, spans, use, clock: Clock) -> tuple[PhaseTimes, ...]:
+    waits = grid_waits(events, places)
+    by_block = {block: times[:, 1] for block, times in waits.items()}
     counts = {len(times) for times in by_block.values()}
     if counts != {len(order) - 1}:
         raise LaunchError(
@@ -704,17 +718,20 @@ def _phase_times(order, events, places, spans, use, clock: Clock) -> tuple[Phase
     times = [begin, *np.max(list(by_block.values()), axis=0).tolist(), begin + us]
     moved = np.concatenate([[0.0], np.cumsum(use)])
     at = np.interp(np.array(times) / BUCKET_US, np.arange(len(moved)), moved)
-    parts: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, begin, end, before, after in zip(order, times, times[1:], at, at[1:], strict=False):
-        parts[name].append((end - begin, after - before))
+    # Each block works until it comes to the barrier; the last phase has none at its end.
+    at_work = sum(np.append(w[:, 0], times[-1]) - times[:-1] for w in waits.values())
+    warp_us = at_work * math.prod(launch.block) / 32
+    parts: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for name, begin, end, before, after, worked in zip(order, times, times[1:], at, at[1:], warp_us, strict=False):
+        parts[name].append((end - begin, after - before, worked))
     rows = []
     for name, found in parts.items():
-        us, moved = (float(sum(column)) for column in zip(*found, strict=True))
+        us, moved, worked = (float(sum(column)) for column in zip(*found, strict=True))
         busy = moved / clock.dram_bytes_per_cycle / clock.clock_mhz
         rows.append(
             PhaseTimes(
-                phase=name, count=len(found), us_each=us / len(found), us=us, dram_gb_per_s=moved / us / 1e3,
-                dram_idle=min(1.0, max(0.0, 1 - busy / us)),
+                phase=name, count=len(found), us_each=us / len(found), us=us, dram_bytes=moved,
+                dram_gb_per_s=moved / us / 1e3, warps_active=worked / (clock.sm_count * us), dram_idle=min(1.0, max(0.0, 1 - busy / us)),
             )
         )  # fmt: skip
     return tuple(rows)

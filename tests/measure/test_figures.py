@@ -8,14 +8,16 @@ import synthetic
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from luce_edu import cli
+from luce_edu import cli, models
 from luce_edu.measure import figures, launches
 from luce_edu.measure.figures import NoData, context, draw, energy, ladder, latency, results_table, waterfall
 from luce_edu.measure.launches import Count
 from luce_edu.measure.records import load_records, records_dir
+from luce_edu.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = {picture.__name__: picture for picture in (latency, waterfall, energy, context)}
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 RECORDS = {"h100": synthetic.h100, "3090": synthetic.rtx_3090}
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 every_record = pytest.mark.parametrize("make", RECORDS.values(), ids=RECORDS)
@@ -275,33 +277,51 @@ def test_the_table_leaves_open_what_was_not_recorded():
 
 
 def test_the_readme_holds_the_table_of_the_records():
-    before, begin, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(figures.BEGIN)
-    table, end, _ = rest.partition(figures.END)
+    before, begin, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+    table, end, _ = rest.partition(END)
     assert begin and end
     assert table == f"\n{results_table(load_records(ROOT / 'figures' / 'records'))}\n"
 
 
 def test_the_readme_is_rewritten_between_its_marks_alone(tmp_path):
     readme = tmp_path / "README.md"
-    assert not figures.write_results(load_records(), readme)
+    assert not figures.write_table("results", results_table(load_records()), readme)
     readme.write_text("no marks", encoding="utf-8")
-    assert not figures.write_results(load_records(), readme) and readme.read_text(encoding="utf-8") == "no marks"
-    readme.write_text(f"above\n{figures.BEGIN}\nold\n{figures.END}\nbelow\n", encoding="utf-8")
+    assert not figures.write_table("results", results_table(load_records()), readme) and readme.read_text(encoding="utf-8") == "no marks"
+    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
     for _ in range(2):
-        assert figures.write_results(load_records(), readme)
+        assert figures.write_table("results", results_table(load_records()), readme)
         table = results_table(load_records())
-        assert readme.read_text(encoding="utf-8") == f"above\n{figures.BEGIN}\n{table}\n{figures.END}\nbelow\n"
+        assert readme.read_text(encoding="utf-8") == f"above\n{BEGIN}\n{table}\n{END}\nbelow\n"
+
+
+def test_the_readme_has_a_place_for_what_is_modelled():
+    before, begin, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- modelled -->")
+    table, end, _ = rest.partition("<!-- /modelled -->")
+    assert begin and end and all(f"| `{stage}` |" in table for stage in STAGES)
+    assert "modelled for the RTX 3090 and the H200" in table
+
+
+def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeypatch, capsys):
+    tiny = models.load_model("tiny")
+    monkeypatch.setattr(models, "load_model", lambda name: tiny)
+    (tmp_path / "README.md").write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
+    assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), "README.md"]
+    header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1:8]
+    assert header.count("|") == 6 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
+    assert "–" not in {cell.strip() for row in rows for cell in row.split("|")}
 
 
 def test_the_command_draws_and_writes_the_readme_beside_its_folder(tmp_path, counted, capsys):
-    (tmp_path / "README.md").write_text(f"{figures.BEGIN}{figures.END}", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"{BEGIN}{END}", encoding="utf-8")
     assert cli.main(["figures", "--out", str(tmp_path / "figures")]) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "figures" / "ladder.svg"), "README.md"]
     assert "Hazy Research" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_command_leaves_the_readme_to_the_projects_own_records(tmp_path, capsys):
-    (tmp_path / "README.md").write_text(f"{figures.BEGIN}{figures.END}", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"{BEGIN}{END}", encoding="utf-8")
     (tmp_path / "records").mkdir()
     record = synthetic.rtx_3090()
     record.save(tmp_path / "records" / f"{record.name}.json")
@@ -309,7 +329,7 @@ def test_the_command_leaves_the_readme_to_the_projects_own_records(tmp_path, cap
     assert "README" not in capsys.readouterr().out and "waterfall-synthetic-3090.svg" in {
         path.name for path in (tmp_path / "figures").iterdir()
     }
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == f"{figures.BEGIN}{figures.END}"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == f"{BEGIN}{END}"
 
 
 def test_the_command_names_a_file_that_is_no_record(tmp_path, capsys):

@@ -1,0 +1,85 @@
+"""A trace keeps the rules of Chrome's trace event format, as Perfetto reads it, and says what the profile holds."""
+
+import json
+import math
+from collections import defaultdict
+
+import pytest
+
+import luce_edu
+from luce_edu.measure.trace import GPU, SMS
+
+NUMBER = (int, float)
+
+
+@pytest.fixture(scope="module", params=["megakernel", "per_layer"])
+def profile(request):
+    return luce_edu.profile(request.param, card="laptop", position=20)
+
+
+@pytest.fixture(scope="module")
+def events(profile):
+    return json.loads(json.dumps(profile.trace()))["traceEvents"]
+
+
+def broken_rules(events):
+    """What of the format the events break, in words; empty for a trace that can be read."""
+    found, named, tracks = [], set(), defaultdict(list)
+    for event in events:
+        where = json.dumps(event)
+        if event.get("ph") not in ("M", "X", "C") or not isinstance(event.get("name"), str):
+            found.append(f"phase or name: {where}")
+        elif type(event.get("pid")) is not int or event["ph"] != "C" and type(event.get("tid")) is not int:
+            found.append(f"pid or tid: {where}")
+        elif event["ph"] == "M":
+            known = event["name"] in ("process_name", "thread_name") and isinstance(event["args"].get("name"), str)
+            found += [] if known else [f"metadata: {where}"]
+            named.add((event["name"], event["pid"], event["tid"]))
+        else:
+            times = [event.get("ts")] + [event.get("dur")] * (event["ph"] == "X")
+            if not all(isinstance(t, NUMBER) and math.isfinite(t) and t >= 0 for t in times):
+                found.append(f"times: {where}")
+            elif event["ph"] == "C":
+                numbers = event.get("args") and all(isinstance(v, NUMBER) for v in event["args"].values())
+                found += [] if numbers else [f"counter: {where}"]
+            else:
+                tracks[event["pid"], event["tid"]].append((event["ts"], -event["dur"]))
+    for (pid, tid), slices in tracks.items():
+        if ("thread_name", pid, tid) not in named or ("process_name", pid, 0) not in named:
+            found.append(f"no name for {pid}, {tid}")
+        ends = []
+        for begin, dur in sorted(slices):
+            while ends and ends[-1] <= begin + 1e-3:
+                ends.pop()
+            if ends and begin - dur > ends[-1] + 1e-3:  # a slice lies beside another or inside it
+                found.append(f"slices cross on {pid}, {tid} at {begin}")
+            ends.append(begin - dur)
+    return found
+
+
+def test_a_trace_keeps_the_rules_of_the_format(events):
+    assert broken_rules(events) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda slice_: slice_ | {"ts": "0"},
+        lambda slice_: slice_ | {"dur": -1.0},
+        lambda slice_: slice_ | {"ph": "Z"},
+        lambda slice_: slice_ | {"tid": 4711},
+        lambda slice_: slice_ | {"ts": slice_["ts"] + slice_["dur"] / 2},
+    ],
+)
+def test_a_spoilt_trace_does_not(events, spoil):
+    longest = max((e for e in events if e["ph"] == "X" and e["pid"] == SMS), key=lambda e: e["dur"])
+    assert broken_rules([*events, spoil(longest)])
+
+
+def test_it_holds_launches_waits_and_drams_bytes(profile, events):
+    launches = [e for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (GPU, 0)]
+    assert len(launches) == len(profile.spans)
+    assert {e["name"] for e in events if e["pid"] == SMS} & {"barrier", "grid barrier"}
+    rates = [e["args"]["GB/s"] for e in events if e["ph"] == "C"]
+    assert sum(rates) * 0.25e3 == pytest.approx(profile.dram_use.sum(), rel=0.01, abs=1)
+    assert max(e["ts"] + e["dur"] for e in launches) == pytest.approx(profile.total_us, rel=1e-3)

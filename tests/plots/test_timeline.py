@@ -1,0 +1,60 @@
+"""The pictures of a profile show its phases, its waits and its gaps where they are."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+import luce_edu
+from luce_edu.plots.timeline import WAITS, _colours, _paint, first_layers, launch_lanes, sm_timeline
+
+
+@pytest.fixture(scope="module")
+def megakernel():
+    return luce_edu.profile("megakernel", card="RTX 3090", position=20)  # one block of 16 warps on each SM
+
+
+@pytest.fixture(scope="module")
+def per_layer():
+    return luce_edu.profile("per_layer", card="laptop", position=20)
+
+
+def share(image, colour):
+    return float((np.abs(image - to_rgb(colour)).sum(axis=2) < 1e-6).mean())
+
+
+def test_an_sm_is_in_a_phase_or_waits(megakernel):
+    colours = _colours(megakernel.order)
+    image, shown = _paint(megakernel, 0.0, megakernel.total_us, colours)
+    assert set(shown) == set(megakernel.order) and shown[0] == "embed"
+    shares = {name: share(image, colours[name]) for name in shown} | {"waits": share(image, WAITS)}
+    before = megakernel.spans[0][1] / megakernel.total_us  # nothing runs before the first block
+    assert sum(shares.values()) == pytest.approx(1 - before, abs=0.03)  # some SMs end earlier
+    busy = sum(p.warps_active * p.us for p in megakernel.phases) / 16 / megakernel.total_us
+    assert sum(shares.values()) - shares["waits"] == pytest.approx(busy, abs=0.05)
+
+
+def test_between_two_launches_nothing_is_drawn(per_layer):
+    colours = _colours(name for name, *_ in per_layer.spans)
+    image, _ = _paint(per_layer, 0.0, per_layer.total_us, colours)
+    empty = float((image == 1).all(axis=(0, 2)).mean())
+    assert empty == pytest.approx(per_layer.launch_us / per_layer.total_us, abs=0.05)
+
+
+def test_the_pictures_say_that_they_are_modelled_and_for_which_card(megakernel, per_layer):
+    for picture in (sm_timeline(megakernel), first_layers(megakernel), sm_timeline(per_layer, end_us=20.0),
+                    launch_lanes({"per_layer": per_layer, "megakernel": megakernel}, us=30.0)):  # fmt: skip
+        said = picture._supxlabel.get_text()
+        assert "odelled" in said and ("RTX 3090" in said or "laptop" in said)
+        assert picture._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_lanes_show_each_launch_in_the_window(per_layer):
+    axes = launch_lanes({"per_layer": per_layer}, us=30.0).axes[0]
+    assert len(axes.patches) == sum(begin < 30.0 for _, begin, _ in per_layer.spans)
+
+
+def test_an_empty_window_is_refused(megakernel):
+    with pytest.raises(ValueError, match="begin_us"):
+        sm_timeline(megakernel, begin_us=5.0, end_us=5.0)
+    with pytest.raises(ValueError, match="profiles"):
+        launch_lanes({}, us=1.0)
