@@ -731,7 +731,8 @@ def _phase_times(order, launch: Launch, events, places, spans, use, clock: Clock
         rows.append(
             PhaseTimes(
                 phase=name, count=len(found), us_each=us / len(found), us=us, dram_bytes=moved,
-                dram_gb_per_s=moved / us / 1e3, warps_active=worked / (clock.sm_count * us), dram_idle=min(1.0, max(0.0, 1 - busy / us)),
+                dram_gb_per_s=moved / us / 1e3, warps_active=worked / (clock.sm_count * us),
+                dram_idle=min(1.0, max(0.0, 1 - busy / us)),
             )
         )  # fmt: skip
     return tuple(rows)

@@ -8,7 +8,8 @@ import synthetic
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from luce_edu import cli, models
+import luce_edu
+from luce_edu import cli, models, scoreboard
 from luce_edu.measure import figures, launches
 from luce_edu.measure.figures import NoData, context, draw, energy, ladder, latency, results_table, waterfall
 from luce_edu.measure.launches import Count
@@ -285,13 +286,13 @@ def test_the_readme_holds_the_table_of_the_records():
 
 def test_the_readme_is_rewritten_between_its_marks_alone(tmp_path):
     readme = tmp_path / "README.md"
-    assert not figures.write_table("results", results_table(load_records()), readme)
+    table = results_table(load_records())
+    assert not figures.write_table("results", table, readme)
     readme.write_text("no marks", encoding="utf-8")
-    assert not figures.write_table("results", results_table(load_records()), readme) and readme.read_text(encoding="utf-8") == "no marks"
+    assert not figures.write_table("results", table, readme) and readme.read_text(encoding="utf-8") == "no marks"
     readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
     for _ in range(2):
-        assert figures.write_table("results", results_table(load_records()), readme)
-        table = results_table(load_records())
+        assert figures.write_table("results", table, readme)
         assert readme.read_text(encoding="utf-8") == f"above\n{BEGIN}\n{table}\n{END}\nbelow\n"
 
 
@@ -304,7 +305,10 @@ def test_the_readme_has_a_place_for_what_is_modelled():
 
 def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeypatch, capsys):
     tiny = models.load_model("tiny")
+    found = luce_edu.profile("megakernel", model=tiny, card="laptop", position=20)
     monkeypatch.setattr(models, "load_model", lambda name: tiny)
+    monkeypatch.setattr(scoreboard, "profile", lambda stage, **how: found)
+    monkeypatch.setattr(scoreboard, "_profiles", {})
     (tmp_path / "README.md").write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
     assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), "README.md"]

@@ -30,7 +30,8 @@ def test_an_sm_is_in_a_phase_or_waits(megakernel):
     before = megakernel.spans[0][1] / megakernel.total_us  # nothing runs before the first block
     assert sum(shares.values()) == pytest.approx(1 - before, abs=0.03)  # some SMs end earlier
     busy = sum(p.warps_active * p.us for p in megakernel.phases) / 16 / megakernel.total_us
-    assert sum(shares.values()) - shares["waits"] == pytest.approx(busy, abs=0.05)
+    # A phase begins when the last block has passed the barrier; the picture also has what the others do until then.
+    assert busy <= sum(shares.values()) - shares["waits"] < busy + 0.1
 
 
 def test_between_two_launches_nothing_is_drawn(per_layer):
