@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from luce_edu.backends.ledger import Launch
 from luce_edu.config import ModelConfig
+from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.floor import DATASHEET_GB_PER_S, kv_bytes_per_token, recurrent_state_bytes
 from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.measure.launches import Count
@@ -938,7 +939,7 @@ def power_curves(
     *,
     limit_w: float | None = None,
     loss: float | None = None,
-    beside: Sweep | Baseline | None = None,
+    beside: Sweep | Baseline | StageCurve | None = None,
     provenance: str = "",
 ) -> Picture:
     """Speed, draw and tokens for a joule against the power limit: points, and the modelled curve where there is one.
@@ -946,7 +947,7 @@ def power_curves(
     fit      None for a sweep that no curve can be fitted to: points alone
     limit_w  marks what is expected under this limit: modelled, or the nearest point where there is no model
     loss     marks the least draw that gives up at most this share of the speed
-    beside   another sweep's points, or one figure as a line across
+    beside   another sweep's points, one figure as a line across, or a stage's modelled curve with its band
     """
     figure = _picture(11, 4.2, provenance)
     limits = [point.limit_w for point in sweep.points]
@@ -960,6 +961,8 @@ def power_curves(
         if isinstance(beside, Sweep):
             axes.plot([p.limit_w for p in beside.points], [value(p) for p in beside.points], "s", color=VERMILLION,
                       markersize=6, label=f"{beside.kind}: {beside.gpu}, {beside.system}")  # fmt: skip
+        elif isinstance(beside, StageCurve):
+            _stage_curve(axes, beside, value, VERMILLION, *sweep.limits_w)
         elif beside:
             axes.axhline(value(beside.point), color=VERMILLION, linewidth=1.8, linestyle="-.",
                          label=f"{beside.kind}: {beside.gpu}, {beside.system}")  # fmt: skip
@@ -982,6 +985,16 @@ def power_curves(
     once = dict(zip(labels, handles, strict=True))
     figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=3, frameon=False)
     return figure
+
+
+def _stage_curve(axes: Axes, curve: StageCurve, value, colour: str, low_w: float, high_w: float) -> None:
+    """A stage's modelled curve over the limits, and the band of the knees that are not refuted."""
+    found = curve.over(low_w, high_w)
+    limits = [point.limit_w for point, _ in found]
+    ends = [[choose(map(value, (point, *band))) for point, band in found] for choose in (min, max)]
+    axes.fill_between(limits, *ends, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(limits, [value(point) for point, _ in found], color=colour, linewidth=2,
+              label=f"modelled for {curve.gpu}: our {curve.system}")  # fmt: skip
 
 
 def power_errors(fit: Fit, *, provenance: str = "") -> Picture:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
+from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep
 from luce_edu.plots import BLUE, GREEN, GREY, INK, ORANGE, POWER_PANELS, VERMILLION
 
@@ -26,7 +27,7 @@ def chart(
     here: Point,
     limit_w: float,
     spot: Point,
-    beside: Sweep | Baseline | None,
+    beside: Sweep | Baseline | StageCurve | None,
     words: str,
 ) -> str:
     """Speed, draw and tokens for a joule against the limit: points, the modelled curve, and what is marked.
@@ -36,10 +37,11 @@ def chart(
     words          what the picture shows, for those who do not see it
     """
     runs = fit.runs() if fit else []
+    stage = beside.over(*sweep.limits_w) if isinstance(beside, StageCurve) else []
     width = WIDTH / len(POWER_PANELS)
     panels = "".join(
         f'<g transform="translate({i * width:.1f},0)">'
-        f"{_panel(panel, width, sweep, runs, here, limit_w, spot, beside)}</g>"
+        f"{_panel(panel, width, sweep, runs, here, limit_w, spot, beside, stage)}</g>"
         for i, panel in enumerate(POWER_PANELS)
     )
     return (
@@ -57,12 +59,14 @@ def _panel(
     here: Point,
     limit_w: float,
     spot: Point,
-    beside: Sweep | Baseline | None,
+    beside: Sweep | Baseline | StageCurve | None,
+    stage: Sequence[tuple[Point, list[Point]]],
 ) -> str:
     name, unit, value = panel
     others = beside.points if isinstance(beside, Sweep) else ()
     level = value(beside.point) if isinstance(beside, Baseline) else 0
     shown = [*sweep.points, *others, *(point for _, run in runs for point in run)]
+    shown += [point for of_best, of_others in stage for point in (of_best, *of_others)]
     limits = [point.limit_w for point in (*sweep.points, *others)]
     margin = 0.04 * (max(limits) - min(limits)) or 10
     x = _Scale(min(limits) - margin, max(limits) + margin, LEFT, width - RIGHT)
@@ -81,10 +85,17 @@ def _panel(
     parts.append(f'<text x="{(LEFT + width) / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">power limit, W</text>')
     if isinstance(beside, Baseline):
         parts.append(_line(LEFT, y(level), width - RIGHT, y(level), VERMILLION, 2.5, "12 4 2 4"))
+    if stage:
+        edges = [[(x(point.limit_w), y(choose(map(value, (point, *band))))) for point, band in stage]
+                 for choose in (min, max)]  # fmt: skip
+        band = _path([*edges[0], *reversed(edges[1])])
+        parts.append(f'<polygon points="{band}" fill="{VERMILLION}" fill-opacity="0.2"/>')
+        line = _path(place(point) for point, _ in stage)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{VERMILLION}" stroke-width="2.5"/>')
     for left, top in map(place, others):
         parts.append(f'<rect x="{left - 5:.1f}" y="{top - 5:.1f}" width="10" height="10" fill="{VERMILLION}"/>')
     for trusted, run in runs:
-        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in map(place, run))
+        path = _path(map(place, run))
         dashes = "" if trusted else ' stroke-dasharray="5 5"'
         parts.append(f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="3"{dashes}/>')
     for left, top in map(place, sweep.points):
@@ -95,6 +106,10 @@ def _panel(
         at = f'transform="translate({left:.1f},{top:.1f})"'
         parts.append(f'<polygon points="{shape}" {at} fill="{colour}" stroke="{edge}"/>')
     return "".join(parts)
+
+
+def _path(places: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{left:.1f},{top:.1f}" for left, top in places)
 
 
 class _Scale:
@@ -118,13 +133,16 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
     )
 
 
-def legend(sweep: Sweep, fit: Fit | None, beside: Sweep | Baseline | None) -> str:
+def legend(sweep: Sweep, fit: Fit | None, beside: Sweep | Baseline | StageCurve | None) -> str:
     """What the marks mean, in words, with the kind of each number."""
     items = [(BLUE, "●", f"{sweep.kind}: {sweep.system}, {sweep.gpu}")]
     if fit:
         items += [(BLUE, "━", "modelled"), (BLUE, "┅", "modelled where nothing was measured: a guess")]
     items += [(ORANGE, "◆", "at the slider's limit"), (GREEN, "★", "least draw for the speed given up")]
-    if beside:
+    if isinstance(beside, StageCurve):
+        items += [(VERMILLION, "━", f"modelled for {beside.gpu}: our {beside.system}"),
+                  (VERMILLION, "░", "what the voltage's knee leaves open")]  # fmt: skip
+    elif beside:
         mark = "■" if isinstance(beside, Sweep) else "━"
         items.append((VERMILLION, mark, f"{beside.kind}: {beside.system}, {beside.gpu}"))
     spans = " ".join(

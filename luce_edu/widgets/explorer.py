@@ -24,6 +24,7 @@ except ImportError:
 
 from luce_edu import plots
 from luce_edu.errors import NotMeasured
+from luce_edu.measure.dvfs import StageCurve, stage_curves
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.power_model import (
     BASELINES,
@@ -75,7 +76,7 @@ class PowerExplorer(ipywidgets.VBox):
         self.price = 0.30  # of a kWh, in whatever currency; an example until somebody types another
         self._told: dict[str, str] = {}  # by field, what is wrong with it
         self._sweeps: list[Sweep] = []
-        self._beside: list[Baseline] = list(BASELINES)
+        self._beside: list[Baseline | StageCurve] = [*BASELINES, *stage_curves()]
         self._fits: dict[Sweep, Fit | str] = {}  # a model, or why there is none
         self._busy = False
         self._stop = threading.Event()
@@ -132,7 +133,7 @@ class PowerExplorer(ipywidgets.VBox):
         return self._chosen
 
     @property
-    def other(self) -> Sweep | Baseline | None:
+    def other(self) -> Sweep | Baseline | StageCurve | None:
         """What stands beside it."""
         return None if self.beside.value == NOTHING else self.beside.value
 
@@ -251,8 +252,8 @@ class PowerExplorer(ipywidgets.VBox):
         model, beside = self.fit_of(self.sweep), self.other
         rows = [(self.sweep, self.sweep.kind, self.sweep.source, point) for point in self.sweep.points]
         rows += [(self.sweep, "modelled", "fitted to the points", point) for point in (model.curve if model else ())]
-        for point in beside.points if isinstance(beside, Sweep) else (beside.point,) if beside else ():
-            rows.append((beside, beside.kind, beside.source, point))
+        if beside:
+            rows += [(beside, beside.kind, beside.source, point) for point in self._points_of(beside)]
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(["gpu", "system", "model", "kind", "limit_w", "clock_mhz", "draw_w", "tokens_per_s",
@@ -262,6 +263,11 @@ class PowerExplorer(ipywidgets.VBox):
             cells = ["" if number is None else f"{number:.6g}" for number in numbers]
             table.writerow([of.gpu, of.system, of.model, kind, *cells, source])
         return text.getvalue()
+
+    def _points_of(self, beside: Sweep | Baseline | StageCurve) -> Sequence[Point]:
+        if isinstance(beside, StageCurve):
+            return [point for point, _ in beside.over(*self.sweep.limits_w)]
+        return beside.points if isinstance(beside, Sweep) else [beside.point]
 
     def _show(self) -> None:
         sweep, model, beside = self.sweep, self.fit_of(self.sweep), self.other
@@ -285,6 +291,8 @@ class PowerExplorer(ipywidgets.VBox):
         columns[f"★ for {self.loss.value} % less speed, {'modelled' if model else sweep.kind}"] = spot
         if isinstance(beside, Sweep):
             columns[f"beside: {beside.system}, {beside.gpu}, {beside.kind}, nearest point"] = beside.nearest(limit_w)
+        elif isinstance(beside, StageCurve):
+            columns[f"beside: our {beside.system}, modelled for {beside.gpu}"] = beside.at(limit_w)
         elif beside:
             columns[f"beside: {beside.system}, {beside.gpu}, {beside.kind}"] = beside.point
         self.picture.value = chart(
@@ -319,7 +327,7 @@ class PowerExplorer(ipywidgets.VBox):
         style = "font-size: 14px; line-height: 1.3"
         return f'<table style="{style}"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
 
-    def _notes(self, model: Fit | None, beside: Sweep | Baseline | None) -> str:
+    def _notes(self, model: Fit | None, beside: Sweep | Baseline | StageCurve | None) -> str:
         notes = [f"Points {self.sweep.provenance}."]
         if model:
             notes.append(f"Curve modelled: {model.model.PARAMETERS} parameters, {2 * len(self.sweep.points)} numbers.")
