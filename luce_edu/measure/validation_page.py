@@ -53,7 +53,7 @@ WHY: Mapping[str, str] = {
     "N": "which H100 it was is not said; and what is written, 25 MB, stays in L2 in the model",
     "S": "for strides that are no power of two the model counts a pass for each line that a warp touches; the cards "
     "take fewer, and we know of no published rule",
-    "V": "a launch of few waves, in which the first and the last weigh much",
+    "V": "a profiler counts a microsecond or two of start and end even for the smallest kernel, and the clock does not",
     "V3.": "each lane reads a line of its own; which lines L1 throws out first is not published",
 }
 
@@ -87,7 +87,7 @@ APART = {  # why a phase or token is more than TARGET from an earlier model
 
 
 def places(folder: str | Path | None = None) -> tuple[Path, Path, Path]:
-    """Where figures, page and picture go: one folder, or their places in the checkout; ValueError where there is none."""
+    """Where figures, page and picture go: one folder, or the checkout; ValueError where there is none."""
     if folder is None:
         if not (PAGE.parents[1] / "pyproject.toml").is_file():
             raise ValueError("validate: this is no checkout of the project, so name a folder with --out")
