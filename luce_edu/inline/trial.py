@@ -217,8 +217,8 @@ class Verdict(Tabular):
             ["  GB/s, each byte once", number(self.least_bytes / self.us / 1e3), ""],
             ["  share of the card's bandwidth", f"{self.peak_share:.1%}", "100%"],
             ["  MB from DRAM and to it", number(found.dram_bytes / 1e6), number(self.least_bytes / 1e6)],
-            ["  sectors", f"{found.sectors:,}", f"{-(-self.least_bytes // 32):,}"],
-            ["  bank conflicts", f"{found.bank_conflicts:,}", "0"],
+            ["  sectors at that size", f"{found.sectors:,}", f"{-(-self.least_bytes // 32):,}"],
+            ["  bank conflicts at that size", f"{found.bank_conflicts:,}", "0"],
         ]
 
     @property
@@ -229,7 +229,7 @@ class Verdict(Tabular):
             f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
             "warp touches, counted on the virtual GPU. Registers, spills and static shared memory: NVIDIA's compiler."
             + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
-            + (f" Time, and what stands below it: {_words(find_spec(self.attempt.against).timed)}, nothing in L2 "
+            + (f" Time, and the rows below it, at another size: {_words(find_spec(self.attempt.against).timed)}; nothing in L2 "
                "before. What is written may stay in L2." if self.profile else "")
         )
 

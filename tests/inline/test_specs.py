@@ -105,3 +105,12 @@ BAD_EXPRESSIONS = [
 def test_any_other_expression_is_refused_with_the_names(expression):
     with pytest.raises(ValueError, match="expected numbers, .* and the names n, block"):
         evaluate(expression, NAMES)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_timed_shape_is_one_that_the_spec_serves(spec):
+    assert spec.timed.keys() == spec.shapes[0].keys()
+    inputs = spec.make(spec.timed, lambda *size: torch.randn(size))
+    for name, want in spec.truth(inputs, spec.timed).items():
+        size = spec.outputs(spec.timed).get(name) or inputs[name].shape
+        assert want.shape == torch.Size(size) and want.isfinite().all()

@@ -109,6 +109,22 @@ def test_a_line_and_the_lines_that_call_it_hold_the_same_cycles(megakernel):
     assert len(deepest) >= 3 and deepest[-1][0] == "csrc/megakernel.cu"
 
 
+@pytest.mark.planted
+def test_a_wait_for_a_load_is_for_memory_also_in_another_block_of_code():
+    """Here what is loaded under an `if` is used behind it, where another basic block begins."""
+    source = """extern "C" __global__ void late(const float* x, float* y, int n) {
+        float v[4], sum = 0.0f;
+        for (int i = 0; i < 4; ++i) {
+            if (threadIdx.x + 256 * i < n) v[i] = x[threadIdx.x + 256 * i]; else v[i] = 0.0f;
+            sum += v[i] * v[i];
+        }
+        y[threadIdx.x] = sum;
+    }"""
+    late = load(compile_ptx("late.cu", source, ["late"], {}, LAPTOP.arch), card=LAPTOP)["late"]
+    found = luce_edu.profile(late.prepare(1, 256, [torch.zeros(1024), torch.zeros(256), 1024]))
+    assert found.memory_us > 5 * found.issue_us
+
+
 def test_the_time_lines_of_many_launches_take_little_memory():
     waits = run_timed([_reads(4)], wait_from_us=0.0)[1].waits
     assert waits.base is None and len(waits) < 100  # no view of an array with room for a million
