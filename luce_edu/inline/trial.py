@@ -229,8 +229,15 @@ class Verdict(Tabular):
             f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
             "warp touches, counted on the virtual GPU. Registers, spills and static shared memory: NVIDIA's compiler."
             + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
-            + (f" Time, and the rows below it, at another size: {_words(find_spec(self.attempt.against).timed)}; nothing in L2 "
-               "before. What is written may stay in L2." if self.profile else "")
+            + (self._timed if self.profile else "")
+        )
+
+    @property
+    def _timed(self) -> str:
+        size = _words(find_spec(self.attempt.against).timed)
+        return (
+            f" Time, and the rows below it, at another size: {size}; nothing in L2 before. What is written may stay "
+            "in L2."
         )
 
     def _repr_html_(self) -> str:
