@@ -21,6 +21,7 @@ from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import CONTEXTS, PROMPT, PROMPTS, STEPS, Bench, bench, reason
 from luce_edu.measure.constants import measure_bandwidth, measure_launch_costs
 from luce_edu.measure.nvml import Sensors, or_none
+from luce_edu.measure.predictions import beside
 from luce_edu.measure.records import SCHEMA, Record, RecordError
 from luce_edu.measure.systems import make_systems
 from luce_edu.stages import STAGES
@@ -139,7 +140,7 @@ def _bench(content: dict, model, wanted, systems, contexts, gguf: str | None, pr
     def take(result: Bench) -> None:
         wrong = {row["part"] for row in result.not_run if row.get("kind") == "wrong"}
         for part in BENCHED:
-            new = getattr(result, part)
+            new = [_with_prediction(row, content["machine"]["gpu"], model) for row in getattr(result, part)]
             known = {_key(row) for row in new}
             old = [row for row in kept[part] if _key(row) not in known and row["system"] not in wrong]
             content["parts"].pop(part, None)
@@ -170,6 +171,12 @@ def _bench(content: dict, model, wanted, systems, contexts, gguf: str | None, pr
         for part in wanted:
             if part in BENCHED and part not in content["parts"] and part not in said:
                 content["not_run"].append({"part": part, "reason": "no system could be measured"})
+
+
+def _with_prediction(row: dict, gpu: str, model) -> dict:
+    """A row with what the clock had predicted for it, where it had."""
+    modelled = beside(row, gpu, model.config)
+    return row | {"modelled": modelled} if modelled else row
 
 
 def _key(row: dict) -> tuple[str, int]:

@@ -58,7 +58,7 @@ def draw(records: Iterable[Record], out: str | Path) -> list[Path]:
         f"{picture.__name__}-{record.name}": (lambda picture=picture, record=record: picture(record))
         for record in records
         if record.kind == "recorded"
-        for picture in (latency, waterfall, energy, context)
+        for picture in (latency, waterfall, energy, context, prediction)
     }
     pictures["ladder"] = lambda: ladder(records)
     paths = []
@@ -189,6 +189,44 @@ def energy(record: Record) -> Picture:
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("tokens per joule")
     _title(figure, f"Tokens for a joule at a context of {at:,}, {record.gpu}", list(shown.values()))
+    return figure
+
+
+def prediction(record: Record) -> Picture:
+    """Microseconds and joules a token as recorded, bars, and as the clock had predicted them for this card, marks.
+
+    For the stages and the context that were predicted. What the card's clock was is said where the record knows it.
+    """
+    parts = {name: [row for row in record.parts.get(name, ()) if "modelled" in row] for name in ("decode", "energy")}
+    if not parts["decode"]:
+        raise NoData(f"{record.name}: nothing was predicted")
+    panels = [
+        ("µs per token", parts["decode"], lambda row: row["latency_us"]["median"], "us"),
+        ("J per token", parts["energy"], lambda row: row["joules"] / row["tokens"], "joules"),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    first = parts["decode"][0]["modelled"]
+    recorded_mhz = record.content["machine"].get("sm_clock_mhz")
+    at = f"; recorded at {recorded_mhz:,.0f} MHz" if recorded_mhz else ""
+    caption = (
+        f"Bars {record.provenance}{at}; marks modelled for {first['card']} at {first['clock_mhz']:,.0f} MHz: "
+        f"{first['source']}"
+    )
+    figure = _figure(caption, 1.4 + sum(0.5 + _rows_height(rows) for _, rows, *_ in panels))
+    shown = {}
+    for axes, (unit, rows, recorded, name) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels,
+                                                  strict=True):  # fmt: skip
+        for i, row in enumerate(rows):
+            value, modelled = recorded(row), row["modelled"][name]
+            axes.barh(i, value, color=_colour(row["system"]), height=0.62)
+            mark = {"color": INK, "markerfacecolor": "white", "markersize": 8, "label": "modelled"}
+            shown["modelled"] = axes.plot(modelled, i, "D", **mark)[0]
+            _beside(axes, max(value, modelled), i, f"recorded {_signed_percent(value / modelled - 1)}", 9)
+        _rows(axes, [_name(row["system"]) for row in rows])
+        axes.set_xlim(0, 1.3 * max(max(recorded(row), row["modelled"][name]) for row in rows))
+        axes.set_xlabel(unit)
+    handles = [Patch(color=GREY, label="recorded"), *shown.values()]
+    _title(figure, f"Recorded against modelled, {record.gpu}", handles, columns=2)
     return figure
 
 

@@ -95,7 +95,7 @@ def predict(
     clock = clock if clock_mhz is None else clock.at(clock_mhz)
     found = profile(stage, card=card, model=model, clock=clock, position=position)
     energy = {name: float(joules) for name, joules in found.energy.items()}
-    source = f"the clock at commit {(commit() or 'unknown')[:12]}, {datetime.date.today().isoformat()}"
+    source = f"the clock at commit {commit() or 'unknown'}, {datetime.date.today().isoformat()}"
     return Prediction(stage, card.name, found.model, position, clock.clock_mhz, found.total_us, energy, source)
 
 
@@ -126,9 +126,9 @@ def misses(record: Record, within: float = NEAR) -> list[str]:
     """
     card, found = card_of(record.gpu), []
     for row in record.parts.get("decode", ()) if card else ():
-        known = at_boost(row["system"], card) if "modelled" in row else None
+        known = at_boost(row["system"], card) if "modelled" in row else None  # of this context and these shapes
         recorded_us = row["latency_us"]["median"]
-        if known and not abs(known.us / recorded_us - 1) <= within:
+        if known and not abs(recorded_us / known.us - 1) <= within:
             found.append(f"{record.name}: {row['system']}: recorded {recorded_us:,.0f} µs, modelled {known.us:,.0f}")
     return found
 
