@@ -26,6 +26,7 @@ from luce_edu.measure.published import PUBLISHED
 from luce_edu.tables import Tabular
 
 LOSS = 0.05  # of the speed, for the watts that buy next to nothing
+LEAST_CLOCKS = 3  # between which times are straight in 1/f
 TRIED = 9  # of the admissible knees, the lowest and the highest among them
 
 
@@ -136,9 +137,9 @@ def stage_curve(tokens: Sequence[Prediction]) -> StageCurve:
         raise ValueError(f"{first.card}: no published sweep says how it draws at each clock; there is one of {SWEPT}")
     found, boost_mhz = fit(swept[0]), find_card(first.card).boost_clock_mhz
     ordered = tuple(sorted(tokens, key=lambda token: token.clock_mhz))
-    if len(ordered) < 3 or boost_mhz not in [token.clock_mhz for token in ordered]:
+    if len(ordered) < LEAST_CLOCKS or boost_mhz not in [token.clock_mhz for token in ordered]:
         clocks = ", ".join(f"{token.clock_mhz:g}" for token in ordered)
-        raise ValueError(f"tokens: expected three clocks or more, {boost_mhz} MHz among them, got {clocks}")
+        raise ValueError(f"tokens: expected {LEAST_CLOCKS} clocks or more, {boost_mhz} MHz among them, got {clocks}")
     boost = next(token for token in ordered if token.clock_mhz == boost_mhz)
     chosen = np.linspace(0, len(found.admissible) - 1, TRIED).round().astype(int)
     powers = (found.model, *(found.admissible[i] for i in dict.fromkeys(chosen.tolist())))
@@ -152,8 +153,9 @@ def stage_curve(tokens: Sequence[Prediction]) -> StageCurve:
 
 @functools.cache
 def stage_curves() -> tuple[StageCurve, ...]:
-    """Those of the stored predictions, the full-size model's; fitted once."""
-    return tuple(stage_curve(find(stage, SWEPT)) for stage in SWEPT_STAGES)
+    """Those of the full-size model's stages that are stored at enough clocks; fitted once."""
+    found = (find(stage, SWEPT) for stage in SWEPT_STAGES)
+    return tuple(stage_curve(tokens) for tokens in found if len(tokens) >= LEAST_CLOCKS)
 
 
 @dataclass(frozen=True, repr=False)

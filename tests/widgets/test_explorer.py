@@ -17,6 +17,7 @@ import pytest
 
 from luce_edu import plots
 from luce_edu.errors import NotMeasured
+from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.power_model import BASELINES, fit, sweeps
 from luce_edu.measure.records import SCHEMA, Record, RecordError, records_dir
 from luce_edu.plots import BLUE, GREEN, ORANGE, VERMILLION, power_curves
@@ -134,6 +135,37 @@ def test_another_system_stands_beside_it_with_its_source(explorer):
     explorer.beside.value = SWEEPS[1]
     assert "nearest point" in words(explorer.readout.value)
     assert len(svg(explorer).findall(".//rect")) == 3 * len(SWEEPS[1].points)
+
+
+def test_our_stages_stand_beside_it_modelled_for_their_card(explorer):
+    stages = [item for _, item in explorer.beside.options if isinstance(item, StageCurve)]
+    assert "megakernel" in [stage.system for stage in stages]
+    before = len(svg(explorer).findall(".//polyline"))
+    explorer.beside.value = stages[0]
+    explorer.limit.value = 220
+    said, drawn = words(explorer.readout.value), svg(explorer)
+    assert "our megakernel, modelled for RTX 3090" in said and stages[0].provenance in said
+    assert "modelled for RTX 3090: our megakernel" in words(explorer.picture.value.partition("</svg>")[2])
+    here = stages[0].at(220)
+    assert f"{here.tokens_per_joule:.2f}" in said
+    lines = [line for line in drawn.findall(".//polyline") if line.get("stroke") == VERMILLION]
+    bands = [band for band in drawn.findall(".//polygon") if band.get("fill") == VERMILLION]
+    assert len(lines) == len(bands) == 3 and len(drawn.findall(".//polyline")) == before + 3
+    assert all(band.get("fill-opacity") == "0.2" for band in bands)
+    rows = list(csv.DictReader(io.StringIO(explorer.data())))
+    ours = [row for row in rows if row["system"] == "megakernel"]
+    assert len(ours) > 50 and {row["kind"] for row in ours} == {"modelled"} and all(row["source"] for row in ours)
+    assert "modelled for RTX 3090" in explorer.still().get_supxlabel()
+
+
+def test_a_redraw_with_a_stage_beside_it_takes_little_of_200_ms(explorer):
+    explorer.beside.value = next(item for _, item in explorer.beside.options if isinstance(item, StageCurve))
+    spent = []
+    for limit in (200, 210, 220, 230, 240):
+        begun = time.process_time()  # of this process: others may be busy
+        explorer.limit.value = limit
+        spent.append(time.process_time() - begun)
+    assert min(spent) < 0.1
 
 
 def test_a_sweep_is_not_offered_beside_itself(explorer):
