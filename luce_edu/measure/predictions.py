@@ -31,7 +31,7 @@ STAGES = ("megakernel", "graph", "per_layer", "per_op")
 SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # a graph's curve is nearly the megakernel's
 PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "RTX 4090", "RTX 5090", "T4")]
 SWEPT = "RTX 3090"  # the card of the published sweep, from whose lowest clock to its highest the curves go
-SWEPT_MHZ = (405.0, 1980.0, 900.0)  # beside its boost clock
+SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
 CANARY = "tiny"  # its token is modelled in less than a second, and tells whether the clock is still the one that wrote
 NEAR = 0.2  # how far a recorded time may be from the prediction
 
