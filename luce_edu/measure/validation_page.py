@@ -13,7 +13,7 @@ from statistics import median
 from luce_edu.measure.profile import Table
 from luce_edu.measure.published import published
 from luce_edu.measure.validated import STORED, TARGET, Row, Token, Validated, worst
-from luce_edu.measure.validation import PICKS, measurement
+from luce_edu.measure.validation import PICKS, measurement, picked
 
 PAGE = Path(__file__).parents[2] / "docs" / "validation.md"
 WORST = 12  # rows that the page names
@@ -23,14 +23,13 @@ _BARRIERS = (
     "a step is a barrier of the whole grid and the reading of what other SMs have just written; the clock gives both "
     "less time than the card takes"
 )
-_STORES = "the kernel only writes; nothing in the model holds stores back while L2 is full of lines that wait for DRAM"
 _FLIGHT = "few warps reach too much bandwidth, so the model's way to DRAM is too short or holds too many requests"
 _ORDER = "the order of machine instructions between two barriers is a guess of the model"
 WHY: Mapping[str, str] = {
     "A": "all threads add to one word; how many additions a cycle L2 takes is assumed",
     "B": f"{_BARRIERS}; with short blocks, thousands of them add to one word and poll it",
-    "B5.": "the model hands out a block a cycle on every card, and cards differ",
-    "C2.": "the L2 of an A100 and of an H200 has two halves; how much each holds twice is not modelled",
+    "B5.": "the model hands out blocks at one rate on every card, and cards differ",
+    "C2.": "the L2 of an A100 and of a GH200 has two halves; how much each holds twice is not modelled",
     "D1.1": "all threads add to one word; how many additions a cycle L2 takes is assumed",
     "D1.": "the published figure is the best of five block sizes, and this row is one of them; one block of 1,024 "
     "threads fills an SM that has room for 1,536",
@@ -43,16 +42,10 @@ WHY: Mapping[str, str] = {
     "L4.": _BARRIERS,
     "L5.": _BARRIERS,
     "M": _FLIGHT,
-    "M1.init": _STORES,
-    "M2.": f"{_FLIGHT}; and the source's memory is slower than an H200's, see the clock's constants",
-    "M2.init": _STORES,
-    "M3.init": _STORES,
-    "M4.init": _STORES,
-    "M5.": "the source's memory is slower than an H200's, and its L2 has two halves",
+    "M5.": "the L2 of a GH200 has two halves; how much each holds twice is not modelled",
     "M6.": "the lanes of a warp touch lines far apart; what DRAM loses on them is not modelled",
     "N": "which H100 it was is not said; and what is written, 25 MB, stays in L2 in the model",
-    "S": "for strides that are no power of two the model counts a pass for each line that a warp touches; the cards "
-    "take fewer, and we know of no published rule",
+    "S": "how many passes L1 takes for a stride is a rule of ours, as none is published",
     "V": "a profiler counts a microsecond or two of start and end even for the smallest kernel, and the clock does not",
     "V3.": "each lane reads a line of its own; which lines L1 throws out first is not published",
 }
@@ -178,7 +171,8 @@ def error_in_words(ratio: float) -> str:
 
 def _top(of: Validated) -> Iterable[str]:
     low, high = of.band(100.0)
-    missing = [pick for pick in PICKS if pick not in of.by_pick()]
+    there = of.by_pick()
+    missing = [pick for pick in PICKS if len(there.get(pick, ())) < len(picked(pick))]
     yield "# How far to trust the clock"
     yield _text("Made by `luce-edu validate`; do not edit. All times of the virtual GPU are modelled. All published "
                 "figures are other people's measurements, on real cards.")  # fmt: skip
@@ -186,7 +180,7 @@ def _top(of: Validated) -> Iterable[str]:
     if not of.reached:
         yield f"So a modelled time is shown as a range: 100 µs stands for {low:.0f} to {high:.0f} µs."
     if missing:
-        yield _text(f"This run is partial. Not in it: {'; '.join(missing)}.")
+        yield _text(f"This run is partial. Not in it, or not whole: {'; '.join(missing)}.")
     yield _text(f"Run of {of.date}, commit {(of.commit or 'unknown')[:12]}.")
     yield "## How it is done"
     yield _text(

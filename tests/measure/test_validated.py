@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from luce_edu import cli
 from luce_edu.measure import validated, validation_page
-from luce_edu.measure.validated import STORED, Row, Token, Validated, of_rows, rows_named, stored, worst
-from luce_edu.measure.validation import MEASUREMENTS, PICKS, measurement, picked
+from luce_edu.measure.profile import PhaseTimes
+from luce_edu.measure.validated import STORED, Row, Token, Validated, of_rows, rows_named, run_all, stored, worst
+from luce_edu.measure.validation import MEASUREMENTS, PICKS, Result, measurement, picked
 from luce_edu.measure.validation_page import PAGE, SUMMARY, page, summary_rows, why
 from luce_edu.plots.validation import modelled_against_published
 
@@ -116,6 +118,25 @@ def test_rows_are_modelled_and_kept_for_a_clean_checkout_only(monkeypatch):
     assert found.ratio == pytest.approx(found.modelled / 3.9, rel=1e-3)
     monkeypatch.setattr(validated, "commit", lambda: "abc")
     assert of_rows(rows_named(["L1b"])).rows == (found,) and calls == ["validation/abc/L1b.json"]
+
+
+def test_a_whole_run_has_all_picks_and_a_token_by_every_stage_on_every_card(monkeypatch):
+    pick = "launch, graph node, barrier, empty"
+    asked = []
+
+    def profile(stage, *, card, model):
+        asked.append((card, stage, model))
+        phases = [PhaseTimes(phase="attention", count=6, us_each=8.0, us=48.0, dram_gb_per_s=1.0, dram_idle=0.5)]
+        return SimpleNamespace(total_us=2000.0, phases=phases if stage == "megakernel" else ())
+
+    monkeypatch.setattr(validated, "profile", profile)
+    monkeypatch.setattr(validated, "PICKS", {pick: PICKS[pick]})
+    monkeypatch.setattr(validated, "validate", lambda row, backend, time_us: Result(row, 1.0, row.published, 1.0))
+    lines = []
+    found = run_all(lines.append)
+    assert [r.id for r in found.rows] == ["L1a", "L1b", "L1c", "L1d"] and lines[0].startswith("1 of 4: L1a")
+    assert {(t.card, t.stage, "random-0.8b") for t in found.tokens} == set(asked) and len(asked) == 4
+    assert found.tokens[1].phases == (("attention", 6, 8.0),) and found.tokens[0].phases == ()
 
 
 def test_the_picture_shows_the_rows_held_out():
