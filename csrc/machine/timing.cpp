@@ -293,6 +293,7 @@ struct TimedWarp {
     double arrived = 0;     // at a barrier
     int32_t arrived_at = 0;
     std::vector<double> local;  // by instruction of its basic block: when its value is there
+    std::vector<uint32_t> local_load;  // the load that it waits for
     std::vector<double> slots;  // by register slot
     std::vector<uint32_t> slot_load;  // the load that a slot waits for
     std::vector<Record> records;
@@ -311,7 +312,6 @@ struct Load {
     TimedWarp* warp;
     uint32_t instance, pending;
     int32_t local;
-    int32_t results[most_results];
     double ready;
 };
 
@@ -525,6 +525,7 @@ public:
         t->quadrant = sm.next_quadrant++ % quadrants;
         t->earliest = time;
         t->local.assign(rows.most_instructions + 1, 0.0);
+        t->local_load.assign(rows.most_instructions + 1, nobody_id);
         t->slots.assign(rows.schedule->slots_count + 1, 0.0);
         t->slot_load.assign(rows.schedule->slots_count + 1, nobody_id);
         t->record_of.assign(rows.most_ordinals + 1, -1);
@@ -567,8 +568,8 @@ public:
         if (--load.pending) return;
         TimedWarp& t = *load.warp;
         if (t.instance == load.instance) t.local[load.local] = load.ready;
-        for (int32_t slot : load.results)
-            if (slot >= 0 && t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = landed_id;
+        for (size_t slot = 0; slot < t.slot_load.size(); ++slot)
+            if (t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = landed_id;
         sm.free_loads.push_back(id);
         if (t.state == State::runs && t.next == never) settle(t);
     }
@@ -614,7 +615,7 @@ private:
             bool of_memory = false;
             if (i.kind == Kind::free_) {
                 const double when = sources_of(t, i, of_memory);
-                set_results(t, i, when, of_memory);
+                set_results(t, i, when, when == never ? load_of(t, i) : of_memory ? landed_id : nobody_id);
                 ++t.cursor;
                 continue;
             }
@@ -632,11 +633,30 @@ private:
 
     static bool loads(const Instruction& i) { return i.kind == Kind::load || i.kind == Kind::bypass; }
 
-    void set_results(TimedWarp& t, const Instruction& i, double when, bool of_memory) {
+    // One of the loads under way that an instruction's sources wait for; nobody_id where there is none. Of several it
+    // does not matter which for all but the rarest of code: they were issued together.
+    uint32_t load_of(const TimedWarp& t, const Instruction& i) const {
+        for (int32_t source : i.sources) {
+            if (source == -1) break;
+            uint32_t id = nobody_id;
+            if (source < -1) {
+                if (t.slots[-2 - source] == never) id = t.slot_load[-2 - source];
+            } else if (const Instruction& from = at(t, t.block_first + source); from.kind == Kind::free_) {
+                id = load_of(t, from);
+            } else if (t.local[source] == never) {
+                id = t.local_load[source];
+            }
+            if (id != nobody_id) return id;
+        }
+        return nobody_id;
+    }
+
+    // load: what `when` waits for where that is not known yet.
+    void set_results(TimedWarp& t, const Instruction& i, double when, uint32_t load) {
         for (int32_t slot : i.results) {
             if (slot < 0) return;
-            t.slots[slot] = when == never ? t.earliest : when;
-            t.slot_load[slot] = of_memory ? landed_id : nobody_id;
+            t.slots[slot] = when;
+            t.slot_load[slot] = load;
         }
     }
 
@@ -745,7 +765,7 @@ private:
         double ready = when + i.latency;
         if (is_access(i)) ready = access(sm, t, i, when, local);
         t.local[local] = ready;
-        if (ready != never) set_results(t, i, ready, loads(i));
+        if (ready != never) set_results(t, i, ready, loads(i) ? landed_id : nobody_id);
         ++t.cursor;
         if (!t.vain) ++sm.progress;
         settle(t);
@@ -843,10 +863,9 @@ private:
             id = sm.free_loads.back();
             sm.free_loads.pop_back();
             Load& load = sm.loads[id];
-            load = {&t, t.instance, 0, local, {}, 0};
-            memcpy(load.results, i.results, sizeof load.results);
-            for (int32_t slot : load.results)
-                if (slot >= 0) t.slots[slot] = never, t.slot_load[slot] = id;
+            load = {&t, t.instance, 0, local, 0};
+            t.local_load[local] = id;
+            set_results(t, i, never, id);
         }
         std::vector<uint32_t>& loads = sm.fetches[fetch].loads;
         if (!loads.empty() && loads.back() == id) return;

@@ -24,6 +24,16 @@ extern "C" __global__ void chase(const unsigned* next, unsigned* out, int n) {
     for (int i = 0; i < n; ++i) at = next[at];
     out[0] = at;
 }
+extern "C" __global__ void chase_behind(const unsigned* next, unsigned* out, int n) {
+    unsigned at = 0, sum = 0, then;
+    for (int i = 0; i < n; ++i) {
+        asm volatile("ld.global.u32 %0, [%1];" : "=r"(then) : "l"(next + at));
+#pragma unroll 1
+        for (int j = 0; j < 2; ++j) asm volatile("add.u32 %0, %0, %1;" : "+r"(sum) : "r"(at));
+        at = then;  // the load is under way since an earlier basic block
+    }
+    out[0] = sum;
+}
 extern "C" __global__ void wait_for(volatile unsigned* word) { while (*word == 0); }
 extern "C" __global__ void outside(float* y) { y[threadIdx.x + 1] = 0.0f; }
 extern "C" __global__ void says() { if (threadIdx.x == 3) printf("lane %d\\n", threadIdx.x); }
@@ -56,7 +66,7 @@ extern "C" __global__ void multiply(float* y, int n) {
     y[blockIdx.x * blockDim.x + threadIdx.x] = a + b + c + d;
 }
 """
-NAMES = ("add", "chase", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply")
+NAMES = ("add", "chase", "chase_behind", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply")
 
 
 @pytest.fixture(scope="module", params=["laptop", "RTX 3090", "H100"])
@@ -107,6 +117,21 @@ def test_a_chain_of_loads_takes_the_latency_of_each():
 
     slower = dataclasses.replace(clock, l1_latency=clock.l1_latency + 100)
     assert cycles_a_step(slower) - cycles_a_step(clock) == pytest.approx(100, rel=0.02)
+
+
+def test_a_load_that_is_waited_for_in_the_next_round_of_a_loop_takes_its_latency():
+    card = find_card("RTX 3090")
+    pointers = load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card)["chase_behind"]
+    clock, out = find_clock(card), torch.zeros(1, dtype=torch.int32)
+
+    def us(steps, clock):  # each load is of a line that nobody has read
+        following = torch.zeros(32 * 3000, dtype=torch.int32)
+        following[::32] = torch.arange(1, 3001, dtype=torch.int32) * 32
+        return run_timed([pointers.prepare(1, 1, [following, out, steps])], Device(clock))[0][0].us
+
+    slower = dataclasses.replace(clock, dram_latency_ns=clock.dram_latency_ns + 1000)
+    a_step = [(us(600, one) - us(200, one)) / 400 for one in (clock, slower)]
+    assert a_step[1] - a_step[0] == pytest.approx(1, rel=0.02)
 
 
 def test_blocks_meet_at_a_barrier_of_the_grid(kernels):
