@@ -10,7 +10,6 @@ import pytest
 
 from luce_edu import cli
 from luce_edu.measure import validated, validation_page
-from luce_edu.measure.profile import PhaseTimes
 from luce_edu.measure.validated import STORED, Row, Token, Validated, of_rows, rows_named, run_all, stored, worst
 from luce_edu.measure.validation import MEASUREMENTS, PICKS, Result, measurement, picked
 from luce_edu.measure.validation_page import PAGE, SUMMARY, page, summary_rows, why
@@ -126,7 +125,7 @@ def test_a_whole_run_has_all_picks_and_a_token_by_every_stage_on_every_card(monk
 
     def profile(stage, *, card, model):
         asked.append((card, stage, model))
-        phases = [PhaseTimes(phase="attention", count=6, us_each=8.0, us=48.0, dram_gb_per_s=1.0, dram_idle=0.5)]
+        phases = [SimpleNamespace(phase="attention", count=6, us_each=8.0)]
         return SimpleNamespace(total_us=2000.0, phases=phases if stage == "megakernel" else ())
 
     monkeypatch.setattr(validated, "profile", profile)
