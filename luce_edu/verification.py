@@ -386,7 +386,8 @@ def verify(
     torch_device = yardstick_decoder.device
     tokens = choose_tokens(model, steps, seed, torch_device)
     reference = reference_trace(model, tokens, torch_device, progress)
-    yardstick, _ = stage_trace(yardstick_decoder, tokens, progress)
+    with _uncounted(yardstick_decoder):
+        yardstick, _ = stage_trace(yardstick_decoder, tokens, progress)
     rows, before = [], None
     for stage in stages:
         dec = make(stage)
@@ -609,7 +610,7 @@ def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:
 
 def _second_run(dec, tokens, seed, progress) -> Trace:
     """Run again; on the virtual GPU with its warps in an order that the seed decides."""
-    with _hostile_order(dec, seed):
+    with _hostile_order(dec, seed), _uncounted(dec):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
 
 
