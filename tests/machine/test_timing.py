@@ -66,7 +66,9 @@ extern "C" __global__ void multiply(float* y, int n) {
     y[blockIdx.x * blockDim.x + threadIdx.x] = a + b + c + d;
 }
 """
-NAMES = ("add", "chase", "chase_behind", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply")
+NAMES = (
+    "add", "chase", "chase_behind", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["laptop", "RTX 3090", "H100"])
