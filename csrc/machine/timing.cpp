@@ -633,8 +633,8 @@ private:
 
     static bool loads(const Instruction& i) { return i.kind == Kind::load || i.kind == Kind::bypass; }
 
-    // One of the loads under way that an instruction's sources wait for; nobody_id where there is none. Of several it
-    // does not matter which for all but the rarest of code: they were issued together.
+    // One of the loads under way that an instruction's sources wait for; nobody_id where there is none. Of
+    // several, the first that is found stands for all, which is a simplification.
     uint32_t load_of(const TimedWarp& t, const Instruction& i) const {
         for (int32_t source : i.sources) {
             if (source == -1) break;

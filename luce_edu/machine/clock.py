@@ -537,9 +537,9 @@ _EVERY_CARD = {
     "block_interval": _measured(
         1.1, "B300", f"543 us for a million blocks at 2,032 MHz in {_B300}10_launch_overhead.md"
     ),
-    "block_start": _measured(
-        320, "L40", f"what a block of 32 threads with one read each takes beyond all else here: {_BENCHES}gpu-stream; "
-        "from the L40 alone, and held against the other cards"
+    "block_start": _assumed(
+        320, "fitted: what a block of 32 threads with one read each takes on an L40 beyond all else here, by "
+        f"{_BENCHES}gpu-stream; held against the other cards, whose rows had been looked at before"
     ),
     "launch_us": _assumed(
         2, f"the host's: about 2.0 in {_SYNC}, card not stated; 1.85 on a B300 in {_B300}10_launch_overhead.md"
