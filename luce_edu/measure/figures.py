@@ -20,7 +20,8 @@ from luce_edu.measure.bench import PROMPT
 from luce_edu.measure.cost_model import fit, is_modelled
 from luce_edu.measure.published import Published, decode_results, once_each
 from luce_edu.measure.records import Record
-from luce_edu.plots import (
+from luce_edu.plots.start_here import ladder as plot_ladder
+from luce_edu.plots.style import (
     BLUE,
     GREY,
     INK,
@@ -29,10 +30,9 @@ from luce_edu.plots import (
     STAGE_COLOURS,
     VERMILLION,
     Picture,
-    _picture,
-    _rows,
+    label_rows,
+    picture,
 )
-from luce_edu.plots import ladder as plot_ladder
 
 WIDTH = 5.8  # inches, so that letters of 10 points are 6 points high in a column of print, 3.4 inches
 CAPTION, TITLE, NAME = 82, 56, 28  # characters that fit into a line
@@ -103,7 +103,7 @@ def latency(record: Record) -> Picture:
         _plain_ticks(axes.xaxis)
     else:
         axes.xaxis.set_major_formatter(THOUSANDS)
-    _rows(axes, [_name(row["system"]) for row in rows])
+    label_rows(axes, [_name(row["system"]) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel(f"µs per token{'; ×: as many times the floor' if floors else ''}")
     _title(figure, f"Time for a token at a context of {at:,}, {record.gpu}", lines)
@@ -148,7 +148,7 @@ def waterfall(record: Record) -> Picture:
             shown["asked"] = axes.plot(row["enqueue_us"], i, "D", **mark)[0]
             beyond[i] = max(beyond[i], row["enqueue_us"])
         _beside(axes, beyond[i], i, f"{median:,.0f} µs, rest {_signed_percent(1 - left / median)}", 9)
-    _rows(axes, [row["system"] for row in rows])
+    label_rows(axes, [row["system"] for row in rows])
     axes.set_xlim(0, 1.02 * max(beyond))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("µs per token; rest: recorded less modelled, in % of recorded")
@@ -185,7 +185,7 @@ def energy(record: Record) -> Picture:
             shown["net"] = Patch(color=GREY, alpha=0.35, label="net of the idle draw")
         axes.barh(i, gross, color=colour, height=0.62)
         _beside(axes, max(gross, net or 0), i, words)
-    _rows(axes, [_name(row["system"]) for row in rows])
+    label_rows(axes, [_name(row["system"]) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("tokens per joule")
     _title(figure, f"Tokens for a joule at a context of {at:,}, {record.gpu}", list(shown.values()))
@@ -222,7 +222,7 @@ def prediction(record: Record) -> Picture:
             mark = {"color": INK, "markerfacecolor": "white", "markersize": 8, "label": "modelled"}
             shown["modelled"] = axes.plot(modelled, i, "D", **mark)[0]
             _beside(axes, max(value, modelled), i, f"recorded {_signed_percent(value / modelled - 1)}", 9)
-        _rows(axes, [_name(row["system"]) for row in rows])
+        label_rows(axes, [_name(row["system"]) for row in rows])
         axes.set_xlim(0, 1.3 * max(max(recorded(row), row["modelled"][name]) for row in rows))
         axes.set_xlabel(unit)
     handles = [Patch(color=GREY, label="recorded"), *shown.values()]
@@ -390,7 +390,7 @@ def _net(row: Mapping) -> float | None:
 
 def _figure(caption: str, height: float) -> Picture:
     lines = textwrap.wrap(f"{caption}.", CAPTION)
-    return _picture(WIDTH, height + 0.14 * len(lines), "\n".join(lines))
+    return picture(WIDTH, height + 0.14 * len(lines), "\n".join(lines))
 
 
 def _title(figure: Picture, words: str, handles: Sequence, columns: int = 1) -> None:

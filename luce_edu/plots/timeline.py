@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from luce_edu.measure.profile import BUCKET_US, Profile, grid_waits
-from luce_edu.plots import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, Picture, _picture, _rows
+from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, Picture, label_rows, picture
 
 WAITS, NOTHING = "#D9D9D9", "#FFFFFF"
 COLUMNS = 1600  # of the picture of SMs: more than its width has pixels
@@ -36,7 +36,7 @@ def sm_timeline(profile: Profile, *, begin_us: float = 0.0, end_us: float | None
         raise ValueError(f"expected 0 <= begin_us < end_us <= {profile.total_us:.1f}, got {begin_us} and {end_us}")
     colours = _colours([*profile.order, *(name for name, *_ in profile.spans)])
     image, shown = _paint(profile, begin_us, end_us, colours)
-    figure = _picture(10.5, 5.4, f"Modelled: {profile.title}. {note}".strip())
+    figure = picture(10.5, 5.4, f"Modelled: {profile.title}. {note}".strip())
     top, below = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
     top.imshow(image, extent=(begin_us, end_us, len(image) - 0.5, -0.5), aspect="auto", interpolation="nearest")
     top.set_ylabel("SM")
@@ -59,13 +59,13 @@ def launch_lanes(profiles: Mapping[str, Profile], *, us: float, note: str = "") 
     seen = [name for profile in profiles.values() for name, begin, _ in profile.spans if begin < us]
     colours = _colours(seen)
     cards = " and ".join(dict.fromkeys(profile.card for profile in profiles.values()))
-    figure = _picture(10.5, 1.9 + 0.75 * len(profiles), f"Modelled for {cards}. {note}".strip())
+    figure = picture(10.5, 1.9 + 0.75 * len(profiles), f"Modelled for {cards}. {note}".strip())
     axes = figure.subplots()
     for row, profile in enumerate(profiles.values()):
         for name, begin, length in profile.spans:
             if begin < us:
                 axes.barh(row, min(length, us - begin), left=begin, height=0.62, color=colours[name])
-    _rows(axes, [f"{name}\n{profile.total_us:,.0f} µs in all" for name, profile in profiles.items()])
+    label_rows(axes, [f"{name}\n{profile.total_us:,.0f} µs in all" for name, profile in profiles.items()])
     axes.set_xlim(0, us)
     axes.set_xlabel("µs from the request")
     patches = [Patch(color=colours[name], label=name) for name in dict.fromkeys(seen)]

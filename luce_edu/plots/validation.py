@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from luce_edu.measure.validated import TARGET, Validated
-from luce_edu.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, Picture, _picture, _rows
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, Picture, label_rows, picture
 
 FAMILIES: Mapping[str, tuple[str, str]] = {  # by words in a pick's name: what it is about, colour
     "launch": ("launches and barriers", BLUE),
@@ -27,7 +27,7 @@ def modelled_against_published(of: Validated, *, provenance: str = "") -> Pictur
 
     provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
     """
-    figure = _picture(11, 5.6, provenance)
+    figure = picture(11, 5.6, provenance)
     left, right = figure.subplots(1, 2, width_ratios=(1, 0.8))
     picks = {pick: [row for row in rows if not row.fit] for pick, rows in of.by_pick().items()}
     drawn: set[str] = set()
@@ -48,7 +48,7 @@ def modelled_against_published(of: Validated, *, provenance: str = "") -> Pictur
     left.set_title("Modelled against published times", loc="left", fontweight="bold", fontsize=12)
     right.axvspan(1 / within, within, color=GREY, alpha=0.25, linewidth=0)
     right.axvline(1, color=INK, linewidth=1)
-    _rows(right, list(picks))
+    label_rows(right, list(picks))
     right.set(xscale="log", xlim=(1 / 12, 12), xlabel="modelled over published (grey: within 15 %)")
     right.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
     right.xaxis.minorticks_off()

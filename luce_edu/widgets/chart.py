@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep
-from luce_edu.plots import BLUE, GREEN, GREY, INK, ORANGE, POWER_PANELS, VERMILLION
+from luce_edu.plots.power import POWER_PANELS
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION
 
 WIDTH, HEIGHT = 1140, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 34, 50  # of each panel

@@ -41,6 +41,7 @@ from luce_edu.measure.power_model import (
     sweet_spot,
 )
 from luce_edu.measure.records import Record, RecordError, records_dir
+from luce_edu.plots.style import Picture
 from luce_edu.widgets.chart import chart, legend
 
 POLL_S = 0.5
@@ -233,7 +234,7 @@ class PowerExplorer(ipywidgets.VBox):
 
     # What it shows.
 
-    def still(self, note: str = "") -> plots.Picture:
+    def still(self, note: str = "") -> Picture:
         """The present state as a picture, for paper and for where widgets are not shown; `note` goes below it."""
         model = self.fit_of(self.sweep)
         captions = [f"Points {self.sweep.provenance}"]

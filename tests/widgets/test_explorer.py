@@ -20,7 +20,8 @@ from luce_edu.errors import NotMeasured
 from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.power_model import BASELINES, fit, sweeps
 from luce_edu.measure.records import SCHEMA, Record, RecordError, records_dir
-from luce_edu.plots import BLUE, GREEN, ORANGE, VERMILLION, power_curves
+from luce_edu.plots.power import power_curves
+from luce_edu.plots.style import BLUE, GREEN, ORANGE, VERMILLION
 from luce_edu.walkthrough import execute
 from luce_edu.widgets import PowerExplorer
 from luce_edu.widgets.explorer import HERE, gauge

@@ -1,0 +1,142 @@
+"""The pictures of notebook 04: threads over arrays and rows, a sum in a tree, launches by their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
+
+from luce_edu.measure.launch_cost import LaunchBytes
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, Picture, picture
+
+
+def grid_over_array(n: int, block: int, *, provenance: str = "") -> Picture:
+    """Which thread of which block gets which of n elements, where thread i of the whole grid takes element i.
+
+    block  threads a block; as many blocks as cover n, so the last one may have threads without an element
+    """
+    grid = -(-n // block)
+    figure = picture(10.5, 2.9, provenance)
+    axes = figure.subplots()
+    for b in range(grid):
+        colour = (SKY, ORANGE, GREEN, PURPLE)[b % 4]
+        for t in range(block):
+            i = b * block + t
+            fill = colour if i < n else "white"
+            axes.add_patch(Rectangle((i + 0.08, 1.5), 0.84, 0.7, facecolor=fill, edgecolor=colour))
+            axes.text(i + 0.5, 1.85, t, ha="center", va="center", fontsize=11)
+            if i < n:
+                axes.add_patch(Rectangle((i, 0), 1, 0.7, facecolor=colour, edgecolor="white", alpha=0.55))
+                axes.text(i + 0.5, 0.35, i, ha="center", va="center", fontsize=11)
+                axes.annotate("", (i + 0.5, 0.72), xytext=(i + 0.5, 1.48),
+                              arrowprops={"arrowstyle": "->", "color": GREY})  # fmt: skip
+            else:
+                axes.text(i + 0.5, 0.95, f"no\nx[{i}]", ha="center", va="center", fontsize=9, color=VERMILLION)
+        left = b * block
+        axes.add_patch(Rectangle((left + 0.02, 1.4), block - 0.04, 0.9, facecolor="none", edgecolor=INK, linewidth=1.3))
+        axes.text(left + block / 2, 2.55, f"blockIdx.x = {b}", ha="center", va="center", fontsize=11)
+    axes.set_yticks([0.35, 1.85], ["element i", "threadIdx.x"])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.1, grid * block + 0.1)
+    axes.set_ylim(-0.1, 2.8)
+    axes.set_xlabel(f"n = {n}, blockDim.x = {block}, gridDim.x = {grid};  i = blockIdx.x * blockDim.x + threadIdx.x")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def blocks_over_rows(rows: int, n: int, block: int, *, provenance: str = "") -> Picture:
+    """Which thread gets which element of [rows, n], one block a row: its threads go over the row side by side."""
+    figure = picture(10.5, 1.6 + 0.62 * rows, provenance)
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("threads", ["#D7EEFA", SKY])
+    for row in range(rows):
+        for c in range(n):
+            colour = shades(c % block / max(block - 1, 1))
+            axes.add_patch(Rectangle((c, row - 0.4), 1, 0.8, facecolor=colour, edgecolor="white"))
+            axes.text(c + 0.5, row, c % block, ha="center", va="center", fontsize=11)
+    passes = range(0, n, block)
+    for i, left in enumerate(passes):
+        width = min(block, n - left)
+        axes.text(left + width / 2, -0.75, f"pass {i}", ha="center", va="center", fontsize=10.5)
+        axes.add_patch(Rectangle((left, -0.45), width, rows - 0.1, facecolor="none", edgecolor=INK, linewidth=1.2))
+    axes.set_yticks(range(rows), [f"row {row}: block {row}" for row in range(rows)])
+    axes.set_xticks([c + 0.5 for c in range(n)], range(n))
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.05, n + 0.05)
+    axes.set_ylim(rows - 0.35, -1.05)
+    axes.set_xlabel(f"column; in the cell: threadIdx.x of the thread that takes it, with {block} threads a block")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def tree_sum(values: Sequence[float], *, provenance: str = "") -> Picture:
+    """A sum in shared memory, half as many threads adding in each step; as many values as a power of two."""
+    steps = [list(values)]
+    half = len(values) // 2
+    while half:
+        old = steps[-1]
+        steps.append([old[t] + old[t + half] if t < half else old[t] for t in range(len(values))])
+        half //= 2
+    figure = picture(9, 0.9 + 0.85 * len(steps), provenance)
+    axes = figure.subplots()
+    adding = len(values)
+    for level, step in enumerate(steps):
+        for t, value in enumerate(step):
+            fresh = t < adding
+            axes.add_patch(Rectangle((t + 0.1, level - 0.24), 0.8, 0.48, facecolor=SKY if fresh else "#EEEEEE"))
+            ink = INK if fresh else GREY
+            axes.text(t + 0.5, level, f"{value:g}", ha="center", va="center", fontsize=11.5, color=ink)
+            for source in (t, t + adding) if level and fresh else ():
+                axes.annotate("", (t + 0.5, level - 0.26), xytext=(source + 0.5, level - 0.74),
+                              arrowprops={"arrowstyle": "->", "color": BLUE})  # fmt: skip
+        axes.hlines(level + 0.36, 0, len(values), color=VERMILLION, linewidth=1.2, linestyle="--")
+        axes.text(len(values) + 0.1, level + 0.36, "__syncthreads()", va="center", fontsize=10, color=VERMILLION)
+        adding //= 2
+    words = ["each its own"] + [f"{2**k} add" if k else "1 adds" for k in reversed(range(len(steps) - 1))]
+    axes.set_yticks(range(len(steps)), words)
+    axes.set_xticks([t + 0.5 for t in range(len(values))], range(len(values)))
+    axes.tick_params(length=0)
+    axes.set_xlim(0, len(values) + 1.8)
+    axes.set_ylim(len(steps) - 0.5, -0.4)
+    axes.set_xlabel("thread t, and its place in shared memory", x=0.4)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: float, *, provenance: str = ""
+                     ) -> Picture:  # fmt: skip
+    """All launches of a token, smallest first: the time of their bytes, against what it costs to start one.
+
+    sizes      from `luce_edu.measure.launch_cost.count_launch_bytes`
+    launch_us  what one launch costs;  gb_per_s  the bandwidth that gives the bytes a time
+    """
+    times = sorted(size.us(gb_per_s) for size in sizes for _ in range(size.launches))
+    small = sum(time < launch_us for time in times)
+    figure = picture(10.5, 4.2, provenance)
+    axes = figure.subplots()
+    edges = range(len(times) + 1)
+    axes.stairs(times[:small], edges[: small + 1], baseline=1e-4, fill=True, color=ORANGE)
+    axes.stairs(times[small:], edges[small:], baseline=1e-4, fill=True, color=BLUE)
+    axes.axhline(launch_us, color=INK, linewidth=1.4, linestyle="--")
+    axes.text(4, 1.25 * launch_us, f"starting it: {launch_us:.2f} µs", va="bottom", fontsize=10.5)
+    for size in sizes:
+        if size.kernel == "rms_norm":
+            first = times.index(size.us(gb_per_s))
+            axes.annotate(f"rms_norm: {size.bytes:,} bytes", (first + 10, size.us(gb_per_s)), xytext=(0, 26),
+                          textcoords="offset points", ha="center", fontsize=10,
+                          arrowprops={"arrowstyle": "-", "color": GREY})  # fmt: skip
+    axes.text(small / 2, 2e-4, f"{small} launches: starting takes longer", ha="center", fontsize=10.5)
+    axes.text((small + len(times)) / 2, 2e-4, f"{len(times) - small}: moving does", ha="center", color="white",
+              fontsize=10.5)  # fmt: skip
+    axes.set_yscale("log")
+    ticks = [1e-4, 1e-3, 0.01, 0.1, 1, 10, 100]
+    axes.set_yticks(ticks, [f"{tick:g}" if tick > 1e-4 else "0.0001" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0, len(times))
+    axes.set_ylim(1e-4, 1200)
+    axes.set_xlabel("launches of one token, those with the fewest bytes first")
+    axes.set_ylabel(f"time of their bytes at {gb_per_s:,} GB/s, µs")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,72 @@
+"""The pictures of notebook 00: published systems against the floor, and the ladder, which the README shows too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from luce_edu.measure.floor import DATASHEET_GB_PER_S
+from luce_edu.measure.launches import Count
+from luce_edu.measure.published import Published, bytes_per_token
+from luce_edu.plots.style import GREEN, INK, ORANGE, PURPLE, STAGE_COLOURS, STAGE_WORDS, Picture, label_rows, picture
+
+
+def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provenance: str = "") -> Picture:
+    """Launches a token, stage by stage, beside how much of a GPU's bandwidth published systems reach.
+
+    counts      from `luce_edu.measure.launches.count_launches`
+    provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
+    """
+    figure = picture(10.5, 4.9, provenance)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    stages = list(counts)
+    launches = [counts[stage].launches for stage in stages]
+    bars = left.barh(range(len(stages)), launches, color=[STAGE_COLOURS[stage] for stage in stages], height=0.62)
+    words = [f"{count.launches:,}" for count in counts.values()]
+    words = [
+        f"{w}   and {c.barriers} grid barriers" if c.barriers else w
+        for w, c in zip(words, counts.values(), strict=True)
+    ]
+    left.bar_label(bars, words, padding=5, fontsize=10.5)
+    label_rows(left, [f"{stage}\n{STAGE_WORDS[stage]}" for stage in stages])
+    left.set_xlim(0, 1.2 * max(launches))
+    left.set_xlabel("launches for one token (eager: PyTorch operations)")
+    left.set_title("What this course takes away", loc="left", fontweight="bold", fontsize=12)
+
+    names = [f"{r.system}, {r.tokens_per_s:,.0f} tok/s\n{r.model}, {r.gpu}" for r in results]
+    colours = [GREEN if "megakernel" in r.system else PURPLE if "graph" in r.system else ORANGE for r in results]
+    bars = right.barh(range(len(results)), [100 * r.share for r in results], color=colours, height=0.62)
+    right.bar_label(bars, [f"{100 * r.share:.0f} %" for r in results], padding=5, fontsize=10.5)
+    label_rows(right, names)
+    right.axvline(100, color=INK, linewidth=1.2, linestyle="--")
+    right.text(98.5, -0.66, "the floor: every byte once", ha="right", va="center", fontsize=9.5)
+    right.set_ylim(len(results) - 0.5, -1)
+    right.set_xlim(0, 104)
+    right.set_xlabel("share of the datasheet bandwidth, %")
+    right.set_title("How close others came", loc="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def published_against_floor(results: Sequence[Published], *, provenance: str = "") -> Picture:
+    """Published tokens per second of one model on one GPU, and the ceiling that its bandwidth sets.
+
+    ValueError for results of several models or GPUs, and for a provenance that says nothing.
+    """
+    cases = {(result.model, result.gpu) for result in results}
+    if len(cases) != 1:
+        raise ValueError(f"results: expected one model on one GPU, got {sorted(cases) or 'none'}")
+    ((model, gpu),) = cases
+    ceiling = DATASHEET_GB_PER_S[gpu] * 1e9 / bytes_per_token(model)
+    figure = picture(8, 3.4, provenance)
+    axes = figure.subplots()
+    rates = [result.tokens_per_s for result in results]
+    axes.barh(range(len(results)), ceiling, color="#E4E4E4", height=0.62)
+    colours = [GREEN if "megakernel" in result.system else ORANGE for result in results]
+    bars = axes.barh(range(len(results)), rates, color=colours, height=0.62)
+    axes.bar_label(bars, [f"{r.tokens_per_s:.0f}  ({100 * r.share:.0f} %)" for r in results], padding=5)
+    label_rows(axes, [result.system for result in results])
+    axes.axvline(ceiling, color=INK, linewidth=1.2, linestyle="--")
+    axes.text(ceiling * 0.985, -0.66, f"ceiling: {ceiling:.0f} tok/s", ha="right", va="center")
+    axes.set_ylim(len(results) - 0.5, -1)
+    axes.set_xlim(0, 1.05 * ceiling)
+    axes.set_xlabel(f"tokens per second, {model} on an {gpu}; in grey: not reached")
+    return figure

@@ -1,0 +1,47 @@
+"""Notebook 02's pictures show every number that they were given."""
+
+import pytest
+
+from luce_edu.plots.delta_rule import answers_by_write, conv_windows, state_update
+
+UPDATE = ([[6, 12], [8, 16]], [[-1.8, -7.8], [-2.4, -10.4]], [[4.2, 4.2], [5.6, 5.6]])
+PANELS = ["before", "written", "after"]
+
+PICTURES = {
+    "update": lambda provenance: state_update(*UPDATE, names=PANELS, provenance=provenance),
+    "answers": lambda provenance: answers_by_write({"delta": [10, 10], "none": [10, 15.5]}, 10, provenance=provenance),
+    "windows": lambda provenance: conv_windows([[0, 0, 7], [0, 7, 8.5]], provenance=provenance),
+}
+
+
+def test_an_update_shows_every_number_of_its_three_matrices():
+    axes = PICTURES["update"]("measured").axes
+    assert [panel.get_title() for panel in axes] == PANELS
+    shown = [[text.get_text() for text in panel.texts] for panel in axes]
+    minus = "\N{MINUS SIGN}"
+    assert shown[0][:4] == ["6", "12", "8", "16"]
+    assert shown[1][:4] == [f"{minus}1.8", f"{minus}7.8", f"{minus}2.4", f"{minus}10.4"]
+    assert shown[2][:4] == ["4.2", "4.2", "5.6", "5.6"]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "after, reason",
+    [([[4.2, 4.2], [5.6, 5.7]], "the sum"), ([[4.2, 4.2], [5.6, float("nan")]], "the sum"), ([[1, 2]], "one shape")],
+    ids=["another number", "NaN", "another shape"],
+)
+def test_an_update_that_does_not_add_up_is_refused(after, reason):
+    with pytest.raises(ValueError, match=reason):
+        state_update(*UPDATE[:2], after, names=PANELS, provenance="measured")
+
+
+def test_answers_are_drawn_write_by_write_with_the_last_one_named():
+    (axes,) = PICTURES["answers"]("measured").axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[10, 10], [10, 15.5]]
+    assert [text.get_text() for text in axes.texts] == ["10.0  delta", "15.5  none"]
+
+
+def test_a_conv_window_stands_under_the_inputs_that_it_sees():
+    (axes,) = PICTURES["windows"]("measured").axes
+    seen = {(text.get_position(), text.get_text()) for text in axes.texts}
+    assert {((-2, 0), "0"), ((0, 0), "7"), ((0, 1), "7"), ((1, 1), "8.5")} <= seen and len(seen) == 6

@@ -1,0 +1,46 @@
+"""Notebook 04's pictures give each element its thread, and each launch its bytes."""
+
+from luce_edu.measure.launch_cost import LaunchBytes
+from luce_edu.plots.first_kernel import blocks_over_rows, grid_over_array, launches_by_size, tree_sum
+
+SIZES = [LaunchBytes("rms_norm", 3, 12_288), LaunchBytes("matvec", 2, 12_611_584)]
+
+PICTURES = {
+    "grid": lambda provenance: grid_over_array(n=11, block=4, provenance=provenance),
+    "rows": lambda provenance: blocks_over_rows(rows=2, n=10, block=4, provenance=provenance),
+    "tree": lambda provenance: tree_sum([3, 1, 4, 1, 5, 9, 2, 6], provenance=provenance),
+    "launches": lambda provenance: launches_by_size(SIZES, 1.54, 936, provenance=provenance),
+}
+
+
+def test_every_element_of_an_array_has_one_thread_and_the_spare_thread_has_none():
+    (axes,) = PICTURES["grid"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert [text for text in shown if text.startswith("blockIdx")] == [f"blockIdx.x = {b}" for b in range(3)]
+    assert [text for text in shown if text.startswith("no")] == ["no\nx[11]"]
+    elements = {text.get_position()[0]: text.get_text() for text in axes.texts if text.get_position()[1] == 0.35}
+    assert elements == {i + 0.5: str(i) for i in range(11)}
+
+
+def test_a_block_goes_over_its_row_in_passes():
+    (axes,) = PICTURES["rows"]("modelled").axes
+    for row in range(2):
+        owners = [text.get_text() for text in axes.texts if text.get_position()[1] == row]
+        assert owners == [str(c % 4) for c in range(10)]
+    passes = [text.get_text() for text in axes.texts if text.get_text().startswith("pass")]
+    assert passes == ["pass 0", "pass 1", "pass 2"]
+
+
+def test_a_tree_ends_in_the_sum_with_a_barrier_after_every_step():
+    (axes,) = PICTURES["tree"]("modelled").axes
+    shown = [text.get_text() for text in axes.texts]
+    assert shown.count("__syncthreads()") == 4
+    last = [text.get_text() for text in axes.texts if text.get_position()[1] == 3]
+    assert last[0] == "31"
+
+
+def test_launches_are_split_where_starting_takes_as_long_as_their_bytes():
+    (axes,) = PICTURES["launches"]("modelled").axes
+    shown = " ".join(text.get_text() for text in axes.texts)
+    assert "3 launches: starting takes longer" in shown and "2: moving does" in shown
+    assert "starting it: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown

@@ -1,0 +1,52 @@
+"""Every picture says where its numbers come from, and shows itself in a notebook."""
+
+import pytest
+import test_bytes_are_time_pictures
+import test_delta_rule_pictures
+import test_equality_pictures
+import test_first_kernel_pictures
+import test_graphs_pictures
+import test_hybrid_model_pictures
+import test_layer_kernels_pictures
+import test_measuring_pictures
+import test_power_pictures
+import test_prefill_pictures
+import test_start_here_pictures
+
+from luce_edu import plots
+from luce_edu.config import ModelConfig
+from luce_edu.models import RANDOM_CONFIG
+from luce_edu.plots.style import picture as empty
+
+NOTEBOOKS = (
+    test_start_here_pictures, test_hybrid_model_pictures, test_delta_rule_pictures, test_equality_pictures,
+    test_first_kernel_pictures, test_bytes_are_time_pictures, test_layer_kernels_pictures, test_graphs_pictures,
+    test_prefill_pictures, test_measuring_pictures, test_power_pictures,
+)  # fmt: skip
+PICTURES = {
+    f"{notebook.__name__[5:-9]}-{name}": picture
+    for notebook in NOTEBOOKS
+    for name, picture in notebook.PICTURES.items()
+}
+
+
+def test_every_picture_of_the_notebooks_is_drawn_here():
+    assert len(PICTURES) == len(plots.__all__)
+
+
+@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+def test_a_picture_shows_itself_and_only_with_provenance(picture):
+    assert picture("modelled from the config")._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="provenance"):
+        picture("numbers from somewhere")
+
+
+@pytest.mark.parametrize("provenance", ["", "   ", "drawn"])
+def test_a_caption_that_names_no_kind_is_refused(provenance):
+    with pytest.raises(ValueError, match="provenance"):
+        empty(4, 3, provenance)
+
+
+def test_provenance_has_no_default_that_passes():
+    with pytest.raises(ValueError, match="provenance"):
+        plots.state_against_kv(ModelConfig.from_file(RANDOM_CONFIG))
