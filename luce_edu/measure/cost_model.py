@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luce_edu.stages import KERNEL_STAGES, stage_class
+
 # How the kernels of a stage start. eager is not modelled: its time is Python's, not the GPU's.
-STARTS = {"per_op": "plain", "per_layer": "plain", "graph": "graph", "megakernel": "barrier"}
+STARTS = {stage: stage_class(stage).starts for stage in KERNEL_STAGES}
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from luce_edu.plots.style import (
     INK,
     ORANGE,
     PURPLE,
-    STAGE_COLOURS,
     VERMILLION,
     Picture,
+    colour_of,
     label_rows,
     picture,
 )
+from luce_edu.stages import STAGES, stage_class
 
 WIDTH = 5.8  # inches, so that letters of 10 points are 6 points high in a column of print, 3.4 inches
 CAPTION, TITLE, NAME = 82, 56, 28  # characters that fit into a line
@@ -89,7 +90,7 @@ def latency(record: Record) -> Picture:
     times = [row["latency_us"] for row in rows]
     axes.barh(
         range(len(rows)), [us["median"] - start for us in times], left=start, height=0.62,
-        color=[_colour(row["system"]) for row in rows], error_kw=WHISKERS,
+        color=[colour_of(row["system"]) for row in rows], error_kw=WHISKERS,
         xerr=[[us["median"] - us["q1"] for us in times], [us["q3"] - us["median"] for us in times]],
     )  # fmt: skip
     for i, us in enumerate(times):
@@ -143,7 +144,7 @@ def waterfall(record: Record) -> Picture:
         )  # fmt: skip
         line = {"color": INK, "linewidth": 2, "label": "recorded median"}
         shown["median"] = axes.plot([median, median], [i - 0.42, i + 0.42], **line)[0]
-        if row["system"] in ("per_op", "per_layer") and row["enqueue_us"] is not None:
+        if row["system"] in STAGES and stage_class(row["system"]).starts == "plain" and row["enqueue_us"] is not None:
             mark = {"color": INK, "markerfacecolor": "white", "markersize": 7, "label": "CPU's time to ask for it"}
             shown["asked"] = axes.plot(row["enqueue_us"], i, "D", **mark)[0]
             beyond[i] = max(beyond[i], row["enqueue_us"])
@@ -176,7 +177,7 @@ def energy(record: Record) -> Picture:
     axes = figure.subplots()
     shown = {"gross": Patch(color=GREY, label="gross")}
     for i, row in enumerate(rows):
-        colour = _colour(row["system"])
+        colour = colour_of(row["system"])
         gross, net = row["tokens"] / row["joules"], _net(row)
         words = f"{gross:.2f}"
         if net is not None:
@@ -218,7 +219,7 @@ def prediction(record: Record) -> Picture:
                                                   strict=True):  # fmt: skip
         for i, row in enumerate(rows):
             value, modelled = recorded(row), row["modelled"][name]
-            axes.barh(i, value, color=_colour(row["system"]), height=0.62)
+            axes.barh(i, value, color=colour_of(row["system"]), height=0.62)
             mark = {"color": INK, "markerfacecolor": "white", "markersize": 8, "label": "modelled"}
             shown["modelled"] = axes.plot(modelled, i, "D", **mark)[0]
             _beside(axes, max(value, modelled), i, f"recorded {_signed_percent(value / modelled - 1)}", 9)
@@ -251,10 +252,10 @@ def context(record: Record) -> Picture:
     lines = []
     for i, system in enumerate(systems):
         points = sorted((row["context"], row["latency_us"]["median"]) for row in rows if row["system"] == system)
-        style = "-" if system in STAGE_COLOURS else "--"
+        style = "-" if system in STAGES else "--"
         lines += axes.plot(
             *zip(*points, strict=True), style, marker=MARKERS[i % len(MARKERS)], markersize=5,
-            color=_colour(system), label=_name(system, 30),
+            color=colour_of(system), label=_name(system, 30),
         )  # fmt: skip
     if gb_per_s:
         floor = [least[c] / (gb_per_s * 1e3) for c in contexts]
@@ -409,10 +410,6 @@ def _rows_height(rows: Sequence[Mapping]) -> float:
 
 def _name(system: str, characters: int = NAME) -> str:
     return textwrap.fill(system, characters, break_on_hyphens=False)
-
-
-def _colour(system: str) -> str:
-    return STAGE_COLOURS.get(system, GREY)
 
 
 def _beside(axes: Axes, x: float, y: float, words: str, gap: float = 6) -> None:

@@ -23,11 +23,12 @@ from luce_edu.machine.cards import Card, card_of, find_card
 from luce_edu.machine.clock import find_clock
 from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.records import Record
+from luce_edu.stages import KERNEL_STAGES
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "predictions.json"
 MODEL = "random-0.8b"
 POSITION = 520  # as PROMPT of luce_edu/measure/bench.py
-STAGES = ("megakernel", "graph", "per_layer", "per_op")
+STAGES = KERNEL_STAGES[::-1]
 SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # a graph's curve is nearly the megakernel's
 PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "RTX 4090", "RTX 5090", "T4")]
 SWEPT = "RTX 3090"  # the card of the published sweep, from whose lowest clock to its highest the curves go

@@ -360,9 +360,9 @@ def find_profiled(what: str) -> tuple[str, str | None]:
     A kernel is that of the first stage which has one of this name, per_op before per_layer before a prompt. A stage
     before the name, as in "per_layer.delta_rule", asks for another.
     """
-    from luce_edu.stages import STAGES
+    from luce_edu.stages import KERNEL_STAGES
 
-    stages = [*(stage for stage in STAGES if stage != "eager"), PROMPT]
+    stages = [*KERNEL_STAGES, PROMPT]
     if what in stages:
         return what, None
     if what == "eager":
@@ -378,11 +378,11 @@ def find_profiled(what: str) -> tuple[str, str | None]:
 
 def profiled_kernels() -> dict[str, tuple[str, ...]]:
     """The kernels that `profile` knows by name: those of the stages that launch several, and of a prompt."""
-    from luce_edu.stages.per_layer import PerLayerDecoder
-    from luce_edu.stages.per_op import PerOpDecoder
+    from luce_edu.stages import KERNEL_STAGES, stage_class
     from luce_edu.stages.prefill import KERNELS
 
-    return {stage.stage: stage.kernels for stage in (PerOpDecoder, PerLayerDecoder)} | {PROMPT: tuple(KERNELS)}
+    classes = map(stage_class, KERNEL_STAGES)
+    return {kind.stage: kind.kernels for kind in classes if kind.starts == "plain"} | {PROMPT: tuple(KERNELS)}
 
 
 def find_profiled_card(name: str | None) -> Card:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, STAGE_COLOURS, VERMILLION, Picture, picture
+from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, Picture, colour_of, picture
+from luce_edu.stages import STAGES
 
 
 def error_by_part(
@@ -33,7 +34,7 @@ def error_by_part(
     axes.set_title(f"shaded: refused, more than {limit} times the error of {yardstick}", loc="right", fontsize=10)
     spare = zip((VERMILLION, PURPLE, GREEN, INK), "sDv^", strict=True)
     for program, values in at.items():
-        colour, marker = (STAGE_COLOURS[program], "o") if program in STAGE_COLOURS else next(spare)
+        colour, marker = (colour_of(program), "o") if program in STAGES else next(spare)
         axes.plot(joined, [values[i] for i in joined], color=colour, linewidth=1.6)
         axes.plot(range(len(parts)), values, marker, color=colour, markersize=6, label=program)
     for words, found in (("0", lambda e: e == 0), ("not finite", lambda e: not np.isfinite(e))):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from luce_edu.measure.dvfs import StageCurve
 from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep, expected, sweet_spot
-from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STAGE_COLOURS, VERMILLION, Picture, picture
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, Picture, colour_of, picture
 
 POWER_PANELS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
     ("speed", "tok/s", lambda point: point.tokens_per_s),
@@ -150,7 +150,7 @@ def stage_powers(curves: Sequence[StageCurve], *, provenance: str = "") -> Pictu
     high = 1.05 * max(curve.top.draw_w for curve in curves)
     left, right = figure.subplots(1, 2)
     for curve in curves:
-        colour, top = STAGE_COLOURS[curve.system], curve.top.tokens_per_s
+        colour, top = colour_of(curve.system), curve.top.tokens_per_s
         panels = (
             (left, lambda point, top=top: 100 * point.tokens_per_s / top),
             (right, lambda point: 1e3 / point.tokens_per_joule),

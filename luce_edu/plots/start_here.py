@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from luce_edu.measure.floor import DATASHEET_GB_PER_S
 from luce_edu.measure.launches import Count
 from luce_edu.measure.published import Published, bytes_per_token
-from luce_edu.plots.style import GREEN, INK, ORANGE, PURPLE, STAGE_COLOURS, STAGE_WORDS, Picture, label_rows, picture
+from luce_edu.plots.style import GREEN, INK, ORANGE, PURPLE, Picture, colour_of, label_rows, picture
+from luce_edu.stages import stage_class
 
 
 def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provenance: str = "") -> Picture:
@@ -20,14 +21,14 @@ def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provena
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     stages = list(counts)
     launches = [counts[stage].launches for stage in stages]
-    bars = left.barh(range(len(stages)), launches, color=[STAGE_COLOURS[stage] for stage in stages], height=0.62)
+    bars = left.barh(range(len(stages)), launches, color=[colour_of(stage) for stage in stages], height=0.62)
     words = [f"{count.launches:,}" for count in counts.values()]
     words = [
         f"{w}   and {c.barriers} grid barriers" if c.barriers else w
         for w, c in zip(words, counts.values(), strict=True)
     ]
     left.bar_label(bars, words, padding=5, fontsize=10.5)
-    label_rows(left, [f"{stage}\n{STAGE_WORDS[stage]}" for stage in stages])
+    label_rows(left, [f"{stage}\n{stage_class(stage).words}" for stage in stages])
     left.set_xlim(0, 1.2 * max(launches))
     left.set_xlabel("launches for one token (eager: PyTorch operations)")
     left.set_title("What this course takes away", loc="left", fontweight="bold", fontsize=12)

@@ -9,27 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from luce_edu.stages import STAGES, stage_class
+
 PROVENANCE = ("measured", "recorded", "published", "modelled")
 # The colours of Okabe and Ito, which people with colour-blindness can tell apart.
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
+    "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
 INK, GREY = "#000000", "#595959"
-STAGE_COLOURS = {"eager": ORANGE, "per_op": SKY, "per_layer": BLUE, "graph": PURPLE, "megakernel": GREEN,
-                 "streaming": VERMILLION}  # fmt: skip
-STAGE_WORDS = {
-    "eager": "plain PyTorch",
-    "per_op": "a kernel per operation",
-    "per_layer": "five kernels a layer",
-    "graph": "the same, replayed as a graph",
-    "megakernel": "one kernel a token",
-    "streaming": "one kernel for many tokens",
-}
+_NAMES = {"orange": ORANGE, "sky": SKY, "green": GREEN, "blue": BLUE, "vermillion": VERMILLION, "purple": PURPLE}
 
 
 class Picture(Figure):
@@ -39,6 +27,11 @@ class Picture(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=120)
         return file.getvalue()
+
+
+def colour_of(system: str) -> str:
+    """The colour of a stage, which its class names; grey for another system."""
+    return _NAMES[stage_class(system).colour] if system in STAGES else GREY
 
 
 def picture(width: float, height: float, provenance: str) -> Picture:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from luce_edu.backends import make_backend
-from luce_edu.stages.base import Decoder
+from luce_edu.stages.base import Decoder, KernelDecoder
+from luce_edu.stages.eager import EagerDecoder
+from luce_edu.stages.graph import GraphDecoder
+from luce_edu.stages.megakernel import MegakernelDecoder
+from luce_edu.stages.per_layer import PerLayerDecoder
+from luce_edu.stages.per_op import PerOpDecoder
 
 _CLASSES = {
-    "eager": "EagerDecoder",
-    "per_op": "PerOpDecoder",
-    "per_layer": "PerLayerDecoder",
-    "graph": "GraphDecoder",
-    "megakernel": "MegakernelDecoder",
+    kind.stage: kind for kind in (EagerDecoder, PerOpDecoder, PerLayerDecoder, GraphDecoder, MegakernelDecoder)
 }
 STAGES = tuple(_CLASSES)
+KERNEL_STAGES = tuple(stage for stage, kind in _CLASSES.items() if issubclass(kind, KernelDecoder))  # of our kernels
+
+
+def stage_class(stage: str) -> type[Decoder]:
+    """The class of a stage: its words, its colour and how its kernels start. ValueError for an unknown stage."""
+    if not isinstance(stage, str) or stage not in _CLASSES:
+        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+    return _CLASSES[stage]
 
 
 def decoder(
@@ -31,11 +38,9 @@ def decoder(
     Raises ValueError for an unknown stage or device, or a length that the model does not allow; ConfigError for
     a config that the kernels cannot serve; CompileError. All before anything runs.
     """
-    if not isinstance(stage, str) or stage not in _CLASSES:
-        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+    kind = stage_class(stage)
     if card is not None:
         if backend is not None:
             raise ValueError("card: a backend that is given has its card already")
         backend = make_backend("host" if device is None else device, card=card)
-    kind = getattr(import_module(f"luce_edu.stages.{stage}"), _CLASSES[stage])
     return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)

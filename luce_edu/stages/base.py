@@ -27,7 +27,10 @@ class Decoder(ABC):
     ledger         what the last token launched
     """
 
-    stage: str
+    stage: str  # what it is called
+    words: str  # what a token is made of, in a few words
+    colour: str  # in pictures; a name from luce_edu/plots/style.py
+    starts: str | None = None  # what its pieces wait for: a "plain" launch, a "graph"'s, a "barrier"; None: not counted
     activations = torch.float32  # what it computes in, and how exactly it is judged
 
     def __init__(self, model, *, device: str | None, max_seq_len: int, backend=None):

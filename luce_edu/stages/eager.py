@@ -21,6 +21,8 @@ class EagerDecoder(Decoder):
     """
 
     stage = "eager"
+    words = "plain PyTorch"
+    colour = "orange"
     activations = torch.bfloat16
     counts = True
 

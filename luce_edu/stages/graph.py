@@ -18,6 +18,9 @@ class GraphDecoder(PerLayerDecoder):
     """
 
     stage = "graph"
+    words = "the same, replayed as a graph"
+    colour = "purple"
+    starts = "graph"
 
     def __init__(self, model, *, device, max_seq_len, backend=None, dependent_launch: bool | None = None):
         self._asked = dependent_launch

@@ -16,6 +16,9 @@ class MegakernelDecoder(KernelDecoder):
     """All phases of a token in csrc/megakernel.cu, with grid barriers where the other stages have launches."""
 
     stage = "megakernel"
+    words = "one kernel a token"
+    colour = "green"
+    starts = "barrier"
     source = "megakernel.cu"
     kernels = ("megakernel",)
 

@@ -12,6 +12,9 @@ class PerLayerDecoder(KernelDecoder):
     """Each kernel is a phase of csrc/phases.cuh, done by as many blocks as the device holds at once."""
 
     stage = "per_layer"
+    words = "five kernels a layer"
+    colour = "blue"
+    starts = "plain"
     source = "per_layer.cu"
     kernels = (
         "embed", "deltanet_in", "delta_rule", "deltanet_out", "attention_in", "attention", "attention_out",

@@ -14,6 +14,9 @@ class PerOpDecoder(KernelDecoder):
     """Hundreds of small launches a token; every intermediate result goes through device memory."""
 
     stage = "per_op"
+    words = "a kernel per operation"
+    colour = "sky"
+    starts = "plain"
     source = "per_op.cu"
     kernels = (
         "embed", "rms_norm", "matvec", "add", "swiglu", "causal_conv", "l2_norm", "gates", "delta_rule",

@@ -15,10 +15,9 @@ from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.faults import Fault, planted
 from luce_edu.machine.cards import find_card
-from luce_edu.stages import STAGES, decoder
+from luce_edu.stages import KERNEL_STAGES, decoder
 from luce_edu.verification import verify, verify_prefill
 
-KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
 CARDS = {"T4": "compute_75", "A100": "compute_80", "H100": "compute_90a", "RTX 5090": "compute_120"}
 PROMPT = [(7 * i) % 256 for i in range(65)]  # one token more than a chunk of the delta rule
 

@@ -9,8 +9,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.launches import count_launch_calls, count_launches, narrow, profiled_launches
 from luce_edu.models import RANDOM_CONFIG, load_model
-
-KERNEL_STAGES = tuple(stage for stage in luce_edu.STAGES if stage != "eager")
+from luce_edu.stages import KERNEL_STAGES
 
 
 def test_counts_at_reduced_width_equal_those_of_tiny():

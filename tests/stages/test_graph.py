@@ -12,7 +12,7 @@ from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
 from luce_edu.machine import Prepared
 from luce_edu.machine.cards import find_card
-from luce_edu.stages import STAGES, decoder
+from luce_edu.stages import KERNEL_STAGES, STAGES, decoder
 from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
 from luce_edu.state import DecodeState
@@ -29,7 +29,6 @@ MODEL = make_model(
     )
 )
 ROOM = 40  # tokens; the second split of the cache begins at 32
-KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
 
 
 def make(stage, room=ROOM, backend=None):

@@ -13,15 +13,21 @@ from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import ConfigError, KernelError
 from luce_edu.faults import Fault, planted
 from luce_edu.models import Model
-from luce_edu.stages import STAGES, decoder
+from luce_edu.plots.style import colour_of
+from luce_edu.stages import KERNEL_STAGES, STAGES, decoder, stage_class
 from luce_edu.verification import relative_error, stage_trace, verify
-
-KERNEL_STAGES = [stage for stage in STAGES if stage != "eager"]
 
 
 @pytest.fixture(scope="module")
 def tiny():
     return load_model("tiny")
+
+
+def test_each_stage_has_a_name_words_and_a_colour_of_its_own():
+    classes = [stage_class(stage) for stage in STAGES]
+    assert [kind.stage for kind in classes] == list(STAGES)
+    assert len({kind.words for kind in classes}) == len({colour_of(stage) for stage in STAGES}) == len(STAGES)
+    assert {stage_class(stage).starts for stage in KERNEL_STAGES} == {"plain", "graph", "barrier"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
