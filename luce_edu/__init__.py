@@ -43,6 +43,6 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(ipython) -> None:
     """`%load_ext luce_edu` in a notebook: the words %%kernel and %kernels."""
-    from luce_edu.inline.magic import load
+    from luce_edu.magic import load
 
     load(ipython)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from luce_edu import exercises
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises.base import Exercise, WrongAnswer, call
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import bytes_are_time as exercises
+from luce_edu.exercises.base import WrongAnswer
 
 # Exercise 1: the expression for c.
 SIDE_BY_SIDE = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.delta_rule import RULES, four_rules, grouped_step, next_conv_state
 from luce_edu.reference.causal_conv import causal_conv
 from luce_edu.reference.delta_rule import delta_rule_step

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import equality as exercises
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.verification import relative_error
 
 # accept

@@ -2,8 +2,8 @@
 
 import pytest
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import first_kernel as exercises
+from luce_edu.exercises.base import WrongAnswer
 
 SUM = "    for (int c = threadIdx.x; c < n; c += blockDim.x) squares += x[c] * x[c];\n"
 ROWS_SUM = SUM.replace("x[c]", "x[blockIdx.x * n + c]")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import graphs as exercises
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.overlap import play, try_all
 
 # ---- Exercise 1 ----

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
-from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.hybrid_model import crossing, memory_bytes
 from luce_edu.state import DecodeState
 

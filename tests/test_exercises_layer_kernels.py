@@ -2,8 +2,8 @@
 
 import pytest
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import layer_kernels as exercises
+from luce_edu.exercises.base import WrongAnswer
 
 # ---- the delta update
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import measuring as exercises
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.measure.latency import time_steps
 
 # Exercise 1.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from luce_edu.exercises import WrongAnswer
 from luce_edu.exercises import megakernel as exercises
+from luce_edu.exercises.base import WrongAnswer
 
 EMBED = "    embed_phase(m.embed_tokens, token, m.hidden_states);\n    grid_barrier(m.barrier);\n"
 INPUT = "const float* x = m.hidden_states + l * hidden_size;"

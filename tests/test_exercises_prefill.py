@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import luce_edu
-from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.prefill import blocks, prepare, scan
 
 NAN = math.nan

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.exercises import WrongAnswer
+from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.start_here import cache_position, floor
 
 FLOOR_RIGHT = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from luce_edu.exercises import Exercise, WrongAnswer, as_number, call, close
-from luce_edu.inline.exercise import kernel_exercise
+from luce_edu.exercises.base import Exercise, WrongAnswer, as_number, call, close
+from luce_edu.exercises.kernel import kernel_exercise
 from luce_edu.inline.trial import Verdict
 
 SECTOR = 32

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises.base import Exercise, WrongAnswer, call
 
 LIMIT = 1e-5  # fp32 sums over at most a few dozen products, in whatever order the answer adds them
 

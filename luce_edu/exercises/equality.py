@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises.base import Exercise, WrongAnswer, call
 from luce_edu.reference import block, delta_rule
 from luce_edu.reference.model import forward
 from luce_edu.state import DecodeState

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from luce_edu.exercises import WrongAnswer
-from luce_edu.inline.exercise import kernel_exercise, reads
+from luce_edu.exercises.base import WrongAnswer
+from luce_edu.exercises.kernel import kernel_exercise, reads
 from luce_edu.inline.trial import Mistake, Verdict
 
 

@@ -12,7 +12,7 @@ import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError, LaunchError
-from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
 from luce_edu.faults import planted
 from luce_edu.overlap import play
 from luce_edu.tables import Tabular

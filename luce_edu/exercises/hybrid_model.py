@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig
-from luce_edu.exercises import Exercise, as_number, call, close, numbers
+from luce_edu.exercises.base import Exercise, as_number, call, close, numbers
 from luce_edu.measure.floor import kv_bytes_per_token, recurrent_state_bytes
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from luce_edu.exercises import WrongAnswer
-from luce_edu.inline.exercise import kernel_exercise, reads
+from luce_edu.exercises.base import WrongAnswer
+from luce_edu.exercises.kernel import kernel_exercise, reads
 from luce_edu.inline.trial import Mistake, Verdict
 from luce_edu.measure.occupancy import registers_allowed
 

@@ -9,7 +9,7 @@ import torch
 from luce_edu.backends import csrc_dir, make_backend
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError
-from luce_edu.exercises import Exercise, WrongAnswer, call, close
+from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
 from luce_edu.faults import Fault, planted
 from luce_edu.models import DATA, Model
 from luce_edu.stages import decoder

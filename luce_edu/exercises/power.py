@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from luce_edu.exercises import Exercise, WrongAnswer, call
+from luce_edu.exercises.base import Exercise, WrongAnswer, call
 
 # Exercise 1.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from luce_edu.exercises import Exercise, WrongAnswer, call, numbers
+from luce_edu.exercises.base import Exercise, WrongAnswer, call, numbers
 from luce_edu.reference.delta_rule import delta_rule_recurrent
 
 LIMIT = 1e-4  # fp32, and a triangular system of up to 33 tokens solved in whatever way

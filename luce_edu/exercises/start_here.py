@@ -6,7 +6,7 @@ import math
 import random
 from fractions import Fraction
 
-from luce_edu.exercises import Exercise, WrongAnswer, as_number, call, close, numbers
+from luce_edu.exercises.base import Exercise, WrongAnswer, as_number, call, close, numbers
 
 
 def _floor(answer) -> str:

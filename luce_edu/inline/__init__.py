@@ -3,5 +3,7 @@
 specs    what a kernel can be checked against: parameters, shapes, inputs, the reference
 trial    compile it, run it on fresh inputs, judge, count; a Verdict
 pasted   what people paste that no cell can have, and what to write in its place
-magic    `%load_ext luce_edu`, then `%%kernel NAME --against reference.rms_norm`
+timing   the same kernels timed on a GPU
+
+luce_edu/magic.py gives notebooks the word `%%kernel NAME --against reference.rms_norm`.
 """

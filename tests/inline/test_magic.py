@@ -13,11 +13,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from kernels import ADD
 
-from luce_edu.exercises import WrongAnswer
-from luce_edu.inline.exercise import find_exercise, kernel_exercise
-from luce_edu.inline.magic import KernelRefused
+from luce_edu.exercises.base import WrongAnswer, find_exercise
+from luce_edu.exercises.kernel import kernel_exercise
 from luce_edu.inline.specs import SPECS
 from luce_edu.inline.trial import Verdict
+from luce_edu.magic import KernelRefused
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ADD.replace("i < n", "i < n - 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from luce_edu.exercises import Exercise, WrongAnswer
+from luce_edu.exercises.base import Exercise, WrongAnswer
 from luce_edu.inline.trial import WORDS, Attempt, Mistake, Verdict, try_kernel
 
 
@@ -61,16 +61,3 @@ def _scattered(verdict: Verdict, names: Iterable[str]) -> str:
     if not each:
         return ""
     return f"Neighbouring threads do not read neighbouring elements, so more bytes move: {each}. See notebook 05."
-
-
-def find_exercise(path: str) -> Exercise:
-    """The exercise "module.name" of luce_edu.exercises; ValueError for one that is not there."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    module, _, name = path.partition(".")
-    known = module.isidentifier() and find_spec(f"luce_edu.exercises.{module}")
-    exercise = getattr(import_module(f"luce_edu.exercises.{module}"), name, None) if known else None
-    if not isinstance(exercise, Exercise):
-        raise ValueError(f"no exercise {path!r}; expected module.name of luce_edu.exercises")
-    return exercise
