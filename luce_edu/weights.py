@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import mmap
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from luce_edu.checkpoint import check_start, safetensors_files
 from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CheckpointError
 
-# The dtypes that a text tensor may be stored in; safetensors' names.
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = ("BF16", "F16", "F32", "F64")  # that a text tensor may be stored in; safetensors' names
 _ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 # Prefixes under which transformers finds a text tensor: none, model., language_model., model.language_model.,
 # model.model.
 _PREFIX = re.compile(r"(model\.)?((language_)?model\.)?")
@@ -194,16 +191,13 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies: bytes [begin, end) of the data, which starts data_start bytes into the file."""
+    """A tensor in an open safetensors file, described by the file's header and not read yet."""
 
     name: str  # as the file has it
     path: Path
-    mapping: mmap.mmap
-    data_start: int
+    file: safe_open
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
@@ -216,12 +210,11 @@ def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
     A head of its own in a tied checkpoint counts where it differs from the embedding, as in transformers.
     Raises CheckpointError, naming the file or tensor, for anything missing, damaged, misshapen, quantised or unknown,
     and for a value that is not finite. Warns where norms look as if they were saved for a factor of w, not 1 + w.
-    Source: https://huggingface.co/docs/safetensors, "Format".
     """
     entries: dict[str, _Entry] = {}
     for path in safetensors_files(Path(folder)):
-        for stored_name, entry in _read_header(path).items():
-            bare = stored_name[_PREFIX.match(stored_name).end() :]
+        for entry in _open(path):
+            bare = entry.name[_PREFIX.match(entry.name).end() :]
             if _IGNORED.match(bare):
                 continue
             name = bare if bare == "lm_head.weight" else f"model.{bare}"
@@ -251,83 +244,19 @@ def _check_kind(entry: _Entry) -> None:
             raise CheckpointError(f"{entry.name}: in {entry.path}: the prefix {prefix!r} is {remedy}")
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """Map a safetensors file: 8 bytes of header length (little-endian), the header in JSON, then the data."""
+def _open(path: Path) -> list[_Entry]:
+    """The tensors of a safetensors file. The library maps it and refuses a header that does not fit the data."""
     try:
         check_start(path)
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < 8:
-                raise CheckpointError(f"{path}: truncated; expected a safetensors file, got {size} bytes")
-            # A private mapping: torch gets a writable buffer, and the file stays as it is.
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        file = safe_open(path, framework="pt")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-
-    header_bytes = int.from_bytes(mapping[:8], "little")
-    if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+    except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: header length {header_bytes} does not fit; expected at most "
-            f"{min(size - 8, _MAX_HEADER_BYTES)} bytes in a file of {size}"
-        )
-    data_start = 8 + header_bytes
-    try:
-        header = json.loads(mapping[8:data_start].decode("utf-8"), object_pairs_hook=_unique_keys)
-        if not isinstance(header, dict):
-            raise ValueError(f"expected an object, got {type(header).__name__}")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error})") from error
-
-    header.pop("__metadata__", None)
-    entries = {name: _parse_entry(path, mapping, data_start, name, value) for name, value in header.items()}
-    _check_layout(path, entries, size - data_start)
-    return entries
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
-    return result
-
-
-def _parse_entry(path: Path, mapping: mmap.mmap, data_start: int, name: str, value: object) -> _Entry:
-    try:
-        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        dtype, shape, begin, end = None, (), None, None
-    numbers_fit = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    if not isinstance(dtype, str) or not numbers_fit:
-        raise CheckpointError(f"{path}: {name}: expected dtype, shape and data_offsets, got {value!r}")
-    return _Entry(name, path, mapping, data_start, dtype, shape, begin, end)
-
-
-def _check_layout(path: Path, entries: dict[str, _Entry], data_bytes: int) -> None:
-    """The format leaves no holes: each tensor starts where the one before ends, up to the file's end."""
-    position = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != position or entry.end < entry.begin:
-            raise CheckpointError(
-                f"{path}: {name}: data_offsets [{entry.begin}, {entry.end}] out of order; "
-                f"expected to start at byte {position} of the data"
-            )
-        if entry.end > data_bytes:
-            raise CheckpointError(
-                f"{path}: {name}: data_offsets [{entry.begin}, {entry.end}] out of range; the file holds "
-                f"{data_bytes} bytes of data (truncated?)"
-            )
-        if entry.dtype in _DTYPES and entry.end - entry.begin != _num_bytes(entry):
-            raise CheckpointError(
-                f"{path}: {name}: expected {_num_bytes(entry)} bytes for {entry.dtype} {list(entry.shape)}, "
-                f"data_offsets give {entry.end - entry.begin}"
-            )
-        position = entry.end
-    if position != data_bytes:
-        raise CheckpointError(f"{path}: expected {position} bytes of data by its header, got {data_bytes}")
-
-
-def _num_bytes(entry: _Entry) -> int:
-    return math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+            f"{path}: not a whole safetensors file ({error}); download it again, or save it again if it was made here"
+        ) from error
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    return [_Entry(name, path, file, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()]
 
 
 def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ...]]) -> None:
@@ -364,12 +293,9 @@ def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ..
 
 def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
     """bf16 for a matrix, else fp32; a view into the mapping unless dtype or alignment needs a copy."""
-    begin, num_bytes = entry.data_start + entry.begin, entry.end - entry.begin
-    raw = torch.frombuffer(entry.mapping, dtype=torch.uint8, count=num_bytes, offset=begin)
-    if raw.data_ptr() % _ALIGNMENT:
-        raw = raw.clone()
-    tensor = raw.view(_DTYPES[entry.dtype]).view(entry.shape)
-    tensor = tensor.to(torch.bfloat16 if num_dims == 2 else torch.float32)
+    tensor = entry.file.get_tensor(entry.name).to(torch.bfloat16 if num_dims == 2 else torch.float32)
+    if tensor.data_ptr() % _ALIGNMENT:
+        tensor = tensor.clone()
     if not torch.stack(torch.aminmax(tensor)).isfinite().all():  # a NaN is both the least and the largest
         bad = int(tensor.isfinite().logical_not().sum())
         raise CheckpointError(

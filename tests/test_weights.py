@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CheckpointError
@@ -242,53 +242,43 @@ def one_tensor(**changes):
     return {"x": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]} | changes}
 
 
+def twice(first, second):
+    """Two tensors of 8 bytes at these offsets."""
+    return {name: one_tensor(data_offsets=offsets)["x"] for name, offsets in (("x", first), ("y", second))}
+
+
+# Header and data, or all bytes of the file.
 BAD_FILES = {
-    "empty": (lambda p: p.write_bytes(b""), "truncated.*got 0 bytes"),
-    "header_longer_than_file": (lambda p: save_raw(p, b"{}", length=3), "header length 3 does not fit"),
-    "header_length_is_huge": (lambda p: save_raw(p, b"{}", length=2**63), "header length 9223372036854775"),
-    "header_is_not_json": (lambda p: save_raw(p, b"{]"), "not valid JSON"),
-    "header_is_not_utf8": (lambda p: save_raw(p, b"\xff\xfe"), "not valid JSON"),
-    "header_is_nested_too_deep": (lambda p: save_raw(p, b"[" * 200_000), "not valid JSON"),
-    "header_is_a_list": (lambda p: save_raw(p, []), "expected an object, got list"),
-    "name_twice_in_header": (
-        lambda p: save_raw(p, b'{"x": 1, "x": 1}'),
-        "a name appears twice",
-    ),
-    "entry_is_a_number": (lambda p: save_raw(p, {"x": 1}), "x: expected dtype, shape and .*, got 1"),
-    "shape_is_negative": (lambda p: save_raw(p, one_tensor(shape=[-2, -2]), bytes(8)), "x: expected dtype"),
-    "shape_is_a_fraction": (lambda p: save_raw(p, one_tensor(shape=[2.0, 2]), bytes(8)), "x: expected dtype"),
-    "one_offset": (lambda p: save_raw(p, one_tensor(data_offsets=[0]), bytes(8)), "x: expected dtype, shape"),
-    "offsets_past_the_end": (lambda p: save_raw(p, one_tensor(), bytes(7)), "x: .*out of range.*7 bytes"),
-    "offset_is_negative": (lambda p: save_raw(p, one_tensor(data_offsets=[0, -8])), "x: expected dtype"),
-    "offsets_reversed": (
-        lambda p: save_raw(p, one_tensor(data_offsets=[8, 0]), bytes(8)),
-        r"x: data_offsets \[8, 0\] out of order",
-    ),
-    "hole_before_tensor": (
-        lambda p: save_raw(p, one_tensor(data_offsets=[4, 12]), bytes(12)),
-        r"x: data_offsets \[4, 12\] out of order",
-    ),
-    "tensors_overlap": (
-        lambda p: save_raw(p, one_tensor() | {"y": one_tensor(data_offsets=[4, 12])["x"]}, bytes(12)),
-        r"y: data_offsets \[4, 12\] out of order",
-    ),
-    "offsets_do_not_fit_shape": (
-        lambda p: save_raw(p, one_tensor(shape=[2, 3]), bytes(8)),
-        r"x: expected 12 bytes for BF16 \[2, 3\], data_offsets give 8",
-    ),
-    "offsets_do_not_fit_dtype": (
-        lambda p: save_raw(p, one_tensor(dtype="F32"), bytes(8)),
-        r"x: expected 16 bytes for F32 \[2, 2\], data_offsets give 8",
-    ),
-    "bytes_left_over": (lambda p: save_raw(p, one_tensor(), bytes(9)), "expected 8 bytes of data.*got 9"),
+    "empty": (b"",),
+    "header_longer_than_file": (b"{}", b"", 3),
+    "header_length_is_huge": (b"{}", b"", 2**63),
+    "header_is_not_json": (b"{]", b""),
+    "header_is_not_utf8": (b"\xff\xfe", b""),
+    "header_is_nested_too_deep": (b"[" * 200_000, b""),
+    "header_is_a_list": ([], b""),
+    "name_twice_in_header": (b'{"x": 1, "x": 1}', b""),
+    "entry_is_a_number": ({"x": 1}, b""),
+    "dtype_nobody_knows": (one_tensor(dtype="I4"), bytes(8)),
+    "shape_is_negative": (one_tensor(shape=[-2, -2]), bytes(8)),
+    "shape_is_a_fraction": (one_tensor(shape=[2.0, 2]), bytes(8)),
+    "one_offset": (one_tensor(data_offsets=[0]), bytes(8)),
+    "offsets_past_the_end": (one_tensor(), bytes(7)),
+    "offset_is_negative": (one_tensor(data_offsets=[0, -8]), b""),
+    "offsets_reversed": (one_tensor(data_offsets=[8, 0]), bytes(8)),
+    "hole_before_tensor": (one_tensor(data_offsets=[4, 12]), bytes(12)),
+    "hole_between_tensors": (twice([0, 8], [12, 20]), bytes(20)),
+    "tensors_overlap": (twice([0, 8], [4, 12]), bytes(12)),
+    "offsets_do_not_fit_shape": (one_tensor(shape=[2, 3]), bytes(8)),
+    "offsets_do_not_fit_dtype": (one_tensor(dtype="F32"), bytes(8)),
+    "bytes_left_over": (one_tensor(), bytes(9)),
 }
 
 
-@pytest.mark.parametrize("damage, message", BAD_FILES.values(), ids=BAD_FILES)
-def test_damaged_file_is_named_with_what_was_expected(tmp_path, damage, message):
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+def test_damaged_file_is_named_with_what_to_do(tmp_path, content):
     path = tmp_path / "model.safetensors"
-    damage(path)
-    with pytest.raises(CheckpointError, match=message) as error:
+    path.write_bytes(*content) if len(content) == 1 else save_raw(path, *content)
+    with pytest.raises(CheckpointError, match="download it again") as error:
         load_weights(tmp_path, CONFIG)
     assert str(path) in str(error.value)
 
@@ -461,13 +451,6 @@ def test_random_heads_forget_at_rates_from_a_half_to_a_thousandth():
     assert decay.isfinite().all()
     assert (decay[0] - 0.5).abs() <= 1e-5 and (decay[-1] - 0.999).abs() <= 1e-5
     assert (decay.diff() > 0).all()
-
-
-def test_loader_agrees_with_the_safetensors_library(tmp_path):
-    save_file(wrapped(tensors_of()), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    library = load_file(tmp_path / "model.safetensors")
-    text = {n.replace("language_model.", ""): t for n, t in library.items() if "language_model" in n}
-    assert_same_bits(load_weights(tmp_path, CONFIG), text)
 
 
 # ---- Matrices that multiply the same vectors ----
