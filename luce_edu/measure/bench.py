@@ -260,7 +260,7 @@ def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> 
             read(prompt)
             for step, token in enumerate((first, second)):
                 if step:
-                    system.advance()
+                    system.step()
                 if token is not None and (choice := system.choice()) != token:
                     after = len(prompt) + step
                     raise WrongChoice(
@@ -303,7 +303,7 @@ def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: fl
             def run(system=system) -> int:
                 system.rewind(PROMPT)
                 for _ in range(STEPS):
-                    system.advance()
+                    system.step()
                 system.wait()
                 return STEPS
 

@@ -345,7 +345,7 @@ def profile(
     else:
         dec.pretend(size)
         backend.waits_from_us = 0.0
-        dec.advance()
+        dec.step()
     order = _phases_of(model.config) if run == "megakernel" else ()
     return _put_together(
         dec.ledger.entries, backend.timelines, card, clock, order=order, kernel=kernel,

@@ -116,7 +116,7 @@ def decode_run(system, context: int, steps: int) -> Callable[[], int]:
     def run() -> int:
         system.rewind(context)
         for _ in range(steps):
-            system.advance()
+            system.step()
         system.wait()
         return steps
 

@@ -43,7 +43,7 @@ class System(ABC):
         return (self.prefill,)
 
     @abstractmethod
-    def advance(self) -> None:
+    def step(self) -> None:
         """Decode the own choice after the last token; enqueued, and not waited for where that can be helped."""
 
     @abstractmethod
@@ -62,13 +62,13 @@ class System(ABC):
         self.prefill(prompt)
         tokens = [self.choice()]
         while len(tokens) < count:
-            self.advance()
+            self.step()
             tokens.append(self.choice())
         return tokens
 
     def time_decode(self, *, steps: int) -> tuple[list[float], float | None]:
         """(GPU microseconds of each step, CPU microseconds to ask for one)."""
-        return time_steps(self.advance, steps=steps)
+        return time_steps(self.step, steps=steps)
 
     def count_launches(self) -> int | None:
         """Launches of a step, by running one under a profiler where nothing else counts them; may raise NotMeasured."""
@@ -111,10 +111,11 @@ class StageSystem(System):
     def _prefill_by_steps(self, tokens) -> None:
         """By the step that decodes, which is what is timed."""
         self._decoder.reset()
-        self._decoder.prefill(tokens, chunked=False)
+        for token in tokens:
+            self._decoder.step(token)
 
-    def advance(self):
-        self._decoder.advance()
+    def step(self):
+        self._decoder.step()
 
     def choice(self):
         return self._decoder.choice()
@@ -155,9 +156,9 @@ class TransformersSystem(System):
         if unexpected or [name for name in missing if name != "lm_head.weight"]:
             raise NotMeasured(f"transformers expects other tensors: {sorted({*missing, *unexpected})[:3]}")
         self._cache = None
-        self._step = self._model.forward
+        self._forward = self._model.forward
         if compiled:
-            self._step = torch.compile(self._model.forward, mode="reduce-overhead", fullgraph=True)
+            self._forward = torch.compile(self._model.forward, mode="reduce-overhead", fullgraph=True)
 
     def _fresh(self) -> None:
         from transformers import DynamicCache, StaticCache
@@ -171,10 +172,10 @@ class TransformersSystem(System):
         self._read(self._model.forward, torch.tensor([list(tokens)], device=self.device))
 
     @torch.no_grad()
-    def advance(self):
+    def step(self):
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()
-        self._read(self._step, self._next.clone())
+        self._read(self._forward, self._next.clone())
 
     def _read(self, run: Callable, tokens: torch.Tensor) -> None:
         logits = run(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
@@ -184,14 +185,14 @@ class TransformersSystem(System):
         return int(self._next)
 
     def count_launches(self):
-        return profiled_launches(self.advance) if self.device.type == "cuda" else None
+        return profiled_launches(self.step) if self.device.type == "cuda" else None
 
     def pretend(self, context):
         tokens = torch.randint(self._model.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
         self.prefill(tokens.tolist())
 
     def close(self):
-        del self._model, self._step, self._cache
+        del self._model, self._forward, self._cache
         super().close()
 
 
@@ -232,7 +233,7 @@ class LlamaCppSystem(System):
         self._llama.reset()
         self._llama.eval(list(tokens))
 
-    def advance(self):
+    def step(self):
         self._llama.eval([self.choice()])
 
     def choice(self):
@@ -245,11 +246,11 @@ class LlamaCppSystem(System):
     def time_decode(self, *, steps):
         """By the host's clock: its work is on a stream of its own, and a step ends when its logits are here."""
         for _ in range(8):
-            self.advance()
+            self.step()
         times = []
         for _ in range(steps):
             started = time.perf_counter()
-            self.advance()
+            self.step()
             times.append(1e6 * (time.perf_counter() - started))
         return times, None
 

@@ -80,6 +80,7 @@ def count_traffic(
 
     dec = decoder(stage, model, max_seq_len=len(tokens), backend=Device())
     kinds = {name: kind for kind, tensors in dec.named_tensors().items() for name in tensors}
-    dec.prefill(tokens, chunked=False)
+    for token in tokens:
+        dec.step(token)
     return StepTraffic(stage, dec.ledger.kernels(), kinds)
 

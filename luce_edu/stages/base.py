@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,11 +13,13 @@ from luce_edu.errors import KernelError
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
 from luce_edu.stages.prefill import Prefill
+from luce_edu.stages.sampling import Sampler
+from luce_edu.stages.tokens import check_tokens
 from luce_edu.state import DecodeState
 
 
 class Decoder(ABC):
-    """Decodes one sequence (batch 1), a token at a time. A subclass says in `_advance` what a token launches.
+    """Decodes one sequence (batch 1), a token at a time. A subclass says in `_step` what a token launches.
 
     state          DecodeState, advanced by every token
     hidden_states  [num_hidden_layers + 1, hidden_size] fp32: after the embedding and after each layer, last token
@@ -56,7 +56,7 @@ class Decoder(ABC):
         self._runs = 0  # so that a stream sees when another call has moved the state on
 
     @abstractmethod
-    def _advance(self, token: int | None) -> None:
+    def _step(self, token: int | None) -> None:
         """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state.
 
         None stands for the choice after the last token, which need not be known on the host.
@@ -64,7 +64,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def _read_prompt(self, tokens: list[int]) -> None:
-        """Enqueue a prompt from state.position on: writes what `_advance` does, as after the last token."""
+        """Enqueue a prompt from state.position on: writes what `_step` does, as after the last token."""
 
     @abstractmethod
     def _next_token(self) -> int:
@@ -114,43 +114,40 @@ class Decoder(ABC):
             unused = cache[:, :, self.position :]
             unused.copy_(1e4 * torch.randn(unused.shape, device=self.device))
 
-    def step(self, token: int) -> torch.Tensor:
+    def step(self, token: int | None = None) -> torch.Tensor | None:
         """Decode one token; return the logits for the next, fp32 [vocab_size], a copy that is yours to keep.
 
-        Raises ValueError, with the state as it was, for a token that is not an integer in range, or when the
-        sequence is full.
+        token  None: the model's own choice after the last token, as a timing loop wants it. Its launches are enqueued
+               and nothing else: no logits come back, and nothing is waited for
+        Raises ValueError, with the state as it was, for a token that is not an integer in range, for None where there
+        is no choice (before the first token and after poison()), and when the sequence is full. Where no logit was a
+        number there is no choice either; choice() then raises, until a token is given.
         """
-        return self.prefill([token], chunked=False)
+        result = None
+        if token is not None:
+            [token] = self._check_tokens([token])
+            result = torch.empty_like(self.logits)
+        elif not self._has_choice and not self._failed:
+            raise ValueError(f"{self.stage}: there is no choice to decode yet; call prefill or step(token) first")
+        elif self.position >= self.state.max_seq_len:
+            raise ValueError(f"{self.stage}: the sequence is full (max_seq_len {self.state.max_seq_len})")
+        with self._moving_on(1):
+            self._step(token)
+        return None if result is None else result.copy_(self.logits)
 
-    def prefill(self, tokens: Iterable[int], *, chunked: bool = True) -> torch.Tensor:
-        """Read a prompt, continuing from the present state; return the logits after its last token.
+    def prefill(self, tokens: Iterable[int]) -> torch.Tensor:
+        """Read a prompt, continuing from the present state; return the logits after its last token, as `step` does.
 
-        chunked  all of it together, up to luce_edu.stages.prefill.SEGMENT tokens at a time; False: token by token, as
-                 the stage decodes. The ledger then holds the launches of all, or of the last token
+        All of it goes through a layer together, up to luce_edu.stages.prefill.SEGMENT tokens at a time, and the ledger
+        holds the launches of all.
         Raises, with the state as it was, ValueError for an empty prompt, a token that is not an integer in range, or
         more tokens than there is room for, and torch.OutOfMemoryError.
         """
-        checked = self._check_tokens(tokens)
+        tokens = self._check_tokens(tokens)
         result = torch.empty_like(self.logits)  # now: there may be no memory for it, and the state is as it was
-        if chunked:
-            self._read(checked)
-        else:
-            self._run(checked)
+        with self._moving_on(len(tokens)):
+            self._read_or_restore(tokens)
         return result.copy_(self.logits)
-
-    def advance(self) -> None:
-        """Decode the model's own choice after the last token: enqueued and not waited for, as a timing loop wants it.
-
-        Where no logit is a number there is no choice; choice() then raises, until a token is given.
-
-        Raises ValueError where there is no choice, before the first token and after poison(), and when the sequence is
-        full.
-        """
-        if not self._has_choice and not self._failed:
-            raise ValueError(f"{self.stage}: there is no choice to decode yet; call prefill or step first")
-        if self.position >= self.state.max_seq_len:
-            raise ValueError(f"{self.stage}: the sequence is full (max_seq_len {self.state.max_seq_len})")
-        self._run([None])
 
     def pretend(self, position: int, seed: int = 0) -> None:
         """Fill the state with noise, as if `position` tokens had been decoded: the next cost what they would there.
@@ -164,17 +161,17 @@ class Decoder(ABC):
         for name in DecodeState.TENSORS:
             getattr(self.state, name).normal_(std=0.5, generator=generator)
         self.state.position = position - 1
-        self._run([0])
+        self.step(0)
 
     def choice(self) -> int:
         """The model's choice after the last token; waits for it.
 
-        Raises KernelError where no logit was a number, after the last token or after one before it that advance() ran.
+        Raises KernelError where no logit was a number, after the last token or after one before it that step() chose.
         """
         return self._checked(self._next_token())
 
-    def _checked(self, choice: int) -> int:
-        if not 0 <= choice < self.config.vocab_size:
+    def _checked(self, choice: int | None) -> int:
+        if choice is None or not 0 <= choice < self.config.vocab_size:
             raise KernelError(f"{self.stage}: no logit is a number, so there is no next token")
         return choice
 
@@ -194,110 +191,69 @@ class Decoder(ABC):
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
-        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
+        sampler = Sampler(temperature, seed)
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
-        generator = torch.Generator().manual_seed(seed)
-        return self._stream(tokens, max_new_tokens, temperature, generator)
+        return self._stream(tokens, max_new_tokens, sampler)
 
-    def _stream(self, tokens: list[int], max_new_tokens: int, temperature: float, generator) -> Iterator[int]:
+    def _stream(self, tokens: list[int], max_new_tokens: int, sampler: Sampler) -> Iterator[int]:
         self.reset()
-        self._read(tokens)
+        self.prefill(tokens)
         for left in reversed(range(max_new_tokens)):
             runs = self._runs
-            if temperature == 0:
+            if sampler.temperature == 0:
                 token = self.choice()
             else:
-                weights = torch.softmax(self.logits.cpu().double() / temperature, -1)
-                finite = bool(torch.isfinite(weights).all())
-                token = self._checked(int(torch.multinomial(weights, 1, generator=generator)) if finite else -1)
+                token = self._checked(sampler.draw(self.logits))
             yield token
             if token in self.config.eos_token_ids:
                 return
             if self._runs != runs:
                 raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
             if left:
-                self._run([token])
+                self.step(token)
 
-    def _run(self, tokens: list[int | None]) -> None:
-        """Token by token."""
-        with self._moving_on():
-            for token in tokens:
-                self.ledger.clear()
-                position = self.state.position
-                self._advance(token)
-                self.state.position = position + 1
+    def _read_or_restore(self, tokens: list[int]) -> None:
+        """Running out of memory leaves the state as it was; of the cache nothing old is overwritten."""
+        position, recurrent = self.state.position, self._recurrent_tensors()
+        before: list[torch.Tensor] = []
+        try:
+            if position > 0:
+                before = [tensor.clone() for tensor in recurrent]
+            self._read_prompt(tokens)
+        except torch.OutOfMemoryError:
+            for i, tensor in enumerate(recurrent):
+                if position == 0:
+                    tensor.zero_()
+                elif before:  # or it was the copies that there was no memory for
+                    tensor.copy_(before[i])
+            self.state.position = position
+            self._failed = self._has_choice = False
+            raise torch.OutOfMemoryError(
+                f"{self.stage}: out of memory on {self.device} for a prompt of {len(tokens)} tokens; "
+                "the state is as before"
+            ) from None
 
-    def _read(self, tokens: list[int]) -> None:
-        """All together. Running out of memory leaves the state as it was; of the cache nothing old is overwritten."""
-        with self._moving_on():
-            position = self.state.position
-            before: list[torch.Tensor] = []
-            try:
-                if position > 0:
-                    before = [tensor.clone() for tensor in self._recurrent_tensors()]
-                self.ledger.clear()
-                self._read_prompt(tokens)
-                self.state.position = position + len(tokens)
-            except torch.OutOfMemoryError:
-                for i, tensor in enumerate(self._recurrent_tensors()):
-                    if position == 0:
-                        tensor.zero_()
-                    elif before:  # or it was the copies that there was no memory for
-                        tensor.copy_(before[i])
-                self.state.position = position
-                self._failed = self._has_choice = False
-                raise torch.OutOfMemoryError(
-                    f"{self.stage}: out of memory on {self.device} for a prompt of {len(tokens)} tokens; "
-                    "the state is as before"
-                ) from None
-
-    def _recurrent_tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _recurrent_tensors(self) -> tuple[torch.Tensor, ...]:
         return self.state.conv_state, self.state.recurrent_state
 
     @contextmanager
-    def _moving_on(self):
-        """Refuses to go on from an undefined state, and marks the decoder as failed when what is inside fails."""
+    def _moving_on(self, tokens: int):
+        """What is inside decodes so many tokens. Where it fails the state is undefined, and nothing goes on from it."""
         if self._failed:
             raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
         self._failed = True  # until all is enqueued
         self._runs += 1
+        self.ledger.clear()
+        position = self.state.position
         yield
+        self.state.position = position + tokens
         self._failed = False
         self._has_choice = True
 
     def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
-        """`tokens` as a list of ints, or ValueError; room: how many fit, by default what is left of the state."""
-        try:
-            listed = None if isinstance(tokens, (str, bytes, bytearray, set, dict)) else list(tokens)
-        except TypeError:  # not iterable, or a tensor without dimensions
-            listed = None
-        if listed is None:
-            raise ValueError(f"tokens: expected a list of integers, got {type(tokens).__name__}")
-        checked = []
-        for token in listed:
-            try:
-                value = operator.index(token)
-            except TypeError:
-                raise ValueError(f"tokens: expected integers, got {token!r}") from None
-            if isinstance(token, bool):
-                raise ValueError(f"tokens: expected integers, got {token!r}")
-            if not 0 <= value < self.config.vocab_size:
-                raise ValueError(
-                    f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, got {token!r}"
-                )
-            checked.append(value)
-        if not checked:
-            raise ValueError("tokens: the prompt is empty; expected at least one token")
-        left = self.state.max_seq_len - self.position if room is None else room
-        if len(checked) > left:
-            raise ValueError(
-                f"tokens: {len(checked)} tokens do not fit; there is room for {max(left, 0)} "
-                f"(max_seq_len {self.state.max_seq_len}, position {self.position})"
-            )
-        return checked
+        """room: how many fit, by default what is left of the state."""
+        left = self.state.max_seq_len - self.position
+        return check_tokens(tokens, vocab_size=self.config.vocab_size, room=left if room is None else room)
 
 
 class KernelDecoder(Decoder):
@@ -367,12 +323,12 @@ class KernelDecoder(Decoder):
         return {"weights": dict(self.weights.named_tensors()), "state": state, "activations": own}
 
     @contextmanager
-    def _moving_on(self):
+    def _moving_on(self, tokens):
         if not self._named:  # all buffers are there now
             self._named = True
             for tensors in self.named_tensors().values():
                 self.backend.name_tensors(tensors)
-        with super()._moving_on():
+        with super()._moving_on(tokens):
             yield
 
     def _launch(self, kernel: str, grid, *args, smem: int = 0, **how: bool) -> None:

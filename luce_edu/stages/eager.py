@@ -26,7 +26,7 @@ class EagerDecoder(Decoder):
     activations = torch.bfloat16
     counts = True
 
-    def _advance(self, token):
+    def _step(self, token):
         if token is None:
             chosen = self.logits.argmax(keepdim=True)
             self._largest = torch.maximum(self._largest, self.logits[chosen])  # NaN, once there, stays
@@ -35,7 +35,7 @@ class EagerDecoder(Decoder):
         self._forward(chosen, chunked=False)
 
     def _read_prompt(self, tokens):
-        self._largest = self.logits.new_zeros(1)  # of the logits that advance() has chosen by
+        self._largest = self.logits.new_zeros(1)  # of the logits that step() has chosen by
         for segment in torch.tensor(tokens, device=self.device).split(SEGMENT):
             self._forward(segment, chunked=True)
 

@@ -34,7 +34,7 @@ class MegakernelDecoder(KernelDecoder):
     def _argmax_blocks(self) -> int:
         return self._resident_blocks("megakernel")
 
-    def _advance(self, token):
+    def _step(self, token):
         self._place_token(token)
         args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len)
         self._launch("megakernel", self._blocks, *args, cooperative=True)

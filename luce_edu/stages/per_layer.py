@@ -40,7 +40,7 @@ class PerLayerDecoder(KernelDecoder):
         super().reset()
         self._position_there = None  # a kernel that failed may have left it anywhere
 
-    def _advance(self, token):
+    def _step(self, token):
         self._place_token(token)
         if self._position_there != self.state.position:
             self.device_position.fill_(self.state.position - 1)

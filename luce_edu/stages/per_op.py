@@ -40,7 +40,7 @@ class PerOpDecoder(KernelDecoder):
     def _argmax_blocks(self) -> int:
         return _blocks(self.config.vocab_size, BLOCK_THREADS)
 
-    def _advance(self, token):
+    def _step(self, token):
         self._place_token(token)
         config, weights = self.config, self.weights
         linear = attention = 0

@@ -36,8 +36,8 @@ def show(what: str, run, launches: int) -> None:
 
 per_layer = PerLayerDecoder(model, device="cpu", max_seq_len=64, backend=backend)
 per_op = PerOpDecoder(model, device="cpu", max_seq_len=64, backend=backend)
-per_op._advance(0)
+per_op._step(0)
 count = 2 + 5 * model.config.num_hidden_layers
-show("per_op", lambda: per_op._advance(None), len(backend.ledger))
+show("per_op", lambda: per_op._step(None), len(backend.ledger))
 show("per_layer, unprepared", per_layer._enqueue, count)
 show("per_layer", per_layer._run_step, count)

@@ -31,7 +31,7 @@ class Quick(System):
     def prefill(self, tokens):
         self._machine.happens("prefill" if len(tokens) == bench.PROMPT else "check")
 
-    def advance(self):
+    def step(self):
         pass
 
     def choice(self):

@@ -50,7 +50,7 @@ class Toy(System):
         self.log.append((self.name, "prefill", len(tokens)))
         self._saying, self._at = self._answers.get(tuple(tokens), (0, 0)), 0
 
-    def advance(self):
+    def step(self):
         self._at += 1
 
     def choice(self):
@@ -332,7 +332,7 @@ class TimedStage(StageSystem):
 
     def time_decode(self, *, steps):
         for _ in range(steps):
-            self.advance()
+            self.step()
         return [50.0 + step for step in range(steps)], 3.0
 
     def wait(self):
@@ -432,9 +432,9 @@ class Drawing(Toy):
         super().__init__(name, log)
         self._fake, self.steps = fake, 0
 
-    def advance(self):
+    def step(self):
         self.steps += 1
-        super().advance()
+        super().step()
 
     def rewind(self, context):
         self.log.append((self.name, "rewind", context))

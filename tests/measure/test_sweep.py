@@ -222,7 +222,7 @@ class Stage:
     def rewind(self, context):
         self._done = 0
 
-    def advance(self):
+    def step(self):
         self._done += 1
 
     def wait(self):

@@ -63,7 +63,7 @@ class Echo(StageSystem):
         super().prefill(tokens)
         self._last = tokens[-1]
 
-    def advance(self):
+    def step(self):
         pass
 
     def choice(self):
@@ -100,7 +100,7 @@ def test_launches_kernels_and_barriers_are_those_of_one_step(tiny):
 def test_eager_is_counted_once_and_then_not_listened_to(tiny):
     system = stage("eager", tiny)
     system.prefill(PROMPTS[0])
-    system.advance()
+    system.step()
     assert system.launches > 0 and len(system._decoder.ledger) == 0
 
 
@@ -109,10 +109,10 @@ def test_pretend_and_rewind_stand_where_they_say(name, tiny):
     system = stage(name, tiny)
     system.pretend(40)
     for _ in range(3):
-        system.advance()
+        system.step()
     assert system._decoder.position == 43
     system.rewind(40)
-    system.advance()
+    system.step()
     assert system._decoder.position == 41 and 0 <= system.choice() < 256
 
 
@@ -154,9 +154,9 @@ def test_transformers_serves_an_untied_head_and_other_layers():
 def test_transformers_stands_at_any_context_and_goes_on_from_there(tiny):
     system = hugging_face(tiny)
     system.pretend(33)
-    system.advance()
+    system.step()
     system.rewind(33)
-    system.advance()
+    system.step()
     assert system._cache.get_seq_length() == 35 and 0 <= system.choice() < 256
 
 
@@ -244,15 +244,15 @@ def test_llama_cpp_is_timed_by_the_hosts_clock_without_the_steps_that_warm_up(ll
     now = 0.0
     system = LlamaCppSystem("model.gguf", max_seq_len=64)
     system.pretend(10)
-    advance = system.advance
+    step = system.step
     steps = iter([100] * 8 + [2, 3, 4, 5])
 
     def slow():
         nonlocal now
         now += next(steps) / 1e6
-        advance()
+        step()
 
-    system.advance = slow
+    system.step = slow
     monkeypatch.setattr(systems, "time", SimpleNamespace(perf_counter=lambda: now))
     times, asked = system.time_decode(steps=4)
     assert times == pytest.approx([2, 3, 4, 5]) and asked is None

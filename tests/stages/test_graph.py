@@ -35,6 +35,12 @@ def make(stage, room=ROOM, backend=None):
     return decoder(stage, MODEL, "host", room, backend=backend)
 
 
+def step_through(dec, tokens) -> torch.Tensor:
+    for token in tokens:
+        logits = dec.step(token)
+    return logits
+
+
 def everything(dec) -> dict[str, torch.Tensor]:
     """All that a token leaves behind."""
     states = {name: getattr(dec.state, name)[:, :, : dec.position] for name in ("k_cache", "v_cache")}
@@ -62,8 +68,8 @@ def test_random_tokens_give_per_layers_bits_in_pieces_of_any_size(seed):
     left = list(tokens)
     while left:
         piece = [left.pop(0) for _ in range(min(len(left), draw.randint(1, 6)))]
-        graph.prefill(piece, chunked=False)
-    per_layer.prefill(tokens, chunked=False)
+        step_through(graph, piece)
+    step_through(per_layer, tokens)
     assert_same_bits(graph, per_layer)
     assert graph._next_token() == per_layer._next_token() == int(graph.logits.argmax())
 
@@ -76,22 +82,22 @@ def test_text_is_that_of_per_layer_greedy_and_drawn(how):
 
 def test_a_reset_in_the_middle_and_a_refused_token_leave_no_trace():
     used, fresh = make("graph"), make("graph")
-    used.prefill([5, 6, 7], chunked=False)
+    step_through(used, [5, 6, 7])
     used.reset()
-    used.prefill([8, 9], chunked=False)
-    for bad in ([131], [-1], [], [1.5], [1] * ROOM):
+    step_through(used, [8, 9])
+    for bad in (131, -1, 1.5, True, [1]):
         with pytest.raises(ValueError, match="tokens: "):
-            used.prefill(bad, chunked=False)
+            used.step(bad)
     used.poison()
     used.step(10)
-    fresh.prefill([8, 9, 10], chunked=False)
+    step_through(fresh, [8, 9, 10])
     assert_same_bits(used, fresh)
 
 
 def test_a_token_is_one_graph_launch_of_as_many_kernels_as_per_layer_launches():
     graph, per_layer = make("graph"), make("per_layer")
     for dec in (graph, per_layer):
-        dec.prefill([1, 2], chunked=False)
+        step_through(dec, [1, 2])
     (launch,) = graph.ledger.entries
     assert graph.launches == 1 and launch.kernel == "graph"
     assert [plain(kernel) for kernel in launch.captured] == [plain(kernel) for kernel in per_layer.ledger.entries]
@@ -138,12 +144,12 @@ def test_what_a_graph_has_captured_stays_in_its_place():
     """A replay takes addresses as they were, so nothing that a decoder offers may put a tensor elsewhere."""
     dec = make("graph")
     before = addresses(dec)
-    dec.prefill([1, 2], chunked=False)
+    step_through(dec, [1, 2])
     dec.poison()
     dec.reset()
     dec.generate([3], 3)
     dec.pretend(7)
-    dec.advance()
+    dec.step()
     assert addresses(dec) == before
 
 
@@ -203,45 +209,45 @@ def problems(kind) -> list[str]:
     return verify(MODEL, stages=["graph"], device="host", steps=6, seed=1, make=lambda _: made).rows[0].problems
 
 
-# ---- advance and pretend ----
+# ---- The own choice, and pretend ----
 
 
 @pytest.mark.parametrize("position", [1, 2, 31, 32, 33, ROOM - 1])
 @pytest.mark.parametrize("stage", STAGES)
-def test_advance_equals_a_step_with_the_own_choice_wherever_one_stands(stage, position):
+def test_a_step_by_the_own_choice_equals_one_that_names_it_wherever_one_stands(stage, position):
     own, told = make(stage), make(stage)
     for dec in (own, told):
         dec.pretend(position, seed=3)
         assert dec.position == position
     steps = min(3, ROOM - position)
     for _ in range(steps):
-        own.advance()
+        own.step()
         told.step(int(told.logits.argmax()))
         assert_same_bits(own, told)
     assert own.position == position + steps
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_advance_is_refused_where_there_is_no_choice_and_where_it_is_full(stage):
+def test_a_step_without_a_token_is_refused_where_there_is_no_choice_and_where_it_is_full(stage):
     dec = make(stage, room=3)
     no_choice = f"{stage}: there is no choice to decode yet"
     with pytest.raises(ValueError, match=no_choice):
-        dec.advance()
+        dec.step()
     dec.step(1)
     dec.poison()  # an index of -1 must not be looked up
     with pytest.raises(ValueError, match=no_choice):
-        dec.advance()
-    dec.prefill([2, 3], chunked=False)
+        dec.step()
+    step_through(dec, [2, 3])
     logits = dec.logits.clone()
     with pytest.raises(ValueError, match=rf"{stage}: the sequence is full \(max_seq_len 3\)"):
-        dec.advance()
+        dec.step()
     assert dec.position == 3 and torch.equal(dec.logits, logits)
     dec.reset()
     with pytest.raises(ValueError, match=no_choice):
-        dec.advance()
+        dec.step()
     dec.state.position = 1  # as a benchmark may set it: still nothing has been chosen
     with pytest.raises(ValueError, match=no_choice):
-        dec.advance()
+        dec.step()
 
 
 @pytest.mark.parametrize("position", [0, -1, 3, 1.0, True, None])
@@ -261,7 +267,7 @@ def forget(dec) -> None:
     dec._expected = dec._position_there = None
 
 
-CALLS = ("own", "other", "kept", "advance", "many", "position", "pretend", "generate", "reset", "bad")
+CALLS = ("own", "other", "kept", "untold", "many", "position", "pretend", "generate", "reset", "bad")
 
 
 def hostile_sequence(dec, twin, seed: int, length: int = 16):
@@ -279,16 +285,17 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
         assert one == other == int(twin.logits.argmax())
         return one
 
-    def advance() -> None:
+    def own() -> None:
         """The own choice, which the twin is told."""
         token = int(twin.logits.argmax())
         forget(twin)
-        dec.advance()
+        dec.step()
         twin.step(token)
 
     kept = 0  # an old choice
+    # at_once: whether the last "many" was a prompt.
     # by_prompt: whether the last move was a prompt's, which leaves the position in memory to the next token.
-    by_prompt = chunked = False
+    by_prompt = at_once = False
     for _ in range(length):
         name, before = draw.choice(CALLS), dec.position
         if name == "reset" or dec.position > ROOM - 4:
@@ -297,13 +304,17 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
             both("step", choice())
         elif name == "kept" and dec._has_choice:  # first the memory holds this choice, then another one
             kept = choice()
-            advance()
+            own()
             both("step", kept)
-        elif name == "advance" and dec._has_choice:
-            advance()
+        elif name == "untold" and dec._has_choice:
+            own()
         elif name == "many":
-            chunked = draw.random() < 0.5
-            both("prefill", [draw.randrange(131) for _ in range(3)], chunked=chunked)
+            at_once = draw.random() < 0.5
+            some = [draw.randrange(131) for _ in range(3)]
+            if at_once:
+                both("prefill", some)
+            for token in () if at_once else some:
+                both("step", token)
         elif name == "position" and dec._has_choice:
             dec.state.position = twin.state.position = draw.randint(1, dec.position)
             both("step", kept)
@@ -320,7 +331,7 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
             both("poison")
             both("step", draw.randrange(131))
         yield name
-        by_prompt = name == "many" and chunked or by_prompt and dec.position == before
+        by_prompt = name == "many" and at_once or by_prompt and dec.position == before
         if dec.position:
             assert_same_bits(dec, twin)
             if hasattr(dec, "device_position") and dec._position_there is not None:
@@ -344,9 +355,9 @@ class KeepsBelievingInItsToken(GraphDecoder):
 
 
 class NeverSetsThePosition(GraphDecoder):
-    def _advance(self, token):
+    def _step(self, token):
         self._position_there = self.state.position if self.position else None
-        super()._advance(token)
+        super()._step(token)
 
 
 class ForgetsThatPoisonTookTheToken(GraphDecoder):
@@ -382,7 +393,7 @@ def test_a_token_that_poison_took_is_not_believed_in():
     dec = ForgetsThatPoisonTookTheToken(MODEL, device="host", max_seq_len=ROOM)
     good = make("graph")
     for d in (dec, good):
-        d.prefill([1, 2], chunked=False)
+        step_through(d, [1, 2])
         token = d._next_token()
         d.poison()
     assert good._expected is None
@@ -393,7 +404,7 @@ def test_a_token_that_poison_took_is_not_believed_in():
 @pytest.mark.parametrize("kernel", ["embed", "mlp_down"])
 def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel, monkeypatch):
     dec, fresh = make(stage), make(stage)
-    dec.prefill([1, 2], chunked=False)
+    step_through(dec, [1, 2])
     run = HostBackend._run
 
     def fail(self, steps, record, **how):
@@ -405,7 +416,7 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
         patch.setattr(HostBackend, "_run", fail)
         with pytest.raises(KernelError, match="planted"):
             dec.step(3)
-    for refused in (lambda: dec.step(4), dec.advance):
+    for refused in (lambda: dec.step(4), dec.step):
         with pytest.raises(ValueError, match=r"call reset\(\) first"):
             refused()
     dec.reset()
@@ -443,7 +454,7 @@ def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless
     assert ("DEPENDENT_LAUNCH" in backend.defines) is given
     per_layer = make("per_layer", backend=HostBackend(card=backend.card))
     for d in (dec, per_layer):
-        d.prefill([1, 2, 3], chunked=False)
+        step_through(d, [1, 2, 3])
     assert_same_bits(dec, per_layer)
     grids = {kernel.grid for kernel in dec.ledger.kernels()}
     assert grids == {(backend.sm_count * (1 if given else 2), 1, 1)}, "half as many leave room for the next kernel's"

@@ -184,7 +184,7 @@ def test_the_models_own_choice_follows_a_prompt(stage, small):
     for length in (70, 3):
         choice = int(dec.prefill(drawn(length)).argmax())
         twin.prefill(drawn(length))
-        dec.advance()
+        dec.step()
         twin.step(choice)
         assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
 
@@ -198,7 +198,8 @@ def test_a_prompt_after_tokens_and_tokens_after_a_prompt_find_each_others_state(
     for token in tokens[80:85]:
         dec.step(token)
     dec.prefill(tokens[85:])
-    by_token.prefill(tokens, chunked=False)
+    for token in tokens:
+        by_token.step(token)
     assert dec.position == 90
     for got, wanted in zip(snapshot(dec)[1:], snapshot(by_token)[1:], strict=True):
         assert relative_error(got.float(), wanted.float()) < 0.01
@@ -327,7 +328,7 @@ def test_a_kernel_that_fails_in_the_middle_demands_a_reset(small, monkeypatch):
         patch.setattr(dec.backend, "launch", failing(dec.backend.launch, 6, KernelError("planted")))
         with pytest.raises(KernelError, match="planted"):
             dec.prefill(tokens)
-    for call in (lambda: dec.prefill([1]), lambda: dec.step(1), dec.advance):
+    for call in (lambda: dec.prefill([1]), lambda: dec.step(1), dec.step):
         with pytest.raises(ValueError, match="a kernel failed and left the state undefined; call reset"):
             call()
     dec.reset()

@@ -1,0 +1,28 @@
+"""How text is drawn from logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+class Sampler:
+    """Draws tokens from softmax(logits / temperature), on the CPU, so that a seed gives the same text everywhere.
+
+    temperature  0 is greedy: nothing is drawn, see `Decoder.choice`
+    Raises ValueError for a temperature or a seed that is none.
+    """
+
+    def __init__(self, temperature: float, seed: int):
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
+        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
+        self.temperature = temperature
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, logits: torch.Tensor) -> int | None:
+        """A token by the logits [vocab_size]; None where they are not all numbers."""
+        weights = torch.softmax(logits.cpu().double() / self.temperature, -1)
+        return int(torch.multinomial(weights, 1, generator=self._generator)) if weights.isfinite().all() else None
