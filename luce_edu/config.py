@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luce_edu.checkpoint import read_json
-from luce_edu.errors import ConfigError
+from luce_edu.errors import ConfigError, check_int
 
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
 
@@ -199,10 +199,7 @@ def _rope(config: Mapping, text: Mapping) -> Mapping:
 
 
 def _positive_int(config: Mapping, name: str, default: int) -> int:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"config: expected {name} to be a positive integer, got {value!r}")
-    return value
+    return check_int(f"config: {name}", config.get(name, default), 1, error=ConfigError)
 
 
 def _number(config: Mapping, name: str, default: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The errors a reader can meet. Bad input is always a ValueError, raised before anything runs."""
+"""The errors a reader can meet, and checks that raise them. Bad input is always a ValueError, before anything runs."""
 
 
 class ConfigError(ValueError):
@@ -42,3 +42,18 @@ class KernelError(RuntimeError):
 
 class NotMeasured(Exception):
     """A measurement that cannot be had here; the message is the reason, for the table of what was not run."""
+
+
+def check_int(
+    name: str, value: object, least: int, most: int | None = None, error: type[ValueError] = ValueError
+) -> int:
+    """`value`; `error` with its name, what was expected and what came where it is no int (a bool is none) in range."""
+    if type(value) is not int or value < least or most is not None and value > most:
+        limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise error(f"{name}: expected an integer {limits}, got {value!r}")
+    return value
+
+
+def check_seed(seed: object) -> int:
+    """A seed that PyTorch's generators take; ValueError for anything else."""
+    return check_int("seed", seed, 0, 2**63 - 1)

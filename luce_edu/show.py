@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luce_edu.backends import csrc_dir
+from luce_edu.errors import check_int
 
 if TYPE_CHECKING:
     from luce_edu.measure.profile import Profile
@@ -245,8 +246,7 @@ def _line(path: str, line: int) -> Source:
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
     lines = file.read_text(encoding="utf-8").split("\n")
-    if type(line) is not int or not 1 <= line <= len(lines):
-        raise ValueError(f"{path}: line must be from 1 to {len(lines)}, got {line!r}")
+    check_int(f"{path}: line", line, 1, len(lines))
     return _plain(path, lines, line, line)
 
 
@@ -261,8 +261,7 @@ def _of_cell(verdict: object, name: str | None, line: int | None, kernel: str | 
     source = cell_source(verdict.attempt.text)
     last = source.first_line + source.text.count("\n")
     if line is not None:
-        if type(line) is not int or not source.first_line <= line <= last:
-            raise ValueError(f"{verdict.kernel}: line must be from 2 to {last}, with %%kernel as line 1, got {line!r}")
+        check_int(f"{verdict.kernel}: line, with %%kernel as line 1", line, source.first_line, last)
         source = _plain(CELL, ["", *source.text.split("\n")], line, line)
     listing, _ = _listing(source, CELL, verdict.ptx, verdict.kernel, find_card(None).arch, "the cell")
     if listing is None:

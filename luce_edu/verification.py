@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luce_edu.errors import KernelError
+from luce_edu.errors import KernelError, check_int, check_seed
 from luce_edu.exactness import BF16_BITS, FP32_LIMIT, PromptListener, excess, stated_run
 from luce_edu.reference.model import forward
 from luce_edu.state import DecodeState
@@ -377,8 +377,7 @@ def verify(
     from luce_edu.stages import decoder
 
     stages, device, seed = _checked(model, stages, device, seed)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps: expected an integer of 2 or more, got {steps!r}")
+    check_int("steps", steps, 2)
     progress = progress or (lambda _: None)
     make = make or (lambda stage: decoder(stage, model, device, max_seq_len=steps))
 
@@ -430,8 +429,8 @@ def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
 
     if not hasattr(model, "weights_on"):
         raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
+    if seed is not None:
+        check_seed(seed)
     if isinstance(stages, str) or not isinstance(stages, Sequence | None):
         raise ValueError(f"stages: expected a list of names, got {stages!r}")
     stages = STAGES if stages is None else tuple(stages)
@@ -494,11 +493,10 @@ def verify_prefill(
     from luce_edu.stages import decoder
 
     stages, device, seed = _checked(model, stages, device, seed)
-    lengths = sorted(set(prompts))
-    if not lengths or not all(type(n) is int and n >= 1 for n in lengths):
-        raise ValueError(f"prompts: expected lengths of 1 or more, got {prompts!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer of 1 or more, got {steps!r}")
+    lengths = sorted({check_int("prompts", length, 1) for length in prompts})
+    if not lengths:
+        raise ValueError("prompts: expected at least one length")
+    check_int("steps", steps, 1)
     room = lengths[-1] + steps
     if room > model.config.max_position_embeddings:
         most = model.config.max_position_embeddings

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from luce_edu.checkpoint import check_start, safetensors_files
 from luce_edu.config import LINEAR_ATTENTION, ModelConfig
-from luce_edu.errors import CheckpointError
+from luce_edu.errors import CheckpointError, check_seed
 
 _DTYPES = ("BF16", "F16", "F32", "F64")  # that a text tensor may be stored in; safetensors' names
 _ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
@@ -335,9 +335,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
     before A_log and the input move it. The numbers are uniform, not normal: they come from random bits by
     one multiplication, and an activation sums hundreds of them. Raises ValueError for a bad seed.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     shapes = expected_tensors(config)
     tensors = {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}
     return Weights.from_named(tensors, config)

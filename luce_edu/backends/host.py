@@ -16,8 +16,8 @@ import torch
 from luce_edu import backends
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
 from luce_edu.backends.module import Module
-from luce_edu.machine.cards import Card, find_card
-from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run, triple
+from luce_edu.machine.cards import Card, find_card, triple
+from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run
 from luce_edu.machine.nvrtc import compile_ptx, registers_of
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 

@@ -251,7 +251,7 @@ def check_launch(
     def refuse(what: str):
         raise LaunchError(f"{kernel}: {what}")
 
-    grid, block = _three(grid, "grid", refuse), _three(block, "block", refuse)
+    grid, block = triple(kernel, "grid", grid), triple(kernel, "block", block)
     for what, unit, asked, most in (("grid", "blocks", grid, MOST_GRID), ("block", "threads", block, MOST_BLOCK)):
         for axis, n, limit in zip("xyz", asked, most, strict=True):
             if n > limit:
@@ -273,17 +273,18 @@ def check_launch(
             f"{card.register_unit}. Use fewer threads a block, or state them in __launch_bounds__"
         )
     if cluster is not None:
-        _check_cluster(card, grid, _three(cluster, "cluster", refuse), refuse)
+        _check_cluster(card, grid, triple(kernel, "cluster", cluster), refuse)
     if cooperative:
         at_once = card.sm_count * resident_blocks(card, threads=threads, registers=registers, shared_bytes=shared)
         if blocks > at_once:
             refuse(f"cooperative grid of {blocks} blocks; {card.name} holds {at_once} of them at once")
 
 
-def _three(size: int | Sequence[int], what: str, refuse) -> tuple[int, int, int]:
+def triple(kernel: str, what: str, size: int | Sequence[int]) -> tuple[int, int, int]:
+    """One to three sizes as three. Raises LaunchError."""
     sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
     if not 1 <= len(sizes) <= 3 or not all(type(n) is int and n > 0 for n in sizes):
-        refuse(f"{what} must be one to three positive ints, got {size!r}")
+        raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")
     return sizes + (1,) * (3 - len(sizes))
 
 

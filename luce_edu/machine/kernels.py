@@ -21,7 +21,7 @@ from luce_edu.backends.module import Module as Named
 from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.machine import ptx
 from luce_edu.machine.assemble import Program, assemble
-from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks
+from luce_edu.machine.cards import Card, check_launch, find_card, resident_blocks, triple
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
 from luce_edu.machine.lower import GRID_WORKSPACE
@@ -412,14 +412,6 @@ class Memory:
 
 
 # ---- Arguments ----
-
-
-def triple(kernel: str, what: str, size) -> tuple[int, int, int]:
-    """One to three sizes as three. Raises LaunchError."""
-    sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
-    if not 1 <= len(sizes) <= 3 or not all(type(n) is int and 1 <= n < 2**31 for n in sizes):
-        raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")
-    return sizes + (1,) * (3 - len(sizes))
 
 
 def _check_threads(kernel: str, block: tuple[int, int, int], needs: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from luce_edu.errors import KernelError, LaunchError
+from luce_edu.errors import KernelError, LaunchError, check_int
 from luce_edu.machine import ptx
 from luce_edu.machine.core import OrderText, Report, Trace, core
 from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Prepared, launch_texts
@@ -67,8 +67,7 @@ def step(
     for what, number, count in (("block", at_block, blocks), ("warp", warp, -(-threads // WARP))):
         if type(number) is not int or not 0 <= number < count:
             raise LaunchError(f"{kernel.name}: {what} {number!r} is not there; there are {count}, counted from 0")
-    if type(most) is not int or not 1 <= most <= 100_000:
-        raise LaunchError(f"{kernel.name}: most must be from 1 to 100000 instructions, got {most!r}")
+    check_int(f"{kernel.name}: most", most, 1, 100_000, LaunchError)
     program = kernel.program
     at, mask = np.zeros(most, np.int32), np.zeros(most, np.uint32)
     registers = np.zeros((most + 1, program.arena_bytes), np.uint8)

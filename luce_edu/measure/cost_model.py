@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luce_edu.measure.least_squares import non_negative_least_squares
 from luce_edu.stages import KERNEL_STAGES, stage_class
 
 # How the kernels of a stage start. eager is not modelled: its time is Python's, not the GPU's.
@@ -75,21 +76,7 @@ def fit(rows: Sequence[Mapping]) -> CostModel:
     for start in starts:
         columns.append(np.array([counted(row)[1] if STARTS[row["system"]] == start else 0 for row in rows]))
     matrix = np.stack(columns, axis=1) / measured[:, None]
-    costs = _non_negative_least_squares(matrix, np.ones(len(rows)))
+    costs, _ = non_negative_least_squares(matrix, np.ones(len(rows)))
     if costs[0] <= 0:
         raise ValueError("the rows do not tell bytes from launches: their times do not grow with their bytes")
     return CostModel(1 / costs[0], dict(zip(starts, costs[1:].tolist(), strict=True)))
-
-
-def _non_negative_least_squares(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The best x >= 0: with a handful of columns, every choice of those that are not 0 can be tried."""
-    columns = matrix.shape[1]
-    best, best_error = np.zeros(columns), float("inf")
-    for choice in range(1, 2**columns):
-        used = [i for i in range(columns) if choice >> i & 1]
-        solution = np.linalg.lstsq(matrix[:, used], wanted, rcond=None)[0]
-        error = float(np.sum((matrix[:, used] @ solution - wanted) ** 2))
-        if (solution >= 0).all() and error < best_error:
-            best, best_error = np.zeros(columns), error
-            best[used] = solution
-    return best

@@ -4,10 +4,9 @@
     watts                  P(f) = static_w + watts_per_mhz * f * max(1, f / knee_mhz)^2
     a limit of L watts     the clock f with P(f) = L, or the highest one where the card draws less than L anyway
 
-t: what waits for the clock of the SMs, and what waits for memory, which keeps a clock of its own. The two overlap in
-part, so they add as the sides of a right angle do; plainly added they would put the plateau of an RTX 3090 above what
-its memory can do. P: chips draw f V^2, with the voltage V flat up to the knee, and above it in proportion to f.
-All that comes out of the model is modelled, and is to be marked so wherever it is shown.
+t: what waits for the clock of the SMs, and for memory, which has a clock of its own. The two overlap in part, so they
+add as the sides of a right angle do; a plain sum would put an RTX 3090's plateau above what its memory can do.
+P: chips draw f V^2; V is flat up to the knee, and grows with f above. All of it is modelled, and marked so where shown.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luce_edu.measure.least_squares import non_negative_least_squares
 from luce_edu.measure.records import Record, RecordError, records_dir
 from luce_edu.tables import Tabular
 
@@ -390,15 +390,7 @@ def _by_knee(points: Sequence[Point]) -> list[tuple[PowerModel, float]]:
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     """(slope, offset) >= 0 with slope * x + offset nearest to y in relative terms, and the squares that are left."""
-    columns = np.stack([x, np.ones_like(x)], axis=1) / y[:, None]
-    best, least = np.zeros(2), math.inf
-    for used in ([0, 1], [0], [1]):  # where one would be negative, it is zero
-        some, *_ = np.linalg.lstsq(columns[:, used], np.ones_like(y), rcond=None)
-        left = float(((columns[:, used] @ some - 1) ** 2).sum())
-        if (some >= 0).all() and left < least:
-            best, least = np.zeros(2), left
-            best[used] = some
-    return best, least
+    return non_negative_least_squares(np.stack([x, np.ones_like(x)], axis=1) / y[:, None], np.ones_like(y))
 
 
 def sweet_spot(points: Sequence[Point], loss: float) -> Point:

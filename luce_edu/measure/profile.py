@@ -23,7 +23,7 @@ import numpy as np
 from luce_edu.backends import csrc_dir
 from luce_edu.backends.ledger import Launch
 from luce_edu.config import LINEAR_ATTENTION
-from luce_edu.errors import LaunchError
+from luce_edu.errors import LaunchError, check_int
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.kernels import Prepared
@@ -327,8 +327,7 @@ def profile(
     model = load_model(model) if isinstance(model, str) else model
     size = (TOKENS if tokens is None else tokens) if of_prompt else POSITION if position is None else position
     name, room = "tokens" if of_prompt else "position", model.config.max_position_embeddings - (not of_prompt)
-    if type(size) is not int or not 1 <= size <= room:
-        raise ValueError(f"{name}: expected 1 to {room} for {model.name}, got {size!r}")
+    check_int(f"{name} of {model.name}", size, 1, room)
     from luce_edu.backends.host import HostBackend
 
     backend = HostBackend(card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luce_edu.backends.ledger import Launch, Traffic
+from luce_edu.errors import check_int
 from luce_edu.tables import Tabular
 
 KINDS = ("weights", "state", "activations")
@@ -71,8 +72,7 @@ def count_traffic(
         raise ValueError("eager runs PyTorch's own kernels, whose loads cannot be counted here")
     blocks = dict(blocks or {})
     for name, count in blocks.items():
-        if type(count) is not int or not 1 <= count <= MOST_BLOCKS:
-            raise ValueError(f"blocks: expected from 1 to {MOST_BLOCKS} for {name}, got {count!r}")
+        check_int(f"blocks of {name}", count, 1, MOST_BLOCKS)
 
     class Device(HostBackend):
         def max_resident_blocks(self, kernel, block, smem):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.errors import KernelError
+from luce_edu.errors import KernelError, check_int
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
 from luce_edu.stages.prefill import Prefill
@@ -37,8 +37,7 @@ class Decoder(ABC):
         if not hasattr(model, "weights_on"):
             raise ValueError(f"model: expected what luce_edu.load_model returns, got {type(model).__name__}")
         config = model.config
-        if isinstance(max_seq_len, bool) or not isinstance(max_seq_len, int) or max_seq_len < 1:
-            raise ValueError(f"max_seq_len: expected a positive integer, got {max_seq_len!r}")
+        check_int("max_seq_len", max_seq_len, 1)
         if max_seq_len > config.max_position_embeddings:
             raise ValueError(
                 f"max_seq_len: the model was made for {config.max_position_embeddings} positions, got {max_seq_len}"
@@ -154,8 +153,7 @@ class Decoder(ABC):
 
         Raises ValueError for a position from which no token fits.
         """
-        if isinstance(position, bool) or not isinstance(position, int) or not 0 < position < self.state.max_seq_len:
-            raise ValueError(f"position: expected 1 to {self.state.max_seq_len - 1}, got {position!r}")
+        check_int("position", position, 1, self.state.max_seq_len - 1)
         self.reset()
         generator = torch.Generator(self.device).manual_seed(seed)
         for name in DecodeState.TENSORS:
@@ -189,8 +187,7 @@ class Decoder(ABC):
         temperature  0 is greedy; above, tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
                      for text that does not run in circles as greedy text of a small model does
         """
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected a positive integer, got {max_new_tokens!r}")
+        check_int("max_new_tokens", max_new_tokens, 1)
         sampler = Sampler(temperature, seed)
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
         return self._stream(tokens, max_new_tokens, sampler)

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from luce_edu.errors import check_seed
+
 
 class Sampler:
     """Draws tokens from softmax(logits / temperature), on the CPU, so that a seed gives the same text everywhere.
@@ -15,12 +17,10 @@ class Sampler:
     """
 
     def __init__(self, temperature: float, seed: int):
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
         if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
             raise ValueError(f"temperature: expected a number of 0 or more, got {temperature!r}")
         self.temperature = temperature
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(check_seed(seed))
 
     def draw(self, logits: torch.Tensor) -> int | None:
         """A token by the logits [vocab_size]; None where they are not all numbers."""

@@ -83,12 +83,11 @@ def test_blocks_poll_a_line_that_holds_nothing_else():
 
 
 @pytest.mark.parametrize("arch", ["compute_75", "compute_90a"])
-def test_the_ptx_releases_once_and_acquires_where_it_waits(arch, tmp_path):
+def test_the_ptx_releases_once_and_acquires_where_it_waits(arch):
     """On hostile memory a missing order shows; that each is there once is read from the compiler's output."""
-    tree = tmp_path / "csrc"
-    shutil.copytree(csrc_dir(), tree)
-    shutil.copy(SOURCE, tree)
-    text = compile_ptx(SOURCE.name, None, KERNELS, {"BLOCK_THREADS": THREADS}, arch, csrc=tree)
+    with planted() as tree:
+        shutil.copy(SOURCE, tree)
+        text = compile_ptx(SOURCE.name, None, KERNELS, {"BLOCK_THREADS": THREADS}, arch, csrc=tree)
     body = [item for item in ptx.parse(text).functions["rounds"].body if isinstance(item, ptx.Instruction)]
     spelled = [".".join((one.opcode, *one.modifiers)) for one in body]
     words = ("bar.", "atom.", "red.", "ld.acquire", "st.release", "fence.", "membar.")

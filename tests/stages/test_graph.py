@@ -254,7 +254,7 @@ def test_a_step_without_a_token_is_refused_where_there_is_no_choice_and_where_it
 def test_a_position_from_which_no_token_fits_is_refused(position):
     dec = make("graph", room=3)
     dec.step(1)
-    with pytest.raises(ValueError, match="position: expected 1 to 2, got"):
+    with pytest.raises(ValueError, match="position: .*1 to 2, got"):
         dec.pretend(position)
     assert dec.position == 1
 

@@ -195,9 +195,9 @@ def test_stepping_past_the_end_is_refused_and_the_rest_stays(tiny):
         ({"model": "tiny"}, "expected what luce_edu.load_model returns, got str"),
         ({"stage": "warp_speed"}, "unknown stage 'warp_speed'; expected one of eager, per_op"),
         ({"device": "tpu"}, "unknown device 'tpu'; expected one of cuda, host"),
-        ({"max_seq_len": 0}, "max_seq_len: expected a positive integer, got 0"),
+        ({"max_seq_len": 0}, "max_seq_len: .*got 0"),
         ({"max_seq_len": 10**9}, "made for 4096 positions"),
-        ({"max_seq_len": "8"}, "max_seq_len: expected a positive integer"),
+        ({"max_seq_len": "8"}, "max_seq_len: .*got '8'"),
     ],
 )
 def test_a_bad_decoder_is_refused(arguments, message, tiny):
