@@ -121,12 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--restore", action="store_true", help="put back what a sweep that was killed has left")
     sweep.set_defaults(run=_sweep)
 
-    figures = commands.add_parser("figures", help="draw every figure from the records, write the README's results")
+    figures = commands.add_parser("figures", help="draw every figure from the records, write docs/'s table of results")
     figures.add_argument("--records", metavar="DIR", help="default: the project's own")
     figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
     figures.add_argument(
         "--modelled", action="store_true",
-        help="write what is modelled at full size instead: the README's times and joules, timeline.png (minutes)",
+        help="write what is modelled at full size instead: the README's stage table, timeline.png (minutes)",
     )  # fmt: skip
     figures.set_defaults(run=_figures)
 
@@ -505,14 +505,15 @@ def _figures(args) -> int:
     from luce_edu.measure.figures import draw, results_table, write_table
     from luce_edu.measure.records import load_records
 
-    readme = Path(args.out).resolve().parent / "README.md"  # of a checkout, beside its figures/
+    checkout = Path(args.out).resolve().parent  # where figures/ is; its pages hold tables too
     if args.modelled:
-        return _modelled_figures(readme, args)
+        return _modelled_figures(checkout / "README.md", args)
     records = load_records(args.records)
     for path in draw(records, args.out):
         print(path)
-    if args.records is None and write_table("results", results_table(records), readme):
-        print(readme.name)
+    page = checkout / "docs" / "measuring.md"
+    if args.records is None and write_table("results", results_table(records), page):
+        print(page)
     return HOLDS
 
 
@@ -530,7 +531,7 @@ def _modelled_figures(readme: Path, args) -> int:
     path.write_bytes(first_layers(profile_once(model, "megakernel", cards[0]))._repr_png_())
     print(path)
     if write_table("modelled", table, readme):
-        print(readme.name)
+        print(readme)
     else:
         print(table)
     return HOLDS

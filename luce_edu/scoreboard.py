@@ -169,22 +169,26 @@ def model_stage(model, stage: str, card: Card | str, *, operations: int | None =
 
 
 def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], None] | None = None) -> str:
-    """µs and J of a token at every stage on each card, in Markdown, for the README."""
+    """Launches per token of every stage, µs and J of a token on each card, in Markdown, for the README."""
     from luce_edu.measure.launches import count_launches
+    from luce_edu.plots import STAGE_WORDS
     from luce_edu.stages import STAGES
 
-    operations = count_launches(model.config, ["eager"])["eager"].launches
-    rows, modelled = [[f"`{stage}`"] for stage in STAGES], {}
+    launches = {stage: count.launches for stage, count in count_launches(model.config).items()}
+    rows, modelled = [[f"`{stage}`", STAGE_WORDS[stage], f"{launches[stage]:,}"] for stage in STAGES], {}
     for name in cards:
         for stage, row in zip(STAGES, rows, strict=True):
             if progress:
                 progress(f"{stage}: modelling its time on the {name}")
-            modelled[stage] = model_stage(model, stage, name, operations=operations)
+            modelled[stage] = model_stage(model, stage, name, operations=launches["eager"])
             row += modelled[stage].cells
-    header = ["stage", *(f"{unit}, {name}" for name in cards for unit in ("µs", "J"))]
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    header = ["stage", "what runs", "launches", *(f"{unit}, {name}" for name in cards for unit in ("µs", "J"))]
+    lines = [header, ["---", "---"] + ["--:"] * (len(header) - 2), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nµs and J a token of {model.name}: {modelled_caption(modelled, cards)}."
+    return (
+        f"{table}\n\nPer token of {model.name}. Launches: counted; eager's are PyTorch operations. "
+        f"µs and J: {modelled_caption(modelled, cards)}."
+    )
 
 
 def stage_table(

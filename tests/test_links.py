@@ -1,4 +1,4 @@
-"""Every relative link of the README, of docs/ and of the notebooks leads to a file of the repository."""
+"""Every relative link of the texts and notebooks leads to a file of the repository, and the README stays a page."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [path for folder in ("notebooks", "notebooks/solutions") for path in (ROOT / folder).glob("*.ipynb")]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(NOTEBOOKS)]
+PAGES = [path for folder in (ROOT, ROOT / "docs", ROOT / "notebooks") for path in folder.glob("*.md")]
+TEXTS = [*sorted(PAGES), *sorted(NOTEBOOKS)]
+MOST_WORDS = 700  # of the README, with its tables and commands
 
 
 def prose(path: Path) -> str:
@@ -33,6 +35,20 @@ def broken_links(path: Path, root: Path) -> list[str]:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(path):
     assert broken_links(path, ROOT) == []
+
+
+def count_words(text: str) -> int:
+    """Words that a reader of the rendered page sees, code and tables among them, without addresses and rules."""
+    text = re.sub(r"<!--.*?-->|^```|\]\([^)\n]*\)", " ", text, flags=re.MULTILINE | re.DOTALL)
+    return len(re.findall(r"[^\s|]*\w[^\s|]*", text))
+
+
+def test_words_are_those_that_a_reader_sees():
+    assert count_words("# [One](a b.md) two\n| | three |\n| --- | --: |\n```\nfour five  # six\n```\n<!-- no -->") == 6
+
+
+def test_the_readme_is_a_page():
+    assert count_words((ROOT / "README.md").read_text(encoding="utf-8")) <= MOST_WORDS
 
 
 def write(folder: Path, text: str) -> list[Path]:

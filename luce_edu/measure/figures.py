@@ -1,4 +1,4 @@
-"""Every picture of the records, and the README's table of results. `luce-edu figures` writes them.
+"""Every picture of the records, and the table of results in docs/measuring.md. `luce-edu figures` writes them.
 
 A picture is drawn from the records that hold its data, and never without them. Its caption says what was recorded,
 where and when, what is modelled beside it, and what was published by whom.
@@ -284,7 +284,7 @@ def context(record: Record) -> Picture:
 
 
 def ladder(records: Sequence[Record]) -> Picture:
-    """The README's picture: launches of every stage, counted now, and the results of published records."""
+    """Launches of every stage, counted now, beside the results of published records."""
     from luce_edu.measure.launches import count_launches
     from luce_edu.models import RANDOM_CONFIG
 
@@ -303,7 +303,7 @@ def ladder(records: Sequence[Record]) -> Picture:
 
 
 def results_table(records: Iterable[Record]) -> str:
-    """The README's table of decode results, in Markdown: recorded rows first, then GPU by GPU, from slow to fast."""
+    """The table of decode results in docs/measuring.md: recorded rows first, then GPU by GPU, from slow to fast."""
     records = [record.checked() for record in records]
     rows = [row for record in records if record.parts.get("decode") for row in _recorded_rows(record)]
     rows += [
@@ -312,7 +312,7 @@ def results_table(records: Iterable[Record]) -> str:
         for result in _published(records)
     ]  # fmt: skip
     rows.sort(key=lambda row: (row[0] != "recorded", row[1], row[2], -row[3]))
-    header = ("system", "model", "GPU", "µs a token", "of the datasheet's bandwidth", "launches", "tok/J", "provenance")
+    header = ("system", "model", "GPU", "µs per token", "of datasheet bandwidth", "launches", "tok/J", "provenance")
     lines = [header, ("---", "---", "---", "--:", "--:", "--:", "--:", "---")]
     for _, gpu, model, us, system, share, launches, per_joule, provenance in rows:
         lines.append((system, model, gpu, f"{us:,.0f}", share, launches, per_joule, provenance))
@@ -324,15 +324,15 @@ def results_table(records: Iterable[Record]) -> str:
     )
 
 
-def write_table(name: str, table: str, readme: Path) -> bool:
-    """Put a table between the README's marks of this name; whether there is such a file with such marks."""
-    if not readme.is_file():
+def write_table(name: str, table: str, page: Path) -> bool:
+    """Put a table between a page's marks of this name; whether there is such a file with such marks."""
+    if not page.is_file():
         return False
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(f"<!-- {name} -->")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if end:
-        readme.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+        page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     return bool(end)
 
 
@@ -341,7 +341,7 @@ def _recorded_rows(record: Record) -> list[tuple]:
     joules = {row["system"]: row for row in record.parts.get("energy", ())}
     datasheet = record.parts.get("bandwidth", {}).get("datasheet")
     kind, _, where = record.provenance.partition(": ")
-    provenance = f"[{kind}](figures/records/{record.name}.json): {where}"
+    provenance = f"[{kind}](../figures/records/{record.name}.json): {where}"
     if at != PROMPT:
         provenance += f"; at a context of {at:,}"
     found = []

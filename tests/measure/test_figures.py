@@ -254,8 +254,8 @@ def test_the_table_sets_recorded_rows_before_published_ones_and_says_which_are_w
     text = results_table([*load_records(records_dir()), synthetic.rtx_3090(), synthetic.h100()])
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     marks = [line.split("|")[-2].split(":")[0].strip() for line in lines]
-    assert marks == ["[recorded](figures/records/synthetic-3090.json)"] * 8 + [
-        "[recorded](figures/records/synthetic-h100.json)"
+    assert marks == ["[recorded](../figures/records/synthetic-3090.json)"] * 8 + [
+        "[recorded](../figures/records/synthetic-h100.json)"
     ] * 8 + ["published"] * 8
     times = [float(line.split("|")[4].replace(",", "")) for line in lines[:8]]
     assert times == sorted(times, reverse=True)
@@ -277,23 +277,23 @@ def test_the_table_leaves_open_what_was_not_recorded():
     assert results_table([synthetic.without(record, "decode")]).count("\n| ") == 1  # the header's rule
 
 
-def test_the_readme_holds_the_table_of_the_records():
-    before, begin, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+def test_the_page_holds_the_table_of_the_records():
+    before, begin, rest = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8").partition(BEGIN)
     table, end, _ = rest.partition(END)
     assert begin and end
     assert table == f"\n{results_table(load_records(ROOT / 'figures' / 'records'))}\n"
 
 
-def test_the_readme_is_rewritten_between_its_marks_alone(tmp_path):
-    readme = tmp_path / "README.md"
+def test_a_page_is_rewritten_between_its_marks_alone(tmp_path):
+    page = tmp_path / "measuring.md"
     table = results_table(load_records())
-    assert not figures.write_table("results", table, readme)
-    readme.write_text("no marks", encoding="utf-8")
-    assert not figures.write_table("results", table, readme) and readme.read_text(encoding="utf-8") == "no marks"
-    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
+    assert not figures.write_table("results", table, page)
+    page.write_text("no marks", encoding="utf-8")
+    assert not figures.write_table("results", table, page) and page.read_text(encoding="utf-8") == "no marks"
+    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
     for _ in range(2):
-        assert figures.write_table("results", table, readme)
-        assert readme.read_text(encoding="utf-8") == f"above\n{BEGIN}\n{table}\n{END}\nbelow\n"
+        assert figures.write_table("results", table, page)
+        assert page.read_text(encoding="utf-8") == f"above\n{BEGIN}\n{table}\n{END}\nbelow\n"
 
 
 def test_the_readme_has_a_place_for_what_is_modelled():
@@ -311,29 +311,35 @@ def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeyp
     monkeypatch.setattr(scoreboard, "_profiles", {})
     (tmp_path / "README.md").write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
     assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), "README.md"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), str(tmp_path / "README.md")]
     header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1:8]
-    assert header.count("|") == 6 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
+    assert header.count("|") == 8 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
     assert "–" not in {cell.strip() for row in rows for cell in row.split("|")}
 
 
-def test_the_command_draws_and_writes_the_readme_beside_its_folder(tmp_path, counted, capsys):
-    (tmp_path / "README.md").write_text(f"{BEGIN}{END}", encoding="utf-8")
+@pytest.fixture
+def page(tmp_path):
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "measuring.md"
+    page.write_text(f"{BEGIN}{END}", encoding="utf-8")
+    return page
+
+
+def test_the_command_draws_and_writes_the_page_beside_its_folder(tmp_path, page, counted, capsys):
     assert cli.main(["figures", "--out", str(tmp_path / "figures")]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "figures" / "ladder.svg"), "README.md"]
-    assert "Hazy Research" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "figures" / "ladder.svg"), str(page)]
+    assert "Hazy Research" in page.read_text(encoding="utf-8")
 
 
-def test_the_command_leaves_the_readme_to_the_projects_own_records(tmp_path, capsys):
-    (tmp_path / "README.md").write_text(f"{BEGIN}{END}", encoding="utf-8")
+def test_the_command_leaves_the_page_to_the_projects_own_records(tmp_path, page, capsys):
     (tmp_path / "records").mkdir()
     record = synthetic.rtx_3090()
     record.save(tmp_path / "records" / f"{record.name}.json")
     assert cli.main(["figures", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "figures")]) == 0
-    assert "README" not in capsys.readouterr().out and "waterfall-synthetic-3090.svg" in {
+    assert str(page) not in capsys.readouterr().out and "waterfall-synthetic-3090.svg" in {
         path.name for path in (tmp_path / "figures").iterdir()
     }
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == f"{BEGIN}{END}"
+    assert page.read_text(encoding="utf-8") == f"{BEGIN}{END}"
 
 
 def test_the_command_names_a_file_that_is_no_record(tmp_path, capsys):
