@@ -281,9 +281,9 @@ def _bench(args) -> int:
 
     import luce_edu
     from luce_edu.errors import NotMeasured
-    from luce_edu.measure.bench import CONTEXTS, PROMPTS, STEPS, bench
+    from luce_edu.measure.bench.bench import CONTEXTS, PROMPTS, STEPS, bench
+    from luce_edu.measure.bench.systems import make_systems
     from luce_edu.measure.constants import datasheet_bandwidth
-    from luce_edu.measure.systems import make_systems
 
     model = luce_edu.load_model(args.model)
     most = model.config.max_position_embeddings - 4 * STEPS
@@ -356,8 +356,9 @@ def _profile(args) -> int:
 
 
 def _validate(args) -> int:
-    from luce_edu.measure.validated import of_rows, rows_named, run_all, stored
-    from luce_edu.measure.validation_page import check_writable, row_table, summary, write
+    from luce_edu.measure.records.validated import of_rows, rows_named, run_all, stored
+    from luce_edu.measure.records.validation_page import check_writable, row_table, summary
+    from luce_edu.plots.validation import write_page
 
     writes = bool(args.out or not args.only)
     rows = rows_named(args.only)
@@ -372,20 +373,25 @@ def _validate(args) -> int:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         _console().print(row_table(found.rows) if args.only else summary(found))
-    for path in write(found, args.out) if writes else ():
+    for path in write_page(found, args.out) if writes else ():
         print(f"wrote {path}", file=sys.stderr)
     return HOLDS
 
 
 def _evidence(args) -> int:
-    from luce_edu.measure.evidence import gather
-    from luce_edu.measure.figures import draw
+    from luce_edu.measure.bench.evidence import gather
 
     with _console(stderr=True).status("measuring") as status:
         record = gather(args.out, model_name=args.model, only=args.only, gguf=args.gguf, progress=status.update)
         status.update("drawing")
-        drawn = draw([record], args.out)
+        drawn = _draw(record, args.out)
     return _recorded(record, drawn, args)
+
+
+def _draw(record, out) -> list[Path]:
+    from luce_edu.plots.records import draw
+
+    return draw([record], out)
 
 
 def _gpu(args) -> int:
@@ -395,10 +401,10 @@ def _gpu(args) -> int:
         print(f"luce-edu: gpu: PyTorch does not import ({error}); type: pip install torch", file=sys.stderr)
         return NOT_MEASURED
     from luce_edu.errors import NotMeasured
-    from luce_edu.measure.gpu import run
+    from luce_edu.measure.bench.gpu import run
 
     try:
-        return _recorded(*run(args.out, model_name=args.model, say=partial(print, flush=True)), args)
+        return _recorded(*run(args.out, draw=_draw, model_name=args.model, say=partial(print, flush=True)), args)
     except NotMeasured as error:
         print(f"luce-edu: gpu: {error}", file=sys.stderr)
         return NOT_MEASURED
@@ -406,7 +412,7 @@ def _gpu(args) -> int:
 
 def _recorded(record, drawn: Sequence[Path], args) -> int:
     """Show what a record holds and what it lacks, and return the exit status."""
-    from luce_edu.measure.evidence import PARTS, VERIFIED, bench_table
+    from luce_edu.measure.bench.evidence import PARTS, VERIFIED, bench_table
 
     console = _console()
     if record.parts.get("decode"):
@@ -429,7 +435,7 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
 
 def _sweep(args) -> int:
     from luce_edu.errors import NotMeasured
-    from luce_edu.measure.bench import WrongChoice
+    from luce_edu.measure.bench.bench import WrongChoice
 
     if args.restore:
         return _restore_settings()
@@ -446,12 +452,12 @@ def _sweep(args) -> int:
 
 
 def _sweep_limits(args) -> int:
-    from luce_edu.measure.bench import PROMPT, STEPS, check_system
-    from luce_edu.measure.evidence import begin_record
+    from luce_edu.measure.bench.bench import PROMPT, STEPS, check_system
+    from luce_edu.measure.bench.evidence import begin_record
+    from luce_edu.measure.bench.systems import StageSystem
     from luce_edu.measure.nvml import Sensors
-    from luce_edu.measure.records import Record
-    from luce_edu.measure.sweep import check_limits, decode_run, plan, sweep
-    from luce_edu.measure.systems import StageSystem
+    from luce_edu.measure.power.sweep import check_limits, decode_run, plan, sweep
+    from luce_edu.measure.records.record import Record
     from luce_edu.models import load_model
     from luce_edu.stages import STAGES
 
@@ -491,7 +497,7 @@ def _sweep_limits(args) -> int:
 
 def _restore_settings() -> int:
     """What `sweep --restore` does."""
-    from luce_edu.measure.power import restore_leftovers
+    from luce_edu.measure.power.limits import restore_leftovers
 
     found = restore_leftovers()
     for leftover in found:
@@ -502,8 +508,8 @@ def _restore_settings() -> int:
 
 
 def _figures(args) -> int:
-    from luce_edu.measure.figures import draw, results_table, write_table
-    from luce_edu.measure.records import load_records
+    from luce_edu.measure.records.record import load_records
+    from luce_edu.plots.records import draw, results_table, write_table
 
     checkout = Path(args.out).resolve().parent  # where figures/ is; its pages hold tables too
     if args.modelled:
@@ -518,8 +524,8 @@ def _figures(args) -> int:
 
 
 def _modelled_figures(readme: Path, args) -> int:
-    from luce_edu.measure.figures import write_table
     from luce_edu.models import load_model
+    from luce_edu.plots.records import write_table
     from luce_edu.plots.timeline import first_layers
     from luce_edu.scoreboard import modelled_table, profile_once
 

@@ -11,12 +11,12 @@ import torch
 
 from luce_edu.machine.cards import Card, card_of, find_card
 from luce_edu.machine.clock import find_clock
-from luce_edu.measure.bench import PROMPT
+from luce_edu.measure.bench.bench import PROMPT
 from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.launch_cost import PYTORCH_US, eager_us
 from luce_edu.measure.profile import Profile, find_profiled_card, profile
-from luce_edu.measure.records import Record, load_records, recorded
-from luce_edu.measure.validated import stored
+from luce_edu.measure.records.record import Record, load_records, recorded
+from luce_edu.measure.records.validated import stored
 from luce_edu.tables import Tabular
 from luce_edu.verification import Report, verify
 
@@ -171,11 +171,10 @@ def model_stage(model, stage: str, card: Card | str, *, operations: int | None =
 def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], None] | None = None) -> str:
     """Launches per token of every stage, µs and J of a token on each card, in Markdown, for the README."""
     from luce_edu.measure.launches import count_launches
-    from luce_edu.plots import STAGE_WORDS
-    from luce_edu.stages import STAGES
+    from luce_edu.stages import STAGES, stage_class
 
     launches = {stage: count.launches for stage, count in count_launches(model.config).items()}
-    rows, modelled = [[f"`{stage}`", STAGE_WORDS[stage], f"{launches[stage]:,}"] for stage in STAGES], {}
+    rows, modelled = [[f"`{stage}`", stage_class(stage).words, f"{launches[stage]:,}"] for stage in STAGES], {}
     for name in cards:
         for stage, row in zip(STAGES, rows, strict=True):
             if progress:

@@ -265,7 +265,8 @@ def test_bench_without_a_gpu_ends_with_3_and_no_time(capsys):
 @pytest.fixture
 def measured(monkeypatch):
     """Stand in for a GPU and what `bench` measures there. Set the result or an error; `asked` has the options."""
-    from luce_edu.measure import bench, constants
+    from luce_edu.measure import constants
+    from luce_edu.measure.bench import bench
 
     found = SimpleNamespace(result=bench.Bench("a GPU, tiny", 3350.0), error=None, asked={})
 
@@ -343,7 +344,8 @@ def test_bench_ends_with_1_for_a_stage_that_is_wrong_and_with_3_for_what_is_miss
 @pytest.mark.planted
 @pytest.mark.parametrize("part, kind, options", NOT_RUN)
 def test_evidence_ends_as_bench_does_where_its_parts_are_all_there(part, kind, options, monkeypatch, tmp_path):
-    from luce_edu.measure import evidence, figures
+    from luce_edu.measure.bench import evidence
+    from luce_edu.plots import records as figures
 
     content = {"not_run": [not_run(part, kind)]}
     record = SimpleNamespace(parts=dict.fromkeys(evidence.PARTS) | {"verify": {"passed": True}}, content=content)

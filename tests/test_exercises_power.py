@@ -96,7 +96,7 @@ def test_another_point_is_not_the_knee(function, reason):
 
 
 def test_the_spec_is_that_of_the_package():
-    from luce_edu.measure.power_model import Point, sweet_spot
+    from luce_edu.measure.power.model import Point, sweet_spot
 
     for _ in range(50):
         points = exercises._fresh_sweep()
@@ -192,8 +192,8 @@ def test_other_verdicts_are_refused(function, reason):
 
 
 def test_the_published_pair_flips_and_is_as_published():
-    from luce_edu.measure.power_model import BASELINES, sweeps
-    from luce_edu.measure.records import Record, records_dir
+    from luce_edu.measure.power.model import BASELINES, sweeps
+    from luce_edu.measure.records.record import Record, records_dir
 
     ours, theirs = exercises._PUBLISHED
     assert plain(ours, theirs) == {"neither": False, "ours": True, "both": True}

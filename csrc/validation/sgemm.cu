@@ -1,4 +1,4 @@
-// sgemm.cu: a ladder of matrix products, each step as others published and timed it (luce_edu/measure/validation.py)
+// sgemm.cu: a ladder of matrix products, each step as others published and timed it (luce_edu/measure/records/validation.py)
 // Computes  C = alpha * A B + beta * C, over the first `depth` of K; with -DOVERWRITE C = A B
 // Shapes    A [M, K], B [K, N], C [M, N] fp32, row-major. M and N are whole tiles; depth is a multiple of the tile's
 //           depth. depth = K is the whole product; a smaller one keeps the distance between rows and does less work.

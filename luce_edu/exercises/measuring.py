@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
-from luce_edu.measure.published import published
+from luce_edu.measure.records.published import published
 from luce_edu.measure.simulated import SimulatedEvent, SimulatedGPU
 from luce_edu.tables import Tabular
 

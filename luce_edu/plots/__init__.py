@@ -1,6 +1,6 @@
 """The pictures of the notebooks and the README, a file for each notebook. A caption states where its numbers come from.
 
-Those of records are in luce_edu/measure/figures.py; `luce-edu figures` writes them.
+Those of records are in luce_edu/plots/records.py; `luce-edu figures` writes them.
 """
 
 from luce_edu.plots.bytes_are_time import roofline, warp_loads

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from luce_edu.measure.dvfs import StageCurve
-from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep, expected, sweet_spot
+from luce_edu.measure.power.dvfs import StageCurve
+from luce_edu.measure.power.model import Baseline, Fit, Point, Sweep, expected, sweet_spot
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, Picture, colour_of, picture
 
 POWER_PANELS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (

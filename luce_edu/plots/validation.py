@@ -1,12 +1,14 @@
-"""The picture of the validation: modelled against published times."""
+"""The picture of the validation, modelled against published times, and its page with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from luce_edu.measure.validated import TARGET, Validated
+from luce_edu.measure.records import validation_page
+from luce_edu.measure.records.validated import TARGET, Validated
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, Picture, label_rows, picture
 
 FAMILIES: Mapping[str, tuple[str, str]] = {  # by words in a pick's name: what it is about, colour
@@ -54,3 +56,13 @@ def modelled_against_published(of: Validated, *, provenance: str = "") -> Pictur
     right.xaxis.minorticks_off()
     right.set_title("Too fast, and too slow", loc="left", fontweight="bold", fontsize=12)
     return figure
+
+
+def write_page(of: Validated, folder: str | Path | None = None) -> tuple[Path, ...]:
+    """Write figures, page and picture; return their paths."""
+    figures, text, drawn = validation_page.places(folder)
+    figures.write_text(of.to_json(), encoding="utf-8")
+    text.write_text(validation_page.page(of), encoding="utf-8")
+    said = f"Modelled against published; run of {of.date}. Rows held out."
+    drawn.write_bytes(modelled_against_published(of, provenance=said)._repr_png_())
+    return figures, text, drawn

@@ -10,8 +10,8 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-from luce_edu.measure.dvfs import StageCurve
-from luce_edu.measure.power_model import Baseline, Fit, Point, Sweep
+from luce_edu.measure.power.dvfs import StageCurve
+from luce_edu.measure.power.model import Baseline, Fit, Point, Sweep
 from luce_edu.plots.power import POWER_PANELS
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION
 

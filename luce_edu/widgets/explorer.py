@@ -24,9 +24,9 @@ except ImportError:
 
 from luce_edu import plots
 from luce_edu.errors import NotMeasured
-from luce_edu.measure.dvfs import StageCurve, stage_curves
 from luce_edu.measure.nvml import Sensors, or_none
-from luce_edu.measure.power_model import (
+from luce_edu.measure.power.dvfs import StageCurve, stage_curves
+from luce_edu.measure.power.model import (
     BASELINES,
     Baseline,
     CannotFit,
@@ -40,7 +40,7 @@ from luce_edu.measure.power_model import (
     sweeps,
     sweet_spot,
 )
-from luce_edu.measure.records import Record, RecordError, records_dir
+from luce_edu.measure.records.record import Record, RecordError, records_dir
 from luce_edu.plots.style import Picture
 from luce_edu.widgets.chart import chart, legend
 
@@ -239,7 +239,7 @@ class PowerExplorer(ipywidgets.VBox):
         model = self.fit_of(self.sweep)
         captions = [f"Points {self.sweep.provenance}"]
         if model:
-            captions.append("Curve, diamond and star modelled: luce_edu/measure/power_model.py, fitted to these points")
+            captions.append("Curve, diamond and star modelled: luce_edu/measure/power/model.py, fitted to these points")
         if self.other:
             captions.append(f"Beside it {self.other.provenance}")
         lines = [f"{caption}." for caption in captions] + [note] * bool(note)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import torch
 from fake_nvml import Clock, FakeNvml
 
-from luce_edu.measure import bench, energy, evidence
+from luce_edu.measure import energy
+from luce_edu.measure.bench import bench, evidence
+from luce_edu.measure.bench.systems import System
 from luce_edu.measure.constants import Bandwidth, LaunchCosts
-from luce_edu.measure.systems import System
 from luce_edu.stages import STAGES
 
 MACHINE = {

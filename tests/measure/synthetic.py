@@ -7,10 +7,10 @@ import copy
 
 from models import FULL_SIZE
 
-from luce_edu.measure.bench import CONTEXTS, PROMPT
-from luce_edu.measure.cost_model import STARTS, CostModel
+from luce_edu.measure.bench.bench import CONTEXTS, PROMPT
 from luce_edu.measure.floor import decode_bytes
-from luce_edu.measure.records import SCHEMA, Record
+from luce_edu.measure.records.cost_model import STARTS, CostModel
+from luce_edu.measure.records.record import SCHEMA, Record
 
 COUNTS = {  # launches, kernels one by one, barriers
     "eager": (2041, None, 0),

@@ -361,7 +361,8 @@ def setters(folder: Path) -> list[str]:
 
 
 def test_no_source_of_the_measurements_but_one_names_a_function_that_changes_a_gpu():
-    assert setters(Path(luce_edu.__file__).parent / "measure") == ["power.py"]  # and that is used by the sweep alone
+    # That one is used by the sweep alone.
+    assert setters(Path(luce_edu.__file__).parent / "measure") == ["limits.py"]
 
 
 @pytest.mark.planted

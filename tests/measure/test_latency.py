@@ -12,7 +12,7 @@ from fake_cuda import FakeCuda
 
 from luce_edu.measure import latency
 from luce_edu.measure.latency import Quartiles
-from luce_edu.measure.records import SCHEMA_FILE
+from luce_edu.measure.records.record import SCHEMA_FILE
 
 # ---- Quartiles ----
 

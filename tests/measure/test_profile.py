@@ -13,7 +13,7 @@ from luce_edu.machine.cards import find_card
 from luce_edu.machine.clock import find_clock
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.timed import run_timed
-from luce_edu.measure.validation import backend_for, measurement, modelled_us, validate
+from luce_edu.measure.records.validation import backend_for, measurement, modelled_us, validate
 
 SOURCE = """
 extern "C" __global__ void read(const float4* x, float* y, int n, int times) {

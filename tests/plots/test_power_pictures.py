@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from luce_edu.measure.dvfs import stage_curves
-from luce_edu.measure.power_model import BASELINES, fit, sweeps
-from luce_edu.measure.records import Record, records_dir
+from luce_edu.measure.power.dvfs import stage_curves
+from luce_edu.measure.power.model import BASELINES, fit, sweeps
+from luce_edu.measure.records.record import Record, records_dir
 from luce_edu.plots.power import power_band, power_curves, power_errors, stage_powers
 
 SWEEPS = sweeps(Record.load(records_dir() / "published.json"))

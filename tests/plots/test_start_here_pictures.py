@@ -3,7 +3,7 @@
 import pytest
 
 from luce_edu.measure.launches import Count
-from luce_edu.measure.published import RESULTS
+from luce_edu.measure.records.published import RESULTS
 from luce_edu.plots.start_here import ladder, published_against_floor
 
 COUNTS = {"eager": Count(2000, 0), "per_op": Count(460, 0), "megakernel": Count(1, 121)}

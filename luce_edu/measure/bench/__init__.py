@@ -1,0 +1,1 @@
+"""Measurements over systems: ours and those of others, one record for a machine."""

@@ -1,0 +1,316 @@
+"""Stages and baselines side by side, in one run: same weights, same prompt, correct before timed, interleaved."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from luce_edu.errors import NotMeasured
+from luce_edu.measure.bench.systems import System
+from luce_edu.measure.energy import measure_energy, measure_idle
+from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.nvml import Sensors, or_none
+from luce_edu.reference.model import forward
+from luce_edu.tables import Tabular
+from luce_edu.verification import true_fp32
+
+PROMPT = 520  # pp520 and tg128, as other people's tables have them
+PROMPTS = (PROMPT, 4096)
+CONTEXTS = (1, 512, PROMPT, 2048, 8192, 32768)
+STEPS = 64  # a round at each context
+PROMPT_WARM_UP = 3  # the first loads kernels, the second captures a graph
+PROMPT_ROUNDS = 5
+ROUNDS = 2  # there and back, so that a GPU that warms up or throttles favours nobody
+CHECKED_TEXT = 48  # random tokens, among which the reference decides some choices ...
+CHECKED_CHOICES = 6  # ... and so many of them are asked of every system
+
+Progress = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(repr=False)
+class Bench(Tabular):
+    """What a run measured, as the record's parts have it.
+
+    not_run  a list of {"part", "reason"}, some with a "kind": "wrong" for a system that chose otherwise than the
+             reference, "absent" for one that cannot be had here, such as a baseline that is not installed
+    clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
+    running  the part that is being measured: decode, prefill or energy; None before and after
+    """
+
+    where: str
+    datasheet_gb_per_s: float | None
+    decode: list[dict] = field(default_factory=list)
+    prefill: list[dict] = field(default_factory=list)
+    energy: list[dict] = field(default_factory=list)
+    not_run: list[dict] = field(default_factory=list)
+    clocks: dict[str, int | None] = field(default_factory=dict)
+    running: str | None = None
+
+    @property
+    def title(self) -> str:
+        return self.where
+
+    header = ("system", "test", "µs a token", "quartiles", "tok/s", "CPU asks, µs", "launches", "of the floor")
+
+    @property
+    def body(self) -> list[list[str]]:
+        rows = []
+        for row in self.decode:
+            us = row["latency_us"]
+            floor = row["bytes"] / (self.datasheet_gb_per_s * 1e3) if self.datasheet_gb_per_s else None
+            rows.append([
+                row["system"], f"decode at {row['context']:,}", f"{us['median']:,.0f}",
+                f"{us['q1']:,.0f} to {us['q3']:,.0f}", f"{1e6 / us['median']:,.0f}",
+                "–" if row["enqueue_us"] is None else f"{row['enqueue_us']:,.0f}",
+                "–" if row["launches"] is None else f"{row['launches']:,}",
+                "–" if floor is None else f"{us['median'] / floor:.2f} ×",
+            ])  # fmt: skip
+        for row in self.prefill:
+            us, tokens = row["latency_us"], row["tokens"]
+            rows.append([
+                row["system"], f"prompt of {tokens:,}", f"{us['median'] / tokens:,.1f}",
+                f"{us['q1'] / tokens:,.1f} to {us['q3'] / tokens:,.1f}", f"{1e6 * tokens / us['median']:,.0f}",
+                "–", "–", "–",
+            ])  # fmt: skip
+        return rows
+
+    @property
+    def caption(self) -> str:
+        joules = [f"{row['system']}: {row['tokens'] / row['joules']:.2f} tok/J gross" for row in self.energy]
+        missing = [f"not run: {row['part']}: {row['reason']}" for row in self.not_run]
+        return "\n".join([", ".join(joules), *missing]).strip()
+
+
+def bench(
+    model,
+    makers: dict[str, Callable[[], System]],
+    *,
+    contexts: Sequence[int] = CONTEXTS,
+    prompts: Sequence[int] = PROMPTS,
+    steps: int = STEPS,
+    energy_seconds: float | None = None,
+    sensors: Sensors | None = None,
+    where: str = "",
+    datasheet_gb_per_s: float | None = None,
+    progress: Progress = lambda _: None,
+    save: Callable[[Bench], None] = lambda _: None,
+) -> Bench:
+    """Check every system against the fp32 reference, then time those that are right.
+
+    makers          from `make_systems`
+    contexts        tokens in the cache before a decode step; prompts: lengths to read; () for neither
+    energy_seconds  the window for joules at a context of PROMPT, from `sensors`; None for no energy
+    save            called with what there is after each context and each prompt, lest an interruption lose it
+    A system that cannot be had, is wrong, or fails is listed in `not_run` with the reason; the others go on. Raises
+    NotMeasured where the reference decides nothing, so that no system can be checked.
+    """
+    result = Bench(where, datasheet_gb_per_s)
+    systems: dict[str, System] = {}
+    choices = _decided_choices(model, progress)
+    for name, make in makers.items():
+        progress(f"{name}: loading")
+        with _reported(result, name, loading=True):
+            systems[name] = make()
+            progress(f"{name}: checking its tokens")
+            _check(systems[name], choices)
+        if _has_failed(result, name):
+            systems.pop(name, None)
+            gc.collect()  # its memory is for the others
+    result.running = "decode"
+    for context in contexts:
+        times: dict[str, list[float]] = {name: [] for name in systems}
+        asked: dict[str, float | None] = {}
+        for number in range(ROUNDS):
+            for name in list(systems)[:: 1 if number % 2 == 0 else -1]:
+                part = f"{name}, decode at {context}"
+                if _has_failed(result, part):
+                    continue
+                progress(f"decode at {context}: {name}, round {number + 1} of {ROUNDS}")
+                with _reported(result, part):
+                    systems[name].pretend(context)
+                    more, asked[name] = systems[name].time_decode(steps=steps)
+                    if sensors is not None:  # at once: a GPU that idles lowers its clocks
+                        result.clocks = {
+                            "sm_clock_mhz": or_none(sensors.sm_clock_mhz),
+                            "memory_clock_mhz": or_none(sensors.memory_clock_mhz),
+                        }
+                    times[name] += more
+        for name, values in times.items():
+            part = f"{name}, decode at {context}"
+            if _has_failed(result, part):
+                continue
+            system = systems[name]
+            if system.launches is None and not _has_failed(result, f"{name}, launches"):
+                with _reported(result, f"{name}, launches"):
+                    system.launches = system.count_launches()
+            with _reported(result, part):
+                result.decode.append({
+                    "system": system.name, "context": context, "latency_us": Quartiles.of(values).to_dict(),
+                    "enqueue_us": asked[name], "launches": system.launches, "kernels": system.kernels,
+                    "barriers": system.barriers, "bytes": decode_bytes(model.config, context).total,
+                })  # fmt: skip
+        save(result)
+    result.running = "prefill"
+    save(result)
+    for tokens in prompts:
+        _time_prompts(result, systems, model, tokens, progress)
+        save(result)
+    result.running = "energy"
+    save(result)
+    if energy_seconds is not None:
+        _measure_energy(result, systems, sensors, energy_seconds, progress)
+    result.running = None
+    for name, system in systems.items():
+        with _reported(result, f"{name}, closing"):  # after an error of the GPU itself every call fails, this one too
+            system.close()
+    return result
+
+
+class _reported:
+    """A context in which a failure becomes a line of `not_run`, with its reason.
+
+    loading  what is not measured here is not there at all
+    """
+
+    def __init__(self, result: Bench, part: str, loading: bool = False):
+        self._result, self._part, self._loading = result, part, loading
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        if error is None:
+            return False
+        if not isinstance(error, Exception):  # Ctrl-C is not a measurement that failed
+            return False
+        row = {"part": self._part, "reason": reason(error)}
+        if isinstance(error, WrongChoice):
+            row["kind"] = "wrong"
+        elif self._loading and isinstance(error, NotMeasured):
+            row["kind"] = "absent"
+        self._result.not_run.append(row)
+        return True
+
+
+def reason(error: Exception) -> str:
+    """One line for the table of what was not run; the whole of it goes to the log, for who listens to it."""
+    log.debug("not run", exc_info=error)
+    if isinstance(error, NotMeasured):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory does not suffice"
+    return f"{type(error).__name__}: {(str(error) or '(no message)').splitlines()[0]}"[:300]
+
+
+def _has_failed(result: Bench, name: str) -> bool:
+    return any(row["part"] == name for row in result.not_run)
+
+
+def _decided_choices(model, progress: Progress) -> list[tuple[list[int], int, int | None]]:
+    """Prompts, the fp32 reference's greedy token after each, and the one after that; None where bf16 may decide it.
+
+    The first is decided by more than bf16 may move it. Raises NotMeasured where none is.
+    """
+    progress("fp32 reference")
+    text = torch.randint(model.config.vocab_size, (CHECKED_TEXT,), generator=torch.Generator().manual_seed(7)).tolist()
+    found = []
+    for length in range(CHECKED_TEXT, 0, -1):
+        if len(found) == CHECKED_CHOICES:
+            break
+        if (token := _decided_choice(model, text[:length])) is not None:
+            found.append((text[:length], token, _decided_choice(model, [*text[:length], token])))
+    if not found:
+        raise NotMeasured("the reference decides no choice by more than bf16's error, so nothing can be checked")
+    return found
+
+
+def _decided_choice(model, prompt: list[int]) -> int | None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights, tokens = model.weights_on(device), torch.tensor(prompt, device=device)
+    with torch.no_grad(), true_fp32():
+        exact, rounded = (
+            forward(weights, model.config, tokens, dtype=dtype)[-1].float() for dtype in (torch.float32, torch.bfloat16)
+        )
+    top = exact.topk(2).values
+    return int(exact.argmax()) if top[0] - top[1] > 2 * (exact - rounded).abs().max() else None
+
+
+class WrongChoice(NotMeasured):
+    """A system chose otherwise than the reference, so its times would be nobody's."""
+
+
+def check_system(system: System, model, progress: Progress = lambda _: None) -> None:
+    """WrongChoice for a system that chooses otherwise than the fp32 reference where that one is decided.
+
+    NotMeasured where the reference decides nothing.
+    """
+    _check(system, _decided_choices(model, progress))
+
+
+def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> None:
+    for prompt, first, second in choices:
+        for read in system.ways_to_read():
+            read(prompt)
+            for step, token in enumerate((first, second)):
+                if step:
+                    system.step()
+                if token is not None and (choice := system.choice()) != token:
+                    after = len(prompt) + step
+                    raise WrongChoice(
+                        f"wrong, so not timed: after {after} tokens it chooses {choice}, the reference {token}"
+                    )
+
+
+def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int, progress: Progress) -> None:
+    prompt = torch.randint(model.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(11)).tolist()
+    readers: dict[str, System] = {}
+    for system in systems.values():
+        readers.setdefault(system.reader, system)
+    for name, system in readers.items():
+        with _reported(result, f"{name}, prompt of {tokens}"):
+            times = []
+            for number in range(PROMPT_WARM_UP + PROMPT_ROUNDS):
+                progress(f"prompt of {tokens}: {name}, {number + 1} of {PROMPT_WARM_UP + PROMPT_ROUNDS}")
+                system.wait()
+                started = time.perf_counter()
+                system.prefill(prompt)
+                system.choice()  # waits
+                times.append(1e6 * (time.perf_counter() - started))
+            us = Quartiles.of(times[PROMPT_WARM_UP:]).to_dict()
+            result.prefill.append({"system": name, "tokens": tokens, "latency_us": us})
+
+
+def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: float, progress: Progress) -> None:
+    if sensors is None:
+        result.not_run.append({"part": "energy", "reason": "NVML cannot be had"})
+        return
+    progress("idle draw")
+    idle_w = None
+    with _reported(result, "idle draw"):
+        idle_w = measure_idle(sensors)
+    for name, system in systems.items():
+        progress(f"energy: {name}")
+        with _reported(result, f"{name}, energy"):
+            system.pretend(PROMPT)
+
+            def run(system=system) -> int:
+                system.rewind(PROMPT)
+                for _ in range(STEPS):
+                    system.step()
+                system.wait()
+                return STEPS
+
+            run()
+            energy = measure_energy(run, sensors, seconds=seconds, idle_w=idle_w)
+            result.energy.append({
+                "system": system.name, "context": PROMPT, "tokens": energy.work, "seconds": energy.seconds,
+                "joules": energy.joules, "sampled_joules": energy.sampled_joules, "idle_w": idle_w,
+                "method": energy.method,
+            })  # fmt: skip

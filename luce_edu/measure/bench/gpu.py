@@ -1,0 +1,418 @@
+"""`luce-edu gpu`: the tests and the parts of `evidence`, most valuable first, within six minutes, whatever fails.
+
+Each step runs in a process of its own, so that a kernel that crashes, hangs or leaves the CUDA context unusable costs
+that step alone. The processes are forked from this one, which has imported PyTorch and loaded the model once for all of
+them. It never calls CUDA itself, since a process that has cannot be forked. No step changes a setting of the GPU.
+
+The record says at every moment what is still to be done: a step is a line of `not_run` until it has ended well. A
+second call in the same folder runs the steps that are listed there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib.util
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from luce_edu.backends import DRIVER_FOR_CUDA
+from luce_edu.errors import NotMeasured
+from luce_edu.measure.bench import evidence
+from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, reason
+from luce_edu.measure.constants import KERNELS, SOURCE
+from luce_edu.measure.nvml import Sensors
+from luce_edu.measure.records.record import Record, commit
+from luce_edu.stages import STAGES
+from luce_edu.stages.dims import BLOCK_THREADS
+
+BUDGET = 350.0  # seconds for everything: six minutes with the start and the end of Python
+DRAWING = 15.0  # of these, kept for the figures at the end
+LOOKING = 60.0  # for a look at the GPU: a driver in trouble can hang
+OLDEST_CUDA_CORE = (1, 0)  # before, a cooperative launch was asked for by another name
+TESTS = Path(__file__).resolve().parents[3] / "tests"
+PR_SET_PDEATHSIG = 1  # of prctl(2): a signal to get when the parent ends
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of work that runs in a process of its own.
+
+    parts     of the record that it fills
+    estimate  seconds on an H100 or alike, counted from what it runs, as no GPU has run it yet; it is not begun where
+              less time is left
+    limit     seconds after which it is cut off
+    run       called with folder, model's name, model and progress; returns what failed or was left out, "" for nothing
+    """
+
+    name: str
+    parts: Sequence[str]
+    estimate: float
+    limit: float
+    run: Callable[[Path, str, object, Progress], str]
+
+
+def steps() -> list[Step]:
+    """In order of value, should the machine be taken away.
+
+    First come the two stages that the course sets against each other and what the hardware allows, then the others.
+    """
+    side_by_side = [*STAGES, "transformers"]
+    last, rival, *others = [
+        _measured(f"stage {stage}", 15, 60, ["verify", "decode"], [stage]) for stage in reversed(STAGES)
+    ]
+    return [
+        last,
+        rival,
+        _measured("constants", 10, 30, ["launch", "bandwidth"]),
+        *others,
+        _measured("paths", 15, 60, ["verify_paths"], STAGES),
+        _measured("prompts", 60, 120, ["verify_prefill"], STAGES),
+        _measured("side by side", 70, 120, ["decode", "prefill", "energy"], side_by_side),
+        _measured("contexts", 75, 120, ["decode"], side_by_side, [n for n in CONTEXTS if n != PROMPT]),
+        Step("tests", ["tests"], 40, 90, _run_tests),
+        # torch.compile takes a minute or more of the CPU for a model of 24 layers.
+        _measured("compiled", 90, 150, ["decode"], ["transformers, compiled"]),
+    ]
+
+
+def _measured(name, estimate, limit, parts: Sequence[str], systems=None, contexts: Sequence[int] = (PROMPT,)) -> Step:
+    """A step that is some parts of `evidence`, for some systems or all."""
+
+    def run(out: Path, model_name: str, model, progress: Progress) -> str:
+        left_out = [] if "verify" in parts or systems is None else _unverified(out, systems)
+        chosen = None if systems is None else [system for system in systems if system not in left_out]
+        record = evidence.gather(
+            out, model_name=model_name, model=model, only=parts, systems=chosen, contexts=contexts, progress=progress
+        )
+        reports = [record.parts[part] for part in parts if part.startswith("verify") and part in record.parts]
+        rows = [row for report in reports for row in report["rows"] if row["stage"] in (chosen or STAGES)]
+        failed = [f"{stage} does not verify" for stage in dict.fromkeys(r["stage"] for r in rows if not r["passed"])]
+        failed += [
+            f"{row['part']}: {row['reason']}"
+            for row in record.content["not_run"]
+            if row.get("kind") != "absent" and evidence.concerns(row, parts, chosen)
+        ]
+        return "; ".join([*failed, *(f"without {stage}, which has not been verified" for stage in left_out)])
+
+    return Step(name, parts, estimate, limit, run)
+
+
+def _unverified(out: Path, systems: Sequence[str]) -> list[str]:
+    """Stages whose verification did not come to an end: they would take the others of their process with them."""
+    report = Record.load(out / evidence.RECORD).parts.get("verify", {"rows": []})
+    ended = {row["stage"] for row in report["rows"]}
+    return [stage for stage in STAGES if stage in systems and stage not in ended]
+
+
+def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
+    """`pytest -m gpu` on the files that have such tests; listed as absent where there is no pytest or no tests."""
+    absent = "" if TESTS.is_dir() else "there are no tests here; run from a checkout"
+    if not importlib.util.find_spec("pytest"):
+        absent = "pytest is not installed; pip install pytest"
+    _edit(out, lambda content: content.update(not_run=[
+        *(row for row in content["not_run"] if (row["part"], row.get("kind")) != ("tests", "absent")),
+        *([{"part": "tests", "reason": absent, "kind": "absent"}] if absent else []),
+    ]))  # fmt: skip
+    if absent:
+        return ""
+    files = [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
+    report = out.resolve() / "tests.xml"
+    report.unlink(missing_ok=True)
+    without = ["-p", "no:cacheprovider", "-p", "no:nbval"]  # nbval takes a second or two to load
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *without, f"--junitxml={report}", *files]
+    progress(" ".join(command))
+    done = subprocess.run(command, cwd=TESTS.parent, stdin=subprocess.DEVNULL)
+    if not report.exists():
+        raise NotMeasured(f"pytest ended with status {done.returncode} and no report; see tests.log")
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [f"{case.get('classname')}::{case.get('name')}" for case in cases if _has(case, "failure", "error")]
+    skipped = sum(_has(case, "skipped") for case in cases)
+    result = {"passed": len(cases) - len(failed) - skipped, "skipped": skipped, "failed": failed}
+    _edit(out, lambda content: content["parts"].update(tests=result))
+    return "; ".join(failed)
+
+
+def _has(case: ElementTree.Element, *tags: str) -> bool:
+    return any(case.find(tag) is not None for tag in tags)
+
+
+def run(out: str | Path, *, draw: Callable[[Record, Path], list[Path]], model_name: str = "random-0.8b",
+        say: Progress = print) -> tuple[Record, list[Path]]:  # fmt: skip
+    """Look at the machine, run every step that a record in `out` does not have yet, and draw; record and figures.
+
+    draw  writes the figures of a record into a folder, and returns their paths
+    Raises NotMeasured, before anything runs, for a machine that cannot serve, with what to type; ValueError and OSError
+    as `evidence.gather` does.
+    """
+    from luce_edu.models import load_model
+
+    begun, out = time.monotonic(), Path(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a pool of threads would not come along into the forked processes, and they would hang
+    with _signals_interrupt():
+        try:
+            for line in _apart(look, LOOKING, threads=threads):
+                say(line)
+            model = load_model(model_name)
+            out.mkdir(parents=True, exist_ok=True)
+            todo = _apart(lambda _: _begin(out, model_name), LOOKING, threads=threads)
+            for step in steps():
+                if step.name in todo:
+                    left = BUDGET - DRAWING - (time.monotonic() - begun)
+                    outcome = _run_step(step, out, model_name, model, left, threads)
+                    say(f"{time.monotonic() - begun:4.0f} s  {step.name}: {outcome or 'done'}")
+            record = Record.load(out / evidence.RECORD)
+            try:
+                limit = max(DRAWING, BUDGET - (time.monotonic() - begun))
+                drawn = _apart(lambda _: draw(record, out), limit, out / "figures.log", threads)
+            except (NotMeasured, ValueError, OSError) as error:
+                say(f"no figures: {error}")
+                drawn = []
+        finally:
+            torch.set_num_threads(threads)
+    return record, drawn
+
+
+def _run_step(step: Step, out: Path, model_name: str, model, left: float, threads: int) -> str:
+    """Run one step and write into the record how it ended; the same, "" for well."""
+    if left < step.estimate:
+        outcome = f"not begun: it takes about {step.estimate:.0f} s, and of {BUDGET:.0f} s {max(0, left):.0f} are left"
+        _list(out, step.name, outcome)
+        return outcome
+
+    def attempt(progress: Progress) -> str:
+        try:
+            return step.run(out, model_name, model, progress)
+        except Exception as error:
+            return f"{reason(error)}; see {log.name}"
+
+    log = out / f"{step.name.replace(' ', '-')}.log"
+    _list(out, step.name, "it was interrupted")  # until it has ended
+    try:
+        outcome = _apart(attempt, min(step.limit, left), log, threads)
+    except NotMeasured as error:
+        outcome = f"{error}; see {log.name}"
+    _list(out, step.name, outcome)
+    return outcome
+
+
+def _begin(out: Path, model_name: str) -> list[str]:
+    """Begin a record or go on with the one that is there; the names of the steps to run, which are listed in it."""
+    content, path = evidence.begin_record(out, model_name)
+    listed = [row["part"] for row in content["not_run"] if row.get("kind") == "unfinished"]
+    todo = [
+        step.name
+        for step in steps()
+        if step.name in listed or any(evidence.lacks(content, part) for part in step.parts)
+    ]
+    rows = [{"part": name, "reason": "not begun", "kind": "unfinished"} for name in todo if name not in listed]
+    content["not_run"] += rows
+    Record(path.stem, content).save(path)
+    return todo
+
+
+def _edit(out: Path, change: Callable[[dict], object]) -> None:
+    path = out / evidence.RECORD
+    content = Record.load(path).content
+    change(content)
+    Record(path.stem, content).save(path)
+
+
+def _list(out: Path, name: str, why: str) -> None:
+    """Say in the record why a step is still to be done; "" takes it off the list."""
+
+    def change(content: dict) -> None:
+        own = [row for row in content["not_run"] if row["part"] == name and row.get("kind") == "unfinished"]
+        content["not_run"] = [row for row in content["not_run"] if row not in own]
+        if why:
+            content["not_run"].append({"part": name, "reason": why, "kind": "unfinished"})
+
+    _edit(out, change)
+
+
+# ---- Processes ----
+
+
+def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = None, threads: int = 1):
+    """What `task` returns, run in a forked process; NotMeasured for one that died, was cut off or failed.
+
+    A ValueError or OSError of its own comes back as such.
+    log  a file for what it prints, its progress with the time, and the traceback where it fails
+    """
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(task, send, log, threads))
+    process.start()
+    try:
+        process.join(limit)
+        if process.exitcode is None:
+            hangs = "" if log else ", so the GPU or its driver may hang; restart the machine"
+            raise NotMeasured(f"cut off after {limit:.0f} s{_last_line(log)}{hangs}")
+        if process.exitcode < 0:
+            raise NotMeasured(f"ended by {signal.Signals(-process.exitcode).name}{_last_line(log)}")
+        if not receive.poll():
+            raise NotMeasured(f"ended with status {process.exitcode}{_last_line(log)}")
+        answer = receive.recv()
+    finally:
+        for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):  # its own children first
+            with suppress(ProcessLookupError):
+                kill()
+        process.join(10)
+        receive.close()
+        send.close()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _child(task, send, log: Path | None, threads: int) -> None:
+    os.setpgid(0, 0)  # a group of its own: a Ctrl-C is for the parent, which then ends the whole group
+    with suppress(AttributeError):  # of Linux alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the parent was started with
+        signal.signal(number, signal.SIG_DFL)
+    with open(log or os.devnull, "w", buffering=1) as file, open(os.devnull) as nothing:
+        for source, target in ((nothing, 0), (file, 1), (file, 2)):
+            os.dup2(source.fileno(), target)
+        sys.stdout = sys.stderr = file
+        faulthandler.enable(file)
+        logging.basicConfig(stream=file, force=True)
+        logging.getLogger("luce_edu").setLevel(logging.DEBUG)
+        torch.set_num_threads(threads)
+        begun = time.monotonic()
+        try:
+            answer = task(lambda line: print(f"{time.monotonic() - begun:6.1f} s  {line}"))
+        except Exception as error:
+            kinds = (kind for kind in (NotMeasured, ValueError, OSError) if isinstance(error, kind))
+            # Of plain kinds alone: not every exception can be sent.
+            answer = next((kind(str(error)) for kind in kinds), NotMeasured(reason(error)))
+        send.send(answer)
+
+
+def _last_line(log: Path | None) -> str:
+    """What a process was at when it ended."""
+    lines = log.read_text(errors="replace").split("\n") if log and log.exists() else []
+    said = [line.partition(" s  ")[2] for line in lines if re.match(r" *\d+\.\d s  ", line)]
+    return f", at: {said[-1]}" if said else ""
+
+
+@contextmanager
+def _signals_interrupt():
+    """SIGTERM and SIGHUP end this command as Ctrl-C does; one that was ignored at the start, as by nohup, still is."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- The first look ----
+
+
+def look(progress: Progress) -> list[str]:
+    """What is here, a line each. Raises NotMeasured for what is missing or too old, with what to type."""
+    progress("packages")
+    if not torch.version.cuda:
+        raise NotMeasured(f"PyTorch {torch.__version__} is built without CUDA; type: pip install torch")
+    cuda = int(torch.version.cuda.split(".")[0])
+    install = f"type: pip install --upgrade 'cuda-core[cu{cuda}]'"
+    try:
+        cuda_core = version("cuda-core")
+    except PackageNotFoundError:
+        raise NotMeasured(f"cuda-core is not installed; {install}") from None
+    if tuple(map(int, re.findall(r"\d+", cuda_core)[:2])) < OLDEST_CUDA_CORE:
+        raise NotMeasured(f"cuda-core {cuda_core} is too old, 1.0 or newer is needed; {install}")
+    progress("driver")
+    driver = DRIVER_FOR_CUDA.get(cuda, max(DRIVER_FOR_CUDA.values()))
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        raise NotMeasured(
+            f"no CUDA GPU can be used here ({reason(error)}); PyTorch {torch.__version__} for CUDA "
+            f"{torch.version.cuda} needs an NVIDIA GPU and driver {driver} or newer; "
+            f"type: sudo apt install nvidia-driver-{driver}"
+        ) from None
+    progress("backend")
+    try:
+        backend = evidence.make_backend("cuda")  # refuses what is older than Turing
+    except ValueError as error:
+        raise NotMeasured(str(error)) from None
+    capability, archs = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not _serves(archs, capability):
+        raise NotMeasured(
+            f"PyTorch {torch.__version__} is not built for {torch.cuda.get_device_name()} (compute capability "
+            f"{capability[0]}.{capability[1]}), only for {', '.join(archs)}; update the driver to {driver} or newer "
+            "and type: pip install --upgrade torch"
+        )
+    progress("first kernel")
+    try:
+        kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["nothing"]
+        backend.launch(kernel, 1, BLOCK_THREADS, 0, ())
+        backend.synchronize()
+    except Exception as error:
+        raise NotMeasured(f"a first, empty kernel cannot be compiled and run: {reason(error)}; {install}") from None
+    progress("machine")
+    return _describe()
+
+
+def _serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether PyTorch has machine code for a GPU, or PTX that its driver can compile for it."""
+    for arch in archs:
+        kind, major, minor = re.fullmatch(r"(\w+?)_(\d+)(\d)[a-z]?", arch).groups()
+        made_for = int(major), int(minor)
+        if kind == "compute" and made_for <= capability:
+            return True
+        if kind == "sm" and made_for[0] == capability[0] and made_for[1] <= capability[1]:
+            return True
+    return False
+
+
+def _describe() -> list[str]:
+    """Versions, and the GPU as it was found."""
+    machine = evidence.machine()
+    found = {name: number or "not installed" for name, number in machine["versions"].items()}
+    lines = [f"{name} {number}" for name, number in found.items()]
+    lines += [f"NVRTC {_nvrtc()}", f"commit {commit() or 'unknown, as there is no git or no checkout'}"]
+    lines += [
+        f"{machine['gpu']}, {machine['arch']}, {machine['sm_count']} SMs, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"driver {machine['driver'] or 'unknown'}"
+    ]
+    try:
+        sensors = Sensors.open()
+        lines.append(
+            f"as found: SM clock {sensors.sm_clock_mhz()} MHz, memory clock {sensors.memory_clock_mhz()} MHz, "
+            f"power limit {sensors.power_limit_w():g} W"
+        )
+    except NotMeasured as error:
+        lines.append(f"no clocks, no power limit and no energy: {error}")
+    return lines
+
+
+def _nvrtc() -> str:
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"{major}.{minor}"

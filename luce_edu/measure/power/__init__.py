@@ -1,0 +1,1 @@
+"""Power limits: setting and restoring one, sweeps, and models of a sweep."""

@@ -1,0 +1,421 @@
+"""Power limit, clock, draw and speed: sweeps as they were measured, and a model of the curve through their points.
+
+    microseconds a token   t(f) = sqrt((cycles / f)^2 + memory_us^2)
+    watts                  P(f) = static_w + watts_per_mhz * f * max(1, f / knee_mhz)^2
+    a limit of L watts     the clock f with P(f) = L, or the highest one where the card draws less than L anyway
+
+t: what waits for the clock of the SMs, and for memory, which has a clock of its own. The two overlap in part, so they
+add as the sides of a right angle do; a plain sum would put an RTX 3090's plateau above what its memory can do.
+P: chips draw f V^2; V is flat up to the knee, and grows with f above. All of it is modelled, and marked so where shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from luce_edu.measure.records.least_squares import non_negative_least_squares
+from luce_edu.measure.records.record import Record, RecordError, records_dir
+from luce_edu.tables import Tabular
+
+LEAST_POINTS = 4  # one point can then be left out, and five parameters meet six numbers
+LEAST_SPAN = 1.1  # highest clock over lowest; closer together, they say nothing about how speed goes with the clock
+GAP = 1.5  # two neighbours whose clocks are further apart than by this factor say nothing about what is between
+CLIFF = 0.5  # a clock below this share of the highest is a state of its own, into which the driver has dropped
+DOUBT = 0.1  # an error of a point left out that is worth a sentence
+NEAR = 0.08  # a model that misses no draw by more is not refuted by a sweep: as near as notebook 14 asks the fit to be
+
+
+class CannotFit(ValueError):
+    """Points that no curve can be fitted to; the message says why."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A way to run: under a limit, at a clock of the SMs. None where it is not known, or there is no such thing."""
+
+    limit_w: float | None
+    clock_mhz: float | None
+    draw_w: float
+    tokens_per_s: float
+
+    @property
+    def tokens_per_joule(self) -> float:
+        """Gross: of all that the board drew."""
+        return self.tokens_per_s / self.draw_w
+
+    @property
+    def kwh_per_million(self) -> float:
+        """Kilowatt-hours for a million tokens, of the accelerator alone."""
+        return 1e6 / self.tokens_per_joule / 3.6e6
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points of one system on one GPU, from the lowest limit to the highest.
+
+    kind    published or recorded
+    source  where it stands or when it was measured, for a caption
+    """
+
+    system: str
+    model: str
+    gpu: str
+    kind: str
+    source: str
+    points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.gpu} · {self.system}, {self.model} ({self.kind})"
+
+    @property
+    def provenance(self) -> str:
+        return f"{self.kind}: {self.source}"
+
+    @property
+    def limits_w(self) -> tuple[float, float]:
+        return self.points[0].limit_w, self.points[-1].limit_w
+
+    def nearest(self, limit_w: float) -> Point:
+        return min(self.points, key=lambda point: abs(point.limit_w - limit_w))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One figure of a system that nobody swept: a point without a limit."""
+
+    system: str
+    model: str
+    gpu: str
+    kind: str
+    source: str
+    point: Point
+
+    @property
+    def name(self) -> str:
+        return f"{self.gpu} · {self.system}, {self.model} ({self.kind}, one point)"
+
+    @property
+    def provenance(self) -> str:
+        return f"{self.kind}: {self.source}"
+
+
+def sweeps(record: Record) -> list[Sweep]:
+    """The sweeps that a record holds, without points that had not settled; RecordError for one with holes."""
+    if record.checked().kind == "published":
+        rows = [(row, row["model"], row["gpu"], row["source"]) for row in record.content.get("sweeps", ())]
+    else:
+        source = record.provenance.partition(": ")[2]
+        rows = [
+            (row, record.content["model"], record.gpu, f"{source}, context {row.get('context', 'not said')}")
+            for row in record.parts.get("sweep", ())
+        ]
+    return [
+        sweep_of(row, row["system"], model, gpu, record.kind, source, f"{record.name}.json: sweep {i}")
+        for i, (row, model, gpu, source) in enumerate(rows)
+    ]
+
+
+def sweep_of(row: Mapping, system: str, model: str, gpu: str, kind: str, source: str, where: str) -> Sweep:
+    """One sweep of a record, by the names that it gives itself; RecordError, beginning with `where`, for holes."""
+    points = row.get("points") or ()
+    settled = [_point(point, where) for point in points if point.get("settled", True)]
+    if not settled:
+        raise RecordError(f"{where}: it has no point that had settled")
+    if len(settled) < len(points):
+        source += f"; {len(points) - len(settled)} of {len(points)} points had not settled and are left out"
+    settled.sort(key=lambda point: point.limit_w)
+    return Sweep(system, model, gpu, kind, source, tuple(settled))
+
+
+def _point(row: Mapping, where: str) -> Point:
+    """Checked here too, as the schema is not where the package jsonschema is missing."""
+    for name in ("limit_w", "draw_w", "tokens_per_s"):
+        if not _is_positive(row.get(name)):
+            raise RecordError(f"{where}: {name}: expected a number above 0, got {row.get(name)!r}")
+    clock = row.get("clock_mhz")
+    if clock is not None and not _is_positive(clock):
+        raise RecordError(f"{where}: clock_mhz: expected a number above 0 or null, got {clock!r}")
+    return Point(row["limit_w"], clock, row["draw_w"], row["tokens_per_s"])
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def baselines(record: Record) -> list[Baseline]:
+    """Stages and systems of a record's energy, one point each; empty for a record without."""
+    if record.kind == "published":
+        return [
+            Baseline(row["system"], row["model"], row["gpu"], "published", row["source"],
+                     Point(None, None, row["draw_w"], row["tokens_per_s"]))
+            for row in record.content.get("energy", ())
+        ]  # fmt: skip
+    source = record.provenance.partition(": ")[2]
+    return [
+        Baseline(row["system"], record.content["model"], record.gpu, "recorded", f"{source}, context {row['context']}",
+                 Point(None, None, row["joules"] / row["seconds"], row["tokens"] / row["seconds"]))
+        for row in record.parts.get("energy", ())
+    ]  # fmt: skip
+
+
+BASELINES = tuple(baselines(Record.load(records_dir() / "published.json")))
+
+
+@dataclass(frozen=True)
+class PowerModel:
+    """The curve; formulas above.
+
+    cycles         clock cycles a token that do not wait for memory
+    memory_us      microseconds a token that no clock of the SMs shortens: the plateau
+    static_w       drawn whatever the clock: leakage, memory, fans
+    watts_per_mhz  below the knee, where the voltage is flat
+    knee_mhz       from here up the voltage rises with the clock
+    top_mhz        the highest clock: what the card runs at when no limit holds it
+    """
+
+    cycles: float
+    memory_us: float
+    static_w: float
+    watts_per_mhz: float
+    knee_mhz: float
+    top_mhz: float
+
+    PARAMETERS = 5  # top_mhz is read off the points, not fitted
+
+    def us_per_token(self, clock_mhz: float) -> float:
+        return math.hypot(self.cycles / clock_mhz, self.memory_us)
+
+    def draw_w(self, clock_mhz: float) -> float:
+        return self.static_w + self.watts_per_mhz * clock_mhz * max(1, clock_mhz / self.knee_mhz) ** 2
+
+    def clock_mhz(self, limit_w: float) -> float:
+        """The clock that a limit leaves; ValueError for a limit at which, by the model, nothing would run."""
+        if limit_w >= self.draw_w(self.top_mhz):
+            return self.top_mhz
+        if not limit_w > self.static_w:
+            raise ValueError(f"limit_w: expected more than the {self.static_w:.0f} W drawn at any clock, got {limit_w}")
+        clock = (limit_w - self.static_w) / self.watts_per_mhz
+        return clock if clock <= self.knee_mhz else (clock * self.knee_mhz**2) ** (1 / 3)
+
+    def at(self, limit_w: float) -> Point:
+        """What the model expects under a limit; errors as of `clock_mhz`."""
+        clock = self.clock_mhz(limit_w)
+        return Point(limit_w, clock, self.draw_w(clock), 1e6 / self.us_per_token(clock))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Modelled over measured, less one, at one point's clock."""
+
+    draw: float
+    tokens: float
+
+
+@dataclass(frozen=True, repr=False)
+class Fit(Tabular):
+    """A model, the points that it is fitted to, and how far it is off at each: fitted, and with that point left out.
+
+    left_out    None where the other points do not determine a curve
+    admissible  the models that the points do not refute, see `admissible`
+    """
+
+    sweep: Sweep
+    model: PowerModel
+    errors: tuple[Errors, ...]
+    left_out: tuple[Errors | None, ...]
+    admissible: tuple[PowerModel, ...]
+
+    def is_trusted(self, limit_w: float) -> bool:
+        """Whether a limit was measured, or lies between two whose clocks are close enough to speak for it."""
+        points = self.sweep.points
+        return any(limit_w == point.limit_w for point in points) or any(
+            low.limit_w <= limit_w <= high.limit_w and high.clock_mhz <= GAP * low.clock_mhz
+            for low, high in zip(points, points[1:], strict=False)
+        )
+
+    def runs(self) -> list[tuple[bool, list[Point]]]:
+        """The curve at every whole watt of the sweep, cut where it starts or stops to be trusted; the pieces meet."""
+        runs: list[tuple[bool, list[Point]]] = []
+        low, high = self.sweep.limits_w
+        for limit_w in range(math.ceil(low), math.floor(high) + 1):
+            if not limit_w > self.model.static_w:
+                continue
+            point, trusted = self.model.at(limit_w), self.is_trusted(limit_w)
+            if not runs or runs[-1][0] != trusted:
+                runs.append((trusted, runs[-1][1][-1:] if runs else []))
+            runs[-1][1].append(point)
+        return runs
+
+    @property
+    def curve(self) -> list[Point]:
+        """All of it, in order of the limit."""
+        return [point for _, run in self.runs() for point in run]
+
+    def among(self, limit_w: float) -> list[Point]:
+        """What each admissible model expects under a limit, without those by which nothing would run there."""
+        return [model.at(limit_w) for model in self.admissible if limit_w > model.static_w]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Where the model should not be believed, in sentences."""
+        points = self.sweep.points
+        clocks = sorted(point.clock_mhz for point in points)
+        said = [
+            f"Between {low:,.0f} and {high:,.0f} MHz there is no point: what is drawn there is a guess."
+            for low, high in zip(clocks, clocks[1:], strict=False)
+            if high > GAP * low
+        ]
+        said += [
+            f"At {point.limit_w:g} W the driver has dropped to {point.clock_mhz:,.0f} MHz, beyond the cliff: a state "
+            "of its own, which the curve is bent to pass."
+            for point in points
+            if point.clock_mhz < CLIFF * clocks[-1]
+        ]
+        if not clocks[0] < self.model.knee_mhz < clocks[-1]:
+            said.append("No knee is seen within the clocks of the sweep.")
+        if len(self.admissible) > 1:
+            low, high = self.admissible[0].knee_mhz, self.admissible[-1].knee_mhz
+            said.append(
+                f"The knee is not known: of the clocks tried, every one from {low:,.0f} to {high:,.0f} MHz meets "
+                f"the draws within {100 * NEAR:.0f} %."
+            )
+        for point, errors in zip(points, self.left_out, strict=True):
+            if errors is None:
+                said.append(f"Without the point at {point.limit_w:g} W the others determine no curve.")
+                continue
+            for what, error in (("draw", errors.draw), ("speed", errors.tokens)):
+                if not abs(error) <= DOUBT:
+                    at = f"the point at {point.limit_w:g} W"
+                    said.append(f"Without {at} the others miss its {what} by {_percent(error)}.")
+        return [*said, f"Below {clocks[0]:,.0f} and above {clocks[-1]:,.0f} MHz nothing was measured."]
+
+    @property
+    def header(self) -> list[str]:
+        return ["limit W", "MHz", f"{self.sweep.kind} W", "modelled W", "error", "left out", f"{self.sweep.kind} tok/s",
+                "modelled tok/s", "error", "left out"]  # fmt: skip
+
+    @property
+    def body(self) -> list[list[str]]:
+        rows = []
+        for point, errors, left_out in zip(self.sweep.points, self.errors, self.left_out, strict=True):
+            draw, tokens = (left_out.draw, left_out.tokens) if left_out else (math.nan, math.nan)
+            rows.append([
+                f"{point.limit_w:g}", f"{point.clock_mhz:,.0f}", f"{point.draw_w:.0f}",
+                f"{self.model.draw_w(point.clock_mhz):.0f}", _percent(errors.draw), _percent(draw),
+                f"{point.tokens_per_s:.0f}", f"{1e6 / self.model.us_per_token(point.clock_mhz):.0f}",
+                _percent(errors.tokens), _percent(tokens),
+            ])  # fmt: skip
+        return rows
+
+    @property
+    def caption(self) -> str:
+        return (
+            f"{PowerModel.PARAMETERS} parameters, {2 * len(self.sweep.points)} numbers; {self.sweep.provenance}. "
+            "Modelled at the measured clock. Left out: the error there of a model fitted to the other points."
+            + (
+                " The draw's three parameters then pass through three points, so its column says what each point alone "
+                "decides, and does not test the formula."
+                if len(self.sweep.points) == LEAST_POINTS
+                else ""
+            )
+        )
+
+
+def fit(sweep: Sweep) -> Fit:
+    """The model through a sweep's points, by least squares of relative errors; CannotFit says why there is none."""
+    points = sweep.points
+    without = sum(point.clock_mhz is None for point in points)
+    if without:
+        raise CannotFit(f"{without} of {len(points)} points have no clock, and the model is a function of the clock")
+    if len(points) < LEAST_POINTS:
+        raise CannotFit(f"{len(points)} points; with fewer than {LEAST_POINTS} none can be left out to test the rest")
+    model = _fit(points)
+    errors = tuple(_errors(model, point) for point in points)
+    left_out = []
+    for i, point in enumerate(points):
+        try:
+            left_out.append(_errors(_fit([*points[:i], *points[i + 1 :]]), point))
+        except CannotFit:
+            left_out.append(None)
+    return Fit(sweep, model, errors, tuple(left_out), admissible(points))
+
+
+def admissible(points: Sequence[Point], within: float = NEAR) -> tuple[PowerModel, ...]:
+    """For each knee, from the lowest on, the model nearest to the points, if it meets every draw `within` that share.
+
+    They differ in the draw alone, as the speed knows no knee. Empty where no model meets the points so well; CannotFit
+    as from `fit`.
+    """
+    return tuple(
+        model
+        for model, _ in _by_knee(points)
+        if all(abs(model.draw_w(point.clock_mhz) / point.draw_w - 1) <= within for point in points)
+    )
+
+
+def _errors(model: PowerModel, point: Point) -> Errors:
+    tokens_per_s = 1e6 / model.us_per_token(point.clock_mhz)
+    return Errors(model.draw_w(point.clock_mhz) / point.draw_w - 1, tokens_per_s / point.tokens_per_s - 1)
+
+
+def _fit(points: Sequence[Point]) -> PowerModel:
+    return min(_by_knee(points), key=lambda found: found[1])[0]
+
+
+def _by_knee(points: Sequence[Point]) -> list[tuple[PowerModel, float]]:
+    """For each of 401 knees from the lowest clock to the highest: the best model with it, and the squares left."""
+    clocks = np.array([point.clock_mhz for point in points], dtype=float)
+    draws = np.array([point.draw_w for point in points], dtype=float)
+    us = np.array([1e6 / point.tokens_per_s for point in points])
+    low, top = clocks.min(), clocks.max()
+    if top < LEAST_SPAN * low:
+        raise CannotFit(f"the clocks, {low:,.0f} to {top:,.0f} MHz, lie too close together for a curve")
+    # t^2 is linear in cycles^2 and memory_us^2, and P in static_w and watts_per_mhz once a knee is chosen.
+    (cycles_2, memory_2), _ = _least_squares(1 / clocks**2, us**2)
+    found = []
+    for knee in np.linspace(low, top, 401):
+        (slope, static_w), left = _least_squares(clocks * np.maximum(1, clocks / knee) ** 2, draws)
+        if slope > 0:
+            model = (math.sqrt(cycles_2), math.sqrt(memory_2), float(static_w), float(slope), float(knee), float(top))
+            found.append((PowerModel(*model), left))
+    if not found:
+        raise CannotFit("the draw does not rise with the clock")
+    return found
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """(slope, offset) >= 0 with slope * x + offset nearest to y in relative terms, and the squares that are left."""
+    return non_negative_least_squares(np.stack([x, np.ones_like(x)], axis=1) / y[:, None], np.ones_like(y))
+
+
+def sweet_spot(points: Sequence[Point], loss: float) -> Point:
+    """The point of least draw among those that lose at most the share `loss` of the best speed, such as 0.05."""
+    if not 0 <= loss < 1:
+        raise ValueError(f"loss: expected a share from 0 to 1, such as 0.05, got {loss}")
+    least = (1 - loss) * max(point.tokens_per_s for point in points)
+    return min((point for point in points if point.tokens_per_s >= least), key=lambda point: point.draw_w)
+
+
+def expected(sweep: Sweep, fit: Fit | None, limit_w: float) -> Point:
+    """What to expect under a limit: modelled, or the nearest point where there is no model of it."""
+    return fit.model.at(limit_w) if fit and limit_w > fit.model.static_w else sweep.nearest(limit_w)
+
+
+def price_of(text: str) -> float:
+    """A price as somebody types it, with a point or a comma; ValueError unless it is a finite number above 0."""
+    try:
+        price = float(text.strip().replace(",", "."))
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price > 0):
+        raise ValueError(f"price: expected a number above 0, such as 0.30, got {text!r}")
+    return price
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:+.1f} %".replace("-", "\N{MINUS SIGN}")

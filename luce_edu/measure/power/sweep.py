@@ -1,0 +1,137 @@
+"""Decode at one power limit after another: what each leaves of speed, and what it saves.
+
+A point is measured once draw and clock have settled under its limit, which is checked and not slept through.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from luce_edu.measure.energy import measure_energy, measure_idle
+from luce_edu.measure.nvml import Sensors, or_none
+from luce_edu.measure.power.limits import PowerLimit
+
+SETTLE_WINDOW_S = 1.0  # the drivers' own average of the draw takes about as long
+SETTLE_WINDOWS = 3  # two may agree on the two sides of a wave
+SETTLED_WITHIN = 0.02  # from the lowest window to the highest
+SETTLE_AT_MOST_S = 40.0
+MEASURED_S = 4.0
+LOOK_EVERY_S = 0.25  # at the clock, while a point is measured
+
+Progress = Callable[[str], None]
+
+
+def check_limits(limits_w: Sequence[float], sensors: Sensors) -> None:
+    """ValueError, with the range, for a limit that this GPU does not take, before the first is set; or for none."""
+    if not limits_w:
+        raise ValueError("limits: expected at least one, such as 200")
+    for limit_w in limits_w:
+        PowerLimit(limit_w, sensors=sensors, allow=True)  # looked at, and not entered
+
+
+def sweep(
+    run: Callable[[], int],
+    sensors: Sensors,
+    limits_w: Sequence[float],
+    *,
+    allow: bool,
+    clock: Callable[[], float] = time.perf_counter,
+    wait: Callable[[float], None] = time.sleep,
+    progress: Progress = lambda _: None,
+    save: Callable[[dict], None] = lambda _: None,
+) -> dict:
+    """Measure each limit in the order given; the limit before comes back after each. Returns a part of a record.
+
+    run   decodes for a moment, waits for it, and returns how many tokens that was
+    save  called with what there is after each point, lest an interruption lose it
+    The part: default_limit_w, range_w, idle_w and points, each with limit_w, clock_mhz (mean), draw_w (mean, gross),
+    tokens_per_s, tokens_per_joule, temperature_c (at its end), slowed_by and settled.
+    Raises as PowerLimit does, ValueError for the limits before anything is set.
+    """
+    check_limits(limits_w, sensors)
+    run()  # loads and captures what the first step has to
+    progress("idle draw")
+    result = {
+        "default_limit_w": sensors.default_power_limit_w(),
+        "range_w": list(sensors.power_limit_range_w()),
+        "idle_w": measure_idle(sensors, wait=wait),
+        "points": [],
+    }
+    for limit_w in limits_w:
+        with PowerLimit(limit_w, sensors=sensors, allow=allow) as limit:
+            progress(f"{limit_w:g} W: waiting for draw and clock to settle")
+            settled = settle(run, sensors, clock=clock)
+            progress(f"{limit_w:g} W: measuring")
+            result["points"].append(_measure(run, sensors, limit_w, settled, clock))
+            limit.check()  # nobody else has set another one meanwhile
+        save(result)
+    return result
+
+
+def settle(run: Callable[[], int], sensors: Sensors, *, clock: Callable[[], float] = time.perf_counter) -> bool:
+    """Decode until SETTLE_WINDOWS in a row agree in draw and clock; False where they have not in SETTLE_AT_MOST_S."""
+    windows: list[tuple[float, float]] = []  # mean draw in watts, mean clock in MHz
+    started = clock()
+    while clock() - started < SETTLE_AT_MOST_S:
+        opened, draws, clocks = clock(), [], []
+        while not draws or clock() - opened < SETTLE_WINDOW_S:
+            run()
+            draws.append(sensors.power_w())
+            clocks.append(sensors.sm_clock_mhz())
+        windows = [*windows[1 - SETTLE_WINDOWS :], (statistics.fmean(draws), statistics.fmean(clocks))]
+        spreads = [(max(values) - min(values)) / max(values) for values in zip(*windows, strict=True)]
+        if len(windows) == SETTLE_WINDOWS and max(spreads) <= SETTLED_WITHIN:
+            return True
+    return False
+
+
+def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> dict:
+    clocks: list[int] = []
+    slowed: set[str] = set()
+    looked = clock()
+
+    def watched() -> int:
+        nonlocal looked
+        tokens = run()
+        if not clocks or clock() - looked >= LOOK_EVERY_S:  # not after each run: the GPU waits meanwhile
+            clocks.append(sensors.sm_clock_mhz())
+            slowed.update(or_none(sensors.slowed_by) or ())
+            looked = clock()
+        return tokens
+
+    energy = measure_energy(watched, sensors, seconds=MEASURED_S, clock=clock)
+    return {
+        "limit_w": limit_w, "clock_mhz": statistics.fmean(clocks), "draw_w": energy.joules / energy.seconds,
+        "tokens_per_s": energy.work / energy.seconds, "tokens_per_joule": energy.per_joule,
+        "temperature_c": or_none(sensors.temperature_c), "slowed_by": sorted(slowed), "settled": settled,
+    }  # fmt: skip
+
+
+def decode_run(system, context: int, steps: int) -> Callable[[], int]:
+    """What `sweep` runs: `steps` tokens of a system of `luce_edu.measure.bench.systems`, from `context` tokens on."""
+    system.pretend(context)
+
+    def run() -> int:
+        system.rewind(context)
+        for _ in range(steps):
+            system.step()
+        system.wait()
+        return steps
+
+    return run
+
+
+def plan(sensors: Sensors, limits_w: Sequence[float]) -> str:
+    """What a sweep would do, in words, for a user who has not allowed it yet; ValueError for a limit out of range."""
+    check_limits(limits_w, sensors)
+    low, high = sensors.power_limit_range_w()
+    limits = ", ".join(f"{limit_w:g}" for limit_w in limits_w)
+    about = len(limits_w) * (SETTLE_WINDOWS * SETTLE_WINDOW_S + MEASURED_S)
+    return (
+        f"would set the power limit of {sensors.uuid()} to {limits} W in turn, decode under each, {about:.0f} s "
+        f"in all or more, and put it back to {sensors.chosen_power_limit_w():g} W (it takes {low:g} to {high:g} W). "
+        "Nothing was set; add --allow-power-limit"
+    )
+

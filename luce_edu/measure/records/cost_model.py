@@ -1,0 +1,82 @@
+"""A small model of a stage's time: bytes, launches and barriers, each at a cost, fitted to a record.
+
+    us = bytes / bandwidth + kernels * kernel_us[how they start] + barriers * barrier_us
+
+`bytes` are the least that a step must move, `kernels` and `barriers` are counted in the ledger. The costs are what the
+recorded stages took, not what an empty kernel takes: a cost a kernel holds its ramp up, its tail and the bytes that it
+moves twice. Five numbers at most, against a row for each stage and context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from luce_edu.measure.records.least_squares import non_negative_least_squares
+from luce_edu.stages import KERNEL_STAGES, stage_class
+
+# How the kernels of a stage start. eager is not modelled: its time is Python's, not the GPU's.
+STARTS = {stage: stage_class(stage).starts for stage in KERNEL_STAGES}
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Constants in GB/s and microseconds. plain, graph: for a kernel that starts so; barrier: for a grid barrier."""
+
+    gb_per_s: float
+    each_us: Mapping[str, float]
+
+    def us(self, row: Mapping) -> float:
+        """The modelled time of a row of a record's decode part; ValueError for a system that is not modelled."""
+        start, count = counted(row)
+        return row["bytes"] / (self.gb_per_s * 1e3) + count * self.each_us[start]
+
+    def parts(self, row: Mapping) -> dict[str, float]:
+        """Where the microseconds go: bytes, and launches or barriers."""
+        start, count = counted(row)
+        name = {"plain": "launches", "graph": "kernels of a graph", "barrier": "barriers"}[start]
+        return {"bytes": row["bytes"] / (self.gb_per_s * 1e3), name: count * self.each_us[start]}
+
+    def error(self, row: Mapping) -> float:
+        """Modelled over recorded, minus 1."""
+        return self.us(row) / row["latency_us"]["median"] - 1
+
+
+def is_modelled(row: Mapping) -> bool:
+    """Whether its system is, and its kernels or barriers were counted."""
+    return _count(row) is not None
+
+
+def counted(row: Mapping) -> tuple[str, int]:
+    """How the kernels of a row start, and how many starts, or barriers, there are."""
+    if (count := _count(row)) is None:
+        raise ValueError(f"{row['system']}: expected one of {', '.join(STARTS)}, with its kernels or barriers counted")
+    return STARTS[row["system"]], count
+
+
+def _count(row: Mapping) -> int | None:
+    start = STARTS.get(row["system"])
+    return row["barriers"] if start == "barrier" else row.get("kernels") if start else None
+
+
+def fit(rows: Sequence[Mapping]) -> CostModel:
+    """The constants that make the sum of squared relative errors least, none of them negative.
+
+    rows  a record's decode part; those that are not modelled are left out
+    Raises ValueError where there are not more rows than constants, so that a fit would say nothing.
+    """
+    rows = [row for row in rows if is_modelled(row)]
+    starts = sorted({STARTS[row["system"]] for row in rows})
+    if len(rows) <= 1 + len(starts):
+        raise ValueError(f"{len(rows)} rows for {1 + len(starts)} constants: expected more rows than that")
+    measured = np.array([row["latency_us"]["median"] for row in rows])
+    columns = [np.array([row["bytes"] / 1e3 for row in rows])]
+    for start in starts:
+        columns.append(np.array([counted(row)[1] if STARTS[row["system"]] == start else 0 for row in rows]))
+    matrix = np.stack(columns, axis=1) / measured[:, None]
+    costs, _ = non_negative_least_squares(matrix, np.ones(len(rows)))
+    if costs[0] <= 0:
+        raise ValueError("the rows do not tell bytes from launches: their times do not grow with their bytes")
+    return CostModel(1 / costs[0], dict(zip(starts, costs[1:].tolist(), strict=True)))

@@ -1,0 +1,182 @@
+"""What the clock predicts for the full-size model on each card, stored, as one stage takes it 20 s and more.
+
+    python -m luce_edu.measure.records.predictions               # every card: an hour on two cores
+    python -m luce_edu.measure.records.predictions "RTX 3090"    # this one anew; the other cards' rows stay
+
+It writes luce_edu/data/predictions.json. `evidence` puts these figures beside what it measures, and the power curves of
+our stages (luce_edu/measure/power/dvfs.py) are drawn from them. All of them are modelled.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from luce_edu.config import ModelConfig
+from luce_edu.machine.cards import Card, card_of, find_card
+from luce_edu.machine.clock import find_clock
+from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.records.record import Record, commit
+from luce_edu.stages import KERNEL_STAGES
+
+FILE = Path(__file__).resolve().parents[2] / "data" / "predictions.json"
+MODEL = "random-0.8b"
+POSITION = 520  # as PROMPT of luce_edu/measure/bench/bench.py
+STAGES = KERNEL_STAGES[::-1]
+SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # a graph's curve is nearly the megakernel's
+PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "RTX 4090", "RTX 5090", "T4")]
+SWEPT = "RTX 3090"  # the card of the published sweep, from whose lowest clock to its highest the curves go
+SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
+CANARY = "tiny"  # its token is modelled in less than a second, and tells whether the clock is still the one that wrote
+NEAR = 0.2  # how far a recorded time may be from the prediction
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One token of a stage on a card, modelled.
+
+    us      in µs, at clock_mhz
+    energy  joules by part, as in a Profile; their constants are those of the card at its boost clock
+    source  the commit and the date of the clock that said so
+    """
+
+    stage: str
+    card: str
+    model: str
+    position: int
+    clock_mhz: float
+    us: float
+    energy: Mapping[str, float]
+    source: str
+
+    @property
+    def joules(self) -> float:
+        return sum(self.energy.values())
+
+    @property
+    def power_w(self) -> float:
+        return self.joules / self.us * 1e6
+
+
+@functools.cache
+def stored() -> tuple[Prediction, ...]:
+    """The predictions in the package."""
+    return tuple(Prediction(**row) for row in json.loads(FILE.read_text(encoding="utf-8"))["rows"])
+
+
+def find(stage: str, card: str, *, model: str = MODEL) -> list[Prediction]:
+    """The stored ones of a stage, the lowest clock first; empty where there are none."""
+    found = [row for row in stored() if (row.stage, row.card, row.model) == (stage, card, model)]
+    return sorted(found, key=lambda row: row.clock_mhz)
+
+
+def at_boost(stage: str, card: Card) -> Prediction | None:
+    """The stored one of a stage at the card's boost clock."""
+    return next((row for row in find(stage, card.name) if row.clock_mhz == card.boost_clock_mhz), None)
+
+
+def predict(
+    stage: str, card: Card, *, model=MODEL, clock_mhz: float | None = None, position: int = POSITION
+) -> Prediction:  # fmt: skip
+    """One token, modelled now.
+
+    model      a name or a model; clock_mhz: of the SMs, None for the boost clock
+    Raises as `profile` does.
+    """
+    from luce_edu.measure.profile import profile
+
+    clock = find_clock(card)
+    clock = clock if clock_mhz is None else clock.at(clock_mhz)
+    found = profile(stage, card=card, model=model, clock=clock, position=position)
+    energy = {name: float(joules) for name, joules in found.energy.items()}
+    source = f"the clock at commit {commit() or 'unknown'}, {datetime.date.today().isoformat()}"
+    return Prediction(stage, card.name, found.model, position, clock.clock_mhz, found.total_us, energy, source)
+
+
+def beside(row: Mapping, gpu: str, config: ModelConfig) -> dict | None:
+    """What a record keeps beside a row of its decode or energy part: µs and joules a token, card, clock and source.
+
+    None where nothing was predicted: another GPU, model, system, context or part.
+    """
+    card = card_of(gpu)
+    if card is None or row.get("context") != POSITION or not _is_full_size(config):
+        return None
+    found = at_boost(row["system"], card)
+    return found and {"us": found.us, "joules": found.joules, "card": found.card, "clock_mhz": found.clock_mhz,
+                      "source": found.source}  # fmt: skip
+
+
+def _is_full_size(config: ModelConfig) -> bool:
+    """Whether a model's weights and states are as large as those that were predicted: by the shapes, not the name."""
+    from luce_edu.models import RANDOM_CONFIG
+
+    return decode_bytes(config, POSITION) == decode_bytes(ModelConfig.from_file(RANDOM_CONFIG), POSITION)
+
+
+def misses(record: Record, within: float = NEAR) -> list[str]:
+    """The stages whose recorded time is further than a share from what is predicted now, a line each.
+
+    A record of a card that is not predicted has none.
+    """
+    card, found = card_of(record.gpu), []
+    for row in record.parts.get("decode", ()) if card else ():
+        known = at_boost(row["system"], card) if "modelled" in row else None  # of this context and these shapes
+        recorded_us = row["latency_us"]["median"]
+        if known and not abs(recorded_us / known.us - 1) <= within:
+            found.append(f"{record.name}: {row['system']}: recorded {recorded_us:,.0f} µs, modelled {known.us:,.0f}")
+    return found
+
+
+# ---- Writing them ----
+
+
+def wanted(card: Card) -> list[tuple[str, str, float]]:
+    """Stage, model and clock of every prediction for a card."""
+    boost = float(card.boost_clock_mhz)
+    found = [(stage, MODEL, boost) for stage in STAGES]
+    if card.name == SWEPT:
+        found = [("megakernel", CANARY, boost), *found]
+        found += [(stage, MODEL, mhz) for mhz in SWEPT_MHZ for stage in SWEPT_STAGES]
+    return found
+
+
+def write(names: Sequence[str] = (), *, file: Path = FILE, say: Callable[[str], None] = print) -> None:
+    """Predict anew for the cards that are named, or for all; each figure goes into the file at once.
+
+    Raises ValueError for a card that is not predicted.
+    """
+    from luce_edu.models import load_model
+
+    cards = [find_card(name) for name in names] or PREDICTED
+    if others := [card.name for card in cards if card not in PREDICTED]:
+        raise ValueError(f"{', '.join(others)}: not predicted; expected some of {', '.join(c.name for c in PREDICTED)}")
+    models = {name: load_model(name) for name in (CANARY, MODEL)}
+    rows = {_key(row): row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]} if file.exists() else {}
+    keys = [(stage, card.name, model, mhz) for card in PREDICTED for stage, model, mhz in wanted(card)]
+    for stage, name, model, mhz in keys:
+        if name not in [card.name for card in cards]:
+            continue
+        row = predict(stage, find_card(name), model=models[model], clock_mhz=mhz)
+        say(f"{name}, {stage}, {model}, {mhz:,.0f} MHz: {row.us:,.1f} µs, {row.power_w:.0f} W")
+        rows[stage, name, model, mhz] = asdict(row)
+        kept = [rows[key] for key in keys if key in rows]
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"kind": "modelled", "rows": kept}, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, file)
+
+
+def _key(row: Mapping) -> tuple:
+    return row["stage"], row["card"], row["model"], row["clock_mhz"]
+
+
+if __name__ == "__main__":
+    try:
+        write(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(f"predictions: {error}") from None

@@ -1,0 +1,495 @@
+"""Right before timed, side by side, interleaved; and what fails is a line with its reason, while the others go on."""
+
+import dataclasses
+import functools
+import json
+import math
+import weakref
+
+import pytest
+import torch
+from fake_nvml import Clock, FakeNvml
+from models import TINY, make_model
+
+from luce_edu import load_model
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import NotMeasured
+from luce_edu.measure.bench import bench as bench_module
+from luce_edu.measure.bench.bench import Bench, bench
+from luce_edu.measure.bench.systems import READER, StageSystem, System
+from luce_edu.measure.energy import measure_energy, measure_idle
+from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.nvml import Sensors
+from luce_edu.measure.records.record import SCHEMA, Record
+from luce_edu.reference.model import forward
+
+MODEL = make_model(
+    dataclasses.replace(
+        TINY,
+        vocab_size=131,
+        num_hidden_layers=2,
+        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
+        tie_word_embeddings=False,
+    )
+)
+# Every system below knows these by heart: after 1, 2, 3 comes 4, then 5; after 9 comes 8, and then nothing is decided.
+CHOICES = [([1, 2, 3], 4, 5), ([9], 8, None)]
+
+
+class Toy(System):
+    """Says what CHOICES ask for, and times that its name decides. `log` has what was asked of all systems, in order."""
+
+    launches, kernels, barriers = 7, 70, 3
+    us = 100.0
+
+    def __init__(self, name: str, log: list):
+        self.name, self.log = name, log
+        self._answers = {tuple(prompt): (first, second) for prompt, first, second in CHOICES}
+
+    def prefill(self, tokens):
+        self.log.append((self.name, "prefill", len(tokens)))
+        self._saying, self._at = self._answers.get(tuple(tokens), (0, 0)), 0
+
+    def step(self):
+        self._at += 1
+
+    def choice(self):
+        return self._saying[self._at]
+
+    def pretend(self, context):
+        self.log.append((self.name, "pretend", context))
+
+    def time_decode(self, *, steps):
+        return [self.us] * steps, 12.5
+
+    def wait(self):
+        pass
+
+    def close(self):
+        self.log.append((self.name, "close", None))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """An empty log, for systems that are asked for CHOICES."""
+    monkeypatch.setattr(bench_module, "_decided_choices", lambda model, progress: CHOICES)
+    return []
+
+
+def run(log, contexts=(1, 512), prompts=(16,), others=None, **options) -> Bench:
+    """Two good systems with `others`, {name: how to make it}, between them."""
+    makers = {"first": lambda: Toy("first", log)} | (others or {}) | {"last": lambda: Toy("last", log)}
+    return bench(MODEL, makers, contexts=contexts, prompts=prompts, steps=4, **options)
+
+
+def timed(result) -> list[tuple[str, int]]:
+    return [(row["system"], row["context"]) for row in result.decode]
+
+
+GOOD = [(name, context) for context in (1, 512) for name in ("first", "last")]
+
+
+# ---- Order ----
+
+
+def test_systems_are_timed_there_and_back_at_each_context(log):
+    run(log, others={"middle": lambda: Toy("middle", log)})
+    order = [(name, context) for name, what, context in log if what == "pretend"]
+    there = ["first", "middle", "last"]
+    assert order == [(name, context) for context in (1, 512) for name in there + there[::-1]]
+
+
+def test_all_are_checked_before_any_is_timed_and_closed_after_the_last(log):
+    run(log)
+    whats = [what if what != "prefill" or size != 16 else "prompt" for _, what, size in log]
+    assert whats == ["prefill"] * 4 + ["pretend"] * 8 + ["prompt"] * 16 + ["close"] * 2
+
+
+def test_systems_that_read_a_prompt_the_same_way_are_timed_once_under_its_name(log):
+    class Stage(Toy):
+        reader = "kernels"
+
+    result = run(log, others={name: lambda name=name: Stage(name, log) for name in ("graph", "megakernel")})
+    assert [row["system"] for row in result.prefill] == ["first", "kernels", "last"]
+    assert {name for name, what, size in log if what == "prefill" and size == 16} == {"first", "graph", "last"}
+
+
+def test_the_readings_that_load_and_capture_are_not_in_a_prompts_time(log, monkeypatch):
+    class Clock:
+        now = 0.0
+
+    class Captures(Toy):
+        """The first reading takes 9 s, the second 5 s, all others 2 ms."""
+
+        times = [9.0, 5.0]
+
+        def prefill(self, tokens):
+            super().prefill(tokens)
+            if len(tokens) == 16:
+                Clock.now += self.times.pop(0) if self.times else 2e-3
+
+    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: Clock.now)
+    result = run(log, contexts=(1,), others={"captures": lambda: Captures("captures", log)})
+    row = next(row for row in result.prefill if row["system"] == "captures")
+    assert row["latency_us"]["q3"] == pytest.approx(2000) and row["latency_us"]["count"] == 5
+
+
+def test_a_row_has_the_steps_of_both_rounds_and_what_the_system_says_of_itself(log):
+    row = run(log).decode[1]
+    assert row["latency_us"] == {"median": 100, "q1": 100, "q3": 100, "count": 8}
+    assert (row["system"], row["context"], row["enqueue_us"]) == ("last", 1, 12.5)
+    assert (row["launches"], row["kernels"], row["barriers"]) == (7, 70, 3)
+    assert row["bytes"] == decode_bytes(MODEL.config, 1).total
+
+
+def test_what_there_is_can_be_saved_after_each_context_and_each_prompt(log):
+    seen = []
+    run(log, save=lambda result: seen.append((result.running, len(result.decode), len(result.prefill))))
+    assert seen == [("decode", 2, 0), ("decode", 4, 0), ("prefill", 4, 0), ("prefill", 4, 2), ("energy", 4, 2)]
+
+
+# ---- What is wrong is not timed ----
+
+
+class Foreign(Toy):
+    """Its launches take a profiler to count."""
+
+    launches = None
+
+    def count_launches(self):
+        self.log.append((self.name, "profile", None))
+        return 345
+
+
+class Unprofiled(Foreign):
+    def count_launches(self):
+        self.log.append((self.name, "profile", None))
+        raise NotMeasured("no permission")
+
+
+def test_launches_of_a_foreign_program_are_counted_once_after_its_times(log):
+    result = run(log, others={"foreign": lambda: Foreign("foreign", log)})
+    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [345, 345]
+    what = [what for name, what, _ in log if name == "foreign"]
+    assert what.count("profile") == 1 and what.index("profile") > what.index("pretend")
+
+
+@pytest.mark.planted
+def test_launches_that_cannot_be_counted_are_listed_once_and_cost_no_time(log):
+    result = run(log, others={"foreign": lambda: Unprofiled("foreign", log)})
+    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [None, None]
+    assert result.not_run == [{"part": "foreign, launches", "reason": "no permission"}]
+
+
+class WrongAtOnce(Toy):
+    def choice(self):
+        return super().choice() + 1
+
+
+class WrongAfterAStep(Toy):
+    def choice(self):
+        return super().choice() + (self._at > 0)
+
+
+class WrongAtTheSecondPrompt(Toy):
+    def choice(self):
+        return 77 if self._saying == (8, None) else super().choice()
+
+
+class NoNumber(Toy):
+    def choice(self):
+        return -1
+
+
+WRONG = {
+    WrongAtOnce: "after 3 tokens it chooses 5, the reference 4",
+    WrongAfterAStep: "after 4 tokens it chooses 6, the reference 5",
+    WrongAtTheSecondPrompt: "after 1 tokens it chooses 77, the reference 8",
+    NoNumber: "after 3 tokens it chooses -1, the reference 4",
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_system_that_chooses_otherwise_is_never_timed(kind, log):
+    result = run(log, others={"wrong": lambda: kind("wrong", log)})
+    assert result.not_run == [{"part": "wrong", "reason": f"wrong, so not timed: {WRONG[kind]}", "kind": "wrong"}]
+    assert {what for name, what, _ in log if name == "wrong"} == {"prefill"}
+    assert timed(result) == GOOD and [row["system"] for row in result.prefill] == ["first", "last"]
+
+
+def test_a_choice_that_bf16_may_decide_is_not_held_against_a_system(log):
+    class OtherWhereUndecided(Toy):
+        def choice(self):
+            return 99 if self._at and self._saying == (8, None) else super().choice()
+
+    assert run(log, others={"other": lambda: OtherWhereUndecided("other", log)}).not_run == []
+
+
+# ---- What fails is listed, and the rest goes on ----
+
+
+def failing(error, log, *, at=None, name="fails"):
+    """A system that fails where `at` says: a method's name, with its only argument where it is to fail only then."""
+    if at is None:
+        raise error
+    method, *argument = at
+
+    def fail(self, *args, **options):
+        if argument and argument != list(args):
+            return getattr(Toy, method)(self, *args, **options)
+        raise error
+
+    return type("Failing", (Toy,), {method: fail})(name, log)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of ...")
+REASONS = {
+    "not there": (NotMeasured("flash-linear-attention is not installed"), "flash-linear-attention is not installed"),
+    "out of memory": (OUT_OF_MEMORY, "the GPU's memory does not suffice"),
+    "raises": (RuntimeError("CUDA error: an illegal memory access\nCompile with ..."),
+               "RuntimeError: CUDA error: an illegal memory access"),
+    "raises without a word": (AssertionError(), "AssertionError: (no message)"),
+}  # fmt: skip
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("at", [None, ("prefill",), ("choice",)])
+@pytest.mark.parametrize("how", REASONS)
+def test_a_system_that_cannot_be_made_or_checked_is_listed_with_its_reason(how, at, log):
+    error, reason = REASONS[how]
+    result = run(log, others={"fails": lambda: failing(error, log, at=at)})
+    kind = {"kind": "absent"} if how == "not there" else {}
+    assert result.not_run == [{"part": "fails", "reason": reason} | kind]
+    assert timed(result) == GOOD
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "at, part, others",
+    [
+        (("pretend", 512), "fails, decode at 512", {("fails", 1)}),
+        (("time_decode",), "fails, decode at", set()),
+        (("close",), "fails, closing", {("fails", 1), ("fails", 512)}),
+    ],
+)
+def test_a_failure_at_one_place_costs_that_place_alone_and_is_listed_once(at, part, others, log):
+    result = run(log, others={"fails": lambda: failing(OUT_OF_MEMORY, log, at=at)})
+    assert all(row["part"].startswith(part) for row in result.not_run)
+    assert len({row["part"] for row in result.not_run}) == len(result.not_run) > 0
+    assert set(timed(result)) == {*GOOD, *others}
+    assert [row["system"] for row in result.prefill] == ["first", "fails", "last"]
+    assert [name for name, what, _ in log if what == "close"][-1] == "last"
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("us", [0.0, -1.0, math.nan, math.inf])
+def test_times_that_are_none_make_no_row(us, log):
+    result = run(log, others={"odd": lambda: type("Odd", (Toy,), {"us": us})("odd", log)})
+    assert timed(result) == GOOD
+    assert [row["part"] for row in result.not_run] == ["odd, decode at 1", "odd, decode at 512"]
+    assert all("two or more positive times" in row["reason"] for row in result.not_run)
+
+
+def test_a_prompt_that_cannot_be_read_is_listed(log):
+    class ReadsLittle(Toy):
+        def prefill(self, tokens):
+            if len(tokens) > 10:
+                raise ValueError("tokens: 16 tokens do not fit")
+            super().prefill(tokens)
+
+    result = run(log, others={"short": lambda: ReadsLittle("short", log)})
+    assert result.not_run == [{"part": "short, prompt of 16", "reason": "ValueError: tokens: 16 tokens do not fit"}]
+    assert len(result.decode) == 6 and len(result.prefill) == 2
+
+
+def test_a_system_that_failed_is_let_go_before_the_next_is_made(log):
+    alive = []
+
+    def wrong():
+        system = WrongAtOnce("wrong", log)
+        system.itself = system  # as large models have it
+        alive.append(weakref.ref(system))
+        return system
+
+    def next_one():
+        assert alive[0]() is None
+        return Toy("next", log)
+
+    assert [row["part"] for row in run(log, others={"wrong": wrong, "next": next_one}).not_run] == ["wrong"]
+
+
+def test_ctrl_c_is_no_measurement_that_failed(log):
+    with pytest.raises(KeyboardInterrupt):
+        run(log, others={"slow": lambda: failing(KeyboardInterrupt(), log, at=("pretend", 512))})
+
+
+# ---- Real stages, on the virtual GPU, with times that a fake says ----
+
+
+class TimedStage(StageSystem):
+    """A stage that decodes on the virtual GPU; its times are made up."""
+
+    def time_decode(self, *, steps):
+        for _ in range(steps):
+            self.step()
+        return [50.0 + step for step in range(steps)], 3.0
+
+    def wait(self):
+        pass
+
+
+def on_the_host(stage, kind=TimedStage):
+    return lambda: kind(stage, MODEL, max_seq_len=64, device="host")
+
+
+class ForgetsItsState(TimedStage):
+    """Every token is the first."""
+
+    def prefill(self, tokens):
+        super().prefill(tokens[-1:])
+
+
+class DecodesAsIfFresh(TimedStage):
+    """Reads a prompt together as it should, and forgets with every step that decodes."""
+
+    def _prefill_by_steps(self, tokens):
+        for token in tokens:
+            super()._prefill_by_steps([token])
+
+
+@pytest.mark.planted
+def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does_not(monkeypatch):
+    monkeypatch.setattr(bench_module, "CHECKED_TEXT", 16)
+    wrong = {"forgetful": ForgetsItsState, "wrong in decode alone": DecodesAsIfFresh}
+    makers = {"graph": on_the_host("graph")} | {name: on_the_host("graph", kind) for name, kind in wrong.items()}
+    result = bench(MODEL, makers | {"megakernel": on_the_host("megakernel")}, contexts=(20,), prompts=(8,), steps=4)
+    assert timed(result) == [("graph", 20), ("megakernel", 20)]
+    assert [(row["part"], row["kind"]) for row in result.not_run] == [(name, "wrong") for name in wrong]
+    assert all(row["reason"].startswith("wrong, so not timed") for row in result.not_run)
+    assert [row["system"] for row in result.prefill] == [READER]
+    assert result.decode[0]["launches"] == 1 and result.decode[0]["kernels"] == 12
+    assert_record_takes(result)
+
+
+def assert_record_takes(result: Bench) -> None:
+    """Its parts are those of a record, by the schema."""
+    pytest.importorskip("jsonschema")
+    parts = {name: getattr(result, name) for name in ("decode", "prefill", "energy") if getattr(result, name)}
+    machine = {"gpu": "a GPU", "arch": "sm_90", "sm_count": 132, "memory_bytes": 1, "l2_bytes": 1, "driver": None,
+               "power_limit_w": None, "versions": {}} | result.clocks  # fmt: skip
+    content = {"schema": SCHEMA, "kind": "recorded", "date": "2026-01-02", "commit": None, "model": "random",
+               "machine": machine, "parts": parts, "not_run": result.not_run}  # fmt: skip
+    Record("record", json.loads(json.dumps(content)))
+
+
+# ---- The reference's choices ----
+
+
+def test_the_choices_asked_for_are_those_that_the_reference_decides():
+    tiny = load_model("tiny")
+    choices = bench_module._decided_choices(tiny, lambda _: None)
+    assert len(choices) == bench_module.CHECKED_CHOICES
+    for prompt, first, second in choices:
+        assert first == choose(tiny, prompt)
+        assert second is None or second == choose(tiny, [*prompt, first])
+    assert len({first for _, first, _ in choices}) > 1, "a system that says the same always would pass"
+    assert any(first != prompt[-1] for prompt, first, _ in choices), "a system that echoes would pass"
+
+
+def choose(model, tokens) -> int:
+    with torch.no_grad():
+        return int(forward(model.weights, model.config, torch.tensor(tokens))[-1].argmax())
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_model_that_decides_nothing_cannot_check_anything(value):
+    model = dataclasses.replace(MODEL, weights=dataclasses.replace(MODEL.weights))
+    model.weights.lm_head = torch.full_like(MODEL.weights.lm_head, value)
+    with pytest.raises(NotMeasured, match="decides no choice by more than bf16's error"):
+        bench(model, {"first": lambda: pytest.fail("made")}, contexts=(1,))
+
+
+# ---- Energy ----
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A fake GPU's sensors, and energy windows by its clock."""
+    monkeypatch.setattr("luce_edu.measure.energy.SAMPLE_EVERY", 0.001)
+    fake = FakeNvml(Clock())
+    monkeypatch.setattr(bench_module, "measure_energy", functools.partial(measure_energy, clock=fake.clock))
+    idle = functools.partial(measure_idle, seconds=0.05, wait=fake.clock.wait)
+    monkeypatch.setattr(bench_module, "measure_idle", idle)
+    return fake
+
+
+class Drawing(Toy):
+    """Takes 0.25 s for a loop of STEPS steps on the fake GPU."""
+
+    def __init__(self, name, log, fake):
+        super().__init__(name, log)
+        self._fake, self.steps = fake, 0
+
+    def step(self):
+        self.steps += 1
+        super().step()
+
+    def rewind(self, context):
+        self.log.append((self.name, "rewind", context))
+
+    def wait(self):
+        self._fake.work(0.25)
+
+
+def test_energy_is_that_of_whole_loops_at_the_prompts_context_with_idle_draw_beside_it(gpu, log):
+    sensors = Sensors.open(FakeNvml.UUID, nvml=gpu)
+    makers = {"draws": lambda: Drawing("draws", log, gpu)}
+    result = bench(MODEL, makers, contexts=(1,), prompts=(), steps=4, sensors=sensors, energy_seconds=2.0)
+    (row,) = result.energy
+    assert row["tokens"] == bench_module.STEPS * 8 and row["context"] == bench_module.PROMPT
+    assert row["seconds"] == pytest.approx(2.0)
+    assert row["joules"] == pytest.approx(gpu.joules(gpu.clock() - 2.0, gpu.clock()), rel=0.05)
+    assert row["idle_w"] == pytest.approx(200, rel=0.25) and row["method"] == "counter"
+    assert [entry for entry in log if entry[1] == "rewind"] == [("draws", "rewind", bench_module.PROMPT)] * 9
+    assert result.clocks == {"sm_clock_mhz": 1755, "memory_clock_mhz": 2619}
+    assert_record_takes(result)
+
+
+@pytest.mark.planted
+def test_sensors_that_fail_cost_the_energy_alone(gpu, log):
+    sensors = Sensors.open(FakeNvml.UUID, nvml=gpu)
+    gpu.lost_at = 0.0
+    makers = {"draws": lambda: Drawing("draws", log, gpu)}
+    result = bench(MODEL, makers, contexts=(1,), prompts=(), steps=4, sensors=sensors, energy_seconds=2.0)
+    assert timed(result) == [("draws", 1)] and result.energy == []
+    assert [row["part"] for row in result.not_run] == ["idle draw", "draws, energy"]
+    assert all("the GPU is gone from the bus" in row["reason"] for row in result.not_run)
+    assert result.clocks == {"sm_clock_mhz": None, "memory_clock_mhz": None}
+    assert_record_takes(result)
+
+
+def test_energy_without_sensors_is_said(log):
+    assert run(log, energy_seconds=4.0).not_run == [{"part": "energy", "reason": "NVML cannot be had"}]
+
+
+# ---- The table ----
+
+
+def test_the_table_gives_times_rates_and_the_share_of_the_floor(log):
+    result = run(log, contexts=(512,), where="a GPU, random (measured now)", datasheet_gb_per_s=1000)
+    floor = decode_bytes(MODEL.config, 512).total / 1e6  # µs at 1000 GB/s
+    assert result.title == "a GPU, random (measured now)"
+    row = dict(zip(result.header, result.body[0], strict=True))
+    assert row["system"] == "first" and row["test"] == "decode at 512"
+    assert (row["µs a token"], row["tok/s"], row["quartiles"]) == ("100", "10,000", "100 to 100")
+    assert row["of the floor"] == f"{100 / floor:.2f} ×"
+    assert "prompt of 16" in str(result) and len(result.body) == 4
+    assert "–" in str(run(log, contexts=(512,))), "no floor without a bandwidth"
+    assert "<table>" in result._repr_html_()
+
+
+def test_the_caption_names_what_was_not_run(log):
+    result = run(log, others={"absent": lambda: failing(NotMeasured("not installed"), log)})
+    assert result.caption == "not run: absent: not installed"

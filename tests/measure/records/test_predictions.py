@@ -1,0 +1,136 @@
+"""Stored predictions are those of the present clock, stand beside what is recorded, and name a record that strays."""
+
+import copy
+import json
+
+import pytest
+import synthetic
+from models import FULL_SIZE
+
+from luce_edu.machine.cards import CARDS, card_of, find_card
+from luce_edu.machine.clock import CLOCKS, find_clock
+from luce_edu.measure.records import predictions
+from luce_edu.measure.records.predictions import at_boost, beside, find, misses, predict, stored, write
+from luce_edu.measure.records.record import Record, load_records
+from luce_edu.models import load_model
+from luce_edu.plots.records import NoData, prediction
+
+RTX_3090 = find_card("RTX 3090")
+GPU = "NVIDIA GeForce RTX 3090"
+
+
+def recorded(*, us: float = 1.0, joules: float = 1.0, gpu: str = GPU) -> Record:
+    """A made-up record of the megakernel on an RTX 3090, at so many times what is predicted."""
+    content = copy.deepcopy(synthetic.rtx_3090().content)
+    content["machine"]["gpu"] = gpu
+    known = at_boost("megakernel", RTX_3090)
+    for part in ("decode", "energy"):
+        content["parts"][part] = [row for row in content["parts"][part] if row["system"] == "megakernel"]
+        for row in content["parts"][part]:
+            if part == "decode":
+                row["latency_us"] = {"median": us * known.us, "q1": us * known.us, "q3": us * known.us, "count": 128}
+            else:
+                row["joules"] = joules * known.joules * row["tokens"]
+            if modelled := beside(row, GPU, FULL_SIZE):
+                row["modelled"] = modelled
+    return Record("made-up", content)
+
+
+def test_the_stored_predictions_are_those_of_the_present_clock():
+    (stored_token,) = find("megakernel", "RTX 3090", model="tiny")
+    now = predict("megakernel", RTX_3090, model="tiny")
+    anew = "the clock has changed; store its predictions anew: python -m luce_edu.measure.records.predictions"
+    assert now.us == pytest.approx(stored_token.us, rel=0.01), anew
+    assert now.joules == pytest.approx(stored_token.joules, rel=0.01), anew
+
+
+def test_each_prediction_is_plausible_and_says_where_it_is_from():
+    for token in stored():
+        clock = CLOCKS[token.card]
+        assert clock.active_w < token.power_w < clock.power_limit_w, token
+        assert token.energy["active"] == pytest.approx(clock.active_w * token.us * 1e-6)
+        assert "commit" in token.source
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.name in CLOCKS], ids=lambda card: card.name)
+def test_a_card_at_another_clock_keeps_its_memory(card):
+    clock = find_clock(card)
+    half = clock.at(clock.clock_mhz / 2)
+    assert half.dram_bytes_per_cycle == pytest.approx(2 * clock.dram_bytes_per_cycle)
+    beyond_l2_ns = (clock.dram_cycles - clock.l2_latency) / clock.clock_mhz
+    assert (half.dram_cycles - half.l2_latency) / half.clock_mhz == pytest.approx(beyond_l2_ns)
+    assert half.at(clock.clock_mhz).dram_latency_ns == pytest.approx(clock.dram_latency_ns)
+
+
+@pytest.mark.parametrize(
+    "name, card",
+    [(GPU, "RTX 3090"), ("Tesla T4", "T4"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA RTX A6000", "RTX A6000"),
+     ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA L40S", None), ("none", None)],
+)  # fmt: skip
+def test_a_gpu_is_the_card_of_its_very_name(name, card):
+    found = card_of(name)
+    assert (found and found.name) == card
+
+
+def test_a_row_gets_the_prediction_of_its_own_card_model_system_and_context():
+    row = {"system": "megakernel", "context": 520}
+    known = at_boost("megakernel", RTX_3090)
+    assert beside(row, GPU, FULL_SIZE) == {
+        "us": known.us, "joules": known.joules, "card": "RTX 3090", "clock_mhz": 1695, "source": known.source,
+    }  # fmt: skip
+    for gpu, config, other in (
+        ("NVIDIA L40S", FULL_SIZE, row), (GPU, load_model("tiny").config, row),
+        (GPU, FULL_SIZE, row | {"system": "transformers"}), (GPU, FULL_SIZE, row | {"context": 512}),
+        (GPU, FULL_SIZE, {"system": "megakernel", "tokens": 520}),
+    ):  # fmt: skip
+        assert beside(other, gpu, config) is None
+
+
+def test_recorded_stages_are_within_20_percent_of_what_is_predicted():
+    records = [record for record in load_records() if record.kind == "recorded"]
+    if not records:
+        pytest.skip("there is no record of a GPU yet")
+    assert [line for record in records for line in misses(record)] == []
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("us, caught", [(0.75, True), (0.85, False), (1.0, False), (1.15, False), (1.25, True)])
+def test_a_record_that_strays_by_a_quarter_is_caught(us, caught):
+    found = misses(recorded(us=us))
+    assert len(found) == caught and all("megakernel" in line for line in found)
+
+
+def test_another_card_misses_nothing():
+    assert misses(recorded(us=2.0, gpu="NVIDIA L40S")) == []
+
+
+def test_the_picture_sets_recorded_beside_modelled_and_says_the_error():
+    figure = prediction(recorded(us=1.25, joules=0.9))
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words == ["recorded +25 %", "recorded \N{MINUS SIGN}10 %"]
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "recorded: NVIDIA GeForce RTX 3090" in caption and "modelled for RTX 3090 at 1,695 MHz" in caption
+    known = at_boost("megakernel", RTX_3090)
+    marks = [line.get_xdata()[0] for axes in figure.axes for line in axes.lines]
+    assert marks == pytest.approx([known.us, known.joules])
+    with pytest.raises(NoData):
+        prediction(synthetic.rtx_3090())
+
+
+def test_what_is_predicted_anew_replaces_its_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("luce_edu.models.load_model", lambda name: name)
+
+    def quick(stage, card, *, model, clock_mhz):
+        return predictions.Prediction(stage, card.name, model, 520, clock_mhz, 1e3, {"active": 0.1}, "this test")
+
+    monkeypatch.setattr(predictions, "predict", quick)
+    file = tmp_path / "predictions.json"
+    file.write_text(predictions.FILE.read_text(encoding="utf-8"), encoding="utf-8")
+    write(["T4"], file=file, say=lambda line: None)
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    before = json.loads(predictions.FILE.read_text(encoding="utf-8"))["rows"]
+    kept, there = ([row for row in some if row["card"] != "T4"] for some in (rows, before))
+    assert kept == there
+    assert {row["stage"] for row in rows if row["source"] == "this test"} == set(predictions.STAGES)
+    with pytest.raises(ValueError, match="laptop: not predicted; expected some of RTX 3090"):
+        write(["laptop"], file=file)
