@@ -39,13 +39,19 @@ constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else
 
 // ---- What a row of a program is to the clock ----
 
-enum class Act : uint8_t { other, enter, access, barrier, leave, fence, synchronise, local_pause };
+enum class Act : uint8_t {
+    other, enter, access, copy, commit,
+    // What a warp pauses at.
+    barrier, leave, fence, synchronise, wait_for_copies, local_pause
+};
 
 struct RowKind {
     Act act = Act::other;
     Space space = global;
     Form form = Form::wide;
     uint8_t size = 0;  // bytes a lane
+    bool all = false;  // wait_for_copies: also for those whose group is open
+    bool pauses() const { return act >= Act::barrier; }
 };
 
 RowKind kind_of(std::string_view name) {
@@ -62,8 +68,11 @@ RowKind kind_of(std::string_view name) {
     if (name == "fence") return kind.act = Act::fence, kind;
     if (is("bar.warp")) return kind;
     if (is("bar.") || is("barrier.")) return kind.act = Act::barrier, kind;
+    if (name == "cp.async") return kind.act = Act::copy, kind;
+    if (name == "cp.async.commit_group") return kind.act = Act::commit, kind;
+    if (is("cp.async.wait")) return kind.act = Act::wait_for_copies, kind.all = name == "cp.async.wait_all", kind;
     if (is("griddepcontrol") || is("nanosleep") || is("clock") || is("globaltimer") || is("mbarrier.test") ||
-        is("mbarrier.try") || is("cp.async.wait") || is("cp.async.bulk.wait"))
+        is("mbarrier.try") || is("cp.async.bulk.wait"))
         return kind.act = Act::local_pause, kind;
     if (!is("ld.") && !is("st.") && !is("atom.")) return kind;
     const bool synchronises = words[1] == "sync", is_atomic = words[0] == "atom";
@@ -265,11 +274,45 @@ struct LineSectors {
 struct Record {
     Space space;
     uint32_t first, count;  // its lines
-    uint32_t passes;        // over shared memory's banks
+    uint32_t passes;        // over shared memory's banks; of a copy, those in which it is written
     uint32_t lanes;         // that take part
 };
 
-enum class State : uint8_t { runs, waits_for_l2, waits, ended };
+// The cp.async of a warp between two ends of groups. Groups are the warp's here, and each lane's on a GPU: the same where
+// the lanes of a warp copy together.
+struct Batch {
+    uint32_t pending = 0;  // copies whose time of landing is not known yet
+    double landed = 0;     // the last of the others
+    bool closed = false;
+};
+
+struct Copies {
+    uint64_t first = 0;          // the number of the first batch; they are counted on
+    std::vector<Batch> batches;  // without those at the front that have been waited for; the last one may be open
+
+    Batch& open() {
+        if (batches.empty() || batches.back().closed) batches.emplace_back();
+        return batches.back();
+    }
+    uint64_t number() const { return first + batches.size() - 1; }
+    // How many batches are not among the last `groups` that are closed; `all`: nor open.
+    size_t before(int64_t groups, bool all) const {
+        if (all) return batches.size();
+        const size_t count = batches.size() - (!batches.empty() && !batches.back().closed);
+        return count - std::min<size_t>(static_cast<size_t>(groups), count);
+    }
+    double landed(size_t count) const {
+        double when = 0;
+        for (size_t i = 0; i < count; ++i) when = std::max(when, batches[i].pending ? never : batches[i].landed);
+        return when;
+    }
+    void drop(size_t count) {
+        batches.erase(batches.begin(), batches.begin() + static_cast<ptrdiff_t>(count));
+        first += count;
+    }
+};
+
+enum class State : uint8_t { runs, waits_for_l2, waits_for_copies, waits, ended };
 enum class Cause : uint8_t { operand, memory };
 
 struct Sm;
@@ -290,7 +333,8 @@ struct TimedWarp {
     bool vain = false;
     bool fenced = false;    // stands behind the fence of its release
     double last_store = 0;
-    double arrived = 0;     // at a barrier
+    Copies copies;
+    double arrived = 0;     // at a barrier, or where it waits for copies
     int32_t arrived_at = 0;
     std::vector<double> local;  // by instruction of its basic block: when its value is there
     std::vector<uint32_t> local_load;  // the load that it waits for
@@ -311,8 +355,9 @@ struct TimedBlock {
 struct Load {
     TimedWarp* warp;
     uint32_t instance, pending;
-    int32_t local;
+    int32_t local;          // -1: a copy
     double ready;
+    uint64_t batch;         // of a copy
 };
 
 enum class FetchKind : uint8_t { reading, writing, prefetching, synchronising };
@@ -457,6 +502,31 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return t->rows->program->code[row].run(w, p, r, m);
 }
 
+// cp.async: its operands stand above the function that runs it, in memory_async.cpp.
+void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    TimedWarp* t = current;
+    const int32_t row = w->at(p);
+    if (m) {
+        const auto size = static_cast<uint32_t>(p[1].d);
+        Addresses from, to;
+        addresses_of(from, r, p->a, p[1].imm, Form::wide);
+        addresses_of(to, r, p->d, p->imm, p[1].a ? Form::narrow : Form::wide);
+        Record record{global, static_cast<uint32_t>(t->lines.size()), 0, wavefronts(to, m, size),
+                      static_cast<uint32_t>(std::popcount(m))};
+        for (uint32_t left = m; left; left &= left - 1) {
+            const uint32_t lane = first_lane(left);
+            uint32_t bytes = size;  // that are read; zeros are written behind them
+            if (p->b >= 0) bytes = std::min(bytes, lanes<uint32_t>(r, p->b)[lane]);
+            if (p[1].b >= 0 && predicate(r, p[1].b) >> lane & 1) bytes = 0;
+            if (bytes) add_sectors(t->lines, record.first, from[lane] + to_device(w, *t->rows, p->c, from[lane], bytes), bytes);
+        }
+        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
+        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
+        t->records.push_back(record);
+    }
+    return t->rows->program->code[row].run(w, p, r, m);
+}
+
 Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* addresses) {
     Rows rows;
     rows.program = program;
@@ -487,10 +557,12 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
                 ordinals = 0;
                 break;
             case Act::access:
-                rows.code[row].run = timed_access;
+            case Act::copy:
+                rows.code[row].run = rows.kinds[row].act == Act::copy ? timed_copy : timed_access;
                 rows.ordinal[row] = static_cast<uint16_t>(ordinals++);
                 rows.most_ordinals = std::max(rows.most_ordinals, ordinals);
                 break;
+            case Act::commit: break;
             default: rows.code[row].run = timed_pause;
         }
         if (block < 0) continue;
@@ -499,7 +571,7 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
         rows.end[row] = begin + count;
         rows.most_instructions = std::max(rows.most_instructions, static_cast<uint32_t>(count));
         rows.first[row] = first;
-        if (rows.kinds[row].act > Act::access) {  // behind a pause the next piece begins
+        if (rows.kinds[row].pauses()) {  // behind a pause the next piece begins
             while (first < begin + count && schedule->instructions[first].row != row) ++first;
             if (first < begin + count) ++first;
         }
@@ -567,6 +639,10 @@ public:
         load.ready = std::max(load.ready, ready);
         if (--load.pending) return;
         TimedWarp& t = *load.warp;
+        if (load.local < 0) {
+            sm.free_loads.push_back(id);
+            return copy_lands(t, load.batch, load.ready);
+        }
         if (t.instance == load.instance) t.local[load.local] = load.ready;
         for (size_t slot = 0; slot < t.slot_load.size(); ++slot)
             if (t.slot_load[slot] == id) t.slots[slot] = load.ready, t.slot_load[slot] = landed_id;
@@ -607,7 +683,7 @@ private:
             if (t.state != State::runs) return;
             if (t.cursor >= t.end) {
                 // A pause that has no instruction of its own costs nothing.
-                const bool at_pause = t.w->mask && t.rows->kinds[t.w->at(t.w->pc)].act > Act::access;
+                const bool at_pause = t.w->mask && t.rows->kinds[t.w->at(t.w->pc)].pauses();
                 if (!run_piece(t, at_pause)) return;
                 continue;
             }
@@ -699,8 +775,9 @@ private:
     bool is_access(const Instruction& i) const {
         return i.kind == Kind::load || i.kind == Kind::store || i.kind == Kind::shared_load ||
                i.kind == Kind::shared_store || i.kind == Kind::bypass || i.kind == Kind::shared_atomic ||
-               i.kind == Kind::prefetch || i.kind == Kind::copy;
+               i.kind == Kind::prefetch || copies(i);
     }
+    static bool copies(const Instruction& i) { return i.kind == Kind::copy || i.kind == Kind::bypass_copy; }
 
     bool is_full(const Sm& sm) const {
         return sm.inflight >= times_.inflight_bytes || sm.lines >= times_.inflight_lines;
@@ -711,7 +788,7 @@ private:
         double when = std::max({t.next, sm.slot_free[t.quadrant], sm.pipe_free[t.quadrant][i.pipe]});
         if (is_access(i)) {
             when = std::max(when, sm.unit_free - times_.queue);
-            if ((i.kind == Kind::load || i.kind == Kind::bypass || i.kind == Kind::store) && is_full(sm)) {
+            if ((loads(i) || copies(i) || i.kind == Kind::store) && is_full(sm)) {
                 while (!sm.landing.empty() && sm.landing.front().first <= when) {
                     sm.inflight -= sm.landing.front().second;
                     --sm.lines;
@@ -777,7 +854,9 @@ private:
 
     double access(Sm& sm, TimedWarp& t, const Instruction& i, double when, int32_t local) {
         const RowKind& kind = t.rows->kinds[i.row];
-        const int16_t index = kind.act == Act::access ? t.record_of[t.rows->ordinal[i.row]] : -1;
+        if (kind.act == Act::commit) return t.copies.open().closed = true, when;
+        const bool recorded = kind.act == Act::access || kind.act == Act::copy;
+        const int16_t index = recorded ? t.record_of[t.rows->ordinal[i.row]] : -1;
         if (index < 0) {  // no lane took part, or an access that is not recorded, such as ldmatrix
             const double start = std::max(when, sm.unit_free);
             sm.unit_free = start + times_.memory_floor * i.issues;
@@ -791,11 +870,16 @@ private:
             return start + cycles - times_.memory_floor + times_.shared_latency + wider(kind.size);
         }
         const LineSectors* lines = t.lines.data() + record.first;
+        const double for_tags = record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0;
+        const bool copy = copies(i);
         // What L1 carries is each lane's own value, also where several lanes ask for the same word.
-        const double cycles = std::max({times_.memory_floor, static_cast<double>(record.passes),
-                                        record.lanes * kind.size / times_.l1_bytes_per_cycle,
-                                        record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0});
+        const double cycles = copy ? std::max(times_.memory_floor, for_tags)
+                                   : std::max({times_.memory_floor, static_cast<double>(record.passes),
+                                               record.lanes * kind.size / times_.l1_bytes_per_cycle, for_tags});
         sm.unit_free = start + cycles;
+        // What a copy brings is written to shared memory like a store's when it lands. The unit's time for that is taken
+        // here, as nothing can be kept free for later.
+        if (copy) sm.unit_free += std::max<double>(times_.memory_floor, record.passes);
         const double at_l1 = start + cycles - times_.memory_floor;
         if (i.kind == Kind::store) {
             for (uint32_t k = 0; k < record.count; ++k) {
@@ -810,7 +894,8 @@ private:
             for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::prefetching, false);
             return at_l1;
         }
-        const bool keep = i.kind != Kind::bypass;
+        const bool keep = i.kind != Kind::bypass && i.kind != Kind::bypass_copy;
+        if (copy) local = -1;
         double ready = at_l1 + times_.l1_latency + wider(kind.size);
         uint32_t id = nobody_id;
         for (uint32_t k = 0; k < record.count; ++k) {
@@ -831,9 +916,13 @@ private:
             wait_for(sm, t, i, local, id, fetch);
             under_way(sm, missing);
         }
-        if (id == nobody_id) return ready;
-        sm.loads[id].ready = ready;
-        return never;
+        if (id != nobody_id) sm.loads[id].ready = ready;
+        if (copy) {
+            Batch& batch = t.copies.open();
+            if (id == nobody_id) batch.landed = std::max(batch.landed, ready);
+            return at_l1;
+        }
+        return id == nobody_id ? ready : never;
     }
 
     void under_way(Sm& sm, uint8_t sectors) {
@@ -863,9 +952,14 @@ private:
             id = sm.free_loads.back();
             sm.free_loads.pop_back();
             Load& load = sm.loads[id];
-            load = {&t, t.instance, 0, local, 0};
-            t.local_load[local] = id;
-            set_results(t, i, never, id);
+            load = {&t, t.instance, 0, local, 0, 0};
+            if (local < 0) {
+                ++t.copies.open().pending;
+                load.batch = t.copies.number();
+            } else {
+                t.local_load[local] = id;
+                set_results(t, i, never, id);
+            }
         }
         std::vector<uint32_t>& loads = sm.fetches[fetch].loads;
         if (!loads.empty() && loads.back() == id) return;
@@ -899,6 +993,15 @@ private:
                     sm.l1->clear();
                 }
                 break;
+            case Act::wait_for_copies:
+                t.arrived = when;
+                t.arrived_at = t.cursor;
+                if (!copies_there(t)) {
+                    t.state = State::waits_for_copies;
+                    t.next = never;
+                    return;
+                }
+                break;
             case Act::barrier:
                 t.arrived = when;
                 t.arrived_at = t.cursor;
@@ -921,6 +1024,35 @@ private:
             return;
         }
         settle(t);
+    }
+
+    // Whether it is known when all copies land that the warp waits for; then it may go on from that time.
+    bool copies_there(TimedWarp& t) {
+        const Ins* wait = t.w->pc;
+        const size_t count = t.copies.before(wait->imm, t.rows->kinds[t.w->at(wait)].all);
+        const double landed = t.copies.landed(count);
+        if (landed == never) return false;
+        t.copies.drop(count);
+        held_until(t, landed + times_.async_copy_extra);
+        return true;
+    }
+
+    void copy_lands(TimedWarp& t, uint64_t number, double when) {
+        Batch& batch = t.copies.batches[number - t.copies.first];
+        batch.landed = std::max(batch.landed, when);
+        --batch.pending;
+        if (t.state != State::waits_for_copies || !copies_there(t)) return;
+        t.state = State::runs;
+        run_piece(t, true);
+        settle(t);
+    }
+
+    // The warp, which has waited for memory since it arrived, goes on at `when` or later.
+    void held_until(TimedWarp& t, double when) {
+        const double waited = std::max(0.0, when - t.earliest);
+        (*t.sm->times)[t.arrived_at].memory += waited;
+        t.sm->found.waited[2] += waited;
+        t.earliest += waited;
     }
 
     // Warps of the block that waited and can go on now.

@@ -17,9 +17,10 @@ enum class Kind : uint8_t {
     shared_load, shared_store,
     pause,        // others may see it, or wait for it: it runs when the clock says
     shared_atomic,
-    copy,         // cp.async
+    copy,         // cp.async, and the end of a group of them
     prefetch,
     bypass,       // a load that leaves no line in L1
+    bypass_copy,  // a copy that leaves none
 };
 
 constexpr int quadrants = 4;     // of an SM
@@ -68,6 +69,7 @@ struct Times {
     double l2_far_extra;                 // cycles, from the half of L2 in which a word lies to an SM at the other
     double slice_interval;               // cycles of a slice of L2 for a request, whatever it moves
     double queue;                        // cycles of work that may wait for the load/store unit before a warp has to
+    double async_copy_extra;             // cycles that a copy takes longer than a load
 };
 
 // What the clock found out about one launch.

@@ -184,7 +184,7 @@ class Clock(Rates):
     pj_per_instruction   a warp's instruction of any other kind
 
     The model does not use yet: bit_rate, vote_rate, wide_conversion_rate, wide_imad_latency, shared_bytes_per_cycle,
-    pending_per_sm, system_fence, warp_barrier, cluster_barrier, async_copy_extra.
+    pending_per_sm, system_fence, warp_barrier, cluster_barrier.
     """
 
     card: str

@@ -41,13 +41,18 @@ PIPES = (
 NONE, FMA, ALU, IMAD, FP64, MUFU, CONVERSION, MEMORY, SHUFFLE, TENSOR, HALF, BRANCH = range(12)
 KINDS = (
     "plain", "free", "load", "store", "shared load", "shared store", "pause", "shared atomic", "copy", "prefetch",
-    "bypass",
+    "bypass", "bypass copy",
 )  # fmt: skip
-PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY, PREFETCH, BYPASS = range(11)
+(
+    PLAIN, FREE, LOAD, STORE, SHARED_LOAD, SHARED_STORE, PAUSE, SHARED_ATOMIC, COPY, PREFETCH, BYPASS, BYPASS_COPY
+) = range(12)  # fmt: skip
+COPIES = (COPY, BYPASS_COPY)
+IN_SHARED = (SHARED_LOAD, SHARED_STORE, SHARED_ATOMIC, *COPIES)
 
 # The order is made before anyone knows where data lies: what the assembler may assume of a load, in cycles.
 ASSUMED = {
-    LOAD: 300.0, BYPASS: 300.0, COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0, SHARED_ATOMIC: 60.0, PAUSE: 30.0
+    LOAD: 300.0, BYPASS: 300.0, COPY: 300.0, BYPASS_COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0,
+    SHARED_ATOMIC: 60.0, PAUSE: 30.0,
 }  # fmt: skip
 # Cycles until a special register such as threadIdx is read, and constant memory at a computed address. Guesses.
 SPECIAL_LATENCY, CONSTANT_LATENCY = 20.0, 30.0
@@ -145,7 +150,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode == "cp":
         if {"wait_group", "wait_all", "mbarrier"} & set(words):
             return cost(MEMORY, latency=4, kind=PAUSE)
-        return cost(MEMORY, kind=PREFETCH if "prefetch" in words else COPY)
+        return cost(MEMORY, kind=PREFETCH if "prefetch" in words else BYPASS_COPY if "cg" in words else COPY)
     if opcode in ("prefetch", "prefetchu", "discard", "applypriority"):
         return cost(MEMORY, kind=PREFETCH)
     if opcode in ("bra", "brx", "ret", "call"):
@@ -700,7 +705,7 @@ class _Scheduler:
                         if cost.kind == SHARED_LOAD and ins.predicate is None and where[1] is not None:
                             key = len(pieces), where[1], where[3] - where[2], *node.after
                             sides.setdefault(key, {}).setdefault(where[2], at)
-                    elif cost.kind in (STORE, SHARED_STORE, SHARED_ATOMIC, COPY):
+                    elif cost.kind in (STORE, SHARED_STORE, SHARED_ATOMIC, *COPIES):
                         node.after = memory.store(at, self.where(statement, origins, versions))
             for name in defs:
                 values[name] = value
@@ -796,9 +801,9 @@ class _Scheduler:
     def where(self, statement, origins, versions):
         """(space, base, first byte, byte behind the last) of an access; the base is None if nothing is known of it."""
         words = statement.ins.modifiers
-        space = "shared" if statement.cost.kind in (SHARED_LOAD, SHARED_STORE, SHARED_ATOMIC, COPY) else _space(words)
+        space = "shared" if statement.cost.kind in IN_SHARED else _space(words)
         address = next((o for o in statement.ins.operands if type(o) is Address), None)
-        if address is None or statement.cost.kind == COPY or statement.ins.opcode[2:] == "matrix":
+        if address is None or statement.cost.kind in COPIES or statement.ins.opcode[2:] == "matrix":
             return space, None, 0, 0
         size = BITS[words[-1]] // 8 * (4 if "v4" in words else 2 if "v2" in words else 1)
         if type(address.base) is Reg:

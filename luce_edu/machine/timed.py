@@ -42,6 +42,7 @@ class Times(ctypes.Structure):
         "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle", "inflight_bytes", "inflight_lines",
         "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "barrier_base", "barrier_per_warp",
         "block_interval", "block_start", "dram_turn", "l2_far_extra", "slice_interval", "queue",
+        "async_copy_extra",
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def times_of(clock: Clock) -> Times:
         block_fence=clock.block_fence, barrier_base=clock.barrier_base, barrier_per_warp=clock.barrier_per_warp,
         block_interval=clock.block_interval, block_start=clock.block_start,
         dram_turn=clock.dram_turn, l2_far_extra=clock.l2_far_extra, slice_interval=clock.slice_interval,
-        queue=clock.queue_per_quadrant * QUADRANTS * clock.shared_floor,
+        queue=clock.queue_per_quadrant * QUADRANTS * clock.shared_floor, async_copy_extra=clock.async_copy_extra,
     )  # fmt: skip
 
 
