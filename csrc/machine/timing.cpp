@@ -42,7 +42,8 @@ constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else
 enum class Act : uint8_t {
     other, enter, access, copy, commit,
     // What a warp pauses at.
-    barrier, leave, fence, synchronise, wait_for_copies, local_pause
+    barrier, cluster_arrive, cluster_wait, leave, fence, synchronise, wait_for_copies, bulk_copy,
+    mbarrier, mbarrier_wait, copies_arrive, local_pause
 };
 
 struct RowKind {
@@ -50,7 +51,11 @@ struct RowKind {
     Space space = global;
     Form form = Form::wide;
     uint8_t size = 0;  // bytes a lane
-    bool all = false;  // wait_for_copies: also for those whose group is open
+    Space to = global;  // bulk_copy: where it writes; `space` is where it reads
+    bool bulk = false;  // commit, wait_for_copies: of bulk copies
+    bool all = false;   // wait_for_copies: also for those whose group is open
+    bool read = false;  // wait_for_copies: until they have read
+    bool parity = false;  // mbarrier_wait: the phase is named by its parity
     bool pauses() const { return act >= Act::barrier; }
 };
 
@@ -67,13 +72,27 @@ RowKind kind_of(std::string_view name) {
     if (name == "exit") return kind.act = Act::leave, kind;
     if (name == "fence") return kind.act = Act::fence, kind;
     if (is("bar.warp")) return kind;
+    if (is("barrier.cluster.arrive")) return kind.act = Act::cluster_arrive, kind;
+    if (is("barrier.cluster.wait")) return kind.act = Act::cluster_wait, kind;
     if (is("bar.") || is("barrier.")) return kind.act = Act::barrier, kind;
     if (name == "cp.async") return kind.act = Act::copy, kind;
-    if (name == "cp.async.commit_group") return kind.act = Act::commit, kind;
-    if (is("cp.async.wait")) return kind.act = Act::wait_for_copies, kind.all = name == "cp.async.wait_all", kind;
-    if (is("griddepcontrol") || is("nanosleep") || is("clock") || is("globaltimer") || is("mbarrier.test") ||
-        is("mbarrier.try") || is("cp.async.bulk.wait"))
-        return kind.act = Act::local_pause, kind;
+    if (is("cp.")) {
+        const auto has = [&](std::string_view word) { return std::find(words.begin(), words.end(), word) != words.end(); };
+        kind.bulk = has("bulk");
+        kind.all = has("wait_all");
+        kind.read = has("read");
+        if (has("commit_group")) return kind.act = Act::commit, kind;
+        if (has("wait_group") || has("wait_all")) return kind.act = Act::wait_for_copies, kind;
+        if (has("mbarrier")) return kind.act = Act::copies_arrive, kind;
+        const size_t to = has("reduce") ? 4 : 3;  // words: cp, perhaps reduce, async, bulk, where to, where from
+        kind.to = words[to] == "shared" ? shared : global;
+        kind.space = words[to + 1] == "shared" ? shared : global;
+        return kind.act = Act::bulk_copy, kind;
+    }
+    if (is("mbarrier.test") || is("mbarrier.try"))
+        return kind.act = Act::mbarrier_wait, kind.parity = words.back() == "parity", kind;
+    if (is("mbarrier.") && words[1] != "pending_count") return kind.act = Act::mbarrier, kind;
+    if (is("griddepcontrol") || is("nanosleep") || is("clock") || is("globaltimer")) return kind.act = Act::local_pause, kind;
     if (!is("ld.") && !is("st.") && !is("atom.")) return kind;
     const bool synchronises = words[1] == "sync", is_atomic = words[0] == "atom";
     const std::string_view space = words[synchronises ? 2 : 1];
@@ -276,34 +295,64 @@ struct Record {
     uint32_t first, count;  // its lines
     uint32_t passes;        // over shared memory's banks; of a copy, those in which it is written
     uint32_t lanes;         // that take part
+    bool far = false;       // in the shared memory of another block of the cluster
 };
 
-// The cp.async of a warp between two ends of groups. Groups are the warp's here, and each lane's on a GPU: the same where
-// the lanes of a warp copy together.
+struct Sm;
+struct TimedWarp;
+struct TimedCluster;
+
+// An mbarrier, for which bulk copies land later than the machine carries them out. By the parity of a phase: what it
+// still waits for, and when all else of it was over.
+struct Mbarrier {
+    uint32_t pending[2] = {};
+    double over[2] = {};
+    std::vector<TimedWarp*> waiting;
+};
+struct Phase {
+    Mbarrier* barrier;
+    uint32_t parity;
+};
+
+// Copies of a warp between two ends of groups. Groups are the warp's here, and each lane's on a GPU: the same where the
+// lanes of a warp copy together.
 struct Batch {
-    uint32_t pending = 0;  // copies whose time of landing is not known yet
-    double landed = 0;     // the last of the others
+    uint64_t group;
+    uint32_t pending = 0;         // copies whose time of landing is not known yet
+    double landed = 0, read = 0;  // when the last of the others has landed, and when all have read
     bool closed = false;
+    std::vector<Phase> arrivals = {};  // at mbarriers, once all have landed
 };
 
 struct Copies {
-    uint64_t first = 0;          // the number of the first batch; they are counted on
-    std::vector<Batch> batches;  // without those at the front that have been waited for; the last one may be open
+    uint64_t first = 0, group = 0;  // the number of the first batch, and of the group that is open
+    std::vector<Batch> batches;     // without those at the front that have been waited for; the last one may be open
 
     Batch& open() {
-        if (batches.empty() || batches.back().closed) batches.emplace_back();
+        if (batches.empty() || batches.back().closed) batches.push_back({group});
         return batches.back();
     }
-    uint64_t number() const { return first + batches.size() - 1; }
-    // How many batches are not among the last `groups` that are closed; `all`: nor open.
-    size_t before(int64_t groups, bool all) const {
-        if (all) return batches.size();
-        const size_t count = batches.size() - (!batches.empty() && !batches.back().closed);
-        return count - std::min<size_t>(static_cast<size_t>(groups), count);
+    void close() {
+        if (!batches.empty()) batches.back().closed = true;
     }
-    double landed(size_t count) const {
+    void commit() {
+        close();
+        ++group;
+    }
+    uint64_t number() const { return first + batches.size() - 1; }
+    Batch& at(uint64_t number) { return batches[number - first]; }
+    // How many batches are not of the last `groups` closed groups, nor, unless `all`, of the open one.
+    size_t before(int64_t groups, bool all) const {
+        size_t count = 0;
+        while (count < batches.size() && (all || batches[count].group + static_cast<uint64_t>(groups) < group)) ++count;
+        return count;
+    }
+    double over(size_t count, bool read) const {
         double when = 0;
-        for (size_t i = 0; i < count; ++i) when = std::max(when, batches[i].pending ? never : batches[i].landed);
+        for (size_t i = 0; i < count; ++i) {
+            const Batch& batch = batches[i];
+            when = std::max(when, read ? batch.read : batch.pending ? never : batch.landed);
+        }
         return when;
     }
     void drop(size_t count) {
@@ -315,12 +364,10 @@ struct Copies {
 enum class State : uint8_t { runs, waits_for_l2, waits_for_copies, waits, ended };
 enum class Cause : uint8_t { operand, memory };
 
-struct Sm;
-struct TimedBlock;
-
 struct TimedWarp {
     Warp* w = nullptr;
     Sm* sm = nullptr;
+    TimedCluster* cluster = nullptr;
     const Rows* rows = nullptr;
     State state = State::runs;
     uint32_t quadrant = 0;
@@ -333,7 +380,7 @@ struct TimedWarp {
     bool vain = false;
     bool fenced = false;    // stands behind the fence of its release
     double last_store = 0;
-    Copies copies;
+    Copies copies[2];       // cp.async; bulk copies of groups
     double arrived = 0;     // at a barrier, or where it waits for copies
     int32_t arrived_at = 0;
     std::vector<double> local;  // by instruction of its basic block: when its value is there
@@ -345,11 +392,29 @@ struct TimedWarp {
     std::vector<int16_t> record_of;   // by ordinal
 };
 
-struct TimedBlock {
+// The blocks of a cluster, or one block, each on an SM of its own.
+struct TimedCluster {
     std::unique_ptr<Cluster> cluster;
+    std::vector<Sm*> sms;  // by the rank of the block
     std::vector<std::unique_ptr<TimedWarp>> warps;
-    double began = 0;
-    bool ended = false;
+    double began = 0, ended = 0;
+    double opens[2] = {};  // its barrier: by the parity of the phase, the latest that an arrival lets it
+    std::unordered_map<const uint8_t*, Mbarrier> mbarriers;  // by where they lie
+
+    const Block* first() const { return cluster->blocks.front(); }
+};
+
+// A bulk copy under way: the engine of an SM asks for one line after another.
+struct Transfer {
+    TimedCluster* cluster;  // null once that has ended
+    TimedWarp* warp;
+    bool writes;            // to L2
+    uint64_t at, end;       // addresses on the device that are still to be asked for
+    double next, interval;  // when the next line is asked for; cycles between two
+    uint32_t pending;       // lines that are asked for and not there
+    double landed;
+    uint64_t batch;         // of the warp's; where there are no phases
+    std::vector<Phase> phases;
 };
 
 struct Load {
@@ -371,6 +436,7 @@ struct Fetch {
     bool keep;              // L1 keeps them
     std::vector<uint32_t> loads;
     TimedWarp* warp;        // synchronising or writing
+    Transfer* transfer;     // that it belongs to, or null
 };
 
 struct Sm {
@@ -378,20 +444,22 @@ struct Sm {
     double slot_free[quadrants] = {}, pipe_free[quadrants][pipes_count] = {}, unit_free = 0;
     std::unique_ptr<Tags> l1;
     std::vector<TimedWarp*> warps;
-    std::vector<std::unique_ptr<TimedBlock>> blocks;
+    std::vector<std::unique_ptr<TimedCluster>> clusters;  // whose first block is here
+    std::vector<std::unique_ptr<Transfer>> transfers;
+    double engine_free = 0;  // of the one that bulk copies go through
     std::vector<Fetch> fetches;
     size_t fetches_used = 0;
     std::vector<Load> loads;
     std::vector<uint32_t> free_loads;
     double inflight = 0, lines = 0;  // bytes and lines that it waits for, of loads and stores
     std::vector<std::pair<double, double>> landing;  // a heap: when, bytes of a line
-    std::vector<double> ended_at;                    // blocks that ended in this window
+    std::vector<double> ended_at;                    // clusters of this SM that ended in this window
     uint32_t next_quadrant = 0;
     Worker* worker = nullptr;
     Found found = {};
     std::vector<InstructionTimes>* times = nullptr;  // of its OS thread
     std::vector<Wait> waits;
-    uint64_t progress = 0;
+    uint64_t progress = 0, looks = 0;  // looks: at mbarriers, in vain
 
     // What is under way is there, or has been taken, at `when`.
     void lands(double when, uint8_t sectors) {
@@ -453,6 +521,29 @@ uint64_t to_device(Warp* w, const Rows& rows, int32_t site, uint64_t address, ui
     return tensor < 0 ? 0 : rows.addresses[tensor] - w->block->launch->tensors[tensor].begin;
 }
 
+// The block in whose shared memory an address lies, whether generic or not; null: none of the cluster.
+Block* shared_block(Warp* w, uint64_t address) {
+    const uint64_t rank = (address & ~window_mask) >> rank_shift;  // counted from 1; 0: the own block
+    if (rank == 0) return w->block;
+    return w->block->cluster && rank <= cluster_blocks(*w->block->launch) ? w->block->cluster[rank - 1] : nullptr;
+}
+
+// Where an mbarrier lies; null: nowhere, and the access itself will be reported.
+uint8_t* mbarrier_at(Warp* w, uint64_t address) {
+    Block* block = shared_block(w, address);
+    const uint64_t offset = address & ((1u << rank_shift) - 1);
+    return block && offset + 8 <= block->shared_bytes ? block->shared + offset : nullptr;
+}
+// Its word, as memory_async.cpp has it.
+constexpr int parity_bit = 61;
+uint64_t word_of(const uint8_t* barrier) {
+    uint64_t word;
+    memcpy(&word, barrier, sizeof word);
+    return word;
+}
+uint32_t parity_of(const uint8_t* barrier) { return word_of(barrier) >> parity_bit & 1; }
+bool is_mbarrier(const uint8_t* barrier) { return word_of(barrier) >> 62 == 2; }
+
 void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     TimedWarp* t = current;
     const int32_t row = w->at(p);
@@ -466,6 +557,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             const uint64_t window = at[lane] & window_mask;
             record.space = window == shared_window ? shared : window == local_window ? local : global;
         }
+        record.far = record.space == shared && shared_block(w, at[lane]) != w->block;
         const Pattern pattern = pattern_of(at, m, kind.size);
         if (record.space == shared) {
             record.passes = pattern == Pattern::same  ? 1
@@ -539,6 +631,9 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
     rows.end.assign(program->count + 1, 0);
     rows.block_first.assign(program->count + 1, 0);
     std::unordered_map<int32_t, RowKind> known;
+    std::vector<bool> pauses(program->count + 1);
+    for (int32_t i = 0; i < schedule->instructions_count; ++i)
+        if (const Instruction& one = schedule->instructions[i]; one.kind == Kind::pause && one.row >= 0) pauses[one.row] = true;
     uint32_t ordinals = 0;
     int32_t block = -1, first = 0;
     for (int32_t row = 0; row < program->count; ++row) {
@@ -547,6 +642,7 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
             auto found = known.find(operation);
             if (found == known.end()) found = known.emplace(operation, kind_of(operation_name(operation))).first;
             rows.kinds[row] = found->second;
+            if (pauses[row] && !found->second.pauses()) rows.kinds[row].act = Act::local_pause;
         }
         switch (rows.kinds[row].act) {
             case Act::other: break;
@@ -589,10 +685,11 @@ class Core {
 public:
     Core(const Times& times, Timing& timing) : times_(times), timing_(timing) {}
 
-    void begin_warp(Sm& sm, TimedBlock& block, Warp& w, const Rows& rows, double time) {
+    void begin_warp(Sm& sm, TimedCluster& cluster, Warp& w, const Rows& rows, double time) {
         auto t = std::make_unique<TimedWarp>();
         t->w = &w;
         t->sm = &sm;
+        t->cluster = &cluster;
         t->rows = &rows;
         t->quadrant = sm.next_quadrant++ % quadrants;
         t->earliest = time;
@@ -604,7 +701,7 @@ public:
         run_piece(*t, false);
         settle(*t);
         sm.warps.push_back(t.get());
-        block.warps.push_back(std::move(t));
+        cluster.warps.push_back(std::move(t));
     }
 
     void run_window(Sm& sm, double until) {
@@ -616,9 +713,10 @@ public:
                 const double at = issue_time(sm, *t, until);
                 if (at < when) best = t, when = at;
             }
-            if (!best) return;
+            if (!best) break;
             issue(sm, *best, when);
         }
+        for (auto& transfer : sm.transfers) ask_on(sm, *transfer, until);
     }
 
     // A synchronising access runs now, between windows; its answer is there at `ready`.
@@ -634,6 +732,14 @@ public:
         wake_others(t, ready);
     }
 
+    // A line of a bulk copy is there, or has been taken, at `when`.
+    void line_lands(Transfer& transfer, double when) {
+        transfer.landed = std::max(transfer.landed, when + times_.bulk_copy_extra);
+        if (--transfer.pending || transfer.at < transfer.end || !transfer.cluster) return;
+        if (transfer.phases.empty()) return copy_lands(*transfer.warp, true, transfer.batch, transfer.landed);
+        for (Phase phase : transfer.phases) lands(phase, transfer.landed);
+    }
+
     void land(Sm& sm, uint32_t id, double ready) {
         Load& load = sm.loads[id];
         load.ready = std::max(load.ready, ready);
@@ -641,7 +747,7 @@ public:
         TimedWarp& t = *load.warp;
         if (load.local < 0) {
             sm.free_loads.push_back(id);
-            return copy_lands(t, load.batch, load.ready);
+            return copy_lands(t, false, load.batch, load.ready + times_.async_copy_extra);
         }
         if (t.instance == load.instance) t.local[load.local] = load.ready;
         for (size_t slot = 0; slot < t.slot_load.size(); ++slot)
@@ -820,7 +926,7 @@ private:
         const Instruction& i = at(t, t.cursor);
         InstructionTimes& times = (*sm.times)[t.cursor];
         if (releases(t, i) && !std::exchange(t.fenced, true)) {
-            t.earliest = arrived(sm, t, when) + times_.fence;
+            t.earliest = arrived(sm, t, when) + (t.w->pc[1].c & scope_system ? times_.system_fence : times_.fence);
             times.memory += t.earliest - when;
             sm.found.waited[2] += t.earliest - when;
             return settle(t);
@@ -854,7 +960,7 @@ private:
 
     double access(Sm& sm, TimedWarp& t, const Instruction& i, double when, int32_t local) {
         const RowKind& kind = t.rows->kinds[i.row];
-        if (kind.act == Act::commit) return t.copies.open().closed = true, when;
+        if (kind.act == Act::commit) return t.copies[kind.bulk].commit(), when;
         const bool recorded = kind.act == Act::access || kind.act == Act::copy;
         const int16_t index = recorded ? t.record_of[t.rows->ordinal[i.row]] : -1;
         if (index < 0) {  // no lane took part, or an access that is not recorded, such as ldmatrix
@@ -867,7 +973,8 @@ private:
         if (record.space == shared) {
             const double cycles = std::max<double>(times_.memory_floor, record.passes);
             sm.unit_free = start + cycles;
-            return start + cycles - times_.memory_floor + times_.shared_latency + wider(kind.size);
+            const double latency = record.far ? times_.cluster_latency : times_.shared_latency;
+            return start + cycles - times_.memory_floor + latency + wider(kind.size);
         }
         const LineSectors* lines = t.lines.data() + record.first;
         const double for_tags = record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0;
@@ -918,8 +1025,8 @@ private:
         }
         if (id != nobody_id) sm.loads[id].ready = ready;
         if (copy) {
-            Batch& batch = t.copies.open();
-            if (id == nobody_id) batch.landed = std::max(batch.landed, ready);
+            Batch& batch = t.copies[false].open();
+            if (id == nobody_id) batch.landed = std::max(batch.landed, ready + times_.async_copy_extra);
             return at_l1;
         }
         return id == nobody_id ? ready : never;
@@ -940,6 +1047,7 @@ private:
         fetch.keep = keep;
         fetch.loads.clear();
         fetch.warp = nullptr;
+        fetch.transfer = nullptr;
         return static_cast<uint32_t>(sm.fetches_used++);
     }
 
@@ -954,8 +1062,8 @@ private:
             Load& load = sm.loads[id];
             load = {&t, t.instance, 0, local, 0, 0};
             if (local < 0) {
-                ++t.copies.open().pending;
-                load.batch = t.copies.number();
+                ++t.copies[false].open().pending;
+                load.batch = t.copies[false].number();
             } else {
                 t.local_load[local] = id;
                 set_results(t, i, never, id);
@@ -967,10 +1075,203 @@ private:
         ++sm.loads[id].pending;
     }
 
-    // ---- Pauses ----
+    // ---- What pauses need ----
+
+    // The load/store unit for an access that has no record; from when it has it.
+    double take_unit(Sm& sm, double when) {
+        const double start = std::max(when, sm.unit_free);
+        sm.unit_free = start + times_.memory_floor;
+        return start;
+    }
+
+    // When the answer to a pause is there.
+    void set_answer(TimedWarp& t, const Instruction& i, double when) {
+        t.local[t.cursor - t.block_first] = when;
+        set_results(t, i, when, nobody_id);
+    }
+
+    double fence_of(int64_t how) const {
+        return how & scope_system ? times_.system_fence : how & seq_cst ? times_.sc_fence : times_.fence;
+    }
+
+    void hold(TimedWarp& t) {
+        t.state = State::waits_for_copies;
+        t.next = never;
+    }
+    void let_go_on(TimedWarp& t) {
+        t.state = State::runs;
+        ++t.sm->progress;
+        run_piece(t, true);
+        settle(t);
+    }
+
+    // The warp, which has waited since it arrived, goes on at `when` or later. reason: as in Found::waited.
+    void held_until(TimedWarp& t, double when, int reason) {
+        const double waited = std::max(0.0, when - t.earliest);
+        InstructionTimes& times = (*t.sm->times)[t.arrived_at];
+        (reason == 2 ? times.memory : times.barrier) += waited;
+        t.sm->found.waited[reason] += waited;
+        t.earliest += waited;
+    }
+
+    // ---- Copies that are waited for in groups ----
+
+    // Whether it is known when all copies land that the warp waits for; then it may go on from that time.
+    bool copies_there(TimedWarp& t) {
+        const Ins* wait = t.w->pc;
+        const RowKind& kind = t.rows->kinds[t.w->at(wait)];
+        Copies& copies = t.copies[kind.bulk];
+        const size_t count = copies.before(wait->imm, kind.all);
+        const double over = copies.over(count, kind.read);
+        if (over == never) return false;
+        if (!kind.read) copies.drop(count);
+        held_until(t, over, 2);
+        return true;
+    }
+
+    void copy_lands(TimedWarp& t, bool bulk, uint64_t number, double when) {
+        Batch& batch = t.copies[bulk].at(number);
+        batch.landed = std::max(batch.landed, when);
+        if (--batch.pending) return;
+        for (Phase phase : std::exchange(batch.arrivals, {})) lands(phase, batch.landed);
+        const bool waits = t.state == State::waits_for_copies && t.rows->kinds[t.w->at(t.w->pc)].act == Act::wait_for_copies;
+        if (waits && copies_there(t)) let_go_on(t);
+    }
+
+    // ---- mbarriers ----
+
+    struct Noted {
+        uint8_t* at;
+        Phase phase;
+        bool far;  // in another block
+    };
+    void note(TimedWarp& t, uint64_t address, std::vector<Noted>& barriers) {
+        uint8_t* at = mbarrier_at(t.w, address);
+        if (!at || std::any_of(barriers.begin(), barriers.end(), [&](const Noted& one) { return one.at == at; })) return;
+        barriers.push_back({at, {&t.cluster->mbarriers[at], parity_of(at)}, shared_block(t.w, address) != t.w->block});
+    }
+
+    // The phase that the first lane of a wait asks for, and whether the machine has ended it; no barrier: a fault.
+    struct Awaited {
+        Phase phase;
+        bool over;
+    };
+    Awaited awaited_by(TimedWarp& t) {
+        const Ins* p = t.w->pc;
+        const uint32_t lane = first_lane(t.w->mask);
+        Addresses at;
+        addresses_of(at, t.w->r, p->a, p->imm, p[1].a ? Form::narrow : Form::wide);
+        uint8_t* barrier = mbarrier_at(t.w, at[lane]);
+        if (!barrier || !is_mbarrier(barrier)) return {{nullptr, 0}, false};
+        const uint32_t parity = t.rows->kinds[t.w->at(p)].parity ? lanes<uint32_t>(t.w->r, p[1].b)[lane] & 1
+                                                                 : lanes<uint64_t>(t.w->r, p[1].b)[lane] >> parity_bit & 1;
+        return {{&t.cluster->mbarriers[barrier], parity}, parity_of(barrier) != parity};
+    }
+
+    // Whether it is known when the phase is over; then the warp may go on from that time. Where it is not, a wait of
+    // either kind holds the warp: as try_wait may on a GPU, and as a loop around test_wait does.
+    bool go_on(TimedWarp& t, const Awaited& awaited) {
+        const auto [barrier, parity] = awaited.phase;
+        if (!awaited.over || barrier->pending[parity]) return false;
+        held_until(t, barrier->over[parity], 2);
+        set_answer(t, at(t, t.cursor), t.earliest + times_.shared_latency);
+        return true;
+    }
+
+    void over_at(Phase phase, double when) {
+        Mbarrier& barrier = *phase.barrier;
+        barrier.over[phase.parity] = std::max(barrier.over[phase.parity], when);
+        for (TimedWarp* t : std::exchange(barrier.waiting, {})) {
+            if (go_on(*t, awaited_by(*t))) let_go_on(*t);
+            else barrier.waiting.push_back(t);
+        }
+    }
+    // So does what the phase still waited for.
+    void lands(Phase phase, double when) {
+        --phase.barrier->pending[phase.parity];
+        over_at(phase, when);
+    }
+
+    // An arrival once the warp's cp.async have landed.
+    void arrive_behind(TimedWarp& t, Phase phase) {
+        Copies& copies = t.copies[false];
+        double& over = phase.barrier->over[phase.parity];
+        for (Batch& batch : copies.batches) {
+            if (batch.pending) batch.arrivals.push_back(phase), ++phase.barrier->pending[phase.parity];
+            else over = std::max(over, batch.landed);
+        }
+        copies.close();
+    }
+
+    // ---- Bulk copies ----
+
+    // Operands stand above the function that runs them, in memory_async.cpp. The engine of an SM asks for as much as its
+    // way to L2 carries (assumed), and writes to shared memory without the load/store unit.
+    void bulk_copy(Sm& sm, TimedWarp& t, const RowKind& kind, double when, std::vector<Noted>& barriers) {
+        const Ins* p = t.w->pc;
+        const auto form = [&](int bit) { return p[1].a & bit ? Form::narrow : Form::wide; };
+        Addresses from, to, barrier;
+        addresses_of(to, t.w->r, p->d, p->imm, form(1));
+        addresses_of(from, t.w->r, p->a, p[1].imm, form(2));
+        if (p[1].d >= 0) addresses_of(barrier, t.w->r, p[1].d, p[2].imm, form(4));
+        for (uint32_t left = t.w->mask; left; left &= left - 1) {
+            const uint32_t lane = first_lane(left), bytes = lanes<uint32_t>(t.w->r, p->b)[lane];
+            const bool writes = kind.to == global, on_chip = !writes && kind.space != global;
+            const uint64_t address = writes ? to[lane] : from[lane];
+            const uint64_t at = on_chip ? 0 : address + to_device(t.w, *t.rows, p->c, address, bytes);
+            const double interval = line_bytes / times_.sm_bytes_per_cycle;
+            auto transfer = std::make_unique<Transfer>();
+            *transfer = {t.cluster, &t, writes, at, at + bytes, std::max(when, sm.engine_free), interval, 0, 0, 0, {}};
+            sm.engine_free = transfer->next + (bytes + line_bytes - 1) / line_bytes * interval;
+            if (p[1].d < 0) {
+                Batch& batch = t.copies[true].open();
+                ++batch.pending;
+                batch.read = std::max(batch.read, sm.engine_free);
+                transfer->batch = t.copies[true].number();
+            } else {
+                const uint32_t ranks = p[1].b < 0 ? 0 : lanes<uint32_t>(t.w->r, p[1].b)[lane] & 0xffff;
+                for (uint32_t rank = 0; rank == 0 || ranks >> rank; ++rank) {
+                    if (ranks && !(ranks >> rank & 1)) continue;
+                    const uint64_t offset = barrier[lane] & ((1u << rank_shift) - 1);
+                    const uint64_t place = ranks ? uint64_t{rank + 1} << rank_shift | offset : barrier[lane];
+                    note(t, place, barriers);
+                    uint8_t* known = mbarrier_at(t.w, place);
+                    if (!known) continue;
+                    transfer->phases.push_back({&t.cluster->mbarriers[known], parity_of(known)});
+                    ++transfer->phases.back().barrier->pending[transfer->phases.back().parity];
+                }
+            }
+            if (!on_chip && bytes) {
+                sm.transfers.push_back(std::move(transfer));
+                continue;
+            }
+            transfer->at = transfer->end;
+            transfer->pending = 1;
+            line_lands(*transfer, sm.engine_free + times_.cluster_latency);
+        }
+    }
+
+    void ask_on(Sm& sm, Transfer& transfer, double until) {
+        for (; transfer.at < transfer.end && transfer.next < until; transfer.next += transfer.interval) {
+            const uint64_t line = transfer.at / line_bytes, stop = std::min(transfer.end, (line + 1) * line_bytes);
+            const uint64_t first = transfer.at / sector_bytes, end = (stop + sector_bytes - 1) / sector_bytes;
+            const auto sectors = static_cast<uint8_t>(((1u << (end - first)) - 1) << first % 4);
+            const FetchKind kind = transfer.writes ? FetchKind::writing : FetchKind::reading;
+            sm.fetches[ask(sm, transfer.next, {line, sectors}, kind, false)].transfer = &transfer;
+            ++transfer.pending;
+            transfer.at = stop;
+        }
+    }
+
+    // ---- A pause ----
 
     void pause(Sm& sm, TimedWarp& t, const Instruction& i, double when) {
         const RowKind& kind = t.rows->kinds[i.row];
+        TimedCluster& cluster = *t.cluster;
+        std::vector<Noted> barriers;  // that it may change
+        bool looks = false;
+        t.arrived = when;
+        t.arrived_at = t.cursor;
         switch (kind.act) {
             case Act::synchronise: {
                 Addresses at;
@@ -989,84 +1290,82 @@ private:
                 if (const int64_t how = t.w->pc->imm; how & scope_cta) {
                     t.earliest = when + times_.block_fence;
                 } else {
-                    t.earliest = arrived(sm, t, when) + (how & seq_cst ? times_.sc_fence : times_.fence);
+                    t.earliest = arrived(sm, t, when) + fence_of(how);
                     sm.l1->clear();
                 }
                 break;
             case Act::wait_for_copies:
-                t.arrived = when;
-                t.arrived_at = t.cursor;
-                if (!copies_there(t)) {
-                    t.state = State::waits_for_copies;
-                    t.next = never;
-                    return;
-                }
+                if (!copies_there(t)) return hold(t);
                 break;
-            case Act::barrier:
-                t.arrived = when;
-                t.arrived_at = t.cursor;
+            case Act::mbarrier_wait: {
+                take_unit(sm, when);
+                const Awaited awaited = awaited_by(t);
+                if (!awaited.phase.barrier || go_on(t, awaited)) break;
+                // Not over yet. Other lanes of the warp may have to bring that about: then it looks again and again.
+                looks = !awaited.over && t.w->others_count;
+                if (looks) break;
+                awaited.phase.barrier->waiting.push_back(&t);
+                return hold(t);
+            }
+            case Act::bulk_copy: bulk_copy(sm, t, kind, take_unit(sm, when), barriers); break;
+            case Act::mbarrier:
+            case Act::copies_arrive: {
+                set_answer(t, i, take_unit(sm, when) + times_.shared_latency);
+                Addresses at;
+                addresses_of(at, t.w->r, t.w->pc->a, t.w->pc->imm, t.w->pc[1].a ? Form::narrow : Form::wide);
+                for (uint32_t left = t.w->mask; left; left &= left - 1) note(t, at[first_lane(left)], barriers);
+                if (kind.act == Act::copies_arrive)
+                    for (const Noted& one : barriers) arrive_behind(t, one.phase);
+                break;
+            }
+            case Act::cluster_arrive: {
+                const bool relaxes = t.w->pc->c & relaxed;
+                double& opens = cluster.opens[cluster.first()->cluster_phase % 2];
+                opens = std::max(opens, relaxes ? when + times_.cluster_barrier_relaxed
+                                                : arrived(sm, t, when) + times_.cluster_barrier);
+                break;
+            }
+            case Act::cluster_wait:
+                if (t.w->cluster_phase != cluster.first()->cluster_phase)
+                    held_until(t, cluster.opens[t.w->cluster_phase % 2], 3);
                 break;
             default: break;
         }
-        const uint64_t barriers = sm.worker->barriers;
-        ++sm.progress;
+        const uint64_t barriers_before = sm.worker->barriers;
+        const uint32_t phase = cluster.first()->cluster_phase;
+        ++(looks ? sm.looks : sm.progress);
         run_piece(t, true);
-        if (kind.act == Act::barrier && sm.worker->barriers != barriers) {
+        for (const Noted& one : barriers)
+            if (parity_of(one.at) != one.phase.parity) over_at(one.phase, when + (one.far ? times_.cluster_latency : 0));
+        if (kind.act == Act::barrier && sm.worker->barriers != barriers_before) {
             const double open = when + times_.barrier_base + times_.barrier_per_warp * t.w->block->warps.size();
             t.earliest = std::max(t.earliest, open);
             wake_others(t, open);
+        } else if (phase != cluster.first()->cluster_phase) {
+            cluster.opens[(phase + 1) % 2] = 0;
+            wake_others(t, std::max(when, cluster.opens[phase % 2]));
         } else {
             wake_others(t, when);
         }
         if (t.state == State::ended) {
             t.next = never;
-            if (!t.w->block->live_threads) sm.ended_at.push_back(when);
+            if (t.w->block->live_threads) return;
+            cluster.ended = std::max(cluster.ended, when);
+            if (cluster.cluster->ended()) cluster.sms.front()->ended_at.push_back(cluster.ended);
             return;
         }
         settle(t);
     }
-
-    // Whether it is known when all copies land that the warp waits for; then it may go on from that time.
-    bool copies_there(TimedWarp& t) {
-        const Ins* wait = t.w->pc;
-        const size_t count = t.copies.before(wait->imm, t.rows->kinds[t.w->at(wait)].all);
-        const double landed = t.copies.landed(count);
-        if (landed == never) return false;
-        t.copies.drop(count);
-        held_until(t, landed + times_.async_copy_extra);
-        return true;
-    }
-
-    void copy_lands(TimedWarp& t, uint64_t number, double when) {
-        Batch& batch = t.copies.batches[number - t.copies.first];
-        batch.landed = std::max(batch.landed, when);
-        --batch.pending;
-        if (t.state != State::waits_for_copies || !copies_there(t)) return;
-        t.state = State::runs;
-        run_piece(t, true);
-        settle(t);
-    }
-
-    // The warp, which has waited for memory since it arrived, goes on at `when` or later.
-    void held_until(TimedWarp& t, double when) {
-        const double waited = std::max(0.0, when - t.earliest);
-        (*t.sm->times)[t.arrived_at].memory += waited;
-        t.sm->found.waited[2] += waited;
-        t.earliest += waited;
-    }
-
-    // Warps of the block that waited and can go on now.
+    // Warps of the block or the cluster that waited and can go on now.
     void wake_others(TimedWarp& one, double when) {
-        Block* block = one.w->block;
-        if (!block->ready) return;
+        if (!one.w->block->cluster && !one.w->block->ready) return;
         const TimedWarp* first = nullptr;  // to have come, of those that waited
-        for (TimedWarp* t : one.sm->warps) {
-            if (t->w->block != block || t == &one || t->state != State::waits) continue;
-            if (!(block->ready >> t->w->index & 1)) continue;
+        for (auto& other : one.cluster->warps) {
+            TimedWarp* t = other.get();
+            if (t == &one || t->state != State::waits || !(t->w->block->ready >> t->w->index & 1)) continue;
             const double waited = std::max(0.0, when - t->arrived);
-            InstructionTimes& times = (*one.sm->times)[t->arrived_at];
-            times.barrier += waited;
-            one.sm->found.waited[3] += waited;
+            (*t->sm->times)[t->arrived_at].barrier += waited;
+            t->sm->found.waited[3] += waited;
             if (!first || t->arrived < first->arrived) first = t;
             t->state = State::runs;
             t->earliest = std::max(t->earliest, when);
@@ -1074,9 +1373,9 @@ private:
             settle(*t);
         }
         if (first && when - first->arrived >= timing_.wait_from)
-            one.sm->waits.push_back({static_cast<int32_t>(one.sm->number), static_cast<int32_t>(block->number),
+            one.sm->waits.push_back({static_cast<int32_t>(first->sm->number), static_cast<int32_t>(first->w->block->number),
                                      static_cast<int32_t>(first->w->index), at(*first, first->arrived_at).row,
-                                     static_cast<int32_t>(block->launch->number), first->arrived, when});
+                                     static_cast<int32_t>(first->w->block->launch->number), first->arrived, when});
     }
 
     const Times& times_;
@@ -1091,7 +1390,8 @@ public:
                 const Schedule& schedule, const uint64_t* addresses, double begin)
         : launch_(launch), timing_(timing), device_(device), times_(timing.times), core_(timing.times, timing),
           rows_(prepare(launch->program, &schedule, addresses)),
-          threads_(launch->blocks() < few_blocks ? 1 : threads), begin_(begin) {
+          threads_(launch->blocks() < few_blocks ? 1 : threads),
+          span_(std::min(cluster_blocks(*launch), static_cast<uint32_t>(times_.sm_count))), begin_(begin) {
         launch->code = rows_.code.data();
         sms_.resize(static_cast<size_t>(times_.sm_count));
         instruction_times_.assign(threads_, std::vector<InstructionTimes>(schedule.instructions_count));
@@ -1100,8 +1400,8 @@ public:
             sms_[i] = std::make_unique<Sm>();
             sms_[i]->number = i;
             sms_[i]->l1 = std::make_unique<Tags>(l1);
-            sms_[i]->worker = workers[i % threads_].get();
-            sms_[i]->times = &instruction_times_[i % threads_];
+            sms_[i]->worker = workers[i / span_ % threads_].get();
+            sms_[i]->times = &instruction_times_[i / span_ % threads_];
             sms_[i]->unit_free = begin;
         }
         pool_.serial = next_serial_++;
@@ -1112,18 +1412,23 @@ public:
         // Blocks go to SMs one after another, until all are full.
         double time = begin_;
         for (uint32_t k = 0; k < per_sm(); ++k)
-            for (auto& sm : sms_)
-                if (next_ < clusters_) start(*sm, time += times_.block_interval);
+            for (size_t i = 0; i + span_ <= sms_.size(); i += span_)
+                if (next_ < clusters_) start(*sms_[i], time += times_.block_interval * cluster_blocks(*launch_));
         handed_out_ = time;
-        const double window = std::max(16.0, std::min(times_.l2_latency / 2 - 1, 128.0));
+        double window = std::min(times_.l2_latency / 2 - 1, 128.0);
+        // What one SM of a cluster does to another comes later than the window in which it does it.
+        if (span_ > 1) window = std::min({window, times_.cluster_latency, times_.cluster_barrier_relaxed});
+        window = std::max(16.0, window);
         double until = begin_;
         const std::function<void(uint32_t)> go_on = [&](uint32_t me) {
-            for (size_t i = me; i < sms_.size(); i += threads_) core_.run_window(*sms_[i], until);
+            for (size_t group = me; group * span_ < sms_.size(); group += threads_)
+                for (size_t i = group * span_; i < std::min(sms_.size(), (group + 1) * span_); ++i)
+                    core_.run_window(*sms_[i], until);
         };
         Threads& crew = Threads::get(threads_);
-        uint64_t seen = 0, vain = 0;
-        while (!launch_->done() && !launch_->failed->load(std::memory_order_relaxed)) {
-            double first = never;
+        uint64_t seen = 0, looked = 0, vain = 0;
+        while (!(launch_->done() && first_ask() == never) && !launch_->failed->load(std::memory_order_relaxed)) {
+            double first = first_ask();
             for (auto& sm : sms_)
                 for (TimedWarp* t : sm->warps) first = std::min(first, t->next);
             if (first == never) {
@@ -1136,31 +1441,43 @@ public:
             serve(until);
             end_blocks(until);
             if (interrupted.load(std::memory_order_relaxed)) report_end(launch_, Fault::interrupted);
-            uint64_t progress = 0;
-            for (auto& sm : sms_) progress += sm->progress;
-            vain = progress == seen ? vain + served_ : 0;
+            uint64_t progress = 0, looks = 0;
+            for (auto& sm : sms_) progress += sm->progress, looks += sm->looks;
+            vain = progress == seen ? vain + served_ + looks - looked : 0;
             seen = progress;
+            looked = looks;
             if (vain > vain_looks) report_deadlock(launch_, all_blocks());
         }
         for (auto& sm : sms_)
-            for (auto& block : sm->blocks)
-                if (!block->ended) end_cluster(pool_, std::move(block->cluster));
+            for (auto& cluster : sm->clusters) end_cluster(pool_, std::move(cluster->cluster));
         return gather();
     }
 
 private:
     uint32_t per_sm() const {
-        return std::max<uint32_t>(1, launch_->resident / cluster_blocks(*launch_) / static_cast<uint32_t>(times_.sm_count));
+        return std::max<uint32_t>(1, launch_->resident / static_cast<uint32_t>(times_.sm_count));
     }
 
+    // A cluster, from this SM on.
     void start(Sm& sm, double time) {
-        auto block = std::make_unique<TimedBlock>();
-        block->began = time;
-        block->cluster = start_cluster(pool_, launch_, sm.worker, next_++, nullptr);
+        auto cluster = std::make_unique<TimedCluster>();
+        cluster->began = time;
+        cluster->cluster = start_cluster(pool_, launch_, sm.worker, next_++, nullptr);
         launch_->next_block.fetch_add(1);
-        for (Block* one : block->cluster->blocks)
-            for (Warp& w : one->warps) core_.begin_warp(sm, *block, w, rows_, time);
-        sm.blocks.push_back(std::move(block));
+        for (Block* block : cluster->cluster->blocks) {
+            cluster->sms.push_back(sms_[sm.number + block->rank % span_].get());
+            for (Warp& w : block->warps) core_.begin_warp(*cluster->sms.back(), *cluster, w, rows_, time);
+        }
+        sm.clusters.push_back(std::move(cluster));
+    }
+
+    // When a bulk copy next asks for something.
+    double first_ask() const {
+        double first = never;
+        for (auto& sm : sms_)
+            for (auto& transfer : sm->transfers)
+                if (transfer->at < transfer->end) first = std::min(first, transfer->next);
+        return first;
     }
 
     // What the SMs asked of L2 in this window, in the order of its time.
@@ -1176,7 +1493,10 @@ private:
             for (auto [s, f] : bucket) serve(*sms_[s], s, f);
             bucket.clear();
         }
-        for (auto& sm : sms_) sm->fetches_used = 0;
+        for (auto& sm : sms_) {
+            sm->fetches_used = 0;
+            std::erase_if(sm->transfers, [](const auto& one) { return one->at == one->end && !one->pending; });
+        }
     }
 
     void serve(Sm& sm, uint32_t s, uint32_t f) {
@@ -1184,9 +1504,11 @@ private:
         const double time = sm.fetches[f].time;
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
+        Transfer* transfer = sm.fetches[f].transfer;
         switch (sm.fetches[f].kind) {
             case FetchKind::writing: {
                 const double taken = device_.write(found_, time, line, sectors);
+                if (transfer) return stored_ = std::max(stored_, taken), core_.line_lands(*transfer, taken);
                 TimedWarp& t = *sm.fetches[f].warp;
                 t.last_store = std::max(t.last_store, taken);
                 stored_ = std::max(stored_, taken);
@@ -1210,6 +1532,7 @@ private:
             default: break;
         }
         const double ready = device_.read(found_, time, s, line, sectors, true);
+        if (transfer) return core_.line_lands(*transfer, ready);
         sm.lands(ready, sectors);
         if (sm.fetches[f].keep) {
             uint8_t evicted;
@@ -1231,24 +1554,26 @@ private:
         std::stable_sort(ended.begin(), ended.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
         for (auto [when, sm] : ended) {
             last_ = std::max(last_, when);
-            for (size_t i = 0; i < sm->blocks.size();) {
-                TimedBlock& block = *sm->blocks[i];
-                if (!block.cluster->ended()) {
+            for (size_t i = 0; i < sm->clusters.size();) {
+                TimedCluster& cluster = *sm->clusters[i];
+                if (!cluster.cluster->ended()) {
                     ++i;
                     continue;
                 }
-                std::erase_if(sm->warps, [&](TimedWarp* t) {
-                    return std::any_of(block.warps.begin(), block.warps.end(), [&](auto& own) { return own.get() == t; });
-                });
-                if (timing_.wait_from < no_waits)
-                    for (const Block* one : block.cluster->blocks)
-                        sm->waits.push_back({static_cast<int32_t>(sm->number), static_cast<int32_t>(one->number), -1, -1,
-                                             static_cast<int32_t>(launch_->number), block.began, when});
-                end_cluster(pool_, std::move(block.cluster));
-                block.ended = true;
-                sm->blocks.erase(sm->blocks.begin() + static_cast<ptrdiff_t>(i));
+                for (size_t rank = 0; rank < cluster.sms.size(); ++rank) {
+                    Sm& own = *cluster.sms[rank];
+                    std::erase_if(own.warps, [&](TimedWarp* t) { return t->cluster == &cluster; });
+                    for (auto& transfer : own.transfers)
+                        if (transfer->cluster == &cluster) transfer->cluster = nullptr;
+                    if (timing_.wait_from < no_waits)
+                        sm->waits.push_back({static_cast<int32_t>(own.number),
+                                             static_cast<int32_t>(cluster.cluster->blocks[rank]->number), -1, -1,
+                                             static_cast<int32_t>(launch_->number), cluster.began, when});
+                }
+                end_cluster(pool_, std::move(cluster.cluster));
+                sm->clusters.erase(sm->clusters.begin() + static_cast<ptrdiff_t>(i));
                 if (next_ < clusters_) {
-                    handed_out_ = std::max(handed_out_ + times_.block_interval, when);
+                    handed_out_ = std::max(handed_out_ + times_.block_interval * cluster_blocks(*launch_), when);
                     start(*sm, std::max(handed_out_ + times_.block_start, until));
                 }
             }
@@ -1258,8 +1583,8 @@ private:
     std::vector<Block*> all_blocks() const {
         std::vector<Block*> blocks;
         for (auto& sm : sms_)
-            for (auto& block : sm->blocks)
-                for (Block* one : block->cluster->blocks) blocks.push_back(one);
+            for (auto& cluster : sm->clusters)
+                for (Block* block : cluster->cluster->blocks) blocks.push_back(block);
         return blocks;
     }
 
@@ -1294,7 +1619,7 @@ private:
     const Times& times_;
     Core core_;
     Rows rows_;
-    uint32_t threads_;
+    uint32_t threads_, span_;  // span_: SMs that a cluster takes, one behind the other; an OS thread has all of them
     double begin_, from_ = 0, last_ = 0, stored_ = 0, handed_out_ = 0;
     BlockPool pool_;
     std::vector<std::unique_ptr<Sm>> sms_;

@@ -61,7 +61,7 @@ struct Times {
     double l2_bytes_per_cycle, sm_bytes_per_cycle, dram_bytes_per_cycle;
     double inflight_bytes, inflight_lines;  // of loads and stores that an SM may wait for
     double atomic_extra, atomic_interval;
-    double fence, sc_fence, block_fence;
+    double fence, sc_fence, block_fence, system_fence;
     double barrier_base, barrier_per_warp;
     double block_interval;               // cycles from one block handed out to the next, of the whole GPU
     double block_start;                  // cycles from the end of a block until the one in its place begins
@@ -69,7 +69,9 @@ struct Times {
     double l2_far_extra;                 // cycles, from the half of L2 in which a word lies to an SM at the other
     double slice_interval;               // cycles of a slice of L2 for a request, whatever it moves
     double queue;                        // cycles of work that may wait for the load/store unit before a warp has to
-    double async_copy_extra;             // cycles that a copy takes longer than a load
+    double async_copy_extra, bulk_copy_extra;          // cycles that cp.async and a bulk copy take longer than a load
+    double cluster_barrier, cluster_barrier_relaxed;   // cycles from the last arrival, with and without release
+    double cluster_latency;              // cycles to the shared memory of another block of the cluster
 };
 
 // What the clock found out about one launch.

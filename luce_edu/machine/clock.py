@@ -167,8 +167,10 @@ class Clock(Rates):
     sc_fence         of fence.sc.gpu and membar.gl, as which __threadfence() is compiled
     block_fence, system_fence   of fences for a block and for everything, the host included
     barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has come, the second for each warp
-    warp_barrier, cluster_barrier    cycles of __syncwarp() and of barrier.cluster
-    async_copy_extra cycles that a copy from global to shared memory takes longer than a load
+    cluster_barrier  cycles of barrier.cluster after its last arrival, with the fence that makes it a release
+    cluster_barrier_relaxed   without that fence: barrier.cluster.arrive.relaxed
+    cluster_latency  of a load from the shared memory of another block of the cluster
+    async_copy_extra, bulk_copy_extra   cycles that cp.async and cp.async.bulk take longer than a load
     block_interval   cycles between two blocks handed out, the whole GPU
     block_start      cycles from the end of a block until the block that takes its place begins
 
@@ -184,7 +186,7 @@ class Clock(Rates):
     pj_per_instruction   a warp's instruction of any other kind
 
     The model does not use yet: bit_rate, vote_rate, wide_conversion_rate, wide_imad_latency, shared_bytes_per_cycle,
-    pending_per_sm, system_fence, warp_barrier, cluster_barrier.
+    pending_per_sm.
     """
 
     card: str
@@ -223,9 +225,11 @@ class Clock(Rates):
     system_fence: float
     barrier_base: float
     barrier_per_warp: float
-    warp_barrier: float
     cluster_barrier: float
+    cluster_barrier_relaxed: float
+    cluster_latency: float
     async_copy_extra: float
+    bulk_copy_extra: float
     block_interval: float
     block_start: float
     launch_us: float
@@ -257,6 +261,8 @@ class Clock(Rates):
             ("fence", "block_fence", "it reaches further"),
             ("sc_fence", "fence", "it orders more"),
             ("system_fence", "sc_fence", "it reaches further"),
+            ("cluster_barrier", "cluster_barrier_relaxed", "it has a fence"),
+            ("cluster_latency", "shared_latency", "it is further away"),
             ("launch_us", "graph_gap_us", "a graph was prepared"),
             ("graph_gap_us", "dependent_gap_us", "a dependent launch begins early"),
             ("power_limit_w", "active_w", "it bounds all of them"),
@@ -531,9 +537,12 @@ _EVERY_CARD = {
     "block_fence": _measured(16, "B300", f"9 to 16 in {_B300_SYNC}; 53 in the simulator of Huerta et al."),
     "system_fence": _measured(1750, "B300", f"{_B300_SYNC}; 2,900 in the simulator of Huerta et al."),
     "barrier_base": _measured(22, "B300", _BARRIER), "barrier_per_warp": _measured(2, "B300", _BARRIER),
-    "warp_barrier": _measured(6, "B300", f"3 to 6 in {_B300_SYNC}; 23 in {_B300}M15_V9_LATENCY_LADDER.md"),
-    "cluster_barrier": _measured(370, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md"),
+    "cluster_barrier": _measured(370, "B300", f"{_B300}M15_V9_LATENCY_LADDER.md; 373 in {_B300_SYNC}"),
+    "cluster_barrier_relaxed": _measured(102, "B300", f"a cluster of 2 in {_B300_SYNC}"),
+    "cluster_latency": _measured(180, "B300", f"clusters of 3 to 8, 215 in one of 2: {_B300}DSMEM_REFERENCE.md; 181 to "
+                                 "213 on an H800, as others cite Luo et al., arXiv 2501.12084"),
     "async_copy_extra": _published(19, _HUERTA),
+    "bulk_copy_extra": _assumed(170, "over a load, from memory of Luo et al., arXiv 2501.12084, to be checked"),
     "block_interval": _measured(
         1.1, "B300", f"543 us for a million blocks at 2,032 MHz in {_B300}10_launch_overhead.md"
     ),

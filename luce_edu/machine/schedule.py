@@ -148,8 +148,8 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode in PAUSES and words[:1] != ("warp",) and words != ("pending_count", "b64"):
         return cost(BRANCH if opcode in ("exit", "bar", "barrier", "nanosleep") else MEMORY, latency=4, kind=PAUSE)
     if opcode == "cp":
-        if {"wait_group", "wait_all", "mbarrier"} & set(words):
-            return cost(MEMORY, latency=4, kind=PAUSE)
+        if not {"prefetch", "commit_group"} & set(words) and {"wait_group", "wait_all", "mbarrier", "bulk"} & set(words):
+            return cost(MEMORY, latency=4, kind=PAUSE)  # others may see what a bulk copy does to an mbarrier
         return cost(MEMORY, kind=PREFETCH if "prefetch" in words else BYPASS_COPY if "cg" in words else COPY)
     if opcode in ("prefetch", "prefetchu", "discard", "applypriority"):
         return cost(MEMORY, kind=PREFETCH)

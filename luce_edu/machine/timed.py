@@ -40,9 +40,9 @@ class Times(ctypes.Structure):
         "sm_count", "shared_latency", "l1_latency", "l2_latency", "dram_latency", "load_64_extra", "load_128_extra",
         "memory_floor", "lines_base", "lines_per_cycle", "l1_bytes_per_cycle", "l1_bytes", "l2_bytes",
         "l2_bytes_per_cycle", "sm_bytes_per_cycle", "dram_bytes_per_cycle", "inflight_bytes", "inflight_lines",
-        "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "barrier_base", "barrier_per_warp",
-        "block_interval", "block_start", "dram_turn", "l2_far_extra", "slice_interval", "queue",
-        "async_copy_extra",
+        "atomic_extra", "atomic_interval", "fence", "sc_fence", "block_fence", "system_fence", "barrier_base",
+        "barrier_per_warp", "block_interval", "block_start", "dram_turn", "l2_far_extra", "slice_interval", "queue",
+        "async_copy_extra", "bulk_copy_extra", "cluster_barrier", "cluster_barrier_relaxed", "cluster_latency",
     )  # fmt: skip
 
 
@@ -149,10 +149,13 @@ def times_of(clock: Clock) -> Times:
         dram_bytes_per_cycle=clock.dram_bytes_per_cycle, inflight_bytes=clock.inflight_bytes_per_sm,
         inflight_lines=clock.inflight_lines_per_sm, atomic_extra=clock.atomic_extra,
         atomic_interval=clock.atomic_interval, fence=clock.fence, sc_fence=clock.sc_fence,
-        block_fence=clock.block_fence, barrier_base=clock.barrier_base, barrier_per_warp=clock.barrier_per_warp,
+        block_fence=clock.block_fence, system_fence=clock.system_fence, barrier_base=clock.barrier_base,
+        barrier_per_warp=clock.barrier_per_warp,
         block_interval=clock.block_interval, block_start=clock.block_start,
         dram_turn=clock.dram_turn, l2_far_extra=clock.l2_far_extra, slice_interval=clock.slice_interval,
         queue=clock.queue_per_quadrant * QUADRANTS * clock.shared_floor, async_copy_extra=clock.async_copy_extra,
+        bulk_copy_extra=clock.bulk_copy_extra, cluster_barrier=clock.cluster_barrier,
+        cluster_barrier_relaxed=clock.cluster_barrier_relaxed, cluster_latency=clock.cluster_latency,
     )  # fmt: skip
 
 

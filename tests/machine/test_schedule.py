@@ -579,7 +579,7 @@ def pauses(name):
     if words[0] == "bar":
         return words[1] != "warp"
     if words[0] == "cp":
-        return "wait_group" in name or "wait_all" in name or "mbarrier" in name
+        return "commit" not in name and any(word in name for word in ("wait_group", "wait_all", "mbarrier", "bulk"))
     return words[0] in ("exit", "fence", "nanosleep", "griddepcontrol", "barrier", "trap", "brkpt") or (
         words[0] in ("clock", "clock_hi", "clock64", "globaltimer", "globaltimer_lo", "globaltimer_hi")
         or words[0] == "mbarrier" and words[1] != "pending_count"
