@@ -142,12 +142,11 @@ class Clock(Rates):
     l2_far_extra     cycles more for the other half; 0 where L2 has one
     dram_latency_ns  a miss in L2 with nothing else under way, nanoseconds
 
-    A warp instruction keeps the SM's memory pipe for max(shared_floor, conflicts, bytes / bytes a cycle) cycles, where
-    conflicts are the most words that it asks of one of the 32 banks. In L1 that is at least
+    A warp instruction keeps the SM's memory pipe for max(shared_floor, conflicts) cycles, where conflicts are the most
+    words that it asks of one of the 32 banks. In L1 that is at least bytes / l1_bytes_per_cycle, and
     l1_overhead + lines / l1_lines_per_cycle when more than two lines of 128 bytes are touched: l1_cycles().
-    shared_floor, l1_overhead                  cycles
-    shared_bytes_per_cycle, l1_bytes_per_cycle an SM
-    l1_lines_per_cycle                         an SM
+    shared_floor, l1_overhead              cycles
+    l1_bytes_per_cycle, l1_lines_per_cycle an SM
 
     l1_bytes         an SM's L1 and shared memory together; L1 has what the resident blocks do not take
     l2_share         of L2 that may be read over and over before it misses; below 1 where each half keeps copies
@@ -157,7 +156,6 @@ class Clock(Rates):
     dram_copy_share      of the datasheet's bandwidth that a long copy reaches, read and written bytes together
 
     inflight_bytes_per_sm, inflight_lines_per_sm   the most that an SM waits for at once, of bytes and of 128-byte lines
-    pending_per_sm   warp memory instructions that an SM keeps track of
     queue_per_quadrant   that a quadrant holds for the SM's memory pipe before its warps have to wait
     slice_interval   cycles between two requests of whatever kind to one line in L2
 
@@ -184,9 +182,6 @@ class Clock(Rates):
     pj_per_byte_dram picojoules a byte from DRAM to a register; pj_per_byte_l2, pj_per_byte_l1: from there on
     pj_per_flop      two a multiply-add, with what its instruction costs
     pj_per_instruction   a warp's instruction of any other kind
-
-    The model does not use yet: bit_rate, vote_rate, wide_conversion_rate, wide_imad_latency, shared_bytes_per_cycle,
-    pending_per_sm.
     """
 
     card: str
@@ -196,7 +191,6 @@ class Clock(Rates):
     dram_gb_per_s: float
     shared_latency: float
     shared_floor: float
-    shared_bytes_per_cycle: float
     l1_latency: float
     load_64_extra: float
     load_128_extra: float
@@ -214,7 +208,6 @@ class Clock(Rates):
     dram_copy_share: float
     inflight_bytes_per_sm: int
     inflight_lines_per_sm: int
-    pending_per_sm: int
     queue_per_quadrant: float
     slice_interval: float
     atomic_extra: float
@@ -513,7 +506,6 @@ _NO_DEPENDENT = "no dependent launch before compute capability 9.0, so as graph_
 _LIMIT = "NVIDIA's datasheet, to be checked"
 
 _EVERY_CARD = {
-    "shared_bytes_per_cycle": _measured(128, "RTX 3090", f"127.9 with 64-bit loads in {_AMALI_3090}"),
     "load_64_extra": _published(2, _WIDER),
     "load_128_extra": _published(6, _WIDER),
     "l1_bytes_per_cycle": _measured(128, "RTX 3090", f"the path, of which 128-bit loads get 120 in {_AMALI_3090}"),
@@ -522,7 +514,6 @@ _EVERY_CARD = {
     "l2_far_extra": _assumed(0, "one L2, or none of its halves seen to be slower"),
     "l2_share": _assumed(1, f"one L2; an L40 reads 91 of its 96 MB without a miss in {_BENCHES}gpu-l2-cache/l40.txt"),
     "sm_bytes_per_cycle": _published(64, _SMALL_L2_LINK),
-    "pending_per_sm": _published(128, f"{_HUERTA}: entries of its table of pending requests"),
     "queue_per_quadrant": _published(4, _HUERTA),
     "slice_interval": _assumed(
         1, "a slice of L2 moves 64 bytes a cycle, by NVIDIA's A100 whitepaper, to be checked; so one request in each"
@@ -709,7 +700,6 @@ _NUMBERS = {
                                 f"{_BENCHES}cuda-latency/a100_80.txt"),
         "l1_bytes": _published(192 * KIB, f"{_POOL}: {_WHITEPAPER}, A100"),
         "l1_bytes_per_cycle": _measured(128, "A100", f"the path, of which 128-bit loads get 120 in {_AMALI_A100}"),
-        "shared_bytes_per_cycle": _measured(128, "A100", f"127.9 in {_AMALI_A100}"),
         "l2_latency": _measured(211, "A100", f"211.0 in {_BENCHES}cuda-latency/a100_80.txt"),
         "l2_far_extra": _measured(52, "A100", f"263 for a buffer that is not near in {_AMALI_A100}, less l2_latency"),
         "l2_share": _measured(0.7, "A100", f"up to 28 of 40 MiB at full speed: {_BENCHES}gpu-l2-cache/a100_80.txt"),

@@ -99,14 +99,18 @@ def schedule(program: Program, rates: Rates) -> Schedule:
 
 
 class Cost:
-    """`issues` instructions, of which `on_pipe` are on `pipe`; `fold` says when it may be free (see _Function)."""
+    """`issues` instructions, of which `on_pipe` are on `pipe`, at its own rate or at `rate` of Rates.
+
+    `fold` says when it may be free (see _Function).
+    """
 
     __slots__ = ("kind", "pipe", "issues", "latency", "busy", "fold")
 
-    def __init__(self, rates, pipe, issues=1, on_pipe=None, latency=None, kind=PLAIN, fold=None):
+    def __init__(self, rates, pipe, issues=1, on_pipe=None, latency=None, kind=PLAIN, fold=None, rate=None):
         self.kind, self.pipe, self.issues, self.fold = kind, pipe, issues, fold
         name = PIPES[pipe]
-        busy = 0.0 if pipe in (NONE, TENSOR) else rates.busy(name)  # what a tensor core takes depends on the shape
+        # What a tensor core takes depends on the shape.
+        busy = 0.0 if pipe in (NONE, TENSOR) else rates.busy(rate or name)
         self.busy = busy * (issues if on_pipe is None else on_pipe)
         self.latency = getattr(rates, f"{name}_latency", 0.0) if latency is None else latency
 
@@ -148,9 +152,12 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode in PAUSES and words[:1] != ("warp",) and words != ("pending_count", "b64"):
         return cost(BRANCH if opcode in ("exit", "bar", "barrier", "nanosleep") else MEMORY, latency=4, kind=PAUSE)
     if opcode == "cp":
-        if not {"prefetch", "commit_group"} & set(words) and {"wait_group", "wait_all", "mbarrier", "bulk"} & set(words):
-            return cost(MEMORY, latency=4, kind=PAUSE)  # others may see what a bulk copy does to an mbarrier
-        return cost(MEMORY, kind=PREFETCH if "prefetch" in words else BYPASS_COPY if "cg" in words else COPY)
+        if "prefetch" in words:
+            return cost(MEMORY, kind=PREFETCH)
+        # Others may see what a bulk copy does to an mbarrier.
+        if "commit_group" not in words and {"wait_group", "wait_all", "mbarrier", "bulk"} & set(words):
+            return cost(MEMORY, latency=4, kind=PAUSE)
+        return cost(MEMORY, kind=BYPASS_COPY if "cg" in words else COPY)
     if opcode in ("prefetch", "prefetchu", "discard", "applypriority"):
         return cost(MEMORY, kind=PREFETCH)
     if opcode in ("bra", "brx", "ret", "call"):
@@ -158,7 +165,8 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode in ("shfl", "vote", "match", "redux", "elect", "activemask", "bar"):
         if opcode == "redux":
             return cost(SHUFFLE, 2, 2)
-        return cost(SHUFFLE, latency=None if opcode in ("shfl", "match") else rates.vote_latency)
+        rate = "vote" if opcode == "vote" else None
+        return cost(SHUFFLE, latency=None if opcode in ("shfl", "match") else rates.vote_latency, rate=rate)
     if opcode in ("mma", "movmatrix"):
         return _mma_cost(words, rates)
     if opcode in ("cvta", "isspacep", "createpolicy", "pmevent", "setmaxnreg", "mov") or (
@@ -198,13 +206,13 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
             return cost(IMAD, 10 if high else 4, latency=(4 if high else 3) * rates.imad_latency)
         fold = "add" if opcode == "mul" and not high and (wide or BITS[kind] == 32) else None
         return cost(IMAD, 1 if opcode[-1] != "4" else 2, 2 if wide or high else 1,
-                    rates.imad_latency + (wide or high), fold=fold)  # fmt: skip
+                    rates.wide_imad_latency if wide or high else rates.imad_latency, fold=fold)  # fmt: skip
     # A division goes by way of a reciprocal in fp32; 57 cycles from arabel1a/gpu-micro-bench (RTX 2080 SUPER, GA102).
     # One of 64 bits is a routine: its 70 instructions and 200 cycles are guesses.
     if opcode in ("div", "rem"):
         return cost(MUFU, 70 if double else 25 if kind[0] == "s" else 18, 4 if double else 3, 200 if double else 57)
     if opcode in ("popc", "brev", "bfind", "clz", "fns"):
-        return cost(MUFU, (2 if opcode in ("clz", "brev") else 1) * (1 + double))
+        return cost(MUFU, (2 if opcode in ("clz", "brev") else 1) * (1 + double), rate="bit")
     if opcode in ("add", "sub"):
         return cost(ALU, 1 + double, latency=(1 + double) * rates.alu_latency, fold="sum" if BITS[kind] > 16 else None)
     if opcode in ("bfe", "bfi"):
@@ -266,7 +274,7 @@ def _conversion_cost(words, types, rates):
     if to == "tf32":
         return Cost(rates, ALU, 3, latency=3 * rates.alu_latency)
     if 64 in (BITS[to], BITS[kind]):
-        return Cost(rates, FP64)
+        return Cost(rates, FP64, rate="wide_conversion")
     if to == kind == "f32":
         rounds = any(word in ("rni", "rzi", "rmi", "rpi") for word in words)
         return Cost(rates, CONVERSION) if rounds else Cost(rates, FMA, fold="saturate")

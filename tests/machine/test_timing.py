@@ -52,6 +52,23 @@ extern "C" __global__ void releases(unsigned* word, int n) {
     unsigned old;
     for (int i = 0; i < n; ++i) asm volatile("atom.release.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(word));
 }
+extern "C" __global__ void fences(unsigned* x, int n, int stores, int scope) {
+    for (int i = 0; i < n; ++i) {
+        if (stores) x[i * 32] = i;
+        if (scope) asm volatile("fence.acq_rel.sys;" ::: "memory");
+        else asm volatile("fence.acq_rel.gpu;" ::: "memory");
+    }
+}
+extern "C" __global__ void stores_and_releases(unsigned* x, unsigned* word, int n) {
+    unsigned old;
+    for (int i = 0; i < n; ++i) {
+        x[i * 32] = i;
+        asm volatile("atom.release.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(word) : "memory");
+    }
+}
+extern "C" __global__ void adds(unsigned* words, int at, int n) {
+    for (int i = 0; i < n; ++i) words[at + 1] = atomicAdd(words + at, 1u);
+}
 extern "C" __global__ void strided(const float* x, float* y, int stride, int n) {
     float sum = 0.0f, value;
     for (int i = 0; i < n; ++i) {
@@ -68,6 +85,7 @@ extern "C" __global__ void multiply(float* y, int n) {
 """
 NAMES = (
     "add", "chase", "chase_behind", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply",
+    "fences", "stores_and_releases", "adds",
 )  # fmt: skip
 
 
@@ -188,6 +206,45 @@ def test_a_release_waits_for_a_fence(ga102):
     slower = dataclasses.replace(clock, sc_fence=clock.sc_fence + 100, fence=clock.fence + 100)
     launch = kernels["releases"].prepare(1, 1, [torch.zeros(1, dtype=torch.int32), 50])
     assert cycles(launch, slower) - cycles(launch, clock) == pytest.approx(50 * 100, rel=0.02)
+
+
+def test_a_fence_and_a_release_wait_for_the_stores_under_way(ga102):
+    kernels, clock = ga102
+    further = dataclasses.replace(clock, l2_latency=clock.l2_latency + 50)
+    x, word = torch.zeros(2**12, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+
+    def longer(name, *args):  # by how much a round is, with L2 50 cycles further away
+        times = [cycles(kernels[name].prepare(1, 1, [*args[:-1], n, *args[-1]]), c)
+                 for c in (clock, further) for n in (20, 100)]  # fmt: skip
+        return (times[3] - times[2] - times[1] + times[0]) / 80
+
+    assert longer("fences", x, (1, 0)) == pytest.approx(50, abs=2)
+    assert longer("fences", x, (0, 0)) == pytest.approx(0, abs=1)
+    # The atomic's own way and, before its fence, the store's.
+    assert longer("stores_and_releases", x, word, ()) == pytest.approx(100, abs=2)
+    assert longer("releases", word, ()) == pytest.approx(50, abs=2)
+
+
+def test_a_fence_for_everything_takes_longer(ga102):
+    kernels, clock = ga102
+    x = torch.zeros(32, dtype=torch.int32)
+    gpu, everything = (cycles(kernels["fences"].prepare(1, 1, [x, 50, 0, scope]), clock) for scope in (0, 1))
+    assert everything - gpu == pytest.approx(50 * (clock.system_fence - clock.fence), rel=0.02)
+
+
+def test_an_atomic_is_further_away_where_its_word_lies_in_the_other_half_of_l2(ga102):
+    kernels, clock = ga102
+    halves = dataclasses.replace(clock, l2_far_extra=200)
+    words = torch.zeros(64, dtype=torch.int32)
+
+    def longer(at):  # on the first SM; lines of L2 lie in one half and the other in turn
+        launch = kernels["adds"].prepare(1, 1, [words, at, 50])
+        return (cycles(launch, halves) - cycles(launch, clock)) / 50
+
+    assert longer(0) == pytest.approx(0, abs=1) and longer(32) == pytest.approx(200, abs=4)
+    x, y = torch.zeros(2, 2**14)  # loads find copies in either half
+    copy = kernels["add"].prepare(64, 256, [x, x, y, 2**14])
+    assert cycles(copy, halves) == cycles(copy, clock)
 
 
 def test_a_block_starts_a_while_after_the_one_before_it(ga102):

@@ -82,7 +82,8 @@ __device__ void wait(u64* barrier, u32 parity) {
                      : "=r"(over) : "r"(shared_address(barrier)), "r"(parity) : "memory");
 }
 __device__ void read(void* to, const void* from, u32 bytes, u64* barrier) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+                 ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
@@ -177,10 +178,11 @@ template <bool relaxed> __device__ void meet_in_cluster(float* y, int late, int 
     }
     y[blockIdx.x * blockDim.x + threadIdx.x] = a;
 }
-extern "C" __global__ void __cluster_dims__(4) clusters(float* y, int late, int n) { meet_in_cluster<false>(y, late, n); }
-extern "C" __global__ void __cluster_dims__(4) relaxed(float* y, int late, int n) { meet_in_cluster<true>(y, late, n); }
+#define CLUSTER extern "C" __global__ void __cluster_dims__
+CLUSTER(4) clusters(float* y, int late, int n) { meet_in_cluster<false>(y, late, n); }
+CLUSTER(4) relaxed(float* y, int late, int n) { meet_in_cluster<true>(y, late, n); }
 // A chain of loads through the shared memory of the block that is `away`, 0 or 1, from the own one.
-extern "C" __global__ void __cluster_dims__(2) chase(u32* y, int n, u32 away) {
+CLUSTER(2) chase(u32* y, int n, u32 away) {
     __shared__ u32 word;
     u32 rank, at;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
