@@ -453,7 +453,6 @@ struct Sm {
     std::vector<uint32_t> free_loads;
     double inflight = 0, lines = 0;  // bytes and lines that it waits for, of loads and stores
     std::vector<std::pair<double, double>> landing;  // a heap: when, bytes of a line
-    std::vector<double> ended_at;                    // clusters of this SM that ended in this window
     uint32_t next_quadrant = 0;
     Worker* worker = nullptr;
     Found found = {};
@@ -1349,9 +1348,7 @@ private:
         }
         if (t.state == State::ended) {
             t.next = never;
-            if (t.w->block->live_threads) return;
             cluster.ended = std::max(cluster.ended, when);
-            if (cluster.cluster->ended()) cluster.sms.front()->ended_at.push_back(cluster.ended);
             return;
         }
         settle(t);
@@ -1545,37 +1542,31 @@ private:
     }
 
     void end_blocks(double until) {
-        std::vector<std::pair<double, Sm*>> ended;
-        for (auto& sm : sms_) {
-            for (double when : sm->ended_at) ended.push_back({when, sm.get()});
-            sm->ended_at.clear();
-        }
-        if (ended.empty()) return;
-        std::stable_sort(ended.begin(), ended.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-        for (auto [when, sm] : ended) {
+        std::vector<std::pair<TimedCluster*, Sm*>> ended;
+        for (auto& sm : sms_)
+            for (auto& cluster : sm->clusters)
+                if (cluster->cluster->ended()) ended.push_back({cluster.get(), sm.get()});
+        std::stable_sort(ended.begin(), ended.end(), [](const auto& a, const auto& b) {
+            return a.first->ended < b.first->ended;
+        });
+        for (auto [cluster, sm] : ended) {
+            const double when = cluster->ended;
             last_ = std::max(last_, when);
-            for (size_t i = 0; i < sm->clusters.size();) {
-                TimedCluster& cluster = *sm->clusters[i];
-                if (!cluster.cluster->ended()) {
-                    ++i;
-                    continue;
-                }
-                for (size_t rank = 0; rank < cluster.sms.size(); ++rank) {
-                    Sm& own = *cluster.sms[rank];
-                    std::erase_if(own.warps, [&](TimedWarp* t) { return t->cluster == &cluster; });
-                    for (auto& transfer : own.transfers)
-                        if (transfer->cluster == &cluster) transfer->cluster = nullptr;
-                    if (timing_.wait_from < no_waits)
-                        sm->waits.push_back({static_cast<int32_t>(own.number),
-                                             static_cast<int32_t>(cluster.cluster->blocks[rank]->number), -1, -1,
-                                             static_cast<int32_t>(launch_->number), cluster.began, when});
-                }
-                end_cluster(pool_, std::move(cluster.cluster));
-                sm->clusters.erase(sm->clusters.begin() + static_cast<ptrdiff_t>(i));
-                if (next_ < clusters_) {
-                    handed_out_ = std::max(handed_out_ + times_.block_interval * cluster_blocks(*launch_), when);
-                    start(*sm, std::max(handed_out_ + times_.block_start, until));
-                }
+            for (size_t rank = 0; rank < cluster->sms.size(); ++rank) {
+                Sm& own = *cluster->sms[rank];
+                std::erase_if(own.warps, [&](const TimedWarp* t) { return t->cluster == cluster; });
+                for (auto& transfer : own.transfers)
+                    if (transfer->cluster == cluster) transfer->cluster = nullptr;
+                if (timing_.wait_from < no_waits)
+                    sm->waits.push_back({static_cast<int32_t>(own.number),
+                                         static_cast<int32_t>(cluster->cluster->blocks[rank]->number), -1, -1,
+                                         static_cast<int32_t>(launch_->number), cluster->began, when});
+            }
+            end_cluster(pool_, std::move(cluster->cluster));
+            std::erase_if(sm->clusters, [&](const auto& own) { return own.get() == cluster; });
+            if (next_ < clusters_) {
+                handed_out_ = std::max(handed_out_ + times_.block_interval * cluster_blocks(*launch_), when);
+                start(*sm, std::max(handed_out_ + times_.block_start, until));
             }
         }
     }

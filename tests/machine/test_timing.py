@@ -175,6 +175,17 @@ def ga102():
     return load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card), find_clock(card)
 
 
+def test_each_of_an_sms_blocks_ends_at_its_own_time(ga102):
+    """Also where several end so close together that the clock sees them end at once."""
+    module, clock = ga102
+    blocks = 8 * clock.sm_count
+    launch = module["fill"].prepare(blocks, 32, [torch.zeros(32 * blocks)])
+    waits = run_timed([launch], Device(clock), wait_from_us=0.0)[1].waits
+    lives = waits[waits["row"] == -1]
+    assert sorted(lives["block"]) == list(range(blocks)) and (lives["end"] > lives["begin"]).all()
+    assert len(set(lives[["sm", "end"]].tolist())) == blocks
+
+
 def cycles(launch, clock):
     return run_timed([launch], Device(clock))[0][0].us * clock.clock_mhz
 
