@@ -7,14 +7,15 @@ from collections import defaultdict
 import pytest
 
 import luce_edu
-from luce_edu.measure.trace import GPU, SMS
+from luce_edu.measure.trace import FIRST_SM, GPU
 
 NUMBER = (int, float)
 
 
-@pytest.fixture(scope="module", params=["megakernel", "per_layer"])
+@pytest.fixture(scope="module", params=[("megakernel", "laptop"), ("per_layer", "laptop"), ("per_op", "RTX 3090")])
 def profile(request):
-    return luce_edu.profile(request.param, card="laptop", position=20)
+    stage, card = request.param
+    return luce_edu.profile(stage, card=card, position=20)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +44,20 @@ def broken_rules(events):
                 numbers = event.get("args") and all(isinstance(v, NUMBER) for v in event["args"].values())
                 found += [] if numbers else [f"counter: {where}"]
             else:
-                tracks[event["pid"], event["tid"]].append((event["ts"], -event["dur"]))
+                begin, end = (round(1e3 * us) for us in (event["ts"], event["ts"] + event["dur"]))
+                if abs(1e3 * event["ts"] - begin) > 1e-6 or abs(1e3 * event["dur"] - (end - begin)) > 1e-6:
+                    found.append(f"no whole nanoseconds: {where}")
+                tracks[event["pid"], event["tid"]].append((begin, -end))
     for (pid, tid), slices in tracks.items():
-        if ("thread_name", pid, tid) not in named or ("process_name", pid, 0) not in named:
+        if ("thread_name", pid, tid) not in named or ("process_name", pid, GPU) not in named:
             found.append(f"no name for {pid}, {tid}")
         ends = []
-        for begin, dur in sorted(slices):
-            while ends and ends[-1] <= begin + 1e-3:
+        for begin, end in sorted(slices):
+            while ends and ends[-1] <= begin:
                 ends.pop()
-            if ends and begin - dur > ends[-1] + 1e-3:  # a slice lies beside another or inside it
-                found.append(f"slices cross on {pid}, {tid} at {begin}")
-            ends.append(begin - dur)
+            if ends and -end > ends[-1]:  # a slice lies beside another or inside it
+                found.append(f"slices cross on {pid}, {tid} at {begin} ns")
+            ends.append(-end)
     return found
 
 
@@ -68,18 +72,29 @@ def test_a_trace_keeps_the_rules_of_the_format(events):
         lambda slice_: slice_ | {"dur": -1.0},
         lambda slice_: slice_ | {"ph": "Z"},
         lambda slice_: slice_ | {"tid": 4711},
-        lambda slice_: slice_ | {"ts": slice_["ts"] + slice_["dur"] / 2},
+        lambda slice_: slice_ | {"ts": slice_["ts"] + 0.0004},
+        lambda slice_: slice_ | {"ts": round(slice_["ts"] + 0.001, 3)},
     ],
 )
 def test_a_spoilt_trace_does_not(events, spoil):
-    longest = max((e for e in events if e["ph"] == "X" and e["pid"] == SMS), key=lambda e: e["dur"])
+    longest = max((e for e in events if e["ph"] == "X" and e["tid"] >= FIRST_SM), key=lambda e: e["dur"])
     assert broken_rules([*events, spoil(longest)])
 
 
 def test_it_holds_launches_waits_and_drams_bytes(profile, events):
-    launches = [e for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (GPU, 0)]
-    assert len(launches) == len(profile.spans)
-    assert {e["name"] for e in events if e["pid"] == SMS} & {"barrier", "grid barrier"}
+    launches = [e for e in events if e["ph"] == "X" and e["tid"] == GPU and e["name"] not in profile.order]
+    assert [e["name"] for e in launches] == [name for name, *_ in profile.spans]
+    assert {e["name"] for e in events if e["ph"] == "X"} & {"wait at a barrier", "wait at the grid barrier"}
     rates = [e["args"]["GB/s"] for e in events if e["ph"] == "C"]
     assert sum(rates) * 0.25e3 == pytest.approx(profile.dram_use.sum(), rel=0.01, abs=1)
     assert max(e["ts"] + e["dur"] for e in launches) == pytest.approx(profile.total_us, rel=1e-3)
+
+
+def test_sms_stand_in_their_order_and_each_of_their_blocks_has_a_track(profile, events):
+    tracks = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name"}
+    names = sorted(tracks, key=tracks.get)
+    lives = profile.events[profile.events["place"] == -1]
+    assert names[0] == "launches" and [name for name in names[1:] if "slot" not in name] == [
+        f"SM {sm}" for sm in sorted(set(lives["sm"].tolist()))
+    ]
+    assert len(set(tracks.values())) == len(tracks)
