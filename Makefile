@@ -1,6 +1,7 @@
 # make walkthrough   run every notebook in order and end with the stage table
 # make test          the tests, and the notebooks against their stored outputs
-# make browser-test  the power explorer in JupyterLab in headless Chromium; leaves a screenshot in build/browser
+# make browser-test  in headless Chromium: the power explorer in JupyterLab, and traces in Perfetto; leaves screenshots in
+#                    build/browser
 # make lab           JupyterLab, on the first notebook
 # make notebooks     run the notebooks and their solutions again, and store the outputs of both
 # make lint          ruff

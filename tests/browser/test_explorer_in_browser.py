@@ -24,10 +24,8 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "14_the_power_explorer.ipynb"
-ARTEFACTS = ROOT / "build" / "browser"
 WIDTH, HEIGHT = 1280, 800
 REDRAW_MS = 200
-MISSING = "no Chromium found; install it: sudo apt install chromium"
 
 # From a key that goes down to the frame after the readout has the new limit, by the browser's own clock.
 STOPWATCH = """() => {
@@ -44,21 +42,6 @@ STOPWATCH = """() => {
     requestAnimationFrame(() => window.redraws.push(performance.now() - from));
   }).observe(document.body, {childList: true, subtree: true});
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.fail(MISSING)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, as whom containers run; the only page is our own, on loopback.
-        sandbox = os.geteuid() != 0
-        browser = playwright.chromium.launch(executable_path=found, chromium_sandbox=sandbox)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +154,15 @@ def set_limit(page, explorer, watts: int) -> None:
     page.locator(f'.luce-now[data-limit-w="{watts}"]').wait_for()
 
 
+def keep_whole(page, explorer, path: Path) -> None:
+    """A picture of the explorer, on a screen high enough for all of it."""
+    page.set_viewport_size({"width": WIDTH, "height": 2 * HEIGHT})
+    explorer.evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(300)
+    explorer.screenshot(path=path)
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+
+
 def test_all_cells_run_without_an_error(page):
     errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
     assert errors.all_inner_texts() == []
@@ -247,6 +239,18 @@ def test_another_system_stands_beside_it(page, explorer):
     assert "1.76" in explorer.locator("table").inner_text()
 
 
+def test_our_megakernel_stands_beside_it_with_its_band(page, explorer, artefacts):
+    beside = explorer.get_by_label("Beside it")
+    before = beside.locator("option:checked").inner_text()
+    marks = explorer.locator("svg polygon").count()
+    beside.select_option(label="RTX 3090 · our megakernel, random-0.8b (modelled)")
+    explorer.locator("table", has_text="our megakernel, modelled for RTX 3090").wait_for()
+    assert explorer.locator("svg polygon").count() == marks + 3  # a band in each panel
+    keep_whole(page, explorer, artefacts / "explorer_our_megakernel.png")
+    beside.select_option(label=before)
+    explorer.locator("table", has_text="our megakernel").wait_for(state="detached")
+
+
 def test_bad_input_is_said_in_the_widget_and_changes_nothing(page, explorer):
     before = now(page)
     price = explorer.get_by_label("Price of a kWh")
@@ -273,14 +277,13 @@ def test_picture_and_data_are_saved_beside_the_notebook(page, explorer):
     explorer.get_by_text("saved: power_explorer_rtx-3090-luce-megakernel.png").wait_for()
 
 
-def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer):
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer, artefacts):
     page.keyboard.press("Escape")
     set_limit(page, explorer, 220)
     explorer.evaluate("e => e.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(300)
-    page.screenshot(path=ARTEFACTS / "screen.png")
-    explorer.screenshot(path=ARTEFACTS / "explorer.png")
+    page.screenshot(path=artefacts / "screen.png")
+    keep_whole(page, explorer, artefacts / "explorer.png")
     box = explorer.bounding_box()
     assert box["width"] <= WIDTH and box["x"] >= 0 and box["x"] + box["width"] <= WIDTH
     assert page.evaluate("e => e.scrollWidth <= e.clientWidth + 1", explorer.element_handle())
@@ -288,7 +291,7 @@ def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer):
     assert smallest >= 11, f"letters of {smallest:.1f} px"
 
 
-def test_a_jupyterlab_without_the_widgets_part_shows_the_still_picture(chromium, tmp_path):
+def test_a_jupyterlab_without_the_widgets_part_shows_the_still_picture(chromium, tmp_path, artefacts):
     """The picture's last line says what to install; the line itself is checked where it is made."""
     with running_lab(tmp_path, disabled=("@jupyter-widgets/jupyterlab-manager",)) as lab:
         page = after_run_all(chromium, *lab)
@@ -299,6 +302,5 @@ def test_a_jupyterlab_without_the_widgets_part_shows_the_still_picture(chromium,
         picture.scroll_into_view_if_needed()
         assert picture.count() == 1 and picture.evaluate("e => e.complete && e.naturalWidth > 1000")
         assert "Error displaying widget" not in page.locator(".jp-Notebook").inner_text()
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        cell.screenshot(path=ARTEFACTS / "explorer_without_widgets.png")
+        cell.screenshot(path=artefacts / "explorer_without_widgets.png")
         page.close()
