@@ -196,6 +196,7 @@ def test_walkthrough_ends_with_the_stage_table_and_its_verdict(monkeypatch, mode
     monkeypatch.setitem(vars(luce_edu), "stage_table", lambda model, progress: Table())
     assert cli.main(["walkthrough"]) == status
     assert capsys.readouterr().out.splitlines()[-1] == "the stage table"
+    assert cli.main(["walkthrough", "--only", "00"]) == 0 and capsys.readouterr().out == ""
 
 
 def test_an_unknown_command_is_refused_with_status_2(capsys):

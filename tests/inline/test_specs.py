@@ -76,7 +76,7 @@ def test_shapes_hold_a_small_one_odd_ones_and_the_reported_one_last(name):
 
 
 def test_an_unknown_spec_is_an_error_with_those_there_are():
-    with pytest.raises(ValueError, match=r"unknown reference 'rms'; .* torch.add, reference.rms_norm"):
+    with pytest.raises(ValueError, match=r"'rms'.* reference.rms_norm, "):
         find_spec("rms")
 
 
