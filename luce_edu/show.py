@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from luce_edu.measure.profile import Profile
 
 PACKAGE = Path(__file__).resolve().parent
-KERNEL_FILES = ("per_op.cu", "per_layer.cu", "megakernel.cu", "prefill.cu")  # in which show_ptx looks, in this order
 MOST_INSTRUCTIONS = 32  # that show_ptx shows of one line; an unrolled loop, or a function inlined often, has hundreds
 
 # JupyterLab's own editor colours, which follow its theme; elsewhere tones that read on white and on black.
@@ -144,7 +143,7 @@ def show_ptx(what: object, name: str | None = None, *, line: int | None = None, 
     what    a path that starts with "csrc/", or the verdict of a %%kernel cell, kept with --as
     name    with a path: a region, as `show_source` takes it;  line: one line, counted from 1, in its place. A verdict
             without a line shows the whole cell
-    kernel  the kernel to look in; None takes the first one, in the order of KERNEL_FILES, that has any instruction of
+    kernel  the kernel to look in; None takes the first one, in the order of the stages, that has any instruction of
             these lines. Kernels are compiled with the dimensions of tiny
     An instruction belongs to the innermost line: that of the function that was inlined, not that of the call.
     Raises ValueError as `show_source` does, and where no kernel has an instruction of these lines; CompileError.
@@ -209,14 +208,16 @@ def _compiled(path: str):
     from luce_edu.machine.cards import find_card
     from luce_edu.machine.nvrtc import compile_ptx, read_sources
     from luce_edu.models import DATA
+    from luce_edu.stages import KERNEL_STAGES, stage_class
     from luce_edu.stages.dims import kernel_defines
     from luce_edu.stages.prefill import prefill_defines
 
     config = ModelConfig.from_file(DATA / "tiny" / "config.json")
     arch = find_card(None).arch
-    for file in KERNEL_FILES:
+    files = {stage_class(stage).source: kernel_defines for stage in KERNEL_STAGES} | {"prefill.cu": prefill_defines}
+    for file, make_defines in files.items():
         if path in read_sources(file, csrc=csrc_dir()):
-            defines = (prefill_defines if file == "prefill.cu" else kernel_defines)(config)
+            defines = make_defines(config)
             yield file, compile_ptx(file, None, [], defines, arch, csrc=csrc_dir()), arch
 
 

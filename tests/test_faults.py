@@ -24,7 +24,7 @@ from luce_edu.faults import (
     planted,
 )
 from luce_edu.models import load_model
-from luce_edu.stages import STAGES, decoder, prefill
+from luce_edu.stages import KERNEL_STAGES, decoder, prefill
 from luce_edu.verification import LIMIT, verify, verify_prefill
 
 MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
@@ -193,7 +193,7 @@ def test_without_a_fault_the_same_check_of_prompts_passes(length, seed):
     assert problems_of_a_prompt(length, seed=seed) == []
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "eager"])
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
 def test_without_a_fault_the_same_check_passes(stage):
     assert problems(stage, 0, steps=8) == []
 

@@ -8,12 +8,12 @@ from models import CONFIGS, FULL_SIZE
 from luce_edu.backends import csrc_dir
 from luce_edu.backends.cuda import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.errors import CompileError
-from luce_edu.stages import megakernel, per_layer, per_op, prefill
+from luce_edu.stages import KERNEL_STAGES, prefill, stage_class
 from luce_edu.stages.dims import kernel_defines
 
 STAGES = {
     kind.source: (kind.kernels, kernel_defines)
-    for kind in (per_op.PerOpDecoder, per_layer.PerLayerDecoder, megakernel.MegakernelDecoder)
+    for kind in map(stage_class, KERNEL_STAGES)
 } | {"prefill.cu": (prefill.KERNELS, prefill.prefill_defines)}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 
