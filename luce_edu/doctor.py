@@ -142,7 +142,7 @@ def _gpus() -> list[Finding]:
 
 
 def _gpu_settings() -> list[Finding]:
-    """Power limits and clock locks that a sweep has set and not put back. They are looked at, not touched."""
+    """Power limits that a sweep has set and not put back. They are looked at, not touched."""
     try:
         from luce_edu.measure.power.limits import leftovers
     except ImportError:  # such as of PyTorch, which has a line of its own

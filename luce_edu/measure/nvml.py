@@ -79,14 +79,6 @@ class Sensors:
         low, high = self._read("range of power limits", "nvmlDeviceGetPowerManagementLimitConstraints")
         return low / 1e3, high / 1e3
 
-    def sm_clock_range_mhz(self) -> tuple[int, int]:
-        """The lowest and the highest clock that the SMs have, beside the fastest memory clock."""
-        memory = max(self._read("memory clocks", "nvmlDeviceGetSupportedMemoryClocks"), default=0)
-        clocks = self._read("range of SM clocks", "nvmlDeviceGetSupportedGraphicsClocks", memory)
-        if not clocks:
-            raise NotMeasured("range of SM clocks: this GPU does not report it")
-        return min(clocks), max(clocks)
-
     def temperature_c(self) -> int:
         """Of the chip, in degrees Celsius."""
         return self._read("temperature", "nvmlDeviceGetTemperature", self.nvml.NVML_TEMPERATURE_GPU)

@@ -95,7 +95,6 @@ class FakeNvml:
     nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80
     held_by = 0x01  # the bits of what holds the clock: it idles; tests set others
     LIMITS_MW, DEFAULT_MW = (100_000, 350_000), 350_000
-    SM_CLOCKS = tuple(range(210, 1981, 15))
 
     def __init__(
         self, clock: Clock, *, faults=None, lost_at=math.inf, wraps_at=math.inf, stuck=False, slices=(), cut=False
@@ -190,14 +189,6 @@ class FakeNvml:
     def nvmlDeviceGetPowerManagementLimitConstraints(self, handle):
         self._answer("nvmlDeviceGetPowerManagementLimitConstraints")
         return list(self.LIMITS_MW)
-
-    def nvmlDeviceGetSupportedMemoryClocks(self, handle):
-        self._answer("nvmlDeviceGetSupportedMemoryClocks")
-        return [2619, 1593]
-
-    def nvmlDeviceGetSupportedGraphicsClocks(self, handle, memory_mhz):
-        self._answer("nvmlDeviceGetSupportedGraphicsClocks")
-        return list(self.SM_CLOCKS) if memory_mhz == 2619 else []
 
     def nvmlDeviceGetTemperature(self, handle, sensor):
         self._answer("nvmlDeviceGetTemperature")

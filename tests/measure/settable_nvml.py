@@ -1,4 +1,4 @@
-"""A GPU whose power limit and clocks can be set, with the driver's ranges and permissions, and a draw that follows."""
+"""A GPU whose power limit can be set, with the driver's ranges and permissions, and a draw that follows."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fake_nvml import Clock, FakeNvml, NVMLError_InvalidArgument, NVMLError_NoPermission
 
-AS_SHIPPED = {"limit_mw": 350_000, "lock": None}
+AS_SHIPPED = {"limit_mw": 350_000}
 
 
 def clock_mhz(limit_w: float) -> float:
@@ -26,7 +26,7 @@ class SettableNvml(FakeNvml):
     lag_s      the time in which draw and clock go 63 % of the way to where a new setting leads
     wave_w     draw that comes and goes, so that no window is like the next
     deaf       takes a power limit without a word, and keeps the one it has
-    calls      the settings asked for, in order: ("limit", watts), ("lock", (low, high)), ("unlock", None)
+    calls      the limits asked for, in watts and in order
     """
 
     WAVE_W = 0.0
@@ -35,7 +35,7 @@ class SettableNvml(FakeNvml):
         super().__init__(clock or Clock(), **faults)
         self.hardware, self.permitted, self.lag_s, self.deaf = hardware, permitted, lag_s, deaf
         self.WAVE_W = wave_w
-        self.calls: list[tuple[str, object]] = []
+        self.calls: list[float] = []
         self._settings = dict(AS_SHIPPED)
         # Where the clock started and leads to, since when, and the joules up to then.
         self._since, self._from_mhz, self._joules = self.clock(), clock_mhz(350), 0.0
@@ -55,8 +55,7 @@ class SettableNvml(FakeNvml):
             Path(self.hardware).write_text(json.dumps(self._settings))
 
     def mhz(self, time: float) -> float:
-        low, high = self.settings["lock"] or (0, math.inf)
-        target = min(max(clock_mhz(self.settings["limit_mw"] / 1e3), low), high)
+        target = clock_mhz(self.settings["limit_mw"] / 1e3)
         return target + (self._from_mhz - target) * math.exp(-(time - self._since) / self.lag_s)
 
     def watts(self, time):
@@ -97,18 +96,6 @@ class SettableNvml(FakeNvml):
         self._granted("nvmlDeviceSetPowerManagementLimit")
         if not self.LIMITS_MW[0] <= limit_mw <= self.LIMITS_MW[1]:
             raise NVMLError_InvalidArgument("Invalid Argument")
-        self.calls.append(("limit", limit_mw / 1e3))
+        self.calls.append(limit_mw / 1e3)
         if not self.deaf:
             self.change(limit_mw=limit_mw)
-
-    def nvmlDeviceSetGpuLockedClocks(self, handle, low_mhz, high_mhz):
-        self._granted("nvmlDeviceSetGpuLockedClocks")
-        if not self.SM_CLOCKS[0] <= low_mhz <= high_mhz <= self.SM_CLOCKS[-1]:
-            raise NVMLError_InvalidArgument("Invalid Argument")
-        self.calls.append(("lock", (low_mhz, high_mhz)))
-        self.change(lock=[low_mhz, high_mhz])
-
-    def nvmlDeviceResetGpuLockedClocks(self, handle):
-        self._granted("nvmlDeviceResetGpuLockedClocks")
-        self.calls.append(("unlock", None))
-        self.change(lock=None)

@@ -88,7 +88,7 @@ def test_readings_are_in_the_units_of_their_names():
     assert sensors.driver() == "580.65.06"
     assert sensors.uuid() == FakeNvml.UUID
     assert (sensors.chosen_power_limit_w(), sensors.default_power_limit_w()) == (350, 350)
-    assert sensors.power_limit_range_w() == (100, 350) and sensors.sm_clock_range_mhz() == (210, 1980)
+    assert sensors.power_limit_range_w() == (100, 350)
     assert sensors.temperature_c() == 61
     assert sensors.power_w() == pytest.approx(fake.watts(fake.clock()), abs=0.001)
 
@@ -135,8 +135,6 @@ def test_a_reading_that_cannot_be_had_says_why(seen):
         "chosen power limit": ("nvmlDeviceGetPowerManagementLimit", Sensors.chosen_power_limit_w),
         "default power limit": ("nvmlDeviceGetPowerManagementDefaultLimit", Sensors.default_power_limit_w),
         "range of power limits": ("nvmlDeviceGetPowerManagementLimitConstraints", Sensors.power_limit_range_w),
-        "memory clocks": ("nvmlDeviceGetSupportedMemoryClocks", Sensors.sm_clock_range_mhz),
-        "range of SM clocks": ("nvmlDeviceGetSupportedGraphicsClocks", Sensors.sm_clock_range_mhz),
         "temperature": ("nvmlDeviceGetTemperature", Sensors.temperature_c),
         "what holds the clock": ("nvmlDeviceGetCurrentClocksThrottleReasons", Sensors.slowed_by),
         "UUID": ("nvmlDeviceGetUUID", Sensors.uuid),

@@ -21,7 +21,7 @@ import luce_edu
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.power import limits as power
-from luce_edu.measure.power.limits import ClockLock, NotPermitted, PowerLimit, leftovers, restore_leftovers
+from luce_edu.measure.power.limits import NotPermitted, PowerLimit, leftovers, restore_leftovers
 
 PACKAGE = Path(luce_edu.__file__).parent
 TESTS = Path(__file__).resolve().parents[1]
@@ -34,22 +34,13 @@ def cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # these tests may have been started with it ignored
     yield tmp_path / "cache"
-    assert (power._active, power._held, power._handlers) == ([], {}, {})
+    assert (power._active, power._handlers) == (None, {})
     assert signal.signal(signal.SIGTERM, before) == signal.SIG_DFL
 
 
 def gpu(**options) -> tuple[SettableNvml, Sensors]:
     fake = SettableNvml(**options)
     return fake, Sensors.open(UUID, nvml=fake)
-
-
-def settings():
-    """What makes each kind of setting, and what the GPU then has of it."""
-    made = {
-        "power limit": (lambda sensors, **o: PowerLimit(200, sensors=sensors, **o), {"limit_mw": 200_000}),
-        "clock lock": (lambda sensors, **o: ClockLock(900, 1200, sensors=sensors, **o), {"lock": [900, 1200]}),
-    }
-    return pytest.mark.parametrize("make, then", made.values(), ids=made)
 
 
 def markers(cache: Path) -> list[str]:
@@ -59,12 +50,11 @@ def markers(cache: Path) -> list[str]:
 # ---- Set, and put back ----
 
 
-@settings()
-def test_a_setting_holds_in_the_block_and_the_one_before_after_it(make, then, cache):
+def test_a_limit_holds_in_the_block_and_the_one_before_after_it(cache):
     fake, sensors = gpu()
-    with make(sensors, allow=True):
-        assert fake.settings == AS_SHIPPED | then
-        assert len(markers(cache)) == 1
+    with PowerLimit(200, sensors=sensors, allow=True):
+        assert fake.settings == {"limit_mw": 200_000} and len(markers(cache)) == 1
+        assert signal.getsignal(signal.SIGTERM) == power._on_signal
     assert fake.settings == AS_SHIPPED and markers(cache) == [] and leftovers() == []
 
 
@@ -74,32 +64,15 @@ def test_the_limit_before_is_what_was_chosen_and_not_the_default():
     with PowerLimit(150, sensors=sensors, allow=True):
         assert fake.settings["limit_mw"] == 150_000
     assert fake.settings["limit_mw"] == 287_500
-    assert fake.calls == [("limit", 150), ("limit", 287.5)]
+    assert fake.calls == [150, 287.5]
 
 
-def test_one_clock_is_a_lock_from_it_to_itself():
-    fake, sensors = gpu()
-    with ClockLock(1005, sensors=sensors, allow=True):
-        assert fake.settings["lock"] == [1005, 1005]
-
-
-def test_a_limit_and_a_lock_may_hold_at_once_and_go_one_by_one():
+def test_a_second_one_in_a_block_is_refused_and_the_first_stays():
     fake, sensors = gpu()
     with PowerLimit(200, sensors=sensors, allow=True):
-        with ClockLock(900, sensors=sensors, allow=True):
-            assert fake.settings == {"limit_mw": 200_000, "lock": [900, 900]}
-        assert fake.settings == AS_SHIPPED | {"limit_mw": 200_000}
-        assert signal.getsignal(signal.SIGTERM) == power._on_signal
-    assert fake.settings == AS_SHIPPED
-
-
-@settings()
-def test_a_second_one_in_a_block_is_refused_and_the_first_stays(make, then):
-    fake, sensors = gpu()
-    with make(sensors, allow=True):
-        with pytest.raises(NotMeasured, match="this process has set a .* already; leave that block first"):
-            make(sensors, allow=True).__enter__()
-        assert fake.settings == AS_SHIPPED | then
+        with pytest.raises(NotMeasured, match=f"{UUID}.*200 W.*leave that block first"):
+            PowerLimit(150, sensors=sensors, allow=True).__enter__()
+        assert fake.calls == [200] and signal.getsignal(signal.SIGTERM) == power._on_signal
     assert fake.settings == AS_SHIPPED
 
 
@@ -114,7 +87,7 @@ def test_a_limit_that_is_there_already_is_left_by_itself():
     fake, sensors = gpu()
     with PowerLimit(350, sensors=sensors, allow=True):
         pass
-    assert fake.calls == [("limit", 350)]
+    assert fake.calls == [350]
 
 
 # ---- Refused, and nothing is changed ----
@@ -122,11 +95,10 @@ def test_a_limit_that_is_there_already_is_left_by_itself():
 
 @pytest.mark.planted
 @pytest.mark.parametrize("allow", [False, None, 0, "yes"])
-@settings()
-def test_without_being_asked_nothing_is_set(make, then, allow, cache):
+def test_without_being_asked_nothing_is_set(allow, cache):
     fake, sensors = gpu()
-    with pytest.raises(NotPermitted, match="it is set only where the caller says so, with allow=True"):
-        make(sensors, allow=allow)
+    with pytest.raises(NotPermitted, match="allow=True"):
+        PowerLimit(200, sensors=sensors, allow=allow)
     assert fake.calls == [] and not cache.exists()
 
 
@@ -142,36 +114,24 @@ def test_a_limit_out_of_range_is_refused_with_the_range(limit_w, allow, cache):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("clocks", [(209, 900), (900, 1981), (1200, 900), (0, 0), (float("nan"), 900)])
-def test_clocks_out_of_range_are_refused_with_the_range(clocks, cache):
-    fake, sensors = gpu()
-    with pytest.raises(ValueError, match=r"^clock lock: this GPU's SMs have 210 to 1980 MHz, got "):
-        ClockLock(*clocks, sensors=sensors, allow=True)
-    assert fake.calls == [] and not cache.exists()
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("value, kind, typed", [
-    (200, PowerLimit, ("-pl 200", "-pl 350")), (350, PowerLimit, ("-pl 350", "-pl 350")),
-    (900, ClockLock, ("-lgc 900,900", "-rgc")),
-])  # fmt: skip
-def test_without_permission_it_says_what_an_administrator_would_type(value, kind, typed, cache):
+@pytest.mark.parametrize("limit_w", [200, 350])
+def test_without_permission_it_says_what_an_administrator_would_type(limit_w, cache):
     fake, sensors = gpu(permitted=False)
-    there, back = (f"sudo nvidia-smi -i {UUID} {option}" for option in typed)
-    with pytest.raises(NotPermitted, match=f"^no permission to set a {kind.what}; .*: {there}, and .*: {back}$"):
-        kind(value, sensors=sensors, allow=True).__enter__()
+    there, back = (f"sudo nvidia-smi -i {UUID} -pl {watts}" for watts in (limit_w, 350))
+    with pytest.raises(NotPermitted, match=f"{there}, and .*: {back}$"):
+        PowerLimit(limit_w, sensors=sensors, allow=True).__enter__()
     assert fake.settings == AS_SHIPPED and fake.calls == [] and markers(cache) == []
 
 
 @pytest.mark.planted
-@settings()
-def test_a_driver_that_refuses_leaves_nothing_behind(make, then, cache):
-    setters = ("nvmlDeviceSetPowerManagementLimit", "nvmlDeviceSetGpuLockedClocks")
-    for error in (fake_nvml.NVMLError_NotSupported("Not Supported"), fake_nvml.NVMLError_Unknown("Unknown Error")):
-        fake, sensors = gpu(faults=dict.fromkeys(setters, error))
-        with pytest.raises(NotMeasured, match=f"the driver refuses it \\({error}\\)"):
-            make(sensors, allow=True).__enter__()
-        assert fake.settings == AS_SHIPPED and markers(cache) == []
+@pytest.mark.parametrize("error", [
+    fake_nvml.NVMLError_NotSupported("Not Supported"), fake_nvml.NVMLError_Unknown("Unknown Error"),
+])  # fmt: skip
+def test_a_driver_that_refuses_leaves_nothing_behind(error, cache):
+    fake, sensors = gpu(faults={"nvmlDeviceSetPowerManagementLimit": error})
+    with pytest.raises(NotMeasured, match=f"200 W.*{error}"):
+        PowerLimit(200, sensors=sensors, allow=True).__enter__()
+    assert fake.settings == AS_SHIPPED and markers(cache) == []
 
 
 @pytest.mark.planted
@@ -179,7 +139,7 @@ def test_a_gpu_that_does_not_take_the_limit_is_found_out(cache):
     fake, sensors = gpu(deaf=True)
     with pytest.raises(NotMeasured, match="^power limit of 200 W: the GPU says that its limit is 350 W$"):
         PowerLimit(200, sensors=sensors, allow=True).__enter__()
-    assert fake.calls == [("limit", 200)] and markers(cache) == []
+    assert fake.calls == [200] and markers(cache) == []
 
 
 @pytest.mark.planted
@@ -219,17 +179,8 @@ def test_the_marker_is_on_the_disk_before_the_limit_is_set(monkeypatch, cache):
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(file) or fsync(file))
     with PowerLimit(200, sensors=sensors, allow=True):
         pass
-    change = power.Change(UUID, "power limit", 200, 350.0, os.getpid())
+    change = power.Change(UUID, 200, 350.0, os.getpid())
     assert seen == [(200_000, 2, [change]), (350_000, 2, [change])]
-
-
-@pytest.mark.planted
-def test_a_lock_is_refused_where_a_clock_setting_holds_already():
-    fake, sensors = gpu()
-    fake.held_by = 0x02
-    with pytest.raises(NotMeasured, match="a clock setting is in force already, and NVML cannot say which to put back"):
-        ClockLock(900, sensors=sensors, allow=True).__enter__()
-    assert fake.calls == []
 
 
 # ---- Every way out, in this process ----
@@ -241,17 +192,16 @@ class Planted(Exception):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("error", [Planted, KeyboardInterrupt, SystemExit, GeneratorExit])
-@settings()
-def test_an_exception_puts_it_back(make, then, error):
+def test_an_exception_puts_it_back(error):
     fake, sensors = gpu()
     with pytest.raises(error):
-        with make(sensors, allow=True):
+        with PowerLimit(200, sensors=sensors, allow=True):
             raise error
     assert fake.settings == AS_SHIPPED
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("where", ["_write", "_catch_signals", "Setting._apply", "PowerLimit.check"])
+@pytest.mark.parametrize("where", ["_write", "_catch_signals", "PowerLimit._apply", "PowerLimit.check"])
 def test_ctrl_c_while_it_is_being_set_puts_it_back(monkeypatch, where, cache):
     owner = power
     *path, name = where.split(".")
@@ -345,7 +295,7 @@ def test_what_cannot_be_put_back_is_said_and_its_marker_stays(cache):
     assert len(markers(cache)) == 1
     fake.permitted = True
     with PowerLimit(150, sensors=sensors, allow=True):  # the next one puts it back first
-        assert fake.calls == [("limit", 200), ("limit", 350), ("limit", 150)]
+        assert fake.calls == [200, 350, 150]
     assert fake.settings == AS_SHIPPED and markers(cache) == []
 
 
@@ -366,7 +316,7 @@ CHILD = """
 import os, signal, subprocess, sys, threading, time
 from settable_nvml import SettableNvml
 from luce_edu.measure.nvml import Sensors
-from luce_edu.measure.power.limits import ClockLock, PowerLimit
+from luce_edu.measure.power.limits import PowerLimit
 
 sensors = Sensors.open(SettableNvml.UUID, nvml=SettableNvml(hardware=sys.argv[1]))
 
@@ -376,9 +326,6 @@ def wait():
         time.sleep(0.05)
 """
 SET = CHILD + "with PowerLimit(200, sensors=sensors, allow=True):\n    wait()\n"
-BOTH = CHILD + (
-    "with PowerLimit(200, sensors=sensors, allow=True), ClockLock(900, sensors=sensors, allow=True):\n    wait()\n"
-)
 OPEN = CHILD + "limit = PowerLimit(200, sensors=sensors, allow=True).__enter__()\n"
 
 
@@ -421,20 +368,20 @@ class Process:
 
 @pytest.mark.planted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_that_ends_the_process_puts_everything_back(tmp_path, cache, number):
-    with Process(tmp_path, BOTH) as process:
+def test_a_signal_that_ends_the_process_puts_it_back(tmp_path, cache, number):
+    with Process(tmp_path, SET) as process:
         assert process.says() == "set"
-        assert process.settings() == {"limit_mw": 200_000, "lock": [900, 900]}
+        assert process.settings() == {"limit_mw": 200_000}
         assert process.end(number)[0] == -number  # as it would have ended without this
         assert process.settings() == AS_SHIPPED and markers(cache) == []
 
 
 def test_under_nohup_a_hangup_changes_nothing(tmp_path, cache):
-    with Process(tmp_path, BOTH, ignored=(signal.SIGHUP,)) as process:
+    with Process(tmp_path, SET, ignored=(signal.SIGHUP,)) as process:
         assert process.says() == "set"
         for _ in range(3):
             os.kill(process.pid, signal.SIGHUP)
-        assert process.settings() == {"limit_mw": 200_000, "lock": [900, 900]} and len(markers(cache)) == 2
+        assert process.settings() == {"limit_mw": 200_000} and len(markers(cache)) == 1
         assert process.end(signal.SIGTERM)[0] == -signal.SIGTERM  # not SIGHUP
         assert process.settings() == AS_SHIPPED and markers(cache) == []
 
@@ -449,23 +396,18 @@ def test_the_end_of_the_interpreter_puts_it_back(tmp_path, cache, ending, status
 
 
 @pytest.mark.planted
-def test_after_a_hard_kill_the_next_start_puts_everything_back(tmp_path, cache):
-    with Process(tmp_path, BOTH) as process:
+def test_after_a_hard_kill_the_next_start_puts_it_back(tmp_path, cache):
+    with Process(tmp_path, SET) as process:
         assert process.says() == "set"
         assert process.end(signal.SIGKILL)[0] == -signal.SIGKILL
-        assert process.settings() == {"limit_mw": 200_000, "lock": [900, 900]}
+        assert process.settings() == {"limit_mw": 200_000}
         pid = process.pid
     found = leftovers()
-    assert [leftover.said for leftover in found] == [
-        f"{UUID}: clock lock of 900 to 900 MHz, before that none (process {pid}, which set it, is gone)",
-        f"{UUID}: power limit of 200 W, before that 350 W (process {pid}, which set it, is gone)",
-    ]
+    gone = f"{UUID}: power limit of 200 W, before that 350 W (process {pid}, which set it, is gone)"
+    assert [leftover.said for leftover in found] == [gone]
     assert not any(leftover.alive or leftover.done for leftover in found)
     done = restore_leftovers(SettableNvml(hardware=process.hardware))
-    assert [leftover.said for leftover in done] == [
-        f"{UUID}: clock lock put back from 900 to 900 MHz to none",
-        f"{UUID}: power limit put back from 200 W to 350 W",
-    ]
+    assert [leftover.said for leftover in done] == [f"{UUID}: power limit put back from 200 W to 350 W"]
     assert all(leftover.done for leftover in done)
     assert process.settings() == AS_SHIPPED and markers(cache) == [] and leftovers() == []
     assert restore_leftovers(SettableNvml(hardware=process.hardware)) == []
@@ -477,7 +419,7 @@ def test_after_a_hard_kill_the_next_limit_starts_from_what_there_was(tmp_path, c
         assert process.says() == "set" and process.end(signal.SIGKILL)
     fake, sensors = gpu(hardware=process.hardware)
     with PowerLimit(150, sensors=sensors, allow=True):
-        assert fake.calls == [("limit", 350), ("limit", 150)]
+        assert fake.calls == [350, 150]
     assert fake.settings == AS_SHIPPED and markers(cache) == []
 
 
@@ -498,9 +440,8 @@ def test_a_second_process_is_refused_by_name_while_the_first_is_at_work(tmp_path
         assert process.says() == "set"
         fake, sensors = gpu(hardware=process.hardware)
         named = f"{UUID}: power limit of 200 W, before that 350 W (process {process.pid} is at work)"
-        for setting in (PowerLimit(150, sensors=sensors, allow=True), ClockLock(900, sensors=sensors, allow=True)):
-            with pytest.raises(NotMeasured, match=f"changes this GPU's settings now: {re.escape(named)}$"):
-                setting.__enter__()
+        with pytest.raises(NotMeasured, match=f"another process.*{re.escape(named)}$"):
+            PowerLimit(150, sensors=sensors, allow=True).__enter__()
         for found in (leftovers(), restore_leftovers(fake)):
             assert [(leftover.said, leftover.alive, leftover.done) for leftover in found] == [(named, True, False)]
         assert fake.calls == [] and process.settings()["limit_mw"] == 200_000
@@ -587,12 +528,13 @@ def test_a_kernel_that_is_restarted_puts_it_back(tmp_path, cache, busy):
 @pytest.mark.planted
 @pytest.mark.parametrize("content", [
     "", "{", "[]", "null", "{}", '{"uuid": "GPU-1"}',
-    '{"uuid": "%s", "what": "fan speed", "value": 200, "before": 350, "pid": 1}',
-    '{"uuid": "%s", "what": "power limit", "value": 200, "before": NaN, "pid": 1}',
-    '{"uuid": "%s", "what": "power limit", "value": 200, "before": "350", "pid": 1}',
-    '{"uuid": "%s", "what": "power limit", "value": 200, "before": null, "pid": 1}',
-    '{"uuid": "%s", "what": "clock lock", "value": [900, 1200], "before": null, "pid": 1}',
-    '{"uuid": "GPU-other", "what": "power limit", "value": 200, "before": 350, "pid": 1}',
+    '{"uuid": "%s", "limit_w": 200, "pid": 1}',
+    '{"uuid": "%s", "limit_w": 200, "before_w": 350, "pid": 1, "what": "fan speed"}',
+    '{"uuid": "%s", "limit_w": 200, "before_w": NaN, "pid": 1}',
+    '{"uuid": "%s", "limit_w": 200, "before_w": "350", "pid": 1}',
+    '{"uuid": "%s", "limit_w": [200], "before_w": 350, "pid": 1}',
+    '{"uuid": "%s", "limit_w": 200, "before_w": 350, "pid": "1"}',
+    '{"uuid": "GPU-other", "limit_w": 200, "before_w": 350, "pid": 1}',
 ])  # fmt: skip
 def test_a_marker_that_is_none_is_named_and_nothing_is_set(cache, content):
     path = cache / "gpu-settings" / f"{UUID}.power-limit.json"
@@ -612,7 +554,7 @@ def test_a_leftover_of_a_gpu_that_is_not_here_is_kept_and_the_others_go_on(cache
     fake, sensors = gpu()
     (cache / "gpu-settings").mkdir(parents=True)
     for uuid in ("GPU-0", UUID):
-        power._write(power.Change(uuid, "power limit", 200, 350, 1))
+        power._write(power.Change(uuid, 200, 350, 1))
     fake.change(limit_mw=200_000)
     other, mine = sorted(restore_leftovers(fake), key=lambda leftover: leftover.done)
     assert other.said == (
@@ -627,7 +569,7 @@ def test_a_leftover_of_a_gpu_that_is_not_here_is_kept_and_the_others_go_on(cache
 def test_a_leftover_without_permission_says_what_an_administrator_would_type(cache):
     fake, _ = gpu(permitted=False)
     (cache / "gpu-settings").mkdir(parents=True)
-    power._write(power.Change(UUID, "power limit", 200, 350, 1))
+    power._write(power.Change(UUID, 200, 350, 1))
     fake.change(limit_mw=200_000)
     (found,) = restore_leftovers(fake)
     assert not found.done and found.said.endswith(f"an administrator would type: sudo nvidia-smi -i {UUID} -pl 350")
@@ -700,6 +642,6 @@ def test_the_settable_gpu_has_the_names_of_the_real_module():
     pynvml = pytest.importorskip("pynvml")
     used = set(re.findall(r"\b(nvml[A-Z]\w+|NVML\w+)", Path(power.__file__).read_text()))
     used |= {name for name in vars(SettableNvml) if name.startswith("nvml")}
-    assert {"nvmlDeviceSetPowerManagementLimit", "nvmlDeviceResetGpuLockedClocks", "NVMLError_NoPermission"} < used
+    assert {"nvmlDeviceSetPowerManagementLimit", "NVMLError_NoPermission"} < used
     for name in used - {"NVML"}:
         assert hasattr(pynvml, name) and hasattr(SettableNvml, name), name
