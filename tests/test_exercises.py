@@ -100,6 +100,23 @@ def test_an_exercise_stands_untouched_in_its_notebook_and_filled_in_the_solution
     check_course(full_name, exercise, NOTEBOOKS)
 
 
+def untouched(exercise: Exercise) -> object:
+    """What the cell of a skeleton hands to `check`: what it defines last, or the text itself where it is CUDA C++."""
+    try:
+        code = compile(exercise.skeleton, exercise.name, "exec")
+    except SyntaxError:
+        return exercise.skeleton
+    names = {}
+    exec(code, names)
+    return list(names.values())[-1]
+
+
+@pytest.mark.parametrize("full_name", EXERCISES)
+def test_an_untouched_skeleton_is_not_tried_yet(full_name, capsys):
+    EXERCISES[full_name].check(untouched(EXERCISES[full_name]))
+    assert capsys.readouterr().out == f"{EXERCISES[full_name].name}: not tried yet\n"
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_has_two_or_three_exercises_under_numbered_headings(path):
     names = [name for name, exercise in EXERCISES.items() if path in notebooks_with(name, exercise, NOTEBOOKS)]

@@ -58,17 +58,12 @@ ACCEPT_WRONG = {
     "allclose with its defaults": (lambda g, w, b: torch.allclose(g, w), "Refused, though right: .*bf16 itself"),
     "allclose with loose tolerances": (
         lambda g, w, b: torch.allclose(g, w, rtol=0.1, atol=6.0), "though wrong: .*a quiet head left at zero"),
-    "largest difference below a number": (
-        lambda g, w, b: bool((g - w).abs().max() <= 0.5),
-        "though wrong: .*twice bf16's error(.|\n)*though right: .*bf16 itself"),
     "largest difference below bf16's": (ignoring("norm"), "though wrong: .*a small number added everywhere"),
     "no look at single elements": (ignoring("worst element"), "though wrong: one wrong element among [0-9,]+\\."),
     "no look at the shape": (ignoring("shape"), "though wrong: right values with an axis too many\\."),
     "no look at the type": (ignoring("dtype"), "though wrong: right values in fp64\\."),
     "not more than the limit": (
         lambda g, w, b: not (g - w).norm() > 1.25 * (b - w).norm(), "though wrong: one NaN; nothing written, all NaN"),
-    "the mean of the differences": (
-        lambda g, w, b: bool((g - w).mean().abs() <= 1.25 * (b - w).mean().abs()), "though wrong: .*two heads swapped"),
     "sums": (
         lambda g, w, b: bool((g.sum() - w.sum()).abs() <= 0.01 * w.sum().abs()), "though wrong: .*in the wrong order"),
     "norms": (
@@ -81,14 +76,10 @@ ACCEPT_WRONG = {
         lambda g, w, b: bool((g - b).norm() <= 0.001 * b.norm()), "Refused, though right: the same bits"),
     "less than the error of bf16": (
         lambda g, w, b: bool((g - w).norm() < 1.25 * (b - w).norm()), "Refused, though right: an exact part"),
-    "bits": (lambda g, w, b: torch.equal(g, w), "Refused, though right: fp32, one token at a time"),
     "everything": (lambda g, w, b: True, "caught 0 of 20 planted faults, accepted 9 of 9"),
     "nothing": (lambda g, w, b: False, "caught 20 of 20 planted faults, accepted 0 of 9"),
-    "a program against itself": (lambda g, w, b: torch.equal(g, g), "though wrong: .*all zeros"),
     "a check with an error in it": (lambda g, w, b: g.shap == w.shape, "It raised AttributeError"),
-    "a check of two": (lambda g, w: True, "It raised TypeError"),
     "a check that says nothing": (lambda g, w, b: None, "expected True or False, got None"),
-    "a difference": (lambda g, w, b: (g - w).norm().item(), "expected True or False, got 0.0"),
     "a bool for each element": (lambda g, w, b: (g - w).abs() < 1, "expected True or False, got tensor"),
     "no function": (True, "expected a function"),
 }  # fmt: skip
@@ -96,9 +87,8 @@ ACCEPT_WRONG = {
 
 @pytest.mark.parametrize("answer", [whole, by_ratios, by_raising, in_numpy])
 def test_a_check_by_norm_finite_and_worst_element_gets_full_marks(answer, capsys):
-    for _ in range(2):
-        exercises.accept.check(answer)
-        assert "caught 20 of 20 planted faults, accepted 9 of 9 right results" in capsys.readouterr().out
+    exercises.accept.check(answer)
+    assert "caught 20 of 20 planted faults, accepted 9 of 9 right results" in capsys.readouterr().out
 
 
 @pytest.mark.planted
@@ -156,19 +146,16 @@ DECIDED_WRONG = {
     "one error for all steps": lambda r, b: margin(r) > 2 * (b - r).abs().max(),
     "only upwards": lambda r, b: margin(r) > 2 * (b - r).amax(1),
     "the mean error": lambda r, b: margin(r) > 2 * (b - r).abs().mean(1),
-    "the norm of the error": lambda r, b: margin(r) > 2 * (b - r).norm(dim=1),
     "the error of the best": lambda r, b: (
         margin(r) > 2 * (b - r).abs().gather(1, r.argmax(1, keepdim=True))[:, 0]
     ),
     "the same choice": lambda r, b: r.argmax(1) == b.argmax(1),
-    "undecided": lambda r, b: by_topk(r, b).logical_not(),
     "the first two": lambda r, b: (r[:, 0] - r[:, 1]).abs() > 2 * (b - r).abs().amax(1),
     "shifted by a step": lambda r, b: by_topk(r, b).roll(1),
     "always": lambda r, b: torch.ones(len(r), dtype=torch.bool),
 }
 DECIDED_NO_ANSWER = {
     "margins": lambda r, b: margin(r),
-    "NaN": lambda r, b: torch.full((len(r),), torch.nan),
     "one bool": lambda r, b: bool(by_topk(r, b).all()),
     "too few": lambda r, b: by_topk(r, b)[1:],
     "a column": lambda r, b: by_topk(r, b)[:, None],
@@ -201,19 +188,9 @@ def test_what_is_not_a_bool_for_each_step_is_refused(answer):
 # inputs
 
 
-def once(make):
-    """The same data on every call of the same size."""
-    kept = {}
-    return lambda rows, cols: kept.setdefault((rows, cols), make(rows, cols))
-
-
 def seeded(rows, cols):
     generator = torch.Generator().manual_seed(0)
     return torch.randn(rows, cols, generator=generator), torch.randn(cols, generator=generator)
-
-
-def low_rank(rows, cols):
-    return torch.randn(rows, 1).expand(rows, cols).clone(), torch.randn(cols)
 
 
 INPUTS_RIGHT = {
@@ -223,26 +200,21 @@ INPUTS_RIGHT = {
 }
 INPUTS_WRONG = {
     "ones": (lambda r, c: (torch.ones(r, c), torch.ones(c)), "told 2 of 13 .*\n.*x read backwards"),
-    "zeros": (lambda r, c: (torch.zeros(r, c), torch.zeros(c)), "told 0 of 13"),
     "a constant, another on each call": (
         lambda r, c: (torch.randn(1).expand(r, c).clone(), torch.randn(1).expand(c).clone()), "always the first row"),
     "x uniform": (lambda r, c: (torch.randn(r, c), torch.ones(c)), "\n.*x read backwards"),
     "W uniform": (lambda r, c: (torch.ones(r, c), torch.randn(c)), "\n.*always the first row"),
-    "W uniform along its rows": (low_rank, "\n.*x read backwards"),
     "a single one in x": (
         lambda r, c: (torch.randn(r, c), torch.eye(c)[1]), "\n.*the last column not added; negative inputs taken"),
     "positive": (lambda r, c: (torch.rand(r, c), torch.rand(c)), "negative weights taken as positive; negative inputs"),
     "positive x": (lambda r, c: (torch.randn(r, c), torch.rand(c)), "\nNot .*: negative inputs taken as zero\\.\n"),
     "the same each time": (seeded, "\nNot .*the last row not written; nothing written"),
-    "drawn once": (once(INPUTS_RIGHT["normal"]), "\nNot .*the last row not written; nothing written"),
     "counted up": (
         lambda r, c: (torch.arange(r * c).view(r, c).float(), torch.arange(c).float()), "negative weights taken"),
     "NaN": (lambda r, c: (torch.full((r, c), torch.nan), torch.randn(c)), "not finite"),
     "fp64": (lambda r, c: (torch.randn(r, c).double(), torch.randn(c).double()), "expected fp32"),
     "transposed": (lambda r, c: (torch.randn(c, r), torch.randn(c)), "expected fp32 of"),
-    "x as a column": (lambda r, c: (torch.randn(r, c), torch.randn(c, 1)), "expected fp32 of"),
     "one tensor": (lambda r, c: torch.randn(r, c), "expected two tensors"),
-    "lists": (lambda r, c: ([[1.0] * c] * r, [1.0] * c), "expected two tensors"),
 }  # fmt: skip
 
 
@@ -259,19 +231,6 @@ def test_data_that_hides_a_wrong_kernel_is_refused_by_its_name(answer, reason):
     for _ in range(5):
         with pytest.raises(WrongAnswer, match=reason):
             exercises.inputs.check(answer)
-
-
-UNTOUCHED = {
-    "accept": (exercises.accept, lambda got, want, bf16: ...),
-    "decided": (exercises.decided, lambda reference, bf16: ...),
-    "inputs": (exercises.inputs, lambda rows, cols: ...),
-}
-
-
-@pytest.mark.parametrize("exercise, untouched", UNTOUCHED.values(), ids=UNTOUCHED)
-def test_untouched_is_not_tried_yet(exercise, untouched, capsys):
-    exercise.check(untouched)
-    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"
 
 
 def test_untouched_runs_no_model(monkeypatch, capsys):

@@ -1,8 +1,6 @@
 """The checkers of notebook 07 take right answers however they are written, and refuse wrong ones by name."""
 
-import math
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import pytest
@@ -51,11 +49,6 @@ WRONG_SHARES = {
     "graph and plain swapped": (lambda plain, graph: one_of_each(graph, plain), "swapped"),
     "rounded": (lambda plain, graph: round(one_of_each(plain, graph), 2), "Case: 225 plain .* which share"),
     "the published one": (lambda plain, graph: 0.46215827338, "Case: 100 plain"),
-    "the saving of all in place of one": (
-        lambda plain, graph: (plain[1] - graph[1]) / plain[1] * plain[0] / graph[0], "Case: 100 plain"),
-    "what was given": (lambda plain, graph: graph, "expected a number"),
-    "NaN": (lambda plain, graph: math.nan, "Case: 225 plain"),
-    "None": (lambda plain, graph: None, "expected a number"),
     "a text": (lambda plain, graph: "46 %", "expected a number"),
 }  # fmt: skip
 
@@ -119,19 +112,14 @@ REPLAY = "        self.gpu.replay(self.graph)\n"
 AGAIN = "self.gpu.capture(lambda: self.enqueue(self.token, self.position))"
 TENSOR = "torch.tensor([{}], dtype=torch.int32)"
 STALE = r"(?s)out is .* and should be .*found token \d+ and position -?\d+. A replay passes the addresses"
-TENSORS = "(torch.zeros(1, dtype=torch.int32) for _ in range(2))"
 CAPTURED = "lambda: self.enqueue(self.token, self.position)"
 RIGHT_STEPS = {
     "fill": RIGHT,
     "one tensor": IN_ONE_TENSOR,
     "lazy": AT_THE_FIRST_CALL,
-    "without a dimension": RIGHT.replace("torch.zeros(1,", "torch.zeros((),"),
-    "by assignment": RIGHT.replace("fill_(token)", "copy_(torch.tensor([token]))").replace(
-        "self.position.fill_(position)", "self.position[:] = position"),
     "through NumPy": RIGHT.replace("self.token.fill_(token)", "self.token.numpy()[0] = token"),
     "a method, and launches of its own": RIGHT.replace(CAPTURED, "self.both").replace(
         "    def __call__", "    def both(self):\n        self.enqueue(self.token, self.position)\n\n    def __call__"),
-    "partial": RIGHT.replace(CAPTURED, "partial(self.enqueue, self.token, self.position)"),
     "a warm-up before the capture": RIGHT.replace(
         "        self.graph =", "        self.enqueue(self.token, self.position)\n        self.graph ="),
     "out emptied before": RIGHT.replace("        self.gpu.replay", "        self.out.zero_()\n        self.gpu.replay"),
@@ -144,9 +132,7 @@ NEW = "".join(f"        self.{name} = {TENSOR.format(name)}\n" for name in ("tok
 WRONG_STEPS = {
     "new tensors under the old names": (RIGHT.replace(FILLS, NEW), STALE),
     "filled after the replay": (RIGHT.replace(FILLS + REPLAY, REPLAY + FILLS), STALE),
-    "the position one late": (RIGHT.replace("fill_(position)", "fill_(max(position - 1, 0))"), STALE),
     "only the token": (RIGHT.replace("        self.position.fill_(position)\n", ""), STALE),
-    "only the position": (RIGHT.replace("        self.token.fill_(token)\n", ""), STALE),
     "a position that only counts on": (
         RIGHT.replace("self.position.fill_(position)", "self.position.add_(1)")
         .replace("        self.graph = ", "        self.position.fill_(-1)\n        self.graph = "), STALE),
@@ -154,9 +140,6 @@ WRONG_STEPS = {
     "only the first kernel is captured": (
         RIGHT.replace(CAPTURED, 'lambda: gpu.launch("put", table, self.token, cache, self.position)'),
         "out is nan .* The graph holds put, and a step"),
-    "only the second": (
-        RIGHT.replace(CAPTURED, 'lambda: gpu.launch("mean", cache, self.position, out)'),
-        "out is nan .* The graph holds mean, and a step"),
     "both twice": (
         RIGHT.replace(CAPTURED, "lambda: [self.enqueue(self.token, self.position) for _ in range(2)] and None")
         .replace("        return self.out", "        self.out.mul_(1 + 1e-9)\n        return self.out.sub_(1)"),
@@ -165,13 +148,6 @@ WRONG_STEPS = {
         RIGHT.replace(CAPTURED, "lambda: None").replace(REPLAY, WORK + REPLAY), "out is nan .* holds no launch"),
     "an empty graph, and PyTorch after it": (
         RIGHT.replace(CAPTURED, "lambda: None").replace(REPLAY, REPLAY + WORK), f"graph did not make it.*{BY_PYTORCH}"),
-    "an empty graph, and a result of PyTorch's own": (
-        RIGHT.replace(CAPTURED, "lambda: None").replace(
-            "return self.out", WORK.lstrip().replace("self.out[0] =", "return")),
-        BY_PYTORCH),
-    "half a graph, and PyTorch": (
-        RIGHT.replace(CAPTURED, 'lambda: gpu.launch("put", table, self.token, cache, self.position)').replace(
-            REPLAY, REPLAY + "        self.out[0] = self.cache[: position + 1].mean()\n"), "The graph holds put"),
     "the graph of other tensors, and PyTorch": (
         RIGHT.replace("        self.graph = ", f"        {OTHERS}\n        self.graph = ").replace(
             CAPTURED, "lambda: [gpu.launch('put', self.other[0], self.token, self.other[1], self.position), "
@@ -182,7 +158,6 @@ WRONG_STEPS = {
         RIGHT.replace(FILLS, "").replace(REPLAY, "        old = self.cache[0].item()\n" + REPLAY
                                          + "        self.cache[0] = old\n" + WORK), "did not make it.* found token 0"),
     "PyTorch and no graph": (RIGHT.replace(REPLAY, WORK), "replayed 0 graphs"),
-    "what was given": (RIGHT.replace("return self.out", "return token"), "out is .* should be"),
     "a call in place of a function": (
         RIGHT.replace(CAPTURED, "self.enqueue(self.token, self.position)"), "got None.*put lambda: before it"),
     "a function that wants more": (RIGHT.replace(CAPTURED, "self.enqueue"), "without arguments, and got"),
@@ -209,19 +184,17 @@ WRONG_STEPS = {
     "numbers in place of tensors": (
         RIGHT.replace("(torch.zeros(1, dtype=torch.int32) for _ in range(2))", "0, 0"),
         "must be a tensor of one int32, got 0"),
-    "64 bits": (RIGHT.replace("torch.int32", "torch.int64"), "must be int32"),
     "floats": (RIGHT.replace(", dtype=torch.int32", ""), "must be int32"),
     "a token beyond the table": (RIGHT.replace("fill_(token)", "fill_(token + 10**6)"),
         "reads 4 bytes at .*: out of bounds"),
     "nothing is returned": (RIGHT.replace("        return self.out\n", ""), "expected what stands in out, got None"),
-    "NaN": (RIGHT.replace("return self.out", "return self.out * torch.nan"), "out is nan"),
 }  # fmt: skip
 
 
 def make_step(body):
     exercise = exercises.step
     text = exercise.skeleton.replace(exercise.hole, body.strip("\n").removeprefix("        "))
-    names = {"torch": torch, "partial": partial}
+    names = {"torch": torch}
     exec(text, names)
     return names["Step"]
 
@@ -264,16 +237,13 @@ OTHER_PROOFS = PROOFS | {
 }
 WRONG_PROOFS = {
     "safe, which it is not": ("C reads act first", "safe", "C reads act first: it is not"),
-    "safe, with nobody waiting in the middle": ("B never waits", "safe", "B never waits: it is not"),
     "unsafe, which it is not": ("each lets go first", "ABCAAABBBBCCCCC", "nobody touches anything too early"),
     "C starts before it may": ("C reads act first", "AABCC", "step 4: C cannot start: B has neither let go nor ended"),
     "a wait that is not over": ("B never waits", "AABCCC", "step 5: C waits until B has ended"),
     "one step short of the hazard": ("B never waits", "AABBCCC", "nobody touches anything too early"),
-    "in order, where it goes well": ("B never waits", "AAAABBCCCCC", "nobody touches anything too early"),
     "a kernel that is not there": ("C reads act first", "AAD", "no kernel 'D'"),
     "nothing": ("B never waits", "", "nobody touches anything too early"),
     "still open": ("B never waits", ..., "B never waits: still open"),
-    "a word for it": ("B never waits", "unsafe", "no kernel 'U'"),
     "True": ("C clears sum first", True, 'expected "safe" or a schedule'),
 }
 
@@ -306,20 +276,3 @@ def test_a_wrong_proof_is_refused_with_the_reason(name, given, reason):
 def test_what_does_not_answer_every_order_is_refused(answer):
     with pytest.raises(WrongAnswer, match="expected a dict with 'C reads act first'"):
         exercises.schedules.check(answer)
-
-
-def untouched() -> list:
-    names = {}
-    exec(exercises.step.skeleton, names)
-    exec(exercises.schedules.skeleton, names)
-    return [
-        (exercises.share_removed, lambda plain, graph: ...),
-        (exercises.step, names["Step"]),
-        (exercises.schedules, names["answer"]),
-    ]
-
-
-@pytest.mark.parametrize("exercise, answer", untouched(), ids=["share_removed", "step", "schedules"])
-def test_untouched_is_not_tried_yet(exercise, answer, capsys):
-    exercise.check(answer)
-    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"

@@ -64,15 +64,12 @@ MEMORY_WRONG = {
     "square value matrices": scaled(lambda c, t: c.linear_value_head_dim / c.linear_key_head_dim, one),
     "NaN": lambda c, t: (math.nan, math.nan),
     "one number": lambda c, t: right(c, t)[0],
-    "three numbers": lambda c, t: (*right(c, t), 0),
     "a text": lambda c, t: tuple(map(str, right(c, t))),
 }
 CROSSING_RIGHT = {
     "rounded up": lambda c: -(-right(c, 1)[0] // right(c, 1)[1]),
     "a loop": lambda c: next(t for t in range(10**6) if right(c, t)[1] >= right(c, t)[0]),
-    "NumPy": lambda c: np.ceil(np.float64(right(c, 1)[0]) / right(c, 1)[1]),
     "a tensor": lambda c: torch.tensor(-(-right(c, 1)[0] // right(c, 1)[1])),
-    "a float": lambda c: float(math.ceil(right(c, 1)[0] / right(c, 1)[1])),
 }
 CROSSING_WRONG = {
     "the one in the text": lambda c: 1536,
@@ -80,7 +77,6 @@ CROSSING_WRONG = {
     "passed, not reached": lambda c: right(c, 1)[0] // right(c, 1)[1] + 1,
     "upside down": lambda c: right(c, 1)[1] / right(c, 1)[0],
     "NaN": lambda c: math.nan,
-    "nothing": lambda c: None,
 }
 
 
@@ -119,12 +115,6 @@ def test_wrong_crossings_are_refused(answer):
     for _ in range(5):
         with pytest.raises(WrongAnswer):
             crossing.check(answer)
-
-
-@pytest.mark.parametrize("exercise, skeleton", [(memory_bytes, lambda c, t: ...), (crossing, lambda c: ...)])
-def test_an_untouched_skeleton_is_not_tried_yet(exercise, skeleton, capsys):
-    exercise.check(skeleton)
-    assert "not tried yet" in capsys.readouterr().out
 
 
 NAMED = {  # by the wrong answer, what names the mistake

@@ -70,10 +70,7 @@ RIGHT_TIMERS = {
     "waiting once between rounds": waiting_once_before,
     "by events": by_events,
     "many rounds, and no warm-up that a median needs": lambda gpu, work: timed(gpu, work, warm_up=0, rounds=201),
-    "a lower median": lambda gpu, work: timed(gpu, work, pick=statistics.median_low, rounds=30),
-    "the fewest rounds": lambda gpu, work: timed(gpu, work, rounds=20),
     "a higher median of the fewest rounds": lambda gpu, work: timed(gpu, work, rounds=20, pick=statistics.median_high),
-    "by NumPy": lambda gpu, work: timed(gpu, work, rounds=50, pick=np.median),
     "by PyTorch, as a tensor": lambda gpu, work: timed(gpu, work, rounds=21, pick=lambda t: torch.tensor(t).median()),
     "no wait before the first round": lambda gpu, work: timed(gpu, work, rounds=41, wait_before=False),
     "by the package's own timer": by_time_steps,
@@ -108,18 +105,13 @@ def around_all_rounds(gpu, work):
 
 WRONG_TIMERS = {
     "no wait after": (lambda gpu, work: timed(gpu, work, wait_after=False), "warm and idle.*What had the GPU done"),
-    "no wait at all": (
-        lambda gpu, work: timed(gpu, work, wait_before=False, wait_after=False), "warm and idle.*What had the GPU"),
     "no wait in a long loop": (
         lambda gpu, work: timed(gpu, work, rounds=300, wait_before=False, wait_after=False), "warm and idle.*What had"),
     "no wait before, one round": (
         lambda gpu, work: timed(gpu, work, warm_up=0, rounds=1, wait_before=False), "in its queue.*Whose work"),
     "no warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=0, rounds=5), "cold.*first calls"),
-    "no warm-up": (lambda gpu, work: timed(gpu, work, warm_up=0, rounds=20), "cold, with a queue"),
     "one warm-up": (lambda gpu, work: timed(gpu, work, warm_up=1, rounds=20), "cold, with a queue"),
-    "one warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=1, rounds=5), "cold.*first calls"),
     "the best": (lambda gpu, work: timed(gpu, work, pick=min, rounds=100), "interrupted.*Which one"),
-    "the worst": (lambda gpu, work: timed(gpu, work, pick=max, rounds=100), "interrupted.*Which one"),
     "the mean": (lambda gpu, work: timed(gpu, work, pick=statistics.mean, rounds=100), "interrupted.*Which one"),
     "the mean, by one clock around all": (around_all_rounds, "gives their mean"),
     "by what no GPU tells": (by_inner_attributes, "No call is timed by itself"),
@@ -142,9 +134,7 @@ WRONG_TIMERS = {
         }.items()
     },
     "milliseconds": (lambda gpu, work: timed(gpu, work, scale=1e-3), "the right time in milliseconds"),
-    "seconds": (lambda gpu, work: timed(gpu, work, scale=1e-6), "the right time in seconds"),
     "all rounds added up": (lambda gpu, work: timed(gpu, work, pick=sum), "all its rounds added up"),
-    "a stale time": (lambda gpu, work: 1000.0, "is not it"),
     "NaN": (lambda gpu, work: float("nan"), "is not it"),
     "nothing": (lambda gpu, work: None, "expected a number"),
     "a number": (1000.0, "expected a function"),
@@ -152,7 +142,7 @@ WRONG_TIMERS = {
 
 
 # The verdict is the method's and not the draw's.
-SEEDS = range(40)
+SEEDS = range(8)
 
 
 @pytest.mark.parametrize("timer", RIGHT_TIMERS.values(), ids=RIGHT_TIMERS)
@@ -242,9 +232,7 @@ WRONG_LEADS = {
     "only within one table": (by_table_and_run, "its lead is missing.*more than one table"),
     "how much faster": (lambda rows: {run: lead - 1 for run, lead in by_dict(rows).items()}, "which is 1 less"),
     "a made up name": (lambda rows: by_dict(rows) | {"overall": 5.0}, "'overall' is not a run's name"),
-    "the best over the worst": (one_of_each(max, min), "How|how many times"),
     "the first over the first": (one_of_each(lambda r: r[0], lambda r: r[0]), "how many times"),
-    "the mean over the mean": (one_of_each(statistics.mean, statistics.mean), "how many times"),
     "upside down": (lambda rows: {run: 1 / lead for run, lead in by_dict(rows).items()}, "PyTorch over the megakernel"),
     "over any other system": (
         lambda rows: {a["run"]: a["tokens_per_s"] / b["tokens_per_s"] for a in rows for b in rows
@@ -252,11 +240,8 @@ WRONG_LEADS = {
         "its lead|timed only|how many"),
     "runs that have one of them": (with_gaps, "timed only"),
     "one run forgotten": (lambda rows: dict(list(by_dict(rows).items())[1:]), "its lead is missing"),
-    "the public table's answer": (lambda rows: by_dict(exercises.PUBLIC), "its lead is missing|not a run's name"),
     "per cent": (lambda rows: {run: 100 * lead for run, lead in by_dict(rows).items()}, "this is per cent"),
-    "NaN": (lambda rows: dict.fromkeys(by_dict(rows), float("nan")), "how many times"),
     "a list": (lambda rows: list(by_dict(rows).values()), "expected a dict"),
-    "nothing": (lambda rows: None, "expected a dict"),
     "a dict": ({"final_bench.py": 4.99}, "expected a function"),
 }  # fmt: skip
 
@@ -347,8 +332,6 @@ WRONG_SLIPS = {
     "precisions that are known": (
         lambda row, task: named(row, task, other_work=lambda r: r["dtype"] in ("int4", "fp8") or any(
             r[name] != task[name] for name in ("model", "batch", "context"))), "may be compared|nothing wrong"),
-    "another model alone": (
-        lambda row, task: named(row, task, other_work=lambda r: r["model"] != task["model"]), "nothing wrong"),
     "the mean is a spread": (
         lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5 or r["reports"] == "best"),
         "Look at its reports"),
@@ -358,22 +341,13 @@ WRONG_SLIPS = {
     "everything is": (lambda row, task: "cold", "You say 'cold'"),
     "itself is a reference": (
         lambda row, task: named(row, task, unchecked=lambda r: r["checked_against"] == "nothing"), "nothing wrong"),
-    "precision alone": (
-        lambda row, task: named(row, task, other_work=lambda r: r["dtype"] != task["dtype"]), "nothing wrong"),
-    "one warm-up is enough": (lambda row, task: named(row, task, cold=lambda r: r["warm_up"] < 1), "nothing wrong"),
     "off by one warm-up": (
         lambda row, task: named(row, task, cold=lambda r: r["warm_up"] <= 3), "may be compared|it is another"),
     "events must be waited for": (
         lambda row, task: named(row, task, not_waited_for=lambda r: not r["waits"]),
         "(may be compared|it is another).*clock events"),
-    "the host's clock is always wrong": (
-        lambda row, task: named(row, task, not_waited_for=lambda r: r["clock"] == "host"),
-        "may be compared|it is another"),
     "larger than the cache will do": (
         lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] < r["l2_mb"]), "nothing wrong"),
-    "off by the border of the cache": (
-        lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] <= 2 * r["l2_mb"]),
-        "may be compared|it is another"),
     "ones are numbers": (lambda row, task: named(row, task, easy_data=lambda r: r["data"] == "zeros"), "nothing wrong"),
     "many rounds make a best honest": (
         lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5), "nothing wrong"),
@@ -389,8 +363,6 @@ WRONG_SLIPS = {
         lambda row, task: named(row, task, no_provenance=lambda r: r["gpu"] is None), "nothing wrong"),
     "whether, and not which": (lambda row, task: named(row, task) is not None, "expected None or one of"),
     "another name": (lambda row, task: named(row, task) and "cache", "expected None or one of"),
-    "all names": (lambda row, task: [n for n, so in found_in(row, task).items() if so], "expected None or one of"),
-    "NaN": (lambda row, task: float("nan"), "expected None or one of"),
     "a name": ("cold", "expected a function"),
 }  # fmt: skip
 
@@ -446,9 +418,3 @@ def test_a_table_shows_rows_or_columns_and_each_value_in_words():
     assert across.header == ["gpu name", "T4", "H100"]
     assert across.body == [["waits", "yes", "no"], ["window s", "–", "2,000"]]
     assert str(across).endswith("as said")
-
-
-@pytest.mark.parametrize("exercise", [exercises.careful, exercises.leads, exercises.slip], ids=lambda e: e.name)
-def test_untouched_is_not_tried_yet(exercise, capsys):
-    exercise.check(lambda *args: ...)
-    assert capsys.readouterr().out == f"{exercise.name}: not tried yet\n"

@@ -29,12 +29,6 @@ def by_solver(k, v, beta, g):
     return solved.split([v.shape[1], k.shape[1]], dim=1)
 
 
-def by_inverse(k, v, beta, g):
-    L, G = system(k, beta, g)
-    inverse = torch.linalg.inv(torch.eye(len(k)) + L)
-    return inverse @ (beta[:, None] * v), inverse @ ((beta * G.exp())[:, None] * k)
-
-
 def by_rows(k, v, beta, g):
     """With a running state in place of a system: what each token asks, as a function of the first state."""
     U, W, T = [], [], len(k)
@@ -45,15 +39,6 @@ def by_rows(k, v, beta, g):
         W.append(beta[t] * (asked.T @ k[t]))
         written, asked = written + torch.outer(k[t], U[-1]), asked - torch.outer(k[t], W[-1])
     return [torch.stack(U), torch.stack(W)]
-
-
-def by_doubling(k, v, beta, g):
-    """(I + L)^-1 = (I - L)(I + L^2)(I + L^4) ..., as L is nilpotent."""
-    L, G = system(k, beta, g)
-    inverse, power = torch.eye(len(k)) - L, L @ L
-    for _ in range(6):
-        inverse, power = inverse @ (torch.eye(len(k)) + power), power @ power
-    return inverse @ (beta[:, None] * v), inverse @ ((beta * G.exp())[:, None] * k)
 
 
 def by_arrays(k, v, beta, g):
@@ -127,8 +112,6 @@ def prepared_wrongly(fault):
             solved = right - L @ right
         if fault == "not solved":
             solved = right
-        if fault == "upper":
-            solved = torch.linalg.solve_triangular(torch.eye(len(k)) + L.T, right, upper=True)
         U, W = solved.split([v.shape[1], k.shape[1]], dim=1)
         if fault == "one NaN":
             U = U.clone()
@@ -137,15 +120,15 @@ def prepared_wrongly(fault):
             W = -W
         if fault == "what was given":
             U, W = v, k
-        if fault == "numbers of another chunk":
-            U, W = torch.ones_like(v), torch.ones_like(k)
-        return (W, U) if fault == "swapped" else U if fault == "U alone" else (U.T, W) if fault == "columns" else (U, W)
+        return U if fault == "U alone" else (U.T, W) if fault == "columns" else (U, W)
 
     return answer
 
 
-PREPARE_RIGHT = {"a solver": by_solver, "an inverse": by_inverse, "row by row": by_rows, "doubling": by_doubling,
-                 "NumPy": by_arrays, "substitution": by_substitution, "halves": by_halves}  # fmt: skip
+PREPARE_RIGHT = {
+    "a solver": by_solver, "row by row": by_rows, "NumPy": by_arrays, "substitution": by_substitution,
+    "halves": by_halves,
+}  # fmt: skip
 PREPARE_WRONG = {
     "diagonal counted twice": "U of token 0 .* has its diagonal",
     "decay on the wrong side": "token 1 .* decay in L has the wrong sign",
@@ -160,13 +143,10 @@ PREPARE_WRONG = {
     "decays divided": "g around .* Zero times inf",
     "of four tokens": "token 5 is the first .* The first two are right",
     "what was given": "U of token 0 .* It has nobody before it",
-    "numbers of another chunk": "U of token 0",
     "right-hand sides, not solutions": "token 2 .* What has to be taken back are the solutions",
     "not solved": "token 1 .* not solved",
-    "upper": "U of token 0",
     "one NaN": "finite",
     "W without its sign": "W of token 0 .* wrong sign",
-    "swapped": "expected shape",
     "columns": "expected shape",
     "U alone": "expected two tensors",
 }
@@ -199,14 +179,6 @@ def by_einsum(q, k, g, U, W, S):
     return o, G[-1].exp() * S + torch.einsum("t,tk,tv->kv", left[-1], k, d)
 
 
-def every_state(q, k, g, U, W, S):
-    """The states after all tokens side by side: a lot of memory, and no loop."""
-    G, d = g.cumsum(0), U - W @ S
-    left = (G[:, None] - G[None, :]).exp().tril()
-    states = G.exp()[:, None, None] * S + torch.einsum("ij,jk,jv->ikv", left, k, d)
-    return (q[:, None, :] @ states)[:, 0], states[-1]
-
-
 def mapped(q, k, g, U, W, S):
     G, d, tokens = g.cumsum(0), U - W @ S, torch.arange(len(g))
 
@@ -234,15 +206,6 @@ def token_by_token(q, k, g, U, W, S):
     return [o, S]
 
 
-def token_by_token_in_numpy(q, k, g, U, W, S):
-    q, k, g, U, W, S = (x.numpy() for x in (q, k, g, U, W, S))
-    d, o = U - W @ S, []
-    for t in range(len(q)):
-        S = np.exp(g[t]) * S + np.outer(k[t], d[t])
-        o.append(q[t] @ S)
-    return torch.from_numpy(np.stack(o)), torch.from_numpy(S)
-
-
 def rows_in_a_comprehension(q, k, g, U, W, S):
     G, d = g.cumsum(0), U - W @ S
     o = [
@@ -259,7 +222,6 @@ def writes_one_by_one(q, k, g, U, W, S):
 
 LOOPS = {
     "token by token": token_by_token,
-    "token by token in NumPy": token_by_token_in_numpy,
     "rows in a comprehension": rows_in_a_comprehension,
     "writes one by one": writes_one_by_one,
 }
@@ -309,13 +271,14 @@ def scanned_wrongly(fault):
         if fault == "one NaN":
             after = after.clone()
             after[0, 0] = NAN
-        return (after, o) if fault == "swapped" else o if fault == "o alone" else (o, after)
+        return o if fault == "o alone" else (o, after)
 
     return answer
 
 
-SCAN_RIGHT = {"in one go": in_one_go, "in place": in_place, "einsum": by_einsum, "every state": every_state,
-              "vmap": mapped, "NumPy": scanned_by_arrays}  # fmt: skip
+SCAN_RIGHT = {
+    "in one go": in_one_go, "in place": in_place, "einsum": by_einsum, "vmap": mapped, "NumPy": scanned_by_arrays,
+}  # fmt: skip
 SCAN_WRONG = {
     "added": "o of token 0 .* not plus",
     "no state in d": "o of token 0 .* d is U alone",
@@ -337,7 +300,6 @@ SCAN_WRONG = {
     "state not decayed": "S is not. The state before the chunk has not decayed",
     "stale state": "S is not. This is the state before",
     "one NaN": "finite",
-    "swapped": "expected shape",
     "o alone": "expected two tensors",
 }
 
@@ -353,13 +315,6 @@ BLOCKS_RIGHT = {
     "NumPy's numbers": lambda tokens, heads, value_dim, columns: np.array(
         [heads * np.ceil(tokens / 64), heads * value_dim // columns, np.ceil(tokens / 64)]
     ),
-    "PyTorch's numbers": lambda tokens, heads, value_dim, columns: torch.tensor(
-        [heads * math.ceil(tokens / 64), heads * value_dim // columns, math.ceil(tokens / 64)]
-    ),
-    "counted": lambda tokens, heads, value_dim, columns: (
-        len([(h, c) for h in range(heads) for c in range(0, tokens, 64)]), len(range(0, heads * value_dim, columns)),
-        len(range(0, tokens, 64)),
-    ),
 }  # fmt: skip
 BLOCKS_WRONG = {
     "rounded down": (lambda t, h, v, c: (h * (t // 64), h * v // c, t // 64), "blocks of prepare. .* round up"),
@@ -373,7 +328,6 @@ BLOCKS_WRONG = {
         "blocks of scan. A block of scan stays",
     ),
     "a head a block": (lambda t, h, v, c: (h * -(-t // 64), h, -(-t // 64)), "blocks of scan. A head's state is cut"),
-    "the whole grid of scan": (lambda t, h, v, c: (h * -(-t // 64), h * v // 8, -(-t // 64)), "blocks of scan"),
     "token by token": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t), "goes through. A turn is a chunk"),
     "turns of all heads": (
         lambda t, h, v, c: (h * -(-t // 64), h * v // c, h * -(-t // 64)),
@@ -385,8 +339,6 @@ BLOCKS_WRONG = {
         "1 is not the number",
     ),
     "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "goes through. .* round up"),
-    "NaN": (lambda t, h, v, c: (NAN, h * v // c, -(-t // 64)), "blocks of prepare"),
-    "two numbers": (lambda t, h, v, c: (h, v), "expected three numbers"),
     "text": (lambda t, h, v, c: ("144", "64", "9"), "expected three numbers"),
 }
 
@@ -413,7 +365,7 @@ WRONG = (
 
 @pytest.mark.parametrize("exercise, answer", RIGHT.values(), ids=RIGHT)
 def test_right_answers_pass(exercise, answer, capsys):
-    for _ in range(10):  # inputs are drawn
+    for _ in range(3):  # inputs are drawn
         exercise.check(answer)
         assert f"{exercise.name}: right" in capsys.readouterr().out
 
@@ -421,17 +373,9 @@ def test_right_answers_pass(exercise, answer, capsys):
 @pytest.mark.planted
 @pytest.mark.parametrize("exercise, answer, reason", WRONG.values(), ids=WRONG)
 def test_wrong_answers_are_refused(exercise, answer, reason):
-    for _ in range(5):
+    for _ in range(3):
         with pytest.raises(WrongAnswer, match=reason):
             exercise.check(answer)
-
-
-@pytest.mark.parametrize("exercise", [prepare, scan, blocks], ids=lambda exercise: exercise.name)
-def test_an_untouched_skeleton_is_not_tried_yet(exercise, capsys):
-    names = {}
-    exec(exercise.skeleton, names)
-    exercise.check(names[exercise.name])
-    assert f"{exercise.name}: not tried yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 130])

@@ -89,15 +89,6 @@ def test_wrong_answers_are_refused(exercise, answer):
             exercise.check(answer)
 
 
-@pytest.mark.parametrize(
-    "exercise, skeleton", [(floor, lambda b, w: ...), (cache_position, lambda f, p, s: ...)]
-)
-def test_an_untouched_skeleton_is_not_tried_yet(exercise, skeleton, capsys):
-    exercise.check(skeleton)
-    exercise.check(...)
-    assert capsys.readouterr().out.count("not tried yet") == 2
-
-
 HINTS = {  # what names the mistake
     "milliseconds": (floor, FLOOR_WRONG["milliseconds"], "the time in milliseconds"),
     "seconds": (floor, FLOOR_WRONG["seconds"], "the time in seconds"),
