@@ -261,22 +261,14 @@ WRONG = {
     "an index that short rows hide": (
         RMS_NORM.replace("weight[c]", "weight[threadIdx.x]"),
         "wrong", r"^rows 2, n 257: .*; \d of 514", "reference.rms_norm"),
-    "a row for an element": (
-        RMS_NORM.replace("weight[c]", "weight[blockIdx.x]"), "wrong", r"^rows 3, n 31: .* of 93", "reference.rms_norm"),
     "one short of the end": (ADD.replace("i < n", "i < n - 1"),
         "wrong", r"^n 1: nobody wrote y\[0\]; 1 of 1 elements are off"),
-    "nothing written": ("(void)n;", "wrong", r"nobody wrote y\[0\]; 1 of 1 elements are off"),
-    "one element": (ADD.replace("i < n", "i < 1"), "wrong", r"^n 31: nobody wrote y\[1\] to y\[30\]; 30 of 31"),
     "not a number": (ADD.replace("= x[i]", "= 0.0f / 0.0f + x[i]"), "wrong", r"^n 1: y\[0\] is NaN, and should be"),
     "added to what was never written": (ADD.replace("y[i] = ", "y[i] += "), "wrong", r"y\[0\] is NaN, and should be"),
-    "infinite": (ADD.replace("= x[i]", "= 1e38f * 10 * x[i] * 0 + x[i]"), "wrong", "is NaN|is inf"),
     "one of 4096": (ADD + "if (i == 4000) y[i] += 0.01f;", "wrong", r"^n 4096: y\[4000\] is .*; 1 of 4,096 elements"),
     "a state that stays": (
         CAUSAL_CONV.replace("state[taps - 2] = x[channel];", ""),
         "wrong", r"nobody wrote conv_state\[0, 0\]; ", "reference.causal_conv"),
-    "a state a token late": (
-        CAUSAL_CONV.replace("float sum = ", "state[taps - 2] = x[channel];\nfloat sum = "),
-        "wrong", r"channels 37, taps 3: y|channels 1, taps 2: y", "reference.causal_conv"),
     "a sum in any order": (
         "if (blockIdx.x == 0) y[threadIdx.x % n] = 0.0f;\n__syncthreads();\n"
         "if (blockIdx.x == 0) for (int j = threadIdx.x; j < n; j += blockDim.x) y[j] = x[j] + r[j];\n"
@@ -285,9 +277,6 @@ WRONG = {
     # Memory
     "a read past the end": (INDEX + "y[i] = i < n ? x[i + 1] + r[i] : 0;",
         "kernel", "thread 0 " + outside("reads", 4, 4, "x", 4, 3)),
-    "a write past the end": (INDEX + "\ny[i] = 0;", "kernel", "thread 1 " + outside("writes", 4, 4, "y", 4, 4)),
-    "a read before the begin": (INDEX + "y[0] = r[i - 1];", "kernel", "thread 0 " + outside("reads", 4, -4, "r", 4, 3)),
-    "an atomic past the end": (INDEX + "atomicAdd(y + n, 1.0f);", "kernel", outside("(reads|writes)", 4, 4, "y", 4, 3)),
     "four at once past the end": (
         INDEX + "*reinterpret_cast<float4*>(y + 4 * i) = make_float4(0, 0, 0, 0);", "kernel",
         "thread 0 " + outside("writes", 16, 0, "y", 4, 3)),
@@ -297,18 +286,11 @@ WRONG = {
         "kernel",
         "n 257: .* reads 16 bytes at .*byte 4 of x, which has 1028: misaligned, .* no multiple of 16 at cell:5"),
     "null": (FROM_NULL + "p[0] = 1.0f;", "kernel", "writes 4 bytes at address 0, a null pointer: .* cell:3"),
-    "before null": (FROM_NULL + "p[-1] = 1.0f;", "kernel", "far from every tensor: out of bounds at cell:3"),
     "memory of its own": (
         "volatile float* p = static_cast<float*>(malloc(1ull << 46));\np[0] = 1.0f;", "compile", "malloc is external"),
-    "everywhere": (
-        "for (int j = 0; j < 1 << 20; ++j) y[(j * 7919) % (1 << 24) - (1 << 23)] = 0.0f;",
-        "kernel", "writes 4 bytes at .*out of bounds at cell:2"),
     "shared memory without --smem": (
         "DYNAMIC_SHARED(float, s);\ns[threadIdx.x] = 0;", "kernel",
         "writes 4 bytes at .*byte 0 of shared memory, of which the block has 0: out of bounds at cell:3"),
-    "past the end of a shared array": (
-        "__shared__ float s[8];\n" + INDEX + "s[i % 9] = x[0];\n__syncthreads();\ny[0] = s[0];", "kernel",
-        "writes 4 bytes at .*byte 32 of shared memory, of which the block has 32: out of bounds at cell:4"),
     "shared memory that nobody filled": (
         "__shared__ volatile float s[64];\nif (threadIdx.x < 63) s[threadIdx.x] = 0;\n__syncthreads();\n"
         + ADD.replace("x[i]", "s[63] + x[i]"), "kernel",
@@ -320,8 +302,6 @@ WRONG = {
     "a spin on what nobody changes": (
         "__shared__ volatile int flag;\nflag = 0;\nwhile (flag == 0) {}",
         "kernel", "deadlock, .* looks? again and again .* at cell:4"),
-    "a deadlock": (FLAG + "if (threadIdx.x != 0) while (atomicAdd(&flag, 0u) == 0) {}",
-        "kernel", "deadlock, .* looks? again and again .* at cell:5"),
     "a barrier that some miss": (INDEX + "if (i < n) __syncthreads();",
         "kernel", r"divergent barrier: .* at cell:3"),
     "a warp that parts": (
@@ -330,32 +310,25 @@ WRONG = {
     "a trap": ("if (n > 31) __trap();\n" + ADD, "kernel", "n 257: .* trap at cell:2"),
     # The cell
     "empty": ("", "cell", "the cell is empty"),
-    "blank": ("\n\n  \n", "cell", "the cell is empty"),
     "only a comment": ("// __global__ void mine() {}\n/* nothing */", "cell", "the cell is empty"),
     "another kernel's name": (f"__global__ void other({SIGNATURE}) {{}}",
         "cell", r"no kernel named 'mine' .*mine\(const float\* x, "),
     "a kernel in a namespace": (
         "namespace ours {\n" + WHOLE + "}\n", "cell", "^mine stands inside a namespace or other braces"),
-    "a longer name": (f"__global__ void mine_too({SIGNATURE}) {{}}", "cell", "no kernel named 'mine'"),
     "a parameter of no spec": ("__global__ void mine(float* y, int count) {}",
         "cell", "parameter 'count': torch.add gives const float"),
     "another type": (
         "__global__ void mine(float* y, long n) {}", "cell", "parameter n: expected int n, got long n"),
     "const left out": ("__global__ void mine(float* x) {}", "cell", r"expected const float\* x, got float\* x"),
-    "const put in": ("__global__ void mine(const float* y) {}", "cell", r"expected float\* y, got const float\* y"),
-    "another pointer": ("__global__ void mine(const double* x) {}", "cell", r"got const double\* x"),
     "a pointer too many": ("__global__ void mine(const float** x) {}", "cell", r"got const float\*\* x"),
     "a parameter without a name": ("__global__ void mine(const float*) {}", "cell", "parameter '\\*'"),
     # Compilers
     "no semicolon": (INDEX + "if (i < n) y[i] = x[i] + r[i]", "compile",
         r'^at the end of the cell: error: expected a ";"'),
-    "no semicolon in the middle": (
-        INDEX + "y[0] = 1\n" + ADD, "compile", r'^cell\(4\): error: expected a ";"((?!detected).)*$'),
     "an unknown name": (f"\n{KERNEL} {{\n    y[0] = z;\n}}", "compile", r'^cell\(4\): error: identifier "z"'),
     "an open brace": (KERNEL + " {\n{", "compile", r"^the cell has 2 \{ and 0 \}"),
     "a brace in a text beside an error": ('printf("{");\ny[0] = z;', "compile", r'^cell\(3\): error: identifier "z"'),
     "a brace too many": (ADD + "}", "compile", r"^the cell has 0 \{ and 1 \}"),
-    "an open comment": (ADD + "/* and so", "compile", "error: comment unclosed"),
     "no such header": ('#include "gone.cuh"\n' + WHOLE, "compile",
         r'^cell\(2\): catastrophic error: cannot open source file "gone.cuh"'),
     "an error in a header of csrc": (
@@ -364,16 +337,14 @@ WRONG = {
         "float twice(float x) { return 2 * x; }\n" + whole("mine", SPECS["torch.add"], "y[0] = twice(x[0]);\n"),
         "compile", r"^cell\(2\): error: A function without execution space[^\0]*$"),
     "a header that NVRTC lacks": ("#include <vector>\n" + WHOLE, "cell", r"^line 2, `#include <vector>`: "),
-    "a parameter twice": ("__global__ void mine(int n, int n) {}", "compile", "error"),
     # Sizes
     **{f"--grid {grid}": (ADD, "launch", "grid must be|expected numbers", {"grid": grid})
-       for grid in ("0", "2 - 4", "m", "")},
+       for grid in ("0", "m")},
     **{f"--block {block}": (ADD, "launch", f"--block {block}: expected whole warps, 32 to 1024", {"block": block})
-       for block in (0, 31, -32, 100, 2048)},
+       for block in (31, 2048)},
     "--grid too large": (ADD, "launch", "grid", {"grid": "n * 3000000000"}),
     "--smem too large": (ADD, "launch", "300000 bytes of shared memory a block", {"smem": "300000"}),
     "--smem negative": (ADD, "launch", "dynamic shared memory must be 0 or more bytes, got -4", {"smem": "0 - 4"}),
-    "--smem of nothing": (ADD, "launch", "expected numbers", {"smem": ""}),
     "--arch": (ADD, "compile", "invalid value for --gpu-architecture", {"arch": "sm_1"}),
 }  # fmt: skip
 
