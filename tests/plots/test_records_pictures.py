@@ -313,7 +313,7 @@ def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeyp
     (tmp_path / "README.md").write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
     assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), str(tmp_path / "README.md")]
-    header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1:8]
+    header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1 : 3 + len(STAGES)]
     assert header.count("|") == 8 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
     assert "–" not in {cell.strip() for row in rows for cell in row.split("|")}
 
