@@ -174,8 +174,7 @@ def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], Non
     from luce_edu.stages import STAGES, stage_class
 
     launches = {stage: count.launches for stage, count in count_launches(model.config).items()}
-    rows = [[f"`{stage}`", stage_class(stage).words, f"{launches[stage]:,}"] for stage in STAGES]
-    modelled = {}
+    rows, modelled = [[f"`{stage}`", stage_class(stage).words, f"{launches[stage]:,}"] for stage in STAGES], {}
     for name in cards:
         for stage, row in zip(STAGES, rows, strict=True):
             if progress:
