@@ -31,7 +31,7 @@ walkthrough: $(INSTALLED)
 	@$(BIN)/luce-edu walkthrough
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests notebooks --numprocesses logical --maxprocesses 4 --dist loadfile --nbval \
+	$(BIN)/python -m pytest tests notebooks --numprocesses auto --dist loadfile --nbval \
 		--nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
 browser-test: $(INSTALLED)

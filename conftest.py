@@ -1,5 +1,8 @@
-"""A notebook's cell that IPython refuses fails under nbval, whatever is compared of its outputs."""
+"""A notebook's cell that IPython refuses fails under nbval, whatever is compared of its outputs; how many tests run side
+by side.
+"""
 
+import os
 import re
 
 import pytest
@@ -18,3 +21,9 @@ def pytest_runtest_call(item):
         if refused and not item.options["check_exception"]:
             item.raise_cell_error("IPython refused the cell", refused[0])
     return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """For `--numprocesses auto`: one process more than there are cores, as some tests only wait; at most four."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)

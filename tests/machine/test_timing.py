@@ -102,7 +102,7 @@ def test_a_token_has_the_same_bits_and_the_same_times_on_any_threads(stage, card
     plain = luce_edu.decoder(stage, model, max_seq_len=8, backend=HostBackend(card=card))
     expected = [plain.step(token).clone() for token in (65, 66)]
     found = set()
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         backend = HostBackend(card=card, threads=threads, clock=Device(find_clock(find_card(card))))
         timed = luce_edu.decoder(stage, model, max_seq_len=8, backend=backend)
         times = []
