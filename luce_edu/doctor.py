@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from luce_edu.backends import DRIVER_FOR_CUDA, OLDEST_CAPABILITY, cache_dir, torch_lacks
+from luce_edu.backends.devices import DRIVER_FOR_CUDA, OLDEST_CAPABILITY, torch_lacks
 from luce_edu.errors import CacheError, CompileError
 from luce_edu.machine import nvrtc
 from luce_edu.machine.core import find_compiler, try_out
+from luce_edu.paths import cache_dir
 
 CU12_NEWEST = (9, 0)  # the newest GPU of the PyTorch that `make CUDA=cu12` installs, which is for CUDA 12.6
 RANDOM_MODEL_GIB = 5  # random-0.8b: 1.5 GB of bf16 weights, and the fp32 reference beside them

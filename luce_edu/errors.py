@@ -57,3 +57,8 @@ def check_int(
 def check_seed(seed: object) -> int:
     """A seed that PyTorch's generators take; ValueError for anything else."""
     return check_int("seed", seed, 0, 2**63 - 1)
+
+
+def unusable_cache(error: OSError) -> CacheError:
+    """The error for a cache folder that cannot be made or written."""
+    return CacheError(f"the cache for kernels cannot be used ({error}); name another folder in LUCE_CACHE")

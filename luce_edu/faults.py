@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from luce_edu.backends import csrc_dir
+from luce_edu.paths import csrc_dir
 
 ALL = ("per_op", "per_layer", "megakernel")
 FUSED = ("per_layer", "megakernel")

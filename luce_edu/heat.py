@@ -1,4 +1,8 @@
-"""A heat map: source lines, and beside each the share of all waits, the instructions, and what they waited for."""
+"""A heat map: source lines, and beside each the share of all waits, the instructions, and what they waited for.
+
+    show_heat("csrc/matvec.cuh", luce_edu.profile("per_layer"), "warp_dot")
+    show_heat(verdict)                                              of a %%kernel cell with --profile, kept with --as
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 
 from luce_edu.inline.trial import CELL, Verdict
 from luce_edu.measure.profile import Profile
-from luce_edu.show import Source, as_html, cell_source, coloured, find_source, whole_file
+from luce_edu.show import Source, as_html, cell_source, coloured, display, find_source, whole_file
 
 _COLUMNS = ("waits", "instr.", "slot", "operand", "memory", "barrier")
 _WIDTHS = (6, 10, 5, 8, 7, 8)
@@ -72,6 +76,21 @@ class Heat:
 
 def _line(row: Sequence[str]) -> str:
     return "".join(text.rjust(width) for text, width in zip(row, _WIDTHS, strict=True))
+
+
+def show_heat(what: object, profile: Profile | None = None, name: str | None = None) -> None:
+    """Display source lines, and beside each its share of all waits, its machine instructions, and what they wait for.
+
+    what     a path that starts with "csrc/", or the verdict of a %%kernel cell with --profile, kept with --as
+    profile  what `luce_edu.profile` gives; a verdict has its own
+    name     with a path: a region, as `show_source` takes it; None: the whole file
+    A line has what its own instructions waited for, and those of functions that were inlined into it and are not among
+    the lines themselves. Waits are cycles of warps, for an issue slot or pipe, for the result of arithmetic or a load
+    from shared memory (operand), for memory, and at barriers; all modelled. They stand at the line that waits, so those
+    for a load at the line that uses the value.
+    Raises ValueError as `show_source` does, for what is no profile, and where the profile has nothing of these lines.
+    """
+    display(find_heat(what, profile, name))
 
 
 def find_heat(what: object, profile: Profile | None = None, name: str | None = None) -> Heat:

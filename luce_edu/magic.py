@@ -14,11 +14,11 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import display
 
-from luce_edu.backends.cuda import ARCHITECTURES
 from luce_edu.exercises.base import find_exercise
 from luce_edu.heat import find_heat
 from luce_edu.inline.specs import SPECS, find_spec
 from luce_edu.inline.trial import INSTRUCTIONS, Attempt, Verdict, try_kernel
+from luce_edu.machine.cubin import ARCHITECTURES
 from luce_edu.measure.profile import find_profiled_card
 
 

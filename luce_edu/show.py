@@ -11,11 +11,6 @@
     show_ptx("csrc/rms_norm.cuh", line=23)                          in the first kernel that has any
     show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     of a region, in the kernel that you name
     show_ptx(verdict, line=5)                                       of a line of a %%kernel cell, kept with --as
-
-`show_heat` shows beside each source line what the clock of the virtual GPU says of it:
-
-    show_heat("csrc/matvec.cuh", luce_edu.profile("per_layer"), "warp_dot")
-    show_heat(verdict)                                              of a %%kernel cell with --profile, kept with --as
 """
 
 from __future__ import annotations
@@ -28,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luce_edu.backends import csrc_dir
 from luce_edu.errors import check_int
+from luce_edu.paths import csrc_dir
 
 if TYPE_CHECKING:
-    from luce_edu.measure.profile import Profile
+    pass
 
 PACKAGE = Path(__file__).resolve().parent
 MOST_INSTRUCTIONS = 32  # that show_ptx shows of one line; an unrolled loop, or a function inlined often, has hundreds
@@ -134,7 +129,7 @@ def show_source(what: object, name: str | None = None) -> None:
           mark; None for the opening comment or docstring of the file
     Raises ValueError naming file and region when there is no such file, or not exactly one such region in it.
     """
-    _display(find_source(what, name))
+    display(find_source(what, name))
 
 
 def show_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> None:
@@ -148,33 +143,16 @@ def show_ptx(what: object, name: str | None = None, *, line: int | None = None, 
     An instruction belongs to the innermost line: that of the function that was inlined, not that of the call.
     Raises ValueError as `show_source` does, and where no kernel has an instruction of these lines; CompileError.
     """
-    _display(find_ptx(what, name, line=line, kernel=kernel))
+    display(find_ptx(what, name, line=line, kernel=kernel))
 
 
-def show_heat(what: object, profile: Profile | None = None, name: str | None = None) -> None:
-    """Display source lines, and beside each its share of all waits, its machine instructions, and what they wait for.
-
-    what     a path that starts with "csrc/", or the verdict of a %%kernel cell with --profile, kept with --as
-    profile  what `luce_edu.profile` gives; a verdict has its own
-    name     with a path: a region, as `show_source` takes it; None: the whole file
-    A line has what its own instructions waited for, and those of functions that were inlined into it and are not among
-    the lines themselves. Waits are cycles of warps, for an issue slot or pipe, for the result of arithmetic or a load
-    from shared memory (operand), for memory, and at barriers; all modelled. They stand at the line that waits, so those
-    for a load at the line that uses the value.
-    Raises ValueError as `show_source` does, for what is no profile, and where the profile has nothing of these lines.
-    """
-    from luce_edu.heat import find_heat
-
-    _display(find_heat(what, profile, name))
-
-
-def _display(shown: object) -> None:
+def display(shown: object) -> None:
     try:
-        from IPython.display import display
+        from IPython import display as ipython
     except ImportError:  # a plain Python
         print(shown)
     else:
-        display(shown)
+        ipython.display(shown)
 
 
 def find_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> Listing:

@@ -424,7 +424,7 @@ def _stated(model, tokens: Sequence[int], trace: Trace, device) -> tuple[Trace, 
 
 def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
     """Stages, device and seed with their defaults; ValueError for what no verification can be made of."""
-    from luce_edu.backends import default_device
+    from luce_edu.backends.devices import default_device
     from luce_edu.stages import STAGES
 
     if not hasattr(model, "weights_on"):

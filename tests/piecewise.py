@@ -3,8 +3,8 @@
 import re
 
 from luce_edu.backends.host import HostBackend
-from luce_edu.backends.module import Module
 from luce_edu.machine.kernels import load
+from luce_edu.machine.module import Module
 from luce_edu.machine.nvrtc import compile_ptx, read_sources
 
 KERNEL = re.compile(r"^KERNEL(?:_FOR\(\d\))? (\w+)\(.*?^}$", re.MULTILINE | re.DOTALL)

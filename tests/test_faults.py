@@ -9,7 +9,7 @@ import pytest
 from piecewise import PIECES, Piecewise
 
 from luce_edu import verification
-from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.backends import make_backend
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import KernelError
 from luce_edu.faults import (
@@ -24,6 +24,7 @@ from luce_edu.faults import (
     planted,
 )
 from luce_edu.models import load_model
+from luce_edu.paths import csrc_dir
 from luce_edu.stages import KERNEL_STAGES, decoder, prefill
 from luce_edu.verification import LIMIT, verify, verify_prefill
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import luce_edu
-from luce_edu.heat import find_heat
+from luce_edu.heat import find_heat, show_heat
 from luce_edu.inline.trial import Attempt, try_kernel
 from luce_edu.machine.cards import find_card
-from luce_edu.show import show_heat
 
 # Nothing but a function of csrc/ that is inlined uses the weights that are loaded, in line 5 of the cell.
 SUM = """const int row = blockIdx.x * block_warps + warp_id();

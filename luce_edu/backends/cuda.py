@@ -1,95 +1,30 @@
-"""The cuda backend: csrc/ compiled at run time by NVRTC, for the GPU that is there or for any other.
-
-Compiling needs neither a GPU nor a driver, so the resource report (registers, spills, shared memory) of every
-kernel can be had on a laptop. Launching goes through cuda-core onto PyTorch's current stream.
-"""
+"""The cuda backend: csrc/ compiled at run time for the GPU that is there, and launched through cuda-core onto PyTorch's
+current stream."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import importlib
-import json
-import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy
 import torch
 
-from luce_edu.backends import OLDEST_CAPABILITY, torch_lacks
+from luce_edu.backends.devices import OLDEST_CAPABILITY, torch_lacks
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
-from luce_edu.backends.module import Module
 from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
-from luce_edu.machine import nvrtc
+from luce_edu.machine.cubin import Resources, compile_cubin
+from luce_edu.machine.module import Module
 from luce_edu.weights import as_one_matrix
 
-# Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
 DEPENDENT_LAUNCH_CAPABILITY = (9, 0)  # Hopper: a kernel may start while the one before it ends
 MAX_DYNAMIC_SHARED = 48 * 1024  # bytes a block may have without opting in to more
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What ptxas says of one kernel: registers a thread; stack and spills in bytes a thread; static shared bytes."""
-
-    registers: int
-    stack_bytes: int
-    spill_store_bytes: int
-    spill_load_bytes: int
-    shared_bytes: int
-
-
-@dataclass(frozen=True)
-class Binary:
-    """Machine code for one architecture, and its resource report by kernel."""
-
-    arch: str
-    cubin: bytes
-    resources: dict[str, Resources]
-
-
-def compile_cubin(
-    source: str, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *, csrc: Path | None = None,
-    text: str | None = None,
-) -> Binary:  # fmt: skip
-    """Compile csrc/`source`, or `text` under its name, for `arch` (such as 'sm_86') with NVRTC. Cached on disk.
-
-    Needs no GPU. Raises CompileError with the compiler's log, or when a kernel in `kernels` is not in the source.
-    """
-    sources = nvrtc.read_sources(source, text, csrc)
-
-    def make() -> str:
-        cubin, log = nvrtc.run(sources, defines, arch, "CUBIN", ["--ptxas-options=-v"])
-        resources = {name: asdict(fields) for name, fields in parse_ptxas(log).items()}
-        return json.dumps({"cubin": cubin.hex(), "resources": resources})
-
-    stored = json.loads(nvrtc.cached(f"cuda/{nvrtc.entry_name(sources, defines, arch, 'cubin')}.json", make))
-    resources = {name: Resources(**fields) for name, fields in stored["resources"].items()}
-    nvrtc.check_kernels(source, kernels, list(resources))
-    return Binary(arch, bytes.fromhex(stored["cubin"]), resources)
-
-
-def parse_ptxas(log: str) -> dict[str, Resources]:
-    """Read the report of `ptxas -v`: one Resources for each kernel it compiled."""
-    report: dict[str, Resources] = {}
-    pattern = re.compile(
-        r"Function properties for (\w+)\n[^\n]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        # A device function that is not inlined has properties too, and no registers of its own.
-        r"(\d+) bytes spill loads(?:(?!Function properties).)*?Used (\d+) registers([^\n]*)",
-        re.DOTALL,
-    )
-    for name, stack, stores, loads, registers, rest in pattern.findall(log):
-        shared = re.search(r"(\d+) bytes smem", rest)
-        report[name] = Resources(
-            int(registers), int(stack), int(stores), int(loads), int(shared[1]) if shared else 0
-        )
-    return report
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from luce_edu import backends
+from luce_edu import paths
 from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, graph_launch
-from luce_edu.backends.module import Module
 from luce_edu.machine.cards import Card, find_card, triple
+from luce_edu.machine.cubin import registers_of
 from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run
-from luce_edu.machine.nvrtc import compile_ptx, registers_of
+from luce_edu.machine.module import Module
+from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 
 DEPENDENT_LAUNCH_CAPABILITY = (9, 0)
@@ -61,7 +62,7 @@ class HostBackend:
         bucket_us: float = 0.25,
     ):  # fmt: skip
         self.device = torch.device("cpu")
-        self.csrc_dir = backends.csrc_dir() if csrc_dir is None else Path(csrc_dir)
+        self.csrc_dir = paths.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.card = card if isinstance(card, Card) else find_card(card)
         self.sm_count = self.card.sm_count
         self.dependent_launch = self.card.capability >= DEPENDENT_LAUNCH_CAPABILITY

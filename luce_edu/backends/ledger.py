@@ -4,35 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luce_edu.errors import LaunchError
+from luce_edu.machine.counters import Counters, Traffic
 
 if TYPE_CHECKING:
-    from luce_edu.machine.counters import Counters
     from luce_edu.machine.timed import LaunchTimes
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of one tensor that a launch read and wrote, counted three ways by the virtual GPU.
-
-    asked     what the threads asked for, added up
-    moved     32 bytes for each sector that a warp's access touches: what has to reach the multiprocessors when nothing
-              is kept in L1
-    distinct  what was touched at all: the least that has to come from, or go to, memory
-    """
-
-    asked_read: int = 0
-    asked_write: int = 0
-    moved_read: int = 0
-    moved_write: int = 0
-    distinct_read: int = 0
-    distinct_write: int = 0
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)

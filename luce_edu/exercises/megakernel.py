@@ -6,12 +6,13 @@ import random
 
 import torch
 
-from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.backends import make_backend
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError
 from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
 from luce_edu.faults import Fault, planted
 from luce_edu.models import DATA, Model
+from luce_edu.paths import csrc_dir
 from luce_edu.stages import decoder
 from luce_edu.verification import verify
 from luce_edu.weights import random_weights

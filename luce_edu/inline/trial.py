@@ -19,16 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luce_edu.backends import default_device, make_backend
-from luce_edu.backends.cuda import CudaBackend, Resources, compile_cubin
+from luce_edu.backends import make_backend
+from luce_edu.backends.cuda import CudaBackend
+from luce_edu.backends.devices import default_device
 from luce_edu.backends.host import HostBackend
-from luce_edu.backends.ledger import Launch, Traffic
+from luce_edu.backends.ledger import Launch
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.faults import planted
 from luce_edu.inline.pasted import code, find_hint
 from luce_edu.inline.specs import Spec, evaluate, find_spec
 from luce_edu.machine.cards import Card, find_card
+from luce_edu.machine.counters import Traffic
+from luce_edu.machine.cubin import Resources, compile_cubin
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.measure.profile import Profile, number, profile
 from luce_edu.models import DATA

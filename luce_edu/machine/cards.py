@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luce_edu.errors import LaunchError
-from luce_edu.measure.floor import DATASHEET_GB_PER_S
 from luce_edu.tables import Tabular
 
 WARP = 32  # threads
@@ -15,6 +14,20 @@ PARTITIONS = 4  # of an SM; a warp lives in one of them, with a quarter of the S
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 MOST_GRID = (2**31 - 1, 65535, 65535)  # blocks in x, y, z, on every GPU since Kepler
 MOST_BLOCK = (1024, 1024, 64)  # threads in x, y, z
+
+# Memory bandwidth by datasheet, GB/s: NVIDIA's product pages. A GPU really reaches some 85 to 93 % of it.
+DATASHEET_GB_PER_S = {
+    "T4": 320,
+    "RTX 3090": 936,
+    "RTX 4090": 1008,
+    "A100 80GB SXM": 2039,
+    "RTX 5090": 1792,
+    "H100 SXM": 3350,
+    "H200 SXM": 4800,
+    "RTX A6000": 768,
+    "A40": 696,
+    "L40": 864,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from luce_edu.backends import cache_dir, csrc_dir
-from luce_edu.backends.module import unusable_cache
-from luce_edu.errors import CacheError, CompileError
+from luce_edu.errors import CacheError, CompileError, unusable_cache
+from luce_edu.paths import cache_dir, csrc_dir
 
 COMPILERS = ("g++", "clang++", "c++")
 OTHER_COMPILER = "install g++ (Debian: build-essential), or name another compiler in CXX"

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 
-from luce_edu.backends.ledger import Traffic
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one tensor that a launch read and wrote, counted three ways by the virtual GPU.
+
+    asked     what the threads asked for, added up
+    moved     32 bytes for each sector that a warp's access touches: what has to reach the multiprocessors when nothing
+              is kept in L1
+    distinct  what was touched at all: the least that has to come from, or go to, memory
+    """
+
+    asked_read: int = 0
+    asked_write: int = 0
+    moved_read: int = 0
+    moved_write: int = 0
+    distinct_read: int = 0
+    distinct_write: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class Counters:

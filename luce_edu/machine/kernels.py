@@ -17,7 +17,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from luce_edu.backends.module import Module as Named
 from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.machine import ptx
 from luce_edu.machine.assemble import Program, assemble
@@ -25,6 +24,7 @@ from luce_edu.machine.cards import Card, check_launch, find_card, resident_block
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
 from luce_edu.machine.lower import GRID_WORKSPACE
+from luce_edu.machine.module import Module as Named
 from luce_edu.machine.report import FAULTS, words
 
 INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less

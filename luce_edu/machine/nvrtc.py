@@ -17,9 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from luce_edu.backends import cache_dir, csrc_dir
-from luce_edu.backends.module import unusable_cache
-from luce_edu.errors import CompileError
+from luce_edu.errors import CompileError, unusable_cache
+from luce_edu.paths import cache_dir, csrc_dir
 
 PACKAGES = (
     "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"
@@ -105,20 +104,6 @@ def compile_ptx(
     if any(f".entry {kernel}(" not in ptx for kernel in kernels):
         check_kernels(source, kernels, _ENTRY.findall(ptx))
     return ptx
-
-
-def registers_of(
-    source: str, text: str | None, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *,
-    csrc: Path | None = None,
-) -> dict[str, int]:  # fmt: skip
-    """Registers that a thread of each kernel has on a real GPU of this architecture, as ptxas reports; see compile_ptx.
-
-    The first time takes longer than the PTX does, so ask only where the answer is needed. Cached on disk.
-    """
-    from luce_edu.backends.cuda import compile_cubin
-
-    binary = compile_cubin(source, kernels, defines, arch.replace("compute_", "sm_"), csrc=csrc, text=text)
-    return {kernel: binary.resources[kernel].registers for kernel in kernels}
 
 
 def check_kernels(source: str, wanted: Sequence[str], there: Sequence[str]) -> None:

@@ -7,20 +7,6 @@ from dataclasses import dataclass
 
 from luce_edu.config import ModelConfig
 
-# Memory bandwidth by datasheet, GB/s: NVIDIA's product pages. A GPU really reaches some 85 to 93 % of it.
-DATASHEET_GB_PER_S = {
-    "T4": 320,
-    "RTX 3090": 936,
-    "RTX 4090": 1008,
-    "A100 80GB SXM": 2039,
-    "RTX 5090": 1792,
-    "H100 SXM": 3350,
-    "H200 SXM": 4800,
-    "RTX A6000": 768,
-    "A40": 696,
-    "L40": 864,
-}
-
 
 @dataclass(frozen=True)
 class DecodeBytes:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.backends.ledger import Launch, Traffic
+from luce_edu.backends.ledger import Launch
 from luce_edu.config import ModelConfig
 from luce_edu.machine.clock import Clock
+from luce_edu.machine.counters import Traffic
 from luce_edu.measure.latency import Quartiles, l2_emptier, time_rounds
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.tables import Tabular

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from luce_edu.backends.cuda import Resources
 from luce_edu.machine.cards import LIMITS, PARTITIONS, WARP, resident_blocks
+from luce_edu.machine.cubin import Resources
 
 
 def registers_allowed(block_threads: int) -> int:

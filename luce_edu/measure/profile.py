@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
-from luce_edu.backends import csrc_dir
 from luce_edu.backends.ledger import Launch
 from luce_edu.config import LINEAR_ATTENTION
 from luce_edu.errors import LaunchError, check_int
@@ -29,6 +28,7 @@ from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.kernels import Prepared
 from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
+from luce_edu.paths import csrc_dir
 from luce_edu.tables import Tabular
 
 CARD = "RTX 3090"  # where nobody names one
@@ -283,12 +283,6 @@ class Profile(Split):
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables)
-
-    def trace(self) -> dict:
-        """A trace in Chrome's JSON format, which Perfetto reads; see luce_edu/measure/trace.py."""
-        from luce_edu.measure.trace import trace
-
-        return trace(self)
 
 
 def profile(

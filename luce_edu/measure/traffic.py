@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from luce_edu.backends.ledger import Launch, Traffic
+from luce_edu.backends.ledger import Launch
 from luce_edu.errors import check_int
+from luce_edu.machine.counters import Traffic
 from luce_edu.tables import Tabular
 
 KINDS = ("weights", "state", "activations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from luce_edu.measure.floor import DATASHEET_GB_PER_S
+from luce_edu.machine.cards import DATASHEET_GB_PER_S
 from luce_edu.measure.launches import Count
 from luce_edu.measure.records.published import Published, bytes_per_token
 from luce_edu.plots.style import GREEN, INK, ORANGE, PURPLE, Picture, colour_of, label_rows, picture

@@ -6,8 +6,8 @@ import re
 
 import torch
 
-from luce_edu.backends import csrc_dir
 from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.paths import csrc_dir
 from luce_edu.stages.base import KernelDecoder
 from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 

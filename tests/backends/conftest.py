@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from luce_edu import backends
 from luce_edu.machine.cards import Card, find_card
+from luce_edu.paths import csrc_dir
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -18,7 +18,7 @@ def kernel_tree(tmp_path_factory) -> Path:
     """A copy of csrc/ with the test kernels in it."""
     tree = tmp_path_factory.mktemp("tree") / "csrc"
     tree.mkdir()
-    shutil.copy(backends.csrc_dir() / "primitives.cuh", tree)
+    shutil.copy(csrc_dir() / "primitives.cuh", tree)
     for path in KERNELS.iterdir():
         shutil.copy(path, tree)
     return tree

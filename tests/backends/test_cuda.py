@@ -7,8 +7,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from luce_edu.backends import default_device, make_backend
+from luce_edu.backends import make_backend
 from luce_edu.backends.cuda import CudaKernel
+from luce_edu.backends.devices import default_device
 from luce_edu.errors import CaptureError, CompileError, KernelError, LaunchError
 
 

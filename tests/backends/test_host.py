@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from luce_edu import backends
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import CompileError, KernelError, LaunchError
 from luce_edu.machine.cards import find_card
+from luce_edu.paths import csrc_dir
 
 DEFINES = {"SCALE": "2.5f"}
 
@@ -222,7 +222,7 @@ def test_a_module_in_the_cache_is_found_in_under_300_ms(backend, module):
 
 
 def test_the_shipped_tree_is_the_default():
-    assert HostBackend().csrc_dir == backends.csrc_dir()
+    assert HostBackend().csrc_dir == csrc_dir()
 
 
 # ---- Speed ----

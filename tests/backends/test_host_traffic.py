@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from luce_edu.backends.host import HostBackend
-from luce_edu.backends.ledger import Traffic
 from luce_edu.errors import KernelError
+from luce_edu.machine.counters import Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "traffic.cu"
 KERNELS = re.findall(r'extern "C" __global__ void (\w+)', SOURCE.read_text())

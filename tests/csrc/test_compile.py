@@ -5,9 +5,9 @@ import io
 import pytest
 from models import CONFIGS, FULL_SIZE
 
-from luce_edu.backends import csrc_dir
-from luce_edu.backends.cuda import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.errors import CompileError
+from luce_edu.machine.cubin import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
+from luce_edu.paths import csrc_dir
 from luce_edu.stages import KERNEL_STAGES, prefill, stage_class
 from luce_edu.stages.dims import kernel_defines
 

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from models import CONFIGS, FULL_SIZE
 
-from luce_edu.backends.cuda import compile_cubin
 from luce_edu.faults import Fault, planted
 from luce_edu.machine import ptx
+from luce_edu.machine.cubin import compile_cubin
 from luce_edu.machine.kernels import parsed
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.overlap import is_access, is_control

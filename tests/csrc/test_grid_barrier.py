@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from luce_edu.backends import csrc_dir, make_backend
+from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, planted
 from luce_edu.machine import ptx
 from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.paths import csrc_dir
 from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 SOURCE = Path(__file__).parent / "kernels" / "grid_barrier.cu"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from luce_edu.backends import make_backend
-from luce_edu.backends.cuda import ARCHITECTURES, compile_cubin
 from luce_edu.faults import Fault, planted
+from luce_edu.machine.cubin import ARCHITECTURES, compile_cubin
 from luce_edu.machine.nvrtc import compile_ptx
 
 SOURCE = Path(__file__).parent / "kernels" / "tensor_core.cu"

@@ -8,11 +8,11 @@ import nbformat
 import pytest
 from kernels import ADD, RIGHT, RMS_NORM, whole
 
-from luce_edu.backends import csrc_dir
 from luce_edu.inline import trial
 from luce_edu.inline.pasted import HINTS, code, find_hint
 from luce_edu.inline.specs import SPECS
 from luce_edu.inline.trial import Attempt, try_kernel
+from luce_edu.paths import csrc_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = whole("mine", SPECS["torch.add"], ADD)

@@ -7,13 +7,13 @@ import time
 import pytest
 from kernels import ADD, CAUSAL_CONV, LINEAR, RMS_NORM, whole
 
-from luce_edu.backends import csrc_dir
-from luce_edu.backends.ledger import Traffic
 from luce_edu.inline import trial
 from luce_edu.inline.specs import SPECS
 from luce_edu.inline.trial import Attempt, try_kernel
 from luce_edu.machine.core import core
+from luce_edu.machine.counters import Traffic
 from luce_edu.measure.occupancy import registers_allowed
+from luce_edu.paths import csrc_dir
 
 
 def csrc_hash() -> str:

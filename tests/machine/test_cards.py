@@ -11,8 +11,16 @@ from rich.console import Console
 
 from luce_edu import cli
 from luce_edu.errors import LaunchError
-from luce_edu.machine.cards import CARDS, KIB, LIMITS, CardTable, check_launch, find_card, resident_blocks
-from luce_edu.measure.floor import DATASHEET_GB_PER_S
+from luce_edu.machine.cards import (
+    CARDS,
+    DATASHEET_GB_PER_S,
+    KIB,
+    LIMITS,
+    CardTable,
+    check_launch,
+    find_card,
+    resident_blocks,
+)
 
 REAL = [card for card in CARDS if card.name != "laptop"]
 T4, RTX_3090, H100, LAPTOP = (find_card(name) for name in ("T4", "RTX 3090", "H100", "laptop"))

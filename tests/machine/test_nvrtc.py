@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from luce_edu.backends.cuda import compile_cubin
 from luce_edu.errors import CacheError, CompileError
 from luce_edu.machine import nvrtc
-from luce_edu.machine.nvrtc import compile_ptx, registers_of
+from luce_edu.machine.cubin import compile_cubin, registers_of
+from luce_edu.machine.nvrtc import compile_ptx
 
 ARCH = "compute_86"
 KERNEL = """#include "twice.cuh"

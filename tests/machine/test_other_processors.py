@@ -18,10 +18,10 @@ import pytest
 from models import TINY, make_model
 from replay import MEMORY, REPORT, Recorder, Recording, replayed
 
-from luce_edu.backends import csrc_dir
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.machine import core
+from luce_edu.paths import csrc_dir
 from luce_edu.stages import decoder
 
 HERE = Path(__file__).parent

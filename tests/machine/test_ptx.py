@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from models import TINY
 
-from luce_edu.backends import csrc_dir
 from luce_edu.errors import CompileError
 from luce_edu.machine import ptx
 from luce_edu.machine.ptx import Address, Imm, Label, Loc, Not, Pair, Reg, Selector, Special, Symbol, Vector, parse
+from luce_edu.paths import csrc_dir
 from luce_edu.stages.dims import kernel_defines
 
 SAMPLES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "samples").glob("*.ptx"))}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 
-from luce_edu.backends.cuda import ARCHITECTURES, compile_cubin
 from luce_edu.backends.host import HostBackend
 from luce_edu.faults import Fault, planted
+from luce_edu.machine.cubin import ARCHITECTURES, compile_cubin
 from luce_edu.measure import constants
 from luce_edu.measure.constants import KERNELS, SOURCE, datasheet_bandwidth
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_PASSED, GRID_BARRIER_WORDS

@@ -2,9 +2,9 @@
 
 import pytest
 
-from luce_edu.backends.cuda import ARCHITECTURES, Resources, compile_cubin
 from luce_edu.config import ModelConfig
 from luce_edu.machine.cards import LIMITS
+from luce_edu.machine.cubin import ARCHITECTURES, Resources, compile_cubin
 from luce_edu.measure.occupancy import blocks_per_sm, registers_allowed
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 import luce_edu
-from luce_edu.measure.trace import FIRST_SM, GPU
+from luce_edu.measure.trace import FIRST_SM, GPU, trace
 
 NUMBER = (int, float)
 
@@ -20,7 +20,7 @@ def profile(request):
 
 @pytest.fixture(scope="module")
 def events(profile):
-    return json.loads(json.dumps(profile.trace()))["traceEvents"]
+    return json.loads(json.dumps(trace(profile)))["traceEvents"]
 
 
 def broken_rules(events):

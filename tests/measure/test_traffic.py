@@ -8,9 +8,9 @@ from math import prod
 import pytest
 from models import ODD, TINY, make_model
 
-from luce_edu.backends.ledger import Traffic
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, fault, planted
+from luce_edu.machine.counters import Traffic
 from luce_edu.measure.launches import count_launches
 from luce_edu.measure.traffic import KINDS, StepTraffic, count_traffic
 
@@ -152,7 +152,7 @@ MISSED = [  # kind, what is then touched less
 def test_what_a_faulty_kernel_leaves_out_is_missing_from_the_counts(name, kind, count, monkeypatch):
     one = fault(name)
     with planted(one) as tree:
-        monkeypatch.setattr("luce_edu.backends.csrc_dir", lambda: tree)
+        monkeypatch.setattr("luce_edu.paths.csrc_dir", lambda: tree)
         step = count_traffic(one.stages[0], model("odd"), TOKENS)
     right = traffic("odd", one.stages[0]).total(kind)
     assert getattr(step.total(kind), count) < getattr(right, count)
@@ -171,7 +171,7 @@ FAULTS = [
 @pytest.mark.parametrize("wrong, stage", [(wrong, stage) for wrong in FAULTS for stage in wrong.stages], ids=named)
 def test_a_row_past_the_end_is_named_with_its_tensor(wrong, stage, monkeypatch):
     with planted(wrong) as tree:
-        monkeypatch.setattr("luce_edu.backends.csrc_dir", lambda: tree)
+        monkeypatch.setattr("luce_edu.paths.csrc_dir", lambda: tree)
         with pytest.raises(KernelError) as error:
             count_traffic(stage, model("odd"), TOKENS[:1])
     found = re.search(

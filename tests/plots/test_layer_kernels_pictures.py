@@ -2,7 +2,8 @@
 
 import pytest
 
-from luce_edu.backends.ledger import Launch, Traffic
+from luce_edu.backends.ledger import Launch
+from luce_edu.machine.counters import Traffic
 from luce_edu.plots.layer_kernels import dataflow, state_owners
 from luce_edu.plots.style import BLUE, VERMILLION
 

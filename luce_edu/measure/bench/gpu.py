@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from luce_edu.backends import DRIVER_FOR_CUDA
+from luce_edu.backends.devices import DRIVER_FOR_CUDA
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import evidence
 from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, reason

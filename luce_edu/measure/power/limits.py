@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from luce_edu.backends import cache_dir
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
+from luce_edu.paths import cache_dir
 
 TAKEN_W = 0.5  # a limit that reads back further off than this is another one
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by default these end Python without its exit hooks

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from luce_edu.config import ModelConfig
-from luce_edu.measure.floor import DATASHEET_GB_PER_S, decode_bytes
+from luce_edu.machine.cards import DATASHEET_GB_PER_S
+from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.records.record import Record, records_dir
 
 

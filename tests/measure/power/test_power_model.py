@@ -62,7 +62,7 @@ def test_it_has_fewer_parameters_than_numbers():
 
 
 def test_the_plateau_is_below_what_the_memory_allows():
-    from luce_edu.measure.floor import DATASHEET_GB_PER_S
+    from luce_edu.machine.cards import DATASHEET_GB_PER_S
     from luce_edu.measure.records.published import bytes_per_token
 
     floor_us = bytes_per_token("Qwen3.5-0.8B") / (DATASHEET_GB_PER_S["RTX 3090"] * 1e3)

@@ -3,7 +3,7 @@
 import pytest
 import synthetic
 
-from luce_edu.measure.floor import DATASHEET_GB_PER_S
+from luce_edu.machine.cards import DATASHEET_GB_PER_S
 from luce_edu.measure.records.published import RESULTS, bytes_per_token, decode_results, launch_us, published
 from luce_edu.measure.records.record import Record, records_dir
 

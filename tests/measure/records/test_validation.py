@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from luce_edu.backends import csrc_dir
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, planted
@@ -18,6 +17,7 @@ from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.ptx import parse
 from luce_edu.measure.records import validation
 from luce_edu.measure.records.validation import MEASUREMENTS, SIZE, Array, Run, backend_for, measurement
+from luce_edu.paths import csrc_dir
 from luce_edu.stages.dims import GRID_BARRIER_WORDS
 
 FOLDER = csrc_dir() / "validation"

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from luce_edu.errors import CacheError, LaunchError
+from luce_edu.errors import LaunchError
 
 Kernel = TypeVar("Kernel")
-
-
-def unusable_cache(error: OSError) -> CacheError:
-    """The error for a cache folder that cannot be made or written."""
-    return CacheError(f"the cache for kernels cannot be used ({error}); name another folder in LUCE_CACHE")
 
 
 class Module(Generic[Kernel]):
