@@ -40,7 +40,7 @@ constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else
 // ---- What a row of a program is to the clock ----
 
 enum class Act : uint8_t {
-    other, enter, access, copy, commit,
+    other, enter, access, copy, prefetch, commit,
     // What a warp pauses at.
     barrier, cluster_arrive, cluster_wait, leave, fence, synchronise, wait_for_copies, bulk_copy,
     mbarrier, mbarrier_wait, copies_arrive, local_pause
@@ -76,6 +76,7 @@ RowKind kind_of(std::string_view name) {
     if (is("barrier.cluster.wait")) return kind.act = Act::cluster_wait, kind;
     if (is("bar.") || is("barrier.")) return kind.act = Act::barrier, kind;
     if (name == "cp.async") return kind.act = Act::copy, kind;
+    if (name == "prefetch") return kind.act = Act::prefetch, kind;
     if (is("cp.")) {
         const auto has = [&](std::string_view word) { return std::find(words.begin(), words.end(), word) != words.end(); };
         kind.bulk = has("bulk");
@@ -302,11 +303,12 @@ struct Sm;
 struct TimedWarp;
 struct TimedCluster;
 
-// An mbarrier, for which bulk copies land later than the machine carries them out. By the parity of a phase: what it
-// still waits for, and when all else of it was over.
+// An mbarrier. Copies land later than the machine carries them out, so the machine may end a phase before it is over.
+// By the parity of a phase:
 struct Mbarrier {
-    uint32_t pending[2] = {};
-    double over[2] = {};
+    uint32_t pending[2] = {};  // copies whose time of landing is not known yet
+    double over[2] = {};       // when all else had come
+    bool by_copy[2] = {};      // the last of it was a copy
     std::vector<TimedWarp*> waiting;
 };
 struct Phase {
@@ -354,6 +356,9 @@ struct Copies {
             when = std::max(when, read ? batch.read : batch.pending ? never : batch.landed);
         }
         return when;
+    }
+    bool landed_by(size_t i, double when) const {
+        return batches[i].closed && !batches[i].pending && batches[i].landed <= when;
     }
     void drop(size_t count) {
         batches.erase(batches.begin(), batches.begin() + static_cast<ptrdiff_t>(count));
@@ -618,6 +623,27 @@ void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return t->rows->program->code[row].run(w, p, r, m);
 }
 
+// A prefetch of a line, or of as many bytes as b has. Both bring them to L2, also where L1 is asked for.
+void timed_prefetch(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
+    TimedWarp* t = current;
+    const int32_t row = w->at(p);
+    if (m) {
+        Addresses at;
+        addresses_of(at, r, p->a, p->imm, p->a < 0 ? Form::fixed : Form::wide);
+        Record record{global, static_cast<uint32_t>(t->lines.size()), 0, 1, static_cast<uint32_t>(std::popcount(m))};
+        for (uint32_t left = m; left; left &= left - 1) {
+            const uint32_t lane = first_lane(left);
+            const uint64_t said = at[lane] + to_device(w, *t->rows, p->c, at[lane], 1);
+            if (p->b < 0) add_sectors(t->lines, record.first, said / line_bytes * line_bytes, line_bytes);
+            else if (const uint32_t bytes = lanes<uint32_t>(r, p->b)[lane]) add_sectors(t->lines, record.first, said, bytes);
+        }
+        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
+        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
+        t->records.push_back(record);
+    }
+    return t->rows->program->code[row].run(w, p, r, m);
+}
+
 Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* addresses) {
     Rows rows;
     rows.program = program;
@@ -653,7 +679,10 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
                 break;
             case Act::access:
             case Act::copy:
-                rows.code[row].run = rows.kinds[row].act == Act::copy ? timed_copy : timed_access;
+            case Act::prefetch:
+                rows.code[row].run = rows.kinds[row].act == Act::access ? timed_access
+                                     : rows.kinds[row].act == Act::copy ? timed_copy
+                                                                        : timed_prefetch;
                 rows.ordinal[row] = static_cast<uint16_t>(ordinals++);
                 rows.most_ordinals = std::max(rows.most_ordinals, ordinals);
                 break;
@@ -960,7 +989,7 @@ private:
     double access(Sm& sm, TimedWarp& t, const Instruction& i, double when, int32_t local) {
         const RowKind& kind = t.rows->kinds[i.row];
         if (kind.act == Act::commit) return t.copies[kind.bulk].commit(), when;
-        const bool recorded = kind.act == Act::access || kind.act == Act::copy;
+        const bool recorded = kind.act == Act::access || kind.act == Act::copy || kind.act == Act::prefetch;
         const int16_t index = recorded ? t.record_of[t.rows->ordinal[i.row]] : -1;
         if (index < 0) {  // no lane took part, or an access that is not recorded, such as ldmatrix
             const double start = std::max(when, sm.unit_free);
@@ -1172,40 +1201,43 @@ private:
     bool go_on(TimedWarp& t, const Awaited& awaited) {
         const auto [barrier, parity] = awaited.phase;
         if (!awaited.over || barrier->pending[parity]) return false;
-        held_until(t, barrier->over[parity], 2);
+        held_until(t, barrier->over[parity], barrier->by_copy[parity] ? 2 : 3);
         set_answer(t, at(t, t.cursor), t.earliest + times_.shared_latency);
         return true;
     }
 
-    void over_at(Phase phase, double when) {
+    // Something that the phase needs has come.
+    void comes(Phase phase, double when, bool copy) {
         Mbarrier& barrier = *phase.barrier;
-        barrier.over[phase.parity] = std::max(barrier.over[phase.parity], when);
+        if (double& over = barrier.over[phase.parity]; when >= over) over = when, barrier.by_copy[phase.parity] = copy;
         for (TimedWarp* t : std::exchange(barrier.waiting, {})) {
             if (go_on(*t, awaited_by(*t))) let_go_on(*t);
             else barrier.waiting.push_back(t);
         }
     }
-    // So does what the phase still waited for.
     void lands(Phase phase, double when) {
         --phase.barrier->pending[phase.parity];
-        over_at(phase, when);
+        comes(phase, when, true);
     }
 
     // An arrival once the warp's cp.async have landed.
     void arrive_behind(TimedWarp& t, Phase phase) {
         Copies& copies = t.copies[false];
-        double& over = phase.barrier->over[phase.parity];
+        size_t over = 0;
+        while (over < copies.batches.size() && copies.landed_by(over, t.earliest)) ++over;
+        copies.drop(over);
         for (Batch& batch : copies.batches) {
             if (batch.pending) batch.arrivals.push_back(phase), ++phase.barrier->pending[phase.parity];
-            else over = std::max(over, batch.landed);
+            else comes(phase, batch.landed, true);
         }
         copies.close();
     }
 
     // ---- Bulk copies ----
 
-    // Operands stand above the function that runs them, in memory_async.cpp. The engine of an SM asks for as much as its
-    // way to L2 carries (assumed), and writes to shared memory without the load/store unit.
+    // Operands stand above the function that runs them, in memory_async.cpp. Assumed of the engine of an SM: it asks for
+    // as much as the way from L2 carries, however much is under way, and its part in shared memory takes nobody's time.
+    // A reduction is a write to L2 here.
     void bulk_copy(Sm& sm, TimedWarp& t, const RowKind& kind, double when, std::vector<Noted>& barriers) {
         const Ins* p = t.w->pc;
         const auto form = [&](int bit) { return p[1].a & bit ? Form::narrow : Form::wide; };
@@ -1335,7 +1367,7 @@ private:
         ++(looks ? sm.looks : sm.progress);
         run_piece(t, true);
         for (const Noted& one : barriers)
-            if (parity_of(one.at) != one.phase.parity) over_at(one.phase, when + (one.far ? times_.cluster_latency : 0));
+            if (parity_of(one.at) != one.phase.parity) comes(one.phase, when + (one.far ? times_.cluster_latency : 0), false);
         if (kind.act == Act::barrier && sm.worker->barriers != barriers_before) {
             const double open = when + times_.barrier_base + times_.barrier_per_warp * t.w->block->warps.size();
             t.earliest = std::max(t.earliest, open);

@@ -167,14 +167,16 @@ class Clock(Rates):
     barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has come, the second for each warp
     cluster_barrier  cycles of barrier.cluster after its last arrival, with the fence that makes it a release
     cluster_barrier_relaxed   without that fence: barrier.cluster.arrive.relaxed
-    cluster_latency  of a load from the shared memory of another block of the cluster
+    cluster_latency  of a load from the shared memory of another block of the cluster; how much the way between two SMs
+                     carries is not modelled
     async_copy_extra, bulk_copy_extra   cycles that cp.async and cp.async.bulk take longer than a load
     block_interval   cycles between two blocks handed out, the whole GPU
     block_start      cycles from the end of a block until the block that takes its place begins
 
     launch_us        between two launches of a stream, which the host and its driver set
     graph_gap_us     from node to node of a chain of empty kernels in a graph
-    dependent_gap_us the same with programmatic dependent launch; as without it where the card has none
+    dependent_gap_us the same with programmatic dependent launch; as without it where the card has none. Launches do not
+                     overlap in this model, so a shorter gap is all that a dependent launch gains
     cooperative_extra_us  microseconds that a cooperative launch takes longer
 
     power_limit_w    by the datasheet

@@ -981,8 +981,11 @@ class Lowering:
         )
         if uses and self.classes[uses[0]] == WORD:
             uses = (self.resized(uses[0], WORD, DOUBLE),)
+        places = "a" if uses else ""
+        if "bulk" in ins.modifiers:
+            uses, places = (*uses, self.source(ins.operands[1], "b32")), f"{places} b"
         raw = ((FIELDS["c"], None), (6 + FIELDS["c"], 0))
-        self.emit("prefetch", (), uses, shape("", "a" if uses else ""), offset, raw, keep=True).symbol = symbol
+        self.emit("prefetch", (), uses, shape("", places), offset, raw, keep=True).symbol = symbol
 
     def _policy(self, ins, line):
         self.emit("createpolicy", (self.result(ins.operands[0], "b64"),), (), shape("d", ""))

@@ -158,8 +158,10 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
         if "commit_group" not in words and {"wait_group", "wait_all", "mbarrier", "bulk"} & set(words):
             return cost(MEMORY, latency=4, kind=PAUSE)
         return cost(MEMORY, kind=BYPASS_COPY if "cg" in words else COPY)
-    if opcode in ("prefetch", "prefetchu", "discard", "applypriority"):
+    if opcode in ("prefetch", "prefetchu"):
         return cost(MEMORY, kind=PREFETCH)
+    if opcode in ("discard", "applypriority"):
+        return cost(MEMORY)
     if opcode in ("bra", "brx", "ret", "call"):
         return cost(BRANCH, 1 if opcode == "bra" else 2)
     if opcode in ("shfl", "vote", "match", "redux", "elect", "activemask", "bar"):

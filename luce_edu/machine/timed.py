@@ -176,7 +176,7 @@ def run_timed(
     launches: Sequence[Prepared], device: Device | None = None, *, gap_us: float | Sequence[float] = 0.0,
     threads: int | None = None, wait_from_us: float | None = None, bucket_us: float = 1.0,
 ) -> tuple[list[LaunchTimes], Timeline]:  # fmt: skip
-    """Run launches one after another with the clock on.
+    """Run launches one after another with the clock on. A dependent one does not overlap the one before it.
 
     device   the card; None: the launches' own, with nothing in L2
     gap_us   from the end of the launch before to the first block of each

@@ -63,8 +63,22 @@ template <int depth> __device__ void ring_of(const int4* x, int* y, int n) {
 }
 extern "C" __global__ void ring1(const int4* x, int* y, int n) { ring_of<1>(x, y, n); }
 extern "C" __global__ void ring8(const int4* x, int* y, int n) { ring_of<8>(x, y, n); }
+// A line is asked for or not, then there is work, then it is loaded.
+extern "C" __global__ void prefetches(const int* x, int* y, int n, int ask) {
+    int sum = 0;
+    float a = 1;
+    for (int i = 0; i < n; ++i) {
+        if (ask) asm volatile("prefetch.global.L2 [%0];" ::"l"(x + i * 32));
+#pragma unroll 1
+        for (int j = 0; j < 100; ++j) asm volatile("fma.rn.f32 %0, %0, %0, %0;" : "+f"(a));
+        int value;
+        asm volatile("ld.global.s32 %0, [%1];" : "=r"(value) : "l"(x + i * 32));
+        asm volatile("add.s32 %0, %0, %1;" : "+r"(sum) : "r"(value));
+    }
+    y[0] = sum + (a > 0);
+}
 """
-NAMES = ("copy_and_wait", "copy_and_work", "ring1", "ring8")
+NAMES = ("copy_and_wait", "copy_and_work", "ring1", "ring8", "prefetches")
 HOPPER = r"""
 typedef unsigned u32;
 typedef unsigned long long u64;
@@ -139,6 +153,9 @@ extern "C" __global__ void bulk_write(int* y, u32 bytes, int wait) {
     multiply(a, 3000);
     y[bytes / 4] = a > 0;
 }
+extern "C" __global__ void bulk_prefetch(const int* x, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(x), "r"(bytes) : "memory");
+}
 // Two warps meet at an mbarrier, one of them late; the other has work to do behind it.
 extern "C" __global__ void meet(float* y, int late, int behind) {
     __shared__ u64 barrier;
@@ -203,8 +220,8 @@ extern "C" __global__ void forgotten() {
 }
 """
 HOPPER_NAMES = (
-    "bulk_read", "bulk_ring1", "bulk_ring6", "bulk_write", "meet", "copies_arrive", "clusters", "relaxed", "chase",
-    "forgotten",
+    "bulk_read", "bulk_ring1", "bulk_ring6", "bulk_write", "bulk_prefetch", "meet", "copies_arrive", "clusters",
+    "relaxed", "chase", "forgotten",
 )  # fmt: skip
 
 
@@ -251,6 +268,15 @@ def test_a_ring_of_copies_keeps_more_under_way_and_gets_what_dram_has_at_most(ga
     shallow, deep = (cycles(kernels[name].prepare(blocks, 128, [x, y, n]), clock) for name in ("ring1", "ring8"))
     assert (y == n).all()
     assert x.nbytes / clock.dram_bytes_per_cycle < deep < 0.7 * shallow
+
+
+def test_a_prefetch_brings_a_line_to_l2_while_there_is_work(ga102):
+    kernels, clock = ga102
+    far = dataclasses.replace(clock, dram_latency_ns=clock.dram_latency_ns + 100)
+    without, asked = ([each(kernels["prefetches"], c, ask) for c in (clock, far)] for ask in (0, 1))
+    assert without[1] - without[0] == pytest.approx(100 * clock.clock_mhz / 1000, rel=0.02)
+    assert asked[1] - asked[0] == pytest.approx(0, abs=1)
+    assert without[0] - asked[0] == pytest.approx(clock.dram_cycles - clock.l2_latency, abs=30)
 
 
 def test_copies_take_the_same_time_on_any_threads(ga102):
@@ -308,6 +334,14 @@ def test_a_bulk_write_is_waited_for_until_it_has_read_or_until_it_has_landed(h10
         write = [timed(kernels, one, "bulk_write", 1, 32, [y, 8192, wait], smem=8192) for one in (clock, slow)]
         assert (y[:2048] == torch.arange(2048)).all()
         assert write[1] - write[0] == pytest.approx(500 * wait, abs=1)
+
+
+def test_a_bulk_prefetch_reads_its_bytes_and_nobody_waits(h100):
+    kernels, clock = h100
+    x = torch.zeros(2**14, dtype=torch.int32)
+    runs = [run_timed([kernels["bulk_prefetch"].prepare(1, 1, [x, size])], Device(clock))[0][0] for size in (16, 2**16)]
+    assert [one.dram_read_bytes for one in runs] == [32, 2**16]
+    assert runs[1].us == runs[0].us
 
 
 def test_an_mbarrier_opens_when_the_last_has_come(h100):
