@@ -1366,6 +1366,7 @@ private:
         const uint32_t phase = cluster.first()->cluster_phase;
         ++(looks ? sm.looks : sm.progress);
         run_piece(t, true);
+        if (kind.act == Act::mbarrier_wait) t.vain = looks;
         for (const Noted& one : barriers)
             if (parity_of(one.at) != one.phase.parity) comes(one.phase, when + (one.far ? times_.cluster_latency : 0), false);
         if (kind.act == Act::barrier && sm.worker->barriers != barriers_before) {
@@ -1534,6 +1535,7 @@ private:
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
         Transfer* transfer = sm.fetches[f].transfer;
+        if (transfer) ++sm.progress;
         switch (sm.fetches[f].kind) {
             case FetchKind::writing: {
                 const double taken = device_.write(found_, time, line, sectors);

@@ -82,6 +82,7 @@ NAMES = ("copy_and_wait", "copy_and_work", "ring1", "ring8", "prefetches")
 HOPPER = r"""
 typedef unsigned u32;
 typedef unsigned long long u64;
+#define CLUSTER extern "C" __global__ void __cluster_dims__
 __device__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 __device__ void init(u64* barrier, u32 count) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
@@ -138,6 +139,48 @@ template <int depth> __device__ void bulk_ring(const int* x, int* y, int n) {
 }
 extern "C" __global__ void bulk_ring1(const int* x, int* y, int n) { bulk_ring<1>(x, y, n); }
 extern "C" __global__ void bulk_ring6(const int* x, int* y, int n) { bulk_ring<6>(x, y, n); }
+// A warp brings tiles of 4 KiB for two others, which say when they are done with one.
+template <int depth> __device__ void pipeline(const int* x, int* y, int n) {
+    __shared__ __align__(128) int tile[depth][1024];
+    __shared__ u64 full[depth], empty[depth];
+    x += static_cast<size_t>(blockIdx.x) * n * 1024;
+    if (threadIdx.x == 0)
+        for (int i = 0; i < depth; ++i) init(full + i, 1), init(empty + i, 2);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int i = 0; i < n; ++i) {
+            if (i >= depth) wait(empty + i % depth, i / depth - 1 & 1);
+            read(tile[i % depth], x + i * 1024, 4096, full + i % depth);
+        }
+    if (threadIdx.x < 32) return;
+    int sum = 0;
+    for (int i = 0; i < n; ++i) {
+        wait(full + i % depth, i / depth & 1);
+        sum += tile[i % depth][threadIdx.x];
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) arrive(empty + i % depth);
+    }
+    y[blockIdx.x * 64 + threadIdx.x - 32] = sum;
+}
+extern "C" __global__ void pipeline1(const int* x, int* y, int n) { pipeline<1>(x, y, n); }
+extern "C" __global__ void pipeline6(const int* x, int* y, int n) { pipeline<6>(x, y, n); }
+// The first of two blocks reads 4 KiB for both.
+CLUSTER(2) for_both(const int* x, int* y) {
+    __shared__ __align__(128) int tile[1024];
+    __shared__ u64 barrier;
+    if (threadIdx.x == 0) {
+        init(&barrier, 1);
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], 4096;" ::"r"(shared_address(&barrier)) : "memory");
+    }
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+                     " [%0], [%1], 4096, [%2], %3;" ::"r"(shared_address(tile)), "l"(x), "r"(shared_address(&barrier)),
+                     "h"(static_cast<unsigned short>(3)) : "memory");
+    wait(&barrier, 0);
+    y[blockIdx.x * 32 + threadIdx.x] = tile[threadIdx.x];
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 extern "C" __global__ void bulk_write(int* y, u32 bytes, int wait) {
     extern __shared__ __align__(128) int tile[];
     for (int i = threadIdx.x; i < bytes / 4; i += 32) tile[i] = i;
@@ -195,7 +238,6 @@ template <bool relaxed> __device__ void meet_in_cluster(float* y, int late, int 
     }
     y[blockIdx.x * blockDim.x + threadIdx.x] = a;
 }
-#define CLUSTER extern "C" __global__ void __cluster_dims__
 CLUSTER(4) clusters(float* y, int late, int n) { meet_in_cluster<false>(y, late, n); }
 CLUSTER(4) relaxed(float* y, int late, int n) { meet_in_cluster<true>(y, late, n); }
 // A chain of loads through the shared memory of the block that is `away`, 0 or 1, from the own one.
@@ -211,17 +253,18 @@ CLUSTER(2) chase(u32* y, int n, u32 away) {
     y[blockIdx.x] = at;
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-// A block that waits for what nobody brings.
-extern "C" __global__ void forgotten() {
+// Some lanes, or all, wait for what nobody brings.
+extern "C" __global__ void forgotten(int lanes) {
     __shared__ u64 barrier;
     if (threadIdx.x == 0) init(&barrier, 2);
     __syncwarp();
-    wait(&barrier, 0);
+    if (threadIdx.x < lanes) wait(&barrier, 0);
+    __syncwarp();
 }
 """
 HOPPER_NAMES = (
-    "bulk_read", "bulk_ring1", "bulk_ring6", "bulk_write", "bulk_prefetch", "meet", "copies_arrive", "clusters",
-    "relaxed", "chase", "forgotten",
+    "bulk_read", "bulk_ring1", "bulk_ring6", "pipeline1", "pipeline6", "for_both", "bulk_write", "bulk_prefetch",
+    "meet", "copies_arrive", "clusters", "relaxed", "chase", "forgotten",
 )  # fmt: skip
 
 
@@ -326,6 +369,28 @@ def test_a_ring_of_bulk_copies_gets_what_dram_has_at_most(h100):
     assert x.nbytes / clock.dram_bytes_per_cycle < deep < 0.6 * shallow
 
 
+def test_a_warp_that_copies_for_others_keeps_them_busy_and_does_not_overtake_them(h100):
+    kernels, clock = h100
+    n, blocks = 12, 16
+    x, y = torch.ones(blocks * n * 1024, dtype=torch.int32), torch.zeros(blocks * 64, dtype=torch.int32)
+    shallow, deep = (timed(kernels, clock, name, blocks, 96, [x, y, n]) for name in ("pipeline1", "pipeline6"))
+    assert (y == n).all() and deep < 0.5 * shallow
+    slow = dataclasses.replace(clock, bulk_copy_extra=clock.bulk_copy_extra + 500)
+    for name, rounds in (("pipeline1", n), ("pipeline6", n // 6)):  # each tile waits for the one before it in its place
+        longer = timed(kernels, slow, name, blocks, 96, [x, y, n]) - timed(kernels, clock, name, blocks, 96, [x, y, n])
+        assert longer == pytest.approx(500 * rounds, rel=0.05)
+
+
+def test_a_copy_for_a_whole_cluster_reads_once_and_every_block_waits_for_it(h100):
+    kernels, clock = h100
+    x, y = torch.arange(1024, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    [one], _ = run_timed([kernels["for_both"].prepare(2, 32, [x, y])], Device(clock))
+    assert (y.view(2, 32) == x[:32]).all() and one.dram_read_bytes == 4096
+    slow = dataclasses.replace(clock, bulk_copy_extra=clock.bulk_copy_extra + 500)
+    [later], _ = run_timed([kernels["for_both"].prepare(2, 32, [x, y])], Device(slow))
+    assert (later.us - one.us) * clock.clock_mhz == pytest.approx(500, abs=1)
+
+
 def test_a_bulk_write_is_waited_for_until_it_has_read_or_until_it_has_landed(h100):
     kernels, clock = h100
     y = torch.zeros(2049, dtype=torch.int32)
@@ -416,7 +481,8 @@ def test_hopper_takes_the_same_time_on_any_threads(h100):
 
 
 @pytest.mark.planted
-def test_an_mbarrier_that_nobody_completes_is_a_deadlock(h100):
+@pytest.mark.parametrize("lanes", [1, 32])
+def test_an_mbarrier_that_nobody_completes_is_a_deadlock(h100, lanes):
     with pytest.raises(KernelError) as error:
-        timed(*h100, "forgotten", 1, 32, [])
+        timed(*h100, "forgotten", 1, 32, [lanes])
     assert error.value.fault == "deadlock"
