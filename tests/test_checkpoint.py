@@ -306,7 +306,7 @@ def test_generation_stops_at_the_token_of_any_file(tmp_path, place):
 
 
 def test_an_end_outside_the_vocabulary_is_left_out_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match=r"end-of-text ids \[-1, 999\] are outside the vocabulary of 256"):
+    with pytest.warns(UserWarning, match=r"\[-1, 999\] .*256"):
         model = load_model(folder(tmp_path, config(eos_token_id=[-1, 5, 999])))
     assert model.config.eos_token_ids == (5,)
 
@@ -440,7 +440,7 @@ def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, 
 
 def test_norms_saved_for_a_factor_of_w_are_warned_of(tmp_path):
     zero_centred = [every(lambda t: t + 1, part) for part in ("layernorm", "_norm", "model.norm")]
-    with pytest.warns(UserWarning, match=r"norms have a mean of (0.9|1.0).*factor of w in place of 1 \+ w.*subtract 1"):
+    with pytest.warns(UserWarning, match=r"mean of (0.9|1.0).*subtract 1"):
         load_model(folder(tmp_path, *zero_centred))
 
 

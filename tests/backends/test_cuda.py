@@ -140,7 +140,7 @@ def test_captures_are_on_the_backends_device_and_share_one_pool(cuda):
 def test_a_capture_whose_end_fails_is_one_line_and_leaves_pytorch_on_its_stream(cuda):
     backend = make_backend("cuda")
     ledger, cuda.capture_fails = backend.ledger, True
-    with pytest.raises(CaptureError, match="^a CUDA graph could not be captured: operation failed .* capture$"):
+    with pytest.raises(CaptureError, match="operation failed .* capture$"):
         backend.capture(lambda: enqueue(backend))
     assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
 
@@ -324,13 +324,13 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_told_to_update_the_driver(
 def test_a_cuda_core_before_1_is_refused_by_its_version(old, monkeypatch):
     FakeCuda(launch_config=old).install(monkeypatch)
     monkeypatch.setattr("luce_edu.backends.cuda.version", lambda package: {"cuda-core": "0.3.2"}[package])
-    with pytest.raises(CompileError, match=r"^cuda-core 0.3.2 is too old; 1.0 or newer is needed"):
+    with pytest.raises(CompileError, match=r"^cuda-core 0.3.2 .*1.0"):
         make_backend("cuda")
 
 
 def test_what_cannot_serve_is_named(monkeypatch):
     FakeCuda((7, 0)).install(monkeypatch)
-    with pytest.raises(ValueError, match=r"Fake GPU has compute capability 7.0; Turing \(7.5\) or newer is needed"):
+    with pytest.raises(ValueError, match=r"Fake GPU .*7.0.*7.5"):
         make_backend("cuda")
     FakeCuda().install(monkeypatch)
     monkeypatch.setitem(sys.modules, "cuda.core", None)

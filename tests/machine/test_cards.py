@@ -68,7 +68,7 @@ def test_the_environment_names_the_card_where_nobody_does(monkeypatch):
     monkeypatch.setenv("LUCE_CARD", "t4")
     assert find_card() is T4 and find_card("H100") is H100
     monkeypatch.setenv("LUCE_CARD", "GTX 1080")
-    with pytest.raises(ValueError, match=r"^LUCE_CARD: no card named 'GTX 1080'; there are laptop, T4, RTX 3090, "):
+    with pytest.raises(ValueError, match=r"^LUCE_CARD: .*'GTX 1080'.*laptop, T4, RTX 3090, "):
         find_card()
 
 

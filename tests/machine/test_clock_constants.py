@@ -180,7 +180,7 @@ def test_rates_are_refused_on_their_own_too():
 
 
 def test_a_card_without_constants_is_refused_by_name():
-    with pytest.raises(ValueError, match="^GTX 1080: no timing constants; there are those of T4, "):
+    with pytest.raises(ValueError, match="^GTX 1080: .*T4, "):
         find_clock(dataclasses.replace(find_card("T4"), name="GTX 1080"))
 
 

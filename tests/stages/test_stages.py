@@ -116,7 +116,7 @@ def test_drawn_tokens_repeat_with_their_seed_and_follow_the_logits(tiny):
     draws = [list(dec.stream(prompt, 20, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     assert list(dec.stream(prompt, 5, temperature=1e-6)) == dec.generate(prompt, 5)
-    with pytest.raises(ValueError, match="temperature: expected a number of 0 or more, got nan"):
+    with pytest.raises(ValueError, match="temperature: .*got nan"):
         dec.stream(prompt, 5, temperature=float("nan"))
 
 

@@ -406,7 +406,7 @@ def test_a_record_of_another_machine_model_commit_or_version_is_refused_and_stay
 def test_a_version_that_is_gone_is_refused_too(machine, tmp_path):
     measured(tmp_path)
     machine.fields["versions"] = {"python": "3.12.3"}
-    with pytest.raises(RecordError, match="a record of torch 2.11.0 is there already, this is None; name another"):
+    with pytest.raises(RecordError, match="torch 2.11.0 .*None"):
         measured(tmp_path)
 
 
@@ -475,7 +475,7 @@ def test_a_disk_that_is_full_ends_with_the_reason_and_the_last_whole_record(mach
 @pytest.mark.parametrize("there_is_a_gpu", [True, False])
 def test_an_unknown_part_or_model_is_refused_and_nothing_is_written(there_is_a_gpu, machine, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is_a_gpu)
-    with pytest.raises(ValueError, match="--only: unknown part latency, power; expected some of verify, "):
+    with pytest.raises(ValueError, match="--only: .*latency, power.*verify, "):
         measured(tmp_path / "out", only=["decode", "latency", "power"])
     with pytest.raises(ValueError, match="unknown name 'huge'; expected tiny"):
         gather(tmp_path / "out", model_name="huge")

