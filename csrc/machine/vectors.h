@@ -76,24 +76,6 @@ __attribute__((always_inline)) inline void put(uint8_t* r, int32_t at, V value, 
 #endif
 }
 
-// A bit for each lane of a comparison's result (all ones or zero in a lane).
-template <class V>
-__attribute__((always_inline)) inline uint32_t to_mask(V comparison) {
-#if MACHINE_AVX512
-    auto part = reinterpret_cast<const __m512i*>(&comparison);
-    uint32_t mask = 0;
-    if constexpr (sizeof(V) == 4 * warp_lanes)
-        for (int i = 0; i < 2; ++i) mask |= static_cast<uint32_t>(_mm512_movepi32_mask(part[i])) << 16 * i;
-    else
-        for (int i = 0; i < 4; ++i) mask |= static_cast<uint32_t>(_mm512_movepi64_mask(part[i])) << 8 * i;
-    return mask;
-#else
-    uint32_t mask = 0;
-    for (int lane = 0; lane < warp_lanes; ++lane) mask |= static_cast<uint32_t>(comparison[lane] != 0) << lane;
-    return mask;
-#endif
-}
-
 inline uint32_t& predicate(uint8_t* r, int32_t at) { return *reinterpret_cast<uint32_t*>(r + at); }
 
 inline void put_predicate(uint8_t* r, int32_t at, uint32_t value, uint32_t mask) {
