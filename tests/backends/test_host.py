@@ -39,7 +39,9 @@ def test_a_launch_is_in_the_ledger_with_what_it_counted(backend, module, poisone
     assert (entry.kernel, entry.grid, entry.block, entry.smem) == ("fill", (2, 1, 1), (32, 1, 1), 16)
     assert entry.cooperative and entry.barriers_a_block == 0
     assert entry.traffic["argument 0"].distinct_write == 256
-    assert entry.counters.by_kind["st"] == 2
+    counters = entry.counters
+    assert counters.by_kind["st"] == 2 and sum(counters.by_line.values()) == counters.instructions
+    assert all(file == "promises.cu" for file, _ in counters.by_line) and counters.active_lanes == 32
 
 
 # Whether an int is signed, and a pointer is one, is not in PTX: -1 passes as an unsigned int, and 0 as a null pointer.

@@ -57,15 +57,6 @@ class System(ABC):
     def rewind(self, context: int) -> None:  # noqa: B027
         """Back to where `pretend` stood, if that costs next to nothing; else go on from where it is."""
 
-    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The first `count` tokens after a prompt."""
-        self.prefill(prompt)
-        tokens = [self.choice()]
-        while len(tokens) < count:
-            self.step()
-            tokens.append(self.choice())
-        return tokens
-
     def time_decode(self, *, steps: int) -> tuple[list[float], float | None]:
         """(GPU microseconds of each step, CPU microseconds to ask for one)."""
         return time_steps(self.step, steps=steps)

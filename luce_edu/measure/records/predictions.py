@@ -22,7 +22,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.machine.cards import Card, card_of, find_card
 from luce_edu.machine.clock import find_clock
 from luce_edu.measure.floor import decode_bytes
-from luce_edu.measure.records.record import Record, commit
+from luce_edu.measure.records.record import commit
 from luce_edu.stages import KERNEL_STAGES
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "predictions.json"
@@ -34,7 +34,6 @@ PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "R
 SWEPT = "RTX 3090"  # the card of the published sweep, from whose lowest clock to its highest the curves go
 SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
 CANARY = "tiny"  # its token is modelled in less than a second, and tells whether the clock is still the one that wrote
-NEAR = 0.2  # how far a recorded time may be from the prediction
 
 
 @dataclass(frozen=True)
@@ -117,20 +116,6 @@ def _is_full_size(config: ModelConfig) -> bool:
     from luce_edu.models import RANDOM_CONFIG
 
     return decode_bytes(config, POSITION) == decode_bytes(ModelConfig.from_file(RANDOM_CONFIG), POSITION)
-
-
-def misses(record: Record, within: float = NEAR) -> list[str]:
-    """The stages whose recorded time is further than a share from what is predicted now, a line each.
-
-    A record of a card that is not predicted has none.
-    """
-    card, found = card_of(record.gpu), []
-    for row in record.parts.get("decode", ()) if card else ():
-        known = at_boost(row["system"], card) if "modelled" in row else None  # of this context and these shapes
-        recorded_us = row["latency_us"]["median"]
-        if known and not abs(recorded_us / known.us - 1) <= within:
-            found.append(f"{record.name}: {row['system']}: recorded {recorded_us:,.0f} µs, modelled {known.us:,.0f}")
-    return found
 
 
 # ---- Writing them ----
