@@ -99,25 +99,6 @@ def _access(report, launch) -> str:
     return f"{_who(report)} {_does(report.is_write)} {report.size} bytes at {_what(report, launch)}"
 
 
-def _out_of_bounds(report, launch) -> str:
-    return f"{_access(report, launch)}: out of bounds{place(launch, report.ins)}"
-
-
-def _misaligned(report, launch) -> str:
-    return (
-        f"{_access(report, launch)}: misaligned, the address is no multiple of {report.size}"
-        f"{place(launch, report.ins)}"
-    )
-
-
-def _uninitialised(report, launch) -> str:
-    return f"{_access(report, launch)}, which nobody wrote: uninitialised{place(launch, report.ins)}"
-
-
-def _read_only(report, launch) -> str:
-    return f"{_access(report, launch)}, which is constant{place(launch, report.ins)}"
-
-
 def _divergent_barrier(report, launch) -> str:
     if report.other_ins >= 0:
         return (
@@ -170,23 +151,11 @@ def _counted(noun: str, numbers: str) -> str:
     return f"{noun}{'' if numbers.isdigit() else 's'} {spaced}"
 
 
-def _deadlock(report, launch) -> str:
-    return f"deadlock, nobody can go on: {_waits(report, launch)}"
-
-
 def _lost_launch(report, launch) -> str:
     return (
         f"deadlock, nobody can go on, and {report.value} blocks have never started as the card holds no more at once "
         f"({launch.kernel.card.name}): {_waits(report, launch)}"
     )
-
-
-def _budget(report, launch) -> str:
-    return "it had not ended after the instructions that it may execute, and was stopped"
-
-
-def _trap(report, launch) -> str:
-    return f"{_who(report)} met a trap{place(launch, report.ins)}"
 
 
 def _assertion(report, launch) -> str:
@@ -203,22 +172,32 @@ def _race(report, launch, other_launch) -> str:
     return f"race on {_what(report, launch)}: {one}, and {other}, and nothing orders the two"
 
 
-def _bad_barrier(report, launch) -> str:
-    return (
+# By fault, what is said of a report of it.
+_SAYINGS = {
+    "out_of_bounds": lambda report, launch: f"{_access(report, launch)}: out of bounds{place(launch, report.ins)}",
+    "misaligned": lambda report, launch: (
+        f"{_access(report, launch)}: misaligned, the address is no multiple of {report.size}{place(launch, report.ins)}"
+    ),
+    "uninitialised": lambda report, launch: (
+        f"{_access(report, launch)}, which nobody wrote: uninitialised{place(launch, report.ins)}"
+    ),
+    "read_only": lambda report, launch: f"{_access(report, launch)}, which is constant{place(launch, report.ins)}",
+    "divergent_barrier": _divergent_barrier,
+    "bad_barrier": lambda report, launch: (
         f"{_who(report)}: a barrier's number is from 0 to 15 and its count of threads a multiple of 32"
         f"{place(launch, report.ins)}"
-    )
-
-
-def _unsupported(report, launch) -> str:
-    return f"{_who(report)} came to something that cannot be executed{place(launch, report.ins)}"
-
-
-def _interrupted(report, launch) -> str:
-    return "interrupted"
-
-
-_SAYINGS = {name: globals().get(f"_{name}", _unsupported) for name in FAULTS}
+    ),
+    "missing_lanes": _missing_lanes,
+    "deadlock": lambda report, launch: f"deadlock, nobody can go on: {_waits(report, launch)}",
+    "lost_launch": _lost_launch,
+    "budget": lambda *_: "it had not ended after the instructions that it may execute, and was stopped",
+    "trap": lambda report, launch: f"{_who(report)} met a trap{place(launch, report.ins)}",
+    "assertion": _assertion,
+    "unsupported": lambda report, launch: (
+        f"{_who(report)} came to something that cannot be executed{place(launch, report.ins)}"
+    ),
+    "interrupted": lambda *_: "interrupted",
+}
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
