@@ -44,6 +44,10 @@ WIDE = dataclasses.replace(
     linear_value_head_dim=16,
     tie_word_embeddings=False,
 )
+# Small and quick. An untied head: with a tied one, a random model's choice is the token that it was given.
+UNTIED = dataclasses.replace(
+    TINY, vocab_size=131, num_hidden_layers=2, layer_types=(LINEAR_ATTENTION, FULL_ATTENTION), tie_word_embeddings=False
+)
 CONFIGS = {"tiny": TINY, "odd": ODD, "wide": WIDE}
 
 

@@ -5,10 +5,9 @@ import random
 
 import pytest
 import torch
-from models import TINY, make_model
+from models import UNTIED, make_model
 
 from luce_edu.backends.host import HostBackend
-from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError
 from luce_edu.machine import Prepared
 from luce_edu.machine.cards import find_card
@@ -18,16 +17,7 @@ from luce_edu.stages.per_layer import PerLayerDecoder
 from luce_edu.state import DecodeState
 from luce_edu.verification import verify
 
-# An untied head: with a tied one, a random model's choice is the token that it was given.
-MODEL = make_model(
-    dataclasses.replace(
-        TINY,
-        vocab_size=131,
-        num_hidden_layers=2,
-        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
-        tie_word_embeddings=False,
-    )
-)
+MODEL = make_model(UNTIED)
 ROOM = 40  # tokens; the second split of the cache begins at 32
 
 

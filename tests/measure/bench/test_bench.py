@@ -9,10 +9,9 @@ import weakref
 import pytest
 import torch
 from fake_nvml import Clock, FakeNvml
-from models import TINY, make_model
+from models import UNTIED, make_model
 
 from luce_edu import load_model
-from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import bench as bench_module
 from luce_edu.measure.bench.bench import Bench, bench
@@ -23,15 +22,7 @@ from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.records.record import SCHEMA, Record
 from luce_edu.reference.model import forward
 
-MODEL = make_model(
-    dataclasses.replace(
-        TINY,
-        vocab_size=131,
-        num_hidden_layers=2,
-        layer_types=(LINEAR_ATTENTION, FULL_ATTENTION),
-        tie_word_embeddings=False,
-    )
-)
+MODEL = make_model(UNTIED)
 # Every system below knows these by heart: after 1, 2, 3 comes 4, then 5; after 9 comes 8, and then nothing is decided.
 CHOICES = [([1, 2, 3], 4, 5), ([9], 8, None)]
 

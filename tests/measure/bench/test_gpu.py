@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_evidence import Machine
+from starting import default_signals
 
 import luce_edu
 from luce_edu import cli
@@ -274,12 +275,6 @@ sys.exit(cli.main(["gpu", "--out", sys.argv[2], "--model", "tiny"]))
 """
 
 
-def default_signals() -> None:
-    """Of a command that was started in the usual way, whatever this test was started with."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_that_is_ended_half_way_leaves_a_record_of_what_was_done_and_no_process(number, tmp_path):
     process = subprocess.Popen(
@@ -475,25 +470,14 @@ def test_without_pytorch_it_says_what_to_type_and_it_needs_neither_jupyter_nor_g
 
 BARE = """
 import sys
-
-class Missing:
-    names = {
-        "IPython", "huggingface_hub", "ipykernel", "ipywidgets", "jsonschema", "jupyter_client", "jupyter_core",
-        "jupyterlab", "nbclient", "nbformat", "nbval", "psutil", "pynvml", "pytest", "rich", "traitlets", "yaml",
-        sys.argv[1],
-    }
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
+sys.path.insert(0, sys.argv[2])
+from absent import hide
+hide("huggingface_hub", "pytest", sys.argv[1])
 from luce_edu import cli
 if sys.argv[1] != "torch":
     import importlib.util
     find_spec = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "pytest" else find_spec(name, *rest)
-    sys.path.insert(0, sys.argv[2])
     from fake_evidence import Machine
     machine, patch = Machine(), type("Patch", (), {"setattr": staticmethod(setattr)})
     machine.install(patch)
