@@ -141,6 +141,7 @@ def test_a_whole_run_has_all_picks_and_a_token_by_every_stage_on_every_card(monk
     monkeypatch.setattr(validated, "profile", profile)
     monkeypatch.setattr(validated, "PICKS", {pick: PICKS[pick]})
     monkeypatch.setattr(validated, "validate", lambda row, backend, time_us: Result(row, 1.0, row.published, 1.0))
+    monkeypatch.setattr(validated, "cached", lambda entry, make: make())  # so that no real run finds these rows
     lines = []
     found = run_all(lines.append)
     assert [r.id for r in found.rows] == ["L1a", "L1b", "L1c", "L1d"] and lines[0].startswith("1 of 4: L1a")
