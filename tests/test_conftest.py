@@ -32,7 +32,7 @@ def test_planted_in_name_only(): ...
 
 
 def last_lines(folder: Path, tests: str, last_cell: str | None) -> list[str]:
-    """What `pytest tests notebooks` prints at its end for two notebooks of two cells and one solution; None: for none."""
+    """What `pytest tests notebooks` ends with for two notebooks of two cells and one solution; None: for none."""
     (folder / "tests").mkdir()
     shutil.copy(CONFTEST, folder / "tests")
     (folder / "tests" / "test_toy.py").write_text(tests)

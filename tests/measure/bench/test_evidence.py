@@ -579,10 +579,3 @@ def test_it_runs_from_a_checkout_without_jupyter_rich_jsonschema_and_pynvml(gpu,
     assert f"status {status} loaded []" in done.stdout, done.stdout + done.stderr
     assert done.stderr == "" and "record.json" in done.stdout
     assert set(written(tmp_path / "out").parts) == (set(PARTS) if gpu == "gpu" else set())
-
-
-@WITHOUT_GPU
-def test_it_runs_as_a_module_from_the_checkout(tmp_path):
-    command = [sys.executable, "-m", "luce_edu", "evidence", "--out", str(tmp_path), "--model", "tiny"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
-    assert done.returncode == 3 and written(tmp_path).parts == {}, done.stderr
