@@ -1,6 +1,4 @@
-"""A notebook's cell that IPython refuses fails under nbval, whatever is compared of its outputs; how many tests run side
-by side.
-"""
+"""A notebook's cell that IPython refuses fails under nbval, whatever is compared; how many tests run side by side."""
 
 import os
 import re
