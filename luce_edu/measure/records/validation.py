@@ -471,6 +471,22 @@ def _sgemm() -> Iterable[Measurement]:
             note="its author saw up to 25 % between runs; alpha and beta were chosen",
         )  # fmt: skip
 
+    n, tiles = 4096, 256
+    a, b, c = (Array("f4", n * n) for _ in range(3))
+    yield Measurement(
+        id="H9.1", ladder="SGEMM, cp.async", card="RTX 3090", source_file="validation/sgemm_async.cu",
+        defines=(("TILES_X", tiles),),
+        parts=(
+            Part(
+                kernel="async_fours", grid=tiles * tiles, block=(16, 16), args=(n, SIZE, a, b, c), cut=DEPTH,
+                sizes=(256, 512), full=n,
+            ),
+        ),
+        work=2 * n**3, published=2721.41, unit="GFLOP/s", includes=ROW,
+        source="NVIDIA/cuda-samples, issue 93: globalToShmemAsyncCopy, kernel 1, AsyncCopyLargeChunk",
+        note="a reader's run, clock not stated",
+    )  # fmt: skip
+
     for n, us in ((32, 5.90), (1008, 217.6), (10000, 225.6e3)):
         whole = n == 32
         row = _product("tiled_16", (16, 16), 16, n=n, alpha=1.0, beta=0.0, cut=WHOLE if whole else DEPTH)
@@ -994,7 +1010,7 @@ PICKS: Mapping[str, tuple[str, ...]] = {
     "layer norm": ("N1.", "N2."),
     "matrix times vector": ("V1.", "V3."),
     "SGEMM, RTX A6000": ("G", "H6."),
-    "SGEMM, other cards": ("H1.", "H3.", "H8.", "L6."),
+    "SGEMM, other cards": ("H1.", "H3.", "H8.", "H9.", "L6."),
 }
 
 

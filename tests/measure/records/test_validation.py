@@ -104,6 +104,21 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
+def async_product():
+    n, depth = 48, 32
+
+    def make():
+        a, b, c = random(n, n), random(n, n, seed=1), torch.empty(n, n)
+        # B's tile of a step is the one at the place of A's: row of tiles by row of tiles, the same in all columns.
+        rows = [
+            sum(a[r : r + 16, k : k + 16] @ b[r : r + 16, k : k + 16] for k in range(0, depth, 16)).repeat(1, 3)
+            for r in range(0, n, 16)
+        ]
+        return (n, depth, a, b, c), lambda: close(c, torch.cat(rows))
+
+    return Case("sgemm_async", "async_fours", 9, (16, 16), make, (("TILES_X", 3),))
+
+
 def phase(kernel, count):
     def make():
         visits, barrier = torch.zeros(1, dtype=torch.int32), torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32)
@@ -308,7 +323,7 @@ def mad():
 
 
 CASES = [
-    *PRODUCTS,
+    *PRODUCTS, async_product(),
     phase("phase", 1), phase("phases", 5), scale("scale"), scale("scale_grid"), scale("scale_hand"),
     Case("launches", "add", 4, 32, added),
     *(
@@ -356,6 +371,7 @@ FAULTS = [
     ("padded", "return k * (BN + extra) + thread_column * TN + j;", "return k * BN + thread_column * TN + j;"),
     ("warp_tiles", "lane / (WSN / TN) * TM", "lane / (WSN / TN) * TN"),
     ("tiled_16", "B[(k0 + threadIdx.y) * N + column]", "B[(k0 + threadIdx.x) * N + column]"),
+    ("async_fours", "As[y][k] * Bs[k][x]", "As[y][k] * Bs[x][k]"),
     ("checked_tiled", "tile[transposed ? c * rows + r : r * columns + c] = value", "tile[c * rows + r] = value"),
     ("checked_transposed_fours", "tile[(c + j) * rows + r]", "tile[(c + j) * rows + r / 2]"),
     ("checked_square_of_8", "t % (BN / TN) * TN;", "t % (BN / TN);"),
