@@ -120,9 +120,11 @@ def modelled_caption(modelled: Mapping[str, Modelled], cards: Sequence[str]) -> 
     if by_clock := positions - {None}:
         said += f"; at a context of {max(by_clock)}"
     if by_clock and not stored().reached:
+        in_order = stored().ladders().values()
         said += (
-            f", as ranges, because the model's median error against published times is {stored().median_error:.0%} "
-            "(no joules have been compared)"
+            f"; as ranges, because against published times the clock is {stored().median_error:.0%} off at the median "
+            f"and puts {len(in_order) - sum(in_order)} of {len(in_order)} ladders in another order (no joules have "
+            "been compared)"
         )
     if None in positions:
         said += (

@@ -108,8 +108,8 @@ class Validated:
 
     @property
     def reached(self) -> bool:
-        """The median error is within TARGET."""
-        return self.median_error <= TARGET
+        """The median error is within TARGET, and every ladder is in order."""
+        return self.median_error <= TARGET and all(self.ladders().values())
 
     def band(self, us: float) -> tuple[float, float]:
         """What a modelled time may be: half of the rows held out lie within these bounds of their modelled time."""

@@ -146,11 +146,13 @@ def verdict(of: Validated) -> str:
     """One sentence: the median error, and whether the target is reached."""
     groups = filter(None, map(_held_out, of.by_pick().values()))
     by_pick = [median(row.error for row in rows) for rows in groups]
+    ladders = of.ladders().values()
     partial = " by a partial run, which decides nothing" if _missing(of) else ""
     return (
         f"Over {len(of.held_out)} rows held out the median error is {percent(of.median_error)}, and "
         f"{percent(of.within_15)} of them are within 15 %; the median of the comparisons' own medians is "
-        f"{percent(median(by_pick))}. The target of 15 % is {'' if of.reached else 'not '}reached{partial}."
+        f"{percent(median(by_pick))}. {sum(ladders)} of {len(ladders)} ladders are in order. "
+        f"The target, a median of 15 % and every ladder in order, is {'' if of.reached else 'not '}reached{partial}."
     )
 
 

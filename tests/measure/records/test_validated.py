@@ -81,6 +81,8 @@ def test_a_ladder_in_another_order_is_found():
     assert Validated("", None, FIVE[:3]).ladders() == {("RTX A6000", "SGEMM"): True}
     slow = row("G3", 9.0)  # published as faster than G2
     assert Validated("", None, (*FIVE[:2], slow)).ladders() == {("RTX A6000", "SGEMM"): False}
+    exact = [row(name, 1.0) for name in ("G1", "G2", "G4")]
+    assert Validated("", None, (*exact, row("G3", 1.0))).reached and not Validated("", None, (*exact, slow)).reached
 
 
 def test_a_run_reads_back_as_it_was_written():
