@@ -94,8 +94,14 @@ def predict(
     clock = clock if clock_mhz is None else clock.at(clock_mhz)
     found = profile(stage, card=card, model=model, clock=clock, position=position)
     energy = {name: float(joules) for name, joules in found.energy.items()}
-    source = f"the clock at commit {commit() or 'unknown'}, {datetime.date.today().isoformat()}"
-    return Prediction(stage, card.name, found.model, position, clock.clock_mhz, found.total_us, energy, source)
+    return Prediction(stage, card.name, found.model, position, clock.clock_mhz, found.total_us, energy, _source())
+
+
+@functools.cache
+def _source() -> str:
+    """Asked for once, as the file that a run writes makes the checkout another than the commit."""
+    now = commit() or "unknown"
+    return f"the clock at commit {now[:12]}{'+' * now.endswith('+')}, {datetime.date.today().isoformat()}"
 
 
 def beside(row: Mapping, gpu: str, config: ModelConfig) -> dict | None:
