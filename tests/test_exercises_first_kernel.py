@@ -221,9 +221,70 @@ FUSED_WRONG = {
     "one past the end": (KEPT.replace("c < n ?", "c <= n ?"), "out of bounds"),
 }  # fmt: skip
 
+TOTAL = """\
+__global__ void total(const float* x, float* y, int n) {
+    __shared__ float scratch[block_warps];
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) y[0] = sum;
+}
+"""
+TREE = """\
+__global__ void total(int n, const float* x, float* y) {
+    __shared__ float partial[256];
+    const int t = threadIdx.x;
+    partial[t] = 0.0f;
+    for (int i = t; i < n; i += 256) partial[t] += x[i];
+    for (int half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (t < half) partial[t] += partial[t + half];
+    }
+    if (t == 0) *y = partial[0];
+}
+"""
+TOTAL_RIGHT = {
+    "the sums of warps": TOTAL,
+    "a tree": TREE,
+    "one warp, in double": TOTAL[: TOTAL.index("{") + 1] + """
+        if (threadIdx.x >= 32) return;
+        double sum = 0;
+        for (int i = threadIdx.x; i < n; i += 32) sum += x[i];
+        for (int offset = 16; offset; offset /= 2) sum += __shfl_down_sync(~0u, sum, offset);
+        if (threadIdx.x == 0) y[0] = sum;\n}\n""",
+    "four elements a load, the sums added by thread 0": TOTAL[: TOTAL.index("{") + 1] + """
+        __shared__ float sums[256];
+        float4 four = {0, 0, 0, 0};
+        for (int i = threadIdx.x; i < n / 4; i += 256) {
+            const float4 v = reinterpret_cast<const float4*>(x)[i];
+            four.x += v.x, four.y += v.y, four.z += v.z, four.w += v.w;
+        }
+        if (const int i = n / 4 * 4 + threadIdx.x; i < n) four.x += x[i];
+        sums[threadIdx.x] = four.x + four.y + four.z + four.w;
+        __syncthreads();
+        if (threadIdx.x == 0) { for (int t = 1; t < 256; ++t) sums[0] += sums[t]; y[0] = sums[0]; }\n}\n""",
+}  # fmt: skip
+TOTAL_WRONG = {
+    "one thread adds up": (
+        TOTAL.replace("threadIdx.x; i < n; i += blockDim.x", "0; i < n && threadIdx.x == 0; ++i"), "How many threads"),
+    "every thread adds up everything": (
+        TOTAL.replace("threadIdx.x; i < n; i += blockDim.x", "0; i < n; ++i").replace("block_sum(sum, scratch)", "sum"),
+        "reads x 64 times"),
+    "thread 0 alone": (TOTAL.replace("block_sum(sum, scratch)", "sum"), "sum of thread 0 alone"),
+    "the first warp alone": (TOTAL.replace("block_sum(sum, scratch)", "warp_sum(sum)"), "sum of the first warp"),
+    "no loop": (TOTAL.replace("for (int i = threadIdx.x; i < n; i += blockDim.x)",
+                              "if (const int i = threadIdx.x; i < n)"), "Only the first 256 elements"),
+    "no barrier in the tree": (TREE.replace("        __syncthreads();\n", ""), "race on|uninitialised"),
+    "one past the end": (TOTAL.replace("i < n", "i <= n"), "out of bounds"),
+    "atomics, in the order in which they come": (
+        TOTAL.replace("sum = block_sum(sum, scratch);", "if (threadIdx.x == 0) scratch[0] = 0.0f;\n    "
+                      "__syncthreads();\n    atomicAdd(scratch, sum);\n    __syncthreads();\n    sum = scratch[0];"),
+        "other bits in another order.*fixed order"),
+}  # fmt: skip
 
-RIGHT = {"rms_rows": ROWS_RIGHT, "add_any": ANY_RIGHT, "add_rms_norm": FUSED_RIGHT}
-WRONG = {"rms_rows": ROWS_WRONG, "add_any": ANY_WRONG, "add_rms_norm": FUSED_WRONG}
+
+RIGHT = {"rms_rows": ROWS_RIGHT, "add_any": ANY_RIGHT, "total": TOTAL_RIGHT, "add_rms_norm": FUSED_RIGHT}
+WRONG = {"rms_rows": ROWS_WRONG, "add_any": ANY_WRONG, "total": TOTAL_WRONG, "add_rms_norm": FUSED_WRONG}
 
 
 def each(tables):

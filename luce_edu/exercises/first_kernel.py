@@ -1,9 +1,11 @@
-"""Exercises of notebook 04: an index that uniform data hides, a grid of any size, and an add fused into a norm."""
+"""Exercises of notebook 04: a wrong index, a grid of any size, a sum from an empty cell, an add fused into a norm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+
+import torch
 
 from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.kernel import kernel_exercise, reads
@@ -76,6 +78,46 @@ __global__ void add_any(const float* x, const float* r, float* y, int n) {
     if (i < n) y[i] = x[i] + r[i];
 """,
     budget="10 minutes, one or two lines",
+)
+
+
+MOST_INSTRUCTIONS = 4000  # of warps, for 4,096 elements; one thread that adds alone takes several times as many
+
+
+def _by_all_threads(verdict: Verdict) -> str:
+    _within(verdict, {"x": 1}, "Each element needs to be read by one thread only.")
+    if verdict.instructions > MOST_INSTRUCTIONS:
+        raise WrongAnswer(
+            f"{verdict.kernel} is right, and its warps execute {verdict.instructions:,} instructions, where "
+            f"{MOST_INSTRUCTIONS:,} will do. How many threads add up while the others wait?"
+        )
+    return f"{verdict.barriers:g} barriers and {verdict.instructions:,} instructions of warps for 4,096 elements."
+
+
+def _part_of_sum(inputs, shape, *, turn, threads):
+    """The sum of the elements that the first `threads` of every `turn` threads take."""
+    x = inputs["x"]
+    return {"y": x[torch.arange(len(x)) % turn < threads].sum().reshape(1)}
+
+
+total = kernel_exercise(
+    "total",
+    kernel="total",
+    against="torch.sum",
+    accept=_by_all_threads,
+    hint="Each thread adds up some elements; then the sums of 256 threads have to become one, in a fixed order.",
+    mistakes=(
+        Mistake("y holds the sum of thread 0 alone.", partial(_part_of_sum, turn=256, threads=1)),
+        Mistake("y holds the sum of the first warp alone.", partial(_part_of_sum, turn=256, threads=32)),
+        Mistake("Only the first 256 elements are in y.", partial(_part_of_sum, turn=8192, threads=256)),
+    ),
+    spec="The sum of an array, by a whole kernel of your own: each element is read once, and all threads work.",
+    skeleton="""\
+// y[0] = x[0] + ... + x[n - 1], n from 1 to 4096. One block of 256 threads runs.
+// Write the whole kernel here: total(const float* x, float* y, int n)
+""",
+    hole="// Write the whole kernel here: total(const float* x, float* y, int n)",
+    budget="15 minutes, about ten lines",
 )
 
 

@@ -97,6 +97,11 @@ def _add(shape, random):
     return {"x": random(shape["n"]), "r": random(shape["n"])}
 
 
+def _sum(shape, random):
+    """Positive, so that no digits cancel, and none near 0, so that one left out shows."""
+    return {"x": random(shape["n"]).abs() + 0.5}
+
+
 def _rms_norm(shape, random):
     return {"x": _scaled(random(shape["rows"], shape["n"])), "weight": random(shape["n"]), "eps": EPS}
 
@@ -182,6 +187,13 @@ SPECS: dict[str, Spec] = {
             _shapes("n", (1,), (31,), (257,), (1000,), (4096,)), {"n": 1024},
             _add, lambda s: {"y": (s["n"],)}, lambda i, s: {"y": torch.add(i["x"], i["r"])},
             grid="n / block",
+        ),
+        Spec(
+            "torch.sum", "y[0] = the sum of x",
+            {"x": _TENSOR, "y": _OUT, "n": "int"},
+            _shapes("n", (1,), (31,), (257,), (1000,), (4096,)), {"n": 1024},
+            _sum, lambda s: {"y": (1,)}, lambda i, s: {"y": i["x"].double().sum().float().reshape(1)},
+            grid="1",
         ),
         Spec(
             "reference.rms_norm", "y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * (1 + weight), row by row",

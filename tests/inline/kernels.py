@@ -5,6 +5,14 @@ const int i = blockIdx.x * blockDim.x + threadIdx.x;
 if (i < n) y[i] = x[i] + r[i];
 """
 
+SUM = """\
+__shared__ float scratch[block_warps];
+float sum = 0.0f;
+for (int i = threadIdx.x; i < n; i += block_threads) sum += x[i];
+sum = block_sum(sum, scratch);
+if (threadIdx.x == 0) y[0] = sum;
+"""
+
 RMS_NORM = """\
 __shared__ float scratch[block_warps];
 const float* row = x + blockIdx.x * n;
@@ -82,6 +90,7 @@ o[head * head_dim + d] = sum / total;
 # spec: its body, and an order of parameters that is not the spec's, without those that the body does not need
 RIGHT = {
     "torch.add": (ADD, "n y r x"),
+    "torch.sum": (SUM, "y n x"),
     "reference.rms_norm": (RMS_NORM, "eps n y weight x"),
     "uniform.rms_norm": (RMS_NORM, "n x y eps weight"),
     "torch.add+reference.rms_norm": (ADD_RMS_NORM, "mid y x r weight n eps"),
