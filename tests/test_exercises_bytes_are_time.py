@@ -111,7 +111,67 @@ def test_a_likely_count_is_named(name, hint):
         exercises.sectors.check(WRONG_SECTORS[name])
 
 
-# Exercise 3: what stands in the hole.
+# Exercise 3: a whole kernel.
+HEAD = "__global__ void product(const bf16* W, const float* x, float* y, int rows, int cols) {\n"
+WARP_A_ROW = HEAD + """\
+    const int row = blockIdx.x * block_warps + warp_id();
+    if (row >= rows) return;
+    float sum = 0.0f;
+    for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
+    sum = warp_sum(sum);
+    if (lane_id() == 0) y[row] = sum;
+}
+"""
+PRODUCTS = {
+    "a warp for each row": WARP_A_ROW,
+    "the whole block on one row after another": HEAD + """\
+    __shared__ float scratch[block_warps];
+    for (int row = 8 * blockIdx.x; row < min(rows, 8 * (int(blockIdx.x) + 1)); ++row) {
+        float sum = 0.0f;
+        for (int c = threadIdx.x; c < cols; c += blockDim.x) sum += to_float(W[row * cols + c]) * x[c];
+        sum = block_sum(sum, scratch);
+        if (threadIdx.x == 0) y[row] = sum;
+        __syncthreads();
+    }\n}\n""",
+    "half a warp for each row, half of the warps": HEAD + """\
+    const int row = 8 * blockIdx.x + threadIdx.x / 16, lane = threadIdx.x % 16;
+    if (threadIdx.x >= 128) return;
+    float sum = 0.0f;
+    if (row < rows) for (int c = lane; c < cols; c += 16) sum += to_float(W[row * cols + c]) * x[c];
+    for (int offset = 8; offset; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    if (row < rows && lane == 0) y[row] = sum;\n}\n""",
+}
+NO_PRODUCTS = {
+    "a thread for each row": (HEAD + """\
+    const int row = 8 * blockIdx.x + threadIdx.x;
+    if (threadIdx.x >= 8 || row >= rows) return;
+    float sum = 0.0f;
+    for (int c = 0; c < cols; ++c) sum += to_float(W[row * cols + c]) * x[c];
+    y[row] = sum;\n}\n""", "moves 16 times"),
+    "lane 0 alone": (WARP_A_ROW.replace("warp_sum(sum)", "sum"), "sum of lane 0 alone"),
+    "the first columns only": (
+        WARP_A_ROW.replace("for (int c = lane_id(); c < cols; c += 32)", "if (const int c = lane_id(); c < cols)"),
+        "first 32 columns"),
+    "columns first": (WARP_A_ROW.replace("row * cols + c", "c * rows + row"), "stands at W"),
+    "no check of the row": (WARP_A_ROW.replace("    if (row >= rows) return;\n", ""), "out of bounds"),
+    "not C++": (WARP_A_ROW.replace("to_float(", "float("), "does not compile"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_that_moves_W_once_is_right(text, capsys):
+    exercises.product.check(text)
+    assert "Each byte of W moves once, 262,144" in capsys.readouterr().out
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("text, reason", NO_PRODUCTS.values(), ids=NO_PRODUCTS)
+def test_another_product_is_refused(text, reason):
+    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
+        exercises.product.check(text)
+
+
+# Exercise 4: what stands in the hole.
 STAGE = """\
     DYNAMIC_SHARED(float, shared_x);
     for (int c = threadIdx.x; c < cols; c += block_threads) shared_x[staged(c)] = x[c];

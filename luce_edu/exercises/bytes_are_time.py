@@ -1,12 +1,16 @@
-"""Exercises of notebook 05: lanes side by side, sectors by arithmetic, and a budget of bytes for each output."""
+"""Exercises of notebook 05: coalesced lanes, sectors by arithmetic, a product from an empty cell, a budget of bytes."""
 
 from __future__ import annotations
 
 import random
+from functools import partial
+
+import torch
+import torch.nn.functional as F
 
 from luce_edu.exercises.base import Exercise, WrongAnswer, as_number, call, close
 from luce_edu.exercises.kernel import kernel_exercise
-from luce_edu.inline.trial import Verdict
+from luce_edu.inline.trial import Mistake, Verdict
 
 SECTOR = 32
 LANES = 32
@@ -20,7 +24,7 @@ def _every_byte_once(verdict: Verdict) -> str:
             f"It computes the right thing, and moves {W.moved_read / W.distinct_read:.3g} times W's bytes. Write down "
             "the columns that lanes 0, 1 and 2 read in the same turn of the loop: how far apart are they?"
         )
-    return f"Each byte of W moves once, {W.moved_read:,} in all. It is the same set of columns, dealt out another way."
+    return f"Each byte of W moves once, {W.moved_read:,} in all."
 
 
 side_by_side = kernel_exercise(
@@ -104,6 +108,38 @@ def sectors(start, stride, size):
 ''',
     hole="return ...",
     budget="10 minutes, one or two lines",
+)
+
+
+def _some_columns(inputs, shape, *, turn, lanes):
+    """The product over the columns that the first `lanes` of every `turn` columns make."""
+    kept = torch.arange(shape["cols"]) % turn < lanes
+    return {"y": F.linear(inputs["x"][kept], inputs["W"].float()[:, kept])}
+
+
+def _columns_first(inputs, shape):
+    return {"y": inputs["x"] @ inputs["W"].float().reshape(shape["cols"], shape["rows"])}
+
+
+product = kernel_exercise(
+    "product",
+    kernel="product",
+    against="F.linear",
+    grid="rows/8",
+    accept=_every_byte_once,
+    hint="Which row does a warp have, which columns does a lane take, and who adds up the lanes' sums?",
+    mistakes=(
+        Mistake("y holds the sum of lane 0 alone.", partial(_some_columns, turn=LANES, lanes=1)),
+        Mistake("Only the first 32 columns are in y.", partial(_some_columns, turn=1 << 20, lanes=LANES)),
+        Mistake("Element (r, c) of W stands at W[r * cols + c].", _columns_first),
+    ),
+    spec="A matrix times a vector, by a whole kernel of your own: each byte of W moves once.",
+    skeleton="""\
+// y[r] = sum over c of W[r, c] * x[c]. Launched as product<<<(rows + 7) / 8, 256>>>(W, x, y, rows, cols).
+// Write the whole kernel here: product(const bf16* W, const float* x, float* y, int rows, int cols)
+""",
+    hole="// Write the whole kernel here: product(const bf16* W, const float* x, float* y, int rows, int cols)",
+    budget="15 minutes, about ten lines",
 )
 
 
