@@ -2,7 +2,7 @@
 
 A model so small that every schedule of it can be tried:
 
-    kernels = {"A": ["wait", "let go", "write x"], "B": ["wait", "let go", "read x"]}
+    kernels = {"A": ["wait", "launch_dependents", "write x"], "B": ["wait", "launch_dependents", "read x"]}
     play(kernels, "AABAB")     one schedule, step by step
     try_all(kernels)           how many there are, and in how many a kernel touches what it must not yet
 
@@ -24,10 +24,10 @@ from luce_edu.machine import ptx
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.tables import Tabular
 
-# By name, in the order of their launches, what each kernel does. All its blocks do the same, and "let go" is when the
-# last of them does.
+# By name, in the order of their launches, what each kernel does. All its blocks do the same, and "launch_dependents"
+# stands for the last block that does it.
 Kernels = Mapping[str, Sequence[str]]
-PLAIN = ("prefetch", "wait", "let go")
+PLAIN = ("prefetch", "wait", "launch_dependents")
 ACCESS = ("read", "write")
 ACCESSES = ("ld", "ldu", "st", "atom", "red", "cp", "tex", "call")  # in PTX
 
@@ -118,8 +118,8 @@ def _ended(actions, done: Sequence[int], k: int) -> bool:
     return done[k] == len(actions[k])
 
 
-# The rules, as the PTX ISA has them under griddepcontrol: a kernel may start when all blocks of the one before have let
-# go or ended, and a wait is over when the one before has ended.
+# The rules, as the PTX ISA has them under griddepcontrol: a kernel may start when all blocks of the one before have
+# done launch_dependents or ended, and a wait is over when the one before has ended.
 def _refusal(names, actions, done: tuple[int, ...], k: int) -> str | None:
     """Why kernel k cannot do its next action now; None where it can."""
     if _ended(actions, done, k):
@@ -127,8 +127,8 @@ def _refusal(names, actions, done: tuple[int, ...], k: int) -> str | None:
     if k == 0 or _ended(actions, done, k - 1):
         return None
     before = names[k - 1]
-    if done[k] == 0 and "let go" not in actions[k - 1][: done[k - 1]]:
-        return f"{names[k]} cannot start: {before} has neither let go nor ended"
+    if done[k] == 0 and "launch_dependents" not in actions[k - 1][: done[k - 1]]:
+        return f"{names[k]} cannot start: {before} has neither done launch_dependents nor ended"
     if actions[k][done[k]] == "wait":
         return f"{names[k]} waits until {before} has ended"
     return None
@@ -144,17 +144,17 @@ def _hazard(names, actions, done: tuple[int, ...], k: int) -> str | None:
     return None
 
 
-# ---- The same kernels, asked for in other ways ----
+# ---- The same kernels, launched in other ways ----
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a lane: of `what`, from start_us on; ahead: bytes that a kernel asks for while it waits."""
+    """A piece of a lane: of `what`, from start_us on; prefetched: bytes that a kernel loads while it waits."""
 
     what: str
     start_us: float
     us: float
-    ahead: bool = False
+    prefetched: bool = False
 
     @property
     def end_us(self) -> float:
@@ -162,36 +162,36 @@ class Span:
 
 
 def timelines(
-    work_us: Mapping[str, float], *, ask_us: float, gap_us: float, ahead_us: Mapping[str, float]
+    work_us: Mapping[str, float], *, launch_us: float, gap_us: float, prefetch_us: Mapping[str, float]
 ) -> dict[str, list[Span]]:
-    """When each kernel moves its bytes, by the way in which it is asked for. All modelled: no ramp, no tail.
+    """When each kernel moves its bytes, by the way in which it is launched. All modelled: no ramp, no tail.
 
-    work_us   what each kernel needs for its bytes, in order
-    ask_us    from one request to the next of a CPU that asks for one kernel at a time
-    gap_us    from the end of one kernel to the first byte of the next
-    ahead_us  by kernel, how much of its work it may ask for while it waits; it does so in the gap before it, and no
-              earlier. ValueError for more than its work, or a kernel that is not there
+    work_us      what each kernel needs for its bytes, in order
+    launch_us    from one launch call to the next of a CPU that launches one kernel at a time
+    gap_us       from the end of one kernel to the first byte of the next
+    prefetch_us  by kernel, how much of its work it may prefetch while it waits; it does so in the gap before it, and
+                 no earlier. ValueError for more than its work, or a kernel that is not there
     """
-    wrong = [name for name, us in ahead_us.items() if not 0 <= us <= work_us.get(name, -1)]
+    wrong = [name for name, us in prefetch_us.items() if not 0 <= us <= work_us.get(name, -1)]
     if wrong:
-        raise ValueError(f"ahead_us: expected kernels of work_us and at most their work, got {', '.join(wrong)}")
-    asking, one_by_one, graph, dependent, alone = ([] for _ in range(5))
+        raise ValueError(f"prefetch_us: expected kernels of work_us and at most their work, got {', '.join(wrong)}")
+    calls, plain, graph, dependent, alone = ([] for _ in range(5))
 
     def end(lane: list[Span]) -> float:
         return lane[-1].end_us if lane else 0.0
 
     for i, (name, us) in enumerate(work_us.items()):
-        asking.append(Span("asking", i * ask_us, ask_us))
-        one_by_one.append(Span(name, max(end(one_by_one) + gap_us, (i + 1) * ask_us), us))
+        calls.append(Span("launch call", i * launch_us, launch_us))
+        plain.append(Span(name, max(end(plain) + gap_us, (i + 1) * launch_us), us))
         graph.append(Span(name, end(graph) + gap_us, us))
-        early, starts = min(gap_us, ahead_us.get(name, 0.0)), end(dependent) + gap_us
+        early, starts = min(gap_us, prefetch_us.get(name, 0.0)), end(dependent) + gap_us
         if early:
-            dependent.append(Span(name, starts - early, early, ahead=True))
+            dependent.append(Span(name, starts - early, early, prefetched=True))
         dependent.append(Span(name, starts, us - early))
         alone.append(Span(name, end(alone), us))
     return {
-        "CPU, asking one by one": asking,
-        "GPU, asked one by one": one_by_one,
+        "CPU, launch calls": calls,
+        "GPU, plain launches": plain,
         "as a graph": graph,
         "with dependent launch": dependent,
         "its bytes alone": alone,
@@ -203,11 +203,11 @@ def timelines(
 
 @dataclass(frozen=True)
 class KernelOrder:
-    """Of one kernel in PTX: how many waits and let-goes, and what stands above its first wait."""
+    """Of one kernel in PTX: how many waits and launch_dependents, and what stands above its first wait."""
 
     kernel: str
     waits: int
-    let_goes: int
+    launch_dependents: int
     prefetches_before: int
     accesses_before: int
     accesses: int
@@ -223,14 +223,12 @@ class PtxOrder(Tabular):
     arch: str
     kernels: Sequence[KernelOrder]
 
-    header = ("kernel", "prefetches before it waits", "accesses before", "waits", "lets go")
+    header = ("kernel", "prefetches before it waits", "accesses before", "waits", "launch_dependents")
 
     @property
     def body(self) -> list[list[str]]:
-        return [
-            [k.kernel, "yes" if k.prefetches_before else "–", str(k.accesses_before), str(k.waits), str(k.let_goes)]
-            for k in self.kernels
-        ]
+        rows = ((k, map(str, (k.accesses_before, k.waits, k.launch_dependents))) for k in self.kernels)
+        return [[k.kernel, "yes" if k.prefetches_before else "–", *counts] for k, counts in rows]
 
     @property
     def caption(self) -> str:
@@ -254,7 +252,7 @@ def _orders(module: ptx.Module) -> Iterator[KernelOrder]:
         yield KernelOrder(
             kernel.name,
             waits=len(waits),
-            let_goes=sum(is_control(instruction, "launch_dependents") for instruction in body),
+            launch_dependents=sum(is_control(instruction, "launch_dependents") for instruction in body),
             prefetches_before=sum(instruction.opcode == "prefetch" for instruction in above),
             accesses_before=sum(map(is_access, above)),
             accesses=sum(map(is_access, body)),

@@ -224,21 +224,21 @@ def test_what_is_no_class_is_refused(answer):
 
 PROOFS = {
     "C reads act first": "AAAABBBCC",
-    "each lets go first": "safe",
+    "launch_dependents first": "safe",
     "B never waits": "AABBCCCC",
     "C clears sum first": "safe",
-    "each lets go first, then C clears": "ABCC",
+    "launch_dependents first, then C clears": "ABCC",
 }
 OTHER_PROOFS = PROOFS | {
     "C reads act first": ["A", "A", "B", "A", "A", "B", "B", "B", "C", "C"],
-    "each lets go first": " Safe",
+    "launch_dependents first": " Safe",
     "B never waits": "AAABBCCCCCC",
-    "each lets go first, then C clears": "ABBAACC",
+    "launch_dependents first, then C clears": "ABBAACC",
 }
 WRONG_PROOFS = {
     "safe, which it is not": ("C reads act first", "safe", "C reads act first: it is not"),
-    "unsafe, which it is not": ("each lets go first", "ABCAAABBBBCCCCC", "nobody touches anything too early"),
-    "C starts before it may": ("C reads act first", "AABCC", "step 4: C cannot start: B has neither let go nor ended"),
+    "unsafe, which it is not": ("launch_dependents first", "ABCAAABBBBCCCCC", "nobody touches anything too early"),
+    "C starts before it may": ("C reads act first", "AABCC", "step 4: C cannot start"),
     "a wait that is not over": ("B never waits", "AABCCC", "step 5: C waits until B has ended"),
     "one step short of the hazard": ("B never waits", "AABBCCC", "nobody touches anything too early"),
     "a kernel that is not there": ("C reads act first", "AAD", "no kernel 'D'"),

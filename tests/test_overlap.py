@@ -10,9 +10,9 @@ from luce_edu.overlap import Span, order_in_ptx, play, timelines, try_all
 from luce_edu.stages.dims import kernel_defines
 
 CHAIN = {
-    "A": ["wait", "let go", "read o", "write mid"],
-    "B": ["prefetch", "wait", "let go", "read mid", "write act"],
-    "C": ["prefetch", "wait", "let go", "read act", "read mid", "write x"],
+    "A": ["wait", "launch_dependents", "read o", "write mid"],
+    "B": ["prefetch", "wait", "launch_dependents", "read mid", "write act"],
+    "C": ["prefetch", "wait", "launch_dependents", "read act", "read mid", "write x"],
 }
 DEFINES = kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json"))
 
@@ -39,11 +39,11 @@ def without(action, kernel):
     return [a for a in kernel if a != action]
 
 
-FIRST = {name: ["let go", *without("let go", actions)] for name, actions in CHAIN.items()}
+FIRST = {name: ["launch_dependents", *without("launch_dependents", actions)] for name, actions in CHAIN.items()}
 SAFE = {
-    "waits, then lets go": CHAIN,
-    "lets go, then waits": FIRST,
-    "never lets go": {name: without("let go", actions) for name, actions in CHAIN.items()},
+    "waits, then launch_dependents": CHAIN,
+    "launch_dependents, then waits": FIRST,
+    "never launch_dependents": {name: without("launch_dependents", actions) for name, actions in CHAIN.items()},
     "clears what ended two kernels back": chain(C=["write o", *CHAIN["C"]]),
     "one kernel": {"A": CHAIN["A"]},
 }
@@ -52,8 +52,8 @@ UNSAFE = {
     "writes what the one before reads": chain(C=["write mid", *CHAIN["C"]]),
     "writes what the one before writes": chain(C=["write act", *CHAIN["C"]]),
     "never waits": chain(C=without("wait", CHAIN["C"])),
-    "one in the middle that never waits": chain(B=["let go", "write count"]),
-    "lets go first, and clears what is two back": FIRST | {"C": ["write o", *FIRST["C"]]},
+    "one in the middle that never waits": chain(B=["launch_dependents", "write count"]),
+    "launch_dependents first, and clears what is two back": FIRST | {"C": ["write o", *FIRST["C"]]},
 }
 
 
@@ -73,8 +73,8 @@ def test_an_unsafe_order_is_found_and_would_pass_in_some_schedules(kernels):
     assert sum(played.finished for played in ends) == schedules - hazards
 
 
-def test_kernels_that_never_let_go_follow_each_other():
-    assert try_all(SAFE["never lets go"]) == (1, 0)
+def test_kernels_without_launch_dependents_follow_each_other():
+    assert try_all(SAFE["never launch_dependents"]) == (1, 0)
 
 
 def test_a_schedule_is_shown_step_by_step_up_to_its_hazard():
@@ -96,8 +96,8 @@ def test_a_schedule_that_ends_well_says_so():
 @pytest.mark.parametrize(
     "schedule, reason",
     [
-        ("B", "step 1: B cannot start: A has neither let go nor ended"),
-        ("AAC", "step 3: C cannot start: B has neither let go nor ended"),
+        ("B", "step 1: B cannot start: A has neither done launch_dependents nor ended"),
+        ("AAC", "step 3: C cannot start: B has neither done launch_dependents nor ended"),
         ("AABB", "step 4: B waits until A has ended"),
         ("AAAAA", "step 5: A has ended"),
         ("AAD", "step 3: no kernel 'D'; there are A, B, C"),
@@ -124,37 +124,37 @@ WORK = {"in": 5.0, "rule": 0.5, "out": 1.0}
 
 
 def test_lanes_show_who_waits_for_whom():
-    lanes = timelines(WORK, ask_us=4, gap_us=1.5, ahead_us={"in": 2.5, "out": 1.0})
-    asking, one_by_one, graph, dependent, alone = lanes.values()
-    assert asking == [Span("asking", 0, 4), Span("asking", 4, 4), Span("asking", 8, 4)]
-    assert one_by_one == [Span("in", 4, 5), Span("rule", 10.5, 0.5), Span("out", 12.5, 1)]
+    lanes = timelines(WORK, launch_us=4, gap_us=1.5, prefetch_us={"in": 2.5, "out": 1.0})
+    calls, plain, graph, dependent, alone = lanes.values()
+    assert calls == [Span("launch call", 0, 4), Span("launch call", 4, 4), Span("launch call", 8, 4)]
+    assert plain == [Span("in", 4, 5), Span("rule", 10.5, 0.5), Span("out", 12.5, 1)]
     assert graph == [Span("in", 1.5, 5), Span("rule", 8, 0.5), Span("out", 10, 1)]
     assert alone == [Span("in", 0, 5), Span("rule", 5, 0.5), Span("out", 5.5, 1)]
-    # Ahead no more than the gap, nor than there is; and nothing where nothing may be asked for.
+    # No more is prefetched than fits in the gap, or than there is, and nothing where nothing may be prefetched.
     assert dependent == [
-        Span("in", 0, 1.5, ahead=True), Span("in", 1.5, 3.5), Span("rule", 6.5, 0.5),
-        Span("out", 7.5, 1.0, ahead=True), Span("out", 8.5, 0.0),
+        Span("in", 0, 1.5, prefetched=True), Span("in", 1.5, 3.5), Span("rule", 6.5, 0.5),
+        Span("out", 7.5, 1.0, prefetched=True), Span("out", 8.5, 0.0),
     ]  # fmt: skip
 
 
-def test_a_slow_gpu_hides_the_asking():
+def test_a_slow_gpu_hides_the_launch_calls():
     slow = {name: 20 * us for name, us in WORK.items()}
-    lanes = timelines(slow, ask_us=4, gap_us=1.5, ahead_us={})
-    assert lanes["GPU, asked one by one"][1:] == [Span("rule", 105.5, 10), Span("out", 117, 20)]
+    lanes = timelines(slow, launch_us=4, gap_us=1.5, prefetch_us={})
+    assert lanes["GPU, plain launches"][1:] == [Span("rule", 105.5, 10), Span("out", 117, 20)]
     assert lanes["with dependent launch"] == lanes["as a graph"]
 
 
 def test_every_lane_moves_all_bytes():
-    for name, spans in timelines(WORK, ask_us=4, gap_us=1.5, ahead_us={"in": 2.5}).items():
-        if name != "CPU, asking one by one":
+    for name, spans in timelines(WORK, launch_us=4, gap_us=1.5, prefetch_us={"in": 2.5}).items():
+        if name != "CPU, launch calls":
             assert sum(span.us for span in spans) == pytest.approx(sum(WORK.values())), name
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("ahead_us", [{"in": 5.1}, {"up": 1.0}, {"in": float("nan")}, {"in": -1.0}])
-def test_more_ahead_than_there_is_is_refused(ahead_us):
-    with pytest.raises(ValueError, match="ahead_us: expected kernels of work_us"):
-        timelines(WORK, ask_us=4, gap_us=1.5, ahead_us=ahead_us)
+@pytest.mark.parametrize("prefetch_us", [{"in": 5.1}, {"up": 1.0}, {"in": float("nan")}, {"in": -1.0}])
+def test_more_ahead_than_there_is_is_refused(prefetch_us):
+    with pytest.raises(ValueError, match="prefetch_us: expected kernels of work_us"):
+        timelines(WORK, launch_us=4, gap_us=1.5, prefetch_us=prefetch_us)
 
 
 # ---- The compiler's text ----
@@ -164,7 +164,7 @@ def test_in_ptx_nothing_stands_before_the_wait_but_prefetches():
     orders = {order.kernel: order for order in order_in_ptx(DEFINES).kernels}
     assert len(orders) == 10
     for order in orders.values():
-        assert (order.waits, order.let_goes, order.accesses_before) == (1, 1, 0) and order.accesses > 0
+        assert (order.waits, order.launch_dependents, order.accesses_before) == (1, 1, 0) and order.accesses > 0
     without_matrix = {name for name, order in orders.items() if not order.prefetches_before}
     assert without_matrix == {"embed", "delta_rule", "attention"}
 
@@ -181,7 +181,7 @@ BEGIN = "    begin_phase();\n    mlp_down_phase"
 def test_what_stands_before_the_wait_is_counted(new, expected):
     with planted(Fault("", "per_layer.cu", BEGIN, new)) as tree:
         orders = {order.kernel: order for order in order_in_ptx(DEFINES, csrc=tree).kernels}
-    assert (orders["mlp_down"].waits, orders["mlp_down"].let_goes) == expected
+    assert (orders["mlp_down"].waits, orders["mlp_down"].launch_dependents) == expected
     assert orders["mlp_down"].accesses_before > 0 == orders["mlp_up"].accesses_before
 
 

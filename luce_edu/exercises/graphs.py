@@ -105,7 +105,7 @@ def _compiled():
 
 
 class Gpu:
-    """The virtual GPU with `put` and `mean`, each launched with one block of 32 threads; it counts what it is asked.
+    """The virtual GPU with `put` and `mean`, each launched with one block of 32 threads; it counts all calls.
 
     watched  (cache, position, out) of the call that runs now. What a step writes is made NaN before a replay, and kept
              as it is after it, so that nobody else's work is taken for the graph's
@@ -206,7 +206,7 @@ def _step(answer) -> str:
     if gpu.captures != len(runs):
         raise WrongAnswer(
             f"The results are right, but {len(runs)} Steps recorded {gpu.captures} graphs in {calls} calls. To record "
-            "is to ask for each kernel once more: one recording must serve every token."
+            "means to launch each kernel once more: one recording must serve every token."
         )
     return f"Each call was one replay, and each of {len(runs)} Steps was recorded once."
 
@@ -219,7 +219,7 @@ def _guarded(where: str, function: Callable, *args):
 
 
 def _call(gpu: Gpu, step, tensors, token: int, position: int) -> None:
-    """One call of a reader's Step, judged by its result, by what its graph left in the cache, and by what it asked."""
+    """One call of a reader's Step, judged by its result, by what its graph left in the cache, and by its calls."""
     table, cache, out = tensors
     want = cache.clone()
     want[position] = table[token]
@@ -312,32 +312,32 @@ def _order(**kernels: str) -> dict[str, tuple[str, ...]]:
 
 ORDERS = {
     "C reads act first": _order(
-        A="wait, let go, read sum, write mid",
-        B="prefetch, wait, let go, read mid, write act",
-        C="prefetch, read act, wait, let go, read mid, write x",
+        A="wait, launch_dependents, read sum, write mid",
+        B="prefetch, wait, launch_dependents, read mid, write act",
+        C="prefetch, read act, wait, launch_dependents, read mid, write x",
     ),
-    "each lets go first": _order(
-        A="let go, wait, read sum, write mid",
-        B="let go, prefetch, wait, read mid, write act",
-        C="let go, prefetch, wait, read act, read mid, write x",
+    "launch_dependents first": _order(
+        A="launch_dependents, wait, read sum, write mid",
+        B="launch_dependents, prefetch, wait, read mid, write act",
+        C="launch_dependents, prefetch, wait, read act, read mid, write x",
     ),
     "B never waits": _order(  # as it needs nothing from A
-        A="wait, let go, read sum, write mid",
-        B="let go, write count",
-        C="prefetch, wait, let go, read mid, write x",
+        A="wait, launch_dependents, read sum, write mid",
+        B="launch_dependents, write count",
+        C="prefetch, wait, launch_dependents, read mid, write x",
     ),
     "C clears sum first": _order(
-        A="wait, let go, read sum, write mid",
-        B="prefetch, wait, let go, read mid, write act",
-        C="write sum, wait, let go, read act, read mid, write x",
+        A="wait, launch_dependents, read sum, write mid",
+        B="prefetch, wait, launch_dependents, read mid, write act",
+        C="write sum, wait, launch_dependents, read act, read mid, write x",
     ),
-    "each lets go first, then C clears": _order(
-        A="let go, wait, read sum, write mid",
-        B="let go, prefetch, wait, read mid, write act",
-        C="let go, write sum, wait, read act, read mid, write x",
+    "launch_dependents first, then C clears": _order(
+        A="launch_dependents, wait, read sum, write mid",
+        B="launch_dependents, prefetch, wait, read mid, write act",
+        C="launch_dependents, write sum, wait, read act, read mid, write x",
     ),
 }
-SAFE = {"each lets go first", "C clears sum first"}
+SAFE = {"launch_dependents first", "C clears sum first"}
 
 
 def _schedules(answer) -> str:
@@ -375,18 +375,18 @@ schedules = Exercise(
     skeleton="""\
 answer = {
     "C reads act first": ...,
-    "each lets go first": ...,
+    "launch_dependents first": ...,
     "B never waits": ...,
     "C clears sum first": ...,
-    "each lets go first, then C clears": ...,
+    "launch_dependents first, then C clears": ...,
 }
 """,
     hole="""\
     "C reads act first": ...,
-    "each lets go first": ...,
+    "launch_dependents first": ...,
     "B never waits": ...,
     "C clears sum first": ...,
-    "each lets go first, then C clears": ...,
+    "launch_dependents first, then C clears": ...,
 """,
     budget="20 minutes, five short texts",
 )

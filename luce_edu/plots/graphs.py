@@ -12,14 +12,14 @@ from luce_edu.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILL
 
 def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = "") -> Picture:
     """What `luce_edu.overlap.timelines` gives, a row for each lane, with where it ends."""
-    kernels = list(dict.fromkeys(span.what for spans in lanes.values() for span in spans if span.what != "asking"))
+    kernels = list(dict.fromkeys(span.what for spans in lanes.values() for span in spans if span.what != "launch call"))
     palette = (BLUE, VERMILLION, GREEN, PURPLE, SKY)
-    colours = {name: palette[i % len(palette)] for i, name in enumerate(kernels)} | {"asking": ORANGE}
+    colours = {name: palette[i % len(palette)] for i, name in enumerate(kernels)} | {"launch call": ORANGE}
     figure = picture(10.5, 4.6, provenance)
     axes = figure.subplots()
     for row, spans in enumerate(lanes.values()):
         for span in spans:
-            hatch = {"hatch": "////", "alpha": 0.55} if span.ahead else {}
+            hatch = {"hatch": "////", "alpha": 0.55} if span.prefetched else {}
             axes.barh(row, span.us, left=span.start_us, height=0.62, color=colours[span.what], edgecolor="white",
                       linewidth=0.8, **hatch)  # fmt: skip
         axes.text(spans[-1].end_us, row, f"  {spans[-1].end_us:.1f} µs", va="center", fontsize=10.5)

@@ -57,8 +57,8 @@ def memory_order(
     for arrow in arrows:
         begin, end = ((columns[step], rows[step]) for step in arrow[:2])
         colour, line = (BLUE, "-") if arrow.orders else (VERMILLION, "--")
-        axes.annotate("", xy=end, xytext=begin, zorder=1, arrowprops={
-            "arrowstyle": "-|>", "color": colour, "linestyle": line, "linewidth": 1.6, "shrinkA": 46, "shrinkB": 46})  # fmt: skip
+        look = {"arrowstyle": "-|>", "color": colour, "linestyle": line, "linewidth": 1.6}
+        axes.annotate("", xy=end, xytext=begin, zorder=1, arrowprops=look | {"shrinkA": 46, "shrinkB": 46})
         axes.text((begin[0] + end[0]) / 2 + 0.08, (begin[1] + end[1]) / 2 - 0.1, arrow.label, ha="left", va="bottom",
                   fontsize=9, color=colour, zorder=2)  # fmt: skip
     said = "There is a path: the read sees the write." if ordered else "There is no path: a race."

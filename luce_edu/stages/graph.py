@@ -23,14 +23,14 @@ class GraphDecoder(PerLayerDecoder):
     starts = "graph"
 
     def __init__(self, model, *, device, max_seq_len, backend=None, dependent_launch: bool | None = None):
-        self._asked = dependent_launch
+        self._requested = dependent_launch
         self.dependent_launch_refused: str | None = None
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self._graph = self._capture()
 
     @property
     def dependent_launch(self) -> bool:
-        return self.backend.dependent_launch if self._asked is None else self._asked
+        return self.backend.dependent_launch if self._requested is None else self._requested
 
     def _defines(self):
         if self.dependent_launch and not self.backend.dependent_launch:
@@ -45,9 +45,9 @@ class GraphDecoder(PerLayerDecoder):
         try:
             return self._capture_once()
         except (CaptureError, KernelError) as error:
-            if self._asked or not self.dependent_launch:
+            if self._requested or not self.dependent_launch:
                 raise
-            self.dependent_launch_refused, self._asked = str(error), False
+            self.dependent_launch_refused, self._requested = str(error), False
         said = f"{self.stage}: goes on without dependent launch, which was refused: {self.dependent_launch_refused}"
         warnings.warn(said, RuntimeWarning, stacklevel=3)
         self.module = self.backend.compile(self.source, self.kernels, self._defines())
