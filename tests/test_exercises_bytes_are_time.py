@@ -7,52 +7,7 @@ import torch
 from luce_edu.exercises import bytes_are_time as exercises
 from luce_edu.exercises.base import WrongAnswer
 
-# Exercise 1: the expression for c.
-SIDE_BY_SIDE = {
-    "lanes side by side": "32 * turn + lane_id()",
-    "lanes the other way round": "32 * turn + 31 - lane_id()",
-    "the last turn first": "32 * (turns - 1 - turn) + lane_id()",
-    "neighbours swapped": "(turn * warp_threads + lane_id()) ^ 1",
-}
-NOT_SIDE_BY_SIDE = {
-    "strips still": ("turn + turns * lane_id()", "moves 16 times W's bytes"),
-    "every lane the same column": ("turn", "is wrong"),
-    "an index that equal weights hide": ("32 * turn + lane_id() / 2 * 2", "is wrong.*Each column of a row"),
-    "a turn early": ("32 * turn + lane_id() - 32", "out of bounds"),
-    "not C++": ("32 * turn +", "does not compile"),
-}
-
-
-def strips(expression):
-    exercise = exercises.side_by_side
-    return exercise.skeleton.replace(exercise.hole, expression)
-
-
-@pytest.mark.parametrize("expression", SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE)
-def test_lanes_that_share_sectors_are_right(expression, capsys):
-    exercises.side_by_side.check(strips(expression))
-    assert "Each byte of W moves once, 262,144" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("expression, reason", NOT_SIDE_BY_SIDE.values(), ids=NOT_SIDE_BY_SIDE)
-def test_other_columns_are_refused(expression, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.side_by_side.check(strips(expression))
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    "old, new",
-    [("y[row] = sum;", "y[row] = sum * (0.0f / 0.0f);"), ("row >= rows", "row >= rows - 1")],
-    ids=["NaN", "the last row never written"],
-)
-def test_an_output_that_is_not_there_is_refused(old, new):
-    with pytest.raises(WrongAnswer, match=r"is wrong.*y\["):
-        exercises.side_by_side.check(strips("32 * turn + lane_id()").replace(old, new))
-
-
-# Exercise 2.
+# Exercise 1.
 
 
 def by_lanes(start, stride, size):
@@ -111,7 +66,7 @@ def test_a_likely_count_is_named(name, hint):
         exercises.sectors.check(WRONG_SECTORS[name])
 
 
-# Exercise 3: a whole kernel.
+# Exercise 2: a whole kernel.
 HEAD = "__global__ void product(const bf16* W, const float* x, float* y, int rows, int cols) {\n"
 WARP_A_ROW = HEAD + """\
     const int row = blockIdx.x * block_warps + warp_id();
@@ -154,6 +109,10 @@ NO_PRODUCTS = {
         "first 32 columns"),
     "columns first": (WARP_A_ROW.replace("row * cols + c", "c * rows + row"), "stands at W"),
     "no check of the row": (WARP_A_ROW.replace("    if (row >= rows) return;\n", ""), "out of bounds"),
+    "every even column twice": (
+        WARP_A_ROW.replace("W[row * cols + c]) * x[c]", "W[row * cols + c / 2 * 2]) * x[c / 2 * 2]"), "is wrong"),
+    "NaN": (WARP_A_ROW.replace("y[row] = sum", "y[row] = sum * (0.0f / 0.0f)"), r"is wrong.*y\["),
+    "the last row never written": (WARP_A_ROW.replace("row >= rows", "row >= rows - 1"), r"is wrong.*y\["),
     "not C++": (WARP_A_ROW.replace("to_float(", "float("), "does not compile"),
 }  # fmt: skip
 
@@ -171,7 +130,7 @@ def test_another_product_is_refused(text, reason):
         exercises.product.check(text)
 
 
-# Exercise 4: what stands in the hole.
+# Exercise 3: what stands in the hole.
 STAGE = """\
     DYNAMIC_SHARED(float, shared_x);
     for (int c = threadIdx.x; c < cols; c += block_threads) shared_x[staged(c)] = x[c];

@@ -62,46 +62,6 @@ ROWS_WRONG = {
     "a number": (42, "expected CUDA C"),
 }  # fmt: skip
 
-GUARD = "    if (i < n) y[i] = x[i] + r[i];\n"
-ADD = exercises.add_any.skeleton
-START, STRIDE = "blockIdx.x * blockDim.x + threadIdx.x", "gridDim.x * blockDim.x"
-ANY_HEAD = "__global__ void add_any(const float* x, const float* r, float* y, int n) {\n"
-
-
-def strided(start=START, stride=STRIDE, end="i < n", value="x[i] + r[i]"):
-    return f"{ANY_HEAD}    for (int i = {start}; {end}; i += {stride}) y[i] = {value};\n}}\n"
-
-
-ANY_RIGHT = {
-    "a stride of the grid": strided(),
-    "while": ADD.replace(GUARD, f"    while (i < n) {{\n        y[i] = x[i] + r[i];\n        i += {STRIDE};\n    }}\n"),
-    "a contiguous chunk a thread": ANY_HEAD
-    + """    const int t = blockIdx.x * blockDim.x + threadIdx.x, each = (n + 511) / 512;
-        for (int i = t * each; i < min(n, (t + 1) * each); ++i) y[i] = x[i] + r[i];\n}\n""",
-    "a part for each block, by min(n, unsigned)": ANY_HEAD
-    + """    const unsigned each = 8 * ((n + 15) / 16), last = min(n, (blockIdx.x + 1) * each);
-        for (unsigned i = blockIdx.x * each + threadIdx.x; i < last; i += blockDim.x) y[i] = x[i] + r[i];\n}\n""",
-    "from the end": strided(f"n - 1 - ({START})", f"-({STRIDE})", "i >= 0"),
-    "in place": strided(value="r[i]").replace("y[i] = r[i];", "{ y[i] = x[i]; y[i] += r[i]; }"),
-    "four at once": ANY_HEAD
-    + """    const int t = blockIdx.x * blockDim.x + threadIdx.x;
-        for (int i = 4 * t; i < n / 4 * 4; i += 4 * 512) {
-            const float4 a = *reinterpret_cast<const float4*>(x + i), b = *reinterpret_cast<const float4*>(r + i);
-            *reinterpret_cast<float4*>(y + i) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-        }
-        if (const int i = n / 4 * 4 + t; i < n) y[i] = x[i] + r[i];\n}\n""",
-    "one block does it all": strided("threadIdx.x", "blockDim.x", "i < n && blockIdx.x == 0"),
-}
-ANY_WRONG = {
-    "one element each": (ADD.replace("int i", "int  i"), r"n 1000: nobody wrote y\[512\] to y\[999\]; 488 of 1,000"),
-    "both blocks do everything": (strided("threadIdx.x", "blockDim.x"), "is right, and reads x 2 times .* r 2 times"),
-    "a stride of the block": (strided(stride="blockDim.x"), "is right, and reads x 1.9"),
-    "a stride that skips": (strided(stride=f"2 * {STRIDE}"), "nobody wrote"),
-    "one past the end": (strided(end="i <= n"), "out of bounds"),
-    "NaN at the end": (strided(value="i == 4095 ? 0.0f / 0.0f : x[i] + r[i]"), "1 of 4,096 elements"),
-    "the neighbour's": (strided(value="x[i] + r[i ^ (i < n - 1)]"), "elements are off"),
-}
-
 HEAD = exercises.add_rms_norm.skeleton.partition("    //")[0]
 KEPT = HEAD + """\
     __shared__ float scratch[block_warps];
@@ -252,6 +212,9 @@ TOTAL_RIGHT = {
         for (int i = threadIdx.x; i < n; i += 32) sum += x[i];
         for (int offset = 16; offset; offset /= 2) sum += __shfl_down_sync(~0u, sum, offset);
         if (threadIdx.x == 0) y[0] = sum;\n}\n""",
+    "a contiguous chunk a thread": TOTAL.replace(
+        "int i = threadIdx.x; i < n; i += blockDim.x",
+        "int i = threadIdx.x * 16; i < min(n, 16 * (int(threadIdx.x) + 1)); ++i"),
     "four elements a load, the sums added by thread 0": TOTAL[: TOTAL.index("{") + 1] + """
         __shared__ float sums[256];
         float4 four = {0, 0, 0, 0};
@@ -283,8 +246,8 @@ TOTAL_WRONG = {
 }  # fmt: skip
 
 
-RIGHT = {"rms_rows": ROWS_RIGHT, "add_any": ANY_RIGHT, "total": TOTAL_RIGHT, "add_rms_norm": FUSED_RIGHT}
-WRONG = {"rms_rows": ROWS_WRONG, "add_any": ANY_WRONG, "total": TOTAL_WRONG, "add_rms_norm": FUSED_WRONG}
+RIGHT = {"rms_rows": ROWS_RIGHT, "total": TOTAL_RIGHT, "add_rms_norm": FUSED_RIGHT}
+WRONG = {"rms_rows": ROWS_WRONG, "total": TOTAL_WRONG, "add_rms_norm": FUSED_WRONG}
 
 
 def each(tables):
@@ -306,17 +269,17 @@ def test_a_kernel_that_is_wrong_or_reads_too_much_is_refused_with_the_reason(exe
 
 
 @pytest.mark.planted
-def test_a_stride_of_nothing_is_stopped():
+def test_a_sum_that_never_ends_is_stopped():
     with pytest.raises(WrongAnswer, match="does not end"):
-        exercises.add_any.check(strided(stride="0"))
+        exercises.total.check(TOTAL.replace("i += blockDim.x", "i += 0"))
 
 
-@pytest.mark.parametrize("exercise, answer", [(exercises.add_any, ANY_RIGHT["a contiguous chunk a thread"]),
-                                              (exercises.add_rms_norm, NEIGHBOURS)], ids=["add_any", "add_rms_norm"])
-def test_loads_that_do_not_coalesce_are_a_remark(exercise, answer, capsys):
-    exercise.check(answer)
-    assert "Neighbouring threads do not read neighbouring elements" in capsys.readouterr().out
-    exercise.check(ANY_RIGHT["while"] if exercise is exercises.add_any else KEPT)
+def test_loads_that_do_not_coalesce_are_a_remark(capsys):
+    exercises.add_rms_norm.check(NEIGHBOURS)
+    exercises.total.check(TOTAL_RIGHT["a contiguous chunk a thread"])
+    assert capsys.readouterr().out.count("Neighbouring threads do not read neighbouring elements") == 2
+    exercises.add_rms_norm.check(KEPT)
+    exercises.total.check(TOTAL)
     assert "Neighbouring" not in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: coalesced lanes, sectors by arithmetic, a product from an empty cell, a budget of bytes."""
+"""Exercises of notebook 05: sectors by arithmetic, a product from an empty cell, a budget of bytes."""
 
 from __future__ import annotations
 
@@ -25,33 +25,6 @@ def _every_byte_once(verdict: Verdict) -> str:
             "the columns that lanes 0, 1 and 2 read in the same turn of the loop: how far apart are they?"
         )
     return f"Each byte of W moves once, {W.moved_read:,} in all."
-
-
-side_by_side = kernel_exercise(
-    "side_by_side",
-    kernel="strips",
-    against="F.linear",
-    grid="rows/8",
-    accept=_every_byte_once,
-    hint="Each column of a row belongs to exactly one lane. Which columns does lane 3 take now, and which does none?",
-    spec="Each lane walks a strip of its own. Deal the columns out so that every byte of W moves once.",
-    skeleton="""\
-__global__ void strips(const bf16* W, const float* x, float* y, int rows, int cols) {
-    const int row = blockIdx.x * block_warps + warp_id();
-    if (row >= rows) return;
-    const int turns = (cols + 31) / 32;
-    float sum = 0.0f;
-    for (int turn = 0; turn < turns; ++turn) {
-        const int c = lane_id() * turns + turn;
-        if (c < cols) sum += to_float(W[row * cols + c]) * x[c];
-    }
-    sum = warp_sum(sum);
-    if (lane_id() == 0) y[row] = sum;
-}
-""",
-    hole="lane_id() * turns + turn",
-    budget="5 minutes, one expression",
-)
 
 
 def _touched(start: int, stride: int, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Exercises of notebook 04: a wrong index, a grid of any size, a sum from an empty cell, an add fused into a norm."""
+"""Exercises of notebook 04: a wrong index, a sum from an empty cell, an add fused into a norm."""
 
 from __future__ import annotations
 
@@ -52,35 +52,6 @@ __global__ void rms_rows(const float* x, const float* weight, float* y, int n, f
 )
 
 
-def _every_element_once(verdict: Verdict) -> str:
-    hint = "Each element needs one thread, and some have more: how far does a step go?"
-    _within(verdict, {"x": 1, "r": 1}, hint)
-    return "Two blocks serve any n, and every element is read by one thread."
-
-
-add_any = kernel_exercise(
-    "add_any",
-    kernel="add_any",
-    against="torch.add",
-    grid="2",
-    accept=_every_element_once,
-    neighbours=("x", "r"),
-    hint="All threads of the grid together are 512; whoever is done with an element takes the next that is free.",
-    spec="The sum y = x + r for any n, by a grid that is always two blocks of 256 threads, with no element read twice.",
-    skeleton="""\
-__global__ void add_any(const float* x, const float* r, float* y, int n) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = x[i] + r[i];
-}
-""",
-    hole="""\
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = x[i] + r[i];
-""",
-    budget="10 minutes, one or two lines",
-)
-
-
 MOST_INSTRUCTIONS = 4000  # of warps, for 4,096 elements; one thread that adds alone takes several times as many
 
 
@@ -105,6 +76,7 @@ total = kernel_exercise(
     kernel="total",
     against="torch.sum",
     accept=_by_all_threads,
+    neighbours=("x",),
     hint="Each thread adds up some elements; then the sums of 256 threads have to become one, in a fixed order.",
     mistakes=(
         Mistake("y holds the sum of thread 0 alone.", partial(_part_of_sum, turn=256, threads=1)),
