@@ -67,4 +67,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PINS) constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
 		-e '.[$(CUDA),dev]'
+	@echo "building the virtual GPU, about half a minute ..."
+	@$(BIN)/python -c 'from luce_edu.machine.core import core; core()'
 	@echo $(CUDA) > $@

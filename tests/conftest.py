@@ -38,6 +38,23 @@ def ctrl_c():
     return pressed
 
 
+@pytest.fixture
+def compiled_quickly(monkeypatch):
+    """NVRTC unrolls and optimises less, for kernels with a planted fault; they have cache entries of their own."""
+    from cuda.bindings import nvrtc as bindings
+
+    from luce_edu.machine import nvrtc
+
+    run, entry_name, quickly = nvrtc.run, nvrtc.entry_name, "--Ofast-compile=min"
+
+    def run_quickly(sources, defines, arch, kind, options=()):
+        return run(sources, defines, arch, kind, [*options, quickly])
+
+    if bindings.nvrtcVersion()[1] >= 13:  # the first that knows the option
+        monkeypatch.setattr(nvrtc, "run", run_quickly)
+        monkeypatch.setattr(nvrtc, "entry_name", lambda *args: entry_name(*args, quickly))
+
+
 def pytest_collection_modifyitems(items):
     reasons = {}
     if not torch.cuda.is_available():

@@ -30,6 +30,7 @@ from luce_edu.verification import LIMIT, verify, verify_prefill
 
 MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
 DECODED = 12  # tokens after a prompt
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module", autouse=True)

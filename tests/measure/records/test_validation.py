@@ -404,6 +404,7 @@ FAULTS = [
 
 
 @pytest.mark.planted
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("kernel, old, new", FAULTS, ids=[kernel for kernel, *_ in FAULTS])
 def test_a_kernel_with_a_wrong_index_is_refused(kernel, old, new):
     cases = [case for case in CASES if case.kernel == kernel]
