@@ -1,5 +1,6 @@
 """What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
 
+import gc
 import os
 import signal
 import threading
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+def pytest_collection_finish():
+    """Python's collector leaves alone what is there by now, and looks less often through the rest."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, to stand below its list of failures

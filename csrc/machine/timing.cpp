@@ -548,6 +548,13 @@ uint64_t word_of(const uint8_t* barrier) {
 uint32_t parity_of(const uint8_t* barrier) { return word_of(barrier) >> parity_bit & 1; }
 bool is_mbarrier(const uint8_t* barrier) { return word_of(barrier) >> 62 == 2; }
 
+// The lines since record.first are those of this row.
+void keep(TimedWarp& t, int32_t row, Record record) {
+    record.count = static_cast<uint32_t>(t.lines.size()) - record.first;
+    t.record_of[t.rows->ordinal[row]] = static_cast<int16_t>(t.records.size());
+    t.records.push_back(record);
+}
+
 void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     TimedWarp* t = current;
     const int32_t row = w->at(p);
@@ -591,9 +598,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                 add_sectors(t->lines, record.first, address + to_device(w, *t->rows, p->c, address, kind.size), kind.size);
             }
         }
-        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
-        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
-        t->records.push_back(record);
+        keep(*t, row, record);
     }
     return t->rows->program->code[row].run(w, p, r, m);
 }
@@ -616,9 +621,7 @@ void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             if (p[1].b >= 0 && predicate(r, p[1].b) >> lane & 1) bytes = 0;
             if (bytes) add_sectors(t->lines, record.first, from[lane] + to_device(w, *t->rows, p->c, from[lane], bytes), bytes);
         }
-        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
-        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
-        t->records.push_back(record);
+        keep(*t, row, record);
     }
     return t->rows->program->code[row].run(w, p, r, m);
 }
@@ -637,9 +640,7 @@ void timed_prefetch(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
             if (p->b < 0) add_sectors(t->lines, record.first, said / line_bytes * line_bytes, line_bytes);
             else if (const uint32_t bytes = lanes<uint32_t>(r, p->b)[lane]) add_sectors(t->lines, record.first, said, bytes);
         }
-        record.count = static_cast<uint32_t>(t->lines.size()) - record.first;
-        t->record_of[t->rows->ordinal[row]] = static_cast<int16_t>(t->records.size());
-        t->records.push_back(record);
+        keep(*t, row, record);
     }
     return t->rows->program->code[row].run(w, p, r, m);
 }
