@@ -95,7 +95,7 @@ total = kernel_exercise(
 
 def _one_trip(verdict: Verdict) -> str:
     # Of the weight nothing is asked: each block needs it.
-    hint = "Whatever a thread has had in its hands, it need not fetch again."
+    hint = "A value that a thread has read already can stay in a register; it need not be read again."
     _within(verdict, {"x": 1, "r": 1, "mid": 0, "y": 0}, hint)
     return "One launch in place of two, and what lay between them never came back from memory."
 
