@@ -1,6 +1,9 @@
-// argmax.cuh: the index of the largest logit; the lowest index among equals
-// Work      each warp keeps the best of the rows it computes, then a block its best, then the last block to arrive
-//           the best of all
+// argmax.cuh: the index of the largest logit
+// Computes  best = no_token
+//           for i in [0, vocab_size), if logits[i] is not NaN:
+//               if best == no_token or logits[i] > logits[best]: best = i        so the lowest index wins a tie
+// Work      Each thread keeps the best of the rows it has seen. Then each warp finds its best, then each block. The
+//           last block to arrive finds the best of all blocks.
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "block.cuh"
@@ -11,7 +14,7 @@ struct Best {
     int index;
 };
 
-constexpr int no_token = 0x7fffffff;  // the choice where no logit is a number: NaN compares greater than nothing
+constexpr int no_token = 0x7fffffff;  // the result where every logit is NaN: no comparison with NaN is true
 
 __device__ __forceinline__ Best no_best() { return Best{-INFINITY, no_token}; }
 
@@ -30,9 +33,9 @@ __device__ __forceinline__ Best warp_best(Best best) {
     return best;
 }
 
-// The token to decode. Where the last step's choice is written the host puts its own tokens too, as their complement:
-// negative, so that a choice that nothing wrote cannot pass for one. no_token becomes the last of the vocabulary: a loop
-// that the host does not watch goes on inside the embedding, and grid_argmax tells the host when it looks.
+// Returns the token to decode, in [0, vocab_size). *p is either the last step's choice or a token of the host. The host
+// stores its token as ~token (negative), so a missing argmax write is detected. no_token becomes vocab_size - 1, so a
+// loop of steps without the host still reads inside the embedding. grid_argmax() keeps no_token for the host to see.
 __device__ __forceinline__ int token_at(const int* p) {
     const int token = *p;
     const int chosen = token < 0 ? ~token : token;  // 0 or more
@@ -44,17 +47,17 @@ struct ArgmaxShared {
     int flag;
 };
 
-// Each thread gives its best; *token gets the index of the best of the whole grid. no_token stays, until the host puts a
-// token there: what follows it is no choice of the model's, even if its logits are numbers.
-// block_best: one Best for each block, in device memory;  arrivals: 0 between launches.
+// Each thread passes its best; *token gets the index of the best of the grid. If *token is no_token it stays so until
+// the host stores a token: the model did not choose what follows, even if the logits are numbers again.
+// block_best: one Best per block, in device memory;  arrivals: 0 between launches.
 __device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigned* arrivals, int* token,
                                             ArgmaxShared* shared) {
     best = warp_best(best);
     if (lane_id() == 0) shared->warp[warp_id()] = best;
-    __syncthreads();  // every warp's best is there
+    __syncthreads();  // every warp's best is in shared memory
     bool lost = false;
     if (threadIdx.x == 0) {
-        lost = *token == no_token;  // loaded now, so that the last block need not wait; nobody writes before all arrive
+        lost = *token == no_token;  // loaded early to hide its latency; it changes only after all blocks have arrived
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp[w]);
         block_best[blockIdx.x] = best;
     }

@@ -1,12 +1,17 @@
 // attention.cuh: one decode token of gated attention with grouped heads, fused from q/k norm to output gate
-// Computes  q, k = rope(norm(q)), rope(norm(k));  k, v join the cache;  o = softmax(q k^T / sqrt(head_dim)) v * sigmoid(gate)
+// Computes  k_cache[position] = rope(norm(k)),  v_cache[position] = v        for each kv head
+//           for each query head h, whose kv head is h / heads_per_kv:
+//               q = rope(norm(q)) / sqrt(head_dim)
+//               for p in [0, position]: score[p] = q . k_cache[p]
+//               weight[p] = exp(score[p] - max(score))
+//               o = (sum over p of weight[p] * v_cache[p]) / (sum over p of weight[p]) * sigmoid(gate)
 // Shapes    projected: q with its gate [heads, 2, head_dim], then k, then v [kv heads, head_dim], fp32
 //           k_cache, v_cache [kv heads, max_seq_len, head_dim] bf16;  o [heads, head_dim] fp32
-// Work      a unit is one kv head and one split of the positions; a block takes a unit. All query heads of a kv head
-//           share one read of the cache. Inside the block, head_dim / 8 lanes form a worker; workers take positions
-//           in turn, each with its own online softmax, and are merged in shared memory. Splits leave their results in
-//           device memory; the last block to arrive merges them in the same way, its workers taking splits in turn.
-// Traffic   the cache up to `position` is read once, 16 bytes a lane; k and v of two positions are in flight
+// Work      A block takes one kv head and one split of the positions. All query heads of a kv head share one read of
+//           the cache. Inside the block, head_dim / 8 lanes form a worker. The workers take positions in turn, each
+//           with its own online softmax, and shared memory merges them. Each split writes a partial result to device
+//           memory. The last block to arrive merges the splits in the same way: its workers take splits in turn.
+// Traffic   the cache up to `position` is read once, 16 bytes per lane; k and v of two positions are in flight
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "activations.cuh"
@@ -19,7 +24,7 @@ static_assert(head_dim % lane_weights == 0 && worker_lanes <= warp_threads && wa
               "head_dim must be 8, 16, 32, 64, 128 or 256");
 static_assert(head_dim <= block_threads, "a thread for each element of a head");
 
-constexpr int min_positions_per_split = 32;  // fewer are not worth a block and a merge
+constexpr int min_positions_per_split = 32;  // fewer cost more to merge than another block saves
 constexpr int max_splits = MAX_SPLITS;
 constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, padding
 
@@ -32,28 +37,29 @@ struct AttentionArgs {
 };
 
 struct AttentionShared {
-    AttentionArgs args;  // a dozen registers saved: the megakernel is at the limit of what a thread has
-    alignas(16) float q[heads_per_kv + 1][head_dim];  // the last row is this token's k, where this block owns it
+    AttentionArgs args;  // here they save a dozen registers: the megakernel uses nearly all that a thread may have
+    alignas(16) float q[heads_per_kv + 1][head_dim];  // the last row holds this token's k, in the block that caches it
     alignas(16) float merged[workers][head_dim];
     float maximum[workers], weight[workers];
     int flag;
 };
 
-// Where element c of a head stands in shared memory and in a partial result: all lanes' first four, then all lanes' last
-// four, as in staged(). A lane's two 16-byte accesses then neighbour those of the next lane, and no two banks collide.
+// The place of element c in [0, head_dim) of a head, in shared memory and in a partial result: first the lower four
+// elements of every lane, then the upper four, as in staged(). So neighbouring lanes access neighbouring 16 bytes, and
+// no bank conflict occurs. element_at() is the inverse.
 __device__ __forceinline__ int place_of(int c) { return c % 8 / 4 * (head_dim / 2) + c / 8 * 4 + c % 4; }
 __device__ __forceinline__ int element_at(int place) {
     return place % (head_dim / 2) / 4 * 8 + place / (head_dim / 2) * 4 + place % 4;
 }
 
-// Counting splits from their size, not the size from a count, leaves none of them empty.
+// The number of splits follows from this size. With a fixed number, the last splits could be empty.
 __device__ __forceinline__ int positions_per_split(int positions) {
     const int least = (positions + max_splits - 1) / max_splits;
     return least > min_positions_per_split ? least : min_positions_per_split;
 }
 
-// Norm and RoPE of this kv head's queries, which end up scaled and in the order of place_of; in the block that owns the
-// newest position its k and v, which end up in the cache.
+// Applies norm and RoPE to the queries of this kv head and stores them in shared memory, scaled, in the order of
+// place_of(). The block that owns the newest position also puts this token's k and v into the cache.
 __device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_head, bool owns_newest, AttentionShared* shared) {
     const float* cos = a.rope_cos + static_cast<size_t>(a.position) * (rotary_dim / 2);
     const float* sin = a.rope_sin + static_cast<size_t>(a.position) * (rotary_dim / 2);
@@ -90,10 +96,10 @@ __device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_hea
     __syncthreads();  // the queries are in shared memory, and the newest k and v in the cache for this block to read
 }
 
-// A worker's running softmax over the positions or splits it has seen, for all query heads of one kv head.
+// A worker's running softmax over the positions or splits it has taken, for all query heads of one kv head.
 struct OnlineSoftmax {
     float maximum[heads_per_kv], weight[heads_per_kv];
-    float sum[heads_per_kv][lane_weights];  // of v, this lane's 8 elements
+    float sum[heads_per_kv][lane_weights];  // this lane's 8 elements of the weighted sum of v
 };
 
 __device__ __forceinline__ void start(OnlineSoftmax& soft) {
@@ -113,7 +119,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
                                        const AttentionShared* shared, OnlineSoftmax& soft) {
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
     const size_t head = static_cast<size_t>(kv_head) * a.max_seq_len * head_dim + lane * lane_weights;
-    const auto load = [&](int p) {  // not by the read-only path: the newest position was written in this launch
+    const auto load = [&](int p) {  // not through the read-only path: this launch wrote the newest position
         KeyAndValue at{};
         if (p < end) {
             at.k = *reinterpret_cast<const bf16x8*>(a.k_cache + head + static_cast<size_t>(p) * head_dim);
@@ -123,11 +129,11 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
     };
     start(soft);
     KeyAndValue next = load(begin + worker);
-    // The trip count is the same for the whole block, so that every shuffle has all its lanes.
+    // All workers do the same number of rounds, so that every shuffle has all its lanes.
     for (int first = begin; first < end; first += workers) {
         const bool valid = first + worker < end;
         const bf16x8 k = next.k, v = next.v;
-        next = load(first + workers + worker);  // on its way while this position is worked on
+        next = load(first + workers + worker);  // in flight while this position is computed
 #pragma unroll
         for (int h = 0; h < heads_per_kv; ++h) {
             const float* q = shared->q[h] + lane * 4;  // see place_of()
@@ -137,7 +143,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
             if (!valid) continue;
             // <rescale>
             const float maximum = fmaxf(soft.maximum[h], score);
-            const float old = expf(soft.maximum[h] - maximum);  // what the sums so far are worth on the new scale
+            const float old = expf(soft.maximum[h] - maximum);  // rescales the sums so far to the new maximum
             const float now = expf(score - maximum);
             soft.maximum[h] = maximum;
             soft.weight[h] = fmaf(soft.weight[h], old, now);
@@ -153,8 +159,8 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
     }
 }
 
-// All workers of a block into one result for query head h, always in the same order: store(place, sum, maximum, weight)
-// by one thread for each element, whose place is that thread's number.
+// Merges all workers of a block for query head h, always in the same order. Thread t in [0, head_dim) then calls
+// store(t, sum, maximum, weight) for the element at place t.
 template <typename Store>
 __device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, AttentionShared* shared, Store store) {
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
@@ -163,12 +169,12 @@ __device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, 
     *reinterpret_cast<float4*>(merged) = float4{sum[0], sum[1], sum[2], sum[3]};
     *reinterpret_cast<float4*>(merged + head_dim / 2) = float4{sum[4], sum[5], sum[6], sum[7]};
     if (lane == 0) shared->maximum[worker] = soft.maximum[h], shared->weight[worker] = soft.weight[h];
-    __syncthreads();  // every worker's sums are there
+    __syncthreads();  // every worker's sums are in shared memory
     if (threadIdx.x < head_dim) {
         float maximum = -INFINITY, total = 0.0f, weight = 0.0f;
         for (int w = 0; w < workers; ++w) maximum = fmaxf(maximum, shared->maximum[w]);
         for (int w = 0; w < workers; ++w) {
-            const float scale = expf(shared->maximum[w] - maximum);  // 0 for a worker that saw nothing
+            const float scale = expf(shared->maximum[w] - maximum);  // 0 for a worker that took no position
             total = fmaf(shared->merged[w][threadIdx.x], scale, total);
             weight = fmaf(shared->weight[w], scale, weight);
         }
@@ -177,13 +183,13 @@ __device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, 
     __syncthreads();  // the next head may overwrite
 }
 
-// All splits of one kv head into o, with the output gate. The last block to arrive does it: its workers take splits in
-// turn, so that all partial results are on their way at once, and are merged as after the positions.
+// Merges all splits of one kv head into o and applies the output gate. The last block to arrive does it. Its workers
+// take splits in turn, so that many partial results are loaded at the same time.
 __device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head, int splits, AttentionShared* shared) {
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
     const int first_head = kv_head * heads_per_kv;
-    const int c = element_at(threadIdx.x);  // of a head, in threads below head_dim
-    float gate[heads_per_kv];               // asked for now, needed at the end
+    const int c = element_at(threadIdx.x);  // in [0, head_dim), for threads below head_dim
+    float gate[heads_per_kv];               // loaded early, used at the end
 #pragma unroll
     for (int h = 0; h < heads_per_kv; ++h)
         gate[h] = threadIdx.x < head_dim ? a.projected[(first_head + h) * 2 * head_dim + head_dim + c] : 0.0f;
@@ -213,7 +219,7 @@ __device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head
         });
 }
 
-// The whole grid: units are dealt to the blocks in turn.
+// Runs on the whole grid. A unit is one kv head and one split; the blocks take units in turn.
 __device__ __forceinline__ void attention_phase(const AttentionArgs& args, AttentionShared* shared) {
     if (threadIdx.x == 0) shared->args = args;
     __syncthreads();  // the arguments are in shared memory
@@ -222,7 +228,7 @@ __device__ __forceinline__ void attention_phase(const AttentionArgs& args, Atten
     const int per_split = positions_per_split(positions);
     const int splits = (positions + per_split - 1) / per_split;
     for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x) {
-        const int kv_head = unit / splits, split = unit % splits;
+        const int kv_head = unit / splits, split = unit % splits;  // the split is positions [begin, end)
         const int begin = split * per_split;
         const int end = begin + per_split < positions ? begin + per_split : positions;
         prepare_heads(a, kv_head, begin <= a.position && a.position < end, shared);

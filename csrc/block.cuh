@@ -1,4 +1,7 @@
-// block.cuh: sums over a warp and over a block, always in the same order, so results repeat bit for bit
+// block.cuh: sums over a warp and over a block
+// Computes  total = 0
+//           for t in [0, block_threads): total += value of thread t
+// Order     always the same (lanes in pairs, then warps in turn), so results repeat bit for bit
 #pragma once
 #include "primitives.cuh"
 
@@ -11,13 +14,13 @@ static_assert(block_threads % warp_threads == 0 && block_warps <= warp_threads, 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % warp_threads; }
 __device__ __forceinline__ int warp_id() { return threadIdx.x / warp_threads; }
 
-// This warp among all warps of the grid. Neighbours in this count sit in different blocks, so that a phase with
-// fewer rows than warps still spreads over every SM.
+// This warp's number in the grid, in [0, grid_warps()). Consecutive numbers belong to different blocks, so that a phase
+// with fewer rows than warps still uses every SM.
 __device__ __forceinline__ int grid_warp() { return warp_id() * gridDim.x + blockIdx.x; }
 __device__ __forceinline__ int grid_warps() { return gridDim.x * block_warps; }
 
 // <warp_sum>
-// The sum over `lanes` neighbouring lanes (a power of two), in every one of them.
+// Returns the sum over `lanes` neighbouring lanes (a power of two) to each of them.
 template <int lanes = warp_threads>
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
@@ -26,22 +29,23 @@ __device__ __forceinline__ float warp_sum(float value) {
 }
 // </warp_sum>
 
-// The sum over the block, in every thread. `scratch` is block_warps floats of shared memory; the caller puts a
-// barrier between this call and the next use of it.
+// Returns the sum over the block to every thread. `scratch` is block_warps floats of shared memory. The caller must put
+// a barrier between this call and the next use of `scratch`.
 __device__ __forceinline__ float block_sum(float value, float* scratch) {
     value = warp_sum(value);
     if (lane_id() == 0) scratch[warp_id()] = value;
     __syncthreads();  // every warp's sum is in scratch
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < block_warps; ++w) total += scratch[w];  // one address for all lanes: a broadcast
+    for (int w = 0; w < block_warps; ++w) total += scratch[w];  // all lanes read one address: a broadcast
     return total;
 }
 
-// One warp: store(i, x[i] * scale(sum of x^2), load(i)) for each of n elements, lanes side by side. A lane reads all
-// its elements before it stores any, so store may write to x; and what `load` brings (weights) is under way during
-// the sum. Left to the stores, each load would wait for the store before it, which might be to the same memory.
-// x: anything with x[i], such as a pointer.
+// One warp computes
+//     for i in [0, n): store(i, x[i] * scale(sum over j of x[j]^2), load(i))
+// A lane reads all its elements before it stores any, so `store` may write to x. A lane also calls `load` (for weights)
+// before the sum. Between the stores, each load would have to wait for the store before it, because the compiler cannot
+// know that they touch different memory. x is anything with x[i], such as a pointer.
 template <int n, typename Input, typename Load, typename Scale, typename Store>
 __device__ __forceinline__ void warp_normalise(Input x, Load load, Scale scale, Store store) {
     constexpr int per_lane = (n + warp_threads - 1) / warp_threads;
@@ -63,9 +67,9 @@ __device__ __forceinline__ void warp_normalise(Input x, Load load, Scale scale, 
     }
 }
 
-// True in every thread of the block that is the last of `expected` to arrive at `counter`, and false in the others.
-// What any arriving block wrote before is visible to the last one after. The last one sets the counter back to 0,
-// so no memset is ever needed. `flag` is one int of shared memory.
+// Returns true in every thread of the block that arrives last of `expected` blocks, and false in the other blocks. The
+// last block then sees what all of them wrote before they arrived. It also sets the counter back to 0, so no memset is
+// needed. `flag` is one int of shared memory.
 __device__ __forceinline__ bool last_block_to_arrive(unsigned* counter, unsigned expected, int* flag) {
     __syncthreads();  // the whole block's writes come before thread 0's arrival, which releases them
     if (threadIdx.x == 0) {

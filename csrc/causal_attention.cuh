@@ -1,34 +1,36 @@
-// causal_attention.cuh: gated attention with grouped heads for a sequence, after the tokens before it
-// Computes  o = softmax(q k^T) v * sigmoid(gate) with q already scaled; a token sees all positions up to its own
-// Shapes    q [tokens, heads, head_dim] bf16;  k_cache, v_cache [kv heads, max_seq_len, head_dim] bf16, with the sequence's own
-//           k and v in them;  gates in `projected`;  o [tokens, heads, head_dim] bf16
-// Work      a row is a query: of one token and one of the heads that share a kv head, so that these share its keys. A warp
-//           takes 16 rows and goes over tiles of 32 keys with an online softmax, all in registers; four warps take every
-//           fourth tile of the same rows and are merged at the end. A block has two such teams.
-// Traffic   a warp reads 32 keys and values, 32 KB at head_dim 256, for 16 rows; the others of its block find most in L1
-// Layout    operands come from memory in the layout in which the tensor cores want them, so nothing is staged or transposed.
-//           The scores come out as (row, 2 slot), (row, 2 slot + 1) and go in again as the terms slot and slot + 4 of a
-//           sum over keys: term slot is then key 2 slot, and term slot + 4 is key 2 slot + 1. A lane's eight neighbouring
-//           elements of v belong to eight tiles of columns: column `row` of tile j is element 8 row + j.
+// causal_attention.cuh: gated attention with grouped heads for a sequence that follows `position` earlier tokens
+// Computes  for each token t in [0, length) and query head h, whose kv head is h / heads_per_kv:
+//               for p in [0, position + t]: weight[p] = exp(q[t][h] . k_cache[p] - maximum)        q is already scaled
+//               o[t][h] = (sum over p of weight[p] * v_cache[p]) / (sum over p of weight[p]) * sigmoid(gate[t][h])
+// Shapes    q, o [tokens, heads, head_dim] bf16;  gates in `projected`;  k_cache, v_cache [kv heads, max_seq_len,
+//           head_dim] bf16, which already hold k and v of the sequence itself
+// Work      A row is one token and one of the query heads of a kv head, so that these heads share the keys. A warp
+//           takes 16 rows and goes over tiles of 32 keys with an online softmax in registers. Four warps, a team, share
+//           16 rows: each takes every fourth tile, and the team merges its results at the end. A block has two teams.
+// Traffic   a warp reads 32 keys and values, 32 KB at head_dim 256, for 16 rows; its block's other team hits L1 mostly
+// Layout    Operands come from memory in the layout of the tensor cores, so nothing is staged or transposed. A lane
+//           gets the scores of (row, key 2 slot) and (row, key 2 slot + 1). It uses them as terms slot and slot + 4 of
+//           the sum over keys: term slot is key 2 slot, and term slot + 4 is key 2 slot + 1. A lane's eight
+//           neighbouring elements of v belong to eight tiles of columns: column `row` of tile j is element 8 row + j.
 // Checked   tests/csrc/test_prefill.py      Source  arXiv 1805.02867 (online softmax)
 #pragma once
 #include "activations.cuh"
 #include "dims.cuh"
 #include "tensor_core.cuh"
 
-constexpr int query_rows = 16;  // of a warp
+constexpr int query_rows = 16;  // rows per warp
 constexpr int key_tile = 32;
-constexpr int team_warps = 4;   // that share their rows
+constexpr int team_warps = 4;   // warps that share their rows
 constexpr int teams = block_warps / team_warps;
 constexpr int block_rows = BLOCK_ROWS;
 static_assert(teams * query_rows == block_rows, "the grid counts on it");
-constexpr int value_blocks = (head_dim + 63) / 64;  // of 64 elements, eight tiles of columns
+constexpr int value_blocks = (head_dim + 63) / 64;  // a block is 64 elements: eight tiles of columns
 constexpr int value_tiles = 8 * value_blocks;
 
 struct CausalArgs {
     const bf16 *q, *k_cache, *v_cache, *projected;
     bf16* o;
-    int position, length, max_seq_len;  // tokens before the sequence, and in it
+    int position, length, max_seq_len;  // position: tokens before the sequence; length: tokens in it
 };
 
 struct CausalShared {
@@ -36,7 +38,8 @@ struct CausalShared {
     float maximum[teams][2][warp_threads], weight[teams][2][warp_threads];
 };
 
-// Of one warp: rows tile_row() and tile_row() + 8, over the keys that it has seen. `weight` is this lane's part.
+// The running softmax of rows tile_row() and tile_row() + 8 over the keys that this warp has taken. `weight` is the sum
+// over this lane's keys only.
 struct RowSoftmax {
     float maximum[2], weight[2];
     TileC sum[value_tiles];
@@ -44,7 +47,7 @@ struct RowSoftmax {
 
 __device__ __forceinline__ Eight zeros() { return Eight{}; }
 
-// scores[tile] = q k^T for keys 8 * tile to 8 * tile + 7; q: this lane's two rows, k: its key of each tile
+// scores[tile] += q k^T for keys 8 * tile to 8 * tile + 7. q: this lane's two rows; k: this lane's key of each tile.
 __device__ __forceinline__ void key_scores(const bf16* const (&q)[2], const bf16* const (&k)[key_tile / 8],
                                            TileC (&scores)[key_tile / 8]) {
 #pragma unroll 2
@@ -62,8 +65,8 @@ __device__ __forceinline__ void key_scores(const bf16* const (&q)[2], const bf16
     }
 }
 
-// A tile of keys from `first` on joins the rows' softmax. visible: keys that this lane's two rows may see; keys: all that
-// are in the cache, past which nothing may be read.
+// Adds the keys [first, first + key_tile) to the rows' softmax. visible: the number of keys that each of this lane's
+// two rows may see; keys: the number of keys that may be read.
 __device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* const (&q)[2], const bf16* k_head,
                                             const bf16* v_head, int first, const int (&visible)[2], int keys,
                                             RowSoftmax& soft) {
@@ -85,8 +88,8 @@ __device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* con
                 maximum = fmaxf(maximum, score);
             }
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, 1));
-        maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, 2));  // over the four lanes of the row
-        const float base = maximum == -INFINITY ? 0.0f : maximum;  // a row that has seen no key yet
+        maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, 2));  // the maximum over the four lanes of the row
+        const float base = maximum == -INFINITY ? 0.0f : maximum;  // -INFINITY: the row has seen no key yet
         const float old = expf(soft.maximum[half] - base);
         soft.maximum[half] = maximum;
         soft.weight[half] *= old;
@@ -123,7 +126,7 @@ __device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* con
     }
 }
 
-// The other warps of a team into its first one, always in the same order.
+// Merges the warps of a team into its first warp, always in the same order.
 __device__ __forceinline__ void merge_team(RowSoftmax& soft, CausalShared* shared) {
     const int team = warp_id() / team_warps, member = warp_id() % team_warps;
 #pragma unroll
@@ -144,7 +147,7 @@ __device__ __forceinline__ void merge_team(RowSoftmax& soft, CausalShared* share
 #pragma unroll
                 for (int x = 0; x < 4; ++x) shared->sum[team][tile][x][lane_id()] = soft.sum[tile].x[x];
         }
-        __syncthreads();  // the other warp's sums are there
+        __syncthreads();  // the other warp's sums are in shared memory
         if (member == 0) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -165,7 +168,7 @@ __device__ __forceinline__ void merge_team(RowSoftmax& soft, CausalShared* share
     }
 }
 
-// Two teams' rows of one kv head: rows from block_row on.
+// One block computes rows [block_row, block_row + block_rows) of one kv head.
 __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_head, int block_row, int gate_stride,
                                                  CausalShared* shared) {
     const int first_row = block_row + warp_id() / team_warps * query_rows;
@@ -177,7 +180,7 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
         const int row = first_row + tile_row() + 8 * half;
         token[half] = row / heads_per_kv;
         head[half] = kv_head * heads_per_kv + row % heads_per_kv;
-        // A row past the end computes what the last token does, and stores nothing.
+        // A row past the end repeats the last token and stores nothing.
         const int there = min(token[half], a.length - 1);
         q[half] = a.q + (static_cast<size_t>(there) * num_attention_heads + head[half]) * head_dim;
         visible[half] = a.position + there + 1;
@@ -200,7 +203,7 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
 #pragma unroll
         for (int block = 0; block < value_blocks; ++block)
 #pragma unroll
-            for (int x = 0; x < 2; ++x) {  // columns 2 slot and 2 slot + 1 of eight tiles: eight neighbours each
+            for (int x = 0; x < 2; ++x) {  // columns 2 slot and 2 slot + 1 of eight tiles: eight neighbours for each x
                 const int element = 64 * block + 8 * (2 * tile_slot() + x);
                 if (element >= head_dim) continue;
                 const Eight gates = load_eight(gate + element);

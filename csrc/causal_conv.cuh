@@ -1,7 +1,9 @@
 // causal_conv.cuh: one token of the depthwise causal convolution, with SiLU
-// Computes  y = silu(sum_j weight[c, j] * window[j]), where window = the last conv_kernel - 1 inputs, then this one
+// Computes  for each channel c:
+//               window = the last conv_kernel - 1 inputs of c, oldest first, then x[c]
+//               y[c] = silu(sum over j in [0, conv_kernel) of weight[c][j] * window[j])
 // Shapes    weight [conv_dim, conv_kernel] fp32;  conv_state [conv_dim, conv_kernel - 1] fp32, oldest first
-// Work      one thread a channel; conv_state moves on by one
+// Work      one thread per channel; it shifts conv_state by one and appends x[c]
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "activations.cuh"

@@ -1,12 +1,14 @@
-// causal_conv_sequence.cuh: the causal convolution of causal_conv.cuh over a sequence, and what follows it head by head
-// Computes  y_t = silu(sum_j weight[c, j] * input[t - conv_kernel + 1 + j]), inputs before the sequence from conv_state;
-//           then, for q and k, y / sqrt(sum(y^2) + eps) over the head, q also / sqrt(K)
+// causal_conv_sequence.cuh: the causal convolution of causal_conv.cuh over a sequence, and the norm of q and k
+// Computes  for each token t and channel c, with the inputs before the sequence from conv_state:
+//               y[t][c] = silu(sum over j in [0, conv_kernel) of weight[c][j] * input[t - conv_kernel + 1 + j][c])
+//           for each head of q and k: y[t] = y[t] / sqrt(sum(y[t]^2) + eps), and q also / sqrt(K)
+//           conv_state = the last conv_kernel - 1 inputs
 // Shapes    projected [tokens, stride] bf16, a row's first conv_dim are q, k, v;  qkv as delta_rule_chunk.cuh reads it;
 //           weight [conv_dim, conv_kernel], conv_state [conv_dim, conv_kernel - 1] fp32
-// Work      a warp takes one head of q, k or v and `conv_tokens` tokens, two neighbouring channels a lane, and keeps the last
-//           inputs in registers. The warp with a head's first tokens is the only one that reads its conv_state, so it may
-//           also move it on.
-// Traffic   each input is read once and conv_kernel - 1 of every conv_tokens once more
+// Work      A warp takes one head of q, k or v and `conv_tokens` tokens. A lane takes two neighbouring channels and
+//           keeps their last inputs in registers. Only the warp with a head's first tokens reads its conv_state, so
+//           this warp can also update it.
+// Traffic   each input is read once, and conv_kernel - 1 of every conv_tokens a second time
 // Checked   tests/csrc/test_prefill.py
 #pragma once
 #include "activations.cuh"
@@ -15,7 +17,7 @@
 constexpr int conv_tokens = CONV_TOKENS;
 constexpr int conv_heads = 2 * num_key_heads + num_value_heads;
 static_assert(key_head_dim % 2 == 0, "a lane takes two neighbouring channels");
-static_assert(conv_kernel - 1 <= conv_tokens, "only a head's first warp may read its conv_state, which it moves on");
+static_assert(conv_kernel - 1 <= conv_tokens, "only a head's first warp may read its conv_state, which it updates");
 
 // Two neighbouring bf16 numbers in one 4-byte access.
 __device__ __forceinline__ float2 load_two(const bf16* p) {
@@ -27,12 +29,13 @@ __device__ __forceinline__ void store_two(bf16* p, float first, float second) {
     *reinterpret_cast<unsigned*>(p) = to_bf16(first).bits | static_cast<unsigned>(to_bf16(second).bits) << 16;
 }
 
-// One head of `dim` channels, written `width` wide. in, out: its first channel at token 0; weight and conv_state: at that
-// channel. Rows from `length` to the end of the last chunk become zero. scale: 0 for a head that is not normalised.
+// One warp computes tokens [first, first + conv_tokens) of one head of `dim` channels, padded with zeros to `width`.
+// in, out point at the head's first channel at token 0, weight and conv_state at that channel. Rows from `length` to
+// the end of the last chunk become zero. scale is 0 for a head that is not normalised.
 template <int dim, int width>
 __device__ __forceinline__ void conv_head(const bf16* in, int stride, const float* weight, float* conv_state, bf16* out,
                                           int first, int length, float scale) {
-    constexpr int pairs = (width / 2 + warp_threads - 1) / warp_threads;  // of channels, for a lane
+    constexpr int pairs = (width / 2 + warp_threads - 1) / warp_threads;  // pairs of channels per lane
     constexpr int history = conv_kernel - 1;
     const int chunks_end = (length + chunk_tokens - 1) / chunk_tokens * chunk_tokens;
     const int end = first + conv_tokens < chunks_end ? first + conv_tokens : chunks_end;
@@ -86,10 +89,10 @@ __device__ __forceinline__ void conv_head(const bf16* in, int stride, const floa
 #pragma unroll
     for (int p = 0; p < pairs; ++p) {
         for (int h = 0; h < 2; ++h) {
-            const int c = 2 * (lane_id() + p * warp_threads) + h;  // the channels whose state this lane has read
+            const int c = 2 * (lane_id() + p * warp_threads) + h;  // the same channels whose state this lane has read
             if (c >= dim) continue;
             float* state = conv_state + c * history;
-            for (int j = 0; j < history; ++j) {  // in this order: of a short sequence some old inputs stay, further ahead
+            for (int j = 0; j < history; ++j) {  // upwards: a short sequence moves old inputs to a lower j
                 const int t = length - history + j;
                 state[j] = t >= 0 ? to_float(in[static_cast<size_t>(t) * stride + c]) : state[history + t];
             }
@@ -97,7 +100,7 @@ __device__ __forceinline__ void conv_head(const bf16* in, int stride, const floa
     }
 }
 
-// One warp's head and tokens; unit counts both, heads first.
+// One warp takes head unit % conv_heads and its tokens from unit / conv_heads * conv_tokens on.
 __device__ __forceinline__ void causal_conv_sequence(const bf16* projected, int stride, const float* weight,
                                                      float* conv_state, bf16* qkv, int unit, int length) {
     const int head = unit % conv_heads, first = unit / conv_heads * conv_tokens;

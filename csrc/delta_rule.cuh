@@ -1,23 +1,27 @@
 // delta_rule.cuh: one decode token of the gated delta rule
-// Computes  S *= exp(g);  delta = beta * (v - S^T k);  S += k delta^T;  o = S^T q
+// Computes  for each value head, for j in [0, V):
+//               for i in [0, K): S[i][j] *= exp(g)
+//               delta = beta * (v[j] - sum over i of S[i][j] * k[i])
+//               for i in [0, K): S[i][j] += k[i] * delta
+//               o[j] = sum over i of S[i][j] * q[i]
 // Shapes    q, k [key heads, K]  v, o [value heads, V]  beta, g [value heads]  S [value heads, K, V], V contiguous;
 //           all fp32. Each key head serves value_heads_per_key consecutive value heads.
-// Traffic   S is read and written once: 2*H*K*V*4 = 2 MiB a layer at H=16, K=V=128; all else is under 2 %
+// Traffic   S is read and written once: 2*H*K*V*4 = 2 MiB per layer at H=16, K=V=128; all else is under 2 %
 // Checked   tests/csrc/test_kernels.py      Source  arXiv 2412.06464
 #pragma once
 #include "block.cuh"
 #include "dims.cuh"
 
-// x / sqrt(sum(x^2) + eps), times `scale`, for one head; one warp. In place where out == x.
+// One warp computes out[i] = scale * x[i] / sqrt(sum(x^2) + eps) for one head. out may be x.
 __device__ __forceinline__ void warp_l2_norm(const float* x, float* out, float scale) {
     warp_normalise<key_head_dim>(
         x, [](int) { return 0.0f; }, [&](float squares) { return scale * rsqrtf(squares + l2_norm_eps); },
         [&](int i, float value, float) { out[i] = value; });
 }
 
-// The plain form: thread j owns column j of one head's state, and walks down it twice.
-// Slow by choice: one block a head leaves most SMs idle, and the walk is K loads long. delta_rule_tile() does better.
-// q, k, v, S, o point at this head; q and k are L2-normalised, q is scaled.
+// The plain form: thread j owns column j of one head's state and goes down it twice.
+// Slow by choice: one block per head leaves most SMs idle, and a thread makes K loads one after another. See
+// delta_rule_tile() for a faster form. q, k, v, S, o point at this head; q and k are L2-normalised, q is scaled.
 __device__ __forceinline__ void delta_rule_column(const float* q, const float* k, const float* v, float beta, float g,
                                                   float* S, float* o, int column) {
     // <column>
@@ -35,12 +39,12 @@ __device__ __forceinline__ void delta_rule_column(const float* q, const float* k
     // </column>
 }
 
-// The tiled form. A block takes `tile_columns` columns of one head; a thread keeps four neighbouring columns of a few
-// rows in registers, so S travels once each way, 16 bytes a thread. Both products need only the old state, because
+// The tiled form. A block takes `tile_columns` columns of one head. A thread keeps four neighbouring columns of a few
+// rows in registers, so S is read once and written once, 16 bytes per thread. Both products need only the old state:
 //     S_new^T q = exp(g) * S^T q + delta * (k . q)
-// so one pass and one reduction serve both.
+// So one pass over S and one reduction compute both.
 constexpr int tile_columns = 16;
-constexpr int tile_quads = tile_columns / 4;                              // threads side by side in a row
+constexpr int tile_quads = tile_columns / 4;                              // threads per row of the tile
 constexpr int tile_rows = block_threads / tile_quads;                     // rows that the block covers at once
 constexpr int rows_per_thread = (key_head_dim + tile_rows - 1) / tile_rows;
 constexpr int tiles_per_head = value_head_dim / tile_columns;
@@ -49,20 +53,20 @@ static_assert(value_head_dim % tile_columns == 0, "whole tiles");
 struct DeltaRuleShared {
     float q[key_head_dim], k[key_head_dim];
     float k_dot_q;
-    float S_k[block_warps][tile_columns], S_q[block_warps][tile_columns];  // one partial sum a warp
+    float S_k[block_warps][tile_columns], S_q[block_warps][tile_columns];  // one partial sum per warp
     float delta[tile_columns];
 };
 
-// q_raw, k_raw [K] as they leave the convolution;  v, o point at this tile's columns, S at the head's state + column.
+// q_raw, k_raw [K] come from the convolution, not normalised. v, o and S (row 0) point at this tile's first column.
 __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float* k_raw, const float* v, float beta,
                                                 float g, float* S, float* o, DeltaRuleShared* shared) {
-    const int quad = threadIdx.x % tile_quads;      // which four columns of the tile
-    const int first_row = threadIdx.x / tile_quads;
-    const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // needed late, asked for now
+    const int quad = threadIdx.x % tile_quads;       // this thread's columns of the tile: 4 * quad to 4 * quad + 3
+    const int first_row = threadIdx.x / tile_quads;  // in [0, tile_rows); its next rows follow tile_rows apart
+    const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // loaded early, used after the sums
     float4 s[rows_per_thread];
 #pragma unroll
     // <load>
-    for (int i = 0; i < rows_per_thread; ++i) {     // issued first: the norms below run while these are under way
+    for (int i = 0; i < rows_per_thread; ++i) {  // issued first: the norms below run while these loads are in flight
         const int row = first_row + i * tile_rows;
         if (row < key_head_dim) s[i] = *reinterpret_cast<const float4*>(S + row * value_head_dim + quad * 4);
     }
@@ -76,7 +80,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         products = warp_sum(products);
         if (lane_id() == 0) shared->k_dot_q = products;
     }
-    __syncthreads();  // q, k and k_dot_q are there
+    __syncthreads();  // q, k and k_dot_q are in shared memory
 
     float S_k[4] = {}, S_q[4] = {};
 #pragma unroll
@@ -94,7 +98,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
-        for (int offset = tile_quads; offset < warp_threads; offset *= 2) {  // lanes that hold the same columns
+        for (int offset = tile_quads; offset < warp_threads; offset *= 2) {  // sums over lanes with the same columns
             S_k[j] += __shfl_xor_sync(full_warp, S_k[j], offset);
             S_q[j] += __shfl_xor_sync(full_warp, S_q[j], offset);
         }
@@ -103,7 +107,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
             shared->S_q[warp_id()][quad * 4 + j] = S_q[j];
         }
     }
-    __syncthreads();  // every warp's partial sums are there
+    __syncthreads();  // every warp's partial sums are in shared memory
 
     const float decay = expf(g);
     if (threadIdx.x < tile_columns) {
@@ -117,7 +121,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         o[column] = fmaf(delta, shared->k_dot_q, decay * q_sum);
         // </delta>
     }
-    __syncthreads();  // delta is there
+    __syncthreads();  // delta is in shared memory
 
 #pragma unroll
     // <write>

@@ -1,18 +1,20 @@
 // delta_rule_chunk.cuh: the gated delta rule for a sequence, in chunks of 64 tokens
-// Computes  what delta_rule.cuh does token by token. In a chunk let d_i be the correction that token i writes, G_i the sum of
-//           g up to and with i, S the state before the chunk. Every d_i depends on those before it:
+// Computes  the same as delta_rule.cuh called for each token in turn. In a chunk let G_i be the sum of g over tokens
+//           0 to i, S the state before the chunk and d_i the correction that token i writes. d_i depends on earlier d:
 //             d_i + sum_{j<i} beta_i exp(G_i - G_j) (k_i . k_j) d_j = beta_i v_i - beta_i exp(G_i) S^T k_i
-//           a unit lower-triangular system with two right-hand sides, so that d = U - W S, where U and W need no state:
-//           `prepare` finds them for all chunks at once. Then `scan` goes from chunk to chunk:
-//             d = U - W S;  o_i = exp(G_i) S^T q_i + sum_{j<=i} A_ij d_j;  S = exp(G_end) S + sum_i exp(G_end - G_i) k_i d_i^T
-//           with A_ij = exp(G_i - G_j) (q_i . k_j), which `prepare` finds too.
+//           This is a unit lower-triangular system, linear in S. So d = U - W S, where U and W do not depend on S.
+//             prepare: for each chunk, in parallel: solve for U and W;  A_ij = exp(G_i - G_j) (q_i . k_j) for j <= i
+//             scan:    for each chunk, in order:
+//                          d = U - W S
+//                          o_i = exp(G_i) S^T q_i + sum_{j<=i} A_ij d_j
+//                          S = exp(G_end) S + sum_i exp(G_end - G_i) k_i d_i^T
 // Shapes    qkv [tokens, qkv_width] bf16, from causal_conv_sequence.cuh: q and k normalised, q scaled, each key head
-//           padded with zeros to key_width; rows up to the end of the last chunk are there, zero beyond the sequence
-//           W [chunks, heads, 64, key_width], U [chunks, heads, 64, V], A [chunks, heads, 64, 64], G [chunks, heads, 64];
-//           W and A are rounded to TF32, as all their readers would
+//           padded with zeros to key_width; zero rows fill the last chunk
+//           W [chunks, heads, 64, key_width], U [chunks, heads, 64, V], A [chunks, heads, 64, 64],
+//           G [chunks, heads, 64]; W and A are stored rounded to TF32, because only tensor cores read them
 //           recurrent_state [heads, K, V] fp32, read and written
-// Work      prepare: a block for each chunk and value head. scan: a block for each value head and `scan_columns` of V, whose
-//           part of the state stays in registers from the first chunk to the last
+// Work      prepare: one block per chunk and value head. scan: one block per value head and `scan_columns` columns of
+//           V; its part of the state stays in registers from the first chunk to the last
 // Checked   tests/csrc/test_prefill.py      Source  arXiv 2412.06464
 #pragma once
 #include "activations.cuh"
@@ -21,7 +23,7 @@
 
 constexpr int chunk_tokens = CHUNK_TOKENS;
 constexpr float forgets_all = FORGETS_ALL;
-constexpr int key_block = KEY_BLOCK;  // rows of the state that a warp updates together: eight for each tile_row()
+constexpr int key_block = KEY_BLOCK;  // rows of the state that a warp updates together: eight per tile_row()
 static_assert(chunk_tokens == 64 && key_block == 64, "four warps take 16 tokens each; a lane takes eight rows");
 constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
 constexpr int qkv_width = 2 * num_key_heads * key_width + value_dim;
@@ -39,25 +41,25 @@ __device__ __forceinline__ size_t chunk_head(int chunk, int head) {
 
 // ---- prepare
 
-constexpr int products_stride = chunk_tokens + 4;  // rows stay 16-byte aligned, and transposed stores meet no bank twice
+constexpr int products_stride = chunk_tokens + 4;  // keeps rows 16-byte aligned and transposed stores free of conflicts
 
 struct PrepareShared {
-    // [j][i]: what token i takes from token j, for i > j. Transposed, as the solver goes down a column.
+    // [j][i]: the factor of d_j in the equation of token i > j. Transposed, because the solver goes down a column.
     alignas(16) float products[chunk_tokens][products_stride];
     float beta[chunk_tokens], G[chunk_tokens];
 };
 
-// beta and G of the chunk; one warp, two neighbouring tokens a lane. a, b: the projections of this head at the chunk's
-// first token, `stride` apart. Tokens from `tokens` on leave the state alone: g = 0, beta = 0.
+// One warp computes beta and G of the chunk, two neighbouring tokens per lane. a, b: this head's projections at the
+// chunk's first token; tokens are `stride` apart. Tokens from `tokens` on get g = 0 and beta = 0, which change nothing.
 __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int stride, float A_log, float dt_bias, int tokens,
                                             float* G, PrepareShared* shared) {
-    const int token = 2 * lane_id();
+    const int token = 2 * lane_id();  // in [0, chunk_tokens), even
     float g[2] = {}, beta[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         if (token + i >= tokens) continue;
         const size_t at = static_cast<size_t>(token + i) * stride;
-        // Whatever decays by more is gone as well. Unbounded, a large g would take the digits of all sums after it.
+        // exp(forgets_all) leaves nothing of the state. A larger |g| would only cost digits in all later sums.
         g[i] = fmaxf(log_decay(to_float(a[at]), A_log, dt_bias), forgets_all);
         beta[i] = sigmoid(to_float(b[at]));
     }
@@ -67,7 +69,7 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
         const float before = __shfl_up_sync(full_warp, sum, offset);
         if (lane_id() >= offset) sum += before;
     }
-    // The sum before this lane's tokens, from its neighbour: sum - g[1] would cancel where g[1] is large.
+    // The sum before this lane's tokens comes from the lane below: sum - g[1] would lose digits where g[1] is large.
     const float neighbour = __shfl_up_sync(full_warp, sum, 1);
     const float before = lane_id() == 0 ? 0.0f : neighbour;
     const float sums[2] = {before + g[0], sum};
@@ -78,7 +80,8 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
     }
 }
 
-// Warps 0 to 3: k_i . k_j with its factors, into shared memory. Warps 4 to 7: q_i . k_j, into A. A warp takes 16 tokens i.
+// Warps 0 to 3 compute beta_i exp(G_i - G_j) (k_i . k_j) into shared memory, warps 4 to 7 compute A. A warp takes 16
+// tokens i.
 __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, float* A, PrepareShared* shared) {
     const int first = warp_id() % 4 * 16;
     const bool is_q = warp_id() >= 4;
@@ -90,7 +93,7 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
         const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
 #pragma unroll
         for (int tile = 0; tile < tiles; ++tile) {
-            if (8 * tile >= first + 16) break;  // all of these tokens come later
+            if (8 * tile >= first + 16) break;  // these tokens j and all further ones come after every i of the warp
             const Eight other = load_eight(k + static_cast<size_t>(8 * tile + tile_row()) * qkv_width + terms_at() + block);
 #pragma unroll
             for (int step = 0; step < block_steps; ++step)
@@ -112,16 +115,17 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
     }
 }
 
-// x_i = right_i - sum_{j<i} products[j][i] x_j, for one column of the right-hand side in x; in place. As soon as x_j is
-// known it is taken off all later ones, which do not wait for each other.
+// Solves x_i = right_i - sum_{j<i} products[j][i] x_j in place, for one column of the right-hand side in x:
+//     for j in [0, 64): for i in [j + 1, 64): x[i] -= products[j][i] * x[j]
+// The inner iterations are independent of each other.
 __device__ __forceinline__ void solve_column(float (&x)[chunk_tokens], const PrepareShared* shared) {
     // <solve>
 #pragma unroll
     for (int j = 0; j < chunk_tokens - 1; ++j) {
-        if (j % 4 == 0) asm volatile("" ::: "memory");  // or the compiler asks for all of them at once, and spills
+        if (j % 4 == 0) asm volatile("" ::: "memory");  // else the compiler hoists all loads to the front, and spills
 #pragma unroll
         for (int four = (j + 1) / 4; four < chunk_tokens / 4; ++four) {
-            const float4 p = *reinterpret_cast<const float4*>(&shared->products[j][4 * four]);  // one address: a broadcast
+            const float4 p = *reinterpret_cast<const float4*>(&shared->products[j][4 * four]);  // a broadcast
             if (4 * four + 0 > j) x[4 * four + 0] = fmaf(-p.x, x[j], x[4 * four + 0]);
             if (4 * four + 1 > j) x[4 * four + 1] = fmaf(-p.y, x[j], x[4 * four + 1]);
             if (4 * four + 2 > j) x[4 * four + 2] = fmaf(-p.z, x[j], x[4 * four + 2]);
@@ -131,7 +135,8 @@ __device__ __forceinline__ void solve_column(float (&x)[chunk_tokens], const Pre
     // </solve>
 }
 
-// a, b: this head's projections of the whole sequence, `stride` apart. The block's chunk has `tokens` tokens that count.
+// Computes W, U, A, G of one chunk and head. a, b: this head's projections of the whole sequence, `stride` apart. The
+// chunk has `tokens` valid tokens, or all 64 if `tokens` is larger.
 __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, int head, const bf16* a, const bf16* b,
                                                    int stride, float A_log, float dt_bias, int tokens,
                                                    PrepareShared* shared) {
@@ -143,15 +148,15 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
     if (warp_id() == 0)
         chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
                     shared);
-    __syncthreads();  // beta and G are there
+    __syncthreads();  // beta and G are in shared memory
     chunk_products(q, k, args.A + at * chunk_tokens * chunk_tokens, shared);
-    __syncthreads();  // the products of k are there
+    __syncthreads();  // the products of k are in shared memory
     for (int column = threadIdx.x; column < key_width + value_head_dim; column += block_threads) {
         const bool is_k = column < key_width;
         const bf16* right = is_k ? k + column : v + column - key_width;
         float x[chunk_tokens];
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i)  // exp() again in each thread: factors that wait in registers would spill
+        for (int i = 0; i < chunk_tokens; ++i)  // each thread repeats exp(): factors kept in registers would spill
             x[i] = shared->beta[i] * (is_k ? expf(shared->G[i]) : 1.0f) * to_float(right[static_cast<size_t>(i) * qkv_width]);
         solve_column(x, shared);
         float* out = is_k ? args.W + at * chunk_tokens * key_width + column
@@ -164,26 +169,27 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
 
 // ---- scan
 
-// As many columns as shared memory has room for, so that W, q and k are read by few blocks.
+// Each block reads all of W, q and k. So a block takes as many columns as fit in shared memory.
 constexpr int scan_columns = value_head_dim % 32 == 0 && key_width <= 192 ? 32 : key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
-constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd: see tile_b(); 3 spreads the stores too
+constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd, see tile_b(); + 3 also spreads stores
 constexpr int scan_units = key_width / key_block * scan_tiles;  // 64 rows by 8 columns of the state
 constexpr int scan_units_per_warp = (scan_units + block_warps - 1) / block_warps;
 static_assert(value_head_dim % scan_columns == 0, "whole tiles");
 
 struct ScanShared {
     float S[key_width][scan_stride];  // the state before the chunk, rounded to TF32
-    float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // the latter decayed to the chunk's end
+    float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // d_i and exp(G_end - G_i) d_i
 };
 
-// The rows of the state that a lane's registers of a unit stand for: eight neighbours, so that k loads as one.
+// The row of the state, in [0, key_width), that register (tile, x) of a unit holds. A lane's eight rows of a unit are
+// neighbours, so that one instruction loads their elements of k.
 __device__ __forceinline__ int state_row(int unit, int tile, int x) {
     return unit / scan_tiles * key_block + 8 * tile_row() + 2 * tile + x / 2;
 }
 __device__ __forceinline__ int state_column(int unit, int x) { return unit % scan_tiles * 8 + 2 * tile_slot() + x % 2; }
 
-// use(element, row, column) for each element of the state that this lane holds, padding of the keys included.
+// Calls use(element, row, column) for each element of the state that this lane holds, including padding rows.
 template <typename Use>
 __device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp][4], Use use) {
 #pragma unroll
@@ -197,7 +203,7 @@ __device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp
     }
 }
 
-// product[tile] += rows . S: rows points at this lane's terms of its first row, the second is 8 rows further
+// product[tile] += rows . S. `rows` points at this lane's terms of its first row; the second row is 8 rows further.
 template <typename T>
 __device__ __forceinline__ void rows_times_state(const T* rows, int stride, const ScanShared* shared,
                                                  TileC (&product)[scan_tiles]) {
@@ -213,7 +219,8 @@ __device__ __forceinline__ void rows_times_state(const T* rows, int stride, cons
     }
 }
 
-// o [tokens, value_dim] fp32; S: this head's state
+// One block scans columns [first_column, first_column + scan_columns) of one head. o [tokens, value_dim] fp32; S: this
+// head's state.
 __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int first_column, int chunks, float* S,
                                                 float* o, ScanShared* shared) {
     const int key_head = head / value_heads_per_key;
@@ -230,10 +237,10 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         const bf16* k = q + k_offset;
         const float* G = args.G + at * chunk_tokens;
         const float G_end = G[chunk_tokens - 1];
-        const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens: row and row + 8
+        const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens of the chunk are row and row + 8
         const float G_row[2] = {G[row], G[row + 8]};
         each_of_state(state, [&](float& s, int row, int column) { shared->S[row][column] = to_tf32(s); });
-        __syncthreads();  // S is there, and nobody reads the corrections of the chunk before any more
+        __syncthreads();  // S is in shared memory, and every warp has finished with the previous chunk
 
         TileC product[scan_tiles] = {};
         if (warp_id() < 4) {
@@ -255,7 +262,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
 #pragma unroll
                 for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
         }
-        __syncthreads();  // the corrections are there, and nobody reads S any more
+        __syncthreads();  // the corrections are in shared memory, and every warp has finished reading S
 
         const float decay = expf(G_end);
         each_of_state(state, [&](float& s, int, int) { s *= decay; });
@@ -283,7 +290,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
             const float* A = args.A + (at * chunk_tokens + row) * chunk_tokens + terms_at();
 #pragma unroll
             for (int block = 0; block < chunk_tokens; block += block_terms) {
-                if (block > row) break;  // all of these tokens come later; the same for the whole warp
+                if (block > row) break;  // these tokens come after `row`; the whole warp takes the same branch
                 const Eight upper = load_eight(A + block), lower = load_eight(A + 8 * chunk_tokens + block);
 #pragma unroll
                 for (int step = 0; step < block_steps; ++step)

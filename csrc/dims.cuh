@@ -1,5 +1,5 @@
 // dims.cuh: the model's dimensions as compile-time constants, under the names of config.json
-// The -D macros are set from luce_edu.config.ModelConfig by luce_edu/stages/dims.py; no number is typed twice.
+// luce_edu/stages/dims.py sets the -D macros from luce_edu.config.ModelConfig, so each number has one source.
 #pragma once
 #include "primitives.cuh"
 
@@ -32,10 +32,10 @@ constexpr float l2_norm_eps = 1e-6f;
 
 __device__ constexpr int max_of(int a, int b) { return a > b ? a : b; }
 
-// A vector that feeds a matrix product is staged in shared memory; the longest one sets the size.
+// Each vector that a matrix product reads is staged in shared memory. The longest one sets the size of that memory.
 constexpr int longest_vector =
     max_of(max_of(hidden_size, intermediate_size), max_of(value_dim, q_dim));
 
 static_assert(hidden_size % 8 == 0 && intermediate_size % 8 == 0, "a thread loads 8 weights at a time");
 static_assert(value_dim % 8 == 0 && q_dim % 8 == 0, "a thread loads 8 weights at a time");
-static_assert(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "RoPE turns pairs");
+static_assert(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "RoPE rotates pairs");

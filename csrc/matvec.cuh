@@ -1,8 +1,10 @@
 // matvec.cuh: dot products of bf16 weight rows with an fp32 vector
-// Computes  y[r] = sum_c W[r, c] * x[c], fp32 accumulation
+// Computes  for r in [0, rows):
+//               y[r] = 0
+//               for c in [0, cols): y[r] += W[r][c] * x[c]        in fp32
 // Shapes    W [rows, cols] bf16, row-major, 16-byte aligned; x [cols] fp32, staged in shared memory
-// Work      one warp a row (or a few rows at once); a lane takes 8 neighbouring weights, the warp 256
-// Traffic   every weight is read once, 16 bytes a lane, 512 contiguous bytes a warp
+// Work      one warp per row, or per few rows at once; per load a lane takes 8 neighbouring weights, the warp 256
+// Traffic   every weight is read once, 16 bytes per lane, 512 contiguous bytes per warp
 // Needs     cols a multiple of 8
 // Checked   tests/csrc/test_kernels.py
 #pragma once
@@ -12,15 +14,15 @@ constexpr int lane_weights = 8;                      // bf16 in one 16-byte load
 constexpr int chunk = warp_threads * lane_weights;   // weights that a warp covers with one load
 constexpr int loads_in_flight = 8;                   // 16-byte loads a lane issues before it waits
 
-// Where element c of x stands in shared memory. A lane needs 8 neighbouring floats, two 16-byte reads; in natural
-// order lanes 0 and 4 would start in the same bank. So a chunk is stored as all lanes' first four floats, then all
-// lanes' last four: both reads run through 128 neighbouring floats.
+// The place in shared memory of element c of x. A lane needs 8 neighbouring floats, which are two 16-byte reads. In
+// natural order lanes 0 and 4 would start in the same bank. So a chunk holds first the lower four floats of every lane,
+// then the upper four. Each of the two reads then covers 128 neighbouring floats.
 __device__ __forceinline__ int staged(int c) {
     const int in_chunk = c % chunk;
     return c - in_chunk + (in_chunk % 8 / 4) * (chunk / 2) + in_chunk / 8 * 4 + in_chunk % 4;
 }
 
-// Floats of shared memory that a staged vector of n elements takes: whole chunks.
+// The number of floats that a staged vector of n elements takes in shared memory: whole chunks.
 __device__ constexpr int staged_size(int n) { return (n + chunk - 1) / chunk * chunk; }
 
 __device__ __forceinline__ float dot8(bf16x8 w, float4 lo, float4 hi, float sum) {
@@ -34,16 +36,16 @@ __device__ __forceinline__ float dot8(bf16x8 w, float4 lo, float4 hi, float sum)
     return fmaf(odd(w.pair[3]), hi.w, sum);
 }
 
-// How many of `chunks` to load together: the most that divide them, up to `most`, so that no group is ragged.
+// The number of chunks to load together: the largest divisor of `chunks` up to `most`, so that all groups are full.
 __device__ constexpr int group_size(int chunks, int most) {
     while (chunks % most != 0) --most;
     return most;
 }
 
-// One warp, `rows` rows at once: sum[r] = W_r . x in every lane. w[r] points at the row's first weight.
+// One warp computes sum[r] = W_r . x for r in [0, rows), and every lane gets all sums. w[r] is the row's first weight.
 template <int cols, int rows>
 __device__ __forceinline__ void warp_dot(const bf16* const (&w)[rows], const float* x, float (&sum)[rows]) {
-    constexpr int chunks = cols / chunk;  // whole chunks; a shorter tail comes after them
+    constexpr int chunks = cols / chunk;  // whole chunks; the rest of the row follows after the loop
     constexpr int group = group_size(chunks, loads_in_flight / rows);
     const int lane = lane_id();
 #pragma unroll
@@ -78,12 +80,12 @@ __device__ __forceinline__ void warp_dot(const bf16* const (&w)[rows], const flo
     for (int r = 0; r < rows; ++r) sum[r] = warp_sum(sum[r]);
 }
 
-// The whole grid: out[row] = residual[row] + W[row] . x for every row. x is staged in shared memory.
+// The grid computes out[row] = residual[row] + W[row] . x for row in [0, rows). x is staged in shared memory.
 template <int cols>
 __device__ __forceinline__ void grid_matvec_residual(const bf16* W, const float* x, int rows, const float* residual,
                                                      float* out) {
     for (int row = grid_warp(); row < rows; row += grid_warps()) {
-        const float before = residual[row];  // asked for now, needed after the weights
+        const float before = residual[row];  // loaded early, so that it has arrived when the sum is ready
         const bf16* const w[1] = {W + static_cast<size_t>(row) * cols};
         float sum[1];
         warp_dot<cols>(w, x, sum);
@@ -91,7 +93,7 @@ __device__ __forceinline__ void grid_matvec_residual(const bf16* W, const float*
     }
 }
 
-// One warp asks L2 for the weights of a row before it may have the vector: see wait_for_predecessor().
+// One warp prefetches a row of weights into L2 while the vector is not ready yet: see wait_for_predecessor().
 template <int cols>
 __device__ __forceinline__ void prefetch_row(const bf16* w) {
     constexpr int line = 128 / sizeof(bf16);
@@ -99,7 +101,7 @@ __device__ __forceinline__ void prefetch_row(const bf16* w) {
     for (int c = lane_id() * line; c < cols; c += warp_threads * line) prefetch(w + c);
 }
 
-// The row of W that the warp takes first in a phase that deals single rows.
+// Prefetches the first row of W that this warp will take in grid_matvec_residual() and similar loops.
 template <int cols>
 __device__ __forceinline__ void prefetch_first_row(const bf16* W, int rows) {
     if (grid_warp() < rows) prefetch_row<cols>(W + static_cast<size_t>(grid_warp()) * cols);

@@ -1,6 +1,6 @@
 // megakernel.cu: one cooperative launch for a whole token, from the embedding to the next token
 //
-// Between two phases stands a grid barrier, because every block reads what all blocks wrote.
+// A grid barrier separates two phases, because every block reads what all blocks wrote.
 //   phase            reads                            writes
 //   embed            next_token, embed_tokens         hidden_states[0]
 //   then, for every DeltaNet layer l
@@ -14,15 +14,15 @@
 //   and for either
 //     mlp_up         mid                              act
 //     mlp_down       act, mid                         hidden_states[l + 1]
-//   at last
+//   at the end
 //   lm_head          the last hidden_states           logits, next_token
-// A barrier follows every phase but the last, whose barrier is the kernel's end: that makes
-// 1 + 5 * num_hidden_layers. A buffer is written again one layer later at the earliest, at least
-// two barriers after its last reader.
+// A barrier follows every phase except lm_head, after which the kernel ends. That makes
+// 1 + 5 * num_hidden_layers barriers per token. A buffer is written again one layer later at the
+// earliest, at least two barriers after its last read.
 #include "grid_barrier.cuh"
 #include "phases.cuh"
 
-// Read by luce_edu/stages/megakernel.py, which fills the fields by name: this is their only list.
+// luce_edu/stages/megakernel.py reads the names of the fields from here and fills them by name.
 struct Layer {
     const float *input_norm, *post_attention_norm;
     const bf16 *gate_proj, *up_proj, *down_proj;
@@ -42,7 +42,7 @@ struct Model {
     GridBarrier* barrier;
 };
 
-// Pointers into shared memory: read where they lie, each phase would begin with a trip to memory.
+// Copies structs of pointers into shared memory. Otherwise each phase would begin by loading its pointers from memory.
 template <typename T>
 __device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) {
     static_assert(sizeof(T) % sizeof(void*) == 0, "a struct of pointers");
@@ -60,7 +60,7 @@ megakernel(const Model* model, const Layer* layers, int position, int max_seq_le
     copy_to_shared(all_layers, layers, num_hidden_layers);
     __syncthreads();  // the pointers are in shared memory
 
-    const int token = token_at(m.next_token);  // lm_head writes the next one there, when all blocks have long read this
+    const int token = token_at(m.next_token);  // lm_head overwrites it, many barriers after all blocks have read it
     embed_phase(m.embed_tokens, token, m.hidden_states);
     grid_barrier(m.barrier);
 

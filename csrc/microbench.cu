@@ -1,23 +1,24 @@
-// microbench.cu: what a launch, a grid barrier and a byte cost on the GPU that is there (luce_edu/measure/constants.py)
+// microbench.cu: kernels that measure the cost of a launch, a grid barrier and a byte (luce_edu/measure/constants.py)
 #include "block.cuh"
 #include "grid_barrier.cuh"
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(block_threads)
 
-constexpr int in_flight = 8;  // 16-byte loads a thread issues before it uses one: as the kernels of the stages do
+constexpr int in_flight = 8;  // 16-byte loads that a thread issues before it uses one, as in the stages' kernels
 
-// Starts and ends; with dependent launch it lets the next one start at once.
+// An empty kernel. With dependent launch it lets its successor start at once.
 KERNEL nothing() {
     wait_for_predecessor();
     let_successor_start();
 }
 
-// `count` grid barriers and nothing between them; a cooperative launch.
+// `count` grid barriers with nothing between them; needs a cooperative launch.
 KERNEL barriers(GridBarrier* barrier, int count) {
     for (int i = 0; i < count; ++i) grid_barrier(barrier);
 }
 
-// Reads 8 * `vectors` bf16 numbers. They are added up as bits so that no load can be left out; *sink is all but never written.
+// Reads 8 * `vectors` bf16 numbers. It adds up their bits, so that the compiler cannot remove a load. *sink is written
+// only if the sum has one arbitrary value.
 KERNEL read_all(const bf16* from, int vectors, unsigned* sink) {
     const int stride = gridDim.x * block_threads;
     unsigned sum = 0;
@@ -34,7 +35,7 @@ KERNEL read_all(const bf16* from, int vectors, unsigned* sink) {
     if (sum == 0x12345678u) *sink = sum;
 }
 
-// to = from, 16 bytes a thread at a time
+// to[i] = from[i] for i in [0, 8 * vectors), 16 bytes per access
 KERNEL copy_all(const bf16* from, bf16* to, int vectors) {
     const int stride = gridDim.x * block_threads;
     for (int first = blockIdx.x * block_threads + threadIdx.x; first < vectors; first += in_flight * stride) {

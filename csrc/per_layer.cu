@@ -1,30 +1,30 @@
-// per_layer.cu: fused kernels, five a layer. Each kernel is one phase of phases.cuh.
-// Token and position are read from memory, so that a CUDA graph, which replays the arguments of its capture, serves every
-// step. lm_head leaves the token there, and embed moves the position on.
-// For stage `graph` on Hopper and newer (-DDEPENDENT_LAUNCH) each kernel first asks for weights, which nothing writes, and
-// then waits for its predecessor; otherwise both are nothing.
+// per_layer.cu: fused kernels, five per layer. Each kernel is one phase of phases.cuh.
+// The kernels read token and position from memory: a CUDA graph replays the arguments of its capture, and so serves
+// every step. lm_head writes the next token, and embed increments the position.
+// For stage `graph` on Hopper and newer (-DDEPENDENT_LAUNCH) each kernel prefetches weights, which no kernel writes,
+// and then waits for its predecessor. Without the macro, prefetch and wait compile to nothing.
 #include "phases.cuh"
 
-// How many blocks an SM shall have room for, which limits a thread's registers: 128 for one block, 64 for two.
+// blocks: how many blocks must fit on an SM. It limits a thread's registers: to 128 for one block, to 64 for two.
 #define KERNEL_FOR(blocks) extern "C" __global__ void __launch_bounds__(block_threads, blocks)
 #define KERNEL KERNEL_FOR(1)
 
-// With dependent launch a grid has one block an SM (luce_edu/stages/graph.py). A kernel of 64 registers finds room beside
-// its predecessor's block there, and asks for its weights while that one ends. Kernels that would spill at 64 on some
-// architecture stay at 128: deltanet_out and attention_out on Blackwell, attention everywhere.
+// With dependent launch a grid has one block per SM (luce_edu/stages/graph.py). A block with 64 registers per thread
+// fits on an SM beside its predecessor's block, and prefetches its weights while that one finishes. Kernels that would
+// spill at 64 on some architecture keep 128: deltanet_out and attention_out on Blackwell, attention on all.
 #ifdef DEPENDENT_LAUNCH
 constexpr int beside_predecessor = 2;
 #else
 constexpr int beside_predecessor = 1;
 #endif
 
-// What stands between two kernels of a step: all that the kernels before wrote is there.
+// After this call a kernel may read what the earlier kernels of the step wrote.
 __device__ __forceinline__ void begin_phase() {
     wait_for_predecessor();
     let_successor_start();
 }
 
-// position goes on by one, from -1 before the first token; no other thread of this launch looks at it.
+// x = embed_tokens[token]. *position is -1 before the first token; only one thread of this launch accesses it.
 KERNEL embed(const bf16* embed_tokens, const int* token, int* position, float* x) {
     begin_phase();
     if (blockIdx.x == 0 && threadIdx.x == 0) ++*position;
@@ -116,7 +116,7 @@ KERNEL_FOR(beside_predecessor)
 lm_head(const float* x, const float* norm, const bf16* weight, float* logits, Best* block_best, unsigned* arrivals,
         int* next_token) {
     __shared__ PhaseShared shared;
-    const int row = 2 * grid_warp();  // a warp takes a pair of rows; an odd vocabulary ends in a single one
+    const int row = 2 * grid_warp();  // this warp's first pair of rows; an odd vocabulary ends with a single row
     if (row < vocab_size) prefetch_row<hidden_size>(weight + static_cast<size_t>(row) * hidden_size);
     if (row + 1 < vocab_size) prefetch_row<hidden_size>(weight + static_cast<size_t>(row + 1) * hidden_size);
     begin_phase();

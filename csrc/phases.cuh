@@ -1,12 +1,14 @@
-// phases.cuh: the fused pieces of a layer. per_layer.cu launches each as a kernel; megakernel.cu runs them between
-// grid barriers. Each is done by the whole grid, whatever its size; between two phases all blocks must have finished.
+// phases.cuh: the phases of a layer. per_layer.cu launches each as a kernel; megakernel.cu runs them between grid
+// barriers. The whole grid computes a phase, whatever its size, and all blocks must finish it before the next starts.
 //
 //   DeltaNet layer    deltanet_in -> delta_rule -> deltanet_out -> mlp_up -> mlp_down
 //   attention layer   attention_in -> attention -> attention_out -> mlp_up -> mlp_down
 //
-// Activations are fp32 and small: every block reads the whole input vector and normalises it for itself, which costs
-// a few KiB from L2 and saves a pass through memory. x and its successors are rows of hidden_states, one for each
-// layer, so no phase overwrites what another block may still read.
+//   for each layer: mid = x + mixer(norm(x)), where the mixer is DeltaNet or attention;  x = mid + MLP(norm(mid))
+//
+// Activations are fp32 and small. So every block reads the whole input vector and normalises it itself: that costs a
+// few KiB from L2 and saves a pass through memory. hidden_states has one row per layer for x and its successors, so no
+// phase overwrites what another block may still read.
 #pragma once
 #include "argmax.cuh"
 #include "attention.cuh"
@@ -25,9 +27,9 @@ union PhaseShared {
     AttentionShared attention;
     ArgmaxShared argmax;
 };
-static_assert(sizeof(PhaseShared) <= 48 * 1024, "shared memory that every GPU gives without asking");
+static_assert(sizeof(PhaseShared) <= 48 * 1024, "fits in the static shared memory of every GPU");
 
-// ---- inputs of a matrix product, staged in shared memory; each ends in a barrier
+// ---- the input vector of a matrix product, staged in shared memory. Each function ends with a barrier of the block.
 
 __device__ __forceinline__ void stage_norm(const float* x, const float* norm, MatvecShared* shared) {
     block_rms_norm<hidden_size>(x, norm, shared->scratch, [&](int i, float y) { shared->x[staged(i)] = y; });
@@ -37,7 +39,7 @@ __device__ __forceinline__ void stage_norm(const float* x, const float* norm, Ma
 template <int n>
 __device__ __forceinline__ void stage_vector(const float* x, MatvecShared* shared) {
     constexpr int per_thread = (n + block_threads - 1) / block_threads;
-    float value[per_thread];  // all loads first: one after a store would wait for it
+    float value[per_thread];  // all loads come first, because a load after a store would wait for it
 #pragma unroll
     for (int i = 0; i < per_thread; ++i) {
         const int c = threadIdx.x + i * block_threads;
@@ -75,7 +77,7 @@ struct DeltaNetWeights {
     const float *conv1d, *A_log, *dt_bias, *norm;
 };
 
-// All rows of the four input matrices in one count; two at a time, and no pair straddles two matrices.
+// One row index in [0, deltanet_in_rows) for all four input matrices. A warp takes two rows, both of the same matrix.
 static_assert(conv_dim % 2 == 0 && value_dim % 2 == 0 && num_value_heads % 2 == 0, "rows go in pairs");
 constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
 constexpr int deltanet_in_rows = a_row + num_value_heads;
@@ -87,7 +89,7 @@ __device__ __forceinline__ const bf16* deltanet_in_row(const DeltaNetWeights& w,
                          : w.in_proj_a + static_cast<size_t>(row - a_row) * hidden_size;
 }
 
-// Norm, the four input projections, and what follows each row by itself: convolution, beta, g.
+// Computes the norm, the four input projections, and what needs one row only: convolution, beta, g.
 // qkv [conv_dim] after convolution and SiLU;  z [value_dim];  beta, g [num_value_heads]
 __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* input_norm, const DeltaNetWeights& w,
                                                   float* conv_state, float* qkv, float* z, float* beta, float* g,
@@ -100,7 +102,7 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
         float sum[2];
         warp_dot<hidden_size>(two, shared->x, sum);
         // <epilogue>
-        if (lane_id() < 2) {  // one lane for each row: the two epilogues run side by side
+        if (lane_id() < 2) {  // lane 0 takes the first row, lane 1 the second: the two epilogues run at the same time
             const int r = row + lane_id();
             const float value = lane_id() == 0 ? sum[0] : sum[1];
             if (r < z_row) {
@@ -117,7 +119,7 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
     }
 }
 
-// o [value_dim], before the gated norm
+// Computes o [value_dim], before the gated norm. A unit is one head and one tile of columns.
 __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* beta, const float* g,
                                                  float* recurrent_state, float* o, DeltaRuleShared* shared) {
     for (int unit = blockIdx.x; unit < num_value_heads * tiles_per_head; unit += gridDim.x) {
@@ -131,7 +133,7 @@ __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* 
     }
 }
 
-// Gated norm, output projection, residual: out = x + out_proj(norm(o, z))
+// Computes out = x + out_proj(gated_norm(o, z))
 __device__ __forceinline__ void deltanet_out_phase(const float* o, const float* z, const DeltaNetWeights& w,
                                                    const float* x, float* out, MatvecShared* shared) {
     stage_gated_norm(o, z, w.norm, shared);
@@ -145,7 +147,7 @@ struct AttentionWeights {
     const float *q_norm, *k_norm;
 };
 
-constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim;  // rows go in pairs here too: kv_dim is a multiple of 8
+constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim;  // pairs of rows fit here too: kv_dim is a multiple of 8
 constexpr int attention_in_rows = v_row + kv_dim;
 
 __device__ __forceinline__ const bf16* attention_in_row(const AttentionWeights& w, int row) {
@@ -154,7 +156,7 @@ __device__ __forceinline__ const bf16* attention_in_row(const AttentionWeights& 
                          : w.v_proj + static_cast<size_t>(row - v_row) * hidden_size;
 }
 
-// projected: q with its gate, k, v side by side, 2 * q_dim + 2 * kv_dim floats
+// Computes projected [attention_in_rows]: q and its gate head by head, then k, then v
 __device__ __forceinline__ void attention_in_phase(const float* x, const float* input_norm, const AttentionWeights& w,
                                                    float* projected, MatvecShared* shared) {
     stage_norm(x, input_norm, shared);
@@ -168,7 +170,7 @@ __device__ __forceinline__ void attention_in_phase(const float* x, const float* 
     }
 }
 
-// Output projection and residual: out = x + o_proj(o)
+// Computes out = x + o_proj(o)
 __device__ __forceinline__ void attention_out_phase(const float* o, const AttentionWeights& w, const float* x, float* out,
                                                     MatvecShared* shared) {
     stage_vector<q_dim>(o, shared);
@@ -177,7 +179,7 @@ __device__ __forceinline__ void attention_out_phase(const float* o, const Attent
 
 // ---- MLP
 
-// act [intermediate_size] = silu(gate_proj(norm(x))) * up_proj(norm(x)); a warp takes a gate row and its up row
+// Computes act [intermediate_size] = silu(gate_proj(norm(x))) * up_proj(norm(x)). A warp takes row i of both matrices.
 __device__ __forceinline__ void mlp_up_phase(const float* x, const float* post_attention_norm, const bf16* gate_proj,
                                              const bf16* up_proj, float* act, MatvecShared* shared) {
     stage_norm(x, post_attention_norm, shared);
@@ -190,7 +192,7 @@ __device__ __forceinline__ void mlp_up_phase(const float* x, const float* post_a
     }
 }
 
-// out = x + down_proj(act)
+// Computes out = x + down_proj(act)
 __device__ __forceinline__ void mlp_down_phase(const float* act, const bf16* down_proj, const float* x, float* out,
                                                MatvecShared* shared) {
     stage_vector<intermediate_size>(act, shared);
@@ -199,13 +201,13 @@ __device__ __forceinline__ void mlp_down_phase(const float* act, const bf16* dow
 
 // ---- LM head
 
-// logits [vocab_size] = lm_head(norm(x)), and the index of the largest
+// Computes logits [vocab_size] = lm_head(norm(x)), and the index of the largest
 __device__ __forceinline__ void lm_head_phase(const float* x, const float* final_norm, const bf16* lm_head, float* logits,
                                               Best* block_best, unsigned* arrivals, int* next_token, PhaseShared* shared) {
     stage_norm(x, final_norm, &shared->matvec);
     Best best = no_best();
     for (int row = 2 * grid_warp(); row < vocab_size; row += 2 * grid_warps()) {
-        const bool pair = row + 1 < vocab_size;  // an odd vocabulary ends in a single row, read twice
+        const bool pair = row + 1 < vocab_size;  // false for the last row of an odd vocabulary, which is read twice
         const bf16* W = lm_head + static_cast<size_t>(row) * hidden_size;
         const bf16* const two[2] = {W, pair ? W + hidden_size : W};
         float sum[2];
@@ -216,6 +218,6 @@ __device__ __forceinline__ void lm_head_phase(const float* x, const float* final
             best = better(best, Best{logit, row + lane_id()});
         }
     }
-    __syncthreads();  // the staged vector is no longer needed: the argmax reuses its memory
+    __syncthreads();  // the staged vector is no longer needed, so the argmax may reuse its memory
     grid_argmax(best, block_best, arrivals, next_token, &shared->argmax);
 }

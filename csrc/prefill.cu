@@ -1,36 +1,37 @@
-// prefill.cu: what stands between the matrix products of a prompt (luce_edu/stages/prefill.py); these are cuBLAS's
+// prefill.cu: the kernels between a prompt's matrix products, which cuBLAS computes (luce_edu/stages/prefill.py)
 //
 //   DeltaNet layer    norm | product | causal_conv -> delta_rule_prepare -> delta_rule_scan -> gated_rms_norm | product
 //   attention layer   norm | product | attention_prepare -> attention | product
 //   both then         norm | product | swiglu | product
 //
-// The residual x is fp32; what enters or leaves a product is bf16. A row is a token. Position and length of the segment are
-// read from memory, so that a CUDA graph serves every prompt that fits its rows; rows at `length` and beyond hold nothing
-// that may be used, except where zeros are promised.
+// The residual x is fp32; inputs and outputs of a product are bf16. A row is a token. The kernels read position and
+// length of the segment from memory, so a CUDA graph serves every prompt that fits its rows. Rows from `length` on are
+// not valid, except where a comment says that they are zero.
 #include "causal_attention.cuh"
 #include "causal_conv_sequence.cuh"
 #include "delta_rule_chunk.cuh"
 #include "phases.cuh"
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(block_threads)
-// For kernels that keep much in registers: how many blocks an SM shall have room for.
+// blocks: how many blocks must fit on an SM, which limits the registers of a thread.
 #define KERNEL_FOR(blocks) extern "C" __global__ void __launch_bounds__(block_threads, blocks)
 
-// The head of the buffer that holds the segment's tokens.
+// The first two ints of the buffer `tokens`. The segment's tokens follow them.
 struct Segment {
     int position, length;  // tokens before the segment, and in it
 };
 
-// A projection's outputs stand side by side in a row.
+// The width of a row that holds all outputs of a layer's input projections.
 constexpr int deltanet_width = deltanet_in_rows, attention_width = attention_in_rows;
 
-// A bf16 head, read as floats.
+// Reads a bf16 vector as floats.
 struct Bf16Row {
     const bf16* p;
     __device__ __forceinline__ float operator[](int i) const { return to_float(p[i]); }
 };
 
-// One block, one row: x = value(i), normed = rms_norm(x), and of the segment's last row also last = x.
+// One block computes one row: x[i] = value(i), normed = rms_norm(x), and last = x unless last is null. value(i) gives
+// elements i and i + 1.
 template <typename Value>
 __device__ __forceinline__ void norm_row(Value value, const float* norm, float* x, bf16* normed, float* last) {
     __shared__ float scratch[block_warps];
@@ -55,7 +56,7 @@ __device__ __forceinline__ void norm_row(Value value, const float* norm, float* 
     }
 }
 
-// x = embed_tokens[tokens], normed = rms_norm(x); hidden gets the last row. A block a row.
+// x = embed_tokens[tokens], normed = rms_norm(x); hidden gets the segment's last row. One block per row.
 KERNEL embed_norm(const bf16* embed_tokens, const int* tokens, const float* norm, float* x, bf16* normed, float* hidden) {
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
     const int row = blockIdx.x;
@@ -66,7 +67,7 @@ KERNEL embed_norm(const bf16* embed_tokens, const int* tokens, const float* norm
              row == segment.length - 1 ? hidden : nullptr);
 }
 
-// x += y, normed = rms_norm(x); hidden gets the last row, where is_layer_end. A block a row.
+// x += y, normed = rms_norm(x); if is_layer_end, hidden gets the segment's last row. One block per row.
 KERNEL add_norm(const bf16* y, const int* tokens, const float* norm, float* x, bf16* normed, float* hidden,
                 int is_layer_end) {
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
@@ -81,7 +82,7 @@ KERNEL add_norm(const bf16* y, const int* tokens, const float* norm, float* x, b
         norm, x + at, normed + at, is_layer_end && row == segment.length - 1 ? hidden : nullptr);
 }
 
-// hidden = x + y of the last row: what the final norm and the head are for
+// hidden = x + y of the segment's last row, which the final norm and the LM head read
 KERNEL last_hidden(const bf16* y, const int* tokens, const float* x, float* hidden) {
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
     const int i = blockIdx.x * block_threads + threadIdx.x;
@@ -89,14 +90,14 @@ KERNEL last_hidden(const bf16* y, const int* tokens, const float* x, float* hidd
     if (i < hidden_size) hidden[i] = x[at] + to_float(y[at]);
 }
 
-// qkv = silu(conv(projected)), q and k normalised; conv_state moves on. A warp takes a head and 16 tokens.
+// qkv = silu(conv(projected)), q and k normalised; conv_state gets the last inputs. A warp takes a head and 16 tokens.
 KERNEL_FOR(2) causal_conv(const bf16* projected, const int* tokens, const float* weight, float* conv_state, bf16* qkv) {
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int unit = blockIdx.x * block_warps + warp_id();
     causal_conv_sequence(projected, deltanet_width, weight, conv_state, qkv, unit, length);
 }
 
-// W, U, A, G of each chunk and value head
+// W, U, A, G of delta_rule_chunk.cuh, for each chunk and value head
 KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const bf16* qkv, const float* A_log,
                           const float* dt_bias, float* W, float* U, float* A, float* G) {
     __shared__ PrepareShared shared;
@@ -107,18 +108,18 @@ KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const
                   deltanet_width, A_log[head], dt_bias[head], length - chunk * chunk_tokens, &shared);
 }
 
-// o, and recurrent_state after the segment
+// o of each token, and recurrent_state after the segment
 KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* W, float* U, float* A, float* G, float* recurrent_state,
                        float* o) {
     __shared__ ScanShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int head = blockIdx.x, column = blockIdx.y * scan_columns;
-    if (column >= value_head_dim) return;  // the grid has a block for the narrowest tiles that there are
+    if (column >= value_head_dim) return;  // the grid is sized for the narrowest tile; surplus blocks return at once
     scan_chunks(ChunkArgs{qkv, W, U, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
                 recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim, o, &shared);
 }
 
-// mixed = rms_norm(o) * weight * silu(z), head by head; a warp takes a head of a token
+// mixed = rms_norm(o) * weight * silu(z) for each head; one warp per token and head
 KERNEL gated_rms_norm(const float* o, const bf16* projected, const int* tokens, const float* weight, bf16* mixed) {
     struct Pair {
         float weight, z;
@@ -134,7 +135,7 @@ KERNEL gated_rms_norm(const float* o, const bf16* projected, const int* tokens, 
         [&](int i, float value, Pair with) { mixed[at + i] = to_bf16(value * with.weight * silu(with.z)); });
 }
 
-// q = rope(norm(q)) / sqrt(head_dim);  k = rope(norm(k)) and v join the cache. A warp takes a head of a token: q's, k's, v's.
+// q = rope(norm(q)) / sqrt(head_dim);  the caches get k = rope(norm(k)) and v. One warp per token and head of q, k, v.
 KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* q_norm, const float* k_norm,
                          const float* rope_cos, const float* rope_sin, bf16* q, bf16* k_cache, bf16* v_cache,
                          int max_seq_len) {
@@ -142,7 +143,7 @@ KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* 
     constexpr int units = num_attention_heads + 2 * num_key_value_heads;
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
     const int row = (blockIdx.x * block_warps + warp_id()) / units, unit = (blockIdx.x * block_warps + warp_id()) % units;
-    if (row >= segment.length) return;  // a whole warp leaves, and no barrier of the block follows
+    if (row >= segment.length) return;  // the whole warp returns, and no barrier of the block follows
     const bf16* in = projected + static_cast<size_t>(row) * attention_width;
     const int position = segment.position + row, kv = (unit - num_attention_heads) % num_key_value_heads;
     const size_t cached = (static_cast<size_t>(max_of(kv, 0)) * max_seq_len + position) * head_dim;
@@ -167,7 +168,7 @@ KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* 
     for (int i = lane_id(); i < head_dim; i += warp_threads) out[i] = to_bf16(own[i] * scale);
 }
 
-// mixed = attention * sigmoid(gate); a block takes 32 rows of a kv head
+// mixed = attention * sigmoid(gate), see causal_attention.cuh; a block takes 32 rows of a kv head
 KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const bf16* projected, const int* tokens,
                  bf16* mixed, int max_seq_len) {
     __shared__ CausalShared shared;
@@ -178,7 +179,7 @@ KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                      blockIdx.y, first_row, attention_width, &shared);
 }
 
-// act = silu(gate) * up; gate and up stand side by side in a row. A thread takes eight elements.
+// act = silu(gate) * up; a row of `projected` holds gate, then up. A thread takes eight elements.
 KERNEL swiglu(const bf16* projected, const int* tokens, bf16* act) {
     constexpr int per_row = intermediate_size / 8;
     const int unit = blockIdx.x * block_threads + threadIdx.x;
@@ -192,7 +193,7 @@ KERNEL swiglu(const bf16* projected, const int* tokens, bf16* act) {
     store_eight(act + static_cast<size_t>(row) * intermediate_size + i, out);
 }
 
-// logits and choice after the last row
+// logits = lm_head(norm(x)) and the next token, for the segment's last row
 KERNEL_FOR(2) lm_head(const float* x, const float* norm, const bf16* lm_head, float* logits, Best* block_best,
                       unsigned* arrivals, int* next_token) {
     __shared__ PhaseShared shared;

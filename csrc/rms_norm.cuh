@@ -1,19 +1,20 @@
 // rms_norm.cuh: the two RMS norms of the model
-// Computes  zero-centred: y = x / rms(x) * (1 + weight);  gated: y = x / rms(x) * weight * silu(z), head by head
-//           where rms(x) = sqrt(mean(x^2) + eps)
+// Computes  squares = sum over i in [0, n) of x[i]^2
+//           for i in [0, n): y[i] = x[i] / sqrt(squares / n + eps) * (1 + weight[i])            zero-centred
+//           for i in [0, n): y[i] = x[i] / sqrt(squares / n + eps) * weight[i] * silu(z[i])     gated, for each head
 // Shapes    x, weight [n] fp32;  gated: x, z [heads, n], weight [n]
-// Work      zero-centred: one block a vector;  gated: one warp a head
+// Work      zero-centred: one block per vector;  gated: one warp per head
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "activations.cuh"
 #include "block.cuh"
 #include "dims.cuh"
 
-// store(i, y[i]) for each element. `scratch`: block_warps floats of shared memory.
+// Calls store(i, y[i]) for each i in [0, n). `scratch` is block_warps floats of shared memory.
 template <int n, typename Store>
 __device__ __forceinline__ void block_rms_norm(const float* x, const float* weight, float* scratch, Store store) {
     constexpr int per_thread = (n + block_threads - 1) / block_threads;
-    float value[per_thread], factor[per_thread];  // both loaded now: the weight's trip hides behind the sum
+    float value[per_thread], factor[per_thread];  // both loaded now: the sum hides the latency of the weights
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < per_thread; ++i) {
@@ -30,7 +31,7 @@ __device__ __forceinline__ void block_rms_norm(const float* x, const float* weig
     }
 }
 
-// One warp, one head of n elements: store(i, y[i]).
+// One warp takes one head and calls store(i, y[i]) for each i in [0, n).
 template <int n, typename Store>
 __device__ __forceinline__ void warp_gated_rms_norm(const float* x, const float* z, const float* weight, Store store) {
     struct Pair {

@@ -1,8 +1,10 @@
 // rope.cuh: per-head RMS norm, then rotary position embedding on the first rotary_dim elements
-// Computes  y = x / rms(x) * (1 + weight), then for each pair (i, i + rotary_dim / 2):
-//           (a, b) -> (a cos - b sin, b cos + a sin)
+// Computes  for i in [0, head_dim): y[i] = x[i] / rms(x) * (1 + weight[i])
+//           for i in [0, rotary_dim / 2):
+//               a = y[i], b = y[i + rotary_dim / 2]
+//               y[i] = a * cos[i] - b * sin[i],  y[i + rotary_dim / 2] = b * cos[i] + a * sin[i]
 // Shapes    x, y [head_dim] fp32;  weight [head_dim];  cos, sin [rotary_dim / 2] fp32, the row of this position
-// Work      one warp a head
+// Work      one warp per head
 // Checked   tests/csrc/test_kernels.py
 #pragma once
 #include "block.cuh"
@@ -16,7 +18,7 @@ __device__ __forceinline__ void warp_head_norm(const float* x, const float* weig
         [&](int i, float value, float with) { y[i] = value * (1.0f + with); });
 }
 
-// In place on y.
+// Rotates y in place.
 __device__ __forceinline__ void warp_rope(float* y, const float* cos, const float* sin) {
     for (int i = lane_id(); i < rotary_dim / 2; i += warp_threads) {
         const float a = y[i], b = y[i + rotary_dim / 2];

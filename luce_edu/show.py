@@ -8,7 +8,7 @@
 
 `show_ptx` shows under each source line the instructions that NVIDIA's compiler made of it:
 
-    show_ptx("csrc/rms_norm.cuh", line=23)                          in the first kernel that has any
+    show_ptx("csrc/rms_norm.cuh", line=24)                          in the first kernel that has any
     show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     of a region, in the kernel that you name
     show_ptx(verdict, line=5)                                       of a line of a %%kernel cell, kept with --as
 """
