@@ -129,33 +129,6 @@ DONE:
         assert all(row == (0, 0) for row in warp[1::2])
 
 
-def test_lanes_that_part_meet_again_and_each_runs_its_own_way():
-    """A loop whose length differs by lane, with a branch inside: every lane counts for itself."""
-    body = """
-    and.b32 %r4, %me, 15;
-    mov.u32 %r5, 0;
-    mov.u32 %r6, 0;
-LOOP:
-    setp.ge.u32 %q0, %r5, %r4;
-    @%q0 bra DONE;
-    and.b32 %r7, %r5, 1;
-    setp.eq.u32 %q1, %r7, 0;
-    @%q1 bra EVEN;
-    add.u32 %r6, %r6, %r5;
-    bra NEXT;
-EVEN:
-    add.u32 %r6, %r6, 100;
-NEXT:
-    add.u32 %r5, %r5, 1;
-    bra LOOP;
-DONE:
-    mad.wide.u32 %x1, %t, 4, %p0;
-    st.global.u32 [%x1], %r6;"""
-    out = tensor([UNWRITTEN] * 64, 32)
-    launch(entry(["out"], body), 2, 32, [out])
-    assert patterns(out) == [sum(100 if i % 2 == 0 else i for i in range(n % 16)) for n in range(64)]
-
-
 def test_an_indirect_branch_takes_each_lane_to_its_label():
     body = """
     and.b32 %r4, %me, 3;
@@ -179,39 +152,3 @@ DONE:
     launch(entry(["out"], body), 1, 32, [out])
     expected = [(10, 23, n + 1003, -(n + 1000) & 0xFFFFFFFF)[n % 4] for n in range(32)]
     assert patterns(out) == expected
-
-
-def test_functions_are_called_with_parameters_and_return_values():
-    source = """
-.func (.param .b32 result) poly(.param .b32 x, .param .b32 scale)
-{
-    .reg .b32 %r<4>;
-    ld.param.u32 %r0, [x];
-    ld.param.u32 %r1, [scale];
-    mad.lo.u32 %r2, %r0, %r0, %r1;
-    st.param.b32 [result], %r2;
-    ret;
-}
-""" + entry(
-        ["out"],
-        """
-    setp.lt.u32 %q0, %me, 20;
-    mov.u32 %r5, 0;
-    mov.u32 %r4, 7;
-    @!%q0 bra DONE;
-    {
-        .param .b32 result0;
-        .param .b32 x0;
-        .param .b32 x1;
-        st.param.b32 [x0], %me;
-        st.param.b32 [x1], %r4;
-        call.uni (result0), poly, (x0, x1);
-        ld.param.b32 %r5, [result0];
-    }
-DONE:
-    mad.wide.u32 %x1, %t, 4, %p0;
-    st.global.u32 [%x1], %r5;""",
-    )
-    out = tensor([UNWRITTEN] * 32, 32)
-    launch(source, 1, 32, [out])
-    assert patterns(out) == [n * n + 7 if n < 20 else 0 for n in range(32)]

@@ -174,9 +174,6 @@ for kind in INTEGERS:
     define(f"max.{kind}", kind, f"{kind} {kind}", max)
     define(f"sad.{kind}", kind, f"{kind} {kind} {kind}", lambda a, b, c: abs(a - b) + c)
     define(f"shr.{kind}", kind, f"{kind} u32", lambda a, b: a >> min(b, 64))  # counts past the width are clamped
-    define(f"add.{kind} %d, %a, -3", kind, kind, lambda a: a - 3)
-    define(f"mul.lo.{kind} %d, %a, 37", kind, kind, lambda a: a * 37)
-    define(f"max.{kind} %d, %a, 7", kind, kind, lambda a: max(a, 7))
 for kind in SIGNED:
     define(f"abs.{kind}", kind, kind, abs)
     define(f"neg.{kind}", kind, kind, lambda a: -a)
@@ -196,17 +193,9 @@ for kind in ("pred", *BITS):
     define(f"or.{kind}", kind, f"{kind} {kind}", lambda a, b: a | b)
     define(f"xor.{kind}", kind, f"{kind} {kind}", lambda a, b: a ^ b)
     define(f"not.{kind}", kind, kind, lambda a, ones=ones: a ^ ones)
-define("and.b32 %d, %a, 0xf0f0", "b32", "b32", lambda a: a & 0xF0F0)
-define("and.b64 %d, %a, -16", "b64", "b64", lambda a: a & -16)
-define("xor.b16 %d, %a, -1", "b16", "b16", lambda a: a ^ 0xFFFF)
 define("mov.pred", "pred", "pred", lambda a: a)
-define("sub.s32 %d, 100, %a", "s32", "s32", lambda a: 100 - a)
-define("sub.u64 %d, 5000000000, %a", "u64", "u64", lambda a: 5_000_000_000 - a)
-define("mad.lo.s32 %d, %a, 12, %b", "s32", "s32 s32", lambda a, b: a * 12 + b)
-define("mad.lo.s32 %d, %a, %b, 12", "s32", "s32 s32", lambda a, b: a * b + 12)
 define("mad.lo.s32 %d, %a, 12, 5", "s32", "s32", lambda a: a * 12 + 5)
 define("mul.wide.u32 %d, %a, 4", "u64", "u32", lambda a: a * 4)
-define("mul.wide.s32 %d, %a, -4", "s64", "s32", lambda a: a * -4)
 define("add.sat.s32", "s32", "s32 s32", lambda a, b: clamp(a + b, "s32"))
 define("sub.sat.s32", "s32", "s32 s32", lambda a, b: clamp(a - b, "s32"))
 define("mad.hi.sat.s32", "s32", "s32 s32 s32", lambda a, b, c: clamp((a * b >> 32) + c, "s32"), rare=True)
@@ -368,7 +357,6 @@ for mode, count in (("wrap", lambda c: c & 31), ("clamp", lambda c: min(c, 32)))
     # Both take the 64 bits b:a; left keeps the upper half, right the lower one.
     define(f"shf.l.{mode}.b32", "b32", "b32 b32 u32", lambda a, b, c, f=count: (b << 32 | a) << f(c) >> 32)
     define(f"shf.r.{mode}.b32", "b32", "b32 b32 u32", lambda a, b, c, f=count: (b << 32 | a) >> f(c))
-    define(f"shf.l.{mode}.b32 %d, %a, %b, 11", "b32", "b32 b32", lambda a, b: (b << 32 | a) << 11 >> 32)
 
 
 def lop3(a, b, c, table):
@@ -436,8 +424,6 @@ define("mov.b16 %d, 0xABCD", "b16", "b32", lambda a: 0xABCD)
 for kind in (*BITS, *INTEGERS, "f32", "f64"):
     define(f"selp.{kind}", kind, f"{kind} {kind} pred", lambda a, b, c: a if c else b)
 define("selp.b32 %d, 1, 0, %a", "b32", "pred", lambda a: a)
-define("selp.b32 %d, %a, -7, %b", "b32", "b32 pred", lambda a, b: a if b else -7)
-define("selp.b64 %d, -1, %a, %b", "b64", "b64 pred", lambda a, b: -1 if b else a)
 for kind in ("b32", "b64", "u32", "s32"):
     define(f"slct.{kind}.s32", kind, f"{kind} {kind} s32", lambda a, b, c: a if c >= 0 else b, rare=True)
 
@@ -507,9 +493,6 @@ for combine, f in COMBINE.items():
         define(negated, "pred", f"{kind} {kind} pred", lambda a, b, c, both=both: both(a, b, 1 - c)[0])
 run = comparison("lt", "s32")
 define("setp.lt.s32 %d|%e, %a, %b", "pred pred", "s32 s32", lambda a, b, f=run: (int(f(a, b)), int(not f(a, b))))
-define("setp.gt.s32 %d, %a, -2", "pred", "s32", lambda a: int(a > -2))
-define("setp.ne.b64 %d, %a, 0", "pred", "b64", lambda a: int(a != 0))
-define("setp.lt.f32 %d, %a, 0f3F800000", "pred", "f32", lambda a: int(comparison("lt", "f32")(a, 0x3F800000)))
 for combine in ("and", "or", "xor"):
     define(
         f"{combine}.pred %d, %a, %b; not.pred %e, %d; @%d bra L; not.pred %d, %e; L:",
@@ -637,13 +620,7 @@ for form in (F32, F64):
     define(f"testp.notanumber.{kind}", "pred", kind, lambda a, f=form: int(is_nan(f, a)))
     define(f"testp.normal.{kind}", "pred", kind, lambda a, f=form: int(is_normal(f, a)))
     define(f"testp.subnormal.{kind}", "pred", kind, lambda a, f=form: int(floats.is_subnormal(f, a)))
-define("add.f32 %d, %a, 0f40490FDB", "f32", "f32", lambda a: floats.add(F32, a, 0x40490FDB))
-define("sub.f32 %d, 0f3F800000, %a", "f32", "f32", lambda a: sub(F32, 0x3F800000, a))
-define("fma.rn.f32 %d, %a, 0f3FC00000, %b", "f32", "f32 f32", lambda a, b: floats.fma(F32, a, 0x3FC00000, b))
-define("fma.rn.f32 %d, %a, %b, 0fBF800000", "f32", "f32 f32", lambda a, b: floats.fma(F32, a, b, 0xBF800000))
 define("fma.rn.f32 %d, %a, 0f3FC00000, 0fBF800000", "f32", "f32", lambda a: floats.fma(F32, a, 0x3FC00000, 0xBF800000))
-define("mul.f64 %d, %a, 0d3FD5555555555555", "f64", "f64", lambda a: floats.mul(F64, a, 0x3FD5555555555555))
-define("max.f32 %d, %a, 0f00000000", "f32", "f32", lambda a: floats.smaller(F32, a, 0, largest=True))
 
 
 def magnitude(form, a, ftz=False):
