@@ -310,39 +310,33 @@ extern "C" __global__ void first_kernel(unsigned* data) {
     data[i] = 1000 + i;
 }
 
-extern "C" __global__ void second_kernel_sound(const unsigned* data, unsigned* out) {
-    wait_for_predecessor();
-    let_successor_start();
+template <bool early, bool waits>
+WORD void second_kernel(const unsigned* data, unsigned* out) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    out[i] = load_plain(&data[i]) + 1;
-}
-
-extern "C" __global__ void second_kernel_reads_early(const unsigned* data, unsigned* out) {
-    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    const unsigned value = load_plain(&data[i]);
-    wait_for_predecessor();
+    unsigned value = early ? load_plain(&data[i]) : 0;
+    if (waits) wait_for_predecessor();
     let_successor_start();
+    if (!early) value = load_plain(&data[i]);
     out[i] = value + 1;
 }
-
-extern "C" __global__ void second_kernel_never_waits(const unsigned* data, unsigned* out) {
-    let_successor_start();
-    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    out[i] = load_plain(&data[i]) + 1;
-}
+#define SECOND_KERNEL(fault, early, waits)                                                        \
+    extern "C" __global__ void second_kernel_##fault(const unsigned* data, unsigned* out) {       \
+        second_kernel<early, waits>(data, out);                                                   \
+    }
+SECOND_KERNEL(sound, false, true)
+SECOND_KERNEL(reads_early, true, true)
+SECOND_KERNEL(never_waits, false, false)
 
 // Between the first and the second: it touches neither's tensors. Without a wait of its own, its successor's wait does
 // not cover the first kernel.
-extern "C" __global__ void kernel_between_sound(unsigned* other) {
-    wait_for_predecessor();
+template <bool waits>
+WORD void kernel_between(unsigned* other) {
+    if (waits) wait_for_predecessor();
     let_successor_start();
     other[blockIdx.x * blockDim.x + threadIdx.x] = 7;
 }
-
-extern "C" __global__ void kernel_between_never_waits(unsigned* other) {
-    let_successor_start();
-    other[blockIdx.x * blockDim.x + threadIdx.x] = 7;
-}
+extern "C" __global__ void kernel_between_sound(unsigned* other) { kernel_between<true>(other); }
+extern "C" __global__ void kernel_between_never_waits(unsigned* other) { kernel_between<false>(other); }
 
 // Copies n words to out; the kernel behind it clears them, which the copy may still be reading.
 extern "C" __global__ void copy_kernel(const unsigned* data, unsigned* out, unsigned n) {
@@ -352,15 +346,14 @@ extern "C" __global__ void copy_kernel(const unsigned* data, unsigned* out, unsi
         out[i] = load_plain(&data[i]);
 }
 
-extern "C" __global__ void clear_kernel_sound(unsigned* data, unsigned n) {
-    wait_for_predecessor();
+template <bool early>
+WORD void clear_kernel(unsigned* data, unsigned n) {
+    if (!early) wait_for_predecessor();
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) data[i] = 0;
+    if (early) wait_for_predecessor();
 }
-
-extern "C" __global__ void clear_kernel_writes_early(unsigned* data, unsigned n) {
-    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) data[i] = 0;
-    wait_for_predecessor();
-}
+extern "C" __global__ void clear_kernel_sound(unsigned* data, unsigned n) { clear_kernel<false>(data, n); }
+extern "C" __global__ void clear_kernel_writes_early(unsigned* data, unsigned n) { clear_kernel<true>(data, n); }
 #endif
 
 // ---- What always holds, however hostile the memory is ----

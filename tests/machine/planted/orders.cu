@@ -1,5 +1,6 @@
 // orders.cu: kernels whose results must not depend on the order of warps and blocks, and some whose results must
 // Where a kernel takes with_barrier, the barrier that it needs can be left out.
+#include "words.cuh"
 
 // The order in which threads arrive: order[k] is the thread that came as number k.
 extern "C" __global__ void arrival(unsigned* count, unsigned* order) {
@@ -39,14 +40,8 @@ __device__ __forceinline__ void grid_barrier(unsigned* barrier) {
     __syncthreads();
     if (threadIdx.x == 0) {
         const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
-        unsigned before, now;
-        asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
-                     : "=r"(before)
-                     : "l"(barrier), "r"(share)
-                     : "memory");
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
-        } while (((now ^ before) & top) == 0);
+        const unsigned before = add_release(barrier, share);
+        while (((load_acquire(barrier) ^ before) & top) == 0) {}
     }
     __syncthreads();
 }
@@ -102,10 +97,7 @@ extern "C" __global__ void histogram(const unsigned* x, unsigned* bins, int n) {
 // Lanes of one warp hand a token round: lane k waits for lane k - 1, so each needs a turn of its own.
 extern "C" __global__ void token_in_a_warp(unsigned* token, unsigned* out) {
     const unsigned lane = threadIdx.x;
-    unsigned now;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(token) : "memory");
-    } while (now != 31 - lane);
-    out[lane] = now;
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(token), "r"(now + 1) : "memory");
+    while (load_acquire(token) != 31 - lane) {}
+    out[lane] = 31 - lane;
+    store_release(token, 32 - lane);
 }

@@ -1,150 +1,109 @@
 // races.cu: kernels with a race, and for each the sound twin that must give no report
-// A kernel that ends in _sound is the twin of the one before it. Markers in comments name the lines that a report must
+// The sound twin's name ends in _sound; most are made by TWINS of one function. Markers in comments name the lines that a report must
 // name. Where a report must name threads and an element too, exactly two threads race, on one element.
 #include "words.cuh"
 
+#define TWINS(name, parameters, arguments)                                     \
+    extern "C" __global__ void name parameters { name##_of<false> arguments; } \
+    extern "C" __global__ void name##_sound parameters { name##_of<true> arguments; }
+
 // ---- One block, shared memory ----
 
-extern "C" __global__ void shared_exchange(unsigned* out) {
+template <bool sound>
+WORD void shared_exchange_of(unsigned* out) {
     __shared__ unsigned s[64];
     s[threadIdx.x] = 99;
     __syncthreads();
     s[threadIdx.x] = threadIdx.x;                      // exchange writes
+    if (sound) __syncthreads();
     out[threadIdx.x] = s[threadIdx.x ^ 32];            // exchange reads
 }
-
-extern "C" __global__ void shared_exchange_sound(unsigned* out) {
-    __shared__ unsigned s[64];
-    s[threadIdx.x] = threadIdx.x;
-    __syncthreads();
-    out[threadIdx.x] = s[threadIdx.x ^ 32];
-}
+TWINS(shared_exchange, (unsigned* out), (out))
 
 // Thread 41 writes element 17, which thread 5 reads.
-extern "C" __global__ void shared_pair(unsigned* out) {
+template <bool sound>
+WORD void shared_pair_of(unsigned* out) {
     __shared__ unsigned s[64];
     s[threadIdx.x] = 0;
     __syncthreads();
     if (threadIdx.x == 41) s[17] = 7;                  // pair writes
+    if (sound) __syncthreads();
     if (threadIdx.x == 5) out[0] = s[17];              // pair reads
 }
-
-extern "C" __global__ void shared_pair_sound(unsigned* out) {
-    __shared__ unsigned s[64];
-    s[threadIdx.x] = 0;
-    __syncthreads();
-    if (threadIdx.x == 41) s[17] = 7;
-    __syncthreads();
-    if (threadIdx.x == 5) out[0] = s[17];
-}
+TWINS(shared_pair, (unsigned* out), (out))
 
 // A read, and a write that should come after it.
-extern "C" __global__ void shared_write_after_read(unsigned* out, unsigned rounds) {
+template <bool sound>
+WORD void shared_write_after_read_of(unsigned* out, unsigned rounds) {
     __shared__ unsigned s[64];
     for (unsigned round = 0; round < rounds; ++round) {
         s[threadIdx.x] = round + threadIdx.x;          // war writes
         __syncthreads();
         out[threadIdx.x] = s[threadIdx.x ^ 32];        // war reads
+        if (sound) __syncthreads();
     }
 }
-
-extern "C" __global__ void shared_write_after_read_sound(unsigned* out, unsigned rounds) {
-    __shared__ unsigned s[64];
-    for (unsigned round = 0; round < rounds; ++round) {
-        s[threadIdx.x] = round + threadIdx.x;
-        __syncthreads();
-        out[threadIdx.x] = s[threadIdx.x ^ 32];
-        __syncthreads();
-    }
-}
+TWINS(shared_write_after_read, (unsigned* out, unsigned rounds), (out, rounds))
 
 // The first thread of each warp writes the same element.
-extern "C" __global__ void shared_two_writers(unsigned* out) {
+template <bool sound>
+WORD void shared_two_writers_of(unsigned* out) {
     __shared__ unsigned s[1];
-    if (threadIdx.x % 32 == 0) s[0] = threadIdx.x;     // both write
+    if (threadIdx.x == 0 || !sound && threadIdx.x == 32) s[0] = threadIdx.x;  // both write
     __syncthreads();
+    if (sound && threadIdx.x == 32) s[0] = threadIdx.x;
+    if (sound) __syncthreads();
     out[threadIdx.x] = s[0];
 }
-
-extern "C" __global__ void shared_two_writers_sound(unsigned* out) {
-    __shared__ unsigned s[1];
-    if (threadIdx.x == 0) s[0] = threadIdx.x;
-    __syncthreads();
-    if (threadIdx.x == 32) s[0] = threadIdx.x;
-    __syncthreads();
-    out[threadIdx.x] = s[0];
-}
+TWINS(shared_two_writers, (unsigned* out), (out))
 
 // Lanes of one warp; since Volta only __syncwarp orders them.
-extern "C" __global__ void shared_lanes(unsigned* out) {
+template <bool sound>
+WORD void shared_lanes_of(unsigned* out) {
     __shared__ unsigned s[32];
     s[threadIdx.x] = threadIdx.x;                      // lanes write
+    if (sound) __syncwarp();
     out[threadIdx.x] = s[threadIdx.x ^ 1];             // lanes read
 }
-
-extern "C" __global__ void shared_lanes_sound(unsigned* out) {
-    __shared__ unsigned s[32];
-    s[threadIdx.x] = threadIdx.x;
-    __syncwarp();
-    out[threadIdx.x] = s[threadIdx.x ^ 1];
-}
+TWINS(shared_lanes, (unsigned* out), (out))
 
 // A barrier of half a warp orders nothing for the other half.
-extern "C" __global__ void shared_half_warp(unsigned* out) {
+template <bool sound>
+WORD void shared_half_warp_of(unsigned* out) {
     __shared__ unsigned s[32];
     s[threadIdx.x] = threadIdx.x;                      // halves write
     if (threadIdx.x < 16) __syncwarp(0x0000ffffu);
     else __syncwarp(0xffff0000u);
-    out[threadIdx.x] = s[threadIdx.x ^ 16];            // halves read
+    out[threadIdx.x] = s[threadIdx.x ^ (sound ? 8 : 16)];  // halves read
 }
-
-extern "C" __global__ void shared_half_warp_sound(unsigned* out) {
-    __shared__ unsigned s[32];
-    s[threadIdx.x] = threadIdx.x;
-    if (threadIdx.x < 16) __syncwarp(0x0000ffffu);
-    else __syncwarp(0xffff0000u);
-    out[threadIdx.x] = s[threadIdx.x ^ 8];
-}
+TWINS(shared_half_warp, (unsigned* out), (out))
 
 // Atomics count, and a plain read that nothing orders.
-extern "C" __global__ void shared_atomics(unsigned* out) {
+template <bool sound>
+WORD void shared_atomics_of(unsigned* out) {
     __shared__ unsigned count;
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
     atomicAdd(&count, 1u);                             // counts
+    if (sound) __syncthreads();
     out[threadIdx.x] = count;                          // reads the count
 }
-
-extern "C" __global__ void shared_atomics_sound(unsigned* out) {
-    __shared__ unsigned count;
-    if (threadIdx.x == 0) count = 0;
-    __syncthreads();
-    atomicAdd(&count, 1u);
-    __syncthreads();
-    out[threadIdx.x] = count;
-}
+TWINS(shared_atomics, (unsigned* out), (out))
 
 // A named barrier of the first two warps says nothing about the third.
-extern "C" __global__ void shared_named_barrier(unsigned* out) {
+template <bool sound>
+WORD void shared_named_barrier_of(unsigned* out) {
     __shared__ unsigned s[96];
     s[threadIdx.x] = 99;
     __syncthreads();
     s[threadIdx.x] = threadIdx.x;                      // three warps write
     if (threadIdx.x < 64) {
         asm volatile("bar.sync 1, 64;" ::: "memory");
-        out[threadIdx.x] = s[threadIdx.x + 32];        // two warps read
+        out[threadIdx.x] = s[sound ? threadIdx.x ^ 32 : threadIdx.x + 32];  // two warps read
     }
     __syncthreads();
 }
-
-extern "C" __global__ void shared_named_barrier_sound(unsigned* out) {
-    __shared__ unsigned s[96];
-    s[threadIdx.x] = threadIdx.x;
-    if (threadIdx.x < 64) {
-        asm volatile("bar.sync 1, 64;" ::: "memory");
-        out[threadIdx.x] = s[threadIdx.x ^ 32];
-    }
-}
+TWINS(shared_named_barrier, (unsigned* out), (out))
 
 // Neighbouring bytes are different elements, and what all only read is nobody's race.
 extern "C" __global__ void bytes_apart_sound(unsigned* out) {
@@ -214,80 +173,70 @@ extern "C" __global__ void bulk_copy_slot_reused(const unsigned* x, unsigned* ou
 extern "C" __global__ void bulk_copy_sound(const unsigned* x, unsigned* out) { bulk_copies<true, true>(x, out); }
 
 // Two blocks of a cluster, and each reads what the other has in its shared memory.
-template <bool barrier>
-WORD void cluster_exchange(unsigned* out) {
+template <bool sound>
+WORD void cluster_shared_of(unsigned* out) {
     __shared__ unsigned s[64];
     const unsigned i = threadIdx.x;
     unsigned rank, address, value;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     s[i] = 1000 * rank + i;
-    if (barrier) asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
+    if (sound) asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
     else __syncthreads();
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(&s[i])), "r"(rank ^ 1u));
     asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
     out[64 * blockIdx.x + i] = value;
     asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");  // s lives until here
 }
-extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared(unsigned* out) { cluster_exchange<false>(out); }
+extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared(unsigned* out) { cluster_shared_of<false>(out); }
 extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared_sound(unsigned* out) {
-    cluster_exchange<true>(out);
+    cluster_shared_of<true>(out);
 }
 #endif
 
 // ---- Global memory, one block ----
 
-extern "C" __global__ void global_exchange(unsigned* x, unsigned* out) {
+template <bool sound>
+WORD void global_exchange_of(unsigned* x, unsigned* out) {
     x[threadIdx.x] = threadIdx.x;                      // block writes
+    if (sound) __syncthreads();
     out[threadIdx.x] = x[threadIdx.x ^ 32];            // block reads
 }
-
-extern "C" __global__ void global_exchange_sound(unsigned* x, unsigned* out) {
-    x[threadIdx.x] = threadIdx.x;
-    __syncthreads();
-    out[threadIdx.x] = x[threadIdx.x ^ 32];
-}
+TWINS(global_exchange, (unsigned* x, unsigned* out), (x, out))
 
 // ---- Global memory, several blocks ----
 
 // Thread 9 of block 1 writes element 77, which thread 33 of block 2 writes too.
-extern "C" __global__ void blocks_two_writers(unsigned* x) {
-    if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;   // first writer
-    if (blockIdx.x == 2 && threadIdx.x == 33) x[77] = 2;  // second writer
+template <bool sound>
+WORD void blocks_two_writers_of(unsigned* x) {
+    if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;                   // first writer
+    if (blockIdx.x == 2 && threadIdx.x == 33) x[sound ? 78 : 77] = 2;     // second writer
 }
-
-extern "C" __global__ void blocks_two_writers_sound(unsigned* x) {
-    if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;
-    if (blockIdx.x == 2 && threadIdx.x == 33) x[78] = 2;
-}
+TWINS(blocks_two_writers, (unsigned* x), (x))
 
 // Every block adds to the same element, without and with an atomic.
-extern "C" __global__ void blocks_count(unsigned* x) {
-    if (threadIdx.x == 0) x[3] = x[3] + 1;             // plain count
+template <bool sound>
+WORD void blocks_count_of(unsigned* x) {
+    if (threadIdx.x > 0) return;
+    if (sound) atomicAdd(&x[3], 1u);
+    else x[3] = x[3] + 1;                              // plain count
 }
-
-extern "C" __global__ void blocks_count_sound(unsigned* x) {
-    if (threadIdx.x == 0) atomicAdd(&x[3], 1u);
-}
+TWINS(blocks_count, (unsigned* x), (x))
 
 // An atomic of one block, and a plain read of another.
-extern "C" __global__ void blocks_atomic_and_plain(unsigned* x, unsigned* out) {
+template <bool sound>
+WORD void blocks_atomic_and_plain_of(unsigned* x, unsigned* out) {
     if (blockIdx.x == 0) atomicAdd(&x[threadIdx.x], 1u);          // atomic side
+    else if (sound) out[threadIdx.x] = load_relaxed(&x[threadIdx.x]);
     else out[threadIdx.x] = x[threadIdx.x];                       // plain side
 }
-
-extern "C" __global__ void blocks_atomic_and_plain_sound(unsigned* x, unsigned* out) {
-    if (blockIdx.x == 0) atomicAdd(&x[threadIdx.x], 1u);
-    else out[threadIdx.x] = load_relaxed(&x[threadIdx.x]);
-}
+TWINS(blocks_atomic_and_plain, (unsigned* x, unsigned* out), (x, out))
 
 // Atomics whose scope is the own block, on an element that two blocks share.
-extern "C" __global__ void blocks_scope(unsigned* x) {
-    if (threadIdx.x == 0) add_relaxed_block(&x[3], 1);            // too narrow
+template <bool sound>
+WORD void blocks_scope_of(unsigned* x) {
+    if (threadIdx.x == 0) add_relaxed_block(&x[sound ? 3 + blockIdx.x : 3], 1);  // too narrow
 }
-
-extern "C" __global__ void blocks_scope_sound(unsigned* x) {
-    if (threadIdx.x == 0) add_relaxed_block(&x[3 + blockIdx.x], 1);
-}
+TWINS(blocks_scope, (unsigned* x), (x))
 
 // A buffer from block 0 to block 1, and a flag.
 enum Flag { good, release_relaxed, release_block, acquire_relaxed, no_barrier, early };
@@ -368,31 +317,21 @@ extern "C" __global__ void answer_sound(unsigned* flags, unsigned* x, unsigned* 
 }
 
 // Three blocks in a row: what the first wrote reaches the third through the second.
-extern "C" __global__ void chain_sound(unsigned* flags, unsigned* x, unsigned* out) {  // one thread a block
-    if (blockIdx.x == 0) {
-        x[0] = 7;
-        store_release(&flags[0], 1);
-    } else if (blockIdx.x == 1) {
-        while (load_acquire(&flags[0]) == 0) {}
-        store_release(&flags[32], 1);
-    } else {
-        while (load_acquire(&flags[32]) == 0) {}
-        out[0] = x[0];
-    }
-}
-
-extern "C" __global__ void chain_broken(unsigned* flags, unsigned* x, unsigned* out) {
+template <bool acquires>
+WORD void chain(unsigned* flags, unsigned* x, unsigned* out) {  // one thread a block
     if (blockIdx.x == 0) {
         x[0] = 7;                                      // chain begins
         store_release(&flags[0], 1);
     } else if (blockIdx.x == 1) {
-        while (load_relaxed(&flags[0]) == 0) {}
+        while ((acquires ? load_acquire(&flags[0]) : load_relaxed(&flags[0])) == 0) {}
         store_release(&flags[32], 1);
     } else {
         while (load_acquire(&flags[32]) == 0) {}
         out[0] = x[0];                                 // chain ends
     }
 }
+extern "C" __global__ void chain_broken(unsigned* flags, unsigned* x, unsigned* out) { chain<false>(flags, x, out); }
+extern "C" __global__ void chain_sound(unsigned* flags, unsigned* x, unsigned* out) { chain<true>(flags, x, out); }
 
 // A lock around a plain sum.
 template <bool fences>
@@ -465,14 +404,12 @@ extern "C" __global__ void dependent_writes(unsigned* x) {
     let_successor_start();
     x[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x;  // first kernel writes
 }
-extern "C" __global__ void dependent_reads(const unsigned* x, unsigned* out) {
+template <bool sound>
+WORD void dependent_reads_of(const unsigned* x, unsigned* out) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (sound) wait_for_predecessor();
     out[i] = x[i];                                     // second kernel reads
-    wait_for_predecessor();
+    if (!sound) wait_for_predecessor();
 }
-extern "C" __global__ void dependent_reads_sound(const unsigned* x, unsigned* out) {
-    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    wait_for_predecessor();
-    out[i] = x[i];
-}
+TWINS(dependent_reads, (const unsigned* x, unsigned* out), (x, out))
 #endif
