@@ -1,14 +1,14 @@
-"""The second yardstick: what fp32 itself costs, against which a stage's small faults show.
+"""Compare stages made of kernels with fp64, by the error of fp32, so that small faults show.
 
-bf16's own error hides a fault a hundred times smaller than itself. A stage made of kernels computes in fp32 and rounds
-to fewer digits only where it says so. So it is also held against the model in fp64 with the roundings that the stage
-states, and the yardstick is the same model in fp32 PyTorch: two programs that round in fp32 at other places have errors
+The error of bf16 hides a fault a hundred times smaller than itself. A stage made of kernels computes in fp32 and rounds
+to fewer bits only where it says so. So it is also compared with the model in fp64, with the roundings that the stage
+states. The baseline is the same model in fp32 PyTorch: two programs that round in fp32 at different places have errors
 of about the same size.
 
-A rounding that falls to the other side because a sum came out 1e-7 higher is no fault, but it moves a number by a whole
-step of bf16. So what a stage has rounded and stored is taken as it stands: it must lie within half a step of the exact
-number, and whatever reads it is judged on that.
-  Decoding rounds the KV cache alone: the fp64 model reads the cache that the stage has left (`stated_run`).
+A sum that comes out 1e-7 higher may round up instead of down. That is no fault, yet it moves a number by a whole step
+of bf16. So a value that a stage has rounded and stored must lie within half a step of the exact value, and the code
+that reads it is judged with the stored value as its input.
+  Decoding rounds only the KV cache: the fp64 model reads the cache that the stage wrote (`stated_run`).
   A prompt rounds between any two kernels: each launch is judged on its own inputs (`PromptListener`).
 """
 
@@ -30,17 +30,16 @@ from luce_edu.reference.rope import apply_rope, rope_tables
 from luce_edu.stages.prefill import CHUNK, FORGETS_ALL
 from luce_edu.state import DecodeState
 
-# Times the error of fp32 PyTorch: a kernel adds up in another order. The README has the largest ratio of sound kernels.
-FP32_LIMIT = 3.0
+FP32_LIMIT = 3.0  # times the error of fp32 PyTorch: a kernel adds in another order, so its error differs
 BF16_BITS, TF32_BITS = 8, 11  # significant bits, the hidden one included
 HALF_STEP_OF_FP32 = 2.0**-24
-# What a tensor core's sum may lose for each term, as a share of the largest result. It truncates, at about 2^-23, once
-# for 8 or 16 terms. This is our estimate: no GPU has been asked.
+# What a tensor core's sum may lose per term, as a share of the largest result. A tensor core truncates, at about 2^-23,
+# once per 8 or 16 terms. This is our estimate; it has not been measured on a GPU.
 CUT_PER_TERM = 2.0**-26
 
 
 def half_step(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Half the distance of neighbouring numbers of `bits` significant bits at each element of x, fp64."""
+    """Return, in fp64, half the distance between neighbouring numbers of `bits` significant bits, at each x."""
     _, exponent = torch.frexp(x.double())  # x = m * 2^exponent with |m| in [0.5, 1)
     exponent = torch.where(x == 0, -125, exponent).clamp_min(-125)
     return torch.ldexp(torch.ones_like(x, dtype=torch.float64), exponent - bits - 1)
@@ -55,14 +54,15 @@ def excess(
     cut: float = 0.0,
     even: bool = True,
 ) -> float:
-    """How many times fp32's own error `got` is away from `exact`; infinite where any of the three is not finite.
+    """Return the error of `got` divided by the error of fp32; infinity if any of the three tensors is not finite.
 
-    exact, fp32  the same in fp64 and in fp32 PyTorch
-    bits         of what `got` was rounded to last. Without, the norms of both errors are compared. With, each element
-                 may be half a step away, and what it is away beyond that is compared with fp32's largest error
+    exact, fp32  the same tensor computed in fp64 and in fp32 PyTorch
+    bits         significant bits of the format that `got` was rounded to last. None: the norms of both errors are
+                 compared. Otherwise each element may be half a step away, and the largest distance beyond that is
+                 compared with fp32's largest error
     cut          what tensor cores may lose by truncation, relative to the largest exact element
-    even         whether a number that is exactly halfway between two neighbours in bf16 must have gone to the even one.
-                 Not for products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 a little beside
+    even         whether a value exactly halfway between two bf16 numbers must be rounded to the even one. False for
+                 products of bf16 numbers: their exact sums often lie halfway, and sums in fp32 slightly off
     """
     if not all(torch.isfinite(x).all() for x in (got, exact, fp32)):
         return float("inf")
@@ -71,7 +71,7 @@ def excess(
     got, fp32 = got.double(), fp32.double()
     if bits is None:
         error, allowed = torch.linalg.vector_norm(got - exact), torch.linalg.vector_norm(fp32 - exact)
-        # The yardstick is never shorter than half a step of fp32, even where fp32's roundings happened to cancel.
+        # At least half a step of fp32 is allowed, even where the rounding errors of fp32 happened to cancel.
         floor = max(cut, HALF_STEP_OF_FP32 if allowed > 0 else 0.0)
         allowed = allowed.clamp_min(floor * float(torch.linalg.vector_norm(exact)))
     else:
@@ -82,7 +82,7 @@ def excess(
         away = torch.where(is_tie & (even and bits == BF16_BITS), step + (got - neighbour).abs(), away)
         error = (away - step).max().clamp_min(0.0)
         allowed = (fp32 - exact).abs().max().clamp_min(cut * float(exact.abs().max()))
-    # Where even fp32 is exact, such as in the embedding, so must be the stage.
+    # Where fp32 is exact, such as in the embedding, the stage must be exact too.
     return float(error / allowed) if allowed > 0 else (0.0 if error == 0 else float("inf"))
 
 
@@ -90,7 +90,7 @@ def excess(
 
 
 class _GivenCache:
-    """A KV cache that reads as the stage has left it, and keeps apart what the reference would have written."""
+    """A KV cache whose reads give what the stage wrote, while writes of the reference go to a tensor of their own."""
 
     def __init__(self, given: torch.Tensor, written: torch.Tensor):
         self.given, self.written, self.shape = given, written, given.shape
@@ -105,11 +105,11 @@ class _GivenCache:
 
 
 def stated_run(model, tokens: Sequence[int], caches: dict[str, torch.Tensor], dtype: torch.dtype, device):
-    """The model in `dtype` on all tokens at once by the recurrence, reading the bf16 caches that a stage has left.
+    """Run the model in `dtype` on all tokens at once by the recurrence, reading the bf16 caches that a stage wrote.
 
     caches  k_cache and v_cache [attention layers, num_key_value_heads, len(tokens), head_dim]
-    Returns logits [tokens, vocab_size], hidden_states [tokens, layers + 1, hidden_size] and the states, in which the
-    caches hold what should have been written, before it is rounded. All in `dtype`, on the CPU.
+    Returns logits [tokens, vocab_size], hidden_states [tokens, layers + 1, hidden_size] and the states, whose caches
+    hold the values that should have been written, before rounding. All in `dtype`, on the CPU.
     """
     state = DecodeState.empty(model.config, len(tokens), device=device, dtype=dtype)
     for name, cache in caches.items():
@@ -130,7 +130,7 @@ def stated_run(model, tokens: Sequence[int], caches: dict[str, torch.Tensor], dt
 
 
 def _tf32(x: torch.Tensor) -> torch.Tensor:
-    """x rounded to TF32 where it is fp32; fp64 stays exact."""
+    """Round x to TF32 if it is fp32; return fp64 unchanged."""
     if x.dtype == torch.float64:
         return x
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -138,7 +138,7 @@ def _tf32(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Output:
-    """What a kernel wrote, what it should have, and how it rounds; see `excess`."""
+    """One output of a kernel: what it wrote, what it should have written, and how it rounds; see `excess`."""
 
     name: str
     got: torch.Tensor
@@ -148,22 +148,22 @@ class _Output:
 
 
 class PromptListener:
-    """Judges each launch of a prompt's path on its own inputs, as `launch` and `matmul` of a backend are called.
+    """Compare each kernel of a prompt with the maths on its own inputs, while the backend runs the prompt.
 
-    worst  {"kernel: output": the largest excess() met}
+    worst  {"kernel: output": the largest excess() so far}
     """
 
-    # The argument that a kernel moves on in place.
+    # By kernel, the index of the argument that it updates in place.
     IN_PLACE = {"add_norm": 3, "causal_conv": 3, "delta_rule_scan": 6}
 
     def __init__(self, config):
         self.config = config
         self.worst: dict[str, float] = {}
-        self._length = 0  # of the segment that is being read; a product is not told
+        self._length = 0  # of the segment that is being read: a product does not get it as an argument
 
     @contextmanager
     def listening_to(self, decoder):
-        """All launches of the prompts that the decoder reads meanwhile, one by one and not as graphs."""
+        """Judge all launches of the prompts that the decoder reads meanwhile; they run one by one, not as graphs."""
         backend, usual_launch, usual_matmul = decoder.backend, decoder.backend.launch, decoder.backend.matmul
 
         def launch(kernel, grid, block, smem, args, **how):
@@ -196,7 +196,7 @@ class PromptListener:
             yield
         finally:
             del backend.launch, backend.matmul, backend.capture
-            self._forget_graphs(decoder)  # or it would go on without any
+            self._forget_graphs(decoder)  # so that later prompts try again to capture one
 
     @staticmethod
     def _forget_graphs(decoder) -> None:
@@ -204,7 +204,7 @@ class PromptListener:
             decoder._prefill.forget_graphs()
 
     def problems(self) -> list[str]:
-        """The first launch that was too far from what it should have written, in words; empty where none was."""
+        """Name the first output that exceeds FP32_LIMIT, as one line; an empty list if there is none."""
         exceeded = [what for what, ratio in self.worst.items() if not ratio <= FP32_LIMIT]
         if not exceeded:
             return []
@@ -217,8 +217,9 @@ class PromptListener:
     def _note(self, what: str, ratio: float) -> None:
         self.worst[what] = max(ratio, self.worst.get(what, 0.0))
 
-    # What each kernel of csrc/prefill.cu should have written, computed in `dtype` from the arguments that it got
-    # (luce_edu/stages/prefill.py). before: the argument of IN_PLACE as it was. Rows from `length` on hold nothing.
+    # The methods below compute in `dtype` what each kernel of csrc/prefill.cu should have written, from the arguments
+    # that it got (luce_edu/stages/prefill.py). `before` is the argument of IN_PLACE before the launch. Rows from
+    # `length` on are unused.
 
     def _embed_norm(self, dtype, before, embed_tokens, tokens, norm, x, normed, hidden):
         self._length = length = int(tokens[1])
@@ -232,7 +233,7 @@ class PromptListener:
     def _normed(self, rows, norm, x, normed, hidden):
         outputs = [
             _Output("x", x[: len(rows)], rows),
-            # From the x that it has stored, whose sum is rounded.
+            # The kernel normalises the x that it has stored, in which the sum is already rounded.
             _Output(
                 "normed", normed[: len(rows)],
                 rms_norm(x[: len(rows)].to(rows.dtype), norm, eps=self.config.rms_norm_eps), BF16_BITS,
@@ -265,7 +266,7 @@ class PromptListener:
         heads, chunks = c.linear_num_value_heads, -(-length // CHUNK)
         b, a = _rows(projected, length, _deltanet_width(c))[:, -2 * heads :].to(dtype).chunk(2, dim=-1)
         gates = delta_rule_gates(a, b, A_log, dt_bias)
-        # Per chunk and head; tokens past the end have g = beta = 0, so that they leave the state alone.
+        # Per chunk and head. Tokens past the end have g = beta = 0, so that they leave the state unchanged.
         g, beta = (F.pad(x, (0, 0, 0, chunks * CHUNK - length)).unflatten(0, (chunks, CHUNK)).mT for x in gates)
         q, k, v = (x.transpose(1, 2) for x in self._of_chunks(dtype, qkv, chunks))
         sums = G[:chunks].to(dtype)
@@ -274,10 +275,10 @@ class PromptListener:
         right = torch.cat([beta[..., None] * v, beta[..., None] * sums.exp()[..., None] * k], dim=-1)
         solved = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
         cut = k.shape[-1] * CUT_PER_TERM
-        # As a product: PyTorch's own cumsum adds up in fp64 on a CPU.
+        # Sums by a product with a triangle of ones, because PyTorch's cumsum adds in fp64 on a CPU.
         up_to_here = torch.ones(CHUNK, CHUNK, dtype=dtype, device=g.device).tril()
         return [
-            # All sums of a head share exp(A_log), softplus and their product: a few units in the last place.
+            # All sums of a head share the error of exp(A_log), softplus and their product: a few last-place units.
             _Output("G", G[:chunks], g.clamp_min(FORGETS_ALL) @ up_to_here.mT, cut=4 * HALF_STEP_OF_FP32),
             _Output("A", A[:chunks], (q @ k.mT) * decay, TF32_BITS, cut),
             _Output("U", U[:chunks], solved[..., : v.shape[-1]], cut=cut),
@@ -372,7 +373,7 @@ class PromptListener:
 
 
 def _rows(buffer: torch.Tensor, length: int, width: int) -> torch.Tensor:
-    """The first rows of a buffer that holds rows of any width."""
+    """View the start of a buffer as [length, width]."""
     return buffer.view(-1)[: length * width].view(length, width)
 
 
@@ -381,5 +382,5 @@ def _deltanet_width(config) -> int:
 
 
 def _key_width(qkv: torch.Tensor, config) -> int:
-    """A key head with the zeros that pad it."""
+    """Return the width of a key head in `qkv`, with the zeros that pad it."""
     return (qkv.shape[1] - config.value_dim) // (2 * config.linear_num_key_heads)

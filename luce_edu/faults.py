@@ -280,7 +280,8 @@ TURNED = "        const float a = y[i], b = y[i + rotary_dim / 2];"
 TURNED_TOO_FAR = """\
         const float a = y[i] - 1e-3f * y[i + rotary_dim / 2], b = y[i + rotary_dim / 2] + 1e-3f * y[i];"""
 
-# A hundred or a thousand times smaller than what bf16 costs. fp32's yardstick sees them, and most pass bf16's.
+# Faults whose effect is a hundred or a thousand times smaller than the error of bf16. The comparison by fp32's error
+# finds them; most pass the one by bf16's.
 SMALL_FAULTS = (
     Fault("decay 0.9995 times the right one", "delta_rule.cuh", DECAY, DECAY.replace("expf(g)", "0.9995f * expf(g)")),
     Fault(

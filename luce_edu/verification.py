@@ -1,13 +1,15 @@
-"""Does each stage compute the model? Every stage is held against an independent fp32 reference, on the same tokens.
+"""Verify each stage: compare it with an independent fp32 reference, on the same tokens.
 
-The measure is ||x - reference|| / ||reference||. The yardstick is what bf16 itself costs: the error of the same
-model in plain bf16 PyTorch. A stage passes when, for the logits, for every layer's output and for every state, its
-error is at most LIMIT times the yardstick's; when its choice of the next token is the largest of its own logits, and
-equals the reference's wherever the reference prefers one by more than that error can undo; and when a second run gives
-the same bits. On the virtual GPU a token, and a prompt, of a small model is watched for races too.
+The error is ||x - reference|| / ||reference||. The baseline is the same model in plain bf16 PyTorch, whose error is the
+cost of bf16 rounding. A stage passes when all of this holds:
+  - For the logits, for every layer's output and for every state, its error is at most LIMIT times the baseline's.
+  - Its next token is the largest of its own logits. Where the reference prefers one token by more than that error can
+    change, the stage chooses the same.
+  - A second run gives the same bits.
+  - On the virtual GPU, with a small model, one token and one prompt run without a data race.
 
-A stage made of kernels computes in fp32, so it must pass the same by a second yardstick too, a thousand times shorter:
-what fp32 itself costs, with the roundings that the stage states (luce_edu/exactness.py).
+A stage made of kernels computes in fp32, so it must also pass against an fp32 baseline, whose error is about a thousand
+times smaller (luce_edu/exactness.py).
 """
 
 from __future__ import annotations
@@ -28,23 +30,24 @@ from luce_edu.tables import Tabular
 
 LIMIT = 1.25  # times the error of bf16
 STEPS = 24  # tokens to decode
-# What takes a model of awkward sizes through paths that others leave out: two splits of the cache, blocks so few that
-# each has several units of a phase, prompts with several tiles of keys for a warp, and behind the longest of them more
-# splits than a block has workers.
+# With these lengths and this few blocks, the model of awkward sizes takes paths that others leave out: two splits of
+# the cache, several units of a phase per block, prompts with several tiles of keys per warp, and after the longest
+# prompt more splits than a block has workers.
 ODD = {"steps": 40}
 ODD_PREFILL = {"prompts": (3, 65, 600), "steps": 12}
 ODD_BLOCKS = 3
-# Prompts to verify: shorter than the convolution, around one chunk of the delta rule, over several, ending inside one.
+# Lengths of the prompts to verify: shorter than the convolution, around one chunk of the delta rule, several chunks,
+# and an end inside a chunk.
 PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
-# Watching for races takes up to ten times as long as a token does: one token, or one prompt of at most so many tokens,
-# of a model with at most so many bytes of weights.
+# The race check makes a token up to ten times slower. So it runs for one token, or for one prompt of at most WATCHED
+# tokens, and only for models with at most MOST_WATCHED bytes of weights.
 WATCHED, MOST_WATCHED = 130, 64 * 2**20
-DECODED = 64  # tokens that a stage decodes after each
+DECODED = 64  # tokens that a stage decodes after each prompt
 
 
 @dataclass
 class Trace:
-    """What one run over the tokens produced, on the CPU in fp32.
+    """Hold what one run over the tokens produced, on the CPU in fp32.
 
     logits [steps, vocab_size];  hidden_states [steps, num_hidden_layers + 1, hidden_size]
     states: conv_state, recurrent_state, and the part of k_cache and v_cache that is in use
@@ -55,7 +58,7 @@ class Trace:
     states: dict[str, torch.Tensor]
 
     def parts(self) -> dict[str, torch.Tensor]:
-        """Everything that is compared, by name, in the order of the computation."""
+        """Return every tensor that is compared, by name, in the order of the computation."""
         layers = self.hidden_states.unbind(1)
         names = ["embedding", *(f"layer {i}" for i in range(len(layers) - 1))]
         return dict(zip(names, layers, strict=True)) | self.states | {"logits": self.logits}
@@ -69,14 +72,14 @@ class StageResult:
     error: float  # logits, against the fp32 reference
     error_before: float | None  # logits, against the stage before
     ratio: float  # the largest error / bf16's own error over logits, layers and states
-    worst: str  # where that is
+    worst: str  # the part with that ratio
     fp32_ratio: float | None  # the same with fp32's own error; None for a stage that computes in bf16
     fp32_worst: str | None
-    agree: int  # greedy choices equal to the reference's ...
-    decided: int  # ... among those that it decides, by bf16's error or, where that is asked, by fp32's
+    decided: int  # tokens whose margin in the reference exceeds what bf16's error, or for kernels fp32's, can change
+    agree: int  # greedy choices equal to the reference's, among those
     repeats: bool
-    launches: int  # for a token, or for the last piece of a prompt ...
-    kernels: int  # ... and the kernels that ran in them, those of a graph one by one
+    launches: int  # for a token, or for the last piece of a prompt
+    kernels: int  # that ran in these launches; those of a graph are counted one by one
     barriers: int
     problems: list[str] = field(default_factory=list)
 
@@ -91,7 +94,7 @@ class StageResult:
 
 @dataclass(repr=False)
 class Report(Tabular):
-    """The verdict on all stages, and on what it rests."""
+    """The verdict on all stages, with the model, device, number of tokens and seed that it rests on."""
 
     model: str
     device: str
@@ -104,7 +107,7 @@ class Report(Tabular):
         return bool(self.rows) and all(row.passed for row in self.rows)
 
     def to_dict(self) -> dict:
-        """For JSON, which has no infinity: an error without bound is None."""
+        """Return the report for JSON. JSON has no infinity, so an infinite error becomes None."""
         head = {name: getattr(self, name) for name in ("model", "device", "steps", "seed", "passed")}
         rows = [vars(row) | {"passed": row.passed} for row in self.rows]
         rows = [{name: None if value == math.inf else value for name, value in row.items()} for row in rows]
@@ -117,7 +120,7 @@ class Report(Tabular):
 
     @property
     def what(self) -> str:
-        """What was run."""
+        """Say what was run, for the title."""
         return f"{self.steps} tokens"
 
     header = ("stage", "error", "before", "×bf16", "×fp32", "greedy", "repeats", "launches", "barriers", "verdict")
@@ -142,13 +145,13 @@ class Report(Tabular):
 
     @property
     def caption(self) -> str:
-        """What is wrong, a line for each problem."""
+        """List what is wrong, one line per problem."""
         return "\n".join(f"{row.name}: {problem}" for row in self.rows for problem in row.problems)
 
 
 @dataclass
 class PromptResult(StageResult):
-    """One row of the table of prompts: `tokens` read in `pieces` calls, then decoded from there."""
+    """One row of the table of prompts: a prompt of `tokens`, read in `pieces` calls, then decoded from."""
 
     tokens: int = 0
     pieces: int = 1
@@ -160,7 +163,7 @@ class PromptResult(StageResult):
 
 @dataclass(repr=False)
 class PromptReport(Report):
-    """The verdict on prompts that are read together; `steps` tokens are decoded after each."""
+    """The verdict on prompts; `steps` tokens are decoded after each."""
 
     rows: list[PromptResult]
 
@@ -187,7 +190,7 @@ def _times(ratio: float | None) -> str:
 
 
 def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
-    """||x - reference|| / ||reference||; infinite where x is not finite everywhere, so that NaN never passes."""
+    """Return ||x - reference|| / ||reference||; infinity if an element of x is not finite, so that NaN never passes."""
     if not torch.isfinite(x).all():
         return float("inf")
     difference = torch.linalg.vector_norm(x.double() - reference.double())
@@ -196,7 +199,7 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
 
 @contextmanager
 def true_fp32():
-    """A reference that TF32 rounds is none, whatever the process has chosen for its own products."""
+    """Switch TF32 off, so that it does not round the reference, whatever the process has chosen for its products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -208,7 +211,7 @@ def true_fp32():
 
 @true_fp32()
 def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
-    """Tokens to run on: the first half at random, the rest the reference's own greedy continuation."""
+    """Choose the tokens to run on: the first half at random, the rest by the reference's greedy continuation."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (max(1, steps // 2),), generator=generator).tolist()
     weights = model.weights_on(device)
@@ -224,7 +227,7 @@ def choose_tokens(model, steps: int, seed: int, device) -> list[int]:
 
 @true_fp32()
 def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[str], None]) -> Trace:
-    """The independent fp32 run, one token at a time with the plain recurrence."""
+    """Run the independent fp32 reference, one token at a time with the plain recurrence."""
     weights = model.weights_on(device)
     state = DecodeState.empty(model.config, len(tokens), device=device, cache_dtype=torch.float32)
     logits, hidden = [], []
@@ -243,7 +246,7 @@ def reference_trace(model, tokens: Sequence[int], device, progress: Callable[[st
 def stage_trace(
     decoder, tokens: Sequence[int], progress: Callable[[str], None] = lambda _: None
 ) -> tuple[Trace, list[int]]:
-    """Run a stage from a fresh state, everything poisoned before each token; its trace and its greedy choices."""
+    """Run a stage from a fresh state, with its buffers poisoned before each token; return trace and greedy choices."""
     decoder.reset()
     logits, hidden, choices = [], [], []
     for i, token in enumerate(tokens):
@@ -261,24 +264,25 @@ def _states(state: DecodeState) -> dict[str, torch.Tensor]:
     return {name: tensor.float().cpu().clone() for name, tensor in used.items()}
 
 
-def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Trace) -> dict:
-    """Compare one stage with the reference by bf16's error; the fields of a StageResult that follow from the traces."""
-    problems = []
-    expected, bf16, got = reference.parts(), yardstick.parts(), trace.parts()
+def judge(trace: Trace, choices: Sequence[int], reference: Trace, baseline: Trace) -> dict:
+    """Compare one stage with the reference, by the error of bf16; return the StageResult fields that the traces give.
+
+    baseline  the same model in bf16 PyTorch, whose error sets what is allowed
+    """
+    expected, bf16, got = reference.parts(), baseline.parts(), trace.parts()
     ratios = {}
     for name, truth in expected.items():
         error, allowed = relative_error(got[name], truth), relative_error(bf16[name], truth)
-        # The embedding is exact in bf16, so there the yardstick is 0 and so must be the error. Infinite, it measures
-        # nothing.
+        # The embedding is exact in bf16, so the allowed error is 0 there. An infinite one would allow anything.
         usable = 0 < allowed < float("inf")
         ratios[name] = error / allowed if usable else (0.0 if error == allowed == 0 else float("inf"))
-    problems += _exceeded(ratios, LIMIT, "bf16", got, expected)
+    problems = _exceeded(ratios, LIMIT, "bf16", got, expected)
     for step, logits in enumerate(trace.logits):
         own = int((logits == logits.max()).nonzero()[0]) if torch.isfinite(logits).all() else None
         if choices[step] != own:
             problems.append(f"token {step}: chose {choices[step]}, but the largest of its own logits is {own}")
             break
-    agree, decided, wrong = _greedy(choices, reference.logits, yardstick.logits, LIMIT, "bf16")
+    agree, decided, wrong = _greedy(choices, reference.logits, baseline.logits, LIMIT, "bf16")
     worst = max(ratios, key=lambda name: ratios[name])
     return {
         "error": relative_error(trace.logits, reference.logits),
@@ -293,13 +297,13 @@ def judge(trace: Trace, choices: Sequence[int], reference: Trace, yardstick: Tra
 
 
 def judge_exactly(trace: Trace, choices: Sequence[int], exact: Trace, fp32: Trace) -> dict:
-    """Compare a stage that computes in fp32 with `exact` by fp32's own error; the fields of a StageResult as `judge`.
+    """Compare a stage that computes in fp32 with `exact`, by the error of fp32; return StageResult fields as `judge`.
 
     exact, fp32  the model in fp64 and in fp32, with the stage's own KV cache (luce_edu.exactness.stated_run)
     """
-    got, expected, yardstick = trace.parts(), exact.parts(), fp32.parts()
+    got, expected, baseline = trace.parts(), exact.parts(), fp32.parts()
     ratios = {
-        name: excess(got[name], truth, yardstick[name], bits=BF16_BITS if name in ("k_cache", "v_cache") else None)
+        name: excess(got[name], truth, baseline[name], bits=BF16_BITS if name in ("k_cache", "v_cache") else None)
         for name, truth in expected.items()
     }
     worst = max(ratios, key=lambda name: ratios[name])
@@ -310,29 +314,29 @@ def judge_exactly(trace: Trace, choices: Sequence[int], exact: Trace, fp32: Trac
     }  # fmt: skip
 
 
-def _exceeded(ratios: dict[str, float], limit: float, yardstick: str, got: dict, expected: dict) -> list[str]:
-    """The first part that is too far from what is expected, with its worst element; NaN is too far."""
+def _exceeded(ratios: dict[str, float], limit: float, precision: str, got: dict, expected: dict) -> list[str]:
+    """Name the first part whose ratio exceeds the limit, with its worst element; NaN exceeds it too."""
     exceeded = [name for name, ratio in ratios.items() if not ratio <= limit]
     if not exceeded:
         return []
     first = exceeded[0]
     return [
-        f"{first} is the first of {len(exceeded)} parts that differ: {ratios[first]:.3g} times {yardstick}'s error, "
+        f"{first} is the first of {len(exceeded)} parts that differ: {ratios[first]:.3g} times {precision}'s error, "
         f"limit {limit}{_worst_element(got[first], expected[first])}"
     ]
 
 
-def _greedy(choices, truth: torch.Tensor, yardstick: torch.Tensor, limit: float, name: str):
-    """Choices that agree with the reference's, those that it decides, and what is wrong.
+def _greedy(choices, truth: torch.Tensor, baseline: torch.Tensor, limit: float, precision: str):
+    """Return how many choices agree with the reference, how many tokens the reference decides, and the problems.
 
-    A choice is decided where its margin is larger than twice what a right program's logits may be moved by: the largest
-    may lose as much, and the second gain as much.
+    The reference decides a token where its largest logit leads by more than twice the error that a correct program may
+    have: the largest may come out lower by that error, and the second higher.
     """
     agree = decided = 0
     problems = []
     top = truth.topk(2).values
     for step, choice in enumerate(choices):
-        slack = limit * float((yardstick[step] - truth[step]).abs().max())
+        slack = limit * float((baseline[step] - truth[step]).abs().max())
         if not float(top[step, 0] - top[step, 1]) > 2 * slack:
             continue
         decided += 1
@@ -340,7 +344,9 @@ def _greedy(choices, truth: torch.Tensor, yardstick: torch.Tensor, limit: float,
         if choice == want:
             agree += 1
         elif not problems:
-            problems.append(f"token {step}: chose {choice}, the reference {want} by more than {name}'s error can undo")
+            problems.append(
+                f"token {step}: chose {choice}, the reference prefers {want} by more than {precision}'s error"
+            )
     return agree, decided, problems
 
 
@@ -363,15 +369,15 @@ def verify(
     make=None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Verify stages on fresh tokens; return the Report. It raises nothing for a wrong result: look at `.passed`.
+    """Verify stages on fresh tokens; return the Report. A wrong result does not raise: look at `.passed`.
 
     stages    names from luce_edu.STAGES, in order; None for all
     device    "cuda", "host" or None, as for `decoder`
-    steps     tokens, at least 2
+    steps     number of tokens, at least 2
     seed      draws the tokens, and on the virtual GPU the order of warps in the second run; None for a fresh one,
               which the report names
-    make      makes a decoder from a stage's name, in place of luce_edu.decoder, for planted faults
-    progress  is called with a line of text before each token
+    make      function from a stage's name to its decoder, for planted faults; None for luce_edu.decoder
+    progress  called with a line of text before each token
     Raises ValueError for an unknown stage or device, or too few steps.
     """
     from luce_edu.stages import decoder
@@ -381,20 +387,20 @@ def verify(
     progress = progress or (lambda _: None)
     make = make or (lambda stage: decoder(stage, model, device, max_seq_len=steps))
 
-    yardstick_decoder = decoder("eager", model, device, max_seq_len=steps)
-    torch_device = yardstick_decoder.device
+    eager = decoder("eager", model, device, max_seq_len=steps)
+    torch_device = eager.device
     tokens = choose_tokens(model, steps, seed, torch_device)
     reference = reference_trace(model, tokens, torch_device, progress)
-    with _uncounted(yardstick_decoder):
-        yardstick, _ = stage_trace(yardstick_decoder, tokens, progress)
+    with _uncounted(eager):
+        baseline, _ = stage_trace(eager, tokens, progress)
     rows, before = [], None
     for stage in stages:
         dec = make(stage)
         trace, choices = stage_trace(dec, tokens, progress)
         counts = {"launches": dec.launches, "kernels": len(dec.ledger.kernels()), "barriers": dec.barriers}
-        verdict = judge(trace, choices, reference, yardstick)
+        verdict = judge(trace, choices, reference, baseline)
         if dec.activations == torch.float32:
-            progress(f"{stage}: against fp64")
+            progress(f"{stage}: comparing with fp64")
             exactly = judge_exactly(trace, choices, *_stated(model, tokens, trace, torch_device))
             verdict |= exactly | {"problems": verdict["problems"] + exactly["problems"]}
         again = _second_run(dec, tokens, seed, progress)
@@ -406,7 +412,7 @@ def verify(
             **verdict,
         )
         if not row.repeats:
-            row.problems.append("a second run gave other bits")
+            row.problems.append("a second run gave different bits")
         row.problems += _races(dec, seed, lambda dec=dec: _step_again(dec, tokens))
         rows.append(row)
         before = trace
@@ -415,7 +421,7 @@ def verify(
 
 @true_fp32()
 def _stated(model, tokens: Sequence[int], trace: Trace, device) -> tuple[Trace, Trace]:
-    """The model in fp64 and in fp32 with the KV cache that a stage has left."""
+    """Run the model in fp64 and in fp32 with the KV cache that a stage wrote."""
     caches = {name: trace.states[name] for name in ("k_cache", "v_cache")}
     return tuple(
         Trace(*stated_run(model, tokens, caches, dtype, device)) for dtype in (torch.float64, torch.float32)
@@ -423,7 +429,7 @@ def _stated(model, tokens: Sequence[int], trace: Trace, device) -> tuple[Trace, 
 
 
 def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
-    """Stages, device and seed with their defaults; ValueError for what no verification can be made of."""
+    """Return stages, device and seed, with defaults filled in; ValueError for arguments that cannot be verified."""
     from luce_edu.backends.devices import default_device
     from luce_edu.stages import STAGES
 
@@ -444,10 +450,10 @@ def _checked(model, stages, device, seed) -> tuple[Sequence[str], str, int]:
 
 
 def verify_paths(*, prefill: bool = False, device: str | None = None, **options) -> Report:
-    """Verify the model that takes the paths which others leave out, on as few blocks as that needs (odd_model.py).
+    """Verify on random-odd, whose awkward sizes take paths that `tiny` and few tokens of a large model leave out.
 
-    `tiny`, or a large model on few tokens, leaves some out. prefill: `verify_prefill` in place of `verify`, whose
-    other arguments and errors these are.
+    It runs on few blocks, as some paths need that (odd_model.py).
+    prefill  run `verify_prefill` instead of `verify`; the other arguments and the errors are theirs
     """
     from luce_edu.backends import make_backend
     from luce_edu.models import load_model
@@ -477,18 +483,18 @@ def verify_prefill(
     make=None,
     progress: Callable[[str], None] | None = None,
 ) -> PromptReport:
-    """Verify that a prompt read together leaves what the model leaves, and that each stage decodes on from there.
+    """Verify prompts: each stage reads prompts of several lengths, then decodes tokens after each.
 
-    Each length is read in one call and again in pieces that the seed draws; `steps` given tokens are decoded after it.
-    Judged, by the rule of `verify`, are the logits after the prompt and after each of these tokens, every layer's
-    output for them, and the states at the end. The yardstick is plain bf16 PyTorch by the recurrence. While a stage
-    made of kernels reads, each launch is judged on its own inputs by fp32's error. A second reading, on the virtual GPU
-    with its threads in a hostile order, must give the same bits.
+    Each prompt is read in one call, and again in pieces that the seed draws; then `steps` given tokens are decoded.
+    The rule of `verify` is applied to the logits after the prompt and after each of these tokens, to every layer's
+    output for them, and to the states at the end. The baseline is plain bf16 PyTorch, by the recurrence. While a stage
+    made of kernels reads a prompt, each launch is also compared on its own inputs, by the error of fp32. A second
+    reading must give the same bits; on the virtual GPU its warps run in a hostile order.
 
     prompts  lengths, each 1 or more
-    steps    1 or more. A prompt's error is of the size of the yardstick's, unlike a kernel stage's, so that few tokens
-             of a small model can differ by more than the limit by chance; 32 have not
-    The others are as for `verify`, and so are the errors.
+    steps    1 or more. The error after a prompt is about as large as the baseline's, so with a small model and few
+             tokens it can exceed the limit by chance; with 32 tokens it has not
+    Other arguments and errors are those of `verify`.
     """
     from luce_edu.stages import decoder
 
@@ -507,7 +513,7 @@ def verify_prefill(
     tokens = torch.randint(model.config.vocab_size, (room,), generator=generator).tolist()
     torch_device = make(stages[0]).device
     reference = _continuations(model, tokens, lengths, steps, torch.float32, torch_device, progress)
-    yardstick = _continuations(model, tokens, lengths, steps, torch.bfloat16, torch_device, progress)
+    baseline = _continuations(model, tokens, lengths, steps, torch.bfloat16, torch_device, progress)
     watched = max([length for length in lengths if length <= WATCHED], default=0)
     rows = []
     for stage in stages:
@@ -526,7 +532,7 @@ def verify_prefill(
                 with _hostile_order(dec, seed):
                     _read_in(dec, tokens, parts)
                 again = _read_out(dec)
-                verdict = judge(trace, choices, reference[length], yardstick[length])
+                verdict = judge(trace, choices, reference[length], baseline[length])
                 if listener.worst:
                     worst = max(listener.worst, key=listener.worst.get)
                     verdict |= {"fp32_ratio": listener.worst[worst], "fp32_worst": worst}
@@ -537,7 +543,7 @@ def verify_prefill(
                     **counts, **verdict,
                 )  # fmt: skip
                 if not row.repeats:
-                    row.problems.append("a second reading gave other bits")
+                    row.problems.append("a second reading gave different bits")
                 if length == watched and len(parts) == 1:
                     row.problems += _races(dec, seed, lambda dec=dec, parts=parts: _read_in(dec, tokens, parts))
                 rows.append(row)
@@ -546,14 +552,14 @@ def verify_prefill(
 
 @true_fp32()
 def _continuations(model, tokens, lengths, steps, dtype, device, progress) -> dict[int, Trace]:
-    """For each length what the plain model says of the token before it and of the `steps` after, by the recurrence."""
+    """Run the plain model by the recurrence; return by length the trace of the prompt's last token and `steps` more."""
     weights, config = model.weights_on(device), model.config
     state = DecodeState.empty(config, len(tokens), device=device, cache_dtype=dtype)
     wanted = {at for length in lengths for at in range(length - 1, length + steps)}
     logits, hidden, states = {}, {}, {}
     cuts = sorted({*lengths, *(length + steps for length in lengths)})
     for begin, end in zip([0, *cuts], cuts, strict=False):
-        progress(f"{'fp32 reference' if dtype == torch.float32 else 'bf16 yardstick'}: tokens {begin} to {end}")
+        progress(f"{'fp32 reference' if dtype == torch.float32 else 'bf16 baseline'}: tokens {begin} to {end}")
         trace: list[torch.Tensor] = []
         piece = torch.tensor(tokens[begin:end], device=device)
         with torch.no_grad():
@@ -572,14 +578,14 @@ def _continuations(model, tokens, lengths, steps, dtype, device, progress) -> di
 
 
 def _pieces(length: int, generator: torch.Generator) -> list[int]:
-    """`length` cut into up to five pieces of any size."""
+    """Cut `length` into up to five pieces of any size."""
     cuts = torch.randint(1, length + 1, (4,), generator=generator).tolist()
     edges = sorted({0, length, *cuts})
     return [b - a for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> None:
-    """Read the prompt from a fresh state, everything poisoned before each piece."""
+    """Read the prompt from a fresh state, with the buffers poisoned before each piece."""
     dec.reset()
     at = 0
     for piece in pieces:
@@ -589,12 +595,12 @@ def _read_in(dec, tokens: Sequence[int], pieces: Sequence[int]) -> None:
 
 
 def _read_out(dec) -> list[torch.Tensor]:
-    """All that a prompt leaves."""
+    """Return what reading a prompt has produced: logits, hidden states and states."""
     return [dec.logits.cpu().clone(), dec.hidden_states.cpu().clone(), *_states(dec.state).values()]
 
 
 def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:
-    """What a stage says after the prompt that it has just read, and after each of the tokens that follow."""
+    """Return trace and choices after the prompt that was just read, and after each of the tokens that follow."""
     logits, hidden, choices = [], [], []
     for token in (None, *tokens):
         if token is not None:
@@ -607,22 +613,22 @@ def _decode_on(dec, tokens: Sequence[int]) -> tuple[Trace, list[int]]:
 
 
 def _second_run(dec, tokens, seed, progress) -> Trace:
-    """Run again; on the virtual GPU with its warps in an order that the seed decides."""
+    """Run the tokens again; on the virtual GPU, in an order of warps that the seed decides."""
     with _hostile_order(dec, seed), _uncounted(dec):
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
 
 
 def _step_again(dec, tokens) -> None:
-    """The last token once more."""
+    """Decode the last token once more."""
     dec.state.position -= 1
     dec.poison()
     dec.step(tokens[-1])
 
 
 def _races(dec, seed: int, run: Callable[[], None]) -> list[str]:
-    """On the virtual GPU, what `run` does to a place in memory that nothing orders, as a problem.
+    """Call `run` on the virtual GPU with its race check on; return the race that it found, if any, as a problem.
 
-    Lanes of a warp run together there, so a missing __syncwarp shows in no number.
+    Lanes of a warp run in lockstep there, so a missing __syncwarp never changes a result; only this check finds it.
     """
     if not hasattr(dec.backend, "races") or dec.activations != torch.float32:
         return []
@@ -633,7 +639,7 @@ def _races(dec, seed: int, run: Callable[[], None]) -> list[str]:
         with _hostile_order(dec, seed):
             run()
     except KernelError as error:
-        return [f"watched for races: {error}"]
+        return [f"race check: {error}"]
     finally:
         dec.backend.races = usual
     return []
@@ -641,7 +647,7 @@ def _races(dec, seed: int, run: Callable[[], None]) -> list[str]:
 
 @contextmanager
 def _uncounted(dec):
-    """Without eager's count of PyTorch's operations, which takes longer than they do."""
+    """Switch off eager's count of PyTorch operations, which takes longer than the operations."""
     if not hasattr(dec, "counts"):
         yield
         return
@@ -654,7 +660,7 @@ def _uncounted(dec):
 
 @contextmanager
 def _hostile_order(dec, seed: int):
-    """On the virtual GPU, warps run one at a time in an order that the seed decides."""
+    """Make the virtual GPU run warps one at a time, in an order that the seed decides."""
     if not hasattr(dec.backend, "seed"):
         yield
         return
@@ -666,5 +672,5 @@ def _hostile_order(dec, seed: int):
 
 
 def _same_bits(a: Trace, b: Trace) -> bool:
-    """Equal to the last bit; NaN equals nothing."""
+    """Whether two traces are equal to the last bit; NaN equals nothing."""
     return all(torch.equal(x, y) for x, y in zip(a.parts().values(), b.parts().values(), strict=True))

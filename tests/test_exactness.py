@@ -1,4 +1,4 @@
-"""fp32's yardstick: what it allows, what it refuses, and that sound stages stay within it whatever the gates are."""
+"""The comparison by fp32's error: what it allows and refuses, and that sound stages pass whatever the gates are."""
 
 import dataclasses
 import math

@@ -127,13 +127,13 @@ def test_verification_catches(one, stage, first_look):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one, stage", in_stages(SMALL_FAULTS))
-def test_fp32s_yardstick_catches_what_is_small(one, stage, first_look, record_property):
+def test_fp32_error_catches_what_is_small(one, stage, first_look, record_property):
     with first_look():
         row = verdict(stage, 0, one, steps=one.steps)
     assert row.problems, f"{one.name} passed"
     record_property("counted", "small faults caught")
     if row.ratio <= LIMIT:
-        record_property("counted", "small faults that bf16's yardstick alone would have passed")
+        record_property("counted", "small faults that the error of bf16 alone would have passed")
 
 
 def verdicts_of_prompts(length, *faults, seed=0, stage="per_layer"):
@@ -168,13 +168,13 @@ def test_verification_of_prompts_catches(one, first_look):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one", by_name(SMALL_PREFILL_FAULTS))
-def test_fp32s_yardstick_catches_what_is_small_in_prompts(one, first_look, record_property):
+def test_fp32_error_catches_what_is_small_in_prompts(one, first_look, record_property):
     with first_look():
         rows = verdicts_of_prompts(one.steps, one)
     assert any(row.problems for row in rows), f"{one.name} passed"
     record_property("counted", "small faults caught")
     if all(row.ratio <= LIMIT for row in rows):
-        record_property("counted", "small faults that bf16's yardstick alone would have passed")
+        record_property("counted", "small faults that the error of bf16 alone would have passed")
 
 
 def test_kernels_of_prompts_compiled_in_pieces_are_those_of_the_whole_file():

@@ -13,7 +13,7 @@ from luce_edu.verification import LIMIT, Report, StageResult, Trace, judge, rela
 
 
 def make_traces(seed=0, steps=6, vocab=40, layers=3, hidden=16):
-    """A reference, a yardstick at an error of about 1 %, and a stage at half of that."""
+    """A reference, a baseline at an error of about 1 %, and a stage at half of that."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -41,19 +41,19 @@ def choices(trace):
 
 
 def test_a_stage_with_half_of_bf16s_error_passes():
-    truth, yardstick, stage = make_traces()
-    verdict = judge(stage, choices(stage), truth, yardstick)
+    truth, baseline, stage = make_traces()
+    verdict = judge(stage, choices(stage), truth, baseline)
     assert verdict["problems"] == [] and 0.3 < verdict["ratio"] < 0.8
     assert verdict["agree"] == verdict["decided"] > 0
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_yardstick_that_is_not_finite_allows_nothing(value):
-    truth, yardstick, stage = make_traces()
-    yardstick.hidden_states[1, 2, 0] = value
+def test_a_baseline_that_is_not_finite_allows_nothing(value):
+    truth, baseline, stage = make_traces()
+    baseline.hidden_states[1, 2, 0] = value
     stage.hidden_states[:, 2] *= 3
-    problems = judge(stage, choices(stage), truth, yardstick)["problems"]
+    problems = judge(stage, choices(stage), truth, baseline)["problems"]
     assert problems and problems[0].startswith("layer 1 is the first of 1 parts")
 
 
@@ -87,19 +87,19 @@ def spoil_stale(trace):
      (spoil_state, "recurrent_state"), (spoil_cache, "k_cache"), (spoil_stale, "logits")],
 )  # fmt: skip
 def test_a_planted_fault_is_named_by_its_first_part(spoil, part):
-    truth, yardstick, stage = make_traces()
+    truth, baseline, stage = make_traces()
     spoil(stage)
-    verdict = judge(stage, choices(stage), truth, yardstick)
+    verdict = judge(stage, choices(stage), truth, baseline)
     assert verdict["problems"] and verdict["problems"][0].startswith(f"{part} is the first of")
 
 
 def test_one_wrong_greedy_choice_is_seen():
-    truth, yardstick, stage = make_traces()
+    truth, baseline, stage = make_traces()
     wrong = choices(stage)
     margins = truth.logits.topk(2).values
     step = int((margins[:, 0] - margins[:, 1]).argmax())
     wrong[step] = (wrong[step] + 1) % truth.logits.shape[1]
-    verdict = judge(stage, wrong, truth, yardstick)
+    verdict = judge(stage, wrong, truth, baseline)
     assert verdict["agree"] == verdict["decided"] - 1
     assert verdict["problems"][0].startswith(f"token {step}: chose {wrong[step]}, but the largest of its own")
     assert verdict["problems"][1].startswith(f"token {step}: chose {wrong[step]}, the reference")
@@ -107,24 +107,24 @@ def test_one_wrong_greedy_choice_is_seen():
 
 @pytest.mark.parametrize("lead, decided", [(1.9, False), (2.1, True)])
 def test_a_choice_is_decided_by_a_lead_that_two_errors_cannot_undo(lead, decided):
-    truth, yardstick, stage = make_traces(steps=1)
-    slack = LIMIT * float((yardstick.logits - truth.logits).abs().max())
+    truth, baseline, stage = make_traces(steps=1)
+    slack = LIMIT * float((baseline.logits - truth.logits).abs().max())
     truth.logits[0, 3] = truth.logits.max() + 1
     truth.logits[0, 4] = truth.logits[0, 3] - lead * slack
-    yardstick.logits[0, 3:5] = truth.logits[0, 3:5]
-    verdict = judge(stage, choices(stage), truth, yardstick)
+    baseline.logits[0, 3:5] = truth.logits[0, 3:5]
+    verdict = judge(stage, choices(stage), truth, baseline)
     assert verdict["decided"] == decided
 
 
 def test_a_choice_that_is_not_the_largest_logit_is_seen_even_where_either_would_do():
-    truth, yardstick, stage = make_traces()
-    for trace in (truth, yardstick, stage):
+    truth, baseline, stage = make_traces()
+    for trace in (truth, baseline, stage):
         trace.logits[2, 5:7] = 9.0  # two equal ones: the lower index is right, and the reference decides nothing
     chosen = choices(stage)
     chosen[2] = 5
-    assert judge(stage, chosen, truth, yardstick)["problems"] == []
+    assert judge(stage, chosen, truth, baseline)["problems"] == []
     chosen[2] = 6
-    assert judge(stage, chosen, truth, yardstick)["problems"] == [
+    assert judge(stage, chosen, truth, baseline)["problems"] == [
         "token 2: chose 6, but the largest of its own logits is 5"
     ]
 
@@ -163,7 +163,7 @@ def test_a_run_that_does_not_repeat_is_seen():
 
     report = verify(model, device="host", stages=["per_layer"], steps=4, make=Unsteady)
     assert made and not report.passed
-    assert not report.rows[0].repeats and report.rows[0].problems == ["a second run gave other bits"]
+    assert not report.rows[0].repeats and report.rows[0].problems == ["a second run gave different bits"]
 
 
 def test_poison_reaches_everything_that_a_token_must_write():

@@ -11,16 +11,16 @@ from luce_edu.stages import STAGES
 
 
 def error_by_part(
-    errors: Mapping[str, Mapping[str, float]], *, yardstick: str = "eager", limit: float, provenance: str = ""
+    errors: Mapping[str, Mapping[str, float]], *, baseline: str = "eager", limit: float, provenance: str = ""
 ) -> Picture:
     """Each program's error against the reference, part by part on a log axis, and where a check refuses it.
 
     errors     {program: {part: error}}, every program with the same parts; the layers are joined by a line
-    yardstick  the program whose error times `limit` is the lower edge of what is refused
+    baseline   the program whose error times `limit` is the lower edge of what is refused
     An error of 0 stands at the lower edge of the picture, one that is not finite at the upper.
-    ValueError unless all programs have the yardstick's parts.
+    ValueError unless all programs have the baseline's parts.
     """
-    parts = list(errors[yardstick])
+    parts = list(errors[baseline])
     if any(list(of_program) != parts for of_program in errors.values()):
         raise ValueError("errors: expected the same parts of every program, in the same order")
     figure = picture(9, 4.6, provenance)
@@ -29,9 +29,9 @@ def error_by_part(
     low, high = 10 ** np.floor(np.log10(min(finite))) / 3, 30 * max(finite)
     at = {program: [_clamped(e, low, high) for e in of_program.values()] for program, of_program in errors.items()}
     joined = [i for i, part in enumerate(parts) if part.startswith("layer")]
-    border = [_clamped(limit * errors[yardstick][part], low, high) for part in parts]
+    border = [_clamped(limit * errors[baseline][part], low, high) for part in parts]
     axes.fill_between(range(len(parts)), border, high, step="mid", color=VERMILLION, alpha=0.09, linewidth=0)
-    axes.set_title(f"shaded: refused, more than {limit} times the error of {yardstick}", loc="right", fontsize=10)
+    axes.set_title(f"shaded: refused, more than {limit} times the error of {baseline}", loc="right", fontsize=10)
     spare = zip((VERMILLION, PURPLE, GREEN, INK), "sDv^", strict=True)
     for program, values in at.items():
         colour, marker = (colour_of(program), "o") if program in STAGES else next(spare)

@@ -28,7 +28,7 @@ def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
     assert axes.get_yscale() == "log" and "1.25 times the error of eager" in axes.get_title(loc="right")
 
 
-def test_what_is_refused_begins_at_the_limit_times_the_yardstick():
+def test_what_is_refused_begins_at_the_limit_times_the_baseline():
     (axes,) = PICTURES["errors"]("measured").axes
     heights = {round(float(y), 9) for path in axes.collections[0].get_paths() for _, y in path.vertices}
     assert {round(1.25 * error, 9) for error in (5e-3, 6e-3, 8e-3, 4e-3)} <= heights

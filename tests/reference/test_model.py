@@ -213,7 +213,7 @@ def test_a_value_that_is_not_finite_fails_the_comparison():
     assert not relative_error(torch.ones(1), right) <= LIMIT
 
 
-# bf16: the reference is also the yardstick for what rounding costs.
+# bf16: the reference is also the baseline for what rounding costs.
 
 
 @pytest.mark.parametrize("name", CONFIGS)
