@@ -10,8 +10,8 @@ Names load on first use, so that `import luce_edu` does not import PyTorch.
 import os
 from importlib import import_module
 
-# PyTorch's threads on the CPU would stay awake for a while after each operation and keep the processors from the
-# virtual GPU's. OpenMP reads this once, when PyTorch is loaded; whoever has set it keeps what they have.
+# By default, PyTorch's CPU threads spin for a while after each operation, which takes cores from the virtual GPU's
+# threads. OpenMP reads this variable once, when PyTorch is loaded. A value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(ipython) -> None:
-    """`%load_ext luce_edu` in a notebook: the words %%kernel and %kernels."""
+    """Add the magics %%kernel and %kernels to a notebook, on `%load_ext luce_edu`."""
     from luce_edu.magic import load
 
     load(ipython)

@@ -1,4 +1,4 @@
-"""`python -m luce_edu` is `luce-edu`."""
+"""Run the command `luce-edu`, on `python -m luce_edu`."""
 
 from luce_edu.cli import main
 

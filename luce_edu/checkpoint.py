@@ -1,4 +1,4 @@
-"""A checkpoint folder's files: which to read, and the reason and remedy where they are not what a model loads from."""
+"""Find the files of a checkpoint folder; for files that a model cannot be loaded from, say why and what to do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from luce_edu.errors import CheckpointError
 
 _BOM = b"\xef\xbb\xbf"
-_LFS = b"version https://git-lfs"  # how a Git LFS pointer starts, which stands for a file that was not fetched
+_LFS = b"version https://git-lfs"  # the start of a Git LFS pointer, a placeholder for a file that was not fetched
 _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 def check_start(path: Path, error: type[ValueError] = CheckpointError) -> None:
-    """Raise `error` for a file that its first bytes show to be something else; OSError where it cannot be read."""
+    """Raise `error` if a file's first bytes show that it is something else; OSError if it cannot be read."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(_LFS):
@@ -25,7 +25,7 @@ def check_start(path: Path, error: type[ValueError] = CheckpointError) -> None:
 
 
 def read_json(path: Path, error: type[ValueError] = CheckpointError) -> dict:
-    """A JSON file's object. Raises `error`, naming the file, where there is none."""
+    """Read a JSON file that holds an object. Raises `error`, naming the file, if it does not."""
     try:
         check_start(path, error)
         text = path.read_bytes()
@@ -41,23 +41,23 @@ def read_json(path: Path, error: type[ValueError] = CheckpointError) -> dict:
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """`model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    """List the weights' files: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
 
-    Raises CheckpointError, before any of them is opened, for a folder that holds something else, such as an adapter.
+    Raises CheckpointError for a folder that holds something else, such as an adapter, before any file is opened.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a checkpoint folder, and there is none")
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "another model"
         raise CheckpointError(
-            f"{folder}: an adapter of {base}, which is no model by itself; merge it into that model "
+            f"{folder}: holds an adapter of {base}, not a whole model; merge it into that model "
             "(PEFT's merge_and_unload), save the result, and load that folder"
         )
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if single.is_symlink():
-        raise CheckpointError(f"{single}: links to {single.readlink()}, which is not there; download the folder again")
+        raise CheckpointError(f"{single}: links to {single.readlink()}, which is missing; download the folder again")
     if not index.is_file():
         expected = f"{folder}: expected {single.name} or {index.name}, found"
         raise CheckpointError(f"{expected} {_found_instead(folder)}")
@@ -73,7 +73,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def _found_instead(folder: Path) -> str:
-    """What a folder without the expected weights has, and what to do."""
+    """Say what a folder without the expected weights holds, and what to do."""
     if files := sorted(folder.glob("*.gguf")):
         return f"{files[0].name}: GGUF is llama.cpp's format; take the safetensors checkpoint that it was made from"
     if files := sorted(path for pattern in _PICKLED for path in folder.glob(pattern)):

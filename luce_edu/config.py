@@ -1,4 +1,4 @@
-"""The model's dimensions, under the names that the checkpoint's config.json uses."""
+"""Read the model's dimensions from config.json, and keep the names that it uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from luce_edu.errors import ConfigError, check_int
 
 FULL_ATTENTION, LINEAR_ATTENTION = "full_attention", "linear_attention"
 
-# Sizes, positive integers, and what they are where a config leaves them out. The defaults here and below are those of
-# transformers' Qwen3_5TextConfig, so a checkpoint means the same in both; compared with it in tests/test_config.py.
+# Fields that must be positive integers, with the defaults for a config that leaves them out. The defaults here and
+# below are those of transformers' Qwen3_5TextConfig, so that a checkpoint means the same in both;
+# tests/test_config.py compares the two.
 _SIZES = {
     "vocab_size": 248320,
     "hidden_size": 4096,
@@ -37,7 +38,7 @@ _ROPE_THETA, _PARTIAL_ROTARY_FACTOR = 1e4, 0.25
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Dimensions of a Qwen3.5 text model. Field names are Hugging Face's; see `from_dict`."""
+    """The dimensions of a Qwen3.5 text model, with Hugging Face's field names; see `from_dict`."""
 
     vocab_size: int
     hidden_size: int
@@ -61,7 +62,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping) -> ModelConfig:
-        """Read a config.json's content, the text-only layout or the vision-language wrapper's `text_config`.
+        """Make a config from the content of a config.json: text-only, or a vision-language model's `text_config`.
 
         Raises ConfigError that names the field, what was expected and what came.
         """
@@ -80,7 +81,7 @@ class ModelConfig:
             if quantised := part.get(name):
                 method = quantised.get("quant_method", quantised) if isinstance(quantised, Mapping) else quantised
                 raise ConfigError(
-                    f"config: {name} ({method!r:.60}): quantised weights are not served; take the checkpoint in bf16 "
+                    f"config: {name} ({method!r:.60}): quantised weights are not supported; take the bf16 checkpoint "
                     "that they were made from"
                 )
         sizes = {name: _positive_int(text, name, default) for name, default in _SIZES.items()}
@@ -95,7 +96,7 @@ class ModelConfig:
             rms_norm_eps=_number(text, "rms_norm_eps", _RMS_NORM_EPS),
             rope_theta=_number(rope, "rope_theta"),
             partial_rotary_factor=_number(rope, "partial_rotary_factor"),
-            tie_word_embeddings=any(ties),  # transformers' classes look at one or the other
+            tie_word_embeddings=any(ties),  # some of transformers' classes read the one, some the other
             eos_token_ids=tuple(sorted({*eos_ids(config), *eos_ids(text)})),
         )
         result._check(text)
@@ -103,7 +104,7 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelConfig:
-        """Read config.json; raises ConfigError that names the file."""
+        """Read a config.json. Raises ConfigError that names the file."""
         content = read_json(Path(path), ConfigError)
         try:
             return cls.from_dict(content)
@@ -133,22 +134,22 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Dimensions of a head that RoPE turns; the rest pass unchanged."""
+        """Number of dimensions of a head that RoPE rotates; the others stay as they are."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def key_dim(self) -> int:
-        """All DeltaNet key heads side by side."""
+        """Width of all DeltaNet key heads together."""
         return self.linear_num_key_heads * self.linear_key_head_dim
 
     @property
     def value_dim(self) -> int:
-        """All DeltaNet value heads side by side."""
+        """Width of all DeltaNet value heads together."""
         return self.linear_num_value_heads * self.linear_value_head_dim
 
     @property
     def conv_dim(self) -> int:
-        """Channels of the causal convolution: q, k and v side by side."""
+        """Channels of the causal convolution: those of q, k and v together."""
         return 2 * self.key_dim + self.value_dim
 
     @property
@@ -163,7 +164,7 @@ class ModelConfig:
 
 
 def eos_ids(content: Mapping, where: str = "config") -> tuple[int, ...]:
-    """`eos_token_id` of config.json or generation_config.json: none, one or several."""
+    """Return `eos_token_id` of a config.json or generation_config.json as a tuple: none, one or several ids."""
     eos = content.get("eos_token_id")
     ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
     if not all(type(token) is int for token in ids):
@@ -172,12 +173,12 @@ def eos_ids(content: Mapping, where: str = "config") -> tuple[int, ...]:
 
 
 def _rope(config: Mapping, text: Mapping) -> Mapping:
-    """RoPE's parameters in any of their spellings, read as transformers reads them.
+    """Return RoPE's parameters, however they are spelled, as transformers reads them.
 
-    `rope_scaling`, where it says anything, goes before `rope_parameters`; what that leaves out is taken from the text
-    config itself. Only plain RoPE is served: a scaled one is refused by its type, also where the wrapper has it.
+    A `rope_scaling` that is not empty takes precedence over `rope_parameters`. Fields that are missing there come from
+    the text config itself. Only plain RoPE is supported: scaled RoPE is refused, in the wrapper's config too.
     """
-    for part in (config, text):  # the text config's is the one that counts
+    for part in (config, text):  # the text config comes last, because its parameters are the ones returned
         name = "rope_scaling" if part.get("rope_scaling") else "rope_parameters"
         rope = part.get(name) or {}
         if not isinstance(rope, Mapping):
@@ -185,10 +186,10 @@ def _rope(config: Mapping, text: Mapping) -> Mapping:
         if layers := sorted({FULL_ATTENTION, LINEAR_ATTENTION} & rope.keys()):
             raise ConfigError(f"config: expected one {name} for all layers, got one for {', '.join(layers)}")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        # The wrapper of older vision models says mrope, which is plain RoPE where all tokens are text.
+        # The wrapper's config of older vision models says mrope, which equals plain RoPE if all tokens are text.
         if kind != "default" and not (kind == "mrope" and part is not text):
             raise ConfigError(
-                f"config: expected rope_type 'default', got {kind!r} in {name}: only plain RoPE is served; if the "
+                f"config: expected rope_type 'default', got {kind!r} in {name}: only plain RoPE is supported; if the "
                 "scaling was added for long contexts, take the config.json without it"
             )
     beside = {
@@ -210,7 +211,7 @@ def _number(config: Mapping, name: str, default: float | None = None) -> float:
 
 
 def _layer_types(text: Mapping, num_hidden_layers: int) -> tuple[str, ...]:
-    """`layer_types` where the config lists them; else every `full_attention_interval`-th is attention."""
+    """Return the config's `layer_types`; without them, every `full_attention_interval`-th layer is attention."""
     kinds = text.get("layer_types")
     if kinds is None:
         interval = _positive_int(text, "full_attention_interval", _FULL_ATTENTION_INTERVAL)

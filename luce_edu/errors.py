@@ -1,8 +1,8 @@
-"""The errors a reader can meet, and checks that raise them. Bad input is always a ValueError, before anything runs."""
+"""The package's errors, and checks that raise them. Bad input always raises a ValueError, before anything runs."""
 
 
 class ConfigError(ValueError):
-    """A model config that is not a Qwen3.5 text config, or that a kernel cannot serve."""
+    """A model config that is not a Qwen3.5 text config, or that the kernels do not support."""
 
 
 class CheckpointError(ValueError):
@@ -10,7 +10,7 @@ class CheckpointError(ValueError):
 
 
 class CompileError(ValueError):
-    """A kernel source that a compiler refused, or a compiler that is missing; `log` is what it said."""
+    """A kernel source that the compiler refused, or a missing compiler; `log` is the compiler's output."""
 
     def __init__(self, message: str, log: str = ""):
         super().__init__(f"{message}\n{log}" if log else message)
@@ -18,7 +18,7 @@ class CompileError(ValueError):
 
 
 class CacheError(CompileError):
-    """The folder for compiled kernels cannot be written, or no library loads from it."""
+    """A cache folder for compiled kernels that cannot be written, or from which no library can be loaded."""
 
 
 class LaunchError(ValueError):
@@ -26,13 +26,13 @@ class LaunchError(ValueError):
 
 
 class CaptureError(RuntimeError):
-    """Launches that could not become a CUDA graph, such as where memory is short; none of them has run."""
+    """Launches that could not be captured as a CUDA graph, for lack of memory for instance; none of them has run."""
 
 
 class KernelError(RuntimeError):
-    """A kernel that could not finish, such as one that deadlocked (names who waits where), or that a driver refused.
+    """A kernel that did not finish, or that the driver refused. For a deadlock the message says which warps wait where.
 
-    fault  what the virtual GPU found, one of FAULTS in luce_edu/machine/report.py; "" from elsewhere
+    fault  what the virtual GPU found, one of FAULTS in luce_edu/machine/report.py; "" for errors from elsewhere
     """
 
     def __init__(self, message: str, fault: str = ""):
@@ -41,13 +41,13 @@ class KernelError(RuntimeError):
 
 
 class NotMeasured(Exception):
-    """A measurement that cannot be had here; the message is the reason, for the table of what was not run."""
+    """A measurement that this machine cannot make; the message is the reason, for the list of what was not run."""
 
 
 def check_int(
     name: str, value: object, least: int, most: int | None = None, error: type[ValueError] = ValueError
 ) -> int:
-    """`value`; `error` with its name, what was expected and what came where it is no int (a bool is none) in range."""
+    """Return `value` if it is an integer in range (a bool is not); else raise `error`: name, expected range, value."""
     if type(value) is not int or value < least or most is not None and value > most:
         limits = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise error(f"{name}: expected an integer {limits}, got {value!r}")
@@ -55,10 +55,10 @@ def check_int(
 
 
 def check_seed(seed: object) -> int:
-    """A seed that PyTorch's generators take; ValueError for anything else."""
+    """Return `seed` if PyTorch's generators accept it; ValueError if not."""
     return check_int("seed", seed, 0, 2**63 - 1)
 
 
 def unusable_cache(error: OSError) -> CacheError:
-    """The error for a cache folder that cannot be made or written."""
-    return CacheError(f"the cache for kernels cannot be used ({error}); name another folder in LUCE_CACHE")
+    """Make the error for a cache folder that cannot be created or written."""
+    return CacheError(f"the cache of compiled kernels cannot be used ({error}); set LUCE_CACHE to another folder")

@@ -1,4 +1,4 @@
-"""A heat map: source lines, and beside each the share of all waits, the instructions, and what they waited for.
+"""Show a heat map of source lines: beside each line its share of all waits, its instructions, and what they waited for.
 
     show_heat("csrc/matvec.cuh", luce_edu.profile("per_layer"), "warp_dot")
     show_heat(verdict)                                              of a %%kernel cell with --profile, kept with --as
@@ -19,17 +19,17 @@ from luce_edu.show import Source, as_html, cell_source, coloured, display, find_
 
 _COLUMNS = ("waits", "instr.", "slot", "operand", "memory", "barrier")
 _WIDTHS = (6, 10, 5, 8, 7, 8)
-_HOT = "230, 81, 0"  # red, green, blue: over white or black, text in the theme's colour stays readable
+_HOT = "230, 81, 0"  # red, green, blue; text in the theme's colour stays readable on it, in light and dark
 _MOST_OPAQUE = 0.6
 
 
 @dataclass(frozen=True)
 class Heat:
-    """What `show_heat` displays.
+    """The heat map that `show_heat` displays.
 
-    cycles    by line of `source`: machine instructions of warps, and cycles that warps waited before they issued for a
-              slot, an operand, memory and a barrier, as in profile.LineTimes
-    waits     cycles of all waits of the profile, of other lines too
+    cycles    by line of `source`: instructions that warps executed, and cycles that they waited for an issue slot, an
+              operand, memory and a barrier, as in profile.LineTimes
+    waits     cycles of all waits in the profile, of other lines too
     where     what ran, and on which card
     """
 
@@ -40,7 +40,7 @@ class Heat:
 
     @property
     def shares(self) -> np.ndarray:
-        """By line: its part of all waits."""
+        """Return, for each line, its share of all waits."""
         return self.cycles[:, 1:].sum(axis=1) / (self.waits or 1.0)
 
     @property
@@ -49,7 +49,7 @@ class Heat:
 
     @property
     def _rows(self) -> list[list[str]]:
-        """By line, the text of each column."""
+        """Return, for each line, the text of each column."""
         rows = []
         for share, (issued, *parts) in zip(self.shares, self.cycles.tolist(), strict=True):
             stalls = sum(parts) or 1.0
@@ -82,25 +82,25 @@ def show_heat(what: object, profile: Profile | None = None, name: str | None = N
     """Display source lines, and beside each its share of all waits, its machine instructions, and what they wait for.
 
     what     a path that starts with "csrc/", or the verdict of a %%kernel cell with --profile, kept with --as
-    profile  what `luce_edu.profile` gives; a verdict has its own
-    name     with a path: a region, as `show_source` takes it; None: the whole file
-    A line has what its own instructions waited for, and those of functions that were inlined into it and are not among
-    the lines themselves. Waits are cycles of warps, for an issue slot or pipe, for the result of arithmetic or a load
-    from shared memory (operand), for memory, and at barriers; all modelled. They stand at the line that waits, so those
-    for a load at the line that uses the value.
-    Raises ValueError as `show_source` does, for what is no profile, and where the profile has nothing of these lines.
+    profile  the result of `luce_edu.profile`; not needed for a verdict, which has its own
+    name     with a path: a region, as for `show_source`; None for the whole file
+    Waits are cycles of warps, all modelled: for an issue slot or pipe, for the result of arithmetic or of a load from
+    shared memory (operand), for memory, and at barriers. A wait is counted at the line that waits; a wait for a load,
+    at the line that uses the value. A line also gets the waits of functions that were inlined into it, unless their
+    lines are shown themselves.
+    Raises ValueError as `show_source` does, if `profile` is no profile, and if the profile ran none of these lines.
     """
     display(find_heat(what, profile, name))
 
 
 def find_heat(what: object, profile: Profile | None = None, name: str | None = None) -> Heat:
-    """What `show_heat` displays; arguments and errors as there."""
+    """Make the heat map that `show_heat` displays, with its arguments and errors."""
     if isinstance(what, Verdict):
         profile = what.profile if profile is None else profile
         if profile is None:
             raise ValueError(f"{what.kernel}: the verdict has no profile; write %%kernel {what.kernel} ... --profile")
         if name is not None:
-            raise ValueError(f"{what.kernel}: a verdict has one cell; a name goes with a path")
+            raise ValueError(f"{what.kernel}: a verdict shows its whole cell; give a name only with a path")
         source, file = cell_source(what.attempt.text), CELL
     elif isinstance(what, str | Path):
         source = whole_file(what) if name is None else find_source(what, name)
@@ -108,7 +108,7 @@ def find_heat(what: object, profile: Profile | None = None, name: str | None = N
     else:
         raise ValueError(f"expected a path or the verdict of a %%kernel cell, got {what!r}")
     if not isinstance(profile, Profile):
-        raise ValueError(f"{source.path}: expected a profile, which luce_edu.profile(...) gives, got {profile!r}")
+        raise ValueError(f"{source.path}: expected a profile, as luce_edu.profile(...) returns it, got {profile!r}")
     lines = range(source.first_line, source.first_line + source.text.count("\n") + 1)
     cycles = np.zeros((len(lines), 5))
     for call, found in profile.calls.items():
@@ -116,6 +116,6 @@ def find_heat(what: object, profile: Profile | None = None, name: str | None = N
             cycles[shown - source.first_line] += found
     if not cycles.any():
         ran = ", ".join(sorted({at for call in profile.calls for at, _ in call}))
-        raise ValueError(f"{source.heading}: {profile.what} executed none of it; it ran lines of {ran}")
+        raise ValueError(f"{source.heading}: {profile.what} executed none of these lines; it ran lines of {ran}")
     waits = float(sum(found[1:].sum() for found in profile.calls.values()))
     return Heat(source, cycles, waits, f"{profile.what} (modelled for {profile.on_card})")

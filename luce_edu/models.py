@@ -1,4 +1,4 @@
-"""Where a model comes from: `load_model` finds config, weights and tokenizer by one name."""
+"""Load models: `load_model` finds config, weights and tokenizer by one name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from luce_edu.weights import Weights, load_weights, random_weights
 
 DATA = Path(__file__).parent / "data"
 RANDOM_CONFIG = DATA / "qwen3_5-0.8b.config.json"
-MODELS = ("tiny", "random-0.8b", "random-odd")  # the names that need no files from outside the package
+MODELS = ("tiny", "random-0.8b", "random-odd")  # the models that need no files from outside the package
 
 
 class Tokenizer:
-    """Text to token ids and back, by a checkpoint's tokenizer.json."""
+    """Turn text into token ids and back, by a checkpoint's tokenizer.json."""
 
     def __init__(self, path: str | Path):
-        """Raises CheckpointError that names the file."""
-        import tokenizers  # only text needs it
+        """Read a tokenizer.json. Raises CheckpointError that names the file."""
+        import tokenizers  # here, because a model can run without it: only text needs it
 
         try:
             check_start(Path(path))
@@ -38,7 +38,7 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
 
     def encode(self, text: str) -> list[int]:
-        """Raises ValueError for text that is not valid Unicode, as a terminal can hand over."""
+        """Return the token ids of a text. Raises ValueError for invalid Unicode, which a terminal can pass on."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -46,23 +46,23 @@ class Tokenizer:
         return self._tokenizer.encode(text).ids
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its own text, such as '<|im_end|>'; None where there is no such token."""
+        """Return the id of a token by its text, such as '<|im_end|>'; None if there is no such token."""
         return self._tokenizer.token_to_id(token)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of token ids. Special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids))
 
 
 class TextStream:
-    """Turn ids into text as they come, holding back a character until its last byte is there."""
+    """Turn token ids into text one by one; a character is held back until its last byte has come."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._pending: list[int] = []
 
     def feed(self, token: int) -> str:
-        """The text that is complete with this token; may be empty."""
+        """Return the text that this token completes; it may be empty."""
         self._pending.append(token)
         text = self._tokenizer.decode(self._pending)
         if text.endswith("\ufffd"):
@@ -71,7 +71,7 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """What is left at the end, complete or not."""
+        """Return the text that is still held back, complete or not."""
         text = self._tokenizer.decode(self._pending)
         self._pending.clear()
         return text
@@ -79,9 +79,11 @@ class TextStream:
 
 @dataclass
 class Model:
-    """A loaded model. `tokenizer` is None where there is no tokenizer.json, `folder` for random weights.
+    """A loaded model.
 
-    `config` is what the whole folder says: its end-of-text tokens are those of all files.
+    config     its end-of-text tokens are those of all files of the folder
+    tokenizer  None if there is no tokenizer.json
+    folder     None for random weights
     """
 
     name: str
@@ -92,7 +94,7 @@ class Model:
     _placed: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def weights_on(self, device) -> Weights:
-        """The weights on a device, moved there once and shared by all decoders of this model."""
+        """Return the weights on a device. They are moved there once and shared by all decoders of this model."""
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
@@ -104,13 +106,12 @@ class Model:
 def load_model(name: str | Path, *, seed: int = 0) -> Model:
     """Load a model by name; the weights are on the CPU.
 
-    name  "tiny", "random-0.8b" or "random-odd" (`seed` draws the weights of the last two; see odd_model.py), a
-          checkpoint folder, or a hub id such as "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists
-          goes before a hub id.
-    A folder means what it means to transformers, and its text ends at what any of its files names as the end.
-    Raises ValueError naming the choices for a name that is none of these, ConfigError for another architecture or a
-    field that cannot be served, CheckpointError for files that are missing, damaged or of another format, or a download
-    that failed.
+    name  "tiny", "random-0.8b", "random-odd" (see odd_model.py), a checkpoint folder, or a hub id such as
+          "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists takes precedence over a hub id
+    seed  draws the weights of "random-0.8b" and "random-odd"
+    A checkpoint is read as transformers reads it. Text ends at any end-of-text token that one of its files names.
+    Raises ValueError with the choices for another name, ConfigError for another architecture or an unsupported field,
+    and CheckpointError for files that are missing, damaged or of another format, or for a failed download.
     """
     if not isinstance(name, (str, Path)):
         raise ValueError(f"model: expected a name or folder, got {name!r}; {_choices()}")
@@ -121,7 +122,7 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
     if name == "random-odd":
         return Model(name, ODD_CONFIG, odd_weights(seed), tokenizer=None, folder=None)
     folder = DATA / name if name == "tiny" else _find_folder(name)
-    safetensors_files(folder)  # a folder of another kind is refused by what it is before its config.json is missed
+    safetensors_files(folder)  # first: for a folder of another kind it says more than that config.json is missing
     config = ModelConfig.from_file(folder / "config.json")
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = Tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
@@ -132,10 +133,10 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
 
 
 def _stop_ids(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end a text: those of config.json, of generation_config.json and of the tokenizer together.
+    """Collect the tokens that end a text, from config.json, generation_config.json and the tokenizer.
 
-    Chat models keep the end of a turn in one of the last two. An id outside the vocabulary can never come, and
-    transformers ignores it too; it is left out with a warning.
+    Chat models name the end of a turn in one of the last two. An id outside the vocabulary is left out with a warning,
+    because it is never generated; transformers ignores it too.
     """
     ids = set(config.eos_token_ids)
     generation = folder / "generation_config.json"
@@ -146,14 +147,14 @@ def _stop_ids(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
     outside = sorted(token for token in ids if not 0 <= token < config.vocab_size)
     if outside:
         warnings.warn(
-            f"{folder}: end-of-text ids {outside} are outside the vocabulary of {config.vocab_size} and never come",
+            f"{folder}: end-of-text ids {outside} are outside the vocabulary of {config.vocab_size} and are ignored",
             stacklevel=3,
         )
     return tuple(sorted(ids.difference(outside)))
 
 
 def _eos_names(folder: Path) -> set[str]:
-    """The end-of-text tokens that the tokenizer's files name; Qwen's tokenizers have one where no file does."""
+    """Collect the end-of-text tokens that the tokenizer's files name; Qwen's tokenizers have a default."""
     names, kind = set(), "Qwen2Tokenizer"
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         if path.is_file():
@@ -189,7 +190,7 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # no network, no such model, no access, disk full: the hint is the same
+    except Exception as error:  # for no network, no such model, no access or a full disk the remedy is the same
         raise CheckpointError(
             f"{hub_id}: there is no such folder here, and the download of *.json and *.safetensors from the "
             f"Hugging Face hub failed ({type(error).__name__}: {error}). A local folder with config.json and "

@@ -1,4 +1,4 @@
-"""Where things are: the kernels' sources, and the cache of what was compiled."""
+"""Find the folders of the kernels' sources and of the cache of compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def csrc_dir() -> Path:
-    """Where the kernel sources are: inside an installed package, or at the top of a checkout."""
+    """Return the folder of the kernel sources: inside an installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "csrc"
     return installed if installed.is_dir() else package.parent / "csrc"
 
 
 def cache_dir() -> Path:
-    """Where compiled kernels are kept; LUCE_CACHE overrides it."""
+    """Return the folder of compiled kernels; LUCE_CACHE overrides it."""
     if "LUCE_CACHE" in os.environ:
         return Path(os.environ["LUCE_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luce_edu"

@@ -1,4 +1,4 @@
-"""A reader's guesses, taken before a measurement and shown beside its result.
+"""Take a reader's predictions before a measurement, and show them beside its results.
 
     guess = predict(launches=None, bytes_read=None)     # your numbers in place of None
     ...
@@ -16,7 +16,8 @@ KINDS = ("measured", "recorded", "published", "modelled")
 
 
 def predict(**guesses: float | str | None) -> Prediction:
-    """Take guesses by name, units in the names; None is no guess. ValueError for what is neither number nor text."""
+    """Take guesses by name, with units in the names; None is no guess. ValueError for other values than number or text.
+    """
     if not guesses:
         raise ValueError("predict: expected at least one guess, such as launches=None")
     for name, guess in guesses.items():
@@ -27,21 +28,21 @@ def predict(**guesses: float | str | None) -> Prediction:
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """Guesses that wait for their results."""
+    """Guesses, before their results are known."""
 
     guesses: Mapping[str, float | str | None]
 
     def reveal(self, kind: str, /, **results: float | str) -> Revealed:
-        """A table of guess, result and their ratio.
+        """Return a table of guess, result and their ratio.
 
         kind     where the results come from: measured, recorded, published or modelled
-        results  one for each guess; ValueError names one that is missing or was never asked for
+        results  one for each guess, by the same name; ValueError names those that are missing or have no guess
         """
         if kind not in KINDS:
             raise ValueError(f"reveal: expected one of {', '.join(KINDS)}, got {kind!r}")
         if set(results) != set(self.guesses):
             wrong = sorted(set(results) ^ set(self.guesses))
-            raise ValueError(f"reveal: {', '.join(wrong)}: guesses were asked for {', '.join(self.guesses)}")
+            raise ValueError(f"reveal: expected results for {', '.join(self.guesses)}; {', '.join(wrong)} do not match")
         return Revealed(kind, self.guesses, results)
 
     def __repr__(self) -> str:
@@ -50,7 +51,7 @@ class Prediction:
 
 @dataclass(repr=False)
 class Revealed(Tabular):
-    """Guesses beside results."""
+    """The table of guesses beside results."""
 
     kind: str
     guesses: Mapping[str, float | str | None]

@@ -1,4 +1,4 @@
-"""The table that all notebooks share: one row a stage, each number with its provenance."""
+"""The stage table, with which every notebook ends: one row per stage, each number with its provenance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from luce_edu.measure.records.validated import stored
 from luce_edu.tables import Tabular
 from luce_edu.verification import Report, verify
 
-NEITHER = "–"  # in no record, and not modelled
+NEITHER = "–"  # neither recorded nor modelled
 
 
 @dataclass(frozen=True)
 class Modelled:
-    """A token's time and energy on a card.
+    """The modelled time and energy of one token on a card.
 
-    position  of the token, where the clock gave them; None for `eager`, where the number of operations did
+    position  the token's, if the clock ran its kernels; None for `eager`, whose time follows from its operations
     """
 
     us: float
@@ -36,7 +36,7 @@ class Modelled:
 
     @property
     def cells(self) -> list[str]:
-        """µs and J. Ranges while the clock is further than its target from published times; else single figures."""
+        """Return µs and J as text: single figures if the clock has reached its target error, else ranges."""
         if self.position is None:
             return [f"~{_two_digits(self.us)}", f"~{_two_digits(self.joules)}"]
         if stored().reached:
@@ -45,7 +45,7 @@ class Modelled:
 
 
 def figure_range(value: float) -> str:
-    """A modelled figure as the range within which half of the published ones lie; the same for time and energy."""
+    """Write a modelled time or energy as the range that holds half of the published times, each beside its model's."""
     return "–".join(map(_two_digits, stored().band(value)))
 
 
@@ -58,8 +58,10 @@ def _two_digits(value: float) -> str:
 class StageTable(Tabular):
     """Launches, barriers, bytes, time, energy and error of the stages of one verification.
 
-    megabytes  the least that a token moves;  record  where times and energies come from, None where there is none
-    modelled   by stage, and the card: what stands in place of a record
+    megabytes  the least that a token moves, MB
+    record     where times and energies come from; None if there is no record of this model
+    modelled   in place of a record: the modelled time and energy by stage
+    card       the card that they are modelled for
     """
 
     report: Report
@@ -99,43 +101,43 @@ class StageTable(Tabular):
     def caption(self) -> str:
         where = {"host": "on the virtual GPU", "cuda": "on this GPU"}[self.report.device]
         return (
-            f"{self.report.model}: launches, the kernels in them, barriers and error measured {where} now "
-            f"({self.report.steps} tokens, seed {self.report.seed}); MB a token modelled from the config, each weight "
-            f"once; {self._times}; eager's launches are the PyTorch operations that compute"
+            f"{self.report.model}: launches, the kernels in them, barriers and error are measured {where} now "
+            f"({self.report.steps} tokens, seed {self.report.seed}). MB per token are modelled from the config: each "
+            f"weight is read once. {self._times} Launches of eager are PyTorch operations that compute."
         )
 
     @property
     def _times(self) -> str:
         if self.record:
-            return f"µs and J a token: at a context of {PROMPT}, {self.record.provenance}"
+            return f"µs and J per token at a context of {PROMPT}, {self.record.provenance}."
         if self.modelled:
-            return f"* µs and J a token: {modelled_caption(self.modelled, [self.card.name])}"
-        return "µs and J a token: no GPU record"
+            return f"* {modelled_caption(self.modelled, [self.card.name])}"
+        return "µs and J per token: no record of a GPU."
 
 
 def modelled_caption(modelled: Mapping[str, Modelled], cards: Sequence[str]) -> str:
-    """How modelled times and energies came about: cards, context, how far to trust them, and what `eager` counts."""
+    """Say in sentences how µs and J are modelled: cards, context, how far to trust them, and how `eager` is timed."""
     positions = {row.position for row in modelled.values()}
-    said = f"modelled for the {' and the '.join(cards)}, no GPU has run it"
-    if by_clock := positions - {None}:
-        said += f"; at a context of {max(by_clock)}"
+    by_clock = positions - {None}
+    context = f" at a context of {max(by_clock)}" if by_clock else ""
+    said = f"µs and J per token are modelled for the {' and the '.join(cards)}{context}; no GPU has run it."
     if by_clock and not stored().reached:
         in_order = stored().ladders().values()
         said += (
-            f"; as ranges, because against published times the clock is {stored().median_error:.0%} off at the median "
-            f"and puts {len(in_order) - sum(in_order)} of {len(in_order)} ladders in another order (no joules have "
-            "been compared)"
+            f" They are ranges: compared with published times, the clock is {100 * stored().median_error:.0f} % off at "
+            f"the median and puts {len(in_order) - sum(in_order)} of {len(in_order)} ladders in another order. No "
+            "joules have been compared."
         )
     if None in positions:
         said += (
-            f"; eager: {PYTORCH_US:g} µs an operation for PyTorch (published) and the launch's time, at the power of a "
-            "card that waits"
+            f" An operation of eager costs {PYTORCH_US:g} µs in PyTorch (published) and a launch, at the power of a "
+            "waiting card."
         )
     return said
 
 
 def readers_card() -> Card:
-    """The card to model for: LUCE_CARD, or the GPU that is there where it is one that is modelled, or an RTX 3090.
+    """Find the card to model for: LUCE_CARD; else this machine's GPU, if it is a card that we model; else an RTX 3090.
 
     ValueError for an unknown LUCE_CARD.
     """
@@ -147,20 +149,20 @@ _profiles: dict[tuple, tuple[object, Profile]] = {}
 
 
 def profile_once(model, stage: str, card: Card | str) -> Profile:
-    """The profile of a token at a context of 520, or as far as the model's room goes; made once a process."""
+    """Profile a token at a context of 520, or at the model's last position if it is smaller; once per process."""
     card = card if isinstance(card, Card) else find_card(card)
     key = id(model), stage, card
     if key not in _profiles:
         position = min(PROMPT, model.config.max_position_embeddings - 1)
         found = profile(stage, model=model, card=card, position=position)
-        _profiles[key] = model, found  # the model stays, and with it its id
+        _profiles[key] = model, found  # keeps the model alive, so that no other model gets its id
     return _profiles[key][1]
 
 
 def model_stage(model, stage: str, card: Card | str, *, operations: int | None = None) -> Modelled:
-    """What the model says of a token's time and energy.
+    """Model the time and energy of one token.
 
-    operations  of PyTorch in a token; for `eager` only, whose kernels the clock does not run
+    operations  PyTorch operations per token; for `eager` only, whose kernels the clock does not run
     """
     if stage != "eager":
         found = profile_once(model, stage, card)
@@ -171,7 +173,7 @@ def model_stage(model, stage: str, card: Card | str, *, operations: int | None =
 
 
 def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], None] | None = None) -> str:
-    """Launches per token of every stage, µs and J of a token on each card, in Markdown, for the README."""
+    """Write the README's table in Markdown: for every stage launches per token, and µs and J per token on each card."""
     from luce_edu.measure.launches import count_launches
     from luce_edu.stages import STAGES, stage_class
 
@@ -187,8 +189,8 @@ def modelled_table(model, cards: Sequence[str], *, progress: Callable[[str], Non
     lines = [header, ["---", "---"] + ["--:"] * (len(header) - 2), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
-        f"{table}\n\nPer token of {model.name}. Launches: counted; eager's are PyTorch operations. "
-        f"µs and J: {modelled_caption(modelled, cards)}."
+        f"{table}\n\nOne token of {model.name}. Launches are counted; those of eager are PyTorch operations. "
+        f"{modelled_caption(modelled, cards)}"
     )
 
 
@@ -201,10 +203,10 @@ def stage_table(
     seed: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> StageTable:
-    """Verify the stages up to and including `upto` (None for all) and set them side by side.
+    """Verify the stages up to and including `upto` (None for all) and show them as a table.
 
-    Times and energies come from a record of a GPU; where there is none of this model, from the clock, for the card of
-    `readers_card`. Arguments and errors otherwise as for `luce_edu.verify`.
+    Times and energies come from a record of a GPU. If there is none of this model, they are modelled for the card that
+    `readers_card` finds. Other arguments and errors are those of `luce_edu.verify`.
     """
     from luce_edu.stages import STAGES
 

@@ -1,4 +1,4 @@
-"""Show a piece of source in a notebook, read from the very file that runs, so that no copy can rot.
+"""Show a piece of source in a notebook, read from the file that runs, so that no copy can go out of date.
 
     show_source(rms_norm)                                   a Python function, class or method
     show_source("csrc/delta_rule.cuh", "delta_rule_tile")   a function, struct or constant of a CUDA file
@@ -6,11 +6,11 @@
     show_source("csrc/delta_rule.cuh", "<load>")            the lines between the comments <load> and </load>
     show_source("csrc/megakernel.cu")                       the comment (or docstring) that opens a file
 
-`show_ptx` shows under each source line the instructions that NVIDIA's compiler made of it:
+`show_ptx` shows under each source line the instructions that NVIDIA's compiler made from it:
 
-    show_ptx("csrc/rms_norm.cuh", line=24)                          in the first kernel that has any
-    show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     of a region, in the kernel that you name
-    show_ptx(verdict, line=5)                                       of a line of a %%kernel cell, kept with --as
+    show_ptx("csrc/rms_norm.cuh", line=24)                          one line, in the first kernel that contains it
+    show_ptx("csrc/block.cuh", "<warp_sum>", kernel="rms_norm")     a region, in the kernel that you name
+    show_ptx(verdict, line=5)                                       a line of a %%kernel cell whose verdict --as keeps
 """
 
 from __future__ import annotations
@@ -21,18 +21,14 @@ import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from luce_edu.errors import check_int
 from luce_edu.paths import csrc_dir
 
-if TYPE_CHECKING:
-    pass
-
 PACKAGE = Path(__file__).resolve().parent
-MOST_INSTRUCTIONS = 32  # that show_ptx shows of one line; an unrolled loop, or a function inlined often, has hundreds
+MOST_INSTRUCTIONS = 32  # shown per line; an unrolled loop, or a function that is inlined often, has hundreds
 
-# JupyterLab's own editor colours, which follow its theme; elsewhere tones that read on white and on black.
+# JupyterLab's editor colours, which follow its theme. Other viewers get the second value, readable on white and black.
 _COLOURS = {
     "Comment": "var(--jp-mirror-editor-comment-color, #5f8787)",
     "String.Doc": "var(--jp-mirror-editor-comment-color, #5f8787)",
@@ -47,7 +43,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Lines of one file. path: from the top of the repository; first_line: the number of the first."""
+    """Consecutive lines of one file: its path from the top of the repository, the first line's number, the text."""
 
     path: str
     first_line: int
@@ -60,7 +56,7 @@ class Source:
         return f"{self.path}, {lines}"
 
     def numbered(self, lines: list[str]) -> list[tuple[str, str]]:
-        """Each of the lines, in whatever form, with its number in front."""
+        """Pair each of the lines, as plain text or HTML, with its line number."""
         numbers = range(self.first_line, self.first_line + len(lines))
         return [(f"{number:4d}", line) for number, line in zip(numbers, lines, strict=True)]
 
@@ -75,7 +71,7 @@ class Source:
 
 
 def as_html(heading: str, lines: list[str]) -> str:
-    """A heading over lines of code that are HTML already."""
+    """Put a heading over lines of code that are HTML already."""
     body = "\n".join(lines)
     return (
         f"<div><code>{html.escape(heading)}</code></div>"
@@ -86,7 +82,7 @@ def as_html(heading: str, lines: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines of one file, and the PTX instructions that were made of each. kernel, arch: where, and for which GPUs."""
+    """Lines of one file with the PTX instructions made from each, in a kernel compiled for an architecture."""
 
     source: Source
     instructions: tuple[tuple[str, ...], ...]
@@ -125,23 +121,23 @@ def show_source(what: object, name: str | None = None) -> None:
     """Display source with its file and line numbers, and with the comment directly above it.
 
     what  a Python function, class or module, or a path that starts with "csrc/" or "luce_edu/"
-    name  with a path: a function, struct, class, "Class.method" or constant; "<region>" for lines that two comments
-          mark; None for the opening comment or docstring of the file
-    Raises ValueError naming file and region when there is no such file, or not exactly one such region in it.
+    name  with a path: a function, struct, class, "Class.method" or constant; "<region>" for lines between two marking
+          comments; None for the comment or docstring that opens the file
+    Raises ValueError, naming file and region, if there is no such file, or not exactly one such region in it.
     """
     display(find_source(what, name))
 
 
 def show_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> None:
-    """Display source lines, and under each the PTX instructions that NVRTC made of it for the default card.
+    """Display source lines, and under each the PTX instructions that NVRTC made from it for the default card.
 
     what    a path that starts with "csrc/", or the verdict of a %%kernel cell, kept with --as
-    name    with a path: a region, as `show_source` takes it;  line: one line, counted from 1, in its place. A verdict
-            without a line shows the whole cell
-    kernel  the kernel to look in; None takes the first one, in the order of the stages, that has any instruction of
+    name    with a path: a region, as for `show_source`
+    line    in place of a name: one line, counted from 1. For a verdict, None shows the whole cell
+    kernel  the kernel to look in; None takes the first one, in the order of the stages, that has instructions from
             these lines. Kernels are compiled with the dimensions of tiny
-    An instruction belongs to the innermost line: that of the function that was inlined, not that of the call.
-    Raises ValueError as `show_source` does, and where no kernel has an instruction of these lines; CompileError.
+    An instruction of an inlined function is shown at the function's line, not at the call.
+    Raises ValueError as `show_source` does, and if no kernel has an instruction from these lines; CompileError.
     """
     display(find_ptx(what, name, line=line, kernel=kernel))
 
@@ -149,14 +145,14 @@ def show_ptx(what: object, name: str | None = None, *, line: int | None = None, 
 def display(shown: object) -> None:
     try:
         from IPython import display as ipython
-    except ImportError:  # a plain Python
+    except ImportError:  # plain Python, without IPython
         print(shown)
     else:
         ipython.display(shown)
 
 
 def find_ptx(what: object, name: str | None = None, *, line: int | None = None, kernel: str | None = None) -> Listing:
-    """What `show_ptx` displays; arguments and errors as there."""
+    """Make the listing that `show_ptx` displays, with its arguments and errors."""
     if not isinstance(what, str | Path):
         return _of_cell(what, name, line, kernel)
     path = Path(what).as_posix()
@@ -173,15 +169,15 @@ def find_ptx(what: object, name: str | None = None, *, line: int | None = None, 
         looked_in += kernels
     if kernel is not None and kernel not in looked_in:
         there = ", ".join(dict.fromkeys(looked_in)) or "none"
-        raise ValueError(f"{path}: no kernel named {kernel} is made of it; there are {there}")
+        raise ValueError(f"{path}: no kernel named {kernel} includes it; expected one of {there}")
     raise ValueError(
-        f"{source.heading}: NVRTC made no instruction of it in {kernel or 'any kernel'}; a constant, a declaration or "
-        "what nobody uses leaves none"
+        f"{source.heading}: NVRTC made no instruction from it in {kernel or 'any kernel'}; constants, declarations and "
+        "unused code become no instruction"
     )
 
 
 def _compiled(path: str):
-    """Name, PTX and architecture of each file of kernels that includes csrc/`path`."""
+    """Yield name, PTX and architecture of each file of kernels that includes csrc/`path`."""
     from luce_edu.config import ModelConfig
     from luce_edu.machine.cards import find_card
     from luce_edu.machine.nvrtc import compile_ptx, read_sources
@@ -202,7 +198,8 @@ def _compiled(path: str):
 def _listing(
     source: Source, file: str, text: str, kernel: str | None, arch: str, where: str
 ) -> tuple[Listing | None, list[str]]:
-    """The listing of the first kernel (or of `kernel`) of a PTX text that has instructions of `source`; all kernels."""
+    """Return the listing of the first kernel (or of `kernel`) with instructions from `source`, and all kernels' names.
+    """
     from luce_edu.machine import ptx
 
     module = ptx.parse(text)
@@ -220,7 +217,7 @@ def _listing(
 
 
 def _line(path: str, line: int) -> Source:
-    """One line of a file of csrc/, without its indent."""
+    """Return one line of a file of csrc/, without its indent."""
     file = csrc_dir() / path.removeprefix("csrc/")
     if not file.is_file():
         raise ValueError(f"{path}: no such file")
@@ -236,7 +233,7 @@ def _of_cell(verdict: object, name: str | None, line: int | None, kernel: str | 
     if not isinstance(verdict, Verdict):
         raise ValueError(f"expected a path or the verdict of a %%kernel cell, got {verdict!r}")
     if name is not None or kernel not in (None, verdict.kernel):
-        raise ValueError(f"a verdict has one cell and one kernel, {verdict.kernel}; give line= alone")
+        raise ValueError(f"a verdict shows one kernel, {verdict.kernel}, in one cell; give only line=")
     source = cell_source(verdict.attempt.text)
     last = source.first_line + source.text.count("\n")
     if line is not None:
@@ -244,12 +241,12 @@ def _of_cell(verdict: object, name: str | None, line: int | None, kernel: str | 
         source = _plain(CELL, ["", *source.text.split("\n")], line, line)
     listing, _ = _listing(source, CELL, verdict.ptx, verdict.kernel, find_card(None).arch, "the cell")
     if listing is None:
-        raise ValueError(f"{source.heading}: NVRTC made no instruction of it in {verdict.kernel}")
+        raise ValueError(f"{source.heading}: NVRTC made no instruction from it in {verdict.kernel}")
     return listing
 
 
 def cell_source(text: str) -> Source:
-    """The text of a %%kernel cell; the magic is line 1."""
+    """Return the text of a %%kernel cell as a Source; the line of the magic is line 1."""
     from luce_edu.inline.trial import CELL
 
     lines = ["", *text.rstrip().split("\n")]
@@ -257,14 +254,14 @@ def cell_source(text: str) -> Source:
 
 
 def whole_file(path: str | Path) -> Source:
-    """All lines of a file; ValueError where there is none."""
+    """Return all lines of a file. Raises ValueError if there is no such file."""
     path, file = _file(path)
     lines = file.read_text(encoding="utf-8").rstrip().split("\n")
     return _plain(path, lines, 1, len(lines))
 
 
 def _file(path: str | Path) -> tuple[str, Path]:
-    """A path from the top of the repository as text, and the file."""
+    """Return a path from the top of the repository as text, and the file that it names."""
     path = Path(path).as_posix()
     top, _, rest = path.partition("/")
     roots = {"csrc": csrc_dir(), "luce_edu": PACKAGE}
@@ -276,7 +273,7 @@ def _file(path: str | Path) -> tuple[str, Path]:
 
 
 def find_source(what: object, name: str | None = None) -> Source:
-    """What `show_source` displays; arguments and errors as there."""
+    """Find the source that `show_source` displays, with its arguments and errors."""
     if not isinstance(what, str | Path):
         if name is not None:
             raise ValueError(f"a name goes with a path, not with {what!r}")
@@ -309,7 +306,7 @@ def _of_object(what: object) -> Source:
 
 
 def _with_comment(path: str, lines: list[str], first: int, last: int) -> Source:
-    """Lines first to last, counted from 1, and the comment directly above them, without their indent."""
+    """Return lines first to last, counted from 1, and the comment directly above them, without their indent."""
     while first > 1 and lines[first - 2].lstrip().startswith(("//", "# ")):
         first -= 1
     return _plain(path, lines, first, last)
@@ -322,7 +319,7 @@ def _plain(path: str, lines: list[str], first: int, last: int) -> Source:
 
 
 def _marked_regions(text: str, mark: str) -> list[tuple[int, int]]:
-    """First and last line between comments `// <name>` and `// </name>` (or with #); one for each way to pair them."""
+    """Find the first and last line between the comments `// <name>` and `// </name>` (or with #), for every pair."""
     lines = [line.strip() for line in text.split("\n")]
     begins, ends = (
         [number for number, line in enumerate(lines, 1) if line in (f"// {comment}", f"# {comment}")]
@@ -332,7 +329,7 @@ def _marked_regions(text: str, mark: str) -> list[tuple[int, int]]:
 
 
 def _python_regions(text: str, name: str | None) -> list[tuple[int, int]]:
-    """First and last line of each definition of `name`, a dotted path; of the module's docstring for None."""
+    """Find the first and last line of each definition of `name`, a dotted path; None: of the module's docstring."""
     nodes: list[ast.AST] = [ast.parse(text)]
     if name is None:
         first = nodes[0].body[0] if ast.get_docstring(nodes[0]) else None
@@ -355,7 +352,7 @@ def _python_names(node: ast.AST) -> list[str]:
 
 
 def _cuda_regions(text: str, name: str | None) -> list[tuple[int, int]]:
-    """First and last line of each definition of `name`; of the comment that opens the file for None."""
+    """Find the first and last line of each definition of `name`; None: of the comment that opens the file."""
     if name is None:
         opening = re.match(r"(?://[^\n]*\n)+", text)
         return [(1, opening[0].count("\n"))] if opening else []
@@ -378,7 +375,7 @@ def _cuda_regions(text: str, name: str | None) -> list[tuple[int, int]]:
 
 
 def _declarations(code: str):
-    """Where each declaration of a file begins and ends: at a ';', or at the brace that closes a function."""
+    """Yield where each declaration of a file begins and ends: at a ';', or at the brace that closes a function."""
     depth = first = 0
     for match in re.finditer(r"[{}();]", code):
         mark, at = match[0], match.start()
@@ -391,7 +388,7 @@ def _declarations(code: str):
 
 
 def coloured(text: str, path: str) -> list[str]:
-    """The lines as HTML. Without pygments they are only escaped."""
+    """Return the lines as coloured HTML. Without pygments they are only escaped."""
     try:
         from pygments import lex
         from pygments.lexers import get_lexer_by_name
@@ -403,8 +400,8 @@ def coloured(text: str, path: str) -> list[str]:
         name = ".".join(part for part in kind if part != "Literal") + "."
         colour = next((colour for key, colour in _COLOURS.items() if name.startswith(f"{key}.")), None)
         escaped = html.escape(value)
-        if colour and value.strip():  # a span for each line: a token may have several
+        if colour and value.strip():  # a token may span several lines, and each line needs a span of its own
             lines = escaped.split("\n")
             escaped = "\n".join(f'<span style="color: {colour}">{line}</span>' for line in lines)
         pieces.append(escaped)
-    return "".join(pieces).removesuffix("\n").split("\n")  # the lexer adds a last newline
+    return "".join(pieces).removesuffix("\n").split("\n")  # the lexer appends a newline

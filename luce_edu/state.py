@@ -1,4 +1,4 @@
-"""What a hybrid model remembers between tokens. Every stage uses this one layout, so any two can be compared."""
+"""The state that a hybrid model keeps between tokens. All stages use this layout, so that any two can be compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from luce_edu.config import ModelConfig
 
 @dataclass
 class DecodeState:
-    """Memory of one sequence (batch 1).
+    """The state of one sequence (batch 1).
 
     conv_state       [linear layers, conv_dim, linear_conv_kernel_dim - 1] fp32, the last inputs of the
                      causal convolution, oldest first
     recurrent_state  [linear layers, linear_num_value_heads, linear_key_head_dim, linear_value_head_dim] fp32
     k_cache, v_cache [attention layers, num_key_value_heads, max_seq_len, head_dim]; k after RoPE;
-                     rows at `position` and beyond hold nothing that may be read
-    position         tokens seen so far
+                     rows from `position` on must not be read
+    position         number of tokens seen so far
     """
 
     conv_state: torch.Tensor
@@ -33,7 +33,10 @@ class DecodeState:
     def empty(
         cls, config: ModelConfig, max_seq_len: int, *, device="cpu", cache_dtype=torch.bfloat16, dtype=torch.float32
     ):
-        """A zero state with room for max_seq_len tokens; for the reference cache_dtype is float32, or both float64."""
+        """Make a zero state with room for max_seq_len tokens.
+
+        The reference uses float32 as cache_dtype, or float64 for both dtypes.
+        """
         linear, attention = len(config.linear_layers), len(config.attention_layers)
         cache = (attention, config.num_key_value_heads, max_seq_len, config.head_dim)
         heads = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
@@ -51,7 +54,7 @@ class DecodeState:
         return self.k_cache.shape[2]
 
     def reset(self) -> None:
-        """Back to the state before the first token."""
+        """Go back to the state before the first token."""
         for name in self.TENSORS:
             getattr(self, name).zero_()
         self.position = 0

@@ -1,4 +1,4 @@
-"""One way to show a table: in a terminal (rich), in a notebook (HTML), and as plain text."""
+"""Show tables in a terminal (rich), in a notebook (HTML), and as plain text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from html import escape
 
 
 class Tabular(ABC):
-    """Mix-in for a result that is a table. The subclass gives header, body, and what stands above and below.
+    """Mix-in for a result that is a table. The subclass gives header and body, and optionally title and caption.
 
-    The first column is text; the others are set to the right.
+    The first column is text; the others are aligned to the right.
     """
 
     title = caption = ""

@@ -1,4 +1,4 @@
-"""Run the notebooks in order, as a reader would, each in its folder and in a fresh kernel of this Python."""
+"""Run the notebooks in order, as a reader would: each in its folder, in a new kernel of this Python."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from traitlets import default
 
-CELL_TIMEOUT_S = 600  # a compile or a full-size step on two slow cores takes seconds; minutes mean a hang
-SOURCE_LINES = 8  # how much of a failing cell is shown
+CELL_TIMEOUT_S = 600  # a cell takes seconds, even on two slow cores; minutes mean that it hangs
+SOURCE_LINES = 8  # that are shown of a failing cell
 
 
 class NotebookError(Exception):
-    """A cell that failed: the message names notebook and cell, shows the cell's first lines and the error."""
+    """A cell that failed. The message names notebook and cell, and shows the cell's first lines and the error."""
 
 
 def find_notebooks(only: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """The notebooks NN_*.ipynb in order; `only` keeps those with these numbers, such as "00" or "9".
+    """List the notebooks NN_*.ipynb in order.
 
-    folder  None takes notebooks/ of the checkout that this package runs from.
-    Raises ValueError when there is no such folder, or no notebook with such a number.
+    only    keeps those with these numbers, such as "00" or "9"; empty for all
+    folder  None for notebooks/ of the checkout that this package runs from
+    Raises ValueError if there is no such folder, or no notebook with such a number.
     """
     folder = Path(__file__).resolve().parent.parent / "notebooks" if folder is None else Path(folder)
     found = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:
         raise ValueError(
-            f"walkthrough: no notebooks (00_*.ipynb, ...) in {folder}; it needs a clone of the repository"
+            f"walkthrough: no notebooks (00_*.ipynb, ...) in {folder}; run it from a clone of the repository"
         )
     wanted = [number.strip().zfill(2) for number in only] or list(found)
     unknown = [number for number in wanted if number not in found]
     if unknown:
-        raise ValueError(f"walkthrough: no notebook {', '.join(unknown)}; there are {', '.join(found)}")
+        raise ValueError(f"walkthrough: no notebook {', '.join(unknown)}; expected some of {', '.join(found)}")
     return [path for number, path in found.items() if number in wanted]
 
 
 def with_solutions(notebooks: Iterable[Path]) -> Iterator[Path]:
-    """Each notebook, and after it its solutions/NAME_solution.ipynb where there is one."""
+    """Yield each notebook, and after it solutions/NAME_solution.ipynb if there is one."""
     for path in notebooks:
         yield path
         solution = path.parent / "solutions" / f"{path.stem}_solution.ipynb"
@@ -56,8 +57,10 @@ def with_solutions(notebooks: Iterable[Path]) -> Iterator[Path]:
 
 
 class _Execution:
-    """A notebook that runs, in a thread of its own: in the main thread nbclient takes Ctrl-C for itself, and answers it
-    with errors of its cleaning up."""
+    """A notebook that runs in a thread of its own.
+
+    In the main thread, nbclient would handle Ctrl-C itself and print errors of its cleanup.
+    """
 
     def __init__(self, path: Path, on_cell: Callable[[int], None]):
         self._path, self._current = path, 0
@@ -74,7 +77,7 @@ class _Execution:
             resources={"metadata": {"path": str(path.parent)}},
             timeout=CELL_TIMEOUT_S,
             on_cell_start=start,
-            # Outputs that depend on the clock or on how the kernel split its messages would differ on every run.
+            # Outputs that depend on the time, or on how the kernel split its messages, would differ on every run.
             record_timing=False,
             coalesce_streams=True,
             store_widget_state=False,
@@ -89,7 +92,7 @@ class _Execution:
             self._error = error
 
     def result(self) -> nbformat.NotebookNode:
-        """The notebook with its outputs, once it has ended. Raises NotebookError, and what the waiting is ended by."""
+        """Wait for the end and return the notebook with its outputs. Raises NotebookError, or what ended the wait."""
         try:
             self._thread.join()
         except BaseException:
@@ -101,9 +104,9 @@ class _Execution:
         except CellExecutionError as error:
             raise self._failed(_plain(error.traceback)) from None
         except CellTimeoutError:
-            raise self._failed(f"no end after {CELL_TIMEOUT_S} s") from None
+            raise self._failed(f"still running after {CELL_TIMEOUT_S} s, so it was stopped") from None
         except DeadKernelError:
-            raise self._failed("the kernel died: out of memory, or a crash in native code") from None
+            raise self._failed("the kernel died: it ran out of memory, or crashed in native code") from None
         return self._notebook
 
     def kill(self) -> None:
@@ -117,20 +120,19 @@ class _Execution:
 
 
 def execute(path: Path, on_cell: Callable[[int], None] = lambda index: None) -> nbformat.NotebookNode:
-    """Run one notebook and return it with its outputs; the file is left alone.
+    """Run one notebook and return it with its outputs; the file is not changed.
 
-    on_cell  called with the index of each cell that starts, text cells too.
-
+    on_cell  called with the index of each cell that starts, text cells too
     Raises NotebookError at the first cell that fails, hangs or kills its kernel.
     """
     return _Execution(path, on_cell).result()
 
 
 def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: Console | None = None) -> None:
-    """Run notebooks in order behind a progress bar, or with a line for each where `console` is no terminal; with
-    in_place, each one's solution after it, and store the outputs of each in its file.
+    """Run notebooks in order and show progress: a bar in a terminal, else a line per notebook.
 
-    Two run at the same time where neither a GPU, on which they measure, nor their outputs would suffer from it.
+    in_place  run each one's solution after it, and store the outputs in the files
+    Two notebooks run at the same time, unless they measure on a GPU or their outputs are stored.
     Raises NotebookError at the first failing cell; that notebook's file stays as it was.
     """
     columns = (
@@ -160,7 +162,7 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
                 if len(running) == at_once:
                     finish_first(progress)
                 cells = len(nbformat.read(path, as_version=4).cells)
-                if not console.is_terminal:  # rich would print there once, at the end; this is flushed now
+                if not console.is_terminal:  # where rich would print only once, at the end
                     said = f"{path.stem}: {cells} cells, notebook {number} of {len(paths)}"
                     console.print(said, highlight=False, soft_wrap=True)
                 task = progress.add_task(path.stem, total=cells)
@@ -181,26 +183,26 @@ def store(notebook: nbformat.NotebookNode, path: Path) -> None:
     }
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            # A widget without its kernel is an error message; what is printed beside it says what it showed.
+            # A stored widget shows an error without its kernel, so only the text printed beside it is kept.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     nbformat.write(notebook, path)
 
 
 class _ThisPython(AsyncKernelManager):
-    """Starts kernels with the running interpreter, whatever `python3` kernel a user has registered."""
+    """Start kernels with the running interpreter, whatever `python3` kernel the user has registered."""
 
     kernel_spec = KernelSpec(**get_kernel_dict())
 
     @default("transport_encryption")
     def _encrypt_where_possible(self) -> str:
-        return "auto"  # a kernel without it prints a warning into the progress bar
+        return "auto"  # without encryption a kernel prints a warning into the progress bar
 
 
 def _failure(path: Path, notebook: nbformat.NotebookNode, cell_index: int, error: str) -> str:
     source = notebook.cells[cell_index].source.splitlines()
     shown = source[:SOURCE_LINES] + ["..."] * (len(source) > SOURCE_LINES)
     quoted = "\n".join(f"    {line}" for line in shown)
-    # Counted as JupyterLab shows it: all cells from 1, text cells too.
+    # Cells are counted as in JupyterLab: from 1, text cells too.
     return f"{path.name}, cell {cell_index + 1} of {len(notebook.cells)} failed:\n{quoted}\n{error}"
 
 

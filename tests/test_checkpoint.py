@@ -313,7 +313,7 @@ def test_an_end_outside_the_vocabulary_is_left_out_with_a_warning(tmp_path):
 
 # ---- Refused ----
 
-QUANTISED, BF16 = "quantised weights", "in bf16"
+QUANTISED, BF16 = "quantised weights", "the bf16"
 # What is done to the folder, then what the message must say: what came, and what to do.
 BAD = {
     # RoPE that the kernels do not have
@@ -359,7 +359,7 @@ BAD = {
                            "checkpoint-500"),
     "nothing": (files({"config.json": None, "model.safetensors": None}), "model.safetensors", INDEX, "neither"),
     "a link into the hub's cache that was emptied": (
-        files({"model.safetensors": Path("../blobs/4d7a")}), "../blobs/4d7a", "not there", "download"),
+        files({"model.safetensors": Path("../blobs/4d7a")}), "../blobs/4d7a", "missing", "download"),
     "no config": (files({"config.json": None}), "config.json", "No such file"),
     "a shard that is missing": ([one_shard, files({"model.safetensors-00001-of-00001.safetensors": None})],
                                 "00001-of-00001", "missing"),

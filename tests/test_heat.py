@@ -61,7 +61,7 @@ def test_text_and_html_say_the_same_and_the_hottest_line_is_the_darkest(verdict)
     "arguments, word",
     [(("csrc/matvec.cuh", None, "warp_dot"), "luce_edu.profile"), (("csrc/nothing.cuh", "token"), "no such file"),
      (("csrc/matvec.cuh", "token", "nothing"), "found 0"), (("csrc/megakernel.cu", "token"), "executed none"),
-     (("verdict", None, "name"), "one cell"), ((3, "token"), "expected a path")],
+     (("verdict", None, "name"), "only with a path"), ((3, "token"), "expected a path")],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(arguments, word, token, verdict):
     given = [{"token": token, "verdict": verdict}.get(a, a) if isinstance(a, str) else a for a in arguments]

@@ -94,7 +94,7 @@ def test_wrong_shows_a_mistake_and_raises_on_a_right_kernel(run):
     error, said = run(f"{AGAINST} --wrong\n{SHORT}")
     assert error is None and "mine is wrong. n 1" in said
     error, said = run(f"{AGAINST} --wrong\n{ADD}")
-    assert isinstance(error, KernelRefused) and "mine was meant to be wrong, and passes" in said
+    assert isinstance(error, KernelRefused) and "mine passes, although --wrong says" in said
 
 
 def test_as_keeps_the_verdict_also_of_a_wrong_kernel(run, shell):
@@ -159,7 +159,7 @@ BAD_LINES = {
     "": "expected the kernel's name",
     "--against torch.add": "expected the kernel's name",
     "7up --against torch.add": "expected the kernel's name",
-    "mine": "expected --against and one of torch.add",
+    "mine": "expected --against with one of torch.add",
     "mine --against": "argument --against: expected one argument",
     "mine --against 'torch.add": "No closing quotation",
     "mine --against torch.add --gird 4": "unrecognized arguments: --gird 4",
@@ -173,11 +173,11 @@ BAD_LINES = {
     "mine --against torch.add --instructions 1e6": "argument --instructions: invalid int value: '1e6'",
     "mine --against torch.add --instructions 9223372036854775808": "--instructions must be from 1",
     "mine --against torch.add --seconds 3": "unrecognized arguments: --seconds 3",
-    "mine --against torch.add --as 2": "--as '2' is no name for a variable",
-    "mine --against torch.add --as for": "--as 'for' is no name for a variable",
-    "mine --against torch.add --as ''": "--as '' is no name for a variable",
-    "mine --against torch.add --exercise sample.add_up": "--exercise brings its own",
-    "--exercise sample.add_up --block 64": "--exercise brings its own",
+    "mine --against torch.add --as 2": "expects the name of a variable, got '2'",
+    "mine --against torch.add --as for": "expects the name of a variable, got 'for'",
+    "mine --against torch.add --as ''": "expects the name of a variable, got ''",
+    "mine --against torch.add --exercise sample.add_up": "give --exercise alone",
+    "--exercise sample.add_up --block 64": "give --exercise alone",
 }
 
 
@@ -256,7 +256,7 @@ def test_a_notebook_goes_on_after_every_kind_of_refusal(monkeypatch):
         f"{AGAINST} --instructions 1000\nfor (;;) y[0] = 0;": "mine does not end. n 1: it had not ended after 1,000",
         f"{AGAINST}\nint x;": "mine does not compile. cell(2):",
         f"{AGAINST} --block 3\n{ADD}": "mine cannot be launched. --block 3",
-        f"{AGAINST} --wrong\n{ADD}": "mine was meant to be wrong, and passes",
+        f"{AGAINST} --wrong\n{ADD}": "mine passes, although --wrong says",
         "%%kernel --exercise none.none\n;": "no exercise 'none.none'",
         f"%%kernel\n{ADD}": "UsageError: %%kernel: expected the kernel's name",
         f"{AGAINST} --as verdict\n{ADD}": None,
