@@ -22,7 +22,14 @@ class CacheError(CompileError):
 
 
 class LaunchError(ValueError):
-    """A launch that was refused before it started: unknown kernel, bad grid, wrong arguments."""
+    """A launch that was refused before it started: unknown kernel, bad grid, wrong arguments.
+
+    fault  "not_resident" or "not_cooperative" where a grid that waits for itself could not; "" for all else
+    """
+
+    def __init__(self, message: str, fault: str = ""):
+        super().__init__(message)
+        self.fault = fault
 
 
 class CaptureError(RuntimeError):
@@ -33,11 +40,12 @@ class KernelError(RuntimeError):
     """A kernel that did not finish, or that the driver refused. For a deadlock the message says which warps wait where.
 
     fault  what the virtual GPU found, one of FAULTS in luce_edu/machine/report.py; "" for errors from elsewhere
+    scene  who did what where, a Scene of luce_edu/machine/report.py; None for errors from elsewhere
     """
 
-    def __init__(self, message: str, fault: str = ""):
+    def __init__(self, message: str, fault: str = "", scene=None):
         super().__init__(message)
-        self.fault = fault
+        self.fault, self.scene = fault, scene
 
 
 class NotMeasured(Exception):

@@ -72,6 +72,8 @@ struct OrderText {
     uint64_t seed, instructions;
     uint32_t hostile, races;
     Trace* trace;
+    const Marked* marked;
+    uint64_t marked_count;
 };
 
 EXPORT int32_t luce_operations(const char** names) {
@@ -273,7 +275,8 @@ struct Run {
 // Runs launches to their end. The fault of `report` is 0 where all is well.
 EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* order, Report* report) {
     std::lock_guard lock(one_at_a_time);
-    std::unique_ptr<Watcher> watcher = make_watcher(order->hostile, order->races, order->seed, report);
+    std::unique_ptr<Watcher> watcher =
+        make_watcher(order->hostile, order->races, order->seed, order->marked, order->marked_count);
     const uint32_t threads = order->seeded || watcher ? 1 : order->threads;
     Run run(texts, count, threads, watcher.get(), report);
     Interrupts guard;
@@ -344,6 +347,7 @@ EXPORT int32_t luce_size(const char* name) {
         {"Ins", sizeof(Ins)}, {"ProgramText", sizeof(ProgramText)}, {"LaunchText", sizeof(LaunchText)},
         {"OrderText", sizeof(OrderText)}, {"Report", sizeof(Report)}, {"Tensor", sizeof(Tensor)},
         {"Traffic", sizeof(Traffic)}, {"Site", sizeof(Site)}, {"BlockCount", sizeof(BlockCount)}, {"Trace", sizeof(Trace)},
+        {"Marked", sizeof(Marked)},
         {"Times", sizeof(Times)}, {"TimedText", sizeof(TimedText)}, {"ClockText", sizeof(ClockText)}, {"Wait", sizeof(Wait)},
         {"Instruction", sizeof(Instruction)}, {"InstructionTimes", sizeof(InstructionTimes)},
     };

@@ -1,5 +1,8 @@
-// watchers.cpp: what happens to memory goes to the timeline, to hostile memory and to the race detector
+// watchers.cpp: what happens to memory goes to the timeline, to hostile memory, to the race detector and to the marks
 #include "watchers.h"
+
+#include <algorithm>
+#include <span>
 
 #include "hostile.h"
 #include "memory_change.h"
@@ -13,13 +16,15 @@ constexpr int kept_writes = 4;  // of each word
 
 class Observer final : public Watcher {
 public:
-    Observer(bool hostile, bool races, uint64_t seed) : is_hostile_(hostile), finds_races_(races),
+    Observer(bool hostile, bool races, uint64_t seed, std::span<const Marked> marked)
+        : is_hostile_(hostile), finds_races_(races), marked_(marked),
           hostile_(timeline_, seed, [this](const Pending& pending) { land(pending); }), races_(timeline_) {}
 
     // ---- Accesses ----
 
     void load(const Touch& touch, void* value) override {
         Watcher::load(touch, value);
+        look_at_marks(touch, true, false);
         if (touch.space != global && touch.space != shared) return;
         Thread& thread = timeline_.thread(touch.w, touch.lane);
         const How how = how_of(touch, thread);
@@ -33,6 +38,7 @@ public:
     }
 
     void store(const Touch& touch, const void* value) override {
+        look_at_marks(touch, false, true);
         if (touch.space == global || touch.space == shared) {
             Thread& thread = timeline_.thread(touch.w, touch.lane);
             const How how = how_of(touch, thread);
@@ -51,6 +57,7 @@ public:
 
     uint64_t atomic(const Touch& touch, Change change, uint64_t b, uint64_t c) override {
         if (touch.space != global && touch.space != shared) return Watcher::atomic(touch, change, b, c);
+        look_at_marks(touch, true, true);
         Thread& thread = timeline_.thread(touch.w, touch.lane);
         How how = how_of(touch, thread);
         how.strong = true;
@@ -166,6 +173,24 @@ private:
         write->before = nullptr;
     }
 
+    void look_at_marks(const Touch& touch, bool reads, bool writes) {
+        if (marked_.empty() || touch.space != global) return;
+        const auto at = reinterpret_cast<uint64_t>(touch.host);
+        const auto after = std::upper_bound(marked_.begin(), marked_.end(), at, [](uint64_t a, const Marked& m) { return a < m.begin; });
+        if (after == marked_.begin() || at >= after[-1].end) return;
+        uint8_t* marks = after[-1].marks + (at - after[-1].begin);
+        for (uint32_t i = 0; i < touch.size; ++i) {
+            const bool is_read = reads && marks[i] == unwritten, is_written = writes && marks[i] == guarded;
+            if (is_read || is_written) {
+                const uint32_t size = touch.size < 16 ? touch.size : 4;  // of a vector, the element
+                fail(touch.w, touch.p, is_read ? Fault::uninitialised : Fault::read_only, touch.lane,
+                     touch.address + i / size * size, size, touch.space, is_written);
+                return;
+            }
+            if (writes) marks[i] = unmarked;
+        }
+    }
+
     // A copy is carried out.
     void land(const Pending& pending) {
         const Copy& copy = pending.copy;
@@ -173,6 +198,8 @@ private:
         const How from = how_of(copy.from, pending.clock), to = how_of(copy.to, pending.clock);
         std::vector<uint8_t> old;
         if (moves) {
+            if (copy.from.size) look_at_marks(copy.from, true, false);
+            look_at_marks(copy.to, copy.reduce != nullptr, true);
             if (finds_races_ && copy.from.size)
                 words_.each(copy.from.host, copy.from.size, true, [&](Word& word, uint64_t at, uint32_t, uint32_t) { races_.read(word, from, at); });
             old.assign(copy.to.host, copy.to.host + copy.to.size);
@@ -188,6 +215,7 @@ private:
     }
 
     const bool is_hostile_, finds_races_;
+    const std::span<const Marked> marked_;
     Timeline timeline_;
     Words words_;
     Hostile hostile_;
@@ -197,9 +225,9 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Watcher> make_watcher(bool hostile, bool races, uint64_t seed, Report*) {
-    if (!hostile && !races) return nullptr;
-    return std::make_unique<Observer>(hostile, races, seed);
+std::unique_ptr<Watcher> make_watcher(bool hostile, bool races, uint64_t seed, const Marked* marked, uint64_t marked_count) {
+    if (!hostile && !races && !marked_count) return nullptr;
+    return std::make_unique<Observer>(hostile, races, seed, std::span(marked, marked_count));
 }
 
 }  // namespace machine

@@ -18,6 +18,7 @@ from luce_edu.backends.ledger import PRODUCT, Launch, Ledger, check_product, gra
 from luce_edu.machine.cards import Card, find_card, triple
 from luce_edu.machine.cubin import registers_of
 from luce_edu.machine.kernels import INSTRUCTIONS, Kernel, Memory, Prepared, Variables, parsed, run
+from luce_edu.machine.marks import Marks
 from luce_edu.machine.module import Module
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
@@ -42,6 +43,7 @@ class HostBackend:
               each time
     hostile   memory that shows each block what others wrote as late as the memory model allows
     races     name two accesses that nothing orders
+    marks     elements that nobody has written yet, of which a read is a fault
     strict    refuse a __syncthreads that a thread of the block misses because it has left. A GPU since Volta waits only
               for threads that have not exited, and so does the virtual one with False.
     instructions  that the warps of a launch may execute before it is ended; with a clock nobody counts them
@@ -57,9 +59,9 @@ class HostBackend:
 
     def __init__(
         self, *, csrc_dir: Path | None = None, card: Card | str | None = None, seed: int | None = None,
-        hostile: bool = False, races: bool = False, strict: bool = True, instructions: int = INSTRUCTIONS,
-        threads: int | None = None, clock: Device | None = None, waits_from_us: float | None = None,
-        bucket_us: float = 0.25,
+        hostile: bool = False, races: bool = False, marks: Marks | None = None, strict: bool = True,
+        instructions: int = INSTRUCTIONS, threads: int | None = None, clock: Device | None = None,
+        waits_from_us: float | None = None, bucket_us: float = 0.25,
     ):  # fmt: skip
         self.device = torch.device("cpu")
         self.csrc_dir = paths.csrc_dir() if csrc_dir is None else Path(csrc_dir)
@@ -67,7 +69,7 @@ class HostBackend:
         self.sm_count = self.card.sm_count
         self.dependent_launch = self.card.capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.strict = strict
-        self.seed, self.hostile, self.races = seed, hostile, races
+        self.seed, self.hostile, self.races, self.marks = seed, hostile, races, marks
         self.instructions, self.threads = instructions, threads
         if clock is not None:
             _check_clock(clock, self.card, seed is not None or hostile or races)
@@ -147,8 +149,8 @@ class HostBackend:
         try:
             if self.clock is None:
                 counted = run(
-                    row, seed=self.seed, hostile=self.hostile, races=self.races, instructions=self.instructions,
-                    threads=self.threads,
+                    row, seed=self.seed, hostile=self.hostile, races=self.races, marks=self.marks,
+                    instructions=self.instructions, threads=self.threads,
                 )  # fmt: skip
             else:
                 in_graph = [graph and not (first and i == 0) for i in range(len(row))]

@@ -69,8 +69,12 @@ class OrderText(ctypes.Structure):
     _fields_ = (
         ("threads", ctypes.c_uint32), ("seeded", ctypes.c_uint32), ("seed", ctypes.c_uint64),
         ("instructions", ctypes.c_uint64), ("hostile", ctypes.c_uint32), ("races", ctypes.c_uint32),
-        ("trace", ctypes.c_void_p),
+        ("trace", ctypes.c_void_p), ("marked", ctypes.c_void_p), ("marked_count", ctypes.c_uint64),
     )  # fmt: skip
+
+
+class Marked(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_uint64), ("end", ctypes.c_uint64), ("marks", ctypes.c_void_p))
 
 
 class Report(ctypes.Structure):
@@ -91,7 +95,7 @@ class Trace(ctypes.Structure):
     )  # fmt: skip
 
 
-STRUCTS = (Tensor, ProgramText, LaunchText, OrderText, Report, Trace)
+STRUCTS = (Tensor, ProgramText, LaunchText, OrderText, Marked, Report, Trace)
 
 
 # ---- Loading ----

@@ -24,8 +24,9 @@ from luce_edu.machine.cards import Card, check_launch, find_card, resident_block
 from luce_edu.machine.core import LaunchText, OrderText, ProgramText, Report, Tensor, core, operations, thread_count
 from luce_edu.machine.counters import Counters
 from luce_edu.machine.lower import GRID_WORKSPACE
+from luce_edu.machine.marks import Marks
 from luce_edu.machine.module import Module as Named
-from luce_edu.machine.report import FAULTS, words
+from luce_edu.machine.report import FAULTS, scene, words
 
 INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
 _GAP = 64  # bytes between variables of a module, so that an index that leaves one is seen
@@ -238,12 +239,14 @@ class Prepared:
         if cooperative and (blocks := math.prod(self.grid)) > resident:
             raise LaunchError(
                 f"{kernel.name}: cooperative grid of {blocks} blocks; {kernel.card.name} holds {resident} of them at "
-                "once"
+                "once",
+                "not_resident",
             )
         if kernel.grid_workspace is not None and not cooperative:
             raise LaunchError(
                 f"{kernel.name}: grid.sync() of cooperative groups needs a cooperative launch; launch it with "
-                "cooperative=True"
+                "cooperative=True",
+                "not_cooperative",
             )
         _check_threads(kernel.name, self.block, needs)
         self.args = tuple(args)
@@ -264,12 +267,12 @@ class Prepared:
         )  # fmt: skip
 
 
-RUN_OPTIONS = ("seed", "hostile", "races", "instructions", "threads")
+RUN_OPTIONS = ("seed", "hostile", "races", "marks", "instructions", "threads")
 
 
 def run(
     launches: Sequence[Prepared], *, seed: int | None = None, hostile: bool = False, races: bool = False,
-    instructions: int = INSTRUCTIONS, threads: int | None = None,
+    marks: Marks | None = None, instructions: int = INSTRUCTIONS, threads: int | None = None,
 ) -> list[Counters]:  # fmt: skip
     """Run launches to their end, in order; what each counted.
 
@@ -277,6 +280,7 @@ def run(
               can. An int: one warp at a time in an order drawn from it, the same each time
     hostile   stores reach other blocks as late and loads see values as old as the memory model allows; by seed, or 0
     races     name two accesses to the same bytes that nothing orders; slower
+    marks     elements that nobody has written yet, of which a read is a fault
     instructions  that warps may execute together before the launch is ended
     Raises KernelError for what a kernel did wrong, and KeyboardInterrupt for Ctrl-C, which ends the launches.
     """
@@ -285,10 +289,11 @@ def run(
     if seed is not None and type(seed) is not int:
         raise LaunchError(f"{launches[0].kernel.name}: seed must be None or an int, got {seed!r}")
     texts = launch_texts(launches)
-    report = Report()
+    report, marked = Report(), marks.ranges() if marks else ()
     order = OrderText(
-        threads or thread_count(), seed is not None, (seed or 0) % 2**64, instructions, hostile, races, None
-    )
+        threads or thread_count(), seed is not None, (seed or 0) % 2**64, instructions, hostile, races, None,
+        ctypes.addressof(marked) if marked else None, len(marked),
+    )  # fmt: skip
     core().luce_run(texts, len(launches), ctypes.byref(order), ctypes.byref(report))
     finish(report, launches)
     return [Counters(launch) for launch in launches]
@@ -311,7 +316,7 @@ def finish(report: Report, launches: Sequence[Prepared]) -> None:
     if report.fault == FAULT_INTERRUPTED:
         _interrupt()
     if report.fault:
-        raise KernelError(words(report, launches), FAULTS[report.fault])
+        raise KernelError(words(report, launches), FAULTS[report.fault], scene(report, launches))
 
 
 FAULT_INTERRUPTED = FAULTS.index("interrupted")

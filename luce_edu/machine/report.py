@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 FAR = 2**28  # bytes; what is further away than that is no index that went astray
 SPACES = ("generic", "global", "shared", "local", "constant", "parameter")
@@ -33,13 +34,111 @@ def words(report, launches: Sequence) -> str:
     return f"{launch.kernel.name}: {_SAYINGS[fault](report, launch)}"
 
 
-def place(launch, ins: int) -> str:
-    """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
+@dataclass(frozen=True)
+class Act:
+    """What a thread did, or what several wait for.
+
+    who     in words, such as "block 1, thread 9";  block, thread: the same as numbers, None where there are several
+    does    in words, such as "writes" or "waits at a barrier of the block"
+    places  file and line of the source, then of the calls that were inlined, the innermost first; () where nobody knows
+    """
+
+    who: str
+    does: str
+    places: tuple[tuple[str, int], ...]
+    block: tuple[int, int, int] | None = None
+    thread: int | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who did what where: a report of the core, taken apart.
+
+    element  in words, such as "x[3]"; "" where no memory is involved
+    tensor, index  the same apart: None for memory of another kind, and for what lies between two elements
+    """
+
+    kernel: str
+    acts: tuple[Act, ...]
+    element: str = ""
+    tensor: str | None = None
+    index: int | None = None
+
+
+def scene(report, launches: Sequence) -> Scene:
+    """Who did what where. launches: those that ran together."""
+    launch, fault = launches[report.launch], FAULTS[report.fault]
+    if fault == "assertion":
+        _, file, line, *_ = report.text.decode(errors="replace").split("\n") + [""] * 4
+        places = ((file, int(line)),) if line.isdigit() else ()
+        return Scene(launch.kernel.name, (_act(report, launch, "asserts", places=places),))
+    if fault in ("deadlock", "lost_launch"):
+        return Scene(launch.kernel.name, tuple(_waiting(report, launch)))
+    if fault in ("budget", "interrupted"):
+        return Scene(launch.kernel.name, ())
+    acts = [_act(report, launch, _DOES.get(fault) or _does(report.is_write & 1))]
+    if fault == "race":
+        acts.append(_act(report, launches[report.value], _does(report.is_write & 2), "other_"))
+    if fault == "divergent_barrier" and report.other_ins >= 0:
+        wait = "wait at another barrier" if report.other_ins != report.ins else "wait there"
+        acts.append(Act("other threads of the block", wait, _places(launch, report.other_ins)))
+    if fault not in ("race", "out_of_bounds", "misaligned", "uninitialised", "read_only"):
+        return Scene(launch.kernel.name, tuple(acts))
+    name, index = _element(report, launch)
+    element = name if index is None else f"{name}[{index}]"
+    is_tensor = SPACES[report.space] not in ("shared", "local") and index is not None
+    return Scene(launch.kernel.name, tuple(acts), element, name if is_tensor else None, index)
+
+
+# By fault, what a thread does that is no access of memory.
+_DOES = {
+    "divergent_barrier": "comes to a barrier", "missing_lanes": "comes to an operation of its warp",
+    "bad_barrier": "comes to a barrier", "trap": "meets a trap", "unsupported": "comes to this",
+}  # fmt: skip
+
+
+def _act(report, launch, does: str, prefix: str = "", places=None) -> Act:
+    places = _places(launch, getattr(report, f"{prefix}ins")) if places is None else places
+    block, thread = tuple(getattr(report, f"{prefix}block")), getattr(report, f"{prefix}thread")
+    return Act(_who(report, prefix), does, places, block, thread)
+
+
+def _element(report, launch) -> tuple[str, int | None]:
+    """The memory of an access: a tensor's name and the index in it, or words for it and None."""
+    size, space = max(report.size, 1), SPACES[report.space]
+    if space in ("shared", "local"):
+        index, rest = divmod(report.address, size)
+        return f"{space} memory", None if rest or report.address >= 2**32 else index
+    found = _nearest(report, launch)
+    if found is None:
+        return ("a null pointer" if report.address < 4096 else "an address far from every tensor"), None
+    begin, _, name, size = found
+    index, rest = divmod(report.address - begin, size)
+    return (f"{name}, between two elements", None) if rest else (name, index)
+
+
+def _places(launch, ins: int) -> tuple[tuple[str, int], ...]:
+    """File and line of an instruction, and of the calls that were inlined, the innermost first."""
+    statement = _statement(launch, ins)
+    found, loc = {}, statement and statement.loc
+    while loc is not None:
+        found[loc.file, loc.line] = None
+        loc = loc.inlined_at
+    return tuple(place for place in found if place[1])
+
+
+def _statement(launch, ins: int):
     statement = launch.kernel.program.statement(ins)
     if statement and statement.loc and statement.loc.line == 0:
         # The compiler has moved it and no longer knows whence; what stands before it is near.
         before = (launch.kernel.program.statement(i) for i in range(ins, -1, -1))
         statement = next((s for s in before if s and s.loc and s.loc.line), statement)
+    return statement
+
+
+def place(launch, ins: int) -> str:
+    """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
+    statement = _statement(launch, ins)
     if statement is None:
         return ""
     if statement.loc is None:
@@ -76,18 +175,25 @@ def _what(report, launch) -> str:
         return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
     if address < 4096:
         return f"address {address}, a null pointer"
+    found = _nearest(report, launch)
+    if found is None:
+        return f"address {address:#x}, far from every tensor"
+    begin, end, name, size = found
+    index, rest = divmod(address - begin, size)
+    element = "" if rest else f"{name}[{index}], "
+    return f"{element}byte {address - begin} of {name}, which has {end - begin}"
+
+
+def _nearest(report, launch) -> tuple[int, int, str, int] | None:
+    """Begin, end, name and bytes of an element of the tensor that an access is in, or least far from."""
+    address, size = report.address, max(report.size, 1)
     tensors = launch.tensors
     nearest, distance = None, FAR
     for i, (begin, end) in enumerate(tensors.bounds):
         away = begin - address if address < begin else max(address + size - end, 0)
-        if away < distance:
+        if address >= 4096 and away < distance:
             nearest, distance = i, away
-    if nearest is None:
-        return f"address {address:#x}, far from every tensor"
-    (begin, end), name = tensors.bounds[nearest], tensors.names[nearest]
-    index, rest = divmod(address - begin, tensors.elements[nearest])
-    element = "" if rest else f"{name}[{index}], "
-    return f"{element}byte {address - begin} of {name}, which has {end - begin}"
+    return None if nearest is None else (*tensors.bounds[nearest], tensors.names[nearest], tensors.elements[nearest])
 
 
 def _shared(launch) -> int:
@@ -126,17 +232,34 @@ def _missing_lanes(report, launch) -> str:
 
 
 def _waits(report, launch) -> str:
-    entries, waiting = [], set()
+    return "; ".join(
+        f"{who} {does}{'' if ins is None else place(launch, ins)}" for who, does, ins, *_ in _waiters(report, launch)
+    )
+
+
+def _waiting(report, launch) -> Iterator[Act]:
+    for who, does, ins, blocks, threads in _waiters(report, launch):
+        places = () if ins is None else _places(launch, ins)
+        if not (blocks.isdigit() and threads.isdigit()):
+            yield Act(who, does, places)
+            continue
+        rest, x = divmod(int(blocks), launch.grid[0])
+        z, y = divmod(rest, launch.grid[1])
+        yield Act(who, does, places, (x, y, z), int(threads))
+
+
+def _waiters(report, launch) -> Iterator[tuple[str, str, int | None, str, str]]:
+    """Who, what they do, the instruction, and who in the core's own words; last the blocks that have ended."""
+    waiting = set()
     for entry in report.text.decode().split(";"):
         state, ins, blocks, threads = entry.split(" ")
         waiting |= _numbers(blocks)
-        one = threads.isdigit()
         who = f"{_counted('block', blocks)}, {_counted('thread', threads)}"
-        entries.append(f"{who} {WAITS[state].format(s='s' if one else '')}{place(launch, int(ins))}")
+        yield who, WAITS[state].format(s="s" if threads.isdigit() else ""), int(ins), blocks, threads
     ended = sorted(set(range(math.prod(launch.grid))) - waiting) if report.value == 0 else []
     if ended:
-        entries.append(f"{_counted('block', number_ranges(ended))} ha{'s' if len(ended) == 1 else 've'} ended")
-    return "; ".join(entries)
+        does = f"ha{'s' if len(ended) == 1 else 've'} ended"
+        yield _counted("block", number_ranges(ended)), does, None, "", ""
 
 
 def _numbers(ranges: str) -> set[int]:

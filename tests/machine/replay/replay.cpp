@@ -48,6 +48,8 @@ struct OrderText {
     uint64_t seed, instructions;
     uint32_t hostile, races;
     void* trace;
+    void* marked;
+    uint64_t marked_count;
 };
 
 // The image's own.
