@@ -1,14 +1,17 @@
-"""The pictures of notebook 05: the sectors that a warp loads, and the roofline."""
+"""The pictures of notebook 05: sectors that a warp loads, the roofline, loads in flight, banks of shared memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
 
-from luce_edu.plots.style import BLUE, GREEN, GREY, VERMILLION, Picture, picture
+from luce_edu.measure.probes import BANKS, Loads
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, Picture, label_rows, picture
 
 
 def warp_loads(patterns: Mapping[str, tuple[np.ndarray, int]], *, row_bytes: int, provenance: str = "") -> Picture:
@@ -92,4 +95,119 @@ def roofline(
     axes.set_ylabel("Tflop/s at most")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def loads_over_time(runs: Mapping[str, Loads], *, provenance: str = "") -> Picture:
+    """When each load of a warp is issued and when its value is used, run by run, and below the bytes in flight.
+
+    runs  by name, on one card, from `luce_edu.measure.probes.time_loads`; ValueError for several cards or none
+    """
+    if len({run.card for run in runs.values()}) != 1:
+        raise ValueError(f"runs: expected loads on one card, got {[run.card for run in runs.values()]}")
+    figure = picture(10.5, 1.6 + 1.75 * len(runs) + 1.3, provenance)
+    *places, below = figure.subplots(len(runs) + 1, 1, sharex=True, height_ratios=[1.75] * len(runs) + [1.3])
+    last = max(max(run.end_ns) for run in runs.values())
+    for axes, (name, run), colour, line in zip(places, runs.items(), (BLUE, VERMILLION), ("-", "--"), strict=True):
+        count = len(run.begin_ns)
+        widths = [end - begin for begin, end in zip(run.begin_ns, run.end_ns, strict=True)]
+        axes.barh(range(count), widths, left=run.begin_ns, height=0.7, color=colour)
+        label_rows(axes, [f"load {i}" for i in range(count)])
+        axes.set_title(f"{name}: {count * run.bytes_each:,} bytes in {run.total_ns:,.0f} ns, {run.gb_per_s:.1f} GB/s",
+                       loc="left", fontsize=11)  # fmt: skip
+        times, flying = bytes_in_flight(run)
+        below.step(times, flying, where="post", color=colour, linestyle=line, linewidth=2, label=name)
+    below.set_ylabel("bytes in flight")
+    below.set_ylim(bottom=0)
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    below.set_xlim(0, 1.03 * last)
+    below.set_xlabel("ns from the start of the warp")
+    below.legend(frameon=False, loc="upper right", ncols=len(runs))
+    below.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def bytes_in_flight(run: Loads) -> tuple[list[float], list[int]]:
+    """When the bytes in flight of a warp change, and how many there are from then on."""
+    changes = [(begin, run.bytes_each) for begin in run.begin_ns] + [(end, -run.bytes_each) for end in run.end_ns]
+    times, steps = zip(*sorted(changes), strict=True)
+    return list(times), np.cumsum(steps).tolist()
+
+
+def bandwidth_by_warps(
+    needed: float, patterns: Mapping[str, int], resident: Mapping[str, int], *, most_warps: int, provenance: str = ""
+) -> Picture:
+    """What share of the bandwidth the warps of an SM can keep busy, by Little's law.
+
+    needed      bytes that an SM must have in flight for the whole of its share
+    patterns    by name: bytes that one warp has in flight
+    resident    by kernel: warps of it that an SM holds, drawn as dotted lines
+    most_warps  that an SM holds of any kernel
+    """
+    figure = picture(9, 4.4, provenance)
+    axes = figure.subplots()
+    warps = np.linspace(0, most_warps, 32 * most_warps + 1)
+    styles = zip((VERMILLION, ORANGE, BLUE, GREEN), ("-", "--", "-.", ":"), strict=True)
+    for (name, flying), (colour, line) in zip(patterns.items(), styles, strict=False):
+        enough = int(np.ceil(needed / flying))
+        words = f"{name}: {enough} warps" if enough <= most_warps else f"{name}: {enough} warps, more than fit"
+        axes.plot(warps, np.minimum(100, 100 * warps * flying / needed), color=colour, linestyle=line, linewidth=2.2,
+                  label=words)  # fmt: skip
+    for kernel, count in resident.items():
+        axes.axvline(count, color=GREY, linewidth=0.9, linestyle=":")
+        axes.annotate(kernel, (count, 0), xytext=(-3, 6), textcoords="offset points", rotation=90, ha="right",
+                      va="bottom", color=GREY, fontsize=10,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axes.set_xlim(0, 1.01 * most_warps)
+    axes.set_ylim(0, 104)
+    axes.set_xticks(range(0, most_warps + 1, 8))
+    axes.set_xlabel("warps on an SM")
+    axes.set_ylabel("share of the bandwidth, % at most")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, alignment="left",
+                title="bytes of a lane's load x loads at once: warps for 100 %")  # fmt: skip
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def shared_banks(orders: Mapping[str, tuple[Sequence[int], int]], *, provenance: str = "") -> Picture:
+    """Which words of shared memory a warp's 16-byte loads take, a column for each bank, and the words of each bank.
+
+    orders  by name: the first of the four words that each of 32 lanes reads, and the conflicts that were counted.
+            ValueError where the words of the fullest bank don't explain that count
+    """
+    figure = picture(10.5, 3.9 + 0.9 * len(orders), provenance)
+    grid = figure.add_gridspec(2, len(orders), height_ratios=(2.6, 1))
+    colours = LinearSegmentedColormap.from_list("lanes", [SKY, "#FFFFFF", ORANGE])
+    for column, (name, (first, counted)) in enumerate(orders.items()):
+        words = np.asarray(first)[:, None] + np.arange(4)  # [32 lanes, 4]
+        per_bank = np.bincount(words.ravel() % BANKS, minlength=BANKS)
+        turns, fewest = int(per_bank.max()), -(-words.size // BANKS)
+        if turns - fewest != counted:
+            raise ValueError(
+                f"{name}: a bank gives {turns} words, {fewest} would do, and {counted} conflicts were counted"
+            )
+        axes, bars = (figure.add_subplot(grid[row, column]) for row in range(2))
+        for lane, own in enumerate(words):
+            for word in own:
+                row, bank = divmod(int(word), BANKS)
+                axes.add_patch(Rectangle((bank - 0.5, row - 0.5), 1, 1, facecolor=colours(lane % 8 / 7), edgecolor=GREY,
+                                         linewidth=0.5))  # fmt: skip
+            row, bank = divmod(int(own[0]), BANKS)
+            word = f"lane {lane}" if lane < 8 else str(lane)
+            axes.text(bank + 1.5, row, word, ha="center", va="center", fontsize=8.5)
+        axes.set_title(f"{name}: {turns} turns, {counted} conflicts counted", loc="left", fontsize=11)
+        axes.set_xlim(-0.5, BANKS - 0.5)
+        axes.set_ylim(7.5, -0.5)
+        axes.set_yticks(range(0, 8, 2), [f"word {BANKS * row}" for row in range(0, 8, 2)])
+        bars.bar(range(BANKS), per_bank, color=[VERMILLION if n > fewest else BLUE for n in per_bank])
+        bars.axhline(fewest, color=INK, linewidth=1, linestyle="--")
+        bars.set_xlim(-0.5, BANKS - 0.5)
+        bars.set_ylim(0, 9)
+        bars.set_yticks([0, 4, 8])
+        bars.set_xlabel("bank")
+        bars.set_ylabel("words")
+        for part in (axes, bars):
+            part.set_xticks(range(0, BANKS, 4))
+            part.tick_params(length=0)
+            part.spines[["top", "right"]].set_visible(False)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from luce_edu.plots.style import (
     BLUE,
     GREEN,
+    GREY,
     INK,
     ORANGE,
     PURPLE,
@@ -85,54 +86,70 @@ def tensor_core_tile(lane: int, *, provenance: str = "") -> Picture:
 
 
 def work_by_length(parts: Mapping[str, Mapping[int, float]], *, provenance: str = "") -> Picture:
-    """Operations for each token of a prompt, part by part, by the prompt's length.
+    """What share of the operations each part has, by the length of the prompt, one part upon the other.
 
-    parts  by part: operations a token, by length. Where the last one overtakes all others together is marked.
+    parts  by part: operations for a token, by length. Where the last one overtakes all others together is marked.
     """
-    figure = picture(8, 4.2, provenance)
+    figure = picture(9, 4.2, provenance)
     axes = figure.subplots()
-    styles = zip((BLUE, GREEN, PURPLE), ("-", "--", ":"), strict=True)
-    for i, (name, by_length) in enumerate(parts.items()):
-        colour, line = (VERMILLION, "-") if i == len(parts) - 1 else next(styles)
-        lengths, values = list(by_length), np.array(list(by_length.values()))
-        axes.plot(lengths, values / 1e9, color=colour, linestyle=line, linewidth=2, label=name)
-    *others, last = (np.array(list(by_length.values())) for by_length in parts.values())
-    ahead = np.log(last / sum(others))
+    lengths = list(next(iter(parts.values())))
+    work = np.array([list(by_length.values()) for by_length in parts.values()])
+    shares = 100 * work / work.sum(axis=0)
+    tops = np.cumsum(shares, axis=0)
+    colours = ("#C5E4F7", "#8CCFB8", "#F3C9AE")  # light, so that dark words stand on each
+    for i, (name, colour) in enumerate(zip(parts, colours, strict=True)):
+        below = tops[i] - shares[i]
+        axes.fill_between(lengths, below, tops[i], color=colour, linewidth=0)
+        at = int(shares[i].argmax())  # where the part is widest, its name stands inside or an arrow begins
+        middle = float(below[at] + tops[i][at]) / 2
+        side = "left" if at < len(lengths) / 2 else "right"
+        room = {"xytext": (8 if side == "left" else -8, 0), "textcoords": "offset points"}
+        if shares[i][at] < 12:
+            room = {"xytext": (30, -26), "textcoords": "offset points",
+                    "arrowprops": {"arrowstyle": "-", "color": GREY}}  # fmt: skip
+        axes.annotate(name, (lengths[at], middle), ha=side, va="center", **room)
+    ahead = np.log(work[-1] / work[:-1].sum(axis=0))
     crossing = float(np.exp(np.interp(0, ahead, np.log(lengths))))
-    height = float(np.interp(crossing, lengths, last)) / 1e9
-    axes.plot(crossing, height, "o", color=INK)
-    axes.annotate(f"{float(f'{crossing:.3g}'):,.0f} tokens: as much as all else", (crossing, height), xytext=(-10, 6),
-                  textcoords="offset points", ha="right")  # fmt: skip
+    axes.plot(lengths, tops[-2], color=VERMILLION, linewidth=2)
+    axes.plot(crossing, 50, "o", color=INK)
+    axes.annotate(f"{float(f'{crossing:.3g}'):,.0f} tokens: as much as all else", (crossing, 50), xytext=(-12, 0),
+                  textcoords="offset points", ha="right", va="center")  # fmt: skip
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlim(lengths[0], lengths[-1])
+    axes.set_ylim(0, 100)
     plain_axis(axes.xaxis)
-    plain_axis(axes.yaxis)
     axes.set_xlabel("tokens in the prompt")
-    axes.set_ylabel("Gflop for each of them")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3)
+    axes.set_ylabel("share of the operations, %")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def prefill_against_ceiling(rates: Sequence[tuple[str, float]], ceiling: float, *, provenance: str = "") -> Picture:
-    """Prefill rates of some systems, and the rate at which arithmetic alone would take all the time there is.
+    """Prefill rates by system, and the rate at which arithmetic alone would take all the time there is.
 
-    rates    (system, and in a second line its source; tokens per second), a bar for each
+    rates    (system, and in a second line its source; tokens per second). A system has a row, and each rate a point
     ceiling  tokens per second
     """
-    figure = picture(9, 1.9 + 0.42 * len(rates), provenance)
+    by_system: dict[str, list[float]] = {}
+    for name, rate in rates:
+        by_system.setdefault(name.partition("\n")[0], []).append(rate)
+    figure = picture(10.5, 1.7 + 0.95 * len(by_system), provenance)
     axes = figure.subplots()
-    values = [rate for _, rate in rates]
-    systems = [name.partition("\n")[0] for name, _ in rates]
-    colours = [GREEN if "megakernel" in name else ORANGE if name == "llama.cpp" else SKY for name in systems]
-    bars = axes.barh(range(len(rates)), values, color=colours, height=0.62)
-    axes.bar_label(bars, [f"{rate:,.0f}  ({100 * rate / ceiling:.0f} %)" for rate in values], padding=5)
-    label_rows(axes, [name for name, _ in rates])
+    for row, (system, own) in enumerate(by_system.items()):
+        colour = GREEN if "megakernel" in system else ORANGE if system == "llama.cpp" else SKY
+        axes.plot([min(own), max(own)], [row, row], color=colour, linewidth=5, alpha=0.45, solid_capstyle="round")
+        axes.plot(own, [row] * len(own), "o", color=colour, markersize=9, markeredgecolor=INK)
+        for i, rate in enumerate(sorted(own)):  # by turns above and below, as some lie close together
+            shift, side = (12, "right") if i == 0 and len(own) > 1 else (0, "center")
+            axes.annotate(f"{rate:,.0f} ({100 * rate / ceiling:.0f} %)", (rate, row),
+                          xytext=(shift, -17 if i % 2 else 17), textcoords="offset points", ha=side, va="center",
+                          fontsize=10)  # fmt: skip
+    words = [f"{system}\n{len(own)} rates, {max(own) / min(own):.1f} times apart" if len(own) > 1 else system
+             for system, own in by_system.items()]  # fmt: skip
+    label_rows(axes, words)
     axes.axvline(ceiling, color=INK, linewidth=1.2, linestyle="--")
-    axes.text(ceiling * 0.985, -0.66, f"ceiling: {ceiling:,.0f}", ha="right", va="center")
-    axes.set_ylim(len(rates) - 0.5, -1)
+    axes.text(ceiling * 0.985, -0.7, f"ceiling: {ceiling:,.0f}", ha="right", va="center")
+    axes.set_ylim(len(by_system) - 0.4, -0.9)
     axes.set_xlim(0, 1.05 * ceiling)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("tokens per second, a prompt of 520; in brackets: share of the ceiling")

@@ -44,3 +44,10 @@ def test_launches_are_split_where_starting_takes_as_long_as_their_bytes():
     shown = " ".join(text.get_text() for text in axes.texts)
     assert "3 launches: starting takes longer" in shown and "2: moving does" in shown
     assert "starting it: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown
+
+
+def test_every_launch_is_a_point_at_the_time_of_its_bytes():
+    (axes,) = PICTURES["launches"]("modelled").axes
+    small, large = (list(line.get_ydata()) for line in axes.lines if line.get_marker() in "os")
+    assert small == [12_288 / 936e3] * 3 and large == [12_611_584 / 936e3] * 2
+    assert not axes.patches, "no bar: a logarithmic axis has no zero"

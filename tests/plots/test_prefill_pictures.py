@@ -1,5 +1,7 @@
 """Notebook 12's pictures mark where one thing overtakes another."""
 
+import pytest
+
 from luce_edu.plots.prefill import intensity_by_tokens, prefill_against_ceiling, tensor_core_tile, work_by_length
 
 BY_TOKENS = {n: float(n) for n in range(1, 401)}
@@ -41,14 +43,20 @@ def test_a_lane_of_a_tile_stands_out_where_the_kernel_has_its_elements():
         assert len({text.get_text() for text in axes.texts}) == 32
 
 
-def test_the_length_at_which_the_last_part_overtakes_the_others_is_marked():
+def test_the_length_at_which_the_last_part_overtakes_the_others_is_marked_at_half():
     (axes,) = PICTURES["work"]("modelled").axes
-    assert [text.get_text() for text in axes.texts] == ["2,000 tokens: as much as all else"]
+    assert [text.get_text() for text in axes.texts] == [*WORK, "2,000 tokens: as much as all else"]
+    marked = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert marked == [pytest.approx((2000, 50))]
+    rest = next(line for line in axes.lines if line.get_marker() == "None")
+    assert rest.get_ydata() == pytest.approx([100 * 4 / (4 + n / 500) for n in (100, 1000, 10_000)])
 
 
-def test_each_rate_has_its_share_of_the_ceiling_and_the_colour_of_its_system():
-    (axes,) = PICTURES["rates"]("published").axes
+def test_each_rate_has_its_share_of_the_ceiling_and_stands_in_the_row_of_its_system():
+    rates = [*RATES, ("Luce megakernel\n#5", 8505.0)]
+    (axes,) = prefill_against_ceiling(rates, 67_676, provenance="published").axes
     assert [text.get_text() for text in axes.texts] == [
-        "37,800  (56 %)", "11,247  (17 %)", "8,747  (13 %)", "ceiling: 67,676",
+        "8,505 (13 %)", "37,800 (56 %)", "11,247 (17 %)", "8,747 (13 %)", "ceiling: 67,676",
     ]  # fmt: skip
-    assert len({bar.get_facecolor() for bar in axes.patches}) == 3
+    names = [label.get_text().split("\n") for label in axes.get_yticklabels()]
+    assert names == [["Luce megakernel", "2 rates, 4.4 times apart"], ["llama.cpp"], ["PyTorch"]]
