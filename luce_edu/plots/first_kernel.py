@@ -1,12 +1,16 @@
-"""The pictures of notebook 04: threads over arrays and rows, a sum in a tree, launches by their bytes."""
+"""The pictures of notebook 04: threads over arrays and rows, a card's memories, a sum in a tree, launches by bytes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
+from luce_edu.machine.cards import WARP, Card
+from luce_edu.machine.clock import find_clock
+from luce_edu.machine.schedule import MOST_REGISTERS
 from luce_edu.measure.launch_cost import LaunchBytes
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, Picture, picture
 
@@ -140,3 +144,72 @@ def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: f
     axes.set_ylabel(f"time of their bytes at {gb_per_s:,} GB/s, µs")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def memory_levels(card: Card, *, provenance: str = "") -> Picture:
+    """A card from a thread to its DRAM, box in box, with the size of each memory and what a load from it takes.
+
+    ValueError for a card that does not exist, such as the laptop, and for one without timing constants.
+    """
+    if card.registers_per_sm is None:
+        raise ValueError(f"card: {card.name} does not exist, so its registers have no number; name a real card")
+    clock = find_clock(card)
+    figure = picture(10.5, 6.6, provenance)
+    axes = figure.subplots()
+
+    def box(left, bottom, width, height, fill, *, edge=GREY, line=1.0):
+        axes.add_patch(Rectangle((left, bottom), width, height, facecolor=fill, edgecolor=edge, linewidth=line))
+
+    def memory(left, bottom, width, fill, name, size, load=""):
+        box(left, bottom, width, 6, fill)
+        axes.text(left + 1.2, bottom + 3, f"{name}: {size}", va="center", fontsize=10.5)
+        axes.text(left + width - 1.2, bottom + 3, load, va="center", ha="right", fontsize=10, color=INK)
+
+    def cycles(latency: float) -> str:
+        return f"a load takes {latency:.0f} cycles, {1e3 * latency / clock.clock_mhz:.0f} ns"
+
+    box(0, 0, 100, 74, "white", edge=INK, line=1.5)
+    axes.text(1.2, 71.5, f"{card.name}: {card.sm_count} SMs", va="center", fontsize=12, fontweight="bold")
+    size = f"{_size(card.memory_bytes)}, {card.memory_gb_per_s:,.0f} GB/s"
+    memory(1.5, 1.5, 97, "#F3C9AE", f"DRAM ({card.dram})", size, cycles(clock.dram_cycles))
+    memory(1.5, 9, 97, "#F9E3B4", "L2", f"{_size(card.l2_bytes)}, shared by all SMs", cycles(clock.l2_latency))
+
+    box(1.5, 17.5, 74, 51.5, "#F7F7F7", edge=INK)
+    axes.text(2.7, 66.5, f"an SM: holds up to {card.threads_per_sm:,} threads ({card.warps_per_sm} warps) in up to "
+              f"{card.blocks_per_sm} blocks", va="center", fontsize=10.5)  # fmt: skip
+    memory(3, 19, 71, "#C5E4F7", "L1 and shared memory", _size(clock.l1_bytes),
+           f"a load takes {clock.l1_latency:.0f} cycles, from shared memory {clock.shared_latency:.0f}")  # fmt: skip
+    size = f"{_size(4 * card.registers_per_sm)}, {card.registers_per_sm:,} of 4 bytes"
+    memory(3, 26.5, 71, "#BFE3D6", "registers", size, "no load needed")
+    box(3, 34.5, 71, 29.5, "white", edge=INK)
+    words = f"a block: up to {card.threads_per_block:,} threads and {_size(card.shared_per_block)} of shared memory"
+    axes.text(4.2, 61.3, f"{words}; its threads meet at barriers", va="center", fontsize=10.5)
+    for warp in range(4):
+        bottom = 53.5 - 5.6 * warp
+        for lane in range(WARP):
+            chosen = warp == 0 and lane == 5
+            box(4.5 + 1.42 * lane, bottom, 1.14, 4, VERMILLION if chosen else SKY, edge="white", line=0.4)
+    axes.text(51.5, 55.5, f"a warp: {WARP} threads that run\neach instruction together", va="center", fontsize=10.5)
+    axes.annotate(f"a thread: up to {MOST_REGISTERS} registers", (12.2, 53.6), xytext=(51.5, 47), va="center",
+                  fontsize=10.5, arrowprops={"arrowstyle": "-", "color": VERMILLION})  # fmt: skip
+    axes.text(51.5, 39.5, f"up to {card.threads_per_block // WARP} warps in a block", va="center", fontsize=10.5)
+
+    across = math.ceil(math.sqrt(card.sm_count / 2))
+    side = 21 / across
+    for sm in range(1, card.sm_count):
+        box(77.3 + side * ((sm - 1) % across), 61 - side * ((sm - 1) // across), 0.8 * side, 0.8 * side, "#D9D9D9",
+            edge="white", line=0.3)  # fmt: skip
+    axes.text(77.3, 66.5, f"{card.sm_count - 1} more SMs like it", va="center", fontsize=10.5)
+    axes.set_xlim(-0.3, 100.3)
+    axes.set_ylim(-0.5, 74.5)
+    axes.set_axis_off()
+    return figure
+
+
+def _size(size: float) -> str:
+    """Bytes in the largest unit of 1,024 that leaves 1 or more."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:g} {unit}"
+        size /= 1024
+    return f"{size:g} GiB"
