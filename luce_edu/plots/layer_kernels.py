@@ -1,16 +1,18 @@
-"""The pictures of notebook 06: which launch writes and reads a buffer, and who owns a layer's state."""
+"""The pictures of notebook 06: lives of buffers, who owns a layer's state, sums over a tile, merged softmaxes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from luce_edu.backends.ledger import Launch
-from luce_edu.plots.style import BLUE, GREY, INK, SKY, VERMILLION, Picture, picture
+from luce_edu.machine.cards import WARP
+from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, Picture, picture
 
 
 def dataflow(launches: Sequence[Launch], buffers: Sequence[str], kernels: Mapping[str, int], *, provenance: str = ""
@@ -137,3 +139,132 @@ def _machine(axes: Axes, blocks: int, sm_count: int) -> None:
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_title(f"{blocks} blocks: {busy} of {sm_count} SMs have work", loc="left", fontsize=11)
+
+
+def tile_part(thread: int, *, key_dim: int, tile_columns: int, block_threads: int) -> list[tuple[int, int]]:
+    """(row, first of four columns) of what a thread of delta_rule_tile in csrc/delta_rule.cuh keeps in registers."""
+    quads = tile_columns // 4
+    return [(row, thread % quads * 4) for row in range(thread // quads, key_dim, block_threads // quads)]
+
+
+def delta_tile(*, key_dim: int, tile_columns: int, block_threads: int, thread: int = 37, provenance: str = ""
+               ) -> Picture:  # fmt: skip
+    """How a block shares out a tile of the state, and how its threads' products become a sum for each column.
+
+    Left the tile, a band for each warp; middle the warps' partial sums in shared memory; right the sums. One thread
+    stands out, with the lanes of its warp that hold the same columns. ValueError for a tile that a warp's lanes do not
+    divide evenly, and for a thread that holds nothing.
+    """
+    quads, warps = tile_columns // 4, block_threads // WARP
+    if tile_columns % 4 or quads not in (1, 2, 4, 8, 16, 32) or block_threads % WARP or block_threads < WARP:
+        raise ValueError(f"expected whole warps and 4, 8, ... or 128 columns, got {block_threads} and {tile_columns}")
+    shape = {"key_dim": key_dim, "tile_columns": tile_columns, "block_threads": block_threads}
+    own = tile_part(thread, **shape)
+    if not own or not 0 <= thread < block_threads:
+        raise ValueError(f"thread: {thread} of {block_threads} holds nothing of the tile")
+    figure = picture(10.5, 6.2, provenance)
+    tile, partial, total = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    warp, lanes = thread // WARP, range(thread // WARP * WARP, thread // WARP * WARP + WARP)
+    for t in range(block_threads):
+        shade = SKY if t // WARP % 2 == 0 else "#A9D8F3"
+        if t in lanes and t % quads == thread % quads:
+            shade = VERMILLION if t == thread else ORANGE
+        for row, column in tile_part(t, **shape):
+            tile.add_patch(Rectangle((column, row), 4, 1, facecolor=shade, edgecolor="white", linewidth=0.25))
+    left = thread % quads * 4
+    for w in range(warps):
+        firsts = [part[0][0] for t in range(w * WARP, w * WARP + WARP) if (part := tile_part(t, **shape))]
+        if firsts:
+            middle = (min(firsts) + max(firsts) + 1) / 2
+            tile.text(tile_columns + 0.4, middle, f"warp {w}", va="center", fontsize=9)
+        for column in range(tile_columns):
+            shade = ORANGE if w == warp and left <= column < left + 4 else SKY if w % 2 == 0 else "#A9D8F3"
+            partial.add_patch(Rectangle((column, w), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.6))
+    partial.add_patch(Rectangle((left, 0), 4, warps, facecolor="none", edgecolor=GREEN, linewidth=2.5))
+    for column in range(tile_columns):
+        shade = GREEN if left <= column < left + 4 else "#BFE3D6"
+        total.add_patch(Rectangle((column, (warps - 1) / 2), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.6))
+    same = WARP // quads
+    tile.set_title(f"1  the tile: thread {thread} has\n{4 * len(own)} of its numbers", loc="left", fontsize=11)
+    words = f"2  shuffles: {same} lanes with the\nsame columns add up, {same.bit_length() - 1} steps"
+    partial.set_title(words, loc="left", fontsize=11)
+    total.set_title(f"3  shared memory: a thread per\ncolumn adds {warps} partial sums", loc="left", fontsize=11)
+    for axes, height, what in ((tile, key_dim, "key dimension"), (partial, warps, "warp"), (total, warps, "")):
+        axes.set_xlim(0, tile_columns)
+        axes.set_ylim(height, 0)
+        axes.set_xticks([0, tile_columns])
+        axes.set_yticks([0, height] if what else [])
+        axes.set_xlabel("column of the tile")
+        axes.set_ylabel(what)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    marks = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in (VERMILLION, ORANGE, GREEN)]
+    words = [f"thread {thread}", "lanes with the same columns, and their partial sums", "the sums of these columns"]
+    figure.legend(marks, words, loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+class Turn(NamedTuple):
+    """A position that a worker has taken, and its running softmax after it; rescaled: the maximum has risen."""
+
+    position: int
+    score: float
+    maximum: float
+    weight: float
+    rescaled: bool
+
+
+def online_softmax(scores: Sequence[float], workers: int) -> list[list[Turn]]:
+    """The turns of each worker, where worker w takes positions w, w + workers, and so on."""
+    turns: list[list[Turn]] = [[] for _ in range(workers)]
+    for position, score in enumerate(scores):
+        own = turns[position % workers]
+        maximum, weight = (own[-1].maximum, own[-1].weight) if own else (-math.inf, 0.0)
+        largest = max(maximum, score)
+        weight = weight * math.exp(maximum - largest) + math.exp(score - largest)
+        own.append(Turn(position, score, largest, weight, bool(own) and largest > maximum))
+    return turns
+
+
+def softmax_workers(scores: Sequence[float], workers: int, *, provenance: str = "") -> Picture:
+    """Online softmax by several workers: each one's running maximum and weight, turn by turn, and their merging.
+
+    ValueError for more workers than scores, as a worker without a position has nothing to draw.
+    """
+    if not 1 <= workers <= len(scores):
+        raise ValueError(f"workers: expected 1 to {len(scores)}, one or more scores for each, got {workers}")
+    turns = online_softmax(scores, workers)
+    ends = [own[-1] for own in turns]
+    maximum = max(end.maximum for end in ends)
+    weight = sum(end.weight * math.exp(end.maximum - maximum) for end in ends)
+    across = max(map(len, turns))
+    figure = picture(10.5, 2.1 + 0.8 * workers, provenance)
+    axes = figure.subplots()
+    for w, own in enumerate(turns):
+        for t, turn in enumerate(own):
+            fill = "#F3C9AE" if turn.rescaled else "#C5E4F7"
+            axes.add_patch(Rectangle((t + 0.03, w + 0.08), 0.94, 0.84, facecolor=fill, edgecolor=GREY))
+            axes.text(t + 0.5, w + 0.34, f"position {turn.position}: score {turn.score:g}", ha="center", va="center",
+                      fontsize=10)  # fmt: skip
+            axes.text(t + 0.5, w + 0.68, f"max {turn.maximum:g}, weight {turn.weight:.3f}", ha="center", va="center",
+                      fontsize=10, fontweight="bold")  # fmt: skip
+        end, arrow = own[-1], {"arrowstyle": "->", "color": GREY}
+        axes.annotate("", (across + 0.22, w + 0.5), xytext=(len(own), w + 0.5), arrowprops=arrow)
+        scaled = f"{end.weight:.3f} x exp({end.maximum:g} \N{MINUS SIGN} {maximum:g})"
+        words = f"{scaled} = {end.weight * math.exp(end.maximum - maximum):.3f}"
+        axes.text(across + 0.25, w + 0.5, words, va="center", fontsize=10)
+    axes.hlines(workers + 0.05, across + 0.25, across + 1.45, color=INK, linewidth=1)
+    axes.text(across + 0.25, workers + 0.35, f"max {maximum:g}, weight {weight:.3f}", va="center", fontsize=10.5,
+              fontweight="bold")  # fmt: skip
+    axes.set_yticks([w + 0.5 for w in range(workers)], [f"worker {w}" for w in range(workers)])
+    names = [*(f"turn {t}" for t in range(across)), "merge"]
+    axes.set_xticks([*(t + 0.5 for t in range(across)), across + 0.8], names)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_xlim(0, across + 1.5)
+    axes.set_ylim(workers + 0.6, 0)
+    axes.spines[:].set_visible(False)
+    marks = [Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor=GREY) for colour in ("#C5E4F7", "#F3C9AE")]
+    words = ["the maximum stays", "the maximum rises: the old weight is rescaled"]
+    figure.legend(marks, words, loc="outside upper left", ncols=2, frameon=False)
+    return figure
