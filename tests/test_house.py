@@ -29,7 +29,7 @@ FLOORS = (
     ("scoreboard", "plots"),
     ("inline", "widgets"),
     ("show",),
-    ("heat",),
+    ("comparison", "heat"),
     ("exercises",),
     ("magic", "predict"),
     ("__init__", "doctor", "train_tiny", "walkthrough"),

@@ -1,0 +1,87 @@
+"""The stored PTX is what Triton makes of our Triton kernels, is right, and stands beside ours in one table."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from luce_edu.comparison import stored as storage
+from luce_edu.comparison.beside import CARDS, beside, check, code_lines, tritons
+from luce_edu.comparison.stored import ARCHITECTURES, KERNELS, compile_triton, source_digest, stored
+from luce_edu.errors import CompileError, KernelError
+
+
+@pytest.fixture(scope="module")
+def table():
+    return beside()
+
+
+def test_all_four_are_right_and_no_figure_is_below_the_least(table):
+    assert list(table.figures) == list(KERNELS)
+    for name, pair in table.figures.items():
+        read, written = table.least[name]
+        for figures in pair:
+            assert figures.bytes_read >= read and figures.bytes_written >= written
+            assert set(figures.us) == set(figures.registers) == set(CARDS)
+            assert all(us > 0 for us in figures.us.values()) and all(0 < n < 256 for n in figures.registers.values())
+            assert figures.lines_with_calls >= figures.lines > 3
+    assert table.least == {"rms_norm": (8192, 4096), "matvec": (2 * 3584 * 1024 + 4096, 4 * 3584)}
+
+
+def test_the_table_has_a_cell_for_every_figure(table):
+    assert len(table.header) == 1 + 3 * len(KERNELS) and {len(row) for row in table.body} == {len(table.header)}
+    assert table.caption and "<table>" in table._repr_html_()
+
+
+def test_the_stored_ptx_is_of_the_kernels_as_they_stand():
+    assert set(stored()) == {(kernel, arch) for kernel in KERNELS for arch in ARCHITECTURES}
+    assert {made.source for made in stored().values()} == {source_digest()}, "python -m luce_edu.comparison.stored"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_triton_makes_the_same_again(kernel):
+    triton = pytest.importorskip("triton")
+    made = stored()[kernel, ARCHITECTURES[0]]
+    if triton.__version__ != made.triton:
+        pytest.skip(f"Triton {triton.__version__} is installed; {made.triton} made the stored PTX")
+    assert compile_triton(kernel, ARCHITECTURES[0]) == made
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(CompileError, match="pip install"):
+        compile_triton("matvec", "sm_86")
+
+
+def test_what_is_written_is_read_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "compile_triton", lambda kernel, arch: stored()[kernel, arch])
+    before = dict(stored())
+    storage.write(tmp_path)
+    monkeypatch.setattr(storage, "FOLDER", tmp_path)
+    assert storage.stored.__wrapped__() == before
+
+
+def test_comments_and_blank_lines_do_not_count():
+    assert code_lines("csrc/matvec.cuh", "group_size") == 4
+    assert code_lines("luce_edu/comparison/triton_kernels.py", "rms_norm") == 8
+
+
+# What is changed in Triton's PTX, wherever it stands, and into what.
+FAULTS = {
+    "weight in place of 1 + weight": ("rms_norm", "0f3F800000", "0f00000000"),
+    "the mean of half as many": ("rms_norm", "0f44800000", "0f44000000"),
+    "no barrier": ("rms_norm", "bar.sync", "// bar.sync"),
+    "nothing stored": ("rms_norm", "mov.pred \t%p1, -1", "mov.pred \t%p1, 0"),
+    "half of the lanes left out": ("matvec", ", 16, 31, -1", ", 8, 31, -1"),
+    "a row too many": ("matvec", "setp.lt.s32", "setp.le.s32"),
+    "no barrier in the product": ("matvec", "bar.sync", "// bar.sync"),
+}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("kernel, old, new", FAULTS.values(), ids=FAULTS)
+def test_a_changed_instruction_is_refused(kernel, old, new):
+    made = stored()[kernel, ARCHITECTURES[0]]
+    assert old in made.ptx
+    with pytest.raises(KernelError):
+        check(tritons(kernel, CARDS[0], replace(made, ptx=made.ptx.replace(old, new))))
