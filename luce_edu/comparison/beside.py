@@ -1,6 +1,10 @@
 """Our kernels and Triton's on the virtual GPU: both are checked, counted and timed in the same way.
 
-Ours are rms_norm and matvec of csrc/per_op.cu. Triton's run from stored PTX (stored.py), so nobody needs Triton for it.
+Ours are rms_norm and matvec of csrc/per_op.cu. Triton's run from stored PTX (stored.py), so this needs no Triton.
+
+The clock favours Triton in rms_norm. NVRTC's PTX has a branch around each load of ours, and the clock keeps it;
+NVIDIA's assembler makes a predicate of it, so that all loads go out together. Triton's PTX has no such branch.
+tests/comparison/test_beside.py says what that is worth.
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ class Task:
     spec       inputs and truth, by name in luce_edu/inline/specs.py
     shapes     that are checked; the last one is counted and timed
     arguments  of our kernel
-    rows       of a block, ours;  smem: bytes of its dynamic shared memory
-    source     the parts of csrc/ that the kernel consists of: file and name
+    rows       that a block of it has;  smem: bytes of dynamic shared memory of such a block
+    source     it, and what it calls in csrc/: file and name of each
     """
 
     spec: str
@@ -161,7 +165,7 @@ class Figures:
 def measure(sides: Mapping[str, Side], lines: Sequence[int]) -> Figures:
     """Check a kernel on each card, then count and time it. lines: of the kernel, and of each function that it calls."""
     counted = {card: check(side) for card, side in sides.items()}
-    found = {card: _timed(side) for card, side in sides.items()}
+    found = {card: timed(side) for card, side in sides.items()}
     first = next(iter(sides))
     side, traffic = sides[first], counted[first].traffic.values()
     used = {card: side.resources for card, side in sides.items()}
@@ -177,7 +181,8 @@ def measure(sides: Mapping[str, Side], lines: Sequence[int]) -> Figures:
     )  # fmt: skip
 
 
-def _timed(side: Side) -> Profile:
+def timed(side: Side) -> Profile:
+    """The last shape with the clock on."""
     spec, shape = find_spec(side.task.spec), side.task.shapes[-1]
     generator = torch.Generator().manual_seed(0)
     launch, _ = side.prepare(shape, spec.make(shape, lambda *size: torch.randn(size, generator=generator)))
@@ -231,9 +236,9 @@ class Beside(Tabular):
         made = next(iter(stored().values()))
         return (
             f"{sizes}. Every kernel was checked against the fp32 reference first. Bytes: 32 for each sector that a "
-            f"warp touches, counted on the virtual GPU. Registers: NVIDIA's compiler, for Triton {made.triton} its "
-            f"ptxas {made.ptxas}. Time: modelled, with nothing in L2 before. torch.compile and cuBLAS: no time of them "
-            "is recorded yet."
+            "warp touches, counted on the virtual GPU. Registers and spills: NVIDIA's compiler; for Triton "
+            f"{made.triton}, its own ptxas {made.ptxas}. Shared memory, instructions, barriers and bytes: of the code "
+            f"for an {CARDS[0]}. Time: with nothing in L2 before. torch.compile and cuBLAS: not recorded yet."
         )
 
 

@@ -1,14 +1,21 @@
 """The stored PTX is what Triton makes of our Triton kernels, is right, and stands beside ours in one table."""
 
+import re
 import sys
 from dataclasses import replace
 
 import pytest
 
 from luce_edu.comparison import stored as storage
-from luce_edu.comparison.beside import CARDS, beside, check, code_lines, tritons
+from luce_edu.comparison.beside import CARDS, beside, check, code_lines, ours, timed, tritons
 from luce_edu.comparison.stored import ARCHITECTURES, KERNELS, compile_triton, source_digest, stored
+from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError
+from luce_edu.machine import load
+from luce_edu.machine.cards import find_card
+from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.models import RANDOM_CONFIG
+from luce_edu.stages.dims import kernel_defines
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,31 @@ def test_all_four_are_right_and_no_figure_is_below_the_least(table):
 def test_the_table_has_a_cell_for_every_figure(table):
     assert len(table.header) == 1 + 3 * len(KERNELS) and {len(row) for row in table.body} == {len(table.header)}
     assert table.caption and "<table>" in table._repr_html_()
+
+
+# A branch around loads and what follows them, to the label behind.
+BRANCH = re.compile(r"@(%p\d+) bra\s+(\$L\w+);((?:(?!bra)[^@])*?ld\.global(?:(?!bra)[^@])*?)\n\2:")
+
+
+def test_our_norm_is_as_fast_once_its_branches_are_predicates(table):
+    """As NVIDIA's assembler makes them. The clock keeps the branches of the PTX, and loads then wait for each other."""
+    card = CARDS[0]
+    defines = kernel_defines(ModelConfig.from_file(RANDOM_CONFIG))
+    text = compile_ptx("per_op.cu", None, ["rms_norm"], defines, find_card(card).arch)
+    begin = text.index(".entry rms_norm(")
+    end = text.index(".entry", begin + 1)
+
+    def predicated(found: re.Match) -> str:
+        return re.sub(r"^(\s*)(ld\.|add\.)", rf"\1@!{found[1]} \2", found[3], flags=re.MULTILINE)
+
+    body, count = BRANCH.subn(predicated, text[begin:end])
+    kernel = load(text[:begin] + body + text[end:], card=card)["rms_norm"]
+    side = replace(ours("rms_norm", card), kernel=kernel)
+    check(side)
+    found = timed(side)
+    with_branches, of_triton = (figures.us[card] for figures in table.figures["rms_norm"])
+    assert count == 4 and with_branches > 1.25 * of_triton
+    assert found.total_us - found.launch_us < 1.15 * of_triton
 
 
 def test_the_stored_ptx_is_of_the_kernels_as_they_stand():
