@@ -242,11 +242,10 @@ class Beside(Tabular):
         )
 
 
-def beside(names: Sequence[str] = tuple(TASKS)) -> Beside:
+def beside() -> Beside:
     """Check, count and time our kernels and Triton's on CARDS. Raises as `check` does."""
     figures, least = {}, {}
-    for name in names:
-        task = TASKS[name]
+    for name, task in TASKS.items():
         own = [code_lines(f"csrc/{file}", part) for file, part in task.source]
         figures[name] = (
             measure({card: ours(name, card) for card in CARDS}, own),
