@@ -81,7 +81,7 @@ def compile_triton(kernel: str, arch: str) -> Compiled:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
     except ImportError:
-        raise CompileError("Triton is not installed; python -m pip install -c constraints.txt -e '.[triton]'") from None
+        raise CompileError("Triton is not installed; python -m pip install -e '.[triton]'") from None
     from luce_edu.comparison import triton_kernels
 
     function = getattr(triton_kernels, kernel)
