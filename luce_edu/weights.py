@@ -1,4 +1,4 @@
-"""A model's weights: the tensors that a config asks for, read from safetensors or drawn at random."""
+"""The weights of a model: the tensors that its config requires, read from safetensors or drawn at random."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from luce_edu.checkpoint import check_start, safetensors_files
 from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CheckpointError, check_seed
 
-_DTYPES = ("BF16", "F16", "F32", "F64")  # that a text tensor may be stored in; safetensors' names
-_ALIGNMENT = 16  # bytes; kernels load weights 16 bytes at a time
+_DTYPES = ("BF16", "F16", "F32", "F64")  # dtypes in which a text tensor may be stored, by safetensors' names
+_ALIGNMENT = 16  # bytes, because kernels load 16 bytes of weights at a time
 # Prefixes under which transformers finds a text tensor: none, model., language_model., model.language_model.,
 # model.model.
 _PREFIX = re.compile(r"(model\.)?((language_)?model\.)?")
-# After the prefix: the vision tower, the multi-token prediction head, and RoPE's table, which old savers kept.
+# Tensors that are not read: the vision tower, the multi-token prediction head, and RoPE's table in old checkpoints.
 _IGNORED = re.compile(r"visual\.|mtp\.|.*\.rotary_emb\.inv_freq$")
-# Other prefixes that checkpoints come with, and what helps.
+# Prefixes of checkpoints that were saved in other ways, and what to do about each.
 _FOREIGN = {
-    "base_model.model.": "PEFT's, with the adapter apart: merge it (merge_and_unload) and save that",
-    "language_model.model.": "MLX's, which also stores norms and convolutions otherwise: take the original checkpoint",
+    "base_model.model.": "PEFT's, where the adapter is separate: merge it (merge_and_unload) and save the result",
+    "language_model.model.": "MLX's, which stores norms and convolutions in another way: take the original checkpoint",
     "module.": "DistributedDataParallel's: save model.module",
     "_orig_mod.": "torch.compile's: save the model that was compiled",
 }
-# The last part of a name by which GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, HQQ, AQLM, MLX and ModelOpt store
-# what stands in for a weight, or goes with it.
+# How the names of quantised tensors and their scales end in GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, HQQ,
+# AQLM, MLX and ModelOpt.
 _QUANTISED = re.compile(
     r"(.*\.)?(qweight|qzeros|scales|biases|g_idx|W_q|SCB|codes|codebooks|weight_(packed|shape|g_idx|format)"
     r"|.*(absmax|quant_map|quant_state\..*|_scale|_scale_inv|_scale_2|_zero_point))"
 )
 _SAME = "take the weights and their own config.json, in transformers' layout"
-_BF16_COPY = "quantised weights are not served; take the checkpoint in bf16 that they were made from"
+_BF16_COPY = "quantised weights are not supported; take the bf16 checkpoint that they were made from"
 
 
 @dataclass
@@ -46,10 +46,10 @@ class Weights:
 
     embed_tokens  [vocab_size, hidden_size] bf16
     norm          [hidden_size] fp32, the final norm, zero-centred
-    lm_head       [vocab_size, hidden_size] bf16; the same tensor object as embed_tokens where they are tied
+    lm_head       [vocab_size, hidden_size] bf16; the same tensor object as embed_tokens if the two are tied
     layers        for each layer a dict from the name after `model.layers.N.` to the tensor. Matrices are
-                  bf16; norms, A_log, dt_bias and conv1d.weight [conv_dim, 1, kernel] are fp32, which holds
-                  every bf16 and fp16 value exactly.
+                  bf16; norms, A_log, dt_bias and conv1d.weight [conv_dim, 1, kernel] are fp32, which represents
+                  every bf16 and fp16 value exactly
     """
 
     embed_tokens: torch.Tensor
@@ -59,7 +59,7 @@ class Weights:
 
     @classmethod
     def from_named(cls, tensors: dict[str, torch.Tensor], config: ModelConfig) -> Weights:
-        """Sort tensors that bear the names of `expected_tensors(config)` into their places."""
+        """Make Weights from tensors by name; the names are those of `expected_tensors(config)`."""
         layers = []
         for i in range(config.num_hidden_layers):
             prefix = f"model.layers.{i}."
@@ -69,7 +69,7 @@ class Weights:
         return cls(embed_tokens, tensors["model.norm.weight"], lm_head, layers)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor once, under its name in a text-only checkpoint."""
+        """Yield each tensor once, with its name in a text-only checkpoint."""
         yield "model.embed_tokens.weight", self.embed_tokens
         for i, layer in enumerate(self.layers):
             for name, tensor in layer.items():
@@ -80,13 +80,13 @@ class Weights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the tensors hold; a tied head counts once."""
+        """Size of all tensors in bytes; a tied head counts once."""
         return sum(tensor.nbytes for _, tensor in self.named_tensors())
 
     def to(self, device: torch.device | str) -> Weights:
-        """The same weights on a device; a tied head stays tied.
+        """Return the same weights on a device; a tied head stays tied.
 
-        Where that takes a copy, matrices with the same input come to stand side by side (`SIDE_BY_SIDE`).
+        If that takes a copy, matrices with the same input are placed side by side in memory (`SIDE_BY_SIDE`).
         """
         embed_tokens = self.embed_tokens.to(device)
         tied = self.lm_head is self.embed_tokens
@@ -102,7 +102,7 @@ class Weights:
         )
 
 
-# Matrices of a layer that multiply the same vectors. One after the other in memory they are one matrix.
+# Matrices of a layer that multiply the same vectors. One after the other in memory, they can be used as one matrix.
 SIDE_BY_SIDE = (
     ("linear_attn.in_proj_qkv.weight", "linear_attn.in_proj_z.weight",
      "linear_attn.in_proj_b.weight", "linear_attn.in_proj_a.weight"),
@@ -112,7 +112,7 @@ SIDE_BY_SIDE = (
 
 
 def stand_side_by_side(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same layer, each group of SIDE_BY_SIDE copied into one piece of memory, its matrices views of it."""
+    """Copy each group of SIDE_BY_SIDE into one piece of memory; return the layer with views of it."""
     layer = dict(layer)
     for group in SIDE_BY_SIDE:
         if group[0] in layer:
@@ -122,7 +122,7 @@ def stand_side_by_side(layer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def as_one_matrix(matrices: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """The matrices [rows, columns] as one, without a copy; None where they do not stand side by side in memory."""
+    """Return matrices [rows, columns] as one matrix, without a copy; None if they are not side by side in memory."""
     first = matrices[0]
     offset, rows = first.storage_offset(), 0
     for matrix in matrices:
@@ -134,7 +134,7 @@ def as_one_matrix(matrices: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the text model needs, named as in a text-only checkpoint.
+    """Return name and shape of every tensor that the text model needs, named as in a text-only checkpoint.
 
     Source: transformers' Qwen3_5ForCausalLM; compared with it in tests/test_weights.py.
     """
@@ -191,9 +191,9 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor in an open safetensors file, described by the file's header and not read yet."""
+    """A tensor in an open safetensors file, as its header describes it; not read yet."""
 
-    name: str  # as the file has it
+    name: str  # in the file, with its prefix
     path: Path
     file: safe_open
     dtype: str
@@ -203,13 +203,13 @@ class _Entry:
 def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
     """Read the text model from a checkpoint folder without copying it.
 
-    Takes one `model.safetensors`, or the shards that `model.safetensors.index.json` names, with tensors under any
-    prefix that transformers takes: `model.language_model.` (the vision-language wrapper), `model.` (text only) or none.
-    bf16 matrices are views into the mapped files; those that do not start on 16 bytes are copied, and others are
-    rounded to bf16, one at a time. The mapping is private: writing to a tensor does not change the file.
-    A head of its own in a tied checkpoint counts where it differs from the embedding, as in transformers.
+    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. Tensors may have any prefix that
+    transformers accepts: `model.language_model.` (vision-language models), `model.` (text only) or none.
+    bf16 matrices are views into the mapped files, or copies if they are not aligned to 16 bytes. Matrices of other
+    dtypes are rounded to bf16, one at a time. The mapping is private: writing to a tensor does not change the file.
+    If a tied checkpoint holds a head that differs from the embedding, the head is used, as in transformers.
     Raises CheckpointError, naming the file or tensor, for anything missing, damaged, misshapen, quantised or unknown,
-    and for a value that is not finite. Warns where norms look as if they were saved for a factor of w, not 1 + w.
+    and for a value that is not finite. Warns if the norms look as if they were saved for a factor of w, not 1 + w.
     """
     entries: dict[str, _Entry] = {}
     for path in safetensors_files(Path(folder)):
@@ -236,7 +236,7 @@ def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
 
 
 def _check_kind(entry: _Entry) -> None:
-    """Refuse, by its name, a tensor of a quantised checkpoint or of another project's."""
+    """Raise CheckpointError if a tensor's name shows a quantised checkpoint or one of another project."""
     if _QUANTISED.fullmatch(entry.name):
         raise CheckpointError(f"{entry.name}: in {entry.path}: {_BF16_COPY}")
     for prefix, remedy in _FOREIGN.items():
@@ -245,7 +245,7 @@ def _check_kind(entry: _Entry) -> None:
 
 
 def _open(path: Path) -> list[_Entry]:
-    """The tensors of a safetensors file. The library maps it and refuses a header that does not fit the data."""
+    """List the tensors of a safetensors file. The library maps it and refuses a header that does not fit the data."""
     try:
         check_start(path)
         file = safe_open(path, framework="pt")
@@ -261,42 +261,42 @@ def _open(path: Path) -> list[_Entry]:
 
 def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in entries]
-    # A tensor nobody asked for means that config and checkpoint differ, in the number of layers for instance.
+    # An unknown tensor means that config and checkpoint do not match, for instance in the number of layers.
     unknown = [name for name in entries if name not in expected]
     if missing:
         instead = ""
         if unknown:
             first = entries[unknown[0]]
-            instead = f"; there is {first.name} {list(first.shape)}, which the config has no place for"
+            instead = f"; there is {first.name} {list(first.shape)}, which does not belong to this config"
         elif missing == ["lm_head.weight"]:
             instead = "; the config does not tie it to the embedding (tie_word_embeddings)"
         raise CheckpointError(
-            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are)"
-            f"{instead}: {_SAME}"
+            f"{missing[0]}: missing from the checkpoint ({len(missing)} of {len(expected)} tensors are missing)"
+            f"{instead}; {_SAME}"
         )
     if unknown:
         raise CheckpointError(
-            f"{unknown[0]}: in {entries[unknown[0]].path}, but the config has no place for it "
-            f"({len(unknown)} such tensors): {_SAME}"
+            f"{unknown[0]}: in {entries[unknown[0]].path}, but it does not belong to this config "
+            f"({len(unknown)} such tensors); {_SAME}"
         )
     for name, shape in expected.items():
         entry = entries[name]
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}: {_BF16_COPY}"
+                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}; {_BF16_COPY}"
             )
         if entry.shape != shape:
             raise CheckpointError(
-                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}: {_SAME}"
+                f"{name}: expected shape {list(shape)}, got {list(entry.shape)} in {entry.path}; {_SAME}"
             )
 
 
 def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
-    """bf16 for a matrix, else fp32; a view into the mapping unless dtype or alignment needs a copy."""
+    """Read a matrix as bf16, another tensor as fp32; a view of the mapping unless dtype or alignment needs a copy."""
     tensor = entry.file.get_tensor(entry.name).to(torch.bfloat16 if num_dims == 2 else torch.float32)
     if tensor.data_ptr() % _ALIGNMENT:
         tensor = tensor.clone()
-    if not torch.stack(torch.aminmax(tensor)).isfinite().all():  # a NaN is both the least and the largest
+    if not torch.stack(torch.aminmax(tensor)).isfinite().all():  # aminmax returns NaN if there is one
         bad = int(tensor.isfinite().logical_not().sum())
         raise CheckpointError(
             f"{entry.name}: {bad} of {tensor.numel()} values are NaN or infinite as {tensor.dtype} in {entry.path}; "
@@ -306,34 +306,34 @@ def _read_tensor(entry: _Entry, num_dims: int) -> torch.Tensor:
 
 
 def _warn_of_shifted_norms(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Warn where the zero-centred norms lie around 1: reference and kernels would agree on a wrong model.
+    """Warn if the weights of zero-centred norms are around 1: reference and kernels would agree on a wrong model.
 
-    Their factor is 1 + w, and a trained w has a mean near 0 (-0.02 over Qwen3.6's, by ml-explore/mlx-lm#1623). Savers
-    of other projects store the factor itself. One norm may well have a mean of 1; half of them have not.
+    The factor of a norm is 1 + w, and a trained w has a mean near 0 (-0.02 over Qwen3.6's, by ml-explore/mlx-lm#1623).
+    Other projects save the factor itself. A single norm may have a mean of 1, but not half of them.
     """
     norms = [t for name, t in tensors.items() if name.endswith("norm.weight") and "linear_attn" not in name]
     middle = float(torch.stack([norm.mean() for norm in norms]).median())
     if 0.5 <= middle <= 1.5:
         warnings.warn(
             f"{folder}: half of the norms have a mean of {middle:.2f} or more, where one near 0 is expected. They may "
-            "have been saved for a factor of w in place of 1 + w, such as by MLX; then the text is wrong. Take the "
-            "original checkpoint, or subtract 1 from them",
+            "have been saved for a factor of w in place of 1 + w, as MLX does; then the model's text is wrong. Take "
+            "the original checkpoint, or subtract 1 from them",
             stacklevel=4,
         )
 
 
-_LOGITS_STD = 2.5  # a trained model's logits spread by a few
-_CHUNK = 1 << 22  # elements drawn at a time: 16 MB in fp32
+_LOGITS_STD = 2.5  # about the standard deviation of a trained model's logits
+_CHUNK = 1 << 22  # elements that are drawn at a time: 16 MB in fp32
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
-    """Seeded weights of a config's shapes, that keep activations in a trained model's range.
+    """Draw weights of a config's shapes that keep activations in the range of a trained model.
 
-    A norm's output has RMS 1, so a projection with std 1/sqrt(inputs) gives RMS 1 again. The three that write
-    into the residual stream (o_proj, out_proj, down_proj) get half of that, so that it grows slowly. Heads
-    forget at rates spread evenly in log scale: exp(g) is about 0.5 for the first and 0.999 for the last,
-    before A_log and the input move it. The numbers are uniform, not normal: they come from random bits by
-    one multiplication, and an activation sums hundreds of them. Raises ValueError for a bad seed.
+    The output of a norm has RMS 1, so a projection with std 1/sqrt(inputs) gives RMS 1 again. The three projections
+    into the residual stream (o_proj, out_proj, down_proj) get half of that std, so that the stream grows slowly. The
+    decays of the heads are evenly spaced in log scale: exp(g) is about 0.5 for the first and 0.999 for the last, before
+    A_log and the input change it. The distribution is uniform, because that takes one multiplication per number, and an
+    activation sums hundreds of them. Raises ValueError for a bad seed.
     """
     generator = torch.Generator().manual_seed(check_seed(seed))
     shapes = expected_tensors(config)
@@ -343,7 +343,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
 
 def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if name.endswith("dt_bias"):
-        # softplus(dt_bias) = -log(exp(g)) for a head whose A_log is 0
+        # If A_log is 0, softplus(dt_bias) = -g.
         forget = torch.logspace(math.log10(0.5), math.log10(0.001), shape[0], dtype=torch.float64)
         return torch.expm1(-torch.log1p(-forget)).log().float()
     if name.endswith("A_log"):
@@ -358,16 +358,16 @@ def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
         gain = _LOGITS_STD
     elif name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "in_proj_a.weight")):
-        gain = 0.5  # in_proj_a: the input moves a head's decay, and does not drown the spread in dt_bias
+        gain = 0.5  # in_proj_a: small enough that the input does not outweigh the spread of dt_bias
     return _uniform(shape, gain * shape[1] ** -0.5, torch.bfloat16, generator)
 
 
 def _uniform(shape, std: float, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Uniform around 0 with a standard deviation, made of 16 random bits a number."""
+    """Draw numbers uniform around 0 with this standard deviation, from 16 random bits each."""
     result = torch.empty(math.prod(shape), dtype=dtype)
     scale = std * math.sqrt(3) / 2**15
     for chunk in result.split(_CHUNK):
-        bits = torch.empty(-(-chunk.numel() // 4), dtype=torch.int64)  # 64 bits serve four numbers
+        bits = torch.empty(-(-chunk.numel() // 4), dtype=torch.int64)  # 64 bits for four numbers
         bits.random_(-(2**63), None, generator=generator)
         chunk.copy_(bits.view(torch.int16)[: chunk.numel()].float().mul_(scale))
     return result.view(shape)

@@ -368,7 +368,7 @@ BAD = {
        for name in ("qwen3_5_moe_text", "qwen3_next", "llama", None)},
     "attention bias": (config(attention_bias=True), "attention_bias"),
     "another activation": (config(hidden_act="gelu"), "hidden_act", "'gelu'"),
-    "fewer layers in the config": (config("layer_types", num_hidden_layers=4), "model.layers.4.", "no place"),
+    "fewer layers in the config": (config("layer_types", num_hidden_layers=4), "model.layers.4.", "does not belong"),
     "more layers in the config": (config("layer_types", num_hidden_layers=9), "model.layers.8.", "missing"),
     "no head": (config(tie_word_embeddings=False), "lm_head.weight", "tie_word_embeddings"),
     # quantised

@@ -111,7 +111,7 @@ def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
         ),
         (
             ["generate", "x", "--model", "random-0.8b"],
-            "luce-edu: model 'random-0.8b' has no tokenizer.json, so it can neither read nor write text\n",
+            "luce-edu: model 'random-0.8b' has no tokenizer.json, which text needs; try --model tiny\n",
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_verify_prefill_checks_prompts(report, capsys):
     assert report.asked.pop("progress") and report.asked["prefill"]
     assert report.asked["prompts"] == [1, 64] and report.asked["seed"] == 5 and "steps" not in report.asked
     assert cli.main(["verify", "--prompts", "1,64"]) == 2
-    assert "--prompts is for --prefill" in capsys.readouterr().err
+    assert "--prompts needs --prefill" in capsys.readouterr().err
 
 
 def test_verify_ends_with_1_when_a_check_does_not_hold(report, capsys):
@@ -260,7 +260,7 @@ def test_no_option_changes_a_gpu(capsys, option):
 def test_bench_without_a_gpu_ends_with_3_and_no_time(capsys):
     assert cli.main(["bench", "--model", "tiny"]) == 3
     out, err = capsys.readouterr()
-    assert out == "" and err == "luce-edu: bench: no CUDA GPU here, and a virtual GPU's time is nobody's latency\n"
+    assert out == "" and err == "luce-edu: bench: no CUDA GPU found, and the virtual GPU cannot be timed\n"
 
 
 @pytest.fixture

@@ -302,4 +302,4 @@ def test_the_table_shows_every_remedy_and_the_verdict():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
     console.print(doctor.table(findings))
     shown = console.export_text()
-    assert "to do: sudo apt install g++" in shown and "cannot run here yet; to mend: compiler" in shown
+    assert "to do: sudo apt install g++" in shown and "cannot run here yet; to be done first: compiler" in shown

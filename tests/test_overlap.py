@@ -88,7 +88,7 @@ def test_a_schedule_is_shown_step_by_step_up_to_its_hazard():
 
 def test_a_schedule_that_ends_well_says_so():
     played = play(CHAIN, "AAAA" + "BBBBB" + "CCCCCC")
-    assert played.finished and played.hazard is None and played.caption == "all have ended, in order"
+    assert played.finished and played.hazard is None and played.caption == "all kernels have ended, without a hazard"
     assert play(CHAIN, list("AA")).caption == "no hazard so far"
 
 
@@ -100,7 +100,7 @@ def test_a_schedule_that_ends_well_says_so():
         ("AAC", "step 3: C cannot start: B has neither done launch_dependents nor ended"),
         ("AABB", "step 4: B waits until A has ended"),
         ("AAAAA", "step 5: A has ended"),
-        ("AAD", "step 3: no kernel 'D'; there are A, B, C"),
+        ("AAD", "step 3: no kernel 'D'; expected one of A, B, C"),
     ],
 )
 def test_a_step_that_cannot_happen_is_named(schedule, reason):
@@ -111,7 +111,7 @@ def test_a_step_that_cannot_happen_is_named(schedule, reason):
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "actions, reason", [(["reed x"], "got 'reed x'"), (["read"], "got 'read'"), ([], "does nothing")]
+    "actions, reason", [(["reed x"], "got 'reed x'"), (["read"], "got 'read'"), ([], "at least one action")]
 )
 def test_an_action_that_is_none_is_refused(actions, reason):
     with pytest.raises(ValueError, match=f"B: .*{reason}"):

@@ -304,11 +304,11 @@ BAD_TENSORS = {
     ),
     "integers": (
         lambda t: t.update({QKV: t[QKV].to(torch.int8)}),
-        f"{QKV}: expected dtype BF16, F16, F32, F64, got I8 in .*: quantised weights",
+        f"{QKV}: expected dtype BF16, F16, F32, F64, got I8 in .*; quantised weights",
     ),
     "too_many_layers": (
         lambda t: t.update({"model.layers.4.input_layernorm.weight": torch.ones(48)}),
-        "model.layers.4.input_layernorm.weight: .*the config has no place for it",
+        "model.layers.4.input_layernorm.weight: .*it does not belong to this config",
     ),
     "both_layouts_at_once": (
         lambda t: t.update({"model.language_model.norm.weight": torch.ones(48)}),
