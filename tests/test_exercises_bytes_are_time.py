@@ -58,8 +58,8 @@ def test_other_sectors_are_wrong(function):
 @pytest.mark.planted
 @pytest.mark.parametrize(
     "name, hint",
-    [("the bytes asked for", "bytes asked for, over 32"), ("one for each lane", "a sector for each lane"),
-     ("lines in place of sectors", "cache lines"), ("the span, gaps and all", "also those that no lane touches")],
+    [("the bytes asked for", "requested bytes over 32"), ("one for each lane", "one sector per lane"),
+     ("lines in place of sectors", "cache lines"), ("the span, gaps and all", "from the first to the last")],
 )  # fmt: skip
 def test_a_likely_count_is_named(name, hint):
     with pytest.raises(WrongAnswer, match=hint):
@@ -103,11 +103,11 @@ NO_PRODUCTS = {
     float sum = 0.0f;
     for (int c = 0; c < cols; ++c) sum += to_float(W[row * cols + c]) * x[c];
     y[row] = sum;\n}\n""", "moves 16 times"),
-    "lane 0 alone": (WARP_A_ROW.replace("warp_sum(sum)", "sum"), "sum of lane 0 alone"),
+    "lane 0 alone": (WARP_A_ROW.replace("warp_sum(sum)", "sum"), "sum of lane 0 only"),
     "the first columns only": (
         WARP_A_ROW.replace("for (int c = lane_id(); c < cols; c += 32)", "if (const int c = lane_id(); c < cols)"),
         "first 32 columns"),
-    "columns first": (WARP_A_ROW.replace("row * cols + c", "c * rows + row"), "stands at W"),
+    "columns first": (WARP_A_ROW.replace("row * cols + c", "c * rows + row"), "stored by columns"),
     "no check of the row": (WARP_A_ROW.replace("    if (row >= rows) return;\n", ""), "out of bounds"),
     "every even column twice": (
         WARP_A_ROW.replace("W[row * cols + c]) * x[c]", "W[row * cols + c / 2 * 2]) * x[c / 2 * 2]"), "is wrong"),
@@ -120,7 +120,7 @@ NO_PRODUCTS = {
 @pytest.mark.parametrize("text", PRODUCTS.values(), ids=PRODUCTS)
 def test_a_product_that_moves_W_once_is_right(text, capsys):
     exercises.product.check(text)
-    assert "Each byte of W moves once, 262,144" in capsys.readouterr().out
+    assert "262,144 bytes" in capsys.readouterr().out
 
 
 @pytest.mark.planted
@@ -201,17 +201,17 @@ BARRIER = "    __syncthreads();\n"
 AGAIN = IN_ORDER[IN_ORDER.index("    for") : IN_ORDER.index(BARRIER)]
 NOT_WITHIN = {
     "x from memory for each row": (
-        exercises.bytes_per_output.hole.replace("float sum", "float  sum"), "moves 6,144 .* 4,096 of x.*How many rows"),
+        exercises.bytes_per_output.hole.replace("float sum", "float  sum"), "4,096 of x.*For how many rows"),
     "x twice a block": (IN_ORDER + BARRIER + AGAIN, "moves 2,560 .* 512 of x"),
     "x again while others read it": (IN_ORDER + AGAIN, "race on"),
     "W twice": (IN_ORDER + NARROW, "4,096 of W and 256 of x.*twice"),
     "W in strips": (
         IN_ORDER.replace("int c = lane_id(); c < cols; c += 32",
-                         "int c = lane_id() * cols / 32; c < (lane_id() + 1) * cols / 32; ++c"), "scattered pieces"),
+                         "int c = lane_id() * cols / 32; c < (lane_id() + 1) * cols / 32; ++c"), "not coalesced"),
     "wide loads that begin anywhere": (
         RIGHT.replace("lane_weights * lane_id(); c < cols; c += chunk", "4 * lane_id(); c < cols; c += 128"),
         "misaligned|out of bounds"),
-    "no barrier": (RIGHT.replace(BARRIER, ""), "(race on|uninitialised).*when is it there"),
+    "no barrier": (RIGHT.replace(BARRIER, ""), "(race on|uninitialised).*is it complete by then"),
     "a barrier for the first warp alone": (
         RIGHT.replace(BARRIER, "").replace(LOOP, LOOP.replace("\n", "\n        if (row == first) __syncthreads();\n")),
         "fails.*divergent barrier"),
@@ -235,7 +235,7 @@ def frugal(body):
 @pytest.mark.parametrize("body", WITHIN.values(), ids=WITHIN)
 def test_a_kernel_within_the_budget_is_right(body, capsys):
     exercises.bytes_per_output.check(frugal(body))
-    assert "2,304 bytes for each output, 2,048 of W and 256 of x" in capsys.readouterr().out
+    assert "2,304 bytes per output, 2,048 of W and 256 of x" in capsys.readouterr().out
 
 
 @pytest.mark.planted

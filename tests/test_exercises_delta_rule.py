@@ -39,14 +39,14 @@ CONV_RIGHT = {
     "in place": in_place,
 }
 CONV_WRONG = {
-    "unchanged": (lambda s, x: s, "from before x came"),
-    "the chunk's last inputs": (lambda s, x: x.T[:, -s.shape[1] :], "expected shape.*the last columns of x alone"),
+    "unchanged": (lambda s, x: s, "the old state, without x"),
+    "the chunk's last inputs": (lambda s, x: x.T[:, -s.shape[1] :], "expected shape.*the last tokens of x only"),
     "the chunk's first inputs": (
-        lambda s, x: x.T[:, : s.shape[1]] if len(x) >= s.shape[1] else s, "the first tokens of x|a token late"),
-    "all that came": (lambda s, x: torch.cat([s, x.T], 1), "all that came; only the last"),
+        lambda s, x: x.T[:, : s.shape[1]] if len(x) >= s.shape[1] else s, "the first tokens of x|one token late"),
+    "all that came": (lambda s, x: torch.cat([s, x.T], 1), "These are all inputs"),
     "the chunk's last inputs, zeros before": (padded, "not the last"),
-    "newest first": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].flip(1), "newest token first"),
-    "one too old": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] - 1 : -1], "a token late"),
+    "newest first": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] :].flip(1), "order is reversed"),
+    "one too old": (lambda s, x: torch.cat([s, x.T], 1)[:, x.shape[0] - 1 : -1], "one token late"),
     "one step, whatever the chunk": (lambda s, x: torch.cat([s, x.T], 1)[:, 1 : 1 + s.shape[1]], "not the last"),
     "by token, not by channel": (lambda s, x: torch.cat([s.T, x])[-s.shape[1] :], "expected shape.*It is transposed"),
     "NaN": (lambda s, x: torch.full_like(s, NAN), "finite"),
@@ -113,11 +113,11 @@ def faulty(fault):
 STEP_RIGHT = {"the package": with_einsum, "loops, in place": with_loops, "in one pass": in_one_pass}
 STEP_WRONG = {
     "repeat": "S of value head 1 is the first.*Which key head",
-    "asked before the decay": "S of value head 0 is the first.*in which order",
+    "asked before the decay": "S of value head 0 is the first.*the order of decay",
     "decay after the write": "S of value head 0",
     "no delta": "S of value head 0",
     "g is the decay": "S of value head 0",
-    "read before the write": "o of value head 0 is the first.*S is right in all",
+    "read before the write": "o of value head 0 is the first.*S is right in every head",
     "one NaN": "o: not every element is a finite",
     "the state of the last head is stale": "S of value head",
     "S alone": "expected two tensors",
@@ -152,12 +152,12 @@ RULES_RIGHT = {
 }
 RULES_WRONG = {
     "a letter": ("C", "a token for each of three rules"),
-    "another right one": ({"A": A, "B": B, "C": D}, "for C does not convict"),
+    "another right one": ({"A": A, "B": B, "C": D}, "for C does not show"),
     "one token for all": (dict.fromkeys("ABD", token(S=FULL, beta=0.5, g=-0.7)), "for A, B is wrong too"),
     "D with a value to write": ({"A": A, "B": B, "D": D | {"v": (1.0,)}}, "for D, A is wrong too"),
     "B with a decay": ({"A": A, "B": B | {"g": -0.7}, "D": D}, "for B, A is wrong too"),
     "A with a share": ({"A": A | {"beta": 0.5}, "B": B, "D": D}, "for A, B is wrong too"),
-    "a decay of next to nothing": ({"A": A | {"g": -1e-4}, "B": B, "D": D}, "for A does not convict"),
+    "a decay of next to nothing": ({"A": A | {"g": -1e-4}, "B": B, "D": D}, "for A does not show"),
     "NaN": ({"A": A | {"v": (NAN,)}, "B": B, "D": D}, "A: v is not finite"),
     "a share of two": ({"A": A, "B": B | {"beta": 2.0}, "D": D}, "beta from 0 to 1"),
     "a decay that grows": ({"A": A | {"g": 0.7}, "B": B, "D": D}, "g of at most 0"),

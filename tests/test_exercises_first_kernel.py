@@ -150,29 +150,29 @@ FUSED_RIGHT = {
     "four neighbours a thread": NEIGHBOURS,
 }  # fmt: skip
 FUSED_WRONG = {
-    "mid read back": (TWO_READS, "reads mid 1 times where 0 will do"),
+    "mid read back": (TWO_READS, "reads mid 1 times"),
     "x and r read again": (KEPT.replace("value[i] * scale", "(x[first + c] + r[first + c]) * scale"),
-                           "reads x 2 times where 1 will do, r 2 times where 1 will do"),
+                           "reads x 2 times .*r 2 times"),
     "y as a note of mid": (
         KEPT.replace("mid[first + c] = value[i];", "y[first + c] = mid[first + c] = value[i];")
-        .replace("value[i] * scale", "y[first + c] * scale"), "reads y 1 times where 0 will do"),
+        .replace("value[i] * scale", "y[first + c] * scale"), "reads y 1 times"),
     # Mistakes that are recognised by what they compute.
-    "weight for 1 + weight": (KEPT.replace("(1.0f + weight[c])", "weight[c]"), "scales by 1 \\+ weight"),
+    "weight for 1 + weight": (KEPT.replace("(1.0f + weight[c])", "weight[c]"), "scaled by weight"),
     "no eps": (KEPT.replace(" + eps", ""), "epsilon"),
     "the sum for the mean": (KEPT.replace(" / n + eps", " + eps"), "takes their mean"),
     "the squares of x": (KEPT.replace("value[i] * value[i]", "(c < n ? x[first + c] * x[first + c] : 0.0f)"),
-                         "squares are those of x"),
+                         "mean square is that of x"),
     "x scaled": (KEPT.replace("value[i] * scale", "x[first + c] * scale"), "should be a scaled mid"),
     "the norm of x": (KEPT.replace("value[i] = c < n ? x[first + c] + r[first + c]", "value[i] = c < n ? x[first + c]")
-                      .replace("= value[i];", "= value[i] + r[first + c];"), "norm of x alone"),
+                      .replace("= value[i];", "= value[i] + r[first + c];"), "y is the norm of x"),
     "no root": (KEPT.replace("rsqrtf(", "1.0f / ("), "without the square root"),
-    "the scale of row 0": (
+    "the mean square of row 0": (
         KEPT.replace("float value[each]", "float value[each], other[each]")
         .replace("        squares += value[i] * value[i];",
                  "        other[i] = c < n ? x[c] + r[c] : 0.0f;\n        squares += other[i] * other[i];"),
-        "scale of row 0"),
+        "mean square of row 0"),
     "mid never written": (KEPT.replace("if (c < n) mid[first + c] = value[i];", ""), "nobody wrote mid"),
-    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "off. mid holds x alone"),
+    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "off. mid holds x only"),
     "the first pass only": (KEPT.replace("float value[each]", "float value[each + 1]").replace("1024 / ", "256 / "),
                             "n 257.*nobody wrote"),
     "no barrier before the sum": (ONE_SUMS.replace(f"{BARRIER}    if (t == 0)", "    if (t == 0)"), "race on"),
@@ -233,10 +233,10 @@ TOTAL_WRONG = {
     "every thread adds up everything": (
         TOTAL.replace("threadIdx.x; i < n; i += blockDim.x", "0; i < n; ++i").replace("block_sum(sum, scratch)", "sum"),
         "reads x 64 times"),
-    "thread 0 alone": (TOTAL.replace("block_sum(sum, scratch)", "sum"), "sum of thread 0 alone"),
+    "thread 0 alone": (TOTAL.replace("block_sum(sum, scratch)", "sum"), "sum of thread 0 only"),
     "the first warp alone": (TOTAL.replace("block_sum(sum, scratch)", "warp_sum(sum)"), "sum of the first warp"),
     "no loop": (TOTAL.replace("for (int i = threadIdx.x; i < n; i += blockDim.x)",
-                              "if (const int i = threadIdx.x; i < n)"), "Only the first 256 elements"),
+                              "if (const int i = threadIdx.x; i < n)"), "only the first 256 elements"),
     "no barrier in the tree": (TREE.replace("        __syncthreads();\n", ""), "race on|uninitialised"),
     "one past the end": (TOTAL.replace("i < n", "i <= n"), "out of bounds"),
     "atomics, in the order in which they come": (

@@ -32,14 +32,14 @@ def update(old: str, new: str) -> str:
 
 
 WRONG_UPDATE = {
-    "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*delta has S\\^T k without the decay"),
-    "decay left out of S^T q": (update("decay * S_q", "S_q"), "o has S\\^T q without the decay"),
-    "o read before the update": (update(" + delta * k_q", ""), "o is read before the update"),
-    "the state does not decay": (update("decay * column", "column"), "keeps the old one undecayed"),
+    "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*delta uses S\\^T k without the decay"),
+    "decay left out of S^T q": (update("decay * S_q", "S_q"), "o uses S\\^T q without the decay"),
+    "o read before the update": (update(" + delta * k_q", ""), "from the state before the update"),
+    "the state does not decay": (update("decay * column", "column"), "old state is in the new one"),
     "g in place of exp(g)": (update("expf(g[head])", "g[head]"), "the factor is exp\\(g\\)"),
     "the decay in neither sum": (
         UPDATE.replace("decay * S_", "S_"), "Both sums lack the decay"),
-    "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is nowhere"),
+    "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is missing everywhere"),
     "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "race on S|out of bounds"),
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
     # With equal heads nobody would see it.
@@ -175,18 +175,18 @@ def merge(old: str, new: str) -> str:
 
 
 WRONG_MERGE = {
-    "no barrier": (merge("__syncthreads();", ""), "is there"),
+    "no barrier": (merge("__syncthreads();", ""), "only after a barrier"),
     "weights not rescaled": (merge("weights[i] * expf(maxima[i] - top)", "weights[i]"), "The weights are added"),
-    "sums not rescaled": (merge("sums[i][c] * expf(maxima[i] - top)", "sums[i][c]"), "The sums are added as they are"),
+    "sums not rescaled": (merge("sums[i][c] * expf(maxima[i] - top)", "sums[i][c]"), "The sums are added"),
     "neither rescaled": (MERGE.replace(" * expf(maxima[i] - top)", ""), "Weights and sums are added"),
-    "one warp's": (merge("sum / total", "sums[0][c] / weights[0]"), "softmax of one warp"),
+    "one warp's": (merge("sum / total", "sums[0][c] / weights[0]"), "softmax of warp 0"),
     "a maximum of at least 0": (merge("top = -INFINITY", "top = 0.0f"), "heads 2.*o\\[1, 0\\]"),
-    "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "last warp's positions"),
+    "the last warp left out": (merge("i = 0; i < 4; ++i) sum", "i = 0; i < 3; ++i) sum"), "positions of warp 3"),
     "not divided by the weight": (merge(" / total", ""), "not divided by the weights"),
     "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*race on o"),
     "an element too many": (merge("c < head_dim", "c <= head_dim"), "out of bounds"),
     "a barrier that half the block skips": (
-        merge("__syncthreads();", "if (w < 2) __syncthreads();"), "divergent barrier|elements are off|is there"),
+        merge("__syncthreads();", "if (w < 2) __syncthreads();"), "divergent|elements are off|only after a barrier"),
 }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ WRONG_MERGE = {
 def test_a_right_merge_is_accepted(text, barriers, capsys):
     exercises.merge_softmax.check(filled(exercises.merge_softmax, text))
     said = capsys.readouterr().out
-    assert f"merge_softmax: right. Barriers a block: {barriers}." in said
+    assert f"merge_softmax: right. Barriers per block: {barriers}." in said
     assert ("The house rule" in said) == (text == IN_THE_IF)
 
 
@@ -270,13 +270,13 @@ def walk(old: str, new: str) -> str:
 WRONG_WALK = {
     "S read a second time": (walk("decay * s[i]", "decay * column[(part + 4 * i) * V]"), "S is read twice"),
     "a column in one thread": (
-        WHOLE_COLUMN, "did not fit into registers.* at most 128 registers in a block of 512"),
+        WHOLE_COLUMN, "into memory instead of registers.* at most 128 registers in a block of 512"),
     "an index unknown to the compiler": (
         walk("for (int i = 0; i < 32; ++i)\n    if", "#pragma unroll 1\nfor (int i = 0; i < 32; ++i)\n    if"),
-        "did not fit into registers"),
+        "into memory instead of registers"),
     "no barrier": (walk("__syncthreads();", ""), "race on|uninitialised"),
-    "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "delta has S\\^T k without the decay"),
-    "o read before the update": (walk(" + delta * k_q", ""), "o is read before the update"),
+    "decay left out of S^T k": (walk("decay * (S_k", "(S_k"), "delta uses S\\^T k without the decay"),
+    "o read before the update": (walk(" + delta * k_q", ""), "from the state before the update"),
     "rows beyond K read": (walk("row < K && ", ""), "out of bounds"),
     "only the first 124 rows": (
         walk("i < 32; ++i)\n    if", "i < 31; ++i)\n    if"), "S\\["),

@@ -104,26 +104,26 @@ def around_all_rounds(gpu, work):
 
 
 WRONG_TIMERS = {
-    "no wait after": (lambda gpu, work: timed(gpu, work, wait_after=False), "warm and idle.*What had the GPU done"),
+    "no wait after": (lambda gpu, work: timed(gpu, work, wait_after=False), "warm and idle.*Had the GPU finished"),
     "no wait in a long loop": (
-        lambda gpu, work: timed(gpu, work, rounds=300, wait_before=False, wait_after=False), "warm and idle.*What had"),
+        lambda gpu, work: timed(gpu, work, rounds=300, wait_before=False, wait_after=False), "idle.*Had the GPU"),
     "no wait before, one round": (
-        lambda gpu, work: timed(gpu, work, warm_up=0, rounds=1, wait_before=False), "in its queue.*Whose work"),
+        lambda gpu, work: timed(gpu, work, warm_up=0, rounds=1, wait_before=False), "in its queue.*still work"),
     "no warm-up, few rounds": (lambda gpu, work: timed(gpu, work, warm_up=0, rounds=5), "cold.*first calls"),
     "one warm-up": (lambda gpu, work: timed(gpu, work, warm_up=1, rounds=20), "cold, with a queue"),
-    "the best": (lambda gpu, work: timed(gpu, work, pick=min, rounds=100), "interrupted.*Which one"),
-    "the mean": (lambda gpu, work: timed(gpu, work, pick=statistics.mean, rounds=100), "interrupted.*Which one"),
-    "the mean, by one clock around all": (around_all_rounds, "gives their mean"),
-    "by what no GPU tells": (by_inner_attributes, "No call is timed by itself"),
+    "the best": (lambda gpu, work: timed(gpu, work, pick=min, rounds=100), "interrupted.*What does one"),
+    "the mean": (lambda gpu, work: timed(gpu, work, pick=statistics.mean, rounds=100), "interrupted.*What does one"),
+    "the mean, by one clock around all": (around_all_rounds, "is their mean"),
+    "by what no GPU tells": (by_inner_attributes, "No call is timed alone"),
     **{
         f"the median of {n}": (
-            lambda gpu, work, n=n: timed(gpu, work, rounds=n), f"{n} of {n + 5} calls are timed.*the median of 20")
+            lambda gpu, work, n=n: timed(gpu, work, rounds=n), f"{n} of {n + 5} calls are timed.*Time 20 or more")
         for n in (1, 2, 3, 5, 11, 19)
     },
     "the median of 5, after a long warm-up": (
         lambda gpu, work: timed(gpu, work, warm_up=100, rounds=5), "5 of 105 calls are timed"),
     **{
-        f"the {name}": (lambda gpu, work, pick=pick: timed(gpu, work, rounds=50, pick=pick), "interrupted.*Which one")
+        f"the {name}": (lambda gpu, work, pick=pick: timed(gpu, work, rounds=50, pick=pick), "does one interrupted")
         for name, pick in {
             "lower quartile": lambda times: np.quantile(times, 0.25),
             "upper quartile": lambda times: np.quantile(times, 0.75),
@@ -134,8 +134,8 @@ WRONG_TIMERS = {
         }.items()
     },
     "milliseconds": (lambda gpu, work: timed(gpu, work, scale=1e-3), "the right time in milliseconds"),
-    "all rounds added up": (lambda gpu, work: timed(gpu, work, pick=sum), "all its rounds added up"),
-    "NaN": (lambda gpu, work: float("nan"), "is not it"),
+    "all rounds added up": (lambda gpu, work: timed(gpu, work, pick=sum), "summed over all rounds"),
+    "NaN": (lambda gpu, work: float("nan"), "nan is wrong"),
     "nothing": (lambda gpu, work: None, "expected a number"),
     "a number": (1000.0, "expected a function"),
 }  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_timer_with_a_slip_is_refused_however_it_is_drawn(timer, reason):
 
 @pytest.mark.planted
 def test_the_notebooks_careless_timer_is_refused():
-    with pytest.raises(WrongAnswer, match="What had the GPU done"):
+    with pytest.raises(WrongAnswer, match="Had the GPU finished"):
         exercises.careful.check(
             lambda gpu, work: timed(gpu, work, rounds=10, warm_up=0, wait_before=False, wait_after=False, pick=min)
         )
@@ -228,19 +228,19 @@ def with_gaps(rows):
 
 
 WRONG_LEADS = {
-    "by table": (_by("table"), "its lead is missing|a table is not a run"),
+    "by table": (_by("table"), "its lead is missing|is a table"),
     "only within one table": (by_table_and_run, "its lead is missing.*more than one table"),
-    "how much faster": (lambda rows: {run: lead - 1 for run, lead in by_dict(rows).items()}, "which is 1 less"),
-    "a made up name": (lambda rows: by_dict(rows) | {"overall": 5.0}, "'overall' is not a run's name"),
-    "the first over the first": (one_of_each(lambda r: r[0], lambda r: r[0]), "how many times"),
+    "how much faster": (lambda rows: {run: lead - 1 for run, lead in by_dict(rows).items()}, "1 less than the ratio"),
+    "a made up name": (lambda rows: by_dict(rows) | {"overall": 5.0}, "'overall' is not the name"),
+    "the first over the first": (one_of_each(lambda r: r[0], lambda r: r[0]), "divide the megakernel"),
     "upside down": (lambda rows: {run: 1 / lead for run, lead in by_dict(rows).items()}, "PyTorch over the megakernel"),
     "over any other system": (
         lambda rows: {a["run"]: a["tokens_per_s"] / b["tokens_per_s"] for a in rows for b in rows
                       if a["run"] == b["run"] and a["system"] == "megakernel" != b["system"]},
-        "its lead|timed only|how many"),
+        "its lead|timed only|divide the"),
     "runs that have one of them": (with_gaps, "timed only"),
     "one run forgotten": (lambda rows: dict(list(by_dict(rows).items())[1:]), "its lead is missing"),
-    "per cent": (lambda rows: {run: 100 * lead for run, lead in by_dict(rows).items()}, "this is per cent"),
+    "per cent": (lambda rows: {run: 100 * lead for run, lead in by_dict(rows).items()}, "in per cent"),
     "a list": (lambda rows: list(by_dict(rows).values()), "expected a dict"),
     "a dict": ({"final_bench.py": 4.99}, "expected a function"),
 }  # fmt: skip
@@ -263,7 +263,7 @@ def by_arrays(rows):
 @pytest.mark.parametrize("function", [by_dict, by_pairs, as_fractions, by_arrays])
 def test_leads_within_runs_are_right(function, capsys):
     exercises.leads.check(function)
-    assert "5.0 times as fast in one run, and 0.97 times in the other" in capsys.readouterr().out
+    assert "5.0 times as fast in one, and 0.97 times in the other" in capsys.readouterr().out
 
 
 @pytest.mark.planted
@@ -326,41 +326,42 @@ def by_what_is_allowed(row, task):
 
 
 WRONG_SLIPS = {
-    "nothing is ever wrong": (lambda row, task: None, "You find nothing wrong with it. Look at its .*The task: model"),
+    "nothing is ever wrong": (lambda row, task: None, "You find no slip in this row. Look at its .*The task: model"),
     "the task of the sample, whatever the task": (
-        lambda row, task: named(row, exercises.TASK), "You say 'other work'|nothing wrong"),
+        lambda row, task: named(row, exercises.TASK), "You say 'other work'|no slip"),
     "precisions that are known": (
         lambda row, task: named(row, task, other_work=lambda r: r["dtype"] in ("int4", "fp8") or any(
-            r[name] != task[name] for name in ("model", "batch", "context"))), "may be compared|nothing wrong"),
+            r[name] != task[name] for name in ("model", "batch", "context"))), "has no slip|no slip"),
     "the mean is a spread": (
         lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5 or r["reports"] == "best"),
         "Look at its reports"),
     "more than 2 s": (
         lambda row, task: named(row, task, short_window=lambda r: r["window_s"] is not None and r["window_s"] <= 2),
-        "may be compared|it is another"),
+        "has no slip|is another"),
     "everything is": (lambda row, task: "cold", "You say 'cold'"),
     "itself is a reference": (
-        lambda row, task: named(row, task, unchecked=lambda r: r["checked_against"] == "nothing"), "nothing wrong"),
+        lambda row, task: named(row, task, unchecked=lambda r: r["checked_against"] == "nothing"), "You find no slip"),
     "off by one warm-up": (
-        lambda row, task: named(row, task, cold=lambda r: r["warm_up"] <= 3), "may be compared|it is another"),
+        lambda row, task: named(row, task, cold=lambda r: r["warm_up"] <= 3), "has no slip|is another"),
     "events must be waited for": (
         lambda row, task: named(row, task, not_waited_for=lambda r: not r["waits"]),
-        "(may be compared|it is another).*clock events"),
+        "(has no slip|is another).*clock events"),
     "larger than the cache will do": (
-        lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] < r["l2_mb"]), "nothing wrong"),
-    "ones are numbers": (lambda row, task: named(row, task, easy_data=lambda r: r["data"] == "zeros"), "nothing wrong"),
+        lambda row, task: named(row, task, cached=lambda r: r["touches_mb"] < r["l2_mb"]), "You find no slip"),
+    "ones are numbers": (
+        lambda row, task: named(row, task, easy_data=lambda r: r["data"] == "zeros"), "You find no slip"),
     "many rounds make a best honest": (
-        lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5), "nothing wrong"),
+        lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5), "You find no slip"),
     "only quartiles say how much": (
         lambda row, task: named(row, task, no_spread=lambda r: r["rounds"] < 5 or r["reports"] != "quartiles"),
-        "may be compared|it is another"),
+        "has no slip|is another"),
     "no joules are a short window": (
         lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 0) < 2),
-        "may be compared|it is another"),
+        "has no slip|is another"),
     "a second is a window": (
-        lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 2) < 1), "nothing wrong"),
+        lambda row, task: named(row, task, short_window=lambda r: (r["window_s"] or 2) < 1), "You find no slip"),
     "the virtual GPU is a GPU": (
-        lambda row, task: named(row, task, no_provenance=lambda r: r["gpu"] is None), "nothing wrong"),
+        lambda row, task: named(row, task, no_provenance=lambda r: r["gpu"] is None), "You find no slip"),
     "whether, and not which": (lambda row, task: named(row, task) is not None, "expected None or one of"),
     "another name": (lambda row, task: named(row, task) and "cache", "expected None or one of"),
     "a name": ("cold", "expected a function"),
@@ -392,7 +393,7 @@ def matched(row, task):
 def test_slips_by_any_rule_are_right(function, capsys):
     for _ in range(20):
         exercises.slip.check(function)
-    assert capsys.readouterr().out.count("right") == 20
+    assert capsys.readouterr().out.count("slip: right") == 20
 
 
 @pytest.mark.planted

@@ -38,12 +38,12 @@ WRONG = {
     ),
     "the kernel's own count lowered": (
         {INPUT: INPUT + "\n        if (l == 0 && blockIdx.x == 0 && threadIdx.x == 0) m.barrier->passed -= 2;"},
-        "still passes 41",
+        "still has 41",
     ),
     "a barrier of the same kind elsewhere": (
         {"struct Model {": "static __device__ GridBarrier elsewhere;\n\nstruct Model {",
          EMBED: WITHOUT + "    grid_barrier(&elsewhere);\n"},
-        "still passes 41",
+        "still has 41",
     ),
     "not C++": ({INPUT: "const float* x = ;"}, "does not compile"),
 }
@@ -51,7 +51,7 @@ WRONG = {
 
 def test_a_barrier_less_that_verifies_is_right(capsys):
     exercises.fewer_barriers.check(OWN_COPY)
-    assert "40 barriers a token in place of 41" in capsys.readouterr().out
+    assert "40 barriers per token instead of 41" in capsys.readouterr().out
 
 
 @pytest.mark.planted

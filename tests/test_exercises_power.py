@@ -65,7 +65,7 @@ WRONG_KNEES = {
     "the first that is fast enough": (
         lambda points, loss: next(p for p in points if p["tokens_per_s"] >= (1 - loss) * max(
             q["tokens_per_s"] for q in points)), "another point"),
-    "a stale point": (stale(), "none of the points|of the best speed|draws less"),
+    "a stale point": (stale(), "not one of the given points|of the best speed|draws less"),
     "a limit": (lambda points, loss: in_two_steps(points, loss)["limit_w"], "expected one of the points"),
     "nothing": (lambda points, loss: None, "expected one of the points"),
     "a point": ({"limit_w": 220, "draw_w": 220, "tokens_per_s": 411}, "expected a function"),
@@ -141,12 +141,15 @@ def built(*, measure=per_joule, default=None, best=None, ours_against="default")
 
 
 WRONG_VERDICTS = {
-    "by the limit, not the draw": (built(measure=lambda p: p["tokens_per_s"] / p["limit_w"]), "by what it draws"),
-    "by speed": (built(measure=lambda p: p["tokens_per_s"]), "out of a joule"),
-    "joules a token, the more the better": (built(measure=lambda p: p["draw_w"] / p["tokens_per_s"]), "a joule"),
+    "by the limit, not the draw": (
+        built(measure=lambda p: p["tokens_per_s"] / p["limit_w"]), "Neither is swept: .* by draw"),
+    "by speed": (built(measure=lambda p: p["tokens_per_s"]), "Neither is swept"),
+    "joules a token, the more the better": (
+        built(measure=lambda p: p["draw_w"] / p["tokens_per_s"]), "Neither is swept"),
     "the highest limit as what it comes set to": (
-        built(default=lambda side: max(side, key=lambda p: p["limit_w"])), "as it comes set"),
-    "the fastest as the best": (built(best=lambda side: max(side, key=lambda p: p["tokens_per_s"])), "best"),
+        built(default=lambda side: max(side, key=lambda p: p["limit_w"])), "Neither is swept"),
+    "the fastest as the best": (built(best=lambda side: max(side, key=lambda p: p["tokens_per_s"])),
+        "Ours alone is swept|Both are swept"),
     "both swept where ours alone is": (built(ours_against="best"), "Ours alone is swept"),
     "theirs alone is swept": (
         lambda ours, theirs: plain(ours, theirs) | {"ours": not plain(theirs, ours)["ours"]}, "Ours alone is swept"),

@@ -130,20 +130,20 @@ PREPARE_RIGHT = {
     "halves": by_halves,
 }  # fmt: skip
 PREPARE_WRONG = {
-    "diagonal counted twice": "U of token 0 .* has its diagonal",
+    "diagonal counted twice": "U of token 0 .* has a diagonal",
     "decay on the wrong side": "token 1 .* decay in L has the wrong sign",
-    "no decay between tokens": "token 1 .* L has no decay",
+    "no decay between tokens": "token 1 .* L lacks the decay",
     "no beta in the system": "token 1 .* L has no beta",
-    "beta of the other token": "token 1 .* beta of token j",
+    "beta of the other token": "token 1 .* the beta of token j",
     "added in place of taken back": "token 1 .* L has the wrong sign",
-    "no beta on the right": "right-hand side has no beta",
+    "no beta on the right": "right-hand sides have no beta",
     "W without decay": "W of token 0 .* has no decay",
     "decay one token early": "W of token 0 .* stops one token early",
-    "masked by a product": "g around .* Zero times inf",
-    "decays divided": "g around .* Zero times inf",
-    "of four tokens": "token 5 is the first .* The first two are right",
-    "what was given": "U of token 0 .* It has nobody before it",
-    "right-hand sides, not solutions": "token 2 .* What has to be taken back are the solutions",
+    "masked by a product": "g around .* overflows to inf",
+    "decays divided": "g around .* overflows to inf",
+    "of four tokens": "token 5 is the first .* Tokens 0 and 1 are right",
+    "what was given": "U of token 0 .* No token comes before it",
+    "right-hand sides, not solutions": "token 2 .* Which rows of U and W",
     "not solved": "token 1 .* not solved",
     "one NaN": "finite",
     "W without its sign": "W of token 0 .* wrong sign",
@@ -280,23 +280,23 @@ SCAN_RIGHT = {
     "in one go": in_one_go, "in place": in_place, "einsum": by_einsum, "vmap": mapped, "NumPy": scanned_by_arrays,
 }  # fmt: skip
 SCAN_WRONG = {
-    "added": "o of token 0 .* not plus",
-    "no state in d": "o of token 0 .* d is U alone",
-    "d from the state at the end": "o of token 0 .* from the state before the chunk",
-    "d decayed twice": "o of token 0 .* W has its decay already",
+    "added": "o of token 0 .* W S with the wrong sign",
+    "no state in d": "o of token 0 .* corrections are U alone",
+    "d from the state at the end": "o of token 0 .* use a decayed state",
+    "d decayed twice": "o of token 0 .* W contains it already",
     "decay one token early": "o of token 0 .* stops one token early",
-    "decays divided": "g around .* Zero times inf",
-    "masked by a product": "g around .* Zero times inf",
+    "decays divided": "g around .* overflows to inf",
+    "masked by a product": "g around .* overflows to inf",
     "no old state": "S is not. The state before the chunk is missing",
     "what was given": "o of token 0",
-    "old state not read": "o of token 0 .* is not read",
+    "old state not read": "o of token 0 .* is missing in o",
     "q scaled twice": "scaled already",
-    "itself not seen": "o of token 0 .* wrote itself, too",
-    "the future seen": "o of token 0 .* come after it",
-    "no decay in o": "o of token 1 .* have not decayed",
-    "writes not decayed": "S is not. The writes have not decayed",
-    "from the start": "S is not. Of each thing in it",
-    "as o reads the state": "S is not. Of a write, what is left",
+    "itself not seen": "o of token 0 .* its own write too",
+    "the future seen": "o of token 0 .* writes of later tokens",
+    "no decay in o": "o of token 1 .* without their decay",
+    "writes not decayed": "S is not. The writes are added without",
+    "from the start": "S is not. Check how much",
+    "as o reads the state": "S is not. The writes decay by",
     "state not decayed": "S is not. The state before the chunk has not decayed",
     "stale state": "S is not. This is the state before",
     "one NaN": "finite",
@@ -317,28 +317,28 @@ BLOCKS_RIGHT = {
     ),
 }  # fmt: skip
 BLOCKS_WRONG = {
-    "rounded down": (lambda t, h, v, c: (h * (t // 64), h * v // c, t // 64), "blocks of prepare. .* round up"),
+    "rounded down": (lambda t, h, v, c: (h * (t // 64), h * v // c, t // 64), "blocks of prepare .* not full"),
     "one chunk too many": (
         lambda t, h, v, c: (h * (t // 64 + 1), h * v // c, t // 64 + 1),
-        "blocks of prepare. Where the last chunk is full",
+        "blocks of prepare .* one more after it",
     ),
-    "no heads": (lambda t, h, v, c: (-(-t // 64), v // c, -(-t // 64)), "blocks of prepare. Each head"),
+    "no heads": (lambda t, h, v, c: (-(-t // 64), v // c, -(-t // 64)), "blocks of prepare .* chunks of one head"),
     "scan with chunks too": (
         lambda t, h, v, c: (h * -(-t // 64), h * v // c * -(-t // 64), 1),
-        "blocks of scan. A block of scan stays",
+        "blocks of scan .* once per chunk",
     ),
-    "a head a block": (lambda t, h, v, c: (h * -(-t // 64), h, -(-t // 64)), "blocks of scan. A head's state is cut"),
-    "token by token": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t), "goes through. A turn is a chunk"),
+    "a head a block": (lambda t, h, v, c: (h * -(-t // 64), h, -(-t // 64)), "blocks of scan .* one block per head"),
+    "token by token": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t), "chunks per block .* These are tokens"),
     "turns of all heads": (
         lambda t, h, v, c: (h * -(-t // 64), h * v // c, h * -(-t // 64)),
-        "goes through. All heads",
+        "chunks per block .* of all heads",
     ),
     "the answer for 520 tokens": (lambda t, h, v, c: (144, 64, 9), "64 tokens.*blocks of prepare"),
     "True": (
         lambda t, h, v, c: (h * -(-t // 64), h * v // c, -(-t // 64) == 9 or -(-t // 64)),
-        "1 is not the number",
+        "is not 1",
     ),
-    "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "goes through. .* round up"),
+    "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "chunks per block .* as a whole one"),
     "text": (lambda t, h, v, c: ("144", "64", "9"), "expected three numbers"),
 }
 
@@ -356,7 +356,7 @@ WRONG = (
     {f"prepare, {name}": (prepare, prepared_wrongly(name), reason) for name, reason in PREPARE_WRONG.items()}
     | {f"scan, {name}": (scan, scanned_wrongly(name), reason) for name, reason in SCAN_WRONG.items()}
     | {
-        f"scan, {name}": (scan, loop, r"results are right, but Python takes .* \[T, T\]")
+        f"scan, {name}": (scan, loop, r"results are right, but Python executes .* \[T, T\]")
         for name, loop in LOOPS.items()
     }
     | {f"blocks, {name}": (blocks, named(answer), reason) for name, (answer, reason) in BLOCKS_WRONG.items()}

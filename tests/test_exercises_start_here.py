@@ -93,7 +93,7 @@ HINTS = {  # what names the mistake
     "milliseconds": (floor, FLOOR_WRONG["milliseconds"], "the time in milliseconds"),
     "seconds": (floor, FLOOR_WRONG["seconds"], "the time in seconds"),
     "2**30": (floor, FLOOR_WRONG["GB as 2**30"], "2\\^30 bytes"),
-    "swapped": (floor, FLOOR_WRONG["swapped"], "tokens per second, which come second"),
+    "swapped": (floor, FLOOR_WRONG["swapped"], "the tokens per second, which"),
     "one number": (floor, FLOOR_WRONG["one number"], "expected two numbers"),
     "share of the fixed bytes": (cache_position, POSITION_WRONG["share of the fixed bytes"], "of the fixed bytes"),
     "one late": (cache_position, POSITION_WRONG["one late"], "first position at which the share is reached"),

@@ -1,6 +1,6 @@
-"""What an exercise is, and what its checkers share.
+"""What an exercise is, and the helpers that checkers share.
 
-An untouched skeleton says "not tried yet", a wrong answer raises WrongAnswer with a hint, any right one passes.
+For an untouched skeleton, `check` prints "not tried yet". A wrong answer raises WrongAnswer with a hint.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from importlib.util import find_spec
 
 
 class WrongAnswer(AssertionError):
-    """An answer that the checker refuses; the message helps without giving the answer away."""
+    """The checker refuses the answer. The message says what differs and where to look, without the answer."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the message alone, as the reader's own line raised nothing."""
+        """What IPython shows: the message alone. The traceback would show the checker's code."""
         return [f"WrongAnswer: {self}"]
 
 
@@ -23,15 +23,15 @@ class WrongAnswer(AssertionError):
 class Exercise:
     """One task.
 
-    name      as in the module
-    spec      what is asked, in a sentence
-    skeleton  what stands in the notebook's cell
-    hole      the part of the skeleton, once in it, that the reader replaces
-    budget    how long it should take, and how much code: "5 minutes, one line"
-    judge     judge(answer) raises WrongAnswer, and returns a sentence for a right answer
+    name      of the variable in its module
+    spec      what is asked, in one sentence
+    skeleton  the text of the notebook's cell
+    hole      the part of the skeleton that the reader replaces; it occurs once
+    budget    expected time and code: "5 minutes, one line"
+    judge     judge(answer) returns what was checked, in a sentence, or raises WrongAnswer
 
-    An answer is a value or a function. `...` (Ellipsis), as a value or as what the function returns, means untouched,
-    and so does a text that still holds the hole.
+    An answer is a value, a function or a text. It is untouched if it is `...` (Ellipsis), if the function returns
+    `...`, or if the text still contains the hole. Raises ValueError unless the hole occurs once in the skeleton.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Exercise:
         print(f"{self.name}: right. {sentence}")
 
     def is_filled(self, text: str) -> bool:
-        """Whether `text` holds the skeleton with something in place of the hole in which the hole is not left."""
+        """Whether `text` is the skeleton with something else in place of the hole, other text around it allowed."""
         before, after = self.skeleton.split(self.hole)
         start = text.find(before)
         rest = text[start + len(before) :] + "\n"  # a notebook's cell has no newline at its end, a skeleton has
@@ -68,11 +68,14 @@ class Exercise:
 
 
 class _Untouched(Exception):
-    """The learner's function returned `...`."""
+    """The answer is still the skeleton's."""
 
 
 def call(function: Callable, *args, **kwargs):
-    """Call a learner's function inside a checker; a skeleton that still returns `...` counts as untouched."""
+    """Call the reader's function. If it returns `...`, `check` prints "not tried yet".
+
+    Raises WrongAnswer if it is no function.
+    """
     if not callable(function):
         raise WrongAnswer(f"expected a function, got {type(function).__name__}")
     result = function(*args, **kwargs)
@@ -82,13 +85,13 @@ def call(function: Callable, *args, **kwargs):
 
 
 def numbers(got: object, count: int, expected: str) -> list[float]:
-    """`got` as `count` floats: a tuple, a list, an array or a tensor, of numbers of any kind.
+    """Return `got`, a tuple, list, array or tensor of numbers, as a list of `count` floats.
 
-    Raises WrongAnswer with what was expected, in words, and what came.
+    Raises WrongAnswer that says what was `expected` (a phrase) and what came.
     """
     try:
         values = [as_number(value) for value in got]
-    except TypeError:  # nothing that has elements
+    except TypeError:  # it has no elements
         values = []
     if len(values) != count or None in values:
         raise WrongAnswer(f"expected {expected}, got {got!r}")
@@ -96,24 +99,24 @@ def numbers(got: object, count: int, expected: str) -> list[float]:
 
 
 def close(got: object, want: float, *, tolerance: float, hint: str) -> None:
-    """Raise WrongAnswer unless `got` is a finite number within `tolerance` (a ratio) of `want`."""
+    """Raise WrongAnswer, with `hint`, unless `got` is finite and |got - want| <= tolerance * |want|."""
     value = as_number(got)
     if value is None:
         raise WrongAnswer(f"expected a number, got {got!r}. {hint}")
     if not abs(value - want) <= tolerance * abs(want):
-        raise WrongAnswer(f"{value:.6g} is not it. {hint}")
+        raise WrongAnswer(f"{value:.6g} is wrong. {hint}")
 
 
 def as_number(value: object) -> float | None:
-    """A number of Python, NumPy or PyTorch as a float; None for what is no number, a text that looks like one too."""
+    """Return a number of Python, NumPy or PyTorch as a float; None for anything else, also for a text such as "1"."""
     try:
         return None if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is PyTorch's, of a tensor of several
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # PyTorch: a tensor of several
         return None
 
 
 def find_exercise(path: str) -> Exercise:
-    """The exercise "module.name" of luce_edu.exercises; ValueError for one that is not there."""
+    """Return the exercise "module.name" of luce_edu.exercises. Raises ValueError if there is none."""
     module, _, name = path.partition(".")
     known = module.isidentifier() and find_spec(f"luce_edu.exercises.{module}")
     exercise = getattr(import_module(f"luce_edu.exercises.{module}"), name, None) if known else None

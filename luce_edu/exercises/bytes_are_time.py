@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: sectors by arithmetic, a product from an empty cell, a budget of bytes."""
+"""Exercises of notebook 05: count sectors, write a matrix-vector product, keep a budget of bytes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from luce_edu.inline.trial import Mistake, Verdict
 
 SECTOR = 32
 LANES = 32
-BUDGET = 2304  # bytes for each output: 2 * 1024 of W, and 4 * 1024 of x shared by 16 rows
+BUDGET = 2304  # bytes per output: 2 * 1024 of W, and the 4 * 1024 of x shared by 16 rows
 
 
 def _every_byte_once(verdict: Verdict) -> str:
     W = verdict.traffic["W"]
     if W.moved_read > W.distinct_read:
         raise WrongAnswer(
-            f"It computes the right thing, and moves {W.moved_read / W.distinct_read:.3g} times W's bytes. Write down "
-            "the columns that lanes 0, 1 and 2 read in the same turn of the loop: how far apart are they?"
+            f"The results are right, but the kernel moves {W.moved_read / W.distinct_read:.3g} times the bytes of W. "
+            "Write down the columns that lanes 0, 1 and 2 read in the same iteration: how many bytes are they apart?"
         )
-    return f"Each byte of W moves once, {W.moved_read:,} in all."
+    return f"Each byte of W moves once: {W.moved_read:,} bytes in all, which is the minimum."
 
 
 def _touched(start: int, stride: int, size: int) -> int:
-    """Sectors by brute force: every byte of every lane."""
+    """Count the sectors that contain any byte of any lane."""
     return len({(start + lane * stride + byte) // SECTOR for lane in range(LANES) for byte in range(size)})
 
 
@@ -44,33 +44,37 @@ def _sectors(answer) -> str:
         hint = _sectors_hint(start, stride, size, as_number(got))
         hint = f"Case: start {start}, stride {stride}, size {size}. {hint}"
         close(got, _touched(start, stride, size), tolerance=0, hint=hint)
-    return "A load costs the sectors it touches, not the bytes it asks for."
+    return (
+        f"Checked on {len(cases)} loads. 32 lanes that read 2 bytes each touch 2 sectors side by side, and 32 sectors "
+        "when they are 2,048 bytes apart: what moves is whole sectors, however few bytes are requested."
+    )
 
 
 def _sectors_hint(start: int, stride: int, size: int, got: float | None) -> str:
+    """Name the mistake that gives `got`; otherwise say what is special about this case."""
     first, last = start, start + (LANES - 1) * stride + size - 1
     mistakes = {
-        "This counts the bytes asked for, over 32; lanes may share sectors, and gaps cost too.": size,
+        "This is the number of requested bytes over 32. Lanes may share a sector, and a sector may have gaps.": size,
         "This counts cache lines of 128 bytes.": len({(start + lane * stride) // 128 for lane in range(LANES)}),
-        "This counts every sector between the first and the last, also those that no lane touches.":
+        "This counts all sectors from the first to the last. Some of them no lane touches.":
             last // SECTOR - first // SECTOR + 1,
-        "This counts a sector for each lane, but some lanes share one.": LANES,
+        "This counts one sector per lane. Here some lanes share a sector.": LANES,
     }  # fmt: skip
     if named := next((name for name, count in mistakes.items() if got == count), None):
         return named
     if stride == 0:
-        return "All lanes ask for the same bytes."
+        return "All lanes read the same bytes here."
     if start % SECTOR and stride == size:
-        return "The bytes are side by side, but they do not begin where a sector begins."
+        return "The bytes are side by side, but the first is not at the start of a sector."
     if stride >= SECTOR:
-        return "No two lanes are in the same sector here."
-    return "Which sector is lane 0 in, which is lane 1 in, and which of them have you counted twice?"
+        return "Here no two lanes share a sector."
+    return "Write down the sectors of lanes 0 and 1, by number. Is each sector counted once?"
 
 
 sectors = Exercise(
     name="sectors",
     judge=_sectors,
-    spec="How many sectors of 32 bytes one load of a warp touches.",
+    spec="The number of 32-byte sectors that one load of a warp touches.",
     skeleton='''\
 def sectors(start, stride, size):
     """Return how many sectors a load touches: lane i of 32 reads `size` bytes from byte start + i * stride on.
@@ -85,7 +89,7 @@ def sectors(start, stride, size):
 
 
 def _some_columns(inputs, shape, *, turn, lanes):
-    """The product over the columns that the first `lanes` of every `turn` columns make."""
+    """The product over some columns only: the first `lanes` of every `turn`."""
     kept = torch.arange(shape["cols"]) % turn < lanes
     return {"y": F.linear(inputs["x"][kept], inputs["W"].float()[:, kept])}
 
@@ -100,13 +104,13 @@ product = kernel_exercise(
     against="F.linear",
     grid="rows/8",
     accept=_every_byte_once,
-    hint="Which row does a warp have, which columns does a lane take, and who adds up the lanes' sums?",
+    hint="Which row does a warp compute, which columns does a lane take, and where are the sums of 32 lanes added?",
     mistakes=(
-        Mistake("y holds the sum of lane 0 alone.", partial(_some_columns, turn=LANES, lanes=1)),
-        Mistake("Only the first 32 columns are in y.", partial(_some_columns, turn=1 << 20, lanes=LANES)),
-        Mistake("Element (r, c) of W stands at W[r * cols + c].", _columns_first),
+        Mistake("y holds the sum of lane 0 only.", partial(_some_columns, turn=LANES, lanes=1)),
+        Mistake("y holds only the first 32 columns.", partial(_some_columns, turn=1 << 20, lanes=LANES)),
+        Mistake("W is read as if it were stored by columns. Element (r, c) is at W[r * cols + c].", _columns_first),
     ),
-    spec="A matrix times a vector, by a whole kernel of your own: each byte of W moves once.",
+    spec="Write a whole kernel for a matrix times a vector. Each byte of W moves once.",
     skeleton="""\
 // y[r] = sum over c of W[r, c] * x[c]. Launched as product<<<(rows + 7) / 8, 256>>>(W, x, y, rows, cols).
 // Write the whole kernel here: product(const bf16* W, const float* x, float* y, int rows, int cols)
@@ -119,14 +123,14 @@ product = kernel_exercise(
 def _within_budget(verdict: Verdict) -> str:
     rows, cols = verdict.shape["rows"], verdict.shape["cols"]
     W, x = (verdict.traffic[name].moved_read / rows for name in ("W", "x"))
-    moved = f"{W + x:,.0f} bytes for each output, {W:,.0f} of W and {x:,.0f} of x"
+    moved = f"{W + x:,.0f} bytes per output, {W:,.0f} of W and {x:,.0f} of x"
     if not W + x <= BUDGET:
-        help_W, help_x = "W is read in scattered pieces, or twice.", "How many rows does one reading of x serve?"
+        help_W, help_x = "W is read twice, or its loads are not coalesced.", "For how many rows is x read once?"
         raise WrongAnswer(
-            f"It computes the right thing, and moves {moved}. The budget is {BUDGET:,}. "
+            f"The results are right, but the kernel moves {moved}. The budget is {BUDGET:,}. "
             + (help_W if W > 2 * cols else help_x)
         )
-    return f"{moved}: within {BUDGET:,}."
+    return f"The kernel moves {moved}, within the budget of {BUDGET:,}."
 
 
 bytes_per_output = kernel_exercise(
@@ -136,9 +140,9 @@ bytes_per_output = kernel_exercise(
     grid="rows/16",
     smem="4*cols+1024",
     accept=_within_budget,
-    hint="Who fills what a warp reads from shared memory, and when is it there? (What nobody has filled is NaN, and so "
-    "is a sum with it.) What does the last block do with rows that do not exist?",
-    spec=f"At most {BUDGET:,} bytes of W and x together moved for each output, at 1,024 columns.",
+    hint="Which threads write the shared memory that a warp reads, and is it complete by then? (Shared memory starts "
+    "as NaN, so a sum over unwritten elements is NaN.) What does the last block do where it has fewer than 16 rows?",
+    spec=f"Move at most {BUDGET:,} bytes of W and x together per output, at 1,024 columns.",
     skeleton="""\
 #include "matvec.cuh"
 

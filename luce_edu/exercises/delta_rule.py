@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: the conv state, a step with shared key heads, and four update rules."""
+"""Exercises of notebook 02: the conv state, a step with shared key heads, three wrong update rules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from luce_edu.exercises.base import Exercise, WrongAnswer, call
 
-LIMIT = 1e-5  # fp32 sums over at most a few dozen products, in whatever order the answer adds them
+LIMIT = 1e-5  # relative; fp32 sums of at most a few dozen products, in any order
 
 
 def _expect(got: object, want: torch.Tensor, what: str, hint: str = "") -> torch.Tensor:
-    """`got` in fp64; WrongAnswer unless it is a finite tensor of `want`'s shape, with `hint` on another shape."""
+    """Return `got` in fp64. Raises WrongAnswer unless it is a finite tensor of `want`'s shape; `hint`: on shapes."""
     if not isinstance(got, torch.Tensor):
         raise WrongAnswer(f"{what}: expected a tensor, got {type(got).__name__}.")
     if got.shape != want.shape:
@@ -26,12 +26,12 @@ def _expect(got: object, want: torch.Tensor, what: str, hint: str = "") -> torch
 def _next_conv_state(answer) -> str:
     for kernel, tokens in ((4, 4), (4, 3), (4, 1), (4, 2), (6, 2), (2, 5), (2, 1), (5, 9)):
         remembered = kernel - 1
-        channels = remembered + random.randrange(1, 4)  # a transposed answer has another shape
-        # All numbers differ, and whole ones are easy to read in a hint.
+        channels = remembered + random.randrange(1, 4)  # so that a transposed answer has another shape
+        # All numbers differ, so that each can be traced. Whole numbers are easy to read in a hint.
         numbers = torch.randperm(channels * (remembered + tokens)).float() + 1
         inputs = numbers.view(channels, remembered + tokens)
         got = call(answer, inputs[:, :remembered].clone(), inputs[:, remembered:].T.clone())
-        case = f"Case: kernel {kernel}, so {remembered} remembered; {tokens} new."
+        case = f"Case: kernel {kernel}, so {remembered} inputs remembered; {tokens} new tokens."
         want = inputs[:, tokens:].double()
         hint = _slice_hint(got, inputs, remembered) if isinstance(got, torch.Tensor) else ""
         got = _expect(got, want, f"{case} conv_state", hint)
@@ -40,23 +40,27 @@ def _next_conv_state(answer) -> str:
             seen, kept = ([f"{x:g}" for x in row[channel].tolist()] for row in (inputs, got))
             raise WrongAnswer(
                 f"{case} Channel {channel} remembered {' '.join(seen[:remembered])}, then came "
-                f"{' '.join(seen[remembered:])}. You keep {' '.join(kept)}: not the last {remembered} of all these, "
+                f"{' '.join(seen[remembered:])}. You return {' '.join(kept)}, which are not the last {remembered} of "
+                "these, "
                 f"oldest first. {hint}".rstrip()
             )
-    return "What came before a short chunk is still needed after it."
+    return (
+        "Checked on 8 pairs of kernel width and chunk length. In 3 of them the chunk has fewer tokens than are "
+        "remembered, and a part of the old conv state stays."
+    )
 
 
 def _slice_hint(got: torch.Tensor, inputs: torch.Tensor, remembered: int) -> str:
-    """The name of a likely mistake: some part of `inputs` [channels, remembered + new], as it is or transposed."""
+    """Name the mistake if `got` is a wrong part of `inputs` [channels, remembered + new], transposed or not."""
     old, new = inputs[:, :remembered], inputs[:, remembered:]
     parts = {
-        "It is the last columns of x alone. When x has fewer tokens than are remembered, some of conv_state stays.":
+        "These are the last tokens of x only. When x has fewer tokens than are remembered, a part of conv_state stays.":
             new[:, -remembered:],
-        "It is the state from before x came.": old,
-        "It is a token late: the newest token is not in it.": inputs[:, -remembered - 1 : -1],
-        "It is all that came; only the last ones are kept.": inputs,
-        "It has the newest token first.": inputs[:, -remembered:].flip(1),
-        "It begins with the first tokens of x; the last ones are kept.": new[:, :remembered],
+        "This is the old state, without x.": old,
+        "This is one token late: the newest token is missing.": inputs[:, -remembered - 1 : -1],
+        "These are all inputs. Keep only the last ones.": inputs,
+        "The order is reversed: the newest token comes first.": inputs[:, -remembered:].flip(1),
+        "These are the first tokens of x. Keep the last ones.": new[:, :remembered],
     }  # fmt: skip
     right = inputs[:, -remembered:]
     if torch.equal(got, right.T):
@@ -72,7 +76,7 @@ def _slice_hint(got: torch.Tensor, inputs: torch.Tensor, remembered: int) -> str
 next_conv_state = Exercise(
     name="next_conv_state",
     judge=_next_conv_state,
-    spec="The conv state after a chunk of any number of tokens, also fewer than it remembers.",
+    spec="The conv state after a chunk of any length, also one shorter than the state.",
     skeleton='''\
 def next_conv_state(conv_state, x):
     """Return [channels, kernel - 1], oldest first; conv_state like it, x [tokens, channels]."""
@@ -84,7 +88,7 @@ def next_conv_state(conv_state, x):
 
 
 def _right_step(S, q, k, v, beta, g):
-    """(S, o) of one head after one token; S [K, V], q, k [K], v [V], beta, g scalars."""
+    """Return (S, o) of one head after one token; S [K, V], q, k [K], v [V], beta and g scalars."""
     S = g.exp() * S
     S = S + torch.outer(k, beta * (v - S.T @ k))
     return S, S.T @ q
@@ -113,21 +117,21 @@ def _grouped_step(answer) -> str:
                     raise WrongAnswer(
                         f"{case} {name} of value head {h} is the first that differs. {_grouped_hint(name, h, served)}"
                     )
-    return "Every value head owns a matrix; neighbours share a key."
+    return "S and o are right in 5 cases with 1 to 3 value heads per key head. Each value head has its own matrix S."
 
 
 def _grouped_hint(name: str, head: int, served: int) -> str:
     if name == "o":
-        return "S is right in all of them, so look at how, and when, it is read."
+        return "S is right in every head. Look at how o is read from it, and whether that is after the update."
     if served > 1 and head > 0:
-        return f"Which key head belongs to it, if each serves {served} value heads in a row?"
-    return "Forget, predict, correct, read: in which order, and what does each of them see?"
+        return f"Which key head does it use? Each key head serves {served} value heads in a row."
+    return "Check the order of decay, prediction and update: which S does each of them read?"
 
 
 grouped_step = Exercise(
     name="grouped_step",
     judge=_grouped_step,
-    spec="One token of the delta rule for all heads at once, where a key head serves several value heads in a row.",
+    spec="One token of the delta rule for all heads at once. A key head serves several value heads in a row.",
     skeleton='''\
 def grouped_step(S, q, k, v, beta, g):
     """Return (S, o) after one token, o [value heads, V].
@@ -170,7 +174,8 @@ def rule_d(S, q, k, v, beta, g):
 
 RULES = {"A": rule_a, "B": rule_b, "C": rule_c, "D": rule_d}
 
-DIFFERS, AGREES = 1e-2, 1e-6  # ||S and o - the right ones|| over the right ones' norm, in fp64
+# Limits of the norm of the error of S and o together, over the norm of the right ones, in fp64.
+DIFFERS, AGREES = 1e-2, 1e-6
 
 
 def _four_rules(answer) -> str:
@@ -181,20 +186,23 @@ def _four_rules(answer) -> str:
         errors = _errors(arguments)
         if not errors[accused] >= DIFFERS:
             raise WrongAnswer(
-                f"Your token for {accused} does not convict it: S and o differ by {errors[accused]:.1g} of their norm "
-                f"from what the equations in the text give, and {DIFFERS} is asked for."
+                f"Your token for {accused} does not show its mistake: S and o differ from the right ones by "
+                f"{errors[accused]:.1g} of their norm, and should differ by at least {DIFFERS}."
             )
         others = [other for other in answer if other != accused and not errors[other] <= AGREES]
         if others:
             raise WrongAnswer(
-                f"On your token for {accused}, {others[0]} is wrong too. Choose one whose numbers make the mistake of "
-                f"{others[0]} harmless."
+                f"On your token for {accused}, {others[0]} is wrong too. Which value of g, beta, v or S makes the "
+                f"mistake of {others[0]} vanish?"
             )
-    return "Three tokens, three verdicts: a wrong rule is right on most of the inputs that come to mind."
+    return (
+        "On each of the three tokens exactly one rule is wrong by 1 % or more, and the others are right to 1e-6. One "
+        "test input is not enough: each wrong rule is right on two of your three."
+    )
 
 
 def _token(rule: str, token: object) -> dict[str, torch.Tensor]:
-    """The learner's token in fp64; WrongAnswer unless it is one that a model could have."""
+    """Return the reader's token in fp64. Raises WrongAnswer unless shapes and ranges are those of a model."""
     names = ("S", "q", "k", "v", "beta", "g")
     if not isinstance(token, Mapping) or set(token) != set(names):
         raise WrongAnswer(f"{rule}: expected a dict with {', '.join(names)}, got {token!r}")
@@ -215,7 +223,7 @@ def _token(rule: str, token: object) -> dict[str, torch.Tensor]:
 
 
 def _errors(arguments: dict[str, torch.Tensor]) -> dict[str, float]:
-    """How far each rule is from the right one, over S and o together."""
+    """Return, by rule, the norm of its error over the right norm, of S and o together."""
 
     def both(rule):
         return torch.cat([part.flatten() for part in rule(**arguments)])
@@ -227,7 +235,7 @@ def _errors(arguments: dict[str, torch.Tensor]) -> dict[str, float]:
 four_rules = Exercise(
     name="four_rules",
     judge=_four_rules,
-    spec="For each of the three wrong rules a token on which it alone is wrong, by at least 1 % of S and o together.",
+    spec="For each of the three wrong rules, a token on which only it is wrong, by at least 1 % of S and o together.",
     skeleton="""\
 tokens = ...   # {"A": dict(S=..., q=..., k=..., v=..., beta=..., g=...), ...}: the wrong three
 """,

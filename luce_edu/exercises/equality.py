@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: a check that no planted fault passes, the choices that count, data that hides nothing."""
+"""Exercises of notebook 03: write a check, find the decided steps, make data that shows wrong kernels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WORDS = (
     "the and my thou king lord good love night death I not shall is what come hath sweet blood fair sir thy eyes "
     "world heart speak let us go to be with all this for so honour crown grace father mother daughter war peace heaven"
 ).split()
-LIMIT = 1.25  # times bf16's error, the border that the exercise states
+LIMIT = 1.25  # times bf16's error; the exercise states it
 
 
 @dataclass(frozen=True)
 class Case:
-    """A pair that a check must accept or refuse. hint: what a check that gets it wrong has overlooked."""
+    """A pair that a check must accept (`right`) or refuse, and a hint for a check that gets it wrong."""
 
     name: str
     right: bool
@@ -43,13 +43,13 @@ def _tiny():
 
 
 def _text(length: int) -> torch.Tensor:
-    """Tokens [length] of words in a random order, which the model knows better than random bytes."""
+    """Tokens [length] of words in random order. The tiny model was trained on text, and random bytes are unlike it."""
     words = "KING:\n" + "".join(random.choice(WORDS) + random.choice((" ", " ", ", ", ".\n")) for _ in range(length))
     return torch.tensor(list(words[:length].encode()))
 
 
 def _run(tokens: torch.Tensor, *, cache_dtype=torch.float32, **options) -> dict[str, torch.Tensor]:
-    """What the model makes of the tokens, by part, all in fp32: the embedding, each layer, the states, the logits."""
+    """Run the model; return the embedding, each layer's output, the states and the logits, by name, in fp32."""
     model, trace = _tiny(), []
     state = DecodeState.empty(model.config, len(tokens), cache_dtype=cache_dtype)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def _swapped(q, k, v, *, beta, g, recurrent_state):
 
 
 def _without_decay(q, k, v, *, beta, g, recurrent_state):
-    """S^T k read before the decay: with beta / decay and decay * v, the right rule computes exactly that."""
+    """The delta rule with S^T k taken before the decay. The right rule gives it for beta / decay and decay * v."""
     decay = g.exp()
     return delta_rule.delta_rule_chunked(
         q, k, decay[..., None] * v, beta=beta / decay, g=g, recurrent_state=recurrent_state
@@ -72,14 +72,14 @@ def _without_decay(q, k, v, *, beta, g, recurrent_state):
 
 
 def _faulty(rule: Callable, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """As `_run`, with another delta rule."""
+    """Return what `_run` returns, with `rule` in place of the delta rule."""
     with patch.object(block, "delta_rule_chunked", rule):
         return _run(tokens)
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The same tokens in fp32 and in bf16."""
+    """What the model computes for the same tokens in fp32 (`truth`) and in bf16 (`low`)."""
 
     tokens: torch.Tensor
     truth: dict[str, torch.Tensor]
@@ -91,20 +91,20 @@ class Runs:
 
 
 def _cases() -> list[Case]:
-    """All pairs, on fresh text: a long one, and a short one for programs that are slow or go astray."""
+    """Return all pairs, on fresh text: a long one, and a short one for faults that are slow to compute or overflow."""
     long, short = Runs.of(_text(random.randrange(512, 640))), Runs.of(_text(random.randrange(40, 60)))
     return [*_right_cases(long, short), *_wrong_cases(long, short)]
 
 
 def _quiet_head(runs: Runs) -> tuple[torch.Tensor, torch.Tensor]:
-    """The head of a recurrent state whose largest number is the smallest, [K, V], in fp32 and in bf16."""
+    """Return, in fp32 and in bf16, the head [K, V] of the recurrent state whose largest element is the smallest."""
     heads, low_heads = (run["recurrent_state"].flatten(0, 1) for run in (runs.truth, runs.low))
     quietest = int(heads.abs().amax((-2, -1)).argmin())
     return heads[quietest], low_heads[quietest]
 
 
-UNITS = "How large a difference may be depends on how large the numbers of the part are."
-BORDER = f"The border is {LIMIT} times bf16's error."
+UNITS = "A fixed limit fails here: how large an error may be depends on the size of the numbers of the part."
+BORDER = f"The limit is {LIMIT} times bf16's error."
 
 
 def _right_cases(long: Runs, short: Runs) -> list[Case]:
@@ -114,9 +114,9 @@ def _right_cases(long: Runs, short: Runs) -> list[Case]:
     want, bf16 = truth["logits"], low["logits"]
     error = low["layer 4"] - truth["layer 4"]
     quiet, quiet_low = _quiet_head(long)
-    rounding = "Two right programs differ by rounding, in every number; `bf16` says by how much."
-    near_zero = "A number near zero has no relative error to speak of; measure a whole part at once."
-    exact = "Here bf16 loses nothing, so its error is 0, and so is this one: 0 is not more than 0."
+    rounding = "Two right programs differ by rounding in nearly every element. Compare the error with that of `bf16`."
+    near_zero = "The relative error of an element near zero says nothing. Measure the error of a whole part at once."
+    exact = "Here bf16's error is 0, and so is that of `got`, which is not more. Check how you compare equal errors."
 
     def case(name, got, hint, want=want, bf16=bf16):
         return Case(name, True, got, want, bf16, hint)
@@ -125,7 +125,7 @@ def _right_cases(long: Runs, short: Runs) -> list[Case]:
         return step_by_step[name], near_zero, short.truth[name], short.low[name]
 
     return [
-        case("the same bits", want, "It is the reference itself."),
+        case("the same bits", want, "This is the reference itself."),
         case("fp32, one token at a time", *of_short("logits")),
         case("a state, one token at a time", *of_short("recurrent_state")),
         case("fp32 with its KV cache in bf16", cached["logits"], rounding),
@@ -144,7 +144,7 @@ def _wrong_cases(long: Runs, short: Runs) -> list[Case]:
     steps, vocab = want.shape
     token, column = random.randrange(1, steps), random.randrange(vocab)
     worst = float((bf16 - want).abs().max())
-    beginning = Runs.of(short.tokens[:8])  # with g above 0 a state grows with every token, and soon is no number
+    beginning = Runs.of(short.tokens[:8])  # with g above 0 the state grows with every token and soon overflows
 
     def case(name, got, hint, want=want, bf16=bf16):
         return Case(name, False, got, want, bf16, hint)
@@ -154,12 +154,12 @@ def _wrong_cases(long: Runs, short: Runs) -> list[Case]:
         got[row, index] = value
         return got
 
-    # A token whose output differs from the one before by more than most do: some pairs are nearly alike.
+    # Take a token whose output differs clearly from the one before, as some neighbours are nearly alike.
     steps_apart = (want[1:] - want[:-1]).norm(dim=1)
     late = random.choice((steps_apart >= steps_apart.median()).nonzero()[:, 0].tolist()) + 1
     stale = want.clone()
     stale[late] = want[late - 1]
-    # One element of the token before, as a lost write would leave it: where it makes a difference, and a norm hides it.
+    # A lost write leaves one element of the token before. Take one that differs clearly, and that a norm still hides.
     apart = (want[1:] - want[:-1]).abs()
     places = ((apart > 12 * worst) & (apart < 0.9 * (bf16 - want).norm())).nonzero()
     row, index = places[random.randrange(len(places))].tolist()
@@ -168,27 +168,33 @@ def _wrong_cases(long: Runs, short: Runs) -> list[Case]:
     exchanged[:, heads] = state[:, heads[::-1]]
     shuffled = want.flatten()[torch.randperm(want.numel())].view_as(want)
 
-    moved = "The same numbers in other places: sum, mean, norm and maximum stay as they are. Compare place by place."
-    look = "Is every place looked at?"
-    nan = "A comparison with NaN is False, whichever way round it is written."
+    moved = (
+        "These are the same numbers in other places, so sum, mean, norm and maximum agree. Compare element by element."
+    )
+    look = "Only one part is wrong. Does your check look at every element?"
+    nan = "Every comparison with NaN is False, so `error > limit` refuses nothing here."
     return [
         case("one NaN", with_value(token, column, torch.nan), nan),
-        case("one infinity", with_value(token, column, random.choice((torch.inf, -torch.inf))), "Finite first."),
+        case("one infinity", with_value(token, column, random.choice((torch.inf, -torch.inf))),
+             "Not every element is finite. Check that before you compare."),
         case("nothing written, all NaN", torch.full_like(want, torch.nan), nan),
-        case("all zeros", torch.zeros_like(want), "Nothing was computed."),
+        case("all zeros", torch.zeros_like(want), "The error is as large as the output itself."),
         case("a quiet head left at zero", torch.zeros_like(quiet), UNITS, quiet, quiet_low),
         case(f"one wrong element among {want.numel():,}", with_value(row + 1, index, want[row, index]),
-             "A norm over so many numbers hides one of them. Which number looks at a single element?"),
+             "A norm over so many elements hides a single wrong one. Which measure shows the worst element?"),
         case("one token's output is that of the token before", stale, look),
         case("every output one token late", want.roll(1, 0), moved),
         case("two heads swapped", exchanged, moved, state, state_low),
         case("right values in the wrong order", shuffled, moved),
-        case("right values with an axis too many", want[None], "A shape that broadcasts is not the same shape."),
-        case("right values in fp64", want.double(), "The type is part of the answer."),
+        case("right values with an axis too many", want[None],
+             "The shapes differ, and PyTorch broadcasts them without an error."),
+        case("right values in fp64", want.double(), "The type differs from that of `want`."),
         case("every value 1 % too large", 1.01 * want, BORDER),
-        case("the sign flipped", -want, "Two norms can be equal while nothing else is."),
+        case("the sign flipped", -want,
+             "The norms of `got` and `want` are equal here. Take the norm of the difference."),
         case("a small number added everywhere", want + random.choice((-0.8, 0.8)) * worst,
-             "No element is further off than bf16's worst, but all of them are. Look at all together."),
+             "No element is further off than the worst of bf16, but all are off by nearly that much. Measure all "
+             "together."),
         case("twice bf16's error", want - 2 * (bf16 - want), BORDER),
         case("a state one token late", _run(short.tokens[:-1])["recurrent_state"], look,
              short.truth["recurrent_state"], short.low["recurrent_state"]),
@@ -196,13 +202,13 @@ def _wrong_cases(long: Runs, short: Runs) -> list[Case]:
              short.truth["logits"], short.low["logits"]),
         case("beta and g swapped", _faulty(_swapped, beginning.tokens)["layer 0"], BORDER,
              beginning.truth["layer 0"], beginning.low["layer 0"]),
-        case("a reference with a NaN", want, f"A truth that is not a number proves nothing. {nan}",
+        case("a reference with a NaN", want, f"`want` itself has a NaN, so nothing can be compared with it. {nan}",
              with_value(token, column, torch.nan)),
     ]  # fmt: skip
 
 
 def _verdict(answer: Callable, case: Case) -> bool | Exception:
-    """Whether the check accepts the case, or the exception that it raises."""
+    """Return whether the check accepts the case, or the exception that it raises."""
 
     def attempt(*tensors):
         try:
@@ -218,7 +224,7 @@ def _verdict(answer: Callable, case: Case) -> bool | Exception:
 
 
 def _as_bool(value):
-    """A single bool of PyTorch or NumPy as Python's; anything else as it is."""
+    """Return a single element of PyTorch or NumPy as Python's; anything else unchanged."""
     single = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
     return value.item() if single else value
 
@@ -227,7 +233,7 @@ def _accept(answer) -> str:
     if not callable(answer):
         raise WrongAnswer(f"expected a function, got {type(answer).__name__}")
     ones = torch.ones(3)
-    _verdict(answer, Case("three equal tensors", True, ones, ones, ones, ""))  # untouched? Known before any model runs
+    _verdict(answer, Case("three equal tensors", True, ones, ones, ones, ""))  # an untouched answer ends here
     missed, refused = [], []
     cases = _cases()
     for case in cases:
@@ -243,11 +249,11 @@ def _accept(answer) -> str:
     if missed or refused:
         lines = [score, *_listed("Accepted, though wrong", missed), *_listed("Refused, though right", refused)]
         raise WrongAnswer("\n".join(lines))
-    return f"It {score}."
+    return f"Your check {score}."
 
 
 def _listed(title: str, cases: Sequence[tuple[Case, str]]) -> list[str]:
-    """Lines that name all cases, and explain the first."""
+    """Return lines that name all cases and give the first one's hint."""
     if not cases:
         return []
     names = "; ".join(case.name for case, _ in cases)
@@ -259,11 +265,10 @@ accept = Exercise(
     name="accept",
     judge=_accept,
     spec=(
-        "Is `got` the same function as `want`? Both are one part of the model (logits, a layer's output, a state): "
-        "`want` from the fp32 reference, `got` from the program on trial, and `bf16` the same part from plain bf16 "
-        "PyTorch, kept in fp32. Return True to accept and False to refuse; raising anything refuses too. Right is what "
-        "has the shape and the type of `want`, an error of at most 1.25 times bf16's, and no single element that is "
-        "lost."
+        "Decide whether `got` is right. It is one part of the model (logits, a layer's output, a state) from the "
+        "program under test; `want` is the same part from the fp32 reference, and `bf16` from plain bf16 PyTorch, kept "
+        "in fp32. Return True to accept; False or an exception refuses. A right result has the shape and type of "
+        "`want`, an error of at most 1.25 times bf16's, and no single lost element."
     ),
     skeleton='''\
 def accept(got, want, bf16):
@@ -276,7 +281,7 @@ def accept(got, want, bf16):
 
 
 def _choices(steps: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits whose margins and whose errors are of one size, so that some steps are decided and some are not."""
+    """Draw logits with errors of the size of their margins, so that some steps are decided and some are not."""
     reference = torch.randn(steps, vocab) * random.choice((0.1, 1.0, 20.0)) + random.uniform(-50, 50)
     margins = reference.topk(2, dim=1).values.diff(dim=1).abs()
     errors = torch.randn(steps, vocab)
@@ -285,7 +290,7 @@ def _choices(steps: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _decided(answer) -> str:
-    # A tie is not decided, though bf16 agrees to the last bit; nor is a margin of exactly twice the error.
+    # A tie is not decided, even where bf16 has no error. A margin of exactly twice the error is not decided either.
     tie = torch.tensor([[1.0, 3.0, 3.0], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
     moved = tie.clone()
     moved[2, 0] -= 0.5
@@ -302,10 +307,14 @@ def _decided(answer) -> str:
             if claimed != bool(margin > 2 * error):
                 raise WrongAnswer(
                     f"{'decided' if claimed else 'not decided'} is wrong for step {step} of {steps}: the reference's "
-                    f"best logit is {float(best[step, 0]):.4g}, its second {float(best[step, 1]):.4g}, and bf16 moves "
-                    f"some logit of that step by {float(error):.4g}, up or down. More than twice that decides."
+                    f"largest logit is {float(best[step, 0]):.4g}, its second {float(best[step, 1]):.4g}, and bf16 "
+                    f"changes a logit of that step by up to {float(error):.4g}. A step is decided if the margin is "
+                    "more than twice that."
                 )
-    return "Where the margin is larger than two errors, every right program makes the same choice."
+    return (
+        f"Checked on {len(cases)} tables of logits, with ties and with margins of exactly two errors. In a decided "
+        "step an error of bf16's size cannot change the choice."
+    )
 
 
 decided = Exercise(
@@ -313,8 +322,8 @@ decided = Exercise(
     judge=_decided,
     spec=(
         "In which steps is the greedy choice decided? Both arguments are logits [steps, vocab_size], from the "
-        "reference and from bf16. A step is decided where the reference's largest logit leads its second by more than "
-        "twice the most that bf16 moves any logit of that step: the first may fall by that much, the second rise."
+        "reference and from bf16. A step is decided if the reference's largest logit exceeds its second by more than "
+        "twice the largest error of bf16 in that step, as the first may fall by that error and the second rise."
     ),
     skeleton='''\
 def decided(reference, bf16):
@@ -330,27 +339,33 @@ def _last_row(y: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     return torch.cat([y[:-1], before[-1:]])
 
 
-# y = W x gone wrong, given W [rows, cols], x [cols] and what the output holds from the call before, [rows].
+READS_X = "Do the elements of x differ, so that a wrong index changes y?"
+READS_ROW = "Do the rows of W differ, so that a wrong row changes y?"
+SIGNS = "A model holds positive and negative numbers. Does your data?"
+STALE = "An element that is not written keeps the result of the call before. Would your data show that?"
+# Wrong kernels for y = W x, each with a hint. Arguments: W [rows, cols], x [cols], and y [rows] of the call before.
 WRONG_KERNELS: dict[str, tuple[Callable, str]] = {
     "x read at the index inside its group of 4": (
-        lambda W, x, before: W @ x[torch.arange(len(x)) % 4], "Can it be seen which element of x was read?"),
-    "x read backwards": (lambda W, x, before: W @ x.flip(0), "Can it be seen which element of x was read?"),
-    "x read one element late": (lambda W, x, before: W @ x.roll(1), "Can it be seen which element of x was read?"),
+        lambda W, x, before: W @ x[torch.arange(len(x)) % 4], READS_X),
+    "x read backwards": (lambda W, x, before: W @ x.flip(0), READS_X),
+    "x read one element late": (lambda W, x, before: W @ x.roll(1), READS_X),
     "always the first row of W": (
-        lambda W, x, before: W[:1].expand_as(W) @ x, "Can it be seen which row of W was read?"),
+        lambda W, x, before: W[:1].expand_as(W) @ x, READS_ROW),
     "the row inside its group of 4": (
-        lambda W, x, before: W[torch.arange(len(W)) % 4] @ x, "Can it be seen which row of W was read?"),
-    "the next row of W": (lambda W, x, before: W.roll(-1, 0) @ x, "Can it be seen which row of W was read?"),
+        lambda W, x, before: W[torch.arange(len(W)) % 4] @ x, READS_ROW),
+    "the next row of W": (lambda W, x, before: W.roll(-1, 0) @ x, READS_ROW),
     "W read down its columns": (
-        lambda W, x, before: W.reshape(W.shape[1], W.shape[0]).T @ x, "Can it be seen which element of W was read?"),
-    "the last column not added": (lambda W, x, before: W[:, :-1] @ x[:-1], "Does every product matter?"),
+        lambda W, x, before: W.reshape(W.shape[1], W.shape[0]).T @ x,
+        "Do the elements of W differ, so that a transposed index changes y?"),
+    "the last column not added": (
+        lambda W, x, before: W[:, :-1] @ x[:-1], "Does the last product change the sum by more than rounding?"),
     "the largest product in place of the sum": (
-        lambda W, x, before: (W * x).amax(1), "How many products make up an element of y?"),
-    "negative weights taken as positive": (lambda W, x, before: W.abs() @ x, "Which numbers does a model hold?"),
-    "negative inputs taken as zero": (lambda W, x, before: W @ x.relu(), "Which numbers does a model hold?"),
+        lambda W, x, before: (W * x).amax(1), "Is the sum of the products clearly different from the largest of them?"),
+    "negative weights taken as positive": (lambda W, x, before: W.abs() @ x, SIGNS),
+    "negative inputs taken as zero": (lambda W, x, before: W @ x.relu(), SIGNS),
     "the last row not written": (
-        lambda W, x, before: _last_row(W @ x, before), "What lies in the output before the kernel runs?"),
-    "nothing written": (lambda W, x, before: before, "What lies in the output before the kernel runs?"),
+        lambda W, x, before: _last_row(W @ x, before), STALE),
+    "nothing written": (lambda W, x, before: before, STALE),
 }  # fmt: skip
 
 
@@ -365,7 +380,7 @@ def _data(answer: Callable, rows: int, cols: int) -> tuple[torch.Tensor, torch.T
             f"got {W.dtype} {list(W.shape)} and {x.dtype} {list(x.shape)}"
         )
     if not (W.isfinite().all() and x.isfinite().all()):
-        raise WrongAnswer("Some of it is not finite: then the right kernel's output is no number either.")
+        raise WrongAnswer("Not every number is finite, so even the right kernel's output is NaN or infinite.")
     return W.clone(), x.clone()
 
 
@@ -373,7 +388,7 @@ def _inputs(answer) -> str:
     hidden = {}
     for rows, cols in ((8, 8), (12, 16), (random.randrange(9, 40), random.randrange(9, 40))):
         W, x = _data(answer, rows, cols)
-        before = W @ x  # the right kernel has run once, as in a warm-up, and its output is still there
+        before = W @ x  # as after a warm-up: the output still holds the right kernel's result
         seen = set()
         for _ in range(6):
             W, x = _data(answer, rows, cols)
@@ -383,22 +398,25 @@ def _inputs(answer) -> str:
                     seen.add(name)
             before = y
         hidden |= {name: (rows, cols) for name in WRONG_KERNELS if name not in seen and name not in hidden}
-    score = f"told {len(WRONG_KERNELS) - len(hidden)} of {len(WRONG_KERNELS)} wrong kernels from the right one"
+    score = (
+        f"{len(WRONG_KERNELS) - len(hidden)} of {len(WRONG_KERNELS)} wrong kernels gave another result than the right "
+        "one"
+    )
     if hidden:
         name, (rows, cols) = next(iter(hidden.items()))
         raise WrongAnswer(
-            f"{score}\nNot told apart in six calls: {'; '.join(hidden)}.\n  {name}, at {rows} by {cols}: "
+            f"{score}\nNot found in six calls: {'; '.join(hidden)}.\n  {name}, at {rows} by {cols}: "
             f"{WRONG_KERNELS[name][1]}"
         )
-    return f"Your data {score}."
+    return f"On your data, {score}, at each of 3 sizes."
 
 
 inputs = Exercise(
     name="inputs",
     judge=_inputs,
     spec=(
-        "Make data to test a kernel for y = W x on. A family of wrong kernels runs on it: with wrong indices, lost "
-        "signs, forgotten writes. Each must give something else than the right kernel, in at least one of six calls."
+        "Make data to test a kernel for y = W x. Wrong kernels run on it: with wrong indices, lost signs, missing "
+        "writes. Each must give another result than the right kernel in at least one of six calls."
     ),
     skeleton='''\
 def inputs(rows, cols):

@@ -1,4 +1,4 @@
-"""Exercises of notebook 07: what a graph removes, a step that one graph serves, and which orders of a wait are safe."""
+"""Exercises of notebook 07: the launch cost that a graph removes, a step as one graph, safe orders of a wait."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
 from luce_edu.faults import planted
 from luce_edu.overlap import play
 
-# ---- 1: which share of the launch cost a graph removes ----
+# Exercise 1.
 
 
 def _share_removed(answer) -> str:
     cases = [
         ((225, 347.5), (225, 186.9)),  # as published
         ((100, 200.0), (400, 360.0)),  # counts that differ
-        ((300, 250.0), (200, 240.0)),  # a graph that is dearer
+        ((300, 250.0), (200, 240.0)),  # a graph that costs more
     ]
-    # Fresh numbers too, so that an answer made for the published ones fails.
+    # Draw more, so that an answer made for the published numbers fails.
     for _ in range(3):
         counts = random.sample(range(50, 2000), 2)
         cases.append(tuple((count, count * random.uniform(0.4, 6.0)) for count in counts))
@@ -37,31 +37,38 @@ def _share_removed(answer) -> str:
             hint=f"Case: {plain[0]} plain launches in {plain[1]:.4g} µs, a graph of {graph[0]} in {graph[1]:.4g} µs. "
             + _share_hint(got, each_plain, each_graph, graph[1] / plain[1]),
         )  # fmt: skip
-    return "Of the published figures, 0.462: more than half of the cost stays."
+    return (
+        f"Checked on {len(cases)} pairs. From the published one the share is 0.462: a graph's kernel still costs more "
+        "than half of a plain launch."
+    )
 
 
 def _share_hint(got: object, plain: float, graph: float, totals: float) -> str:
-    """The usual mistake that gives this number; microseconds each, and the ratio of the totals."""
+    """Name the mistake that gives `got`.
+
+    plain, graph  µs per kernel
+    totals        the graph's total µs over the plain launches'
+    """
     mistakes = {
-        "This compares the totals, and the two counts differ. Compare one kernel with one kernel.": 1 - totals,
-        "This is the share that stays. Return the share that is gone.": graph / plain,
+        "This compares the totals, but the counts differ. Compare the cost per kernel.": 1 - totals,
+        "This is the share that remains. Return the share that is removed.": graph / plain,
         "This is per cent. A share is a fraction of 1.": 100 * (1 - graph / plain),
-        "This is how many times as dear a plain launch is.": plain / graph,
+        "This is the cost of a plain launch over that of a graph's kernel.": plain / graph,
         "This is a share of the graph's cost. Divide by the cost of a plain launch.": plain / graph - 1,
         "These are microseconds. Divide them by the cost of a plain launch.": plain - graph,
-        "A graph can be dearer. Then the share that is gone is below 0.": 0.0,
+        "Here the graph costs more per kernel, so the share is below 0.": 0.0,
         "Plain and graph are swapped.": 1 - plain / graph,
     }
     for cause, value in mistakes.items():
         if isinstance(got, int | float) and abs(got - value) <= 1e-6 * abs(value):
             return cause
-    return "How much is one of each, and which share of the first is gone in the second? A share is a fraction of 1."
+    return "Compute the cost per kernel of each. The share is a fraction of 1, not rounded."
 
 
 share_removed = Exercise(
     name="share_removed",
     judge=_share_removed,
-    spec="The share of a launch's cost that a graph removes, from two measurements of kernels that do nothing.",
+    spec="The share of the launch cost that a graph removes, from two measurements of empty kernels.",
     skeleton='''\
 def share_removed(plain, graph):
     """Return the share (0.25 is a quarter) of what a plain launch costs that is gone in a graph.
@@ -75,7 +82,7 @@ def share_removed(plain, graph):
 )
 
 
-# ---- 2: a step that one graph serves ----
+# Exercise 2.
 
 KERNELS = """
 // cache[position] = table[token]
@@ -105,10 +112,10 @@ def _compiled():
 
 
 class Gpu:
-    """The virtual GPU with `put` and `mean`, each launched with one block of 32 threads; it counts all calls.
+    """The virtual GPU with `put` and `mean`, each launched with one block of 32 threads. It counts all calls.
 
-    watched  (cache, position, out) of the call that runs now. What a step writes is made NaN before a replay, and kept
-             as it is after it, so that nobody else's work is taken for the graph's
+    watched  (cache, position, out) of the current call. Before a replay the elements that a step writes become NaN,
+             and after it they are copied to `last`, so that only the graph's own work counts as the graph's
     """
 
     def __init__(self):
@@ -133,13 +140,13 @@ class Gpu:
             self._recording.append((name, tensors))
 
     def capture(self, enqueue: Callable[[], object]):
-        """A graph of what `enqueue` launches, recorded and not run."""
+        """Return a graph of what `enqueue` launches; nothing runs yet."""
         try:
             signature(enqueue).bind()
         except TypeError:
             raise WrongAnswer(
-                f"capture takes a function that it can call without arguments, and got {enqueue!r}. "
-                "self.enqueue(...) with its parentheses is a call already: put lambda: before it."
+                f"capture takes a function without arguments, got {enqueue!r}. self.enqueue(...) with parentheses is "
+                "already the call; write `lambda:` before it."
             ) from None
         self.captures += 1
         self._recording = []
@@ -153,7 +160,7 @@ class Gpu:
     def replay(self, graph) -> None:
         """Run what was recorded, with the arguments of the recording."""
         if id(graph) not in self._recorded:
-            raise WrongAnswer(f"replay takes a graph, which capture returned, and got {graph!r}.")
+            raise WrongAnswer(f"replay takes a graph that capture returned, got {graph!r}.")
         self.replays += 1
         recorded = self._recorded[id(graph)]
         held = dict.fromkeys(("token", "position"))
@@ -172,7 +179,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay ran, what token and position its kernels found, and what it left in cache and out."""
+    """The kernels of a replay, the token and position that they read, and cache and out after it."""
 
     kernels: list[str]
     held: dict[str, int | None]
@@ -181,11 +188,11 @@ class Replayed:
 
 
 def _text(table: torch.Tensor, room: int) -> list[tuple[int, int]]:
-    """Tokens with their positions: a text, a step back in it, and a second text from position 0."""
+    """Return (token, position) pairs: a text, one step back in it, and a second text from position 0."""
     length = random.randrange(4, room)
     positions = [*range(length), length - 2, *range(random.randrange(2, room))]
     tokens = [random.randrange(len(table)) for _ in positions]
-    tokens[1] = (tokens[0] + random.randrange(1, len(table))) % len(table)  # another one, so that an old one shows
+    tokens[1] = (tokens[0] + random.randrange(1, len(table))) % len(table)  # differs, so that a stale token is noticed
     return list(zip(tokens, positions, strict=True))
 
 
@@ -198,20 +205,21 @@ def _step(answer) -> str:
         tensors = torch.randn(vocabulary), torch.full((room,), torch.nan), torch.full((1,), torch.nan)
         runs.append((_guarded("making a Step", answer, gpu, *tensors), tensors, _text(tensors[0], room)))
     calls = 0
-    while any(text for *_, text in runs):  # the two in turn, as nothing says that there is only one
+    while any(text for *_, text in runs):  # in turn, as a Step must not rely on being the only one
         for step, tensors, text in runs:
             if text:
                 _call(gpu, step, tensors, *text.pop(0))
                 calls += 1
     if gpu.captures != len(runs):
         raise WrongAnswer(
-            f"The results are right, but {len(runs)} Steps recorded {gpu.captures} graphs in {calls} calls. To record "
-            "means to launch each kernel once more: one recording must serve every token."
+            f"The results are right, but {len(runs)} Steps recorded {gpu.captures} graphs in {calls} calls. Recording "
+            "costs as much as launching every kernel. Record once per Step, and replay for every token."
         )
-    return f"Each call was one replay, and each of {len(runs)} Steps was recorded once."
+    return f"All results are right. Each call was one replay, and each of {len(runs)} Steps recorded its graph once."
 
 
 def _guarded(where: str, function: Callable, *args):
+    """Call the reader's function; an error of the virtual GPU becomes a WrongAnswer that begins with `where`."""
     try:
         return call(function, *args)
     except (KernelError, LaunchError) as error:
@@ -219,7 +227,7 @@ def _guarded(where: str, function: Callable, *args):
 
 
 def _call(gpu: Gpu, step, tensors, token: int, position: int) -> None:
-    """One call of a reader's Step, judged by its result, by what its graph left in the cache, and by its calls."""
+    """Judge one call of a reader's Step by its result, by what its graph wrote, and by the requests that it made."""
     table, cache, out = tensors
     want = cache.clone()
     want[position] = table[token]
@@ -233,52 +241,53 @@ def _call(gpu: Gpu, step, tensors, token: int, position: int) -> None:
     try:
         value = float(got)
     except (TypeError, ValueError, RuntimeError):
-        raise WrongAnswer(f"{where}: expected what stands in out, got {got!r}") from None
+        raise WrongAnswer(f"{where}: expected the value of out, got {got!r}") from None
     if not abs(value - mean) <= 1e-5 * (1 + abs(mean)):
         raise WrongAnswer(f"{where}: out is {value:.4g} and should be {mean:.4g}. {_why(gpu.last, token, position)}")
     if not _same(cache, want):
-        raise WrongAnswer(f"{where}: out is right, but the cache holds something else than it should.")
+        raise WrongAnswer(f"{where}: out is right, but the cache is not. Only cache[position] should change.")
     launched, replayed = gpu.launches - launches, gpu.replays - replays
     if (launched, replayed) != (0, 1):
         raise WrongAnswer(
             f"{where}: the result is right, but the call launched {launched} kernels one by one and replayed "
-            f"{replayed} graphs. It should make one request."
+            f"{replayed} graphs. It should make one request: replay one graph."
         )
     if not _same(gpu.last.cache, want) or not abs(float(gpu.last.out) - mean) <= 1e-5 * (1 + abs(mean)):
         raise WrongAnswer(
-            f"{where}: the result is right, but the graph did not make it: cache and out did not hold it when the "
-            f"replay had ended. {_why(gpu.last, token, position)}"
+            f"{where}: the result is right, but it does not come from the graph: cache and out did not hold it when "
+            f"the replay ended. {_why(gpu.last, token, position)}"
         )
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, with NaN in the same places."""
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _why(last: Replayed | None, token: int, position: int) -> str:
-    """The likely cause of a wrong result, by what the graph did."""
+    """Return the likely cause of a wrong result, from what the graph did."""
     if last is None:
         return "No graph was replayed."
     if sorted(last.kernels) != ["mean", "put"]:
         return (
-            f"The graph holds {' and '.join(last.kernels) or 'no launch'}, and a step is put and mean. A graph holds "
-            "what is launched while capture's function runs, and nothing else."
+            f"The graph holds {' and '.join(last.kernels) or 'no launch'}, but a step is put and mean. A graph holds "
+            "only what is launched while capture's function runs."
         )
     if last.held != {"token": token, "position": position}:
         return (
-            f"While the graph ran, it found token {last.held['token']} and position {last.held['position']}. A replay "
-            "passes the addresses of the recording: what stands there while it runs?"
+            f"The graph read token {last.held['token']} and position {last.held['position']}. A replay passes the same "
+            "addresses as the recording: what do they hold when it starts?"
         )
     return (
-        "The graph found the right token and position. Is out read after the replay, and was the graph recorded with "
-        "the table, the cache and the out of this Step?"
+        "The graph read the right token and position. Is out read after the replay, and was the graph recorded with "
+        "the table, cache and out of this Step?"
     )
 
 
 step = Exercise(
     name="step",
     judge=_step,
-    spec="Make each call of `Step` the replay of one graph, recorded once, for any token at any position.",
+    spec="Make each call of `Step` one replay of a graph that is recorded once, for any token and position.",
     skeleton='''\
 class Step:
     """cache[position] = table[token]; then out is the mean of cache[0] to cache[position]."""
@@ -303,7 +312,7 @@ class Step:
 )
 
 
-# ---- 3: which orders of a wait are safe ----
+# Exercise 3.
 
 
 def _order(**kernels: str) -> dict[str, tuple[str, ...]]:
@@ -352,11 +361,12 @@ def _schedules(answer) -> str:
         if not isinstance(given, str | type(...)):
             raise WrongAnswer(f'{name}: expected "safe" or a schedule such as "AAB", got {given!r}')
         if given is ...:
-            raise WrongAnswer(f"{name}: still open; what came before it is right.")
+            raise WrongAnswer(f"{name}: not answered yet. The answers before it are right.")
         if given.strip().lower() == "safe":
             if name not in SAFE:
                 raise WrongAnswer(
-                    f"{name}: it is not. Which kernel can still be running when another touches the same buffer?"
+                    f"{name}: it is not safe. Which kernel can still be running when another reads or writes the same "
+                    "buffer?"
                 )
             continue
         try:
@@ -364,8 +374,8 @@ def _schedules(answer) -> str:
         except ValueError as error:
             raise WrongAnswer(f"{name}: {error}.") from None
         if played.hazard is None:
-            raise WrongAnswer(f"{name}: this schedule can happen, and in it nobody touches anything too early.")
-    return "Three are proven wrong by a schedule. Of the two others every schedule has been tried."
+            raise WrongAnswer(f"{name}: this schedule is possible, but no kernel in it touches a buffer too early.")
+    return "Your schedules show that 3 of the 5 orders are unsafe. The other 2 are safe in every possible schedule."
 
 
 schedules = Exercise(

@@ -1,4 +1,4 @@
-"""Exercises whose answer is a kernel, in a cell that begins with `%%kernel --exercise module.name`."""
+"""Exercises whose answer is a kernel. Their cell begins with `%%kernel --exercise module.name`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def kernel_exercise(
     neighbours: tuple[str, ...] = (),
     **fields: str,
 ) -> Exercise:
-    """An Exercise that compiles and tries the reader's text as `kernel`; sizes as for `Attempt`.
+    """Return an Exercise that compiles the reader's text as `kernel` and compares its results with `against`.
 
-    accept      looks at what a right kernel moved: a sentence of praise, or WrongAnswer where a budget is exceeded
-    hint        is added to the verdict on a wrong one, unless it makes one of the `mistakes`, whose hint says so
-    neighbours  tensors of which a right kernel gets a remark where its loads do not coalesce
-    fields      spec, skeleton, hole and budget of the Exercise
+    grid, block, smem  as for `Attempt`
+    accept             judges the counts of a correct kernel: returns a sentence, or raises WrongAnswer over budget
+    hint               added to the verdict on a wrong kernel whose results are not those of one of the `mistakes`
+    neighbours         tensors whose loads should be coalesced; a correct kernel gets a remark where they are not
+    fields             spec, skeleton, hole and budget of the Exercise
     """
 
     def judge(answer: object) -> str:
@@ -45,19 +46,22 @@ def kernel_exercise(
 
 
 def reads(verdict: Verdict, name: str) -> float:
-    """How often a kernel reads each element of a tensor: whichever count is kinder, by thread or by sector.
+    """Return how often a kernel reads each element of a tensor: the smaller count of bytes requested and bytes moved.
 
-    Threads that are not side by side move sectors several times without reading anything twice, and a warp whose lanes
-    all want one element asks for it 32 times and moves it once.
+    Either count alone may be too large. Scattered threads move a sector several times though each element is read
+    once; 32 lanes that read the same element request it 32 times and move it once.
     """
     t = verdict.traffic.get(name)
     return min(t.asked_read, t.moved_read) / t.distinct_read if t and t.distinct_read else 0.0
 
 
 def _scattered(verdict: Verdict, names: Iterable[str]) -> str:
-    """A remark on tensors of which more moves than a kernel asks for; nothing where the loads coalesce."""
+    """Return a remark on tensors of which more bytes move than are requested; "" where the loads are coalesced."""
     found = [(name, t) for name in names if (t := verdict.traffic.get(name)) and t.moved_read > 1.1 * t.asked_read]
-    each = ", ".join(f"{name} {t.moved_read:,} bytes where {t.asked_read:,} are asked for" for name, t in found)
+    each = ", ".join(f"{t.moved_read:,} bytes of {name} for {t.asked_read:,} requested" for name, t in found)
     if not each:
         return ""
-    return f"Neighbouring threads do not read neighbouring elements, so more bytes move: {each}. See notebook 05."
+    return (
+        f"Neighbouring threads do not read neighbouring elements, so more bytes move than needed: {each}. See notebook "
+        "05."
+    )

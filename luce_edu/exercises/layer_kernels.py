@@ -1,4 +1,4 @@
-"""Exercises of notebook 06: the delta update, softmaxes that become one, and a state that is read once."""
+"""Exercises of notebook 06: the delta update, a merge of softmaxes, a state that is read and written once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luce_edu.measure.occupancy import registers_allowed
 
 
 def _walks(verdict: Verdict) -> tuple[float, float]:
-    """How often each element of S is read from memory, and how often written."""
+    """Return how often each element of S is read from memory, and how often written."""
     S = verdict.traffic["S"]
     return reads(verdict, "S"), min(S.asked_write, S.moved_write) / S.distinct_write
 
@@ -24,13 +24,13 @@ def _times(n: float) -> str:
 
 def _any_walks(verdict: Verdict) -> str:
     read, written = map(_times, _walks(verdict))
-    return f"S is read {read} and written {written}. The decay belongs to both sums, once each."
+    return f"S is read {read} and written {written}. Exercise 3 asks for once each."
 
 
 def _token(inputs, shape, *, beta=True, decay_k=True, decay_q=True, decay_S=True, update=True, log=False):
-    """One token of the delta rule from the sums over the old state, without what an argument leaves out.
+    """One token of the delta rule from the sums over the old state. An argument that is False leaves its factor out.
 
-    log  the decay is g in place of exp(g)
+    log  use g as the decay, not exp(g)
     """
     S, q, k, v = (inputs[name] for name in "Sqkv")
     decay = (inputs["g"] if log else inputs["g"].exp())[:, None]
@@ -44,15 +44,17 @@ def _token(inputs, shape, *, beta=True, decay_k=True, decay_q=True, decay_S=True
 
 
 TOKEN_MISTAKES = (
-    Mistake("delta has S^T k without the decay: the state decays before it is read with k.",
+    Mistake("delta uses S^T k without the decay. Does the state decay before or after it is read with k?",
             partial(_token, decay_k=False)),
-    Mistake("o has S^T q without the decay: it is taken over the new state, which has decayed.",
+    Mistake("o uses S^T q without the decay. Which state is read with q?",
             partial(_token, decay_q=False)),
-    Mistake("Both sums lack the decay; they are of the state as it was.",
+    Mistake("Both sums lack the decay: they were taken over the state before it decayed.",
             partial(_token, decay_k=False, decay_q=False)),
-    Mistake("The decay is nowhere.", partial(_token, decay_k=False, decay_q=False, decay_S=False)),
-    Mistake("o is read before the update: it lacks delta times k . q.", partial(_token, update=False)),
-    Mistake("The new state keeps the old one undecayed.", partial(_token, decay_S=False)),
+    Mistake("The decay is missing everywhere: in delta, in o and in the new state.",
+            partial(_token, decay_k=False, decay_q=False, decay_S=False)),
+    Mistake("o is read from the state before the update. What does this token's own update add to it?",
+            partial(_token, update=False)),
+    Mistake("The old state is in the new one without its decay.", partial(_token, decay_S=False)),
     Mistake("delta is not scaled by beta.", partial(_token, beta=False)),
     Mistake("g is the logarithm of the decay; the factor is exp(g).", partial(_token, log=True)),
 )  # fmt: skip
@@ -63,11 +65,10 @@ delta_update = kernel_exercise(
     kernel="delta_update",
     against="reference.delta_rule_step",
     accept=_any_walks,
-    hint="The sums are of the state as it was. Which of the four steps of the rule come before S^T k, and which before "
-    "S^T q?",
+    hint="Both sums are over the old state. Which steps of the rule come before S^T k, and which before S^T q?",
     mistakes=TOKEN_MISTAKES,
     neighbours=("S",),
-    spec="One token of the delta rule: the sums over the old state are there; delta, the new state and o are missing.",
+    spec="Complete one token of the delta rule: from the sums over the old state, compute delta, the new state and o.",
     skeleton="""\
 // A block has a head. Thread j owns column j of its S [K, V]: row i of it is column[i * V].
 const int head = blockIdx.x, j = threadIdx.x;
@@ -88,13 +89,14 @@ for (int i = 0; i < K; ++i) {
 
 
 def _merged(verdict: Verdict) -> str:
-    return f"Barriers a block: {verdict.barriers:g}. With one softmax for all the threads it was two for each position."
+    return f"Barriers per block: {verdict.barriers:g}. One softmax over all threads needs two per position."
 
 
 def _warps(inputs, shape, *, weights=True, sums=True, divide=True, mean=False, warps=4):
-    """The merge of four softmaxes, without what an argument leaves out.
+    """The merge of four warps' softmaxes. An argument that is False leaves its step out.
 
-    weights, sums  are rescaled to the common maximum;  mean: of the four softmaxes, each finished
+    weights, sums  rescale them to the common maximum
+    mean           return the mean of the four finished softmaxes instead;  warps: merge only that many
     """
     q, k, v = (inputs[name].double() for name in "qkv")
     scores = torch.einsum("hd,hpd->hp", q, k) * shape["head_dim"] ** -0.5
@@ -112,15 +114,16 @@ def _warps(inputs, shape, *, weights=True, sums=True, divide=True, mean=False, w
 
 
 MERGE_MISTAKES = (
-    Mistake("The weights are added as they are; each is in units of its own warp's maximum.",
+    Mistake("The weights are added without rescaling. Each is relative to its own warp's maximum.",
             partial(_warps, weights=False)),
-    Mistake("The sums are added as they are; each is in units of its own warp's maximum.", partial(_warps, sums=False)),
-    Mistake("Weights and sums are added as they are; each is in units of its own warp's maximum.",
+    Mistake("The sums are added without rescaling. Each is relative to its own warp's maximum.",
+            partial(_warps, sums=False)),
+    Mistake("Weights and sums are added without rescaling. Each is relative to its own warp's maximum.",
             partial(_warps, weights=False, sums=False)),
     Mistake("The sum is not divided by the weights.", partial(_warps, divide=False)),
-    Mistake("This is the mean of four softmaxes; they have unequal weights.", partial(_warps, mean=True)),
-    Mistake("This is the softmax of one warp, over a quarter of the positions.", partial(_warps, warps=1)),
-    Mistake("The last warp's positions are left out.", partial(_warps, warps=3)),
+    Mistake("This is the plain mean of four softmaxes, but their weights differ.", partial(_warps, mean=True)),
+    Mistake("This is the softmax of warp 0 only, over a quarter of the positions.", partial(_warps, warps=1)),
+    Mistake("The positions of warp 3 are missing.", partial(_warps, warps=3)),
 )  # fmt: skip
 
 
@@ -129,10 +132,10 @@ merge_softmax = kernel_exercise(
     kernel="merge_softmax",
     against="F.scaled_dot_product_attention",
     accept=_merged,
-    hint="Each warp's weight and sum are in units of its own maximum; a warp may have seen no position at all; and who "
-    "reads what another thread wrote has to know that it is there.",
+    hint="Each warp's weight and sum are relative to its own maximum. A warp may have had no position. A thread may "
+    "read what another thread wrote only after a barrier.",
     mistakes=MERGE_MISTAKES,
-    spec="Attention in one pass: four warps have a softmax each, over a quarter of the positions; make them one.",
+    spec="Attention in one pass: four warps have a softmax each, over a quarter of the positions. Merge the four.",
     skeleton="""\
 // A block has a head. Warp w takes positions w, w + 4, ... and keeps a softmax of its own.
 __shared__ float maxima[4], weights[4], sums[4][128];
@@ -160,19 +163,20 @@ def _one_walk(verdict: Verdict) -> str:
     read, written = _walks(verdict)
     if read > 1 or written > 1:
         raise WrongAnswer(
-            f"The results are right, but S is read {_times(read)} and written {_times(written)}. Once each is asked "
-            "for: what a thread has loaded it must still have when delta is known."
+            f"The results are right, but S is read {_times(read)} and written {_times(written)}, and should be read "
+            "and written once. Where can a thread keep what it has loaded until delta is known?"
         )
     used = verdict.resources
     most = registers_allowed(verdict.block)
     if used.stack_bytes or used.spill_store_bytes or used.spill_load_bytes:
         raise WrongAnswer(
-            f"The results are right, and S is read once, but {used.stack_bytes:,} bytes a thread did not fit into "
-            f"registers ({verdict.arch}), and the compiler puts them into memory. A thread has at most {most} registers"
-            f" in a block of {verdict.block}. An array lives in them only if all its indices are known when it is "
-            "compiled."
+            f"The results are right, and S is read once, but the compiler puts {used.stack_bytes:,} bytes per thread "
+            f"into memory instead of registers ({verdict.arch}). A thread has at most {most} registers in a block of "
+            f"{verdict.block}, and an array stays in registers only if all its indices are known at compile time."
         )
-    return f"S is read once and written once; {used.registers} registers a thread, nothing spilled ({verdict.arch})."
+    return (
+        f"S is read once and written once, with {used.registers} registers per thread and no spills ({verdict.arch})."
+    )
 
 
 one_walk = kernel_exercise(
@@ -181,10 +185,10 @@ one_walk = kernel_exercise(
     against="reference.delta_rule_step",
     accept=_one_walk,
     block=512,
-    hint="Four threads share a column here: each sum is one of four parts, and a row may lie beyond K.",
+    hint="Four threads share a column, so each thread has a quarter of each sum. Is a row beyond K left out?",
     mistakes=TOKEN_MISTAKES,
     neighbours=("S",),
-    spec="The same token with S read once and written once, and nothing spilled.",
+    spec="Compute the same token with S read once and written once, and no register spilled.",
     skeleton="""\
 // A block of 512 threads has a head. Four threads share column j: this one has rows part, part + 4, ... of it.
 const int head = blockIdx.x, j = threadIdx.x % 128, part = threadIdx.x / 128;

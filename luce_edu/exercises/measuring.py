@@ -1,4 +1,4 @@
-"""Exercises of notebook 13: a timer with four slips, whose lead a public table supports, and the slip in each row."""
+"""Exercises of notebook 13: mend a timer, find the ratios that published tables support, name the slip in each row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from luce_edu.tables import Tabular
 
 @dataclass(frozen=True)
 class Situation:
-    """A GPU on which one slip alone shows. hint: the question to ask of a timer that fails here.
+    """A state of the GPU in which one slip of a timer changes the result, and a hint for a timer that fails there.
 
     cold        calls until the GPU is warm, each three times as slow; the first also loads the kernel
-    busy_us     what somebody else has asked for just before
-    skewed      a call takes longer or shorter than their median, now and then several times as long
+    busy_us     µs of other work in the queue at the start
+    skewed      the time of a call varies around the median, and now and then is several times as long
     """
 
     name: str
@@ -33,21 +33,22 @@ class Situation:
 
 
 SITUATIONS = (
-    Situation("warm and idle", "What had the GPU done when you read the clock for the second time?"),
+    Situation("warm and idle", "Had the GPU finished when you read the clock for the second time?"),
     Situation(
-        "warm, with somebody else's work in its queue",
-        "Whose work is between your first reading of the clock and the second?",
+        "warm, with other work in its queue",
+        "Does the GPU still work on something else when you read the clock for the first time?",
         busy_us=40_000,
     ),
-    Situation("cold", "What is in the first calls besides the work?", cold=5),
+    Situation("cold", "The first calls take longer. Are they among the timed ones?", cold=5),
     Situation(
         "warm, and interrupted now and then",
-        "Which one of all your times do you return, and what would a single interruption do to it?",
+        "What does one interrupted call do to the number that you return?",
         skewed=True,
     ),
     Situation(
         "cold, with a queue, and interrupted now and then",
-        "Each slip alone is repaired. Are they all, together?",
+        "Your timer is right where only one of these applies. Does it also wait, and warm up, before the first "
+        "reading?",
         cold=5,
         busy_us=40_000,
         skewed=True,
@@ -55,29 +56,31 @@ SITUATIONS = (
 )
 TOLERANCE = 0.06
 LEAST_TIMED = 20
-PHASES = (0.0, 0.25, 0.5, 0.75)  # where in its pattern an interrupted GPU begins; the verdict is the same on every run
+PHASES = (0.0, 0.25, 0.5, 0.75)  # fixed starts in the pattern of interruptions, so that the verdict repeats
 
-# An interrupted call as many times as long as the median: few are close to it, and most of the others are longer.
+# The times of calls over their median, by share of the calls: few are close to 1, and some are several times as long.
 SHARES, FACTORS = (0.0, 0.1, 0.44, 0.56, 0.9, 1.0), (0.6, 0.72, 0.98, 1.02, 1.7, 4.0)
 
 
 def _interrupted(call: int, phase: float) -> float:
-    """The factor of the call of this number. Steps of the golden ratio spread any 20 calls in a row evenly over
-    SHARES, so that their median is within 4 % of 1, while means, quartiles and extremes are further away.
+    """Return the time of a call, by its number, over the median.
+
+    Steps of the golden ratio spread any 20 calls in a row evenly over SHARES. So their median is within 4 % of 1, and
+    means, quartiles and extremes are further away.
     """
     golden = (5**0.5 - 1) / 2
     return float(np.interp((phase + call * golden) % 1, SHARES, FACTORS))
 
 
 class _Watched(SimulatedGPU):
-    """A simulated GPU that counts how its work is timed: see `reading`."""
+    """A simulated GPU that counts the calls that are timed alone, by `reading`."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.timed = self.calls = 0  # calls that were timed alone; calls since the last reading of a clock
 
     def reading(self) -> None:
-        """A clock is read: the CPU's, or the GPU's own by an event. One call since the last reading is timed alone."""
+        """Note that a clock is read: the CPU's, or the GPU's by an event. A single call between two is timed alone."""
         self.timed += self.calls == 1
         self.calls = 0
 
@@ -96,13 +99,13 @@ class _WatchedEvent(SimulatedEvent):
 
 
 def _try(timer: Callable, situation: Situation, phase: float) -> None:
-    """Let the timer time fresh work on a fresh GPU; WrongAnswer where it does not say what the work takes."""
+    """Let the timer time new work on a new GPU. Raises WrongAnswer unless it returns the work's time."""
     launches, each_us = random.randint(20, 40), random.uniform(8, 30)
     truth_us, calls = launches * each_us, 0
-    # A queue so deep that it does not fill: a full one would hold a timer that never waits to the GPU's pace.
+    # The queue is too deep to fill. A full one would make the CPU wait, and a timer without a wait would seem right.
     gpu = _Watched(ask_us=random.uniform(0.1, 0.3), load_us=25_000 if situation.cold else 0.0, depth=10**6)
     if situation.busy_us:
-        gpu.launch(situation.busy_us, kernel="somebody else's")
+        gpu.launch(situation.busy_us, kernel="other work")
 
     def work() -> None:
         nonlocal calls
@@ -116,19 +119,19 @@ def _try(timer: Callable, situation: Situation, phase: float) -> None:
     if situation.skewed and gpu.timed < LEAST_TIMED:
         raise WrongAnswer(_too_few(gpu.timed, calls))
     hint = situation.hint
-    for factor, name in ((gpu.timed, "all its rounds added up"), (1e-3, "in milliseconds"), (1e-6, "in seconds")):
+    for factor, name in ((gpu.timed, "summed over all rounds"), (1e-3, "in milliseconds"), (1e-6, "in seconds")):
         if factor != 1 and isinstance(got, int | float) and abs(got - factor * truth_us) <= 0.1 * factor * truth_us:
             hint = f"This looks like the right time {name}."
-    hint = f"It takes {truth_us:.6g} µs, on a GPU that is {situation.name}. {hint}"
+    hint = f"The work takes {truth_us:.6g} µs, on a GPU that is {situation.name}. {hint}"
     close(got, truth_us, tolerance=TOLERANCE, hint=hint)
 
 
 def _too_few(timed: int, calls: int) -> str:
     if timed == 0 and calls > 1:
-        return f"No call is timed by itself. One clock around {calls} calls, divided by their number, gives their mean."
+        return f"No call is timed alone. The time of {calls} calls, divided by their number, is their mean."
     return (
-        f"{timed} of {calls} calls are timed by themselves, and the median of {LEAST_TIMED} or more is asked for. On a "
-        "GPU that is interrupted now and then, the median of a few calls is right by luck."
+        f"Only {timed} of {calls} calls are timed alone. Time {LEAST_TIMED} or more and return their median: on a GPU "
+        "that is interrupted now and then, the median of a few calls is right only by chance."
     )
 
 
@@ -136,21 +139,24 @@ def _careful(answer) -> str:
     for situation in SITUATIONS:
         for phase in PHASES:
             _try(answer, situation, phase)
-    return "It tells what the GPU does from what the CPU asks, and one interruption does not move it."
+    return (
+        f"Within {100 * TOLERANCE:g} % in {len(SITUATIONS)} situations, each tried {len(PHASES)} times: the timer "
+        "waits for the GPU, leaves out cold calls, and its median is not changed by an interruption."
+    )
 
 
 careful = Exercise(
     name="careful",
     judge=_careful,
-    spec="Time a piece of work on a GPU that is cold, busy with something else, and now and then interrupted.",
+    spec="Time a piece of work on a GPU that is cold, has other work in its queue, and is now and then interrupted.",
     skeleton='''\
 def careful(gpu, work):
     """Return the microseconds that the GPU takes for one call of `work`: the median of 20 or more.
 
     It is warm after five calls.
-    work()      asks the GPU for some launches, and returns
-    gpu.now()   what time it is for the CPU, in microseconds
-    gpu.wait()  returns when all that anybody asked for is done
+    work()      launches some kernels and returns at once
+    gpu.now()   the CPU's time in microseconds
+    gpu.wait()  returns when the GPU has finished all work in its queue
     """
     return ...
 ''',
@@ -158,16 +164,19 @@ def careful(gpu, work):
     budget="10 minutes, six to ten lines",
 )
 
-# Exercise 2. Sources: the first table, and 21,347 in a later one, in the README and RESULTS.md of Luce-Org/lucebox as
-# its forks keep them (Danmoreng/lucebox-hub at 04b22df, xsession/lucebox-hub at 39fe251); how the first was made and
-# the user's table, Luce-Org/lucebox#5; llama.cpp "run separately" by final_bench.py of that fork; Luce-Org/lucebox#41.
-# The later table differs from the first in one number only, so its other rows are the first run's.
+# Exercise 2. Sources:
+# - the first table, and 21,347 in a later one: README and RESULTS.md of Luce-Org/lucebox, as its forks keep them
+#   (Danmoreng/lucebox-hub at 04b22df, xsession/lucebox-hub at 39fe251);
+# - how the first table was made, and a user's table: Luce-Org/lucebox#5;
+# - that llama.cpp was "run separately": final_bench.py of that fork; later llama.cpp: Luce-Org/lucebox#41.
+# The later table differs from the first in one number only, so its other rows belong to the first run.
 README, FIRST_README = "Luce-Org/lucebox, megakernel README", "Luce-Org/lucebox, first megakernel README"
 OURS, BASELINE = "megakernel", "PyTorch"
 NAMES = {OURS: "Luce megakernel", BASELINE: "PyTorch + transformers", "llama.cpp": "llama.cpp"}  # in the record
 
 
 def _public(table: str, run: str, system: str, source: str) -> dict:
+    """Return a published row; its tokens/s come from the package's record of published figures."""
     rate = published("prefill", system=NAMES[system], source=source)["tokens_per_s"]
     return {"table": table, "run": run, "system": system, "tokens_per_s": rate}
 
@@ -186,7 +195,7 @@ PUBLIC = (
 
 
 def _fresh_rows() -> list[dict]:
-    """Some runs of some systems, in tables that mix runs, in any order."""
+    """Draw runs of several systems, in tables that mix runs, in random order."""
     rows, runs = [], random.sample([f"run {letter}" for letter in "ABCDEFGHJK"], random.randint(4, 7))
     for i, run in enumerate(runs):
         both = (OURS, BASELINE, random.choice(("llama.cpp", "vLLM")))
@@ -200,6 +209,7 @@ def _fresh_rows() -> list[dict]:
 
 
 def _true_leads(rows: Sequence[Mapping]) -> dict[str, float]:
+    """Return the megakernel's tokens/s over PyTorch's, by run, for the runs that timed both."""
     rates = {(row["run"], row["system"]): row["tokens_per_s"] for row in rows}
     return {
         run: rates[run, OURS] / rates[run, BASELINE]
@@ -218,36 +228,39 @@ def _leads(answer) -> str:
         for run, lead in want.items():
             close(got[run], lead, tolerance=1e-6, hint=f"In {run}: {_lead_hint(got[run], lead)}")
     first, user = (_true_leads(PUBLIC)[run] for run in ("final_bench.py", "a user's"))
-    return f"On the public table: {first:.1f} times as fast in one run, and {user:.2f} times in the other."
+    return (
+        "Checked on the published rows and 20 drawn tables. Two published runs timed both systems: the megakernel is "
+        f"{first:.1f} times as fast in one, and {user:.2f} times in the other."
+    )
 
 
 def _same_runs(got: set, want: set, rows: Sequence[Mapping]) -> None:
-    """WrongAnswer where a lead is missing, or one is given that no run has."""
+    """Raise WrongAnswer where the lead of a run is missing, or is given for something that did not time both."""
     for run in sorted(want - got):
         raise WrongAnswer(
-            f"{run!r} timed both, and its lead is missing. Rows of one run may be printed in more than one table."
+            f"The run {run!r} timed both, but its lead is missing. Its rows may be in more than one table."
         )
     for name in sorted(got - want, key=str):
         systems = sorted({row["system"] for row in rows if row["run"] == name})
         if systems:
-            raise WrongAnswer(f"{name!r} has a lead in your answer, and this run timed only {', '.join(systems)}.")
+            raise WrongAnswer(f"You give a lead for the run {name!r}, which timed only {', '.join(systems)}.")
         is_table = name in {row["table"] for row in rows}
-        raise WrongAnswer(f"{name!r} is " + ("a table, and a table is not a run." if is_table else "not a run's name."))
+        raise WrongAnswer(f"{name!r} is " + ("a table. Return leads by run." if is_table else "not the name of a run."))
 
 
 def _lead_hint(got: object, lead: float) -> str:
     if isinstance(got, int | float):
-        for mistaken, cause in ((1 / lead, "PyTorch over the megakernel"), (100 * lead, "per cent"),
-                                (lead - 1, "by how much it is faster, which is 1 less")):  # fmt: skip
+        for mistaken, cause in ((1 / lead, "PyTorch over the megakernel"), (100 * lead, "in per cent"),
+                                (lead - 1, "1 less than the ratio")):  # fmt: skip
             if abs(got - mistaken) <= 1e-6 * abs(mistaken):
                 return f"this is {cause}."
-    return f"how many times as fast as {BASELINE} is the {OURS}, both by rows of this run?"
+    return f"divide the {OURS}'s tokens/s by those of {BASELINE}, both from rows of this run."
 
 
 leads = Exercise(
     name="leads",
     judge=_leads,
-    spec="Whose lead do published figures support? Only numbers of one run may be divided by each other.",
+    spec="Which leads do published figures support? Divide only numbers of one run by each other.",
     skeleton='''\
 def leads(rows):
     """Return {run: how many times as fast as "PyTorch" the "megakernel" is}, for each run that timed both.
@@ -262,15 +275,15 @@ def leads(rows):
 
 # Exercise 3.
 SLIPS = {
-    "unchecked": "nobody held its results against an independent reference",
+    "unchecked": "its results were not compared with an independent reference",
     "other work": "another model, precision, batch or context than the task's",
     "cold": "fewer than 3 rounds before the first that counts",
-    "not waited for": "the clock stopped when the CPU had asked",
-    "cached": "what it touches is less than twice the L2 cache",
-    "easy data": "all numbers alike",
-    "no spread": "fewer than 5 rounds, or nothing that says how much they differ",
-    "short window": "joules from less than 2 s",
-    "no provenance": "no GPU is named, or it is none",
+    "not waited for": "the clock was read before the GPU had finished",
+    "cached": "it touches less than twice the L2 cache",
+    "easy data": "all numbers are equal",
+    "no spread": "fewer than 5 rounds, or no report of how much they differ",
+    "short window": "joules measured over less than 2 s",
+    "no provenance": "no GPU is named, or it is not a real one",
 }
 TASK = {"model": "Qwen3.5-0.8B", "dtype": "bf16", "batch": 1, "context": 520}
 
@@ -284,7 +297,7 @@ TASKS = (
 
 
 def _good_row(task: Mapping = TASK) -> dict:
-    """A row that may be compared with others of its task, of one of the many kinds that may."""
+    """Draw a row without a slip, so that it may be compared with others of its task."""
     clock = random.choice(("events", "host"))
     l2_mb = random.choice((4, 6, 40, 50, 96))  # of some GPUs
     return {
@@ -306,7 +319,7 @@ def _good_row(task: Mapping = TASK) -> dict:
 
 
 def _ways(row: Mapping, task: Mapping) -> dict[str, list[dict]]:
-    """By slip, every way to make it: what changes in a row that has none."""
+    """Return, by slip, every way to make it, as changes of a row that has none."""
     others = {"model": ("Qwen3-0.6B", "Qwen3.5-0.8B"), "dtype": ("int4", "fp8", "bf16", "fp32"), "batch": (1, 2, 32),
               "context": (1, 520, 32_768)}  # fmt: skip
     return {
@@ -324,7 +337,7 @@ def _ways(row: Mapping, task: Mapping) -> dict[str, list[dict]]:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A row, what it should have done, its slip, and in which of its lines the slip stands."""
+    """A row, its task, its slip, and the lines of the row in which the slip can be seen."""
 
     row: Mapping
     task: Mapping
@@ -333,7 +346,7 @@ class _Judged:
 
 
 def _table() -> list[_Judged]:
-    """Rows with their slip, each made in each way for each task, and as many rows without."""
+    """Return rows with a slip, in every way for every task, and as many rows without one, shuffled."""
     rows = []
     for task in TASKS:
         row = _good_row(task)
@@ -358,26 +371,26 @@ def _slip(answer) -> str:
             continue
         look = f"Look at its {' and '.join(judged.lines)}."
         if want is None:
-            told = f"You say {got!r}, and the row may be compared. It is not true of it that {SLIPS[got]}."
+            told = f"You say {got!r} ({SLIPS[got]}), but this row has no slip."
         elif got is None:
-            told = f"You find nothing wrong with it. {look}"
+            told = f"You find no slip in this row. {look}"
         else:
-            told = f"You say {got!r}. There is one slip in it, and it is another. {look}"
+            told = f"You say {got!r}, but the slip of this row is another. {look}"
         shown, asked = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (row, judged.task))
         raise WrongAnswer(f"{told} The row: {shown}. The task: {asked}.")
-    return f"{len(table)} fresh rows, half of them without a slip."
+    return f"All {len(table)} drawn rows are judged correctly. Half of them have no slip."
 
 
 slip = Exercise(
     name="slip",
     judge=_slip,
-    spec="Name the slip of each row of a table, and let those pass that have none.",
+    spec="Name the slip of each row of a table; return None for a row without one.",
     skeleton='''\
 def slip(row, task):
-    """Return the name of the slip in a row, a key of measuring.SLIPS, or None. A row has one at most.
+    """Return the name of the slip in a row, a key of measuring.SLIPS, or None. A row has at most one.
 
     row   a dict with the lines of the table above; window_s is None where no joules are claimed
-    task  a dict with "model", "dtype", "batch" and "context": what every row should have done
+    task  a dict with "model", "dtype", "batch" and "context": the work that every row should have timed
     """
     return ...
 ''',
@@ -388,7 +401,7 @@ def slip(row, task):
 
 @dataclass(repr=False)
 class Rows(Tabular):
-    """Dicts that share their keys, as a table for reading: one a row, or, `across`, one a column."""
+    """Dicts with the same keys, shown as a table: one per row, or, if `across`, one per column."""
 
     rows: Sequence[Mapping]
     caption: str = ""
@@ -418,7 +431,7 @@ def _cell(value: object) -> str:
 
 
 def sample() -> Rows:
-    """A table in the manner of public ones: nine slips, and one row without."""
+    """Return an invented table of ten rows, nine of them with a slip."""
     good = _good_row() | {
         "l2_mb": 6, "touches_mb": 1550, "gpu": "RTX 3090", "clock": "events", "waits": False, "warm_up": 8,
         "data": "weights", "rounds": 64, "reports": "quartiles", "window_s": None,
@@ -437,4 +450,4 @@ def sample() -> Rows:
     )
     rows = [good | change | {"system": letter} for letter, change in zip("ABCDEFGHI", spoilt, strict=True)]
     rows.insert(4, good | {"system": "J"})
-    return Rows(rows, "Invented, in the manner of public tables.", across=True)
+    return Rows(rows, "Invented rows, in the form of published tables.", across=True)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 09: how many barriers a token passes, and one of them less."""
+"""Exercises of notebook 09: count the grid barriers per token, and remove one of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from luce_edu.weights import random_weights
 KERNEL = "megakernel.cu"
 SEEDS = (1, 2, 3)  # each draws other tokens and another hostile order of warps
 STEPS = 2
-CARD = "laptop"  # holds four blocks of 512 threads, enough to disagree
-INSTRUCTIONS = 10**9  # of the warps of a launch; a right token of `tiny` takes a million
-# Words by which blocks wait for each other, or hope to, and by which such a word can be hidden. A pause is no barrier,
-# and a second barrier is one.
+CARD = "laptop"  # runs four blocks of 512 threads at once, enough for a race between blocks
+INSTRUCTIONS = 10**9  # most warp instructions of a launch; a correct token of `tiny` takes a million
+# Words by which blocks can wait for each other, and words that can hide such a word. A pause does not order the blocks,
+# and a barrier written by hand is still a barrier.
 WAITING = (
     "__nanosleep", "atomic", "load_acquire", "store_release", "add_release", "add_acq_rel", "wait_while_equal",
     "last_block_to_arrive", "volatile", "asm", "#define", "##",
@@ -35,16 +35,19 @@ def _barriers(answer) -> str:
     for layers in (1, 8, 24, random.randrange(25, 200)):
         close(
             call(answer, layers), 1 + 5 * layers, tolerance=0,
-            hint=f"Case: {layers} layers. Walk down the phase table: what stands before the layers, how often each "
-            "layer waits, and whether anything waits after the head.",
+            hint=f"Case: {layers} layers. Go down the phase table: is there a barrier before the layers, how many are "
+            "there in a layer, and is there one after the head?",
         )  # fmt: skip
-    return "The kind of a layer does not matter: both kinds have five phases."
+    return (
+        "Right for 1, 8, 24 and a drawn number of layers. Both kinds of layer have five barriers, so the kind does not "
+        "matter."
+    )
 
 
 barriers = Exercise(
     name="barriers",
     judge=_barriers,
-    spec="The grid barriers that a token passes, for any number of layers of either kind.",
+    spec="The number of grid barriers per token, for any number of layers of either kind.",
     skeleton='''\
 def barriers(num_hidden_layers):
     """Return the grid barriers that the megakernel passes for one token."""
@@ -63,23 +66,24 @@ def _fewer_barriers(answer) -> str:
         if not isinstance(old, str) or not isinstance(new, str):
             raise WrongAnswer(f"expected text on both sides, got {old!r}: {new!r}")
         if before.count(old) != 1:
-            raise WrongAnswer(f"this text is {before.count(old)} times in csrc/{KERNEL}, not once:\n{old}")
+            raise WrongAnswer(f"this text occurs {before.count(old)} times in csrc/{KERNEL}, not once:\n{old}")
         waiting = [word for word in WAITING if word in new]
         if waiting:
-            raise WrongAnswer(f"{waiting[0]}: find a way in which no block needs to wait for another.")
-    print(f"compiling your {KERNEL}, then {len(SEEDS)} hostile orders ...", flush=True)
+            raise WrongAnswer(f"Your edit contains {waiting[0]}. After it, no block should wait for another.")
+    print(f"compiling your {KERNEL}, then running it in {len(SEEDS)} hostile orders of warps ...", flush=True)
     barriers, barriers_before = _judge_kernel(answer)
     if not barriers < barriers_before:
-        raise WrongAnswer(f"The results are right, but the kernel still passes {barriers} barriers a token.")
+        raise WrongAnswer(f"The results are right, but the kernel still has {barriers} barriers per token.")
     return (
-        f"{barriers} barriers a token in place of {barriers_before}, and it verifies under {len(SEEDS)} hostile orders."
+        f"{barriers} barriers per token instead of {barriers_before}, and all results are right in {len(SEEDS)} "
+        "hostile orders of warps."
     )
 
 
 fewer_barriers = Exercise(
     name="fewer_barriers",
     judge=_fewer_barriers,
-    spec="Edits of csrc/megakernel.cu after which a token passes at least one barrier less, and no result changes.",
+    spec="Edit csrc/megakernel.cu so that a token passes at least one barrier fewer and no result changes.",
     skeleton="""\
 edits = ...   # {"text in megakernel.cu": "its replacement", ...}
 """,
@@ -89,11 +93,11 @@ edits = ...   # {"text in megakernel.cu": "its replacement", ...}
 
 
 def _judge_kernel(edits: dict[str, str]) -> tuple[int, int]:
-    """Barriers a token of the megakernel with these edits, on the virtual GPU, and of the one that ships.
+    """Return the barriers per token on the virtual GPU, of the megakernel with these edits and of the unchanged one.
 
-    The verdict rests on a count of its own: every block that leaves a grid barrier, whichever that is, adds 1 to memory
-    whose address stands in this copy of grid_barrier.cuh alone, so no edit of the kernel can lower it. Raises
-    WrongAnswer with what is wrong.
+    The checker counts for itself: every block that leaves a grid barrier adds 1 to a word in memory. Its address is
+    only in this copy of grid_barrier.cuh, so that no edit of the kernel can lower the count. Raises WrongAnswer if the
+    kernel does not compile or gives a wrong result.
     """
     config = ModelConfig.from_file(DATA / "tiny" / "config.json")
     model = Model("random", config, random_weights(config), tokenizer=None, folder=None)
@@ -112,7 +116,7 @@ def _judge_kernel(edits: dict[str, str]) -> tuple[int, int]:
             )
             row = report.rows[0]
             if not row.passed:
-                raise WrongAnswer(f"Under the hostile order of seed {seed}: {row.problems[0]}")
+                raise WrongAnswer(f"In the hostile order of seed {seed}: {row.problems[0]}")
         passed.zero_()
         dec.reset()
         for token in range(STEPS):
@@ -125,7 +129,7 @@ def _judge_kernel(edits: dict[str, str]) -> tuple[int, int]:
         raise WrongAnswer(str(error)) from None
     barriers, rest = divmod(int(passed), STEPS * dec.ledger.entries[0].grid[0])
     if rest:
-        raise WrongAnswer("Not every block passes the same number of barriers for every token.")
+        raise WrongAnswer("The blocks do not all pass the same number of barriers per token.")
     whole = decoder("megakernel", model, device="host", max_seq_len=1)
     whole.step(0)
     return barriers, whole.barriers

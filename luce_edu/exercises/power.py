@@ -1,4 +1,4 @@
-"""Exercises of notebook 14: the knee of a sweep, and a comparison that flips when only one side is swept."""
+"""Exercises of notebook 14: the knee of a power sweep, and a comparison that depends on which side is swept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luce_edu.exercises.base import Exercise, WrongAnswer, call
 
 
 def _fresh_sweep() -> list[dict]:
-    """Points of a made-up card, in any order: the limit does not bind at the top, a cliff below, noise in between."""
+    """Draw the sweep of an invented card: limits above the draw, a noisy decline, perhaps a cliff; shuffled."""
     best, peak_w = random.uniform(60, 900), random.uniform(180, 480)
     points, limit_w = [], peak_w * random.uniform(1.1, 1.4)
     share = 1.0
@@ -28,8 +28,9 @@ def _fresh_sweep() -> list[dict]:
     return points
 
 
-# Each breaks one habit: the fastest has not the highest limit; the least draw has not the lowest limit; all is within
-# the loss; only the fastest is; the most tokens for a joule lie beyond the loss.
+# Each refutes one shortcut: the fastest point is not at the highest limit; the least draw is not at the lowest limit;
+# all points are within the loss; only the fastest is; the most tokens per joule lie beyond the loss. The last one has
+# published figures.
 _SPECIAL = (
     ([(400, 300, 99), (350, 310, 101), (300, 290, 95.5), (250, 250, 94)], 0.05),
     ([(400, 300, 100), (380, 260, 100.5), (360, 280, 99), (340, 275, 98.8)], 0.03),
@@ -51,7 +52,7 @@ def _the_knee(points: Sequence[Mapping], loss: float) -> Mapping:
 
 
 def _is_clear(points: Sequence[Mapping], loss: float) -> bool:
-    """Whether no point is so near to the border, and no two draws so near to one another, that rounding decides."""
+    """Whether the knee does not depend on rounding: no point at the border of the loss, no two draws within 0.05 W."""
     best = max(point["tokens_per_s"] for point in points)
     draws = sorted(point["draw_w"] for point in points)
     near = any(abs(point["tokens_per_s"] / best - (1 - loss)) < 1e-6 for point in points)
@@ -72,18 +73,27 @@ def _knee(answer) -> str:
         if dict(got) == dict(want):
             continue
         if dict(got) not in [dict(point) for point in points]:
-            raise WrongAnswer(f"{got!r} is none of the points that were given.")
+            raise WrongAnswer(f"{got!r} is not one of the given points.")
         best = max(point["tokens_per_s"] for point in points)
         lost = 1 - got["tokens_per_s"] / best
         if lost > loss:
-            told = f"it loses {100 * lost:.1f} % of the best speed, {best:.1f}. The best need not be at the top limit."
+            told = (
+                f"it loses {100 * lost:.1f} % of the best speed, {best:.1f} tok/s, which need not be at the highest "
+                "limit."
+            )
         else:
-            told = f"it draws {got['draw_w']} W, and another point that is fast enough draws less. What is paid for?"
+            told = (
+                f"it draws {got['draw_w']} W, and another point that is fast enough draws less. Compare draws, not "
+                "limits."
+            )
         raise WrongAnswer(
-            f"With a loss of {100 * loss:g} % allowed, you take the point at {got['limit_w']} W: {told} "
-            f"The points as (limit, draw, tok/s): {_short(points)}."
+            f"With a loss of {100 * loss:g} % allowed, you return the point at a limit of {got['limit_w']} W: {told} "
+            f"The points as (limit W, draw W, tok/s): {_short(points)}."
         )
-    return "60 sweeps, in any order, with cliffs and with limits that do not bind."
+    return (
+        f"Checked on {len(tasks)} sweeps in any order. Some limits are above the draw, and some points are far too "
+        "slow; the knee is chosen by draw."
+    )
 
 
 def _short(points: Sequence[Mapping]) -> str:
@@ -93,7 +103,7 @@ def _short(points: Sequence[Mapping]) -> str:
 knee = Exercise(
     name="knee",
     judge=_knee,
-    spec="Find the point of a sweep that draws least among those that lose no more speed than is allowed.",
+    spec="Find the point of a sweep that draws least among those that lose no more than the allowed speed.",
     skeleton='''\
 def knee(points, loss):
     """Return the point of least draw among those that lose at most `loss` of the best speed.
@@ -131,7 +141,7 @@ def _per_joule(point: Mapping) -> float:
 
 
 def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, float]:
-    """Our tokens for a joule over theirs, by what was swept."""
+    """Return our tokens per joule over theirs, by which side is swept."""
     best = {id(side): max(map(_per_joule, side)) for side in (ours, theirs)}
     (our_default,), (their_default,) = ([_per_joule(p) for p in side if p["is_default"]] for side in (ours, theirs))
     return {
@@ -145,8 +155,8 @@ def _wins(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, bool]
     return {swept: ratio > 1 for swept, ratio in _ratios(ours, theirs).items()}
 
 
-# The published pair, whose other side nobody swept; one that flips twice; one in which a limit is far from the draw;
-# one that comes set neither to its highest limit nor to its first point.
+# The published pair, in which only one side was swept; a pair whose verdict changes twice; one in which a limit
+# is far above the draw; one whose default is neither the highest limit nor the first point.
 _PUBLISHED = (
     _side("megakernel", [(420, 314, 433), (300, 299, 432), (220, 220, 411), (150, 150, 194)], 0),
     _side("M5 Max", [(130, 130, 229)], 0),
@@ -166,7 +176,7 @@ def _verdicts(answer) -> str:
     while len(tasks) < 60:
         pair = _fresh_side("ours"), _fresh_side("theirs")
         ratios, wins = _ratios(*pair), tuple(_wins(*pair).values())
-        # As many of each kind as of any other, and none that rounding decides.
+        # At most 20 of each combination of verdicts, and none that depends on rounding.
         if all(abs(ratio - 1) > 0.005 for ratio in ratios.values()) and kinds.get(wins, 0) < 20:
             kinds[wins] = kinds.get(wins, 0) + 1
             tasks.append(pair)
@@ -180,16 +190,20 @@ def _verdicts(answer) -> str:
                 raise WrongAnswer(f"{swept}: expected True or False, got {got[swept]!r}")
             if bool(got[swept]) != is_ours:
                 raise WrongAnswer(
-                    f"{_HINTS[swept]} You say {bool(got[swept])}. Ours, as (limit, draw, tok/s): {_short(ours)}, "
-                    f"set to {_default(ours)} W; theirs: {_short(theirs)}, set to {_default(theirs)} W."
+                    f"{_HINTS[swept]} You say {bool(got[swept])}. Ours, as (limit W, draw W, tok/s): {_short(ours)}, "
+                    f"default {_default(ours)} W; theirs: {_short(theirs)}, default {_default(theirs)} W."
                 )
-    return "60 pairs. In the published one, sweeping our side alone turns the verdict round."
+    published = _ratios(*_PUBLISHED)
+    return (
+        f"Checked on {len(tasks)} pairs. In the published one, ours gets {published['neither']:.2f} times the tokens "
+        f"per joule at the defaults, and {published['ours']:.2f} times once ours alone is swept: the verdict changes."
+    )
 
 
 _HINTS = {
-    "neither": "Neither is swept: each as it comes set, by what it draws then. Do we get more tokens out of a joule?",
-    "ours": "Ours alone is swept: our best point, by tokens for a joule, against theirs as it comes set. Do we?",
-    "both": "Both are swept: best against best, by tokens for a joule. Do we?",
+    "neither": "Neither is swept: compare tokens per joule at the default limits, by draw.",
+    "ours": "Ours alone is swept: compare our most tokens per joule with theirs at the default limit.",
+    "both": "Both are swept: compare the most tokens per joule of each.",
 }
 
 
@@ -200,16 +214,16 @@ def _default(side: Sequence[Mapping]) -> float:
 verdicts = Exercise(
     name="verdicts",
     judge=_verdicts,
-    spec="Who gets more tokens out of a joule: with neither side swept, with ours alone, and with both?",
+    spec="Which side gets more tokens per joule: with neither swept, with ours alone swept, and with both swept?",
     skeleton='''\
 def verdicts(ours, theirs):
-    """Return {"neither": ..., "ours": ..., "both": ...}: whether ours gets more tokens out of a joule.
+    """Return {"neither": ..., "ours": ..., "both": ...}: whether ours gets more tokens per joule.
 
-    neither  each at the limit that it comes set to
-    ours     our best point for a joule, theirs as it comes set
-    both     best against best
+    neither  each at its default limit
+    ours     our point of most tokens per joule, theirs at its default limit
+    both     the point of most tokens per joule of each
 
-    ours, theirs  points: dicts with "limit_w", "draw_w", "tokens_per_s" and "is_default", true for one of each side
+    ours, theirs  points: dicts with "limit_w", "draw_w", "tokens_per_s" and "is_default", true for one point per side
     """
     return ...
 ''',

@@ -1,4 +1,4 @@
-"""Exercises of notebook 12: U and W of a chunk, its outputs and last state, and how many blocks have work."""
+"""Exercises of notebook 12: U and W of a chunk, its outputs and final state, the number of blocks with work."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from luce_edu.exercises.base import Exercise, WrongAnswer, call, numbers
 from luce_edu.reference.delta_rule import delta_rule_recurrent
 
-LIMIT = 1e-4  # fp32, and a triangular system of up to 33 tokens solved in whatever way
+LIMIT = 1e-4  # relative; fp32, with a triangular system of up to 33 tokens solved in any way
 SIZES = ((4, 6, 3), (1, 5, 2), (2, 3, 5), (7, 5, 9), (16, 8, 4), (33, 12, 7))  # tokens, K, V
-STEEP = 40  # times the usual log decay: over a chunk, exp of its sum with the wrong sign is more than fp32 holds
+STEEP = 40  # times the usual log decay, so that exp of its sum over a chunk overflows fp32 if the sign is wrong
 CASES = (*((size, 1) for size in SIZES), ((16, 8, 4), STEEP))
 
 
 def _chunk(tokens: int, key_dim: int, value_dim: int, steep: float = 1) -> dict[str, torch.Tensor]:
-    """One head's chunk in fp32: q, k [tokens, K], v [tokens, V], beta, g [tokens]; S [K, V] stands before it.
+    """Draw one head's chunk in fp32: q, k [tokens, K], v [tokens, V], beta, g [tokens], and S [K, V] before it.
 
-    All keys and queries lean to one side and no two beta are alike, so that every mistake shows where it is made.
+    All keys and queries have a common direction and no two beta are equal, so that every mistake changes its token.
     """
     lean = 2 * torch.nn.functional.normalize(torch.randn(key_dim), dim=0)
     own = torch.randn(2, tokens, key_dim) * key_dim**-0.5
@@ -34,7 +34,7 @@ def _chunk(tokens: int, key_dim: int, value_dim: int, steep: float = 1) -> dict[
 
 
 def _solved(k, v, beta, g) -> tuple[torch.Tensor, torch.Tensor]:
-    """U [tokens, V] and W [tokens, K] row by row, in fp64."""
+    """Return U [tokens, V] and W [tokens, K] in fp64, row by row."""
     k, v, beta, G = k.double(), v.double(), beta.double(), g.double().cumsum(0)
     U, W = beta[:, None] * v, (beta * G.exp())[:, None] * k
     for i in range(len(k)):
@@ -46,24 +46,25 @@ def _solved(k, v, beta, g) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _recurrent(q, k, v, beta, g, S) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [tokens, V] and the last S by the recurrence, in fp64."""
-    q, k, v, beta, g = (x.double()[:, None] for x in (q, k, v, beta, g))  # of one head
+    """Return o [tokens, V] and the S after the chunk in fp64, by the recurrence."""
+    q, k, v, beta, g = (x.double()[:, None] for x in (q, k, v, beta, g))  # one head
     S = S.double()[None]
     o = delta_rule_recurrent(q, k, v, beta=beta, g=g, recurrent_state=S)
     return o[:, 0], S[0]
 
 
 def _overflow(steep: float) -> str:
+    """Return why a result may not be finite in a case of strong decay; "" in other cases."""
     if steep == 1:
         return ""
     return (
-        " With a decay this strong, exp(G_i - G_j) overflows to inf for a token j after i, and so does exp(-G). Zero "
-        "times inf is NaN: take exp of differences that are at most 0, or drop the others with tril or where."
+        " With a decay this strong, exp(G_i - G_j) overflows to inf for a token j after i, and so does exp(-G), and 0 "
+        "* inf is NaN. Take exp only of differences that are at most 0, or drop the others with tril or where."
     )
 
 
 def _pair(result: object, names: str, shapes: list[torch.Size], case: str, steep: float) -> list[torch.Tensor]:
-    """Two finite tensors of these shapes in fp64, or WrongAnswer; names: a letter for each."""
+    """Return the two tensors in fp64. Raises WrongAnswer unless they are finite and of these shapes."""
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise WrongAnswer(f"expected two tensors, {names[0]} and {names[1]}, got {type(result).__name__}.")
     for got, name, shape in zip(result, names, shapes, strict=True):
@@ -77,7 +78,7 @@ def _pair(result: object, names: str, shapes: list[torch.Size], case: str, steep
 
 
 def _first_wrong(got: torch.Tensor, truth: torch.Tensor) -> int | None:
-    """The first row that is off by more than LIMIT of the largest row; None where none is."""
+    """Return the first row whose error norm exceeds LIMIT times the largest row norm, or None."""
     limit = LIMIT * truth.norm(dim=-1).max()
     wrong = ~((got - truth).norm(dim=-1) <= limit)
     return int(wrong.nonzero()[0]) if wrong.any() else None
@@ -89,7 +90,7 @@ def _case(tokens: int, key_dim: int, value_dim: int, steep: float) -> str:
 
 
 def _cause(got: torch.Tensor, mistakes: Mapping[str, torch.Tensor]) -> str | None:
-    """The mistake whose result this is."""
+    """Return the mistake whose result equals `got`, or None."""
     for cause, result in mistakes.items():
         if _first_wrong(got, result) is None:
             return cause
@@ -109,11 +110,14 @@ def _prepare(answer) -> str:
                 cause = _cause(ours, {cause: result[part] for cause, result in results.items()})
                 hint = cause or _prepare_hint(name, token)
                 raise WrongAnswer(f"{case} {name} of token {token} is the first that differs. {hint}")
-    return "No state went in: every chunk of a prompt can do this at the same time."
+    return (
+        f"U and W are right in {len(CASES)} cases of 1 to 33 tokens. No state is needed, so all chunks of a prompt can "
+        "be prepared at the same time."
+    )
 
 
 def _prepare_mistakes(k, v, beta, g) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """U and W by usual mistakes, by what is wrong with them."""
+    """Return (U, W) as usual mistakes make them, by what is wrong."""
     G, row, column = g.cumsum(0), beta[:, None], beta[None, :]
     decay, pairs = (G[:, None] - G[None, :]).exp(), k @ k.T
     v, k = row * v, row * G.exp()[:, None] * k  # the right-hand sides
@@ -125,39 +129,45 @@ def _prepare_mistakes(k, v, beta, g) -> dict[str, tuple[torch.Tensor, torch.Tens
     U, W = solve(L)
     return {
         "These are the right-hand sides; the system is not solved.": (v, k),
-        "L times the right-hand sides is taken back. What has to be taken back are the solutions before.": (
+        "You subtract L times the right-hand sides. Which rows of U and W should L multiply?": (
             v - L @ v, k - L @ k),
-        "L has its diagonal, so a token takes back its own write.": solve((row * decay * pairs).tril()),
-        "L has beta of token j, which wrote; it needs that of token i, which corrects.": (
+        "L has a diagonal, so a token subtracts its own write.": solve((row * decay * pairs).tril()),
+        "L has the beta of token j, the earlier one. Which token's correction does a row of L belong to?": (
             solve((column * decay * pairs).tril(-1))),
         "L has no beta.": solve((decay * pairs).tril(-1)),
-        "L has no decay between its two tokens.": solve((row * pairs).tril(-1)),
-        "The decay in L has the wrong sign: what is left at i of what j wrote is exp(G_i - G_j).": (
+        "L lacks the decay between its two tokens.": solve((row * pairs).tril(-1)),
+        "The decay in L has the wrong sign: a write of token j should shrink until token i.": (
             solve((row * decay.T * pairs).tril(-1))),
-        "L has the wrong sign: what stands there is added in place of taken back.": solve(-L),
-        "The right-hand side has no beta.": solve(L, v / row, k / row),
-        "W's right-hand side has no decay: the state before the chunk is older than every token of it.": (
+        "L has the wrong sign: what the earlier tokens wrote is added, not subtracted.": solve(-L),
+        "The right-hand sides have no beta.": solve(L, v / row, k / row),
+        "The right-hand side of W has no decay. How much of the state before the chunk is left at each token?": (
             solve(L, v, k / G.exp()[:, None])),
-        "W's decay stops one token early: a token decays the state before it asks.": (
+        "The decay of W stops one token early: a token decays the state before it reads.": (
             solve(L, v, k / g.exp()[:, None])),
-        "W has the wrong sign: the corrections are U - W S.": (U, -W),
+        "W has the wrong sign: the corrections are U - W S, not U + W S.": (U, -W),
     }  # fmt: skip
 
 
 def _prepare_hint(name: str, token: int) -> str:
     if token == 0 and name == "U":
-        return "It has nobody before it: what does it write into an empty memory?"
+        return "No token comes before it. What does it write into an empty state?"
     if token == 0:
-        return "It has nobody before it: what does it ask the state for, and how much of that is left by then?"
+        return (
+            "No token comes before it. With which key does it read the state, and how much of the state is left by "
+            "then?"
+        )
     if token == 1:
-        return "It takes back one thing. Whose beta, how much of token 0's write is left by then, and with which sign?"
-    return "The first two are right. What is taken back of those before: right-hand sides, or solutions?"
+        return (
+            "It corrects for token 0 only. Check whose beta stands there, how much of token 0's write is left, and the "
+            "sign."
+        )
+    return "Tokens 0 and 1 are right. Does L multiply right-hand sides here, or the rows of U and W found before?"
 
 
 prepare = Exercise(
     name="prepare",
     judge=_prepare,
-    spec="U and W of one head's chunk, of any number of tokens, so that its corrections are U - W S for every S.",
+    spec="U and W of one head's chunk of any length, such that its corrections are U - W S for every S.",
     skeleton='''\
 def prepare(k, v, beta, g):
     """Return (U, W), U [T, V] and W [T, K];  k [T, K] normalised, v [T, V], beta [T], g [T] log decay, <= 0."""
@@ -180,19 +190,23 @@ def _scan(answer) -> str:
             raise WrongAnswer(f"{case} o of token {token} is the first that differs. {hint}")
         if not (got_S - S).norm() <= LIMIT * S.norm():
             hint = _cause(got_S, _state_mistakes(**_scanned(chunk, double=True)))
-            hint = hint or "Of each thing in it: how much is left when the chunk ends?"
-            raise WrongAnswer(f"{case} All of o is right, and S is not. {hint}")
+            hint = hint or "Check how much of the old state, and of each write, is left at the end of the chunk."
+            raise WrongAnswer(f"{case} o is right, but S is not. {hint}")
     _, few, many = (_python_steps(answer, tokens) for tokens in (LOOP_SIZES[0], *LOOP_SIZES))  # 3.12 misses the first
     if many - few >= LOOP_SIZES[1] - LOOP_SIZES[0]:
         raise WrongAnswer(
-            f"The results are right, but Python takes {few:,} steps for {LOOP_SIZES[0]} tokens and {many:,} for "
-            f"{LOOP_SIZES[1]}: something goes from token to token. What each token sees of each is one matrix [T, T]."
+            f"The results are right, but Python executes {few:,} instructions for {LOOP_SIZES[0]} tokens and {many:,} "
+            f"for {LOOP_SIZES[1]}, so there is a loop over tokens. Write what token i reads of token j as a matrix [T, "
+            "T]."
         )
-    return "One state in, one state out: the only line between two chunks."
+    return (
+        f"o and S are right in {len(CASES)} cases of 1 to 33 tokens, without a loop over tokens. A chunk needs nothing "
+        "but S from the chunk before it."
+    )
 
 
 def _scanned(chunk: Mapping[str, torch.Tensor], *, double: bool = False) -> dict[str, torch.Tensor]:
-    """What `scan` is given for a chunk; new tensors, as it may write into them."""
+    """Return the arguments of `scan` for a chunk, as new tensors that it may overwrite."""
     U, W = _solved(*(chunk[name] for name in ("k", "v", "beta", "g")))
     given = {name: chunk[name] for name in ("q", "k", "g", "S")} | {"U": U, "W": W}
     return {name: x.double() if double else x.float().clone() for name, x in given.items()}
@@ -202,16 +216,16 @@ LOOP_SIZES = (16, 160)
 
 
 class _EachOperation(TorchDispatchMode):
-    """Inside, each operation of PyTorch takes steps of Python, so that a loop over tokens in C shows too."""
+    """Makes each PyTorch operation execute some Python, so that a loop over tokens inside C code is counted too."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 
 def _python_steps(answer: Callable, tokens: int) -> int:
-    """How many instructions Python executes in a call with so many tokens."""
+    """Return how many instructions Python executes in a call with this number of tokens."""
     chunk = _chunk(tokens, 8, 4)
-    given = {name: chunk[name] for name in ("q", "k", "g", "S")} | {"U": chunk["v"], "W": chunk["k"]}  # of that shape
+    given = {name: chunk[name] for name in ("q", "k", "g", "S")} | {"U": chunk["v"], "W": chunk["k"]}  # any values
     steps = 0
 
     def count(frame, event, arg):
@@ -232,7 +246,7 @@ def _python_steps(answer: Callable, tokens: int) -> int:
 
 
 def _o_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
-    """o by usual mistakes, by what is wrong with it."""
+    """Return o as usual mistakes make it, by what is wrong."""
     G, d = g.cumsum(0), U - W @ S
     decay, scores, reads = (G[:, None] - G[None, :]).exp(), q @ k.T, G.exp()[:, None]
     seen = decay.tril()
@@ -241,48 +255,50 @@ def _o_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
         return reads * (q @ S) + (left * scores) @ d
 
     return {
-        "q is scaled already.": o() * q.shape[1] ** -0.5,
-        "d is U minus W S, not plus.": o(d=U + W @ S),
-        "d is U alone, as if the state before the chunk were empty.": o(d=U),
-        "d comes from the state before the chunk, not from the one after it or from a decayed one.": (
+        "You scale q, which is scaled already.": o() * q.shape[1] ** -0.5,
+        "The corrections have W S with the wrong sign.": o(d=U + W @ S),
+        "The corrections are U alone, as if the state before the chunk were empty.": o(d=U),
+        "The corrections use a decayed state. Which S belongs into U - W S?": (
             o(d=U - W @ (G[-1].exp() * S))),
-        "W has its decay already.": o(d=U - reads * (W @ S)),
-        "The state before the chunk is not read.": o(reads=0),
+        "You apply the decay to W S, but W contains it already.": o(d=U - reads * (W @ S)),
+        "What q reads from the state before the chunk is missing in o.": o(reads=0),
         "The state before the chunk is read without its decay.": o(reads=1),
         "The state's decay stops one token early: a token decays the state before it reads.": (
             o(reads=(G - g).exp()[:, None])),
-        "A token has to see what it wrote itself, too.": o(left=decay.tril(-1)),
-        "A token sees tokens that come after it.": o(left=decay),
-        "The writes of the tokens before have not decayed.": o(left=torch.ones_like(decay).tril()),
+        "A token should read its own write too.": o(left=decay.tril(-1)),
+        "A token reads the writes of later tokens.": o(left=decay),
+        "The writes of earlier tokens are read without their decay.": o(left=torch.ones_like(decay).tril()),
         "The decay between two tokens has the wrong sign.": o(left=decay.T.tril()),
     }  # fmt: skip
 
 
 def _state_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
-    """The state after the chunk by usual mistakes, by what is wrong with it."""
+    """Return the state after the chunk as usual mistakes make it, by what is wrong."""
     G, d = g.cumsum(0), U - W @ S
     kept, left = G[-1].exp(), (G[-1] - G).exp()[:, None]
     return {
         "This is the state before the chunk.": S,
         "The state before the chunk has not decayed.": S + (left * k).T @ d,
         "The state before the chunk is missing.": (left * k).T @ d,
-        "The writes have not decayed.": kept * S + k.T @ d,
-        "Of a write, what is left when the chunk ends is exp(G_T - G_i), not exp(G_i).": (
+        "The writes are added without their decay.": kept * S + k.T @ d,
+        "The writes decay by exp(G_i). That is the decay before token i; which one follows it?": (
             kept * S + (G.exp()[:, None] * k).T @ d),
-        "The writes are U, without what the state before the chunk takes off.": kept * S + (left * k).T @ U,
+        "The writes are U alone, without the part that depends on the state before the chunk.": (
+            kept * S + (left * k).T @ U),
     }  # fmt: skip
 
 
 def _scan_hint(token: int) -> str:
     if token == 0:
-        return "It reads what is left of S, and what it wrote itself; q is scaled already. From which S are the d?"
-    return "Token 0 is right. Which tokens does this one see, and how much of each one's write is left by then?"
+        return "It reads what is left of S, and its own write. Check the decay of S, and which S the corrections use."
+    return "Token 0 is right. Check which tokens this one reads, and how much of each one's write is left by then."
 
 
 scan = Exercise(
     name="scan",
     judge=_scan,
-    spec="A chunk's outputs and the state after it, from U, W and the state before it, with no loop over tokens.",
+    spec="The outputs of a chunk and the state after it, from U, W and the state before it, without a loop over "
+    "tokens.",
     skeleton='''\
 def scan(q, k, g, U, W, S):
     """Return (o, S after the chunk), o [T, V].
@@ -297,18 +313,20 @@ def scan(q, k, g, U, W, S):
 
 
 def _blocks_mistakes(tokens: int, heads: int, value_dim: int, columns: int) -> tuple[dict[str, float], ...]:
-    """Of each of the three numbers, what usual mistakes make of it, by what is wrong."""
+    """Return, for each of the three numbers, what usual mistakes make of it, by what is wrong."""
     down, up, strips = tokens // 64, -(-tokens // 64), value_dim // columns
-    rounding = {"The last chunk counts, though it is not full: round up.": down,
-                "Where the last chunk is full, there is none after it.": down + 1,
-                "A chunk that is not full is a whole turn: round up.": tokens / 64}  # fmt: skip
+    rounding = {"The last chunk counts even if it is not full.": down,
+                "Here the last chunk is full, and you count one more after it.": down + 1,
+                "A chunk that is not full counts as a whole one.": tokens / 64}  # fmt: skip
     return (
-        {cause: heads * chunks for cause, chunks in rounding.items()} | {"Each head has its own chunks.": up,
-         "Its blocks have no columns of their own.": heads * up * strips},
-        {"Each head has its own state.": strips, "A head's state is cut into strips of `columns` columns.": heads,
-         "A block of scan stays for all chunks; it is not launched anew for each.": heads * strips * up},
-        rounding | {"A turn is a chunk, not a token.": tokens,
-                    "All heads go through their chunks at the same time.": heads * up},
+        {cause: heads * chunks for cause, chunks in rounding.items()} |
+        {"These are the chunks of one head. Each head has its own.": up,
+         "In prepare, a block has a whole chunk; its columns are not divided.": heads * up * strips},
+        {"These are the blocks of one head. Each head has its own state.": strips,
+         "You count one block per head. A block keeps only `columns` columns of a head's state.": heads,
+         "You count the blocks once per chunk. A block of scan goes through all chunks.": heads * strips * up},
+        rounding | {"These are tokens. Return chunks.": tokens,
+                    "You count the chunks of all heads. They go through their chunks at the same time.": heads * up},
     )  # fmt: skip
 
 
@@ -324,25 +342,28 @@ def _blocks(answer) -> str:
         case = f"{tokens} tokens, {heads} heads, V {value_dim}, {columns} columns a block"
         got = call(answer, tokens=tokens, heads=heads, value_dim=value_dim, columns=columns)
         got = numbers(got, 3, "three numbers")
-        names = ("blocks of prepare", "blocks of scan", "chunks that a block of scan goes through")
+        names = ("blocks of prepare", "blocks of scan", "chunks per block of scan")
         hints = (
-            "It needs no state: one block for each head and each chunk, also one that is not full.",
+            "What does a block of prepare work on? It needs no state, so its blocks do not wait for each other.",
             "A block keeps its part of one head's state from the first chunk to the last.",
-            "A chunk that is not full takes a turn like any other.",
+            "How many chunks does a prompt have, the last one included?",
         )
         mistakes = _blocks_mistakes(tokens, heads, value_dim, columns)
         for part, (mine, right) in enumerate(zip(got, want, strict=True)):
             if mine != right:
                 causes = [cause for cause, wrong in mistakes[part].items() if mine == wrong]
                 hint = causes[0] if causes else hints[part]
-                raise WrongAnswer(f"{case}: {mine:g} is not the number of {names[part]}. {hint}")
-    return "A longer prompt brings prepare more blocks, and scan only more turns."
+                raise WrongAnswer(f"Case: {case}. The number of {names[part]} is not {mine:g}. {hint}")
+    return (
+        f"Right for {len(draws)} prompts. A longer prompt gives prepare more blocks, and each block of scan more "
+        "chunks."
+    )
 
 
 blocks = Exercise(
     name="blocks",
     judge=_blocks,
-    spec="How many blocks have work in prepare and in scan, and how many chunks each block of scan takes in turn.",
+    spec="The number of blocks with work in prepare and in scan, and of chunks that a block of scan goes through.",
     skeleton='''\
 def blocks(tokens, heads, value_dim, columns):
     """Return (blocks of prepare, blocks of scan, chunks in turn) of one layer; chunks are of 64 tokens.
