@@ -146,7 +146,7 @@ bytes_per_output = kernel_exercise(
     skeleton="""\
 #include "matvec.cuh"
 
-// 16 rows a block of 8 warps. 4 * cols + 1024 bytes of dynamic shared memory are there for you.
+// A block of 8 warps computes 16 rows. It has 4 * cols + 1024 bytes of dynamic shared memory.
 __global__ void frugal(const bf16* W, const float* x, float* y, int rows, int cols) {
     const int first = 16 * blockIdx.x, last = first + 16 < rows ? first + 16 : rows;
     for (int row = first + warp_id(); row < last; row += block_warps) {

@@ -142,9 +142,9 @@ add_rms_norm = kernel_exercise(
     skeleton="""\
 __global__ void add_rms_norm(const float* x, const float* r, const float* weight,
                              float* mid, float* y, int n, float eps) {
-    // One block a row; n is at most 1024. Write mid and y.
+    // One block per row; n is at most 1024. Write mid and y.
 }
 """,
-    hole="// One block a row; n is at most 1024. Write mid and y.",
+    hole="// One block per row; n is at most 1024. Write mid and y.",
     budget="20 minutes, ten to fifteen lines",
 )

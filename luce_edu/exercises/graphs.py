@@ -292,7 +292,7 @@ step = Exercise(
 class Step:
     """cache[position] = table[token]; then out is the mean of cache[0] to cache[position]."""
 
-    def enqueue(self, token, position):   # tensors of one int32 each, as the kernels have it
+    def enqueue(self, token, position):   # tensors of one int32 each, as the kernels take them
         self.gpu.launch("put", self.table, token, self.cache, position)
         self.gpu.launch("mean", self.cache, position, self.out)
 

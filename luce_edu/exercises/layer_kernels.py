@@ -70,7 +70,7 @@ delta_update = kernel_exercise(
     neighbours=("S",),
     spec="Complete one token of the delta rule: from the sums over the old state, compute delta, the new state and o.",
     skeleton="""\
-// A block has a head. Thread j owns column j of its S [K, V]: row i of it is column[i * V].
+// One block per head. Thread j owns column j of its S [K, V]: row i of it is column[i * V].
 const int head = blockIdx.x, j = threadIdx.x;
 if (j >= V) return;
 float* column = S + head * K * V + j;
@@ -137,7 +137,7 @@ merge_softmax = kernel_exercise(
     mistakes=MERGE_MISTAKES,
     spec="Attention in one pass: four warps have a softmax each, over a quarter of the positions. Merge the four.",
     skeleton="""\
-// A block has a head. Warp w takes positions w, w + 4, ... and keeps a softmax of its own.
+// One block per head. Warp w takes positions w, w + 4, ... and keeps its own softmax.
 __shared__ float maxima[4], weights[4], sums[4][128];
 const int head = blockIdx.x, w = warp_id(), lane = lane_id(), c = threadIdx.x;
 for (int e = lane; e < 128; e += 32) sums[w][e] = 0.0f;
@@ -190,7 +190,7 @@ one_walk = kernel_exercise(
     neighbours=("S",),
     spec="Compute the same token with S read once and written once, and no register spilled.",
     skeleton="""\
-// A block of 512 threads has a head. Four threads share column j: this one has rows part, part + 4, ... of it.
+// One block of 512 threads per head. Four threads share column j; this one has rows part, part + 4, ... of it.
 const int head = blockIdx.x, j = threadIdx.x % 128, part = threadIdx.x / 128;
 float* column = S + head * K * V + j;
 const float *q_head = q + head * K, *k_head = k + head * K;

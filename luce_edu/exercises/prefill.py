@@ -339,7 +339,7 @@ def _blocks(answer) -> str:
     for tokens, heads, value_dim, columns in draws:
         chunks = -(-tokens // 64)
         want = (heads * chunks, heads * (value_dim // columns), chunks)
-        case = f"{tokens} tokens, {heads} heads, V {value_dim}, {columns} columns a block"
+        case = f"{tokens} tokens, {heads} heads, V {value_dim}, {columns} columns per block"
         got = call(answer, tokens=tokens, heads=heads, value_dim=value_dim, columns=columns)
         got = numbers(got, 3, "three numbers")
         names = ("blocks of prepare", "blocks of scan", "chunks per block of scan")
