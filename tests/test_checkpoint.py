@@ -399,6 +399,8 @@ BAD = {
     "convolution of two dimensions": (every(lambda t: t[:, 0], "conv1d"), CONV, "[256, 1, 4]", "[256, 4]"),
     "transposed matrices": (every(lambda t: t.T if t.dim() == 2 else t, "in_proj_qkv"), QKV, "[256, 128]"),
     "DeepSpeed's empty tensors": (tensors({UP: torch.ones(0, dtype=torch.bfloat16)}), UP, "[0]"),
+    "a repeated head of another shape": (
+        tensors({"lm_head.weight": EMBEDDING[:-1].clone()}), "lm_head.weight", "[256, 128]", "[255, 128]"),
     "the same tensor twice": (tensors({"model.language_model.norm.weight": torch.ones(128)}), "model.norm", "twice"),
     # values
     "NaN in a matrix": (tensors({UP: lambda t: t.index_fill(0, torch.tensor(7), float("nan"))}),

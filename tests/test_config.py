@@ -64,47 +64,28 @@ def test_conv_dim_follows_grouped_value_heads():
     assert (config.key_dim, config.value_dim, config.conv_dim) == (2048, 4096, 8192)
 
 
-BAD_FIELDS = {
-    "other_model": ({"model_type": "llama"}, "expected model_type 'qwen3_5' or 'qwen3_5_text', got 'llama'"),
-    "no_model_type": ({"model_type": None}, "expected model_type .* got None"),
-    "wrapper_without_text": ({"model_type": "qwen3_5"}, "needs a 'text_config' object"),
+BAD_FIELDS = {  # test_checkpoint.py has models, activations and kinds of RoPE that are not served
+    "wrapper_without_text": ({"model_type": "qwen3_5"}, "text_config"),
     "missing_size": ({"hidden_size": None}, "hidden_size: .*got None"),
     "size_of_zero": ({"num_hidden_layers": 0}, "num_hidden_layers: .*got 0"),
     "size_as_text": ({"head_dim": "256"}, "head_dim: .*got '256'"),
     "size_as_bool": ({"vocab_size": True}, "vocab_size: .*got True"),
     "size_as_fraction": ({"head_dim": 256.0}, "head_dim: .*got 256.0"),
     "infinite_rotary": (
-        {"rope_parameters": ROPE | {"partial_rotary_factor": float("inf")}},
-        "expected partial_rotary_factor to be a positive number, got inf",
-    ),
-    "rope_as_list": ({"rope_parameters": [1]}, r"expected rope_parameters to be an object, got \[1\]"),
-    "tie_as_text": ({"tie_word_embeddings": "no"}, "tie_word_embeddings to be true or false, got 'no'"),
-    "eos_as_text": ({"eos_token_id": "<end>"}, "expected eos_token_id to be one or more integers"),
-    "eps_of_nan": ({"rms_norm_eps": float("nan")}, "expected rms_norm_eps to be a positive number, got nan"),
-    "uneven_attention_groups": ({"num_key_value_heads": 3}, "num_attention_heads 8 is not a multiple"),
-    "uneven_delta_groups": (
-        {"linear_num_value_heads": 24},
-        "linear_num_value_heads 24 is not a multiple of .* 16",
-    ),
-    "too_few_layer_types": ({"layer_types": ["full_attention"]}, "expected layer_types to list 24 layers"),
-    "unknown_layer_type": ({"layer_types": ["mamba"] * 24}, r"unknown layer_types \['mamba'\]"),
-    "other_activation": ({"hidden_act": "gelu"}, "expected hidden_act 'silu', got 'gelu'"),
-    "attention_bias": ({"attention_bias": True}, "expected attention_bias False, got True"),
-    "no_output_gate": ({"attn_output_gate": False}, "expected attn_output_gate True, got False"),
-    "odd_rotary": ({"head_dim": 12}, "gives 3 rotary dimensions; expected an even number"),
-    "rotary_above_one": (
-        {"rope_parameters": ROPE | {"partial_rotary_factor": 1.5}},
-        "partial_rotary_factor 1.5 of head_dim 256",
-    ),
-    "scaled_rope": (
-        {"rope_parameters": ROPE | {"rope_type": "yarn"}},
-        "expected rope_type 'default', got 'yarn' in rope_parameters",
-    ),
-    "theta_of_null": (
-        {"rope_parameters": {"rope_theta": None}},
-        "expected rope_theta to be a positive number, got None",
-    ),
-}
+        {"rope_parameters": ROPE | {"partial_rotary_factor": float("inf")}}, "partial_rotary_factor .*got inf"),
+    "rope_as_list": ({"rope_parameters": [1]}, r"rope_parameters .*got \[1\]"),
+    "tie_as_text": ({"tie_word_embeddings": "no"}, "tie_word_embeddings .*got 'no'"),
+    "eos_as_text": ({"eos_token_id": "<end>"}, "eos_token_id"),
+    "eps_of_nan": ({"rms_norm_eps": float("nan")}, "rms_norm_eps .*got nan"),
+    "uneven_attention_groups": ({"num_key_value_heads": 3}, "num_attention_heads 8 .* 3"),
+    "uneven_delta_groups": ({"linear_num_value_heads": 24}, "linear_num_value_heads 24 .* 16"),
+    "too_few_layer_types": ({"layer_types": ["full_attention"]}, "layer_types .*24"),
+    "unknown_layer_type": ({"layer_types": ["mamba"] * 24}, "layer_types .*'mamba'"),
+    "no_output_gate": ({"attn_output_gate": False}, "attn_output_gate .*got False"),
+    "odd_rotary": ({"head_dim": 12}, "3 rotary"),
+    "rotary_above_one": ({"rope_parameters": ROPE | {"partial_rotary_factor": 1.5}}, "partial_rotary_factor 1.5"),
+    "theta_of_null": ({"rope_parameters": {"rope_theta": None}}, "rope_theta .*got None"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change, message", BAD_FIELDS.values(), ids=BAD_FIELDS)
@@ -120,13 +101,9 @@ def test_config_that_is_no_object_is_refused(content):
 
 
 BAD_FILES = {
-    "missing": None,
-    "not_json": b"{",
-    "not_utf8": b"\xff\xfe",
-    "a_list": b"[]",
-    "nested_too_deep": b"[" * 200_000,
+    "missing": None, "not_json": b"{", "not_utf8": b"\xff\xfe", "a_list": b"[]", "nested_too_deep": b"[" * 200_000,
     "other_model": b'{"model_type": "llama"}',
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)

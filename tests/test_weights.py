@@ -1,4 +1,7 @@
-"""The loader: the bits that the file holds, not copied, and a named error for every damaged file."""
+"""The loader: the bits that the file holds, not copied, and a named error for every damaged file.
+
+test_checkpoint.py has the tensors that are wrong, and the layouts of other projects.
+"""
 
 import json
 import math
@@ -25,25 +28,12 @@ from luce_edu.weights import (
 
 # Both layer types, grouped heads in both, odd-looking sizes; small enough to write in milliseconds.
 TOY = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 67,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16,
-    "linear_conv_kernel_dim": 4,
-    "full_attention_interval": 4,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
+    "model_type": "qwen3_5_text", "vocab_size": 67, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4, "rms_norm_eps": 1e-6, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
-}
+}  # fmt: skip
 CONFIG = ModelConfig.from_dict(TOY)
 UNTIED = ModelConfig.from_dict(TOY | {"tie_word_embeddings": False})
 QKV = "model.layers.0.linear_attn.in_proj_qkv.weight"
@@ -237,41 +227,12 @@ def test_to_keeps_the_head_tied_and_num_bytes_counts_it_once():
     assert all(tensor.is_meta for _, tensor in moved.named_tensors())
 
 
-def one_tensor(**changes):
-    """A header with one tensor of 8 bytes, with a fault in it."""
-    return {"x": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]} | changes}
-
-
-def twice(first, second):
-    """Two tensors of 8 bytes at these offsets."""
-    return {name: one_tensor(data_offsets=offsets)["x"] for name, offsets in (("x", first), ("y", second))}
-
-
-# Header and data, or all bytes of the file.
+# safetensors checks a header. Here: that each kind of its refusals becomes ours. Header and data, or all bytes.
+HEADER = {"x": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}
 BAD_FILES = {
-    "empty": (b"",),
-    "header_longer_than_file": (b"{}", b"", 3),
-    "header_length_is_huge": (b"{}", b"", 2**63),
-    "header_is_not_json": (b"{]", b""),
-    "header_is_not_utf8": (b"\xff\xfe", b""),
-    "header_is_nested_too_deep": (b"[" * 200_000, b""),
-    "header_is_a_list": ([], b""),
-    "name_twice_in_header": (b'{"x": 1, "x": 1}', b""),
-    "entry_is_a_number": ({"x": 1}, b""),
-    "dtype_nobody_knows": (one_tensor(dtype="I4"), bytes(8)),
-    "shape_is_negative": (one_tensor(shape=[-2, -2]), bytes(8)),
-    "shape_is_a_fraction": (one_tensor(shape=[2.0, 2]), bytes(8)),
-    "one_offset": (one_tensor(data_offsets=[0]), bytes(8)),
-    "offsets_past_the_end": (one_tensor(), bytes(7)),
-    "offset_is_negative": (one_tensor(data_offsets=[0, -8]), b""),
-    "offsets_reversed": (one_tensor(data_offsets=[8, 0]), bytes(8)),
-    "hole_before_tensor": (one_tensor(data_offsets=[4, 12]), bytes(12)),
-    "hole_between_tensors": (twice([0, 8], [12, 20]), bytes(20)),
-    "tensors_overlap": (twice([0, 8], [4, 12]), bytes(12)),
-    "offsets_do_not_fit_shape": (one_tensor(shape=[2, 3]), bytes(8)),
-    "offsets_do_not_fit_dtype": (one_tensor(dtype="F32"), bytes(8)),
-    "bytes_left_over": (one_tensor(), bytes(9)),
-}
+    "empty": (b"",), "header_longer_than_file": (b"{}", b"", 3), "header_is_not_json": (b"{]", b""),
+    "offsets_past_the_end": (HEADER, bytes(7)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
@@ -292,76 +253,9 @@ def test_truncated_file_is_refused_at_any_length(tmp_path, kept):
         load_weights(tmp_path, CONFIG)
 
 
-BAD_TENSORS = {
-    "missing": (lambda t: t.pop(QKV), rf"{QKV}: missing from the checkpoint \(1 of"),
-    "misshapen": (
-        lambda t: t.update({QKV: t[QKV][:-1].contiguous()}),
-        rf"{QKV}: expected shape \[96, 48\], got \[95, 48\]",
-    ),
-    "transposed": (
-        lambda t: t.update({QKV: t[QKV].T.contiguous()}),
-        rf"{QKV}: expected shape \[96, 48\], got \[48, 96\]",
-    ),
-    "integers": (
-        lambda t: t.update({QKV: t[QKV].to(torch.int8)}),
-        f"{QKV}: expected dtype BF16, F16, F32, F64, got I8 in .*; quantised weights",
-    ),
-    "too_many_layers": (
-        lambda t: t.update({"model.layers.4.input_layernorm.weight": torch.ones(48)}),
-        "model.layers.4.input_layernorm.weight: .*it does not belong to this config",
-    ),
-    "both_layouts_at_once": (
-        lambda t: t.update({"model.language_model.norm.weight": torch.ones(48)}),
-        "model.norm.weight: found twice",
-    ),
-    "tied_head_misshapen": (
-        lambda t: t.update({"lm_head.weight": torch.ones(66, 48)}),
-        r"lm_head.weight: expected shape \[67, 48\], got \[66, 48\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage, message", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_wrong_tensor_is_named_with_what_was_expected(tmp_path, damage, message):
-    tensors = tensors_of()
-    damage(tensors)
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=message):
-        load_weights(tmp_path, CONFIG)
-
-
-def test_untied_config_needs_a_head_of_its_own(tmp_path):
-    save_file(tensors_of(CONFIG), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="lm_head.weight: missing"):
-        load_weights(tmp_path, UNTIED)
-
-
-def test_tied_checkpoint_may_repeat_its_embedding_as_head(tmp_path):
-    tensors = tensors_of()
-    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    save_file(tensors | head, tmp_path / "model.safetensors")
-    assert_same_bits(load_weights(tmp_path, CONFIG), tensors)
-
-
-def test_tied_checkpoint_with_a_head_of_its_own_is_served_with_that_head(tmp_path):
-    tensors = tensors_of() | {"lm_head.weight": torch.ones(67, 48, dtype=torch.bfloat16)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    assert_same_bits(load_weights(tmp_path, CONFIG), tensors)
-
-
-def test_missing_folder_and_empty_folder_are_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: expected a checkpoint folder"):
         load_weights(tmp_path / "nowhere", CONFIG)
-    with pytest.raises(CheckpointError, match="model.safetensors or model.safetensors.index.json"):
-        load_weights(tmp_path, CONFIG)
-
-
-def test_missing_shard_is_named(tmp_path):
-    save_shards(tmp_path, tensors_of(), {"mtp.norm.weight": torch.ones(7)})
-    lost = "model.safetensors-00002-of-00002.safetensors"
-    (tmp_path / lost).unlink()
-    with pytest.raises(CheckpointError, match=f"{lost}: the shard is missing"):
-        load_weights(tmp_path, CONFIG)
 
 
 def test_tensor_in_two_shards_is_refused(tmp_path):

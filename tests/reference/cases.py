@@ -10,25 +10,13 @@ from luce_edu.config import ModelConfig
 from luce_edu.state import DecodeState
 
 BASE = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 24,
-    "linear_conv_kernel_dim": 4,
-    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-    "rms_norm_eps": 1e-6,
+    "model_type": "qwen3_5_text", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"], "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 512,
-}
+    "tie_word_embeddings": True, "max_position_embeddings": 512,
+}  # fmt: skip
 CONFIGS = {
     "grouped value heads": {},
     "equal heads": {"linear_num_key_heads": 4, "linear_value_head_dim": 16},
