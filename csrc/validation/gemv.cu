@@ -1,12 +1,12 @@
-// gemv.cu: matrix times vector, by blocks of X x Y threads in fp16 and by one thread a row in integers
-// Computes  y = W x
+// gemv.cu: matrix times vector, in fp16 by blocks of X x Y threads, and in integers by one thread per row
+// Computes  for each row r: y[r] = sum over c of W[r][c] * x[c]
 // Shapes    gemv_half: W [n, n], x [n], y [n] fp16, summed in fp32, n a multiple of 8;  mad_rows: W [rows, cols],
-//           x [cols], y [rows] uint32; only the first `depth` columns count, depth = cols for the whole product
-// Work      gemv_half: thread (a, b) of a block has row blockIdx.y * Y + b and every X-th group of eight of it.
-//           X is a power of two; per_thread = n / X elements. mad_rows: thread i has row i, so the lanes of a load are
-//           `cols` apart: uncoalesced, by choice
-// Checked   tests/measure/test_validation.py
-// Source    wangsiping97/FastGEMV; R100001/Programming-Massively-Parallel-Processors, mat_vec; both described
+//           x [cols], y [rows] uint32; c goes over the first `depth` columns, depth = cols for the whole product
+// Work      gemv_half: thread (a, b) of a block takes row blockIdx.y * Y + b, and every X-th group of eight elements
+//           of it: per_thread = n / X elements. X is a power of two.
+//           mad_rows: thread i takes row i. Slow by choice: the addresses of a warp's load are `cols` words apart.
+// Checked   tests/measure/records/test_validation.py
+// Source    wangsiping97/FastGEMV; R100001/Programming-Massively-Parallel-Processors, mat_vec; written anew
 struct alignas(16) Eight {
     unsigned short half[8];
 };
@@ -23,7 +23,7 @@ __device__ __forceinline__ unsigned short to_half(float value) {
     return bits;
 }
 
-// The sum over the first `lanes` lanes, at most 32, in lane 0.
+// Lane 0 gets the sum over lanes [0, min(lanes, 32)).
 __device__ __forceinline__ float lanes_total(float value, unsigned lanes) {
     if (lanes >= 32) value += __shfl_down_sync(0xffffffffu, value, 16);
     if (lanes >= 16) value += __shfl_down_sync(0xffffffffu, value, 8);
@@ -53,7 +53,7 @@ extern "C" __global__ void gemv_half(const unsigned short* W, const unsigned sho
         if (threadIdx.x == 0) y[row] = to_half(sum);
         return;
     }
-    // One row's warps meet in shared memory: [Y, warps of X].
+    // A row has several warps, which exchange their sums in shared memory: [Y, X / 32].
     __shared__ float warp_sums[32][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (lane == 0) warp_sums[threadIdx.y][warp] = sum;

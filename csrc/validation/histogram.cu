@@ -1,10 +1,11 @@
-// histogram.cu: atomic additions that all meet in one word, in global or in shared memory
-// Computes  bins[v] += how often v stands in values, after bins have been set to 0
+// histogram.cu: atomic additions to one word, in global or in shared memory
+// Computes  for b in [0, 512): bins[b] = 0
+//           for i in [0, n): bins[values[i]] += 1
 // Shapes    values [n] uint32 below 512; bins [512] uint32. The published inputs are all 0.
-// Work      one value a thread; histogram_global takes 512 threads a block
-// Slow by choice: the first threads set the bins to 0 while other blocks may add already, as published. The result is
-//           right where the bins are 0 before the launch.
-// Checked   tests/measure/test_validation.py
+// Work      one value per thread; histogram_global takes 512 threads per block
+// As published, histogram_global has a race: the first threads clear the bins while other blocks may already add. The
+//           result is right if the bins are 0 before the launch.
+// Checked   tests/measure/records/test_validation.py
 // Source    R100001/Programming-Massively-Parallel-Processors, histogram
 constexpr int bin_count = 512;
 
@@ -15,7 +16,7 @@ extern "C" __global__ void histogram_global(const unsigned* values, unsigned* bi
     if (i < n) atomicAdd(bins + values[i], 1u);
 }
 
-// The block counts in shared memory first, and then adds all its words to the global ones.
+// Each block counts in shared memory first, then adds its counts to the global ones.
 extern "C" __global__ void histogram_shared(const unsigned* values, unsigned* bins, int n) {
     __shared__ unsigned mine[bin_count];
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,14 +1,14 @@
-// launches.cu: empty phases and small steps, as launches, as a graph, and as one kernel with barriers of the whole grid
-// Computes  phase: visits += 1, once a launch.  scale: A[i] = B[i] / 4
+// launches.cu: empty phases and small steps, as launches, as a graph, and as one kernel with grid barriers
+// Computes  phase: visits += 1 per launch;  phases: visits += count
+//           scale: for i in [0, n): A[i] = B[i] / 4;  scale_grid, scale_hand: the same `steps` times
 // Shapes    A, B [n] fp64; visits one word; flags [steps] words, all 0 before a launch
-// Work      phase and scale are what one launch does; phases and scale_* do `count` or `steps` of them with a barrier
-//           of the grid after each. They take a cooperative launch.
-//           Where the source has grid.sync of cooperative groups, grid_barrier.cuh stands here. ptxas makes the same
-//           of both between the two barriers of the block: a fence, an atomic addition, reads until bit 31 changes.
-//           Ours counts in block 0.
-// Slow by choice: a phase has nothing to do, and the small arrays fit L2, so what is left is launch or barrier.
+// Work      phases, scale_grid and scale_hand have a grid barrier after each step and need a cooperative launch.
+//           The source uses grid.sync of cooperative groups where grid_barrier.cuh is used here. Between the two
+//           barriers of the block, ptxas compiles both to the same: a fence, an atomic addition, loads until bit 31
+//           changes. Ours also counts the barriers, in block 0.
+// Why       A phase is empty and the arrays fit in L2, so the time is that of the launch or the barrier.
 //           The pointers of scale are __restrict__, as published.
-// Checked   tests/measure/test_validation.py
+// Checked   tests/measure/records/test_validation.py
 // Source    phase: Infatoshi/MegaQwen, experiments. scale: te42kyfo/gpu-benches, gpu-small-kernels
 #include "grid_barrier.cuh"
 
@@ -36,8 +36,8 @@ extern "C" __global__ void scale_grid(double* A, const double* B, int n, int ste
     }
 }
 
-// A barrier that its authors wrote by hand: each step has a word of its own, which counts blocks. A fence in every
-// thread, a relaxed addition and volatile reads: enough for the counting, and slower than it must be.
+// The authors' own barrier: each step has its own word, which counts the blocks that have arrived. It has a fence in
+// every thread, a relaxed addition and volatile loads. That is correct, and slower than necessary.
 extern "C" __global__ void scale_hand(double* A, const double* B, int n, int steps, unsigned* flags) {
     for (int step = 0; step < steps; ++step) {
         for (int i = threadIdx.x + blockIdx.x * blockDim.x; i < n; i += gridDim.x * blockDim.x) A[i] = B[i] * 0.25;
@@ -53,7 +53,7 @@ extern "C" __global__ void scale_hand(double* A, const double* B, int n, int ste
     }
 }
 
-// c = a + b, one element a thread: small launches with a wait of the host after each.
+// c = a + b, one element per thread. It is used for small launches, each followed by a wait of the host.
 extern "C" __global__ void add(const float* a, const float* b, float* c, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) c[i] = a[i] + b[i];

@@ -1,12 +1,16 @@
-// layer_norm.cu: layer norm, one warp a row and one block a row
-// Computes  mean = sum(x) / C;  rstd = 1 / sqrt(sum((x - mean)^2) / C + 1e-5);  out = (x - mean) * rstd * weight + bias
-//           norm_block has sum((x - mean)^2) / C as sum(x^2) / C - mean^2, so that it reads x twice and not three times
+// layer_norm.cu: layer norm, by one warp per row and by one block per row
+// Computes  for each row:
+//               mean = sum(x) / C
+//               rstd = 1 / sqrt(sum((x - mean)^2) / C + 1e-5)
+//               for c in [0, C): out[c] = (x[c] - mean) * rstd * weight[c] + bias[c]
+//           norm_block computes sum((x - mean)^2) / C as sum(x^2) / C - mean^2, so it reads x twice instead of three
+//           times
 // Shapes    x, out [rows, C] fp32; weight, bias [C]; mean, rstd [rows]
-// Work      norm_warp: rows / (warps a block) blocks; norm_block: `rows` blocks, warps a block at most 32
+// Work      norm_warp: rows / (warps per block) blocks; norm_block: `rows` blocks of at most 32 warps
 // Traffic   x is read from DRAM once, out written once; the last pass streams (ld and st with .cs)
 //           All pointers are __restrict__, as published, so weight and bias take the read-only path
-// Checked   tests/measure/test_validation.py
-// Source    karpathy/llm.c, dev/cuda/layernorm_forward.cu, kernels 3 and 5, described; no cooperative groups here
+// Checked   tests/measure/records/test_validation.py
+// Source    karpathy/llm.c, dev/cuda/layernorm_forward.cu, kernels 3 and 5; written anew, without cooperative groups
 #define NORM(name)                                                                                             \
     extern "C" __global__ void name(float* __restrict__ out, float* __restrict__ mean, float* __restrict__ rstd, \
                                     const float* __restrict__ in, const float* __restrict__ weight,            \
@@ -57,7 +61,7 @@ NORM(norm_block) {
         sums[warp] = sum;
         squares[warp] = square;
     }
-    __syncthreads();  // every warp adds up what all warps have stored
+    __syncthreads();  // all warps have stored their sums, which every warp now adds
     const float m = warp_total(lane < warps ? sums[lane] : 0.0f) / C;
     const float m2 = warp_total(lane < warps ? squares[lane] : 0.0f) / C;
     const float s = rsqrtf(m2 - m * m + 1e-5f);

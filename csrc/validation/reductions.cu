@@ -1,16 +1,16 @@
 // reductions.cu: two ladders of sums over an array, each step as others published and timed it
-// Computes  *out = sum of in[0 .. n-1]; count_tree, count_last_warp: out[b] = the sum of block b
-// Shapes    in [n] fp32 (sum_*) or int32 (count_*), n a multiple of what a block takes; out is 0 before the launch
-// Work      sum_*: blockDim.x floats of dynamic shared memory. count_*: 512 threads, 512 static words.
+// Computes  for i in [0, n): *out += in[i];  count_tree, count_last_warp: out[b] = the sum of block b
+// Shapes    in [n] fp32 (sum_*) or int32 (count_*), n a multiple of a block's share; out is 0 before the launch
+// Work      sum_*: blockDim.x floats of dynamic shared memory. count_*: 512 threads, 512 words of static shared memory.
 // Slow by choice: each step keeps the weakness that the next one removes. The last-warp steps read shared memory as
-//           volatile; that of sum_last_warp relies on warps in step, as published: all GPUs do so where a warp has not
-//           diverged, though CUDA does not promise it since Volta.
-// Checked   tests/measure/test_validation.py
+//           volatile. sum_last_warp, as published, assumes that the lanes of a warp run in lockstep. All GPUs do so as
+//           long as a warp has not diverged, but CUDA does not guarantee it since Volta.
+// Checked   tests/measure/records/test_validation.py
 // Source    sum_*: MasterSkepticista/parallel_reductions_cuda; count_*: simveit/effective_reduction; both after Mark
 //           Harris, "Optimizing Parallel Reduction in CUDA"
 #include "primitives.cuh"
 
-// ---- fp32: every block, or every thread, ends with one atomic addition to the same word ----
+// ---- fp32: each block, or each thread, ends with one atomic addition to the same word ----
 
 extern "C" __global__ void sum_every_thread(float* out, const float* in, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -25,7 +25,7 @@ extern "C" __global__ void sum_every_four(float* out, const float* in, int n) {
     }
 }
 
-// The lanes that add stand 2s apart: every warp stays busy to the end.
+// The threads that add are 2s apart, so every warp stays busy to the end.
 extern "C" __global__ void sum_divergent(float* out, const float* in, int n) {
     DYNAMIC_SHARED(float, buffer);
     const int t = threadIdx.x;
@@ -38,7 +38,7 @@ extern "C" __global__ void sum_divergent(float* out, const float* in, int n) {
     if (t == 0) atomicAdd(out, buffer[0]);
 }
 
-// Neighbouring threads add, but their words stand 2s apart: bank conflicts.
+// Neighbouring threads add, but their words are 2s apart: bank conflicts.
 extern "C" __global__ void sum_conflicting(float* out, const float* in, int n) {
     DYNAMIC_SHARED(float, buffer);
     const int t = threadIdx.x;
@@ -52,7 +52,7 @@ extern "C" __global__ void sum_conflicting(float* out, const float* in, int n) {
     if (t == 0) atomicAdd(out, buffer[0]);
 }
 
-// Halving distances: neighbouring threads, neighbouring words.
+// The distance halves in each step: neighbouring threads access neighbouring words.
 extern "C" __global__ void sum_sequential(float* out, const float* in, int n) {
     DYNAMIC_SHARED(float, buffer);
     const int t = threadIdx.x;
@@ -65,7 +65,7 @@ extern "C" __global__ void sum_sequential(float* out, const float* in, int n) {
     if (t == 0) atomicAdd(out, buffer[0]);
 }
 
-// As above, and each thread starts with the sum of two elements: half the blocks.
+// As above, but each thread starts with the sum of two elements, so half the blocks are enough.
 extern "C" __global__ void sum_two_each(float* out, const float* in, int n) {
     DYNAMIC_SHARED(float, buffer);
     const int t = threadIdx.x, i = blockIdx.x * blockDim.x * 2 + t;
@@ -78,7 +78,7 @@ extern "C" __global__ void sum_two_each(float* out, const float* in, int n) {
     if (t == 0) atomicAdd(out, buffer[0]);
 }
 
-// The last 64 words: one warp, no barrier of the block. All its lanes add, though less and less of that counts.
+// One warp adds the last 64 words without a barrier of the block. All its lanes add, though fewer are needed each step.
 __device__ __forceinline__ void last_warp(volatile float* buffer, int t) {
 #pragma unroll
     for (int s = 32; s > 0; s /= 2) buffer[t] = buffer[t] + buffer[t + s];
@@ -101,8 +101,8 @@ extern "C" __global__ void sum_last_warp(float* out, const float* in, int n) {
 
 constexpr int count_threads = 512;
 
-// The sum over the block, right in thread 0. With `unroll` the last 64 words take no barrier of the block: of the first
-// warp fewer and fewer lanes add, and every warp meets its own barrier.
+// Thread 0 gets the sum over the block. With `unroll` the last 64 words take no barrier of the block: the first warp
+// adds them, half as many lanes in each step, with __syncwarp between the steps.
 template <bool unroll>
 __device__ __forceinline__ int block_total(int value, int* buffer) {
     const int t = threadIdx.x;
@@ -124,8 +124,8 @@ __device__ __forceinline__ int block_total(int value, int* buffer) {
     return words[t];
 }
 
-// What a thread of the first three kernels adds up. The grid has a thread an element, so the loop runs once; in the
-// second launch, of one block, it runs as often as there are elements for a thread.
+// The sum over a thread's elements, for the first three kernels. With one thread per element the loop runs once. In the
+// second launch, which has one block, it runs several times.
 __device__ __forceinline__ int grid_stride_sum(const int* in, int n) {
     int sum = 0;
     for (int i = blockIdx.x * count_threads + threadIdx.x; i < n; i += count_threads * gridDim.x) sum += in[i];
@@ -134,7 +134,7 @@ __device__ __forceinline__ int grid_stride_sum(const int* in, int n) {
 
 #define COUNT(name) extern "C" __global__ void __launch_bounds__(count_threads) name(int* out, const int* in, int n)
 
-// A partial sum a block; a second launch then adds up the partial sums with ONE block.
+// One partial sum per block. A second launch with ONE block then adds the partial sums.
 COUNT(count_tree) {
     __shared__ int buffer[count_threads];
     const int total = block_total<false>(grid_stride_sum(in, n), buffer);
@@ -153,7 +153,7 @@ COUNT(count_atomic) {
     if (threadIdx.x == 0) atomicAdd(out, total);
 }
 
-// Twelve neighbouring elements a thread, one by one: a warp's loads are 48 bytes apart.
+// Twelve neighbouring elements per thread, one by one: the addresses of a warp's load are 48 bytes apart.
 COUNT(count_twelve) {
     __shared__ int buffer[count_threads];
     const int first = (blockIdx.x * count_threads + threadIdx.x) * 12;

@@ -1,17 +1,19 @@
 // sgemm.cu: a ladder of matrix products, each step as others published and timed it (luce_edu/measure/records/validation.py)
-// Computes  C = alpha * A B + beta * C, over the first `depth` of K; with -DOVERWRITE C = A B
+// Computes  for i in [0, M), j in [0, N):
+//               C[i][j] = alpha * (sum over k in [0, depth) of A[i][k] * B[k][j]) + beta * C[i][j]
+//           with -DOVERWRITE only the sum
 // Shapes    A [M, K], B [K, N], C [M, N] fp32, row-major. M and N are whole tiles; depth is a multiple of the tile's
-//           depth. depth = K is the whole product; a smaller one keeps the distance between rows and does less work.
-// Work      blocks are numbered in one dimension: x = number % TILES_X, y = number / TILES_X. TILES_X is what the whole
-//           grid has in x, so a launch of few blocks holds those that a GPU takes first. x counts tiles along a row of
-//           C; in naive, coalesced and tiled it counts them down a column, unless -DX_IS_COLUMN.
+//           depth. depth = K is the whole product; a smaller depth does less work on the same matrices.
+// Work      Blocks are numbered in one dimension: x = number % TILES_X, y = number / TILES_X. TILES_X is the size in x
+//           of the whole grid, so a launch of few blocks has those that a GPU would start first. x counts tiles along a
+//           row of C; in naive, coalesced and tiled it counts them down a column, unless -DX_IS_COLUMN.
 // Slow by choice: each step keeps the weakness that the next one removes. No pointer is __restrict__, as published.
-// Machine   ptxas unrolls the loops over k and merges neighbouring reads of shared memory into wide ones. The virtual
-//           GPU runs PTX, so alignments and #pragma unroll make PTX show the reads that ptxas made of the plain loops
-//           (CUDA 13.0, sm_86). A thread's reads in 8 steps of k, 16 bytes + 4 bytes: column_of_8 16 + 8, square_of_8
-//           16 + 64, vectorised 32 + 0, interleaved 16 + 64; tiled in 32 steps 8 + 32. Not the same: padded 20 + 32 and
-//           8 of 8 bytes, in PTX 16 + 32 and 16 of 8 bytes.
-// Checked   tests/measure/test_validation.py
+// Machine   ptxas unrolls the loops over k and merges neighbouring loads of shared memory into wide ones. The virtual
+//           GPU runs PTX. So alignments and #pragma unroll give the PTX the loads that ptxas makes of the plain loops
+//           (CUDA 13.0, sm_86). A thread's loads in 8 steps of k, of 16 bytes + of 4 bytes: column_of_8 16 + 8,
+//           square_of_8 16 + 64, vectorised 32 + 0, interleaved 16 + 64; tiled in 32 steps 8 + 32. One kernel differs:
+//           padded has 20 + 32 and 8 of 8 bytes, in PTX 16 + 32 and 16 of 8 bytes.
+// Checked   tests/measure/records/test_validation.py
 // Source    siboehm/SGEMM_CUDA, README.md and its steps 1 to 10; written anew from their index formulas
 #include "primitives.cuh"
 
@@ -29,7 +31,7 @@ constexpr bool overwrite = false;
 __device__ __forceinline__ int block_x() { return blockIdx.x % TILES_X; }
 __device__ __forceinline__ int block_y() { return blockIdx.x / TILES_X; }
 
-// The tile of C that a block of the first three steps makes.
+// The tile of C that a block computes in the first three steps.
 #ifdef X_IS_COLUMN
 __device__ __forceinline__ int tile_row() { return block_y(); }
 __device__ __forceinline__ int tile_column() { return block_x(); }
@@ -42,7 +44,7 @@ __device__ __forceinline__ void finish(float* c, float sum, float alpha, float b
     *c = overwrite ? sum : alpha * sum + beta * *c;
 }
 
-// Four neighbouring results at once, 16 bytes read and 16 written.
+// Four neighbouring results, with one 16-byte load and one 16-byte store.
 __device__ __forceinline__ void finish4(float* c, const float* sum, float alpha, float beta) {
     float4 v = make_float4(sum[0], sum[1], sum[2], sum[3]);
     if (!overwrite) {
@@ -53,7 +55,7 @@ __device__ __forceinline__ void finish4(float* c, const float* sum, float alpha,
     store4(c, v);
 }
 
-// Step 1. Block (32, 32). Neighbouring threads have neighbouring ROWS: a warp reads 32 lines of A for 32 words.
+// Step 1. Block (32, 32). Neighbouring threads take neighbouring ROWS: a warp loads 32 lines of A for 32 words.
 SGEMM(naive) {
     const int row = tile_row() * 32 + threadIdx.x;
     const int column = tile_column() * 32 + threadIdx.y;
@@ -63,7 +65,7 @@ SGEMM(naive) {
     finish(C + row * N + column, sum, alpha, beta);
 }
 
-// Step 2. Block of 1024. Neighbouring threads have neighbouring columns: one word of A and one line of B a warp.
+// Step 2. Block of 1024. Neighbouring threads take neighbouring columns: a warp loads one word of A and one line of B.
 SGEMM(coalesced) {
     const int row = tile_row() * 32 + threadIdx.x / 32;
     const int column = tile_column() * 32 + threadIdx.x % 32;
@@ -73,7 +75,7 @@ SGEMM(coalesced) {
     finish(C + row * N + column, sum, alpha, beta);
 }
 
-// Step 3. Block of 1024. A 32x32 tile of A and of B in shared memory, one element of each a thread.
+// Step 3. Block of 1024. Shared memory holds a 32x32 tile of A and of B; a thread loads one element of each.
 SGEMM(tiled) {
     __shared__ __align__(16) float As[32 * 32];
     __shared__ float Bs[32 * 32];
@@ -90,12 +92,12 @@ SGEMM(tiled) {
         B += 32 * N;
 #pragma unroll
         for (int k = 0; k < 32; ++k) sum += As[row * 32 + k] * Bs[k * 32 + column];
-        __syncthreads();  // all have read the tiles before the next round writes them
+        __syncthreads();  // all threads have read the tiles, so the next round may overwrite them
     }
     finish(C + row * N + column, sum, alpha, beta);
 }
 
-// Step 4. Block of 512. A thread makes TM results below each other; one read of Bs serves all of them.
+// Step 4. Block of 512. A thread computes TM results of one column, with one load of Bs for all of them.
 SGEMM(column_of_8) {
     constexpr int BM = 64, BN = 64, BK = 8, TM = 8;
     __shared__ __align__(16) float As[BM * BK];
@@ -123,7 +125,7 @@ SGEMM(column_of_8) {
     for (int i = 0; i < TM; ++i) finish(C + (row + i) * N + column, sum[i], alpha, beta);
 }
 
-// Step 5. Block of 256. A thread makes 8x8 results from 8 words of As and 8 of Bs.
+// Step 5. Block of 256. A thread computes 8x8 results from 8 words of As and 8 of Bs.
 SGEMM(square_of_8) {
     constexpr int BM = 128, BN = 128, BK = 8, TM = 8, TN = 8, threads = BM * BN / (TM * TN);
     __shared__ float As[BM * BK];
@@ -154,8 +156,8 @@ SGEMM(square_of_8) {
         for (int j = 0; j < TN; ++j) finish(C + (row + i) * N + column + j, sum[i][j], alpha, beta);
 }
 
-// How the tiles of the vectorised steps lie in shared memory: the pitch of As, and where word (k, column) of Bs stands.
-struct Plain {  // step 6: rows as they come
+// The layout in shared memory of the vectorised steps: the pitch of As, and the place of word (k, column) of Bs.
+struct Plain {  // step 6: row-major
     __device__ static constexpr int a_pitch(int BM) { return BM; }
     __device__ static constexpr int b_words(int BK, int BN) { return BK * BN; }
     static constexpr bool b_in_fours = true;
@@ -165,7 +167,7 @@ struct Plain {  // step 6: rows as they come
     }
 };
 
-struct Interleaved {  // step 7: what 16 neighbouring threads read together lies together
+struct Interleaved {  // step 7: the words that 16 neighbouring threads load together are neighbours
     __device__ static constexpr int a_pitch(int BM) { return BM; }
     __device__ static constexpr int b_words(int BK, int BN) { return BK * BN; }
     static constexpr bool b_in_fours = false;
@@ -196,8 +198,8 @@ struct PaddedTwice {  // As with one word after each row, Bs with one word after
     }
 };
 
-// A tile of A [BM, BK] and of B [BK, BN] from global to shared memory, four floats a load; As is stored transposed,
-// [BK, pitch], so that a thread finds its rows beside each other.
+// Copies a tile of A [BM, BK] and of B [BK, BN] from global to shared memory, four floats per load. As is transposed,
+// [BK, pitch], so that the words of a thread's rows are neighbours.
 template <int BM, int BN, int BK, int threads, typename Layout>
 __device__ __forceinline__ void load_tiles(const float* A, const float* B, int K, int N, float* As, float* Bs) {
     constexpr int pitch = Layout::a_pitch(BM);
@@ -223,7 +225,7 @@ __device__ __forceinline__ void load_tiles(const float* A, const float* B, int K
     }
 }
 
-// Steps 6 to 9. Block of 256, 8x8 results a thread, 16-byte loads and stores of global memory.
+// Steps 6 to 9. Block of 256, 8x8 results per thread, 16-byte loads and stores of global memory.
 template <int BK, typename Layout, int unrolled>
 __device__ __forceinline__ void square_tiles(int M, int N, int K, int depth, float alpha, const float* A,
                                              const float* B, float beta, float* C) {
@@ -264,8 +266,8 @@ extern "C" __global__ void __launch_bounds__(256)
     square_tiles<16, Plain, 16>(PASS_ON);
 }
 
-// Step 10. Each warp makes a WM x WN part of the block's tile, in steps of WSM x WSN: there each of its 32 threads
-// makes TM x TN results, so that a warp's reads of shared memory stay close together. Single-buffered.
+// Step 10. Each warp computes a WM x WN part of the block's tile, in parts of WSM x WSN. In each of these, a thread
+// computes TM x TN results, so that a warp's loads of shared memory are close together. Single-buffered.
 template <int WM, int WN, int steps_n, int TM, int TN, int threads, int unrolled>
 __device__ __forceinline__ void warp_tile(int M, int N, int K, int depth, float alpha, const float* A, const float* B,
                                           float beta, float* C) {
@@ -307,14 +309,14 @@ extern "C" __global__ void __launch_bounds__(128)
     warp_tile<64, 64, 4, 8, 4, 128, 1>(PASS_ON);
 }
 
-// Another author's warp tiles: 64x32 a warp, 8x8 a thread, eight warps.
+// Another author's warp tiles: 64x32 per warp, 8x8 per thread, eight warps.
 extern "C" __global__ void __launch_bounds__(256)
     warp_tiles_64x32(int M, int N, int K, int depth, float alpha, const float* A, const float* B, float beta,
                      float* C) {
     warp_tile<64, 32, 1, 8, 8, 256, 16>(PASS_ON);
 }
 
-// A small tile: block (16, 16), one result a thread, 16x16 tiles of A and B in shared memory, C = A B.
+// A small tile: block (16, 16), one result per thread, 16x16 tiles of A and B in shared memory, C = A B.
 SGEMM(tiled_16) {
     __shared__ __align__(16) float As[16][16];
     __shared__ float Bs[16][16];

@@ -1,11 +1,12 @@
-// sgemm_async.cu: a matrix product whose tiles come by cp.async, each waited for at once
-// Computes  C = A B over the first `depth` of K, where B's tile stands at the same place as A's: see below
+// sgemm_async.cu: a matrix product that copies its tiles with cp.async and waits for each at once
+// Computes  for i, j in [0, N): C[i][j] = sum over k in [0, depth) of A[i][k] * B[k][j], if B has one value everywhere
 // Shapes    A, B, C [N, N] fp32, row-major; N and depth multiples of 16
-// Work      block (16, 16) owns a tile of C, thread (x, y) an element; a quarter of the threads copies 16 bytes of each tile
-// Slow by choice: one buffer, so no copy is ever hidden, and B's tile taken from A's place, as it was timed: the author
-//           fills B with one value, and the result is right.
+// Work      block (16, 16) owns a tile of C, thread (x, y) an element; a quarter of the threads copy 16 bytes of each
+//           tile
+// Slow by choice: there is one buffer, so the copies are not hidden. As in the source, B's tile is read from the same
+//           place as A's. The source fills B with one value, so the result is right.
 // Checked   tests/measure/records/test_validation.py
-// Source    NVIDIA/cuda-samples, globalToShmemAsyncCopy, AsyncCopyLargeChunk, described; written anew
+// Source    NVIDIA/cuda-samples, globalToShmemAsyncCopy, AsyncCopyLargeChunk; written anew
 #include "primitives.cuh"
 
 __device__ __forceinline__ void copy_four(float* to, const float* from) {

@@ -1,12 +1,13 @@
 // sgemm_checked.cu: another author's ladder of matrix products, with 64-bit indices and a check of every bound
-// Computes  C = alpha * A B + beta * C, over the first `depth` of K
+// Computes  for i in [0, M), j in [0, N):
+//               C[i][j] = alpha * (sum over k in [0, depth) of A[i][k] * B[k][j]) + beta * C[i][j]
 // Shapes    A [M, K], B [K, N], C [M, N] fp32, row-major; any sizes, but M, N and depth whole tiles for *_fours
 // Work      blocks are numbered in one dimension, TILES_X of them in x: see sgemm.cu
-//           *_fours move 16 bytes a load where the others move 4, so only a part of a block's threads loads a tile
-// Slow by choice: 64-bit index arithmetic and bounds checks stay, as they were timed. The *_fours also blank what lies
-//           beyond a row's end, which nothing does here.
-// Checked   tests/measure/test_validation.py
-// Source    leimao/CUDA-GEMM-Optimization, README.md and steps 00 to 05, described; written anew
+//           *_fours load 16 bytes at a time, the others 4, so only some threads of a block load a tile
+// Slow by choice: 64-bit index arithmetic and bounds checks stay, as they were timed. The *_fours also clear elements
+//           beyond the end of a row, which do not occur here.
+// Checked   tests/measure/records/test_validation.py
+// Source    leimao/CUDA-GEMM-Optimization, README.md and steps 00 to 05; written anew
 #include "primitives.cuh"
 
 typedef unsigned long long size;
@@ -27,12 +28,12 @@ __device__ __forceinline__ void one_each(size M, size N, size K, size depth, flo
     C[row * N + column] = alpha * sum + beta * C[row * N + column];
 }
 
-// Steps 00 and 01. Block (32, 32); neighbouring threads have neighbouring rows, or columns.
+// Steps 00 and 01. Block (32, 32). Neighbouring threads take neighbouring rows in 00, neighbouring columns in 01.
 CHECKED(checked_naive) { one_each(PASS_ON, block_x() * 32 + threadIdx.x, block_y() * 32 + threadIdx.y); }
 CHECKED(checked_coalesced) { one_each(PASS_ON, block_y() * 32 + threadIdx.y, block_x() * 32 + threadIdx.x); }
 
-// A tile of `rows` x `columns` whose first element is [first_row, first_column] of a matrix of `height` x `width`, rows
-// `pitch` apart, into shared memory: as it is, or transposed. `pitch` is the width of the whole matrix.
+// Copies a tile of rows x columns to shared memory, transposed or not. Its first element is [first_row, first_column]
+// of a matrix of height x width whose rows are `pitch` elements apart. t: this thread's index in the block.
 template <int rows, int columns, int threads, bool transposed>
 __device__ __forceinline__ void load_tile(const float* from, size pitch, size height, size width, size first_row,
                                           size first_column, size t, float* tile) {
@@ -60,7 +61,7 @@ __device__ __forceinline__ void load_tile_fours(const float* from, size pitch, s
         Four v = {};
         if (first_row + r < height && first_column + c < width)
             v = *reinterpret_cast<const Four*>(from + (first_row + r) * pitch + first_column + c);
-        if (first_column + c + 4 > width) {  // blank what lies beyond the row's end
+        if (first_column + c + 4 > width) {  // clears elements beyond the end of the row
 #pragma unroll
             for (size j = 0; j < 4; ++j)
                 if (first_column + c + j >= width) v.value[j] = 0.0f;
@@ -75,7 +76,7 @@ __device__ __forceinline__ void load_tile_fours(const float* from, size pitch, s
     }
 }
 
-// The tiles of A [BM, BK] and B [BK, BN] that step k0 needs. As is [BK, BM] if transposed.
+// Copies the tiles of A [BM, BK] and B [BK, BN] at k0. As is [BK, BM] if transposed.
 template <int BM, int BN, int BK, int threads, bool transposed, bool fours>
 __device__ __forceinline__ void load_tiles(size M, size N, size K, size depth, const float* A, const float* B, size k0,
                                            size t, float* As, float* Bs) {
@@ -88,7 +89,7 @@ __device__ __forceinline__ void load_tiles(size M, size N, size K, size depth, c
     }
 }
 
-// Step 02. Block (32, 32), one result a thread.
+// Step 02. Block (32, 32), one result per thread.
 template <bool fours>
 __device__ __forceinline__ void tile_32(size M, size N, size K, size depth, float alpha, const float* A, const float* B,
                                         float beta, float* C) {
@@ -111,7 +112,7 @@ __device__ __forceinline__ void tile_32(size M, size N, size K, size depth, floa
 CHECKED(checked_tiled) { tile_32<false>(PASS_ON); }
 CHECKED(checked_tiled_fours) { tile_32<true>(PASS_ON); }
 
-// Step 03. Block of 512, tiles 64 x 64 x 8, eight results below each other a thread.
+// Step 03. Block of 512, tiles 64 x 64 x 8, eight results of one column per thread.
 template <bool fours>
 __device__ __forceinline__ void column_tile(size M, size N, size K, size depth, float alpha, const float* A,
                                             const float* B, float beta, float* C) {
@@ -142,7 +143,7 @@ __device__ __forceinline__ void column_tile(size M, size N, size K, size depth, 
 CHECKED(checked_column_of_8) { column_tile<false>(PASS_ON); }
 CHECKED(checked_column_of_8_fours) { column_tile<true>(PASS_ON); }
 
-// Steps 04 and 05. Block of 256, tiles 128 x 128 x 16, 8x8 results a thread; As as it comes, or transposed.
+// Steps 04 and 05. Block of 256, tiles 128 x 128 x 16, 8x8 results per thread. As is transposed in step 05.
 // With `wide` a thread reads B from shared memory and C from global memory 16 bytes at a time.
 template <bool transposed, bool fours, bool wide>
 __device__ __forceinline__ void square_tile(size M, size N, size K, size depth, float alpha, const float* A,
@@ -192,7 +193,7 @@ __device__ __forceinline__ void square_tile(size M, size N, size K, size depth, 
     }
 }
 
-// Step 04 keeps its loads of tiles narrow in the wide version too, as published.
+// As published, the wide version of step 04 still loads its tiles 4 bytes at a time.
 CHECKED(checked_square_of_8) { square_tile<false, false, false>(PASS_ON); }
 CHECKED(checked_square_of_8_fours) { square_tile<false, false, true>(PASS_ON); }
 CHECKED(checked_transposed) { square_tile<true, false, false>(PASS_ON); }

@@ -1,20 +1,21 @@
 // stream.cu: reads, writes and copies of DRAM, L2 and L1, and chains of dependent loads
-// Computes  init A = c;  read: nothing;  scaled A = 1.2 B;  triad A = 1.2 B + C;  stencils of 3 and 5 points;
-//           sums of rows and columns of matrices; copies of V floats a thread; sums of a footprint; a chase of pointers
-// Shapes    stated at each kernel. No kernel writes what it reads.
-// Work      one element a thread unless stated. Pointers are __restrict__ where they were when this was timed
-// Checked   tests/measure/test_validation.py
+// Computes  for each i: init A[i] = 0.23;  read: only loads B[i];  scaled A[i] = 1.2 B[i];
+//           triad A[i] = 1.2 B[i] + C[i];  stencils of 3 and 5 points; sums of matrices; copies of V floats per thread;
+//           sums of a footprint; a pointer chase
+// Shapes    stated at each kernel. No kernel writes memory that it reads.
+// Work      one element per thread unless stated. Pointers are __restrict__ as in the sources.
+// Checked   tests/measure/records/test_validation.py
 // Source    te42kyfo/gpu-benches (gpu-stream, gpu-cache, gpu-l2-cache, gpu-latency); xytpai/nvbench (vector widths);
 //           R100001/Programming-Massively-Parallel-Processors (matrix sums); UoB-HPC/BabelStream
 #include "primitives.cuh"
 
-// ---- Two blocks an SM: A, B, C [n] fp64, and 6 KiB of shared memory that nothing uses but that limits the blocks ----
+// ---- A, B, C [n] fp64. 6 KiB of unused shared memory limit the number of blocks per SM ----
 
 struct Spoiler {
     double word[768];
 };
 
-// `never` is false, which the compiler does not know, so it keeps the shared memory.
+// `never` is false. The compiler does not know that, so it keeps the shared memory.
 #define SPOILED(name)                                                                                       \
     extern "C" __global__ void name(double* A, const double* __restrict__ B, const double* __restrict__ C,  \
                                     unsigned long long n, bool never)
@@ -95,23 +96,23 @@ extern "C" __global__ void babel_triad(double* a, const double* b, const double*
 }
 
 // ---- c = a + b for matrices [n, n] of 4-byte words, block (16, 16), n a multiple of 16 ----
-// The grid is one-dimensional, TILES_X blocks of it beside each other: see sgemm.cu.
+// The grid is one-dimensional, with TILES_X blocks in x: see sgemm.cu.
 
 #ifdef TILES_X
-// A warp reads two rows of 16 neighbouring words.
+// A warp reads 16 neighbouring words from each of two rows.
 extern "C" __global__ void add_along_rows(const float* a, const float* b, float* c, int n) {
     const int column = blockIdx.x % TILES_X * 16 + threadIdx.x, row = blockIdx.x / TILES_X * 16 + threadIdx.y;
     if (row < n && column < n) c[row * n + column] = a[row * n + column] + b[row * n + column];
 }
 
-// A warp reads 16 rows of 2 neighbouring words: uncoalesced, by choice.
+// Slow by choice: a warp reads 2 neighbouring words from each of 16 rows, which is not coalesced.
 extern "C" __global__ void add_along_columns(const float* a, const float* b, float* c, int n) {
     const int row = blockIdx.x % TILES_X * 16 + threadIdx.x, column = blockIdx.x / TILES_X * 16 + threadIdx.y;
     if (row < n && column < n) c[row * n + column] = a[row * n + column] + b[row * n + column];
 }
 #endif
 
-// ---- to = from, [n] floats; thread i copies V neighbouring ones, and 16 bytes an access where V is more than 4 ----
+// ---- to = from, [n] floats. Thread i copies V neighbouring floats, with accesses of at most 16 bytes ----
 
 template <int V>
 struct alignas(V < 4 ? 4 * V : 16) Floats {
@@ -122,7 +123,7 @@ template <int V>
 __device__ __forceinline__ void copy_vector(const float* from, float* to, int n) {
     const int first = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (first + V <= n) {
-        constexpr int width = V < 4 ? V : 4;  // floats an access
+        constexpr int width = V < 4 ? V : 4;  // floats per access
         Floats<width> part[V / width];
         for (int i = 0; i < V / width; ++i) part[i] = reinterpret_cast<const Floats<width>*>(from + first)[i];
         for (int i = 0; i < V / width; ++i) {
@@ -134,7 +135,7 @@ __device__ __forceinline__ void copy_vector(const float* from, float* to, int n)
             }
         }
     } else {
-        for (int i = first; i < n; ++i) to[i] = from[i];  // the ragged end
+        for (int i = first; i < n; ++i) to[i] = from[i];  // fewer than V floats are left
     }
 }
 
@@ -144,9 +145,9 @@ extern "C" __global__ void copy_4(const float* from, float* to, int n) { copy_ve
 extern "C" __global__ void copy_8(const float* from, float* to, int n) { copy_vector<8>(from, to, n); }
 extern "C" __global__ void copy_16(const float* from, float* to, int n) { copy_vector<16>(from, to, n); }
 
-// ---- Reads of a footprint: blocks of 1024, `run` blocks read `run` different pieces of 32 * 1024 numbers each ----
-// from [32 * 1024 * run] fp64. out is written where the sum is `never`. As published, the fastest index is the thread,
-// then the block in its run.
+// ---- Reads of a footprint: blocks of 1024; each `run` neighbouring blocks read the whole footprint ----
+// from [32 * 1024 * run] fp64; a block reads 32 * 1024 of these numbers. out is written only if the sum is `never`. As
+// published, the fastest index is the thread, then the block in its run.
 extern "C" __global__ void footprint(double* __restrict__ out, const double* __restrict__ from, int run, double never) {
     double sum = 0.0;
     for (int i = 0; i < 32; ++i)
@@ -155,8 +156,9 @@ extern "C" __global__ void footprint(double* __restrict__ out, const double* __r
     if (sum == never) out[threadIdx.x] += sum;
 }
 
-// ---- Reads of one buffer by every block: blocks of 256, from [BUFFER] floats, a multiple of 256 ----
-// It is read `rounds` times. `zero` is 0, which the compiler does not know. out is written where the sum is `never`.
+// ---- Reads of one buffer by every block: blocks of 256, from [BUFFER] floats, BUFFER a multiple of 256 ----
+// Each block reads it `rounds` times. `zero` is 0, but the compiler does not know that, so it repeats the loads. out is
+// written only if the sum is `never`.
 
 #ifdef BUFFER
 extern "C" __global__ void same_buffer(float* __restrict__ out, const float* __restrict__ from, int zero, int rounds,
@@ -175,8 +177,8 @@ extern "C" __global__ void same_buffer(float* __restrict__ out, const float* __r
 }
 #endif
 
-// ---- A chase ----
-// Every thread follows the same chain: `next` holds at each place the address of the next place. 32 hops a round.
+// ---- A pointer chase ----
+// for i in [0, hops): at = *at. Every thread follows the same chain. A round of the outer loop makes 32 hops.
 extern "C" __global__ void chase(const unsigned long long* next, unsigned long long* out, int hops) {
     const unsigned long long* at = next;
 #pragma unroll 1
@@ -184,6 +186,6 @@ extern "C" __global__ void chase(const unsigned long long* next, unsigned long l
 #pragma unroll
         for (int i = 0; i < 32; ++i) at = reinterpret_cast<const unsigned long long*>(*at);
     }
-    // Written in any case, at no cost beside the hops: so the test sees where the chain has led.
+    // Always written, so that a test can check the end of the chain. Compared with the hops it costs nothing.
     if (threadIdx.x == 0) *out = reinterpret_cast<unsigned long long>(at);
 }

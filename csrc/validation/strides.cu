@@ -1,13 +1,14 @@
-// strides.cu: what a warp's load costs when its lanes stand `stride` elements apart, all in L1
-// Computes  sum of products of eight elements at fixed distances, again and again; *out is all but never written
+// strides.cu: the cost of a warp's load from L1 whose lanes are `stride` elements apart
+// Computes  for n in [0, loads / 8): sum += at[0] * at[4] + at[8] * at[12] + at[20] * at[16] + at[24] * at[28]
+//           out is written only if the sum is `never`
 // Shapes    in [64 * stride + 29] or [33 * pitch + 93] elements of ELEMENT (float or double); out [64]
-// Work      ONE block of 1024 threads. `loads` is the number of loads a thread makes, a multiple of 8. `zero` is 0,
-//           which the compiler does not know: so it reads again each round.
-// Checked   tests/measure/test_validation.py
+// Work      ONE block of 1024 threads. `loads` is the number of loads per thread, a multiple of 8. `zero` is 0, but the
+//           compiler does not know that, so it repeats the loads in each round.
+// Checked   tests/measure/records/test_validation.py
 // Source    te42kyfo/gpu-benches, gpu-strides
 using Element = ELEMENT;
 
-// Eight loads and four multiply-adds a round.
+// Eight loads and four multiply-adds per round.
 __device__ __forceinline__ Element rounds(const Element* at, int zero, int loads) {
     Element sum = 0;
 #pragma unroll 1
@@ -21,13 +22,13 @@ __device__ __forceinline__ Element rounds(const Element* at, int zero, int loads
     return sum;
 }
 
-// Thread t starts at element t % 64 * stride.
+// Thread t in [0, 1024) starts at element t % 64 * stride.
 extern "C" __global__ void strided(const Element* in, Element* out, int zero, int stride, int loads, Element never) {
     const Element sum = rounds(in + threadIdx.x % 64 * stride, zero, loads);
     if (sum == never) out[threadIdx.x % 64] = sum;
 }
 
-// A block of w x 1024/w threads reads a part of a matrix: x runs along a row, y down its rows, which `pitch` parts.
+// A block of w x 1024/w threads reads a part of a matrix: x goes along a row, y over the rows, which are `pitch` apart.
 extern "C" __global__ void __launch_bounds__(1024)
     blocked(const Element* in, Element* out, int zero, int pitch, int loads, Element never) {
     const Element sum = rounds(in + threadIdx.x % 64 + (threadIdx.y % 32 + 1) * pitch, zero, loads);

@@ -1,12 +1,12 @@
-// transpose.cu: out = in^T, with the lanes of a warp along the rows of one matrix or of the other
-// Computes  out[c, r] = in[r, c];  transpose_copy: out = in
+// transpose.cu: out = in^T, with the lanes of a warp along the rows of `in` or along the rows of `out`
+// Computes  for r, c in [0, n): out[c][r] = in[r][c];  transpose_copy: out[r][c] = in[r][c]
 // Shapes    in, out [n, n] fp32, n a multiple of a block's tile
 // Work      blocks are numbered in one dimension, TILES_X of them in x: see sgemm.cu. transpose_*: block (16, 16), one
-//           element a thread. transpose_tile_*: block of 256 as 32 x 8, a tile of 64 x 32, eight elements a thread, all
-//           read before the first is written
-// Slow by choice: no shared memory, so either the reads or the writes of a warp are a row of the matrix apart
-// Checked   tests/measure/test_validation.py
-// Source    ayush-os/transpose; Lei Mao's article on transposes with CuTe. Both described
+//           element per thread. transpose_tile_*: block of 256 as 32 x 8, a tile of 64 x 32, eight elements per thread,
+//           all read before the first is written
+// Slow by choice: no shared memory, so the addresses of either the loads or the stores of a warp are one row apart
+// Checked   tests/measure/records/test_validation.py
+// Source    ayush-os/transpose; Lei Mao's article on transposes with CuTe; written anew
 #define TRANSPOSE(name) extern "C" __global__ void name(const float* in, float* out, int n)
 
 __device__ __forceinline__ int block_x() { return blockIdx.x % TILES_X; }
@@ -27,7 +27,7 @@ TRANSPOSE(transpose_copy) {
     if (row < n && column < n) out[row * n + column] = in[row * n + column];
 }
 
-// Element (along, across) of the tile stands at along * along_step + across * across_step.
+// Copies a tile. Element (along, across) of `in` is at along * in_along + across * in_across, and likewise in `out`.
 __device__ __forceinline__ void tile(const float* in, int in_along, int in_across, float* out, int out_along,
                                      int out_across) {
     const int along = block_x() * 64 + threadIdx.x % 32, across = block_y() * 32 + threadIdx.x / 32;
