@@ -1,10 +1,11 @@
 // alu.h: how one line makes an arithmetic instruction
-// An instruction is a function of vectors and a signature of operand kinds: op<add, Real(Real, Real)>. A kind says how a
-// value stands in its register and as what it is computed: Real is an fp32 whose NaN is the canonical one, Flushed loses
-// subnormals, Half computes in fp64 and is rounded once. A result stands where no operand does,
-// or exactly where an operand of the same width does.
-// Bits are the same on every machine: no function of libm, products and sums only as written, NaN always canonical.
-// Sources are a, b, c, and a fourth is in next.a, next being the slot behind; each file says where it differs.
+// An instruction is a function of vectors and a signature of operand kinds: op<add, Real(Real, Real)>. A kind defines
+// the format of a value in its register and the type in which it is computed. Real is an fp32 with the canonical NaN,
+// Flushed has no subnormals, Half is computed in fp64 and rounded once.
+// Results are the same on every CPU: there is no function of libm, the compiler fuses no products and sums, and every
+// NaN is canonical.
+// The sources are a, b, c; a fourth is in next.a, where next is the following slot. Each file names its exceptions. The
+// register of the result is distinct from those of the operands, or exactly that of an operand of the same width.
 #pragma once
 
 #include <cfenv>
@@ -46,7 +47,7 @@ using Signed = std::conditional_t<bytes == 4, int32_t, int64_t>;
 template <int bytes>
 using Unsigned = std::conditional_t<bytes == 4, uint32_t, uint64_t>;
 
-// ---- Words for vectors ----
+// ---- Functions of vectors ----
 
 // The same bits as another type of the same size.
 template <class T, class V>
@@ -59,7 +60,7 @@ INLINE auto bits(V v) {
 }
 template <class T, class V>
 INLINE Vec<T, width<V>> convert(V v) {
-#if MACHINE_AVX512  // GCC would cut these in two
+#if MACHINE_AVX512  // GCC would split these into two instructions
     if constexpr (std::is_same_v<V, Vec<float, 8>> && std::is_same_v<T, double>) return (Vec<T, 8>)_mm512_cvtps_pd((__m256)v);
     if constexpr (std::is_same_v<V, Vec<double, 8>> && std::is_same_v<T, float>) return (Vec<T, 8>)_mm512_cvtpd_ps((__m512d)v);
     if constexpr (std::is_same_v<V, Vec<int32_t, 8>> && std::is_same_v<T, int64_t>) return (Vec<T, 8>)_mm512_cvtepi32_epi64((__m256i)v);
@@ -69,11 +70,11 @@ INLINE Vec<T, width<V>> convert(V v) {
 #endif
     return __builtin_convertvector(v, Vec<T, width<V>>);
 }
-// A constant in every lane, with V's type.
+// A vector of type V with the same constant in every lane.
 template <class V>
 INLINE V all(Element<V> value) {
     using Bits = Unsigned<sizeof(Element<V>)>;
-    return reinterpret_cast<V>(Vec<Bits, width<V>>{} + std::bit_cast<Bits>(value));  // a sum with 0.0 would lose -0
+    return reinterpret_cast<V>(Vec<Bits, width<V>>{} + std::bit_cast<Bits>(value));  // as bits: 0.0 + -0.0 is +0.0
 }
 template <class V>
 INLINE V sign_bit() {
@@ -93,7 +94,7 @@ INLINE V minus(V v) {
     return reinterpret_cast<V>(bits(v) ^ bits(sign_bit<V>()));
 }
 
-// NVIDIA's own NaN in place of any other: x86 and ARM differ in which they make.
+// Replaces every NaN by NVIDIA's canonical NaN, because x86 and ARM produce different ones.
 template <class V>
 INLINE V canonical(V v) {
     if constexpr (sizeof(Element<V>) == 4)
@@ -101,7 +102,7 @@ INLINE V canonical(V v) {
     else
         return v == v ? v : reinterpret_cast<V>(all<Vec<uint64_t, width<V>>>(0xfff8'0000'0000'0000));
 }
-// Subnormal numbers become a zero of their sign.
+// Subnormal numbers become zero with their sign.
 template <class V>
 INLINE V flush(V v) {
     using U = Vec<Unsigned<sizeof(Element<V>)>, width<V>>;
@@ -109,7 +110,7 @@ INLINE V flush(V v) {
     const U unsigned_bits = bits(v) & ~bits(sign_bit<V>());
     return reinterpret_cast<V>(unsigned_bits < least ? bits(v) & bits(sign_bit<V>()) : bits(v));
 }
-// Into 0 to 1; NaN becomes 0, and -0 becomes +0.
+// Clamps to [0, 1]. NaN becomes 0, and -0 becomes +0.
 template <class V>
 INLINE V saturate(V v) {
     const V above = v > all<V>(0) ? v : all<V>(0);
@@ -158,7 +159,7 @@ INLINE V square_root(V a) {
     return result;
 }
 
-// A polynomial of fp64, coefficients from the constant one upwards.
+// A polynomial in fp64. The constant coefficient comes first.
 template <class V>
 INLINE V polynomial(V, double last) {
     return all<V>(last);
@@ -172,29 +173,29 @@ INLINE V polynomial(V x, double first, More... more) {
 
 enum Rounding { nearest, to_zero, down, up };
 
-// The integer next to x of fp32 or fp64 by the rule; zeros keep x's sign. Infinity and NaN stay.
+// Rounds x (fp32 or fp64) to an integer by `mode`. A zero keeps the sign of x. Infinity and NaN stay.
 template <Rounding mode, class V>
 INLINE V to_integral(V x) {
     using E = Element<V>;
     const V big = all<V>(sizeof(E) == 4 ? E(0x1p23) : E(0x1p52));
     const V shift = with_sign_of(big, x);
-    V y = (x + shift) - shift;  // the sum's unit is 1
+    V y = (x + shift) - shift;  // the last bit of the sum stands for 1
     if constexpr (mode == to_zero) y = magnitude(y) > magnitude(x) ? y - with_sign_of(all<V>(1), x) : y;
     if constexpr (mode == down) y = y > x ? y - all<V>(1) : y;
     if constexpr (mode == up) y = y < x ? y + all<V>(1) : y;
     return magnitude(x) < big ? with_sign_of(y, x) : x;
 }
 
-// x of fp64 with `digits` binary digits, or fewer below 2^least: rounded once to a narrower format, still as fp64.
-// What is above `most` becomes infinity, or `most` where the rule points there.
+// Rounds x (fp64) once to a narrower format and returns it as fp64. The format has `digits` binary digits, or fewer
+// below 2^least. A result above `most` becomes infinity, or `most` if the rounding mode requires it.
 template <int digits, int least, Rounding mode, class V>
 INLINE V rounded(V x, double most) {
     const auto exponent_bits = bits(x) & 0x7ff0'0000'0000'0000u;
     const auto floor = all<Vec<uint64_t, width<V>>>(uint64_t(least + 1023) << 52);
-    const auto ceiling = all<Vec<uint64_t, width<V>>>(uint64_t(512 + 1023) << 52);  // beyond every format
+    const auto ceiling = all<Vec<uint64_t, width<V>>>(uint64_t(512 + 1023) << 52);  // above the range of every format
     auto exponent = exponent_bits < floor ? floor : exponent_bits;
     exponent = exponent > ceiling ? ceiling : exponent;
-    const V unit = as<double>(exponent - (uint64_t(digits - 1) << 52));  // of the last digit
+    const V unit = as<double>(exponent - (uint64_t(digits - 1) << 52));  // the value of the last digit
     const V shift = unit * all<V>(0x1.8p52);
     V y = (x + shift) - shift;
     if constexpr (mode == to_zero) y = magnitude(y) > magnitude(x) ? y - with_sign_of(unit, x) : y;
@@ -221,7 +222,8 @@ INLINE V to_bf16(V x) {
     return rounded<8, -126, mode>(x, 0x1.fep127);
 }
 
-// f(operands...) while the CPU itself rounds by the rule. The empty statements keep the compiler from moving f away.
+// Computes f(operands...) with the CPU's own rounding mode set to `mode`. The empty asm statements keep the compiler
+// from moving f out of this section.
 template <Rounding mode, class F, class V, class... More>
 INLINE auto while_rounding(F f, V first, More... more) {
     constexpr int words[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
@@ -234,10 +236,10 @@ INLINE auto while_rounding(F f, V first, More... more) {
     return result;
 }
 
-// ---- Kinds: Slot is what a lane has in the register, decode makes what is computed with, encode what is stored ----
+// ---- Kinds. Slot: the type of a lane in the register; decode: from it to the type of computation; encode: back ----
 
 template <class T>
-struct Kind {  // T itself, of 4 or 8 bytes
+struct Kind {  // T of 4 or 8 bytes, computed as T
     using Slot = T;
     static constexpr bool wide = sizeof(T) == 8, is_long = false;
     template <class V>
@@ -245,7 +247,7 @@ struct Kind {  // T itself, of 4 or 8 bytes
     template <class V>
     static INLINE V encode(V v) { return v; }
 };
-// Narrow integers: 32 bits to compute with, 16 in the register (a signed byte is extended to them).
+// Narrow integers: computed with 32 bits, stored with 16 (a signed byte is extended to 16).
 template <class T>
 struct Narrow {
     using Slot = uint32_t;
@@ -270,7 +272,7 @@ template <> struct Kind<uint8_t> : Narrow<uint8_t> {};
 template <> struct Kind<int16_t> : Narrow<int16_t> {};
 template <> struct Kind<uint16_t> : Narrow<uint16_t> {};
 
-// An integer of 32 bits or fewer, computed with 64.
+// An integer of up to 32 bits, computed with 64.
 template <class T>
 struct Wide {};
 template <class T>
@@ -285,7 +287,7 @@ struct Kind<Wide<T>> {
     using T32 = std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>;
 };
 
-// Floats. Real: arithmetic, NaN canonical. ftz, sat: what the modifiers say of operands and results.
+// Floats. Real: for arithmetic, with a canonical NaN. ftz, sat: the modifiers of the instruction.
 template <class T, bool ftz = false, bool sat = false>
 struct Float {};
 using Real = Float<float>;
@@ -306,7 +308,7 @@ struct Kind<Float<T, ftz, sat>> {
         return canonical(v);
     }
 };
-// An fp32 that is computed as fp64 and rounded once.
+// An fp32, computed as fp64 and rounded once.
 template <bool ftz = false, bool sat = false>
 struct Doubled {};
 template <bool ftz, bool sat>
@@ -319,9 +321,9 @@ struct Kind<Doubled<ftz, sat>> {
     static INLINE auto encode(V v) { return Kind<Float<float, ftz, sat>>::encode(convert<float>(v)); }
 };
 
-// fp16 and bf16, computed as fp64: a sum or product of such short numbers, rounded to fp64's 53 digits and then to theirs,
-// is what one rounding gives: what fp64 loses is never near half a unit of theirs. The same holds for fp16's fused
-// product and sum; bf16's takes more care (alu_half.cpp).
+// fp16 and bf16, computed as fp64. Rounding a sum or product of such short numbers to fp64 and then to their format
+// gives the same as rounding once, because the first error is never near half a unit of the format. The same holds for
+// the fused multiply-add of fp16. For bf16 see alu_half.cpp.
 struct Fp16Bits {
     template <class V>  // uint32 -> fp32
     static INLINE auto decode_single(V v) {
@@ -332,7 +334,7 @@ struct Fp16Bits {
     }
     template <class V>
     static INLINE auto decode(V v) { return convert<double>(decode_single(v)); }
-    template <class V>  // fp64 that fp16 can hold -> uint32
+    template <class V>  // fp64 with an fp16 value -> uint32
     static INLINE auto encode_exact(V x) {
         const auto f = convert<float>(x);
         const auto sign = bits(f) >> 16 & 0x8000;
@@ -390,7 +392,7 @@ struct Kind<Short<Format, ftz, sat, relu>> {
     }
 };
 
-// Two of them in a register: each half by itself.
+// Two of them in one register, each computed by itself.
 template <class T>
 struct Two {};
 template <class V>
@@ -413,7 +415,8 @@ constexpr auto in_both = [](auto... p) {
     return Both<decltype(f(p.low...))>{f(p.low...), f(p.high...)};
 };
 
-// A predicate as a result: any comparison. As an operand: all bits of a lane or none, in lanes as wide as the others'.
+// A predicate. As a result it is any comparison. As an operand it is all ones or zero, with the width of the other
+// lanes.
 template <class T>
 struct PredicateOf {
     using Lane = T;
@@ -478,7 +481,8 @@ INLINE void write(uint8_t* to, int group, V v, uint32_t mask) {
     stored = spread<T, n>(mask) ? v : Vec<T, n>(stored);
 }
 
-// The same, where mostly all lanes are active: a load soon afterwards need not wait for a store of chosen lanes.
+// The same, for registers that mostly have all lanes active. A load right after a masked store would have to wait for
+// it.
 template <class V>
 INLINE void store(uint8_t* to, int group, V v, uint32_t mask) {
     if (__builtin_expect(mask == all_lanes, 1))
@@ -494,7 +498,7 @@ constexpr int lanes_at_once = vector_bytes / ((Kind<T>::wide || ...) ? 8 : 4);
 
 constexpr int no_immediate = -1;
 
-// What a group of lanes has of source number `source` (a, b, c, next.a).
+// The lanes of a group of source number `source` (a, b, c, next.a).
 template <class T, int n, int source, int immediate>
 INLINE auto operand(const Ins* p, const uint8_t* r, int group) {
     const int32_t at = source == 0 ? p->a : source == 1 ? p->b : source == 2 ? p->c : p[1].a;
@@ -529,7 +533,7 @@ struct Arithmetic<f, D(S...), immediate> {
 
     static constexpr int groups = warp_lanes / n;
     static constexpr auto sources = std::make_integer_sequence<int, sizeof...(S)>{};
-    // Functions that compute with more than they load are long: a loop, so that they compile quickly.
+    // A function with wider types than its operands is long, so this is a loop, which compiles faster.
     static constexpr bool unrolled = groups <= 4 && !(Kind<D>::is_long || ... || Kind<S>::is_long);
 
     template <int... group>
@@ -566,7 +570,7 @@ struct Arithmetic<f, D(S...), immediate> {
 template <auto f, class Signature, int immediate = no_immediate>
 constexpr Op op = Arithmetic<f, Signature, immediate>::run;
 
-// The same for a function of one lane's values, where vectors have no word for it.
+// The same for a function of single lanes, for operations that vectors do not have.
 template <auto f, class Signature, int immediate = no_immediate>
 struct OneByOne;
 template <auto f, int immediate, class D, class... S>
@@ -590,7 +594,7 @@ struct OneByOne<f, D(S...), immediate> {
 template <auto f, class Signature, int immediate = no_immediate>
 constexpr Op one_by_one = OneByOne<f, Signature, immediate>::run;
 
-// Entries for an instruction and its forms with a constant. The signature comes last: it may hold commas.
+// Entries for an instruction and its forms with a constant. The signature comes last, because it may contain commas.
 #define ENTRY(name, f, ...) {name, op<f, __VA_ARGS__>}
 #define UNARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 0)
 #define BINARY(name, f, ...) ENTRY(name, f, __VA_ARGS__), ENTRY(name ".i", f, __VA_ARGS__, 1)

@@ -1,7 +1,7 @@
 // alu_convert.cpp: cvt between all types
-// The result of a narrow integer type has 16 bits, the register's upper half is zero; the assembler widens it further.
-// Out of range becomes the nearest integer there is.
-// cvt to two halves: a is the upper half, b the lower.
+// A result of a narrow integer type has 16 bits, and the register's upper half is zero; the assembler widens it
+// further. A value out of range becomes the nearest integer of the type. cvt to two halves: a is the upper half, b the
+// lower.
 #include <limits>
 
 #include "functions.h"
@@ -19,7 +19,7 @@ using s64 = int64_t;
 using u64 = uint64_t;
 
 template <class T>
-using Sixty = std::conditional_t<sizeof(T) == 8, T, Wide<T>>;  // computed with 64 bits
+using Sixty = std::conditional_t<sizeof(T) == 8, T, Wide<T>>;  // T computed with 64 bits
 
 // ---- Integer to integer ----
 
@@ -43,13 +43,14 @@ constexpr auto clamp_to = [](auto a) {
 // ---- Integer to float ----
 
 template <class T, Rounding mode>
-constexpr auto float_of = [](auto a) {  // of any integer that T cannot hold
+constexpr auto float_of = [](auto a) {  // for integers that T may not hold exactly
     if constexpr (mode == nearest)
         return convert<T>(a);
     else
         return while_rounding<mode>([](auto v) { return convert<T>(v); }, a);
 };
-// 32 bits are exact in fp64. Of 64, those that fp64 lacks are gathered in one bit, which fp16 and bf16 cannot mistake.
+// An integer of 32 bits is exact in fp64. For 64 bits, one sticky bit replaces the lowest bits, which gives the same
+// rounding to fp16 and bf16.
 constexpr auto double_of = [](auto a) {
     using V = decltype(a);
     if constexpr (sizeof(a[0]) == 4) {
@@ -65,13 +66,13 @@ constexpr auto short_of = [](auto a) { return Format::template round<mode>(doubl
 
 // ---- Float, as fp64, to integer ----
 
-// NaN is 0, but the top bit alone where either type has 64 bits.
+// NaN becomes 0, or only the top bit if either type has 64 bits.
 template <class D, Rounding mode, class S>
 constexpr auto integer_of = [](auto x) {
     using V = decltype(x);
     using To = std::conditional_t<std::is_signed_v<D>, s64, u64>;
     constexpr D least = std::numeric_limits<D>::min(), most = std::numeric_limits<D>::max();
-    // The largest fp64 that is not too large
+    // The largest fp64 that is not above the type's maximum.
     constexpr double top = sizeof(D) < 8 ? static_cast<double>(most) : std::is_signed_v<D> ? 0x1.fffffffffffffp62 : 0x1.fffffffffffffp63;
     x = to_integral<mode>(x);
     V inside = x > all<V>(top) ? all<V>(top) : x;
@@ -96,7 +97,8 @@ template <class Format, Rounding mode>
 constexpr auto as_short = [](auto x) { return Format::template round<mode>(x); };
 constexpr auto widened = [](auto x) { return convert<double>(x); };
 
-// Two results side by side; relu: below zero becomes zero; satfinite: too large becomes the largest, NaN stays NaN.
+// Two results in one register. relu: a negative result becomes zero. satfinite: a value too large becomes the largest
+// finite one; NaN stays NaN.
 template <class Format, Rounding mode, bool relu, bool satfinite>
 INLINE auto short_bits(auto x) {
     using V = decltype(x);
@@ -112,7 +114,7 @@ template <class Format, Rounding mode, bool relu = false, bool satfinite = false
 constexpr auto two_shorts = [](auto upper, auto lower) {
     return short_bits<Format, mode, relu, satfinite>(convert<double>(upper)) << 16 | short_bits<Format, mode, relu, satfinite>(convert<double>(lower));
 };
-// The usual one: fp32 to bf16 by its bits.
+// The most frequent conversion: fp32 to bf16 by its bits.
 constexpr auto brain_bits = [](auto x) {
     const auto u = bits(x);
     return x == x ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : all<decltype(u)>(0x7fff);
@@ -141,7 +143,7 @@ INLINE auto eight_bits(auto x) {  // fp64 -> uint64
     y = magnitude(y) > all<V>(most) ? with_sign_of(all<V>(most), y) : y;
     const auto sign = bits(y) >> 56 & 0x80;
     const auto normal = (bits(magnitude(y)) >> (52 - mantissa)) - (u64(1023 - bias) << mantissa);
-    const V unit = all<V>(static_cast<double>(1ull << (mantissa + bias - 1)));  // a subnormal number counts these
+    const V unit = all<V>(static_cast<double>(1ull << (mantissa + bias - 1)));  // subnormals are multiples of 1 / unit
     const auto small = bits(magnitude(y) * unit + all<V>(0x1p52)) & 0xff;
     const auto size = magnitude(y) < all<V>(2.0 / (1ull << bias)) ? small : normal;
     return y == y ? size | sign : all<decltype(sign)>(0x7f);

@@ -16,7 +16,7 @@ constexpr auto divide = [](auto a, auto b) { return a / b; };
 constexpr auto reciprocal = [](auto a) { return all<decltype(a)>(1) / a; };
 constexpr auto root = [](auto a) { return square_root(a); };
 
-// ---- Towards zero, down, up: AVX-512 takes the rule with the instruction; elsewhere the CPU is told before ----
+// ---- Rounding towards zero, down, up: with AVX-512 the instruction names the mode, else the CPU's mode is set ----
 
 #if MACHINE_AVX512
 constexpr int rule_of[] = {_MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO, _MM_FROUND_TO_NEG_INF, _MM_FROUND_TO_POS_INF};

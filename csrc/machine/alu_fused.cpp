@@ -1,8 +1,8 @@
-// alu_fused.cpp: two or more instructions of PTX in one, where the values between them die
+// alu_fused.cpp: several PTX instructions as one, if no other instruction uses the values between them
 // A bf16 is the upper half of an fp32, so PTX widens it with a shift or a mask before it multiplies.
 //   fused.bf16lo.fma.f32, fused.bf16hi.fma.f32   d = a's lower or upper bf16 times b plus c
 //   fused.dot8.f32    d = a (slot 0) plus the products of w0 to w3 (slot 1: d a b c) with x0 to x7 (slots 2 and 3), in order
-//   fused.dot8.f32.z  the same from +0
+//   fused.dot8.f32.z  the same, starting from +0
 #include "alu.h"
 
 namespace machine::alu {

@@ -1,5 +1,5 @@
 // alu_half.cpp: fp16 and bf16, alone and two in a register
-// setp of two: the lower half's predicate is d, the upper half's is c.
+// setp of two halves: the predicate of the lower half is d, of the upper half c.
 #include "functions.h"
 
 namespace machine::alu {
@@ -11,8 +11,9 @@ constexpr auto add = [](auto a, auto b) { return a + b; };
 constexpr auto sub = [](auto a, auto b) { return a - b; };
 constexpr auto mul = [](auto a, auto b) { return a * b; };
 constexpr auto multiply_add = [](auto a, auto b, auto c) { return fma(a, b, c); };
-// For bf16: the product may lie half way between two of them, and c so far below that fp64 loses it. So what fp64 loses
-// (the error of the sum, exactly) makes the last bit odd: then no half way is left, and the next rounding is right.
+// For bf16 the product may lie half way between two bf16 numbers, and c may be so small that fp64 loses it. So if the
+// fp64 sum has an error, which is computed exactly, its last bit is made odd. Then the sum is not half way, and the
+// next rounding is right.
 constexpr auto multiply_add_brain = [](auto a, auto b, auto c) {
     using V = decltype(a);
     const V product = a * b;  // exact

@@ -1,7 +1,7 @@
 // alu_int.cpp: integers, bits, predicates, moves
-// Unlike the others, an instruction with a carry has the place of the carry predicate in imm (a sub's is its
-// borrow); bfi's length is next.a, or imm is position | length << 8 in bfi.*.i; the selector of prmt is c or imm;
-// unpack's second result is in b, its third in c, its fourth in next.d, and -1 where nobody wants it.
+// Special operands: an instruction with a carry has the place of the carry predicate (of a sub: the borrow) in imm. The
+// length of bfi is next.a; in bfi.*.i imm is position | length << 8. The selector of prmt is c or imm. unpack has its
+// second result in b, its third in c, its fourth in next.d, each -1 if it is not used.
 #include "alu.h"
 
 namespace machine::alu {
@@ -14,7 +14,7 @@ using u32 = uint32_t;
 using i64 = int64_t;
 using u64 = uint64_t;
 
-// ---- Arithmetic. Sums and products wrap, so they are unsigned ----
+// ---- Arithmetic. Sums and products wrap around, so they are computed unsigned ----
 
 constexpr auto add = [](auto a, auto b) { return a + b; };
 constexpr auto sub = [](auto a, auto b) { return a - b; };
@@ -22,7 +22,7 @@ constexpr auto mul = [](auto a, auto b) { return a * b; };
 constexpr auto mad = [](auto a, auto b, auto c) { return a * b + c; };
 constexpr auto negate = [](auto a) { return -a; };
 
-// The product of two numbers of 32 bits that stand in 64.
+// The product of two 32-bit numbers held in 64-bit elements.
 template <class V>
 INLINE V product(V a, V b) {
 #if MACHINE_AVX512
@@ -46,7 +46,7 @@ constexpr auto high_mul64 = [](auto a, auto b) { return high_of(a, b); };
 constexpr auto high_mad64 = [](auto a, auto b, auto c) {
     return static_cast<decltype(c)>(static_cast<u64>(high_of(a, b)) + static_cast<u64>(c));
 };
-// Factors of 24 bits: the product has 48, of which these are the upper 32. The rest of a factor is dropped.
+// The upper 32 bits of the 48-bit product of two 24-bit factors. Higher bits of a factor are ignored.
 constexpr auto high_mul24 = [](auto a, auto b) { return product((a << 40) >> 40, (b << 40) >> 40) >> 16; };
 constexpr auto high_mad24 = [](auto a, auto b, auto c) { return (product((a << 40) >> 40, (b << 40) >> 40) >> 16) + c; };
 constexpr auto low_mul24 = [](auto a, auto b) { return ((a << 8) >> 8) * ((b << 8) >> 8); };
@@ -73,7 +73,8 @@ constexpr auto sad = [](auto a, auto b, auto c) {
     return as<Element<decltype(c)>>(a < b ? as<U>(b) - as<U>(a) : as<U>(a) - as<U>(b)) + c;
 };
 
-// By zero: all bits set, and the dividend remains. A quotient of 32-bit numbers is exact enough in fp64 to be cut off.
+// Division by zero gives all ones as quotient and the dividend as remainder. For 32-bit numbers, the truncated fp64
+// quotient is exact.
 constexpr auto quotient = [](auto a, auto b) {
     using T = Element<decltype(a)>;
     const auto safe = b == 0 ? all<decltype(b)>(1) : b;
@@ -103,7 +104,7 @@ constexpr auto inverse = [](auto a) { return ~a; };
 constexpr auto is_zero = [](auto a) { return a == 0 ? all<decltype(a)>(1) : decltype(a){}; };
 constexpr auto same = [](auto a) { return a; };
 
-// A shift by the width or more leaves nothing, or the sign. The count is 32 bits, also of a 64-bit value.
+// A shift by the width or more gives zero, or copies of the sign. The count has 32 bits, also for a 64-bit value.
 constexpr auto left = [](auto a, auto count) {
     using V = decltype(a);
     [[maybe_unused]] constexpr int most = 8 * sizeof(Element<V>) - 1;
@@ -133,7 +134,7 @@ constexpr auto right = [](auto a, auto count) {
         return count > most ? V{} : a >> (count & most);
 };
 
-// Of high:low, 32 bits. The count is clamped to 32 or taken modulo 32.
+// 32 bits of the shifted high:low. The count is clamped to 32 or taken modulo 32.
 constexpr auto funnel_left = [](auto low, auto high, auto n) { return ((high << 32 | low) << n) >> 32; };
 constexpr auto funnel_right = [](auto low, auto high, auto n) { return ((high << 32 | low) >> n) & 0xffffffff; };
 constexpr auto shf_l_clamp = [](auto a, auto b, auto c) { return funnel_left(a, b, c > 32 ? all<decltype(c)>(32) : c); };
@@ -141,7 +142,7 @@ constexpr auto shf_r_clamp = [](auto a, auto b, auto c) { return funnel_right(a,
 constexpr auto shf_l_wrap = [](auto a, auto b, auto c) { return funnel_left(a, b, c & 31); };
 constexpr auto shf_r_wrap = [](auto a, auto b, auto c) { return funnel_right(a, b, c & 31); };
 
-// The truth table chooses for each bit, first by c, then by b, then by a.
+// The truth table gives each bit: c chooses half of it, then b, then a.
 void lop3(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     using V = Lanes<u32>;
     const V a = lanes<u32>(r, p->a), b = lanes<u32>(r, p->b), c = lanes<u32>(r, p->c);
@@ -162,7 +163,8 @@ constexpr auto reversed = [](auto a) {
     for (unsigned i = 0; i < 8 * sizeof(a); ++i, a >>= 1) result = result << 1 | (a & 1);
     return result;
 };
-// The position of the highest bit that is not the sign's, or all ones; or how far to shift it to the top.
+// The position of the highest bit that differs from the sign, or all ones if there is none. With shift_amount: the
+// shift that moves this bit to the top.
 template <bool shift_amount, class T>
 u32 highest(T a) {
     using U = std::make_unsigned_t<T>;
@@ -174,7 +176,7 @@ u32 highest(T a) {
 constexpr auto bfind = [](auto a) { return highest<false>(a); };
 constexpr auto bfind_shift = [](auto a) { return highest<true>(a); };
 
-// Fields: position and length are the lower 8 bits of their operands; what lies beyond the top is the sign, or zero.
+// Bit fields. Position and length are the lower 8 bits of their operands. Bits beyond the top are the sign, or zero.
 template <class T>
 T extract(T a, u32 position, u32 length) {
     constexpr u32 top = 8 * sizeof(T) - 1;
@@ -237,7 +239,7 @@ constexpr auto bmsk_clamp = [](u32 a, u32 b) { return mask_of<false>(a, b); };
 constexpr auto bmsk_wrap = [](u32 a, u32 b) { return mask_of<true>(a, b); };
 constexpr auto szext_clamp = [](auto a, u32 length) { return extended<false>(a, length); };
 constexpr auto szext_wrap = [](auto a, u32 length) { return extended<true>(a, length); };
-// The n-th set bit from `base` upwards, or downwards where n is negative; n = 0: `base` itself, if it is set.
+// The n-th set bit from `base` upwards, or downwards if n is negative. For n = 0 it is `base` if that bit is set.
 constexpr auto fns = [](u32 mask, u32 base, i32 n) -> u32 {
     if (base > 31) return ~0u;
     if (n == 0) return mask >> base & 1 ? base : ~0u;
@@ -248,7 +250,7 @@ constexpr auto fns = [](u32 mask, u32 base, i32 n) -> u32 {
     return ~0u;
 };
 
-// Each nibble of the selector names one byte of b:a; its upper bit asks for that byte's sign instead.
+// Each nibble of the selector names one byte of b:a. With the nibble's upper bit, the result is that byte's sign.
 constexpr auto permute = [](auto a, auto b, auto selector) {
     decltype(a) result{};
     for (int i = 0; i < 4; ++i) {
@@ -285,9 +287,9 @@ constexpr auto dp2a = [](auto a, auto b, auto c) {
     return c + part<A>(a, 0) * part<B>(b, from) + part<A>(a, 16) * part<B>(b, from + 8);
 };
 
-// ---- Sums over several registers: the carry is a predicate at imm ----
+// ---- Sums over several registers. The carry is a predicate at imm ----
 
-// x + y + carry, or x - y - borrow. Where y is a product, it was made before.
+// x + y + carry, or x - y - borrow. y may be a product.
 template <bool subtract, bool takes, bool leaves, class V>
 INLINE void with_carry(const Ins* p, uint8_t* r, uint32_t m, V x, V y) {
     using T = Element<V>;
@@ -330,7 +332,7 @@ constexpr auto choose = [](auto a, auto b, auto chosen) { return chosen ? a : b;
 constexpr auto choose_by_sign = [](auto a, auto b, auto c) { return c >= 0 ? a : b; };
 constexpr auto choose_by_sign64 = [](auto a, auto b, auto c) { return convert<i64>(as<i32>(c)) >= 0 ? a : b; };
 template <bool ftz>
-constexpr auto choose_by_float = [](auto a, auto b, auto c) {  // NaN: b; -0 is not below zero
+constexpr auto choose_by_float = [](auto a, auto b, auto c) {  // NaN gives b, -0 gives a
     return (ftz ? flush(c) : c) >= 0 ? a : b;
 };
 template <bool ftz>
@@ -366,7 +368,7 @@ void mov_pred_i(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 constexpr auto and_not = [](u32 a, u32 b) { return a & ~b; };
 constexpr auto or_not = [](u32 a, u32 b) { return a | ~b; };
 
-// ---- Registers put together and taken apart ----
+// ---- Packing and unpacking of registers ----
 
 constexpr auto join16 = [](auto a, auto b) { return a | b << 16; };
 constexpr auto join32 = [](auto a, auto b) { return a | b << 32; };

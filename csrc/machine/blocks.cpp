@@ -1,4 +1,4 @@
-// blocks.cpp: see blocks.h
+// blocks.cpp: the start and end of blocks, and reports of deadlocks; see blocks.h
 #include "blocks.h"
 
 #include <algorithm>
@@ -12,11 +12,11 @@ namespace machine {
 
 namespace {
 
-constexpr size_t stagger = 192;  // bytes between arenas, so that they do not fall on the same lines of the cache
+constexpr size_t stagger = 192;  // bytes between arenas, so that they do not use the same cache sets
 
 void fill(Lanes<uint32_t>& slot, uint32_t value) { slot = broadcast<uint32_t>(value); }
 
-// The special registers of a warp. Those of its place in the block stay the same from block to block.
+// Fills a special register of a warp. Registers that depend only on the place in the block are filled the first time.
 void fill_special(const Block* block, const Warp& w, SpecialSlot special, bool first_time) {
     auto& slot = lanes<uint32_t>(w.r, special.at);
     const Launch& launch = *block->launch;
@@ -70,7 +70,7 @@ void fill_special(const Block* block, const Warp& w, SpecialSlot special, bool f
     }
 }
 
-// The number of a block from the number of its cluster and its rank there.
+// The linear index of a block, from the number of its cluster and its rank in it.
 uint64_t number_in_grid(const Launch& launch, uint64_t cluster, uint32_t rank) {
     uint64_t clusters[3], index[3];
     for (int i = 0; i < 3; ++i) clusters[i] = launch.grid[i] / launch.cluster[i];
@@ -81,7 +81,7 @@ uint64_t number_in_grid(const Launch& launch, uint64_t cluster, uint32_t rank) {
     return index[0] + launch.grid[0] * (index[1] + launch.grid[1] * index[2]);
 }
 
-// ---- Words for a deadlock ----
+// ---- The report of a deadlock ----
 
 const char* state_name(GroupState state) {
     switch (state) {
@@ -107,10 +107,11 @@ std::string number_ranges(const std::vector<uint32_t>& sorted) {
     return text;
 }
 
-// "state instruction blocks threads" for each place where somebody waits, parted by semicolons.
+// Describes all waiting threads: entries "state instruction blocks threads", separated by semicolons. luce_edu/machine/
+// report.py turns it into sentences.
 std::string who_waits_where(std::vector<Block*> blocks) {
     std::sort(blocks.begin(), blocks.end(), [](Block* a, Block* b) { return a->number < b->number; });
-    std::map<std::string, std::vector<uint32_t>> places;  // by what is the same: state, instruction, threads
+    std::map<std::string, std::vector<uint32_t>> places;  // blocks with the same state, instruction and threads
     for (Block* block : blocks) {
         std::map<std::pair<std::string, int32_t>, std::vector<uint32_t>> waits;
         for (Warp& w : block->warps) {

@@ -1,4 +1,4 @@
-// blocks.h: blocks of threads, from their start to their end, and what is said when none can go on
+// blocks.h: the start and end of blocks, and reports of deadlocks
 #pragma once
 
 #include <memory>
@@ -8,13 +8,13 @@
 
 namespace machine {
 
-// Blocks that have ended, whose memory serves the next ones. Of one OS thread.
+// Blocks that have ended, kept so that new blocks can reuse their memory. One pool per OS thread.
 class BlockPool {
 public:
     Block* take(Launch* launch, Worker* worker, uint64_t number, const Trace* trace);
     void give_back(Block* block) { free_.emplace_back(block); }
 
-    uint64_t serial = 0;  // of the launch, as addresses are used again
+    uint64_t serial = 0;  // the number of the launch; its address alone could be that of an earlier one
 
 private:
     static void place(Block* block, Launch* launch, uint64_t number);
@@ -23,7 +23,7 @@ private:
     std::vector<std::unique_ptr<Block>> free_;
 };
 
-// Blocks of a cluster start and end together; alone, a block is a cluster of one.
+// The blocks of a cluster, which start and end together. A block without a cluster is a cluster of one.
 struct Cluster {
     std::vector<Block*> blocks;
     bool ended() const {
@@ -38,7 +38,7 @@ uint32_t cluster_blocks(const Launch& launch);
 std::unique_ptr<Cluster> start_cluster(BlockPool& pool, Launch* launch, Worker* worker, uint64_t number, const Trace* trace);
 void end_cluster(BlockPool& pool, std::unique_ptr<Cluster> cluster);
 
-// End the launch with a report, unless it has one: nobody can go on, or it was told to end.
+// Both end the launch with a report, unless it has one already.
 void report_deadlock(Launch* launch, const std::vector<Block*>& blocks);
 void report_end(Launch* launch, Fault fault);
 

@@ -1,4 +1,4 @@
-// clocks.cpp: joining what threads know
+// clocks.cpp: joins vector clocks
 #include "clocks.h"
 
 #include <algorithm>
@@ -68,7 +68,7 @@ void View::learn(Point point) {
 Ref<View> join(const Ref<View>& a, const Ref<View>& b) {
     if (a == b || !b) return a;
     if (!a) return b;
-    // The lanes of a warp mostly ask for the same join one after another.
+    // The lanes of a warp mostly need the same join one after another, so the last result is kept.
     static Ref<View> last_a, last_b, last;
     if (last_a == a && last_b == b) return last;
     Ref<View> joined(new View);

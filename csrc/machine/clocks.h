@@ -1,9 +1,8 @@
-// clocks.h: what each thread knows to have happened, as vector clocks
-// A thread counts epochs; a new one begins whenever something of the old one is published: at a barrier, a release, a
-// fence. An access is stamped with its thread and epoch, and comes before whatever a thread does that knows this epoch.
-// What a thread knows is its base, a view that never changes and that many threads share, and its own past. A view has a
-// part for each block of which anything is known, and equal parts are shared as well, so that knowing a whole grid costs
-// a pointer a block.
+// clocks.h: vector clocks: which accesses each thread knows to have happened
+// A thread counts epochs. A new epoch begins when the old one is published: at a barrier, a release, a fence. An access
+// gets its thread and epoch as a stamp. It comes before all that a thread does that knows this epoch. A thread knows
+// its own past and its base: an immutable view that many threads share. A view has a part for each block of which
+// something is known. Equal parts are shared too, so that a view of a whole grid costs one pointer per block.
 #pragma once
 
 #include <memory>
@@ -14,7 +13,7 @@
 
 namespace machine {
 
-// What counted pointers of one OS thread point at. A copy starts with nobody pointing at it.
+// The base of objects with a reference count, used by one OS thread. A copy starts with a count of 0.
 struct Counted {
     uint32_t users = 0;
     Counted() = default;
@@ -45,8 +44,8 @@ private:
     T* to_ = nullptr;
 };
 
-// Somebody who accesses memory: the number of the block, counted on through launches that may overlap, and the place in
-// it. Places behind those of the threads are asynchronous copies.
+// The source of an access: the number of its block, counted across launches that may overlap, and a place in the block.
+// Places after those of the threads are asynchronous copies.
 using Who = uint32_t;
 constexpr Who nobody = ~0u;
 constexpr int place_bits = 12;
@@ -59,7 +58,7 @@ struct Point {
     uint32_t epoch;
 };
 
-// The epochs known of one block, by place; 0: nothing.
+// The known epoch of each place in one block; 0 means that nothing is known.
 struct Part : Counted {
     std::vector<uint32_t> epochs;
 
@@ -72,7 +71,7 @@ struct Part : Counted {
 
 struct View : Counted {
     std::vector<std::pair<uint32_t, Ref<Part>>> parts;  // by block, sorted
-    // Launches of which everything is known: those below a number, and a bit for each of the next 64.
+    // The launches that are fully known: those below a number, and one bit for each of the next 64.
     uint32_t launches_below = 0;
     uint64_t launches = 0;
 
@@ -81,26 +80,26 @@ struct View : Counted {
         return launch < launches_below || (launch - launches_below < 64 && launches >> (launch - launches_below) & 1);
     }
     void learn_launch(uint32_t launch) { learn_launches(launch < 63 ? 0 : launch - 63, 1ull << (launch < 63 ? launch : 63)); }
-    // All below a number, and those of a bit mask from there on.
+    // Adds all launches below a number, and those in a bit mask from that number on.
     void learn_launches(uint32_t below, uint64_t mask);
     void put(uint32_t block, Ref<Part> part);
     void learn(Point point);
 };
 
-// What both know. One of the two where it knows all that the other does. Null knows nothing.
+// The union of both views. It is one of the two if that one contains the other. Null is the empty view.
 Ref<View> join(const Ref<View>& a, const Ref<View>& b);
-// The same in place, for a view that nobody else has.
+// The same in place, for a view that is not shared.
 void join_into(Ref<View>& a, const Ref<View>& b);
 
 // What a thread or a copy knows when it accesses memory.
 struct Clock {
     Who who = nobody;
     uint32_t epoch = 1;
-    Who self = nobody;             // a thread knows its own past; a copy that of the thread that asked for it
-    uint32_t self_epoch = ~0u;     // until here
+    Who self = nobody;             // whose past it knows: its own for a thread, the issuing thread's for a copy
+    uint32_t self_epoch = ~0u;     // up to this epoch
     Ref<View> base;
-    Ref<Part> own;                 // the base's part of the own block
-    std::vector<Point> copies;     // that the thread has waited for
+    Ref<Part> own;                 // the base's part for the own block
+    std::vector<Point> copies;     // copies that the thread has waited for
 
     void set_base(Ref<View> view) {
         base = std::move(view);
@@ -115,33 +114,33 @@ struct Clock {
 
 enum Scope : uint8_t { cta, cluster, gpu, system };
 
-// What a thread has published, to be learned by whoever acquires it.
+// What a thread has published. A thread that acquires it learns it.
 struct Release : Counted {
     Scope scope;
     Point point;
     Ref<View> base;
     std::vector<Point> copies;
-    Ref<View> whole;  // all of it, made when first acquired
+    Ref<View> whole;  // the full view, made at the first acquire
 
     const Ref<View>& view();
 };
 
-// What comes with the value of a word: releases of which this value is a part or a successor.
+// The releases that an acquire of a word's value synchronises with.
 struct Releases : Counted {
     std::vector<Ref<Release>> all;
 };
 
-// Threads that come to one place, and what they know together. Most of them are of one block.
+// Threads that arrive at one place, such as a barrier, and the union of what they know. Most are of one block.
 struct Meeting {
     uint32_t block = 0;
     Ref<View> base;
-    Ref<Part> part;  // of the block; only the meeting has it
-    uint32_t top = 0;  // the latest epoch of any
-    std::vector<uint32_t> waiting;  // places
+    Ref<Part> part;  // the part of the block, not shared
+    uint32_t top = 0;  // the latest epoch of any of them
+    std::vector<uint32_t> waiting;  // their places
 
     void add(Clock& clock);
     void add(Point copy);
-    // What all know; the meeting starts anew.
+    // Returns what they all know, and resets the meeting.
     Ref<View> close();
 };
 

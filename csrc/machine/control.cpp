@@ -1,8 +1,8 @@
-// control.cpp: what decides which lanes go on where: branches, calls, exits, barriers, votes and shuffles
+// control.cpp: branches, calls, exits, barriers, votes and shuffles
 //
-// Lanes that part become groups. The one at the lowest address runs, and as basic blocks stand in reverse postorder, that
-// is the one that is furthest behind: so groups meet again at the first block that both come through. A group that looks
-// in vain (a spin) lets another have its turn, as independent thread scheduling does since Volta.
+// Lanes that diverge form groups. The group at the lowest address runs. Basic blocks are in reverse postorder, so this
+// is the group that is furthest behind, and groups converge at the first block that both reach. A group that polls in
+// vain (a spin) yields to another one, as with independent thread scheduling since Volta.
 #include "control.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ void remove_group(Warp* w, int i) { w->others[i] = w->others[--w->others_count];
 
 void add_group(Warp* w, Group group) { w->others[w->others_count++] = group; }
 
-// The ready group that is furthest behind, or -1.
+// The index of the ready group that is furthest behind, or -1.
 int lowest_ready(const Warp* w) {
     int lowest = -1;
     for (int i = 0; i < w->others_count; ++i)
@@ -34,7 +34,7 @@ void run_group(Warp* w, int i) {
     remove_group(w, i);
 }
 
-// The group that ran has ended or waits: another one's turn, or the end of the warp's.
+// Called when the running group has ended or waits. Runs another group, or ends the warp's turn.
 void next_group(Warp* w) {
     if (int i = lowest_ready(w); i >= 0) return run_group(w, i);
     w->mask = 0;
@@ -93,7 +93,7 @@ void bra(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return p->run(w, p, r, m);
 }
 
-// Lanes of `taken` go to `target`, the others of `m` to the next instruction: the one that is behind goes first.
+// The lanes of `taken` go to `target`, the other lanes of m to `next`. The group with the lower address runs first.
 void part(Warp* w, const Ins* next, const Ins* target, uint32_t taken, uint32_t m) {
     const bool target_first = target < next;
     w->pc = target_first ? target : next;
@@ -112,7 +112,7 @@ void bra_if(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 void brx(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     const auto& index = lanes<uint32_t>(r, p->a);
-    // One target after another, each with the lanes that want it.
+    // Each round takes one target and the lanes that go there.
     uint32_t left = m;
     bool first = true;
     while (left) {
@@ -161,10 +161,10 @@ void ret(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Block barriers ----
 
-// What bar.red counts of the threads' votes; a group that waits keeps it in `meets`.
+// The result that bar.red computes from the votes. A waiting group keeps it in `meets`.
 enum Votes : uint32_t { no_votes, popc, all_of, any_of };
 
-// Gives the lanes that wait at a barrier what it counted.
+// Writes the result of the votes to the lanes that wait at a barrier.
 void finish_barrier(Warp* w, const Ins* p, uint32_t m, uint32_t kind, uint32_t votes, uint32_t all) {
     switch (kind) {
         case popc: return put(w->r, p->d, broadcast<uint32_t>(votes), m);
@@ -193,12 +193,12 @@ void release(Block* block, unsigned id) {
     ++block->worker->barriers;
 }
 
-// The number of threads that a barrier waits for; of all, those that have not exited.
+// The number of threads that a barrier waits for. A barrier of all threads waits for those that have not exited.
 uint32_t expected(const Block* block, const Block::Barrier& barrier) {
     return barrier.expected ? barrier.expected : block->live_threads;
 }
 
-// One of `bar.sync`, `bar.red` (both wait) and `bar.arrive`.
+// bar.sync and bar.red, which wait, and bar.arrive.
 template <bool waits, Votes kind = no_votes>
 void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     Block* block = w->block;
@@ -214,12 +214,13 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     } else if (block->launch->strict && count == 0 && lines[barrier.first_ins] != lines[w->at(p)]) {
         return fail_with_other(w, p, Fault::divergent_barrier, lane, barrier.first_ins);
     }
-    // bar.sync is one for the whole warp: two of its ways with a barrier each are undefined, whatever the counts say.
+    // A warp must execute bar.sync as a whole. Two branches with a barrier each are undefined, even if the counts
+    // match.
     for (int i = 0; i < w->others_count; ++i)
         if (const Group& group = w->others[i]; group.state == GroupState::at_barrier && group.barrier == id && group.pc != p)
             return fail_with_other(w, p, Fault::divergent_barrier, lane, w->at(group.pc));
-    // Hardware counts whole warps; a group counts the lanes that it has, and a warp with ended lanes counts in full
-    // where a number of threads was given.
+    // Hardware counts whole warps. Here a group counts its lanes. But if the barrier names a number of threads, a warp
+    // with exited lanes counts in full.
     barrier.arrived += count == 0 || std::popcount(w->live) == warp_lanes ? std::popcount(m)
                        : m == w->live                                     ? warp_lanes
                                                                           : std::popcount(m);
@@ -233,14 +234,14 @@ void bar(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
         return fail(w, p, Fault::divergent_barrier, lane);
     finish_barrier(w, p, m, kind, barrier.votes, count ? count : block->live_threads);
     release(block, id);
-    // The others of this warp are ready now as well, and may be behind: the next block's start sorts that out.
+    // Other groups of this warp are ready now too and may be behind. The start of the next basic block handles that.
     NEXT_AFTER(1);
 }
 
 // ---- Warp operations ----
 
-// Whether the lanes that `named` asks for are all here. If not, the group waits and *m says nothing; lanes that come later
-// to the same instruction take those that wait along.
+// Returns true if all lanes in `named` are here, and adds the waiting ones to *m. Otherwise the group waits, and lanes
+// that arrive later at the same instruction will add it.
 template <bool is_sync = false>
 bool gather(Warp* w, const Ins* p, uint32_t named, uint32_t* m) {
     if (LIKELY(((named & w->live) & ~*m) == 0 && (named & *m) == *m)) {
@@ -271,7 +272,7 @@ bool gather(Warp* w, const Ins* p, uint32_t named, uint32_t* m) {
     return true;
 }
 
-// The mask that the first lane has. Lanes that have another, such as the other half of a warp, take their turn after it.
+// The member mask of the first lane. Lanes with another mask, such as those of the other half of a warp, run after it.
 uint32_t named_lanes(Warp* w, const Ins* p, uint8_t* r, int32_t at, int64_t constant, uint32_t* m) {
     if (LIKELY(at < 0)) return static_cast<uint32_t>(constant);
     const auto& masks = lanes<uint32_t>(r, at);
@@ -287,7 +288,7 @@ uint32_t named_lanes(Warp* w, const Ins* p, uint8_t* r, int32_t at, int64_t cons
     const uint32_t named = named_lanes(w, p, r, at, constant, &m); \
     if (!gather(w, p, named, &m)) return
 
-// __syncwarp may stand in two branches and bring them together; other operations meet at one instruction.
+// Lanes may meet at two different __syncwarp in two branches. For other operations they must be at one instruction.
 void bar_warp_sync(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     const uint32_t named = named_lanes(w, p, r, p->a, p->imm, &m);
     if (!gather<true>(w, p, named, &m)) return;
@@ -297,14 +298,14 @@ void bar_warp_sync(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 enum class Shuffle { up, down, bfly, idx };
 
-// The value of the lane that each asks; a lane whose source is outside its segment keeps its own. A source that does not
-// take part gives all ones, which is NaN as a float.
+// Each lane gets the value of its source lane. A lane whose source is outside its segment keeps its own value. A source
+// lane that does not take part gives all ones, which is NaN as a float.
 template <Shuffle kind, bool by_constant>
 void shfl(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     GATHER(p[1].a, p[1].imm);
     const Lanes<uint32_t> value = lanes<uint32_t>(r, p->a);
 #if MACHINE_AVX512
-    // A butterfly over the whole warp by a constant, all lanes there: by far the most frequent.
+    // The most frequent case: a butterfly over the whole warp by a constant, with all lanes active.
     if (kind == Shuffle::bfly && by_constant && p[1].b < 0 && p[1].c == 31 && m == all_lanes) {
         const auto part = reinterpret_cast<const __m512i*>(&value);
         Lanes<uint32_t> result;
@@ -382,7 +383,8 @@ void match(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 struct Add { template <class T> static T of(T a, T b) { return a + b; } };
 struct Min { template <class T> static T of(T a, T b) { return b < a ? b : a; } };
 struct Max { template <class T> static T of(T a, T b) { return a < b ? b : a; } };
-// Of floats: -0 is less than +0; a NaN gives way to a number, or with `nan` wins; `absolute` takes both without sign.
+// Minimum or maximum of floats. -0 is less than +0. The result is the number if the other is NaN, or NaN with `nan`.
+// `absolute` drops the signs first.
 template <bool least, bool absolute, bool nan>
 struct Extreme {
     static float of(float a, float b) {
@@ -421,7 +423,7 @@ void elect(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// ---- The end of threads ----
+// ---- Exits ----
 
 Block* first_of_cluster(Block* block);
 void open_cluster_barrier(Block* first);
@@ -430,7 +432,7 @@ void leave(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
     Block* block = w->block;
     w->live &= ~m;
     block->live_threads -= std::popcount(m);
-    // A barrier that only waited for these is complete now.
+    // A barrier that waited only for these threads is complete now.
     for (unsigned id = 0; id < 16 && block->live_threads; ++id) {
         Block::Barrier& barrier = block->barriers[id];
         if (barrier.arrived == 0 || barrier.arrived < expected(block, barrier)) continue;
@@ -438,7 +440,7 @@ void leave(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
         release(block, id);
     }
     if (block->cluster) open_cluster_barrier(first_of_cluster(block));
-    // So may a warp operation be that waits for them, where the launch is not strict; otherwise it is a report.
+    // So may be a warp operation that waits for these lanes. In a strict launch it will end with a report.
     for (int i = 0; i < w->others_count; ++i)
         if (w->others[i].state == GroupState::at_warp_sync && (w->others[i].meets & m)) w->others[i].state = GroupState::ready;
     next_group(w);
@@ -448,11 +450,11 @@ void let_go(Block* block) {
     if (!block->let_go) block->let_go = true, block->launch->blocks_let_go.fetch_add(1);
 }
 
-// As early as it may: PTX has the next kernel start once every block has said so or ended, and the first thread of a block
-// that says it speaks for the block.
+// In PTX the next kernel may start once every block has executed this or has ended. The first thread of a block counts
+// for the whole block, which is the earliest that PTX allows.
 void launch_dependents(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
     let_go(w->block);
-    // The turn ends here, so that with a seed the next kernel may come before the rest of this one.
+    // The turn ends here, so that with a seed the next kernel may run before the rest of this one.
     w->pc = p + 1;
     w->mask = m;
     w->running = false;
@@ -465,7 +467,7 @@ void wait_for_predecessor(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// ---- The barrier of a cluster ----
+// ---- Cluster barriers ----
 
 Block* first_of_cluster(Block* block) { return block->cluster ? block->cluster[0] : block; }
 
@@ -474,7 +476,7 @@ uint32_t cluster_size(const Block* block) {
     return block->cluster ? size[0] * size[1] * size[2] : 1;
 }
 
-// Opens it once every thread that has not exited has arrived.
+// Opens the barrier if every thread that has not exited has arrived.
 void open_cluster_barrier(Block* first) {
     const uint32_t size = cluster_size(first);
     auto block = [&](uint32_t i) { return first->cluster ? first->cluster[i] : first; };
@@ -510,14 +512,14 @@ void cluster_wait(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 }
 
 void nanosleep(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
-    // A sleeper gives way; as a look it always sees the same.
+    // A sleeping group yields. It counts as a polling load that sees no change.
     looked_in_vain(w, p, 0);
     return give_way(w, p + 1, m);
 }
 
 void trap(Warp* w, const Ins* p, uint8_t*, uint32_t m) { return fail(w, p, Fault::trap, std::countr_zero(m)); }
 
-// The virtual GPU has no time yet: every look at a clock finds it one tick further.
+// Without the model of timing.cpp there is no time, so every read of a clock register advances it by one tick.
 template <int shift>
 void clock32(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     put(r, p->d, broadcast<uint32_t>(static_cast<uint32_t>(++w->worker->ticks >> shift)), m);
@@ -573,7 +575,7 @@ bool wake(Warp* w) {
     if (w->mask) return true;
     int next = lowest_ready(w);
     for (int i = 0; i < w->others_count && next < 0; ++i)
-        if (w->others[i].state == GroupState::polling) next = i;  // the one that has waited longest comes first
+        if (w->others[i].state == GroupState::polling) next = i;  // the longest-waiting one is first
     if (next < 0) return false;
     w->pc = w->others[next].pc;
     w->mask = w->others[next].mask;

@@ -1,13 +1,13 @@
-// functions.h: what fp32, fp64, fp16 and bf16 share: minimum, comparisons, and the approximate functions
-// PTX's approximations are computed here in fp64 by polynomials of our own, within 1e-13 of the true value, and rounded
-// once: more exact than a GPU, and the same bits everywhere. The coefficients interpolate at Chebyshev nodes.
+// functions.h: functions for fp32, fp64, fp16 and bf16: minimum, comparisons, and the approximate functions
+// PTX's approximate functions are computed in fp64 by polynomials, within 1e-13 of the true value, and rounded once. So
+// they are more exact than on a GPU and the same on every CPU. The coefficients interpolate at Chebyshev nodes.
 #pragma once
 
 #include "alu.h"
 
 namespace machine::alu {
 
-// ---- Minimum and maximum: a number beats NaN, and -0 is below +0 ----
+// ---- Minimum and maximum. Of a number and NaN the result is the number; -0 is below +0 ----
 
 constexpr auto least_float = [](auto a, auto b) {
     using V = decltype(a);
@@ -21,14 +21,14 @@ constexpr auto greatest_float = [](auto a, auto b) {
     r = a == b ? reinterpret_cast<V>(bits(a) & bits(b)) : r;
     return b == b ? r : a;
 };
-// .NaN: it beats every number.
+// .NaN: of a number and NaN the result is NaN.
 template <auto f>
 constexpr auto or_nan = [](auto a, auto b) {
     auto r = f(a, b);
     r = a == a ? r : a;
     return b == b ? r : b;
 };
-// .xorsign.abs: of the magnitudes; the sign is that of the product.
+// .xorsign.abs: compares the magnitudes; the sign is that of the product.
 template <auto f>
 constexpr auto of_magnitudes = [](auto a, auto b) {
     using V = decltype(a);
@@ -36,7 +36,7 @@ constexpr auto of_magnitudes = [](auto a, auto b) {
     return with_sign_of(r, reinterpret_cast<V>(bits(a) ^ bits(b)));
 };
 
-// ---- Comparisons. With a u: true as well if one is NaN ----
+// ---- Comparisons. Those with a u are also true if an operand is NaN ----
 
 constexpr auto f_eq = [](auto a, auto b) { return a == b; };
 constexpr auto f_ne = [](auto a, auto b) { return (a < b) | (a > b); };
@@ -53,19 +53,19 @@ constexpr auto f_geu = [](auto a, auto b) { return ~(a < b); };
 constexpr auto f_num = [](auto a, auto b) { return (a == a) & (b == b); };
 constexpr auto f_nan = [](auto a, auto b) { return (a != a) | (b != b); };
 
-// All of them, each as ROW(name, function).
+// Lists all comparisons as ROW(name, function).
 #define ALL_COMPARISONS(ROW)                                                                                       \
     ROW("eq", f_eq), ROW("ne", f_ne), ROW("lt", f_lt), ROW("le", f_le), ROW("gt", f_gt), ROW("ge", f_ge),            \
     ROW("equ", f_equ), ROW("neu", f_neu), ROW("ltu", f_ltu), ROW("leu", f_leu), ROW("gtu", f_gtu), ROW("geu", f_geu), \
     ROW("num", f_num), ROW("nan", f_nan)
 
-// ---- Approximate functions, of fp64 ----
+// ---- Approximate functions, in fp64 ----
 
 constexpr auto exp2_of = [](auto x) {
     using V = decltype(x);
-    x = x < all<V>(-300) ? all<V>(-300) : x;  // far outside of fp32
+    x = x < all<V>(-300) ? all<V>(-300) : x;  // the result is 0 in fp32 either way
     x = x > all<V>(300) ? all<V>(300) : x;
-    const V shifted = x + all<V>(0x1.8p52);  // the nearest integer is in its lowest bits
+    const V shifted = x + all<V>(0x1.8p52);  // its lowest bits are the nearest integer
     const V fraction = x - (shifted - all<V>(0x1.8p52));
     const V power = as<double>((bits(shifted) << 52) + bits(all<V>(1)));
     return power * polynomial(fraction, 1.0, 0x1.62e42fefa39f7p-1, 0x1.ebfbdff8149f2p-3, 0x1.c6b08d7044119p-5,
@@ -87,7 +87,7 @@ constexpr auto log2_of = [](auto x) {  // x = 2^k m with m around 1; log2(m) is 
     return x < all<V>(__builtin_inf()) ? result : x;  // infinity and NaN
 };
 
-// In quarters of a turn, of which `ahead` are added: 0 is the sine, 1 the cosine. Exact enough up to 2^40.
+// The sine of x plus `ahead` quarter turns: ahead = 0 is the sine, 1 the cosine. It is accurate for |x| up to 2^40.
 template <int ahead>
 constexpr auto sine_of = [](auto x) {
     using V = decltype(x);
@@ -104,7 +104,7 @@ constexpr auto sine_of = [](auto x) {
                                 -0x1.27e4f724a2a6cp-22, 0x1.1ee96ae555769p-29, -0x1.8f7519bce3df1p-37);
     V result = (quadrant & 1) != 0 ? cosine : sine;
     result = (quadrant & 2) != 0 ? minus(result) : result;
-    if constexpr (ahead == 0) result = x == all<V>(0) ? x : result;  // of -0
+    if constexpr (ahead == 0) result = x == all<V>(0) ? x : result;  // keeps the sign of -0
     result = result > all<V>(1) ? all<V>(1) : result;  // beyond 2^40
     return result < all<V>(-1) ? all<V>(-1) : result;
 };

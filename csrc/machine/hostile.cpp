@@ -1,4 +1,4 @@
-// hostile.cpp: late and stale memory
+// hostile.cpp: late and stale memory; see hostile.h
 #include "hostile.h"
 
 namespace machine {
@@ -20,11 +20,11 @@ uint64_t Hostile::random() {  // splitmix64
 
 Write* Hostile::choose(Word& word, const How& how) {
     Write* write = word.last;
-    // 64 bits that are read as one must not come from two writes.
+    // A strong 64-bit read must not mix two writes.
     if (how.strong && how.touch.size > 4) return write;
     const auto must_be_seen = [&] {
         if (!timeline_.knows(how.clock, *write)) return false;
-        // ld.global.nc may go through a cache that nothing refreshes before the kernel ends.
+        // ld.global.nc may read from a cache that is not refreshed before the kernel ends.
         return !how.non_coherent || write->who == nobody || timeline_.launch_of(write->who) != timeline_.launch_of(how.clock.who);
     };
     while (write->before && !must_be_seen()) {
@@ -38,7 +38,7 @@ Write* Hostile::choose(Word& word, const How& how) {
     return write;
 }
 
-// Lands those, the last asked for or any other of them first.
+// Performs the chosen copies in a random order.
 void Hostile::land_those(std::vector<Pending>& pending, const std::function<bool(const Pending&)>& which) {
     std::vector<Pending> now, later;
     for (Pending& one : pending) (which(one) ? now : later).push_back(std::move(one));
@@ -66,7 +66,7 @@ void Hostile::wait(Thread& thread, bool bulk, uint32_t until) {
     auto& copies = thread.copies_of[bulk];
     if (!copies || copies->pending.empty()) return;
     land_those(copies->pending, [&](const Pending& one) { return one.copy.kind != Copy::arrival && one.clock.epoch <= until; });
-    // An arrival behind them has nothing to wait for any more.
+    // An arrival after these copies no longer waits for anything.
     land_those(copies->pending, [&](const Pending& one) { return one.copy.kind == Copy::arrival && one.clock.epoch <= until; });
 }
 

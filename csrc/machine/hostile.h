@@ -1,9 +1,9 @@
 // hostile.h: memory that is as late and as stale as PTX's memory consistency model allows
-// All stores take effect at once, and each word remembers its last writes. A load may return any of them that nothing
-// obliges it to have passed: a later write that the thread knows of, or has seen before. So a store reaches others late
-// and out of order, a line of L1 is stale, a flag overtakes its data, each where nothing orders them; and a program
-// without races always gets the one value that it must. Asynchronous copies wait until something waits for them, or are
-// carried out at once: the seed decides.
+// All stores take effect at once, and each word remembers its last writes. A load may return any of these writes,
+// unless the thread knows of a later write or has seen one. So where no synchronisation orders them, stores become
+// visible late and out of order, lines of L1 are stale, and a flag overtakes its data. A program without races always
+// reads the right value. The seed decides whether an asynchronous copy is performed at once or when something waits for
+// it.
 #pragma once
 
 #include "timeline.h"
@@ -14,16 +14,16 @@ class Hostile {
 public:
     Hostile(Timeline& timeline, uint64_t seed, std::function<void(const Pending&)> land);
 
-    // The write whose value a load of the word returns.
+    // Chooses the write whose value a load of the word returns.
     Write* choose(Word& word, const How& how);
 
     void copy(Pending pending);
-    // Copies up to an epoch have been waited for.
+    // The thread has waited for its copies up to an epoch.
     void wait(Thread& thread, bool bulk, uint32_t until);
-    // Somebody waits in vain for an mbarrier.
+    // A wait for an mbarrier has not succeeded yet.
     void look(const Block* block, const uint8_t* barrier);
     void block_ends(const Block* block);
-    // Copies that are on their way arrive, and loads return the newest for a while. False: nothing was late.
+    // Performs all pending copies, and lets loads return the newest value for a while. False if nothing was late.
     bool drain();
 
 private:
@@ -34,8 +34,8 @@ private:
 
     Timeline& timeline_;
     uint64_t state_;
-    uint32_t stale_, late_;  // of 16 loads, of 16 copies
-    uint32_t fresh_ = 0;     // loads that are not stale after drain()
+    uint32_t stale_, late_;  // how many of 16 loads are stale, and of 16 copies late
+    uint32_t fresh_ = 0;     // number of loads left that return the newest value after drain()
     std::function<void(const Pending&)> land_;
 };
 

@@ -1,4 +1,4 @@
-// interface.cpp: what luce_edu/machine/core.py calls, and the only structs that both know
+// interface.cpp: the functions that luce_edu/machine/core.py calls, and the structs that both share
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,7 +20,7 @@ namespace machine {
 
 namespace {
 
-// The registry fills up before main, in whatever order the files come; so it is made when first asked for.
+// Static initialisers fill the registry, in any order of the files. So the first use creates it.
 std::vector<Entry>& registry() {
     static std::vector<Entry> entries;
     return entries;
@@ -36,7 +36,7 @@ void add_operations(std::initializer_list<Entry> entries) {
 
 const char* operation_name(int32_t operation) { return registry()[operation].name; }
 
-// A program as Python gives it: `code` holds an index into the registry in place of each function, -1 in a slot.
+// A program as Python passes it. In `code`, an index into the registry replaces each function, -1 in a slot.
 struct ProgramText {
     const Ins* code;
     int32_t count, arena_bytes;
@@ -48,7 +48,7 @@ struct ProgramText {
     const int32_t* lines;
 };
 
-// What a launch did to one tensor. gap: the first bytes in a row that it left unwritten, where it wrote some.
+// Counts of one launch for one tensor. gap: the first range of bytes that it left unwritten, if it wrote any.
 struct TensorCount {
     uint64_t asked_read, asked_write, moved_read, moved_write, distinct_read, distinct_write, gap_begin, gap_end;
 };
@@ -60,7 +60,7 @@ struct LaunchText {
     uint32_t dynamic_shared_bytes, sm_count, resident, cooperative, dependent, strict;
     const Tensor* tensors;
     uint32_t tensors_count;
-    // Added to: by basic block, by memory instruction, by tensor; then barriers passed by blocks, and atomics.
+    // Results: counts per basic block, per memory instruction and per tensor; then the numbers of barriers and atomics.
     BlockCount* counts;
     Site* sites;
     TensorCount* traffic;
@@ -84,7 +84,7 @@ EXPORT int32_t luce_operations(const char** names) {
 }
 
 EXPORT Program* luce_load(const ProgramText* text) {
-    // One allocation for each array, owned by the program and never moved.
+    // The program owns one allocation for each array, which never moves.
     auto copy = [](const auto* from, size_t count) {
         auto to = new std::remove_cvref_t<decltype(*from)>[count + 1]();
         if (count) memcpy(to, from, count * sizeof *from);
@@ -126,7 +126,7 @@ std::string printed;
 
 void on_interrupt(int) { interrupted.store(true); }
 
-// While launches run, Ctrl-C ends them; Python's own handler sees nothing of it until this is over.
+// While launches run, Ctrl-C ends them. Python's own handler does not see the signal.
 class Interrupts {
 public:
     Interrupts() {
@@ -152,7 +152,7 @@ private:
 
 namespace {
 
-// Counts the bits of [from, to) and clears them; the first row of zeros in [0, total) goes to the gap.
+// Counts and clears the bits of [from, to).
 uint64_t count_and_clear(uint64_t* bits, uint64_t from, uint64_t to) {
     uint64_t sum = 0;
     for (uint64_t word = from / 64; word < (to + 63) / 64; ++word) {
@@ -162,7 +162,7 @@ uint64_t count_and_clear(uint64_t* bits, uint64_t from, uint64_t to) {
     return sum;
 }
 
-// The first bytes in a row of `total` that nobody wrote; outside [low, high) nobody wrote any.
+// Finds the first range of unwritten bytes in [0, total). No byte outside [low, high) was written.
 void find_gap(const uint64_t* bits, uint64_t low, uint64_t high, uint64_t total, TensorCount& count) {
     auto is_written = [&](uint64_t byte) { return byte >= low && byte < high && (bits[byte / 64] >> byte % 64 & 1); };
     uint64_t at = low > 0 ? 0 : low;
@@ -178,7 +178,7 @@ void find_gap(const uint64_t* bits, uint64_t low, uint64_t high, uint64_t total,
     count.gap_end = at;
 }
 
-// What the OS threads counted of a launch, into Python's arrays; the tensors' bits are all 0 afterwards.
+// Adds the counts of all OS threads for a launch to Python's arrays, and clears the tensors' bits.
 void add_up(const LaunchText& text, const Launch& launch, const std::vector<std::unique_ptr<Worker>>& workers) {
     std::vector<Traffic> extents(text.tensors_count);
     for (const auto& worker : workers) {
@@ -217,7 +217,7 @@ void add_up(const LaunchText& text, const Launch& launch, const std::vector<std:
 
 namespace {
 
-// The launches of a run, and for each what its OS threads count.
+// The launches of a run, and for each launch one worker per OS thread.
 struct Run {
     std::atomic<uint32_t> failed = 0;
     std::vector<std::unique_ptr<Launch>> launches;
@@ -233,7 +233,7 @@ struct Run {
             for (int k = 0; k < 3; ++k)
                 launch->grid[k] = text.grid[k], launch->block[k] = text.block[k], launch->cluster[k] = text.cluster[k];
             launch->dynamic_shared_bytes = text.dynamic_shared_bytes;
-            // Dynamic memory begins at a multiple of 16; without any, the last static byte is the last.
+            // Dynamic memory begins at a multiple of 16. Without it, the size is exactly the static size.
             launch->shared_bytes = text.dynamic_shared_bytes
                                        ? (text.program->shared_bytes + 15) / 16 * 16 + text.dynamic_shared_bytes
                                        : text.program->shared_bytes;
@@ -272,7 +272,7 @@ struct Run {
 
 }  // namespace
 
-// Runs launches to their end. The fault of `report` is 0 where all is well.
+// Runs launches to their end. The fault of `report` is 0 if there was none.
 EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* order, Report* report) {
     std::lock_guard lock(one_at_a_time);
     std::unique_ptr<Watcher> watcher =
@@ -285,21 +285,21 @@ EXPORT void luce_run(const LaunchText* texts, uint32_t count, const OrderText* o
                  ended);
 }
 
-// A device that a clock runs on: its L2 stays warm from run to run.
+// A device for runs with the clock. Its L2 keeps its contents from run to run.
 EXPORT Device* luce_device(const Times* times) { return make_device(*times); }
 EXPORT void luce_free_device(Device* device) { delete_device(device); }
 
-// What the clock says of one launch. `instructions` has room for each of the schedule's.
+// The input and results of the clock for one launch. `instructions` has one entry per instruction of the schedule.
 struct TimedText {
     Schedule schedule;
-    const uint64_t* addresses;  // of its tensors on the device
-    double start;  // cycles from the end of the launch before
+    const uint64_t* addresses;  // the device addresses of its tensors
+    double start;  // cycles from the end of the previous launch
     Found found;
     InstructionTimes* instructions;
 };
 
-// The same as luce_run with the clock on. Of the last launch, waits of `wait_from` cycles or more go to `waits`, at most
-// `waits_count` of them, which becomes how many there were; what DRAM moved in each `bucket` cycles to dram_use.
+// The same as luce_run with the clock on. Of the last launch, waits of `wait_from` cycles or more go to `waits`, at
+// most `waits_count` of them, which becomes how many there were; what DRAM moved in each `bucket` cycles to dram_use.
 struct ClockText {
     Times times;
     double wait_from, bucket;
@@ -338,10 +338,10 @@ EXPORT void luce_time(const LaunchText* texts, TimedText* timed, uint32_t count,
     clock->dram_count = timing.dram_use.size();
 }
 
-// What kernels of the last luce_run printed.
+// The text that the kernels of the last luce_run printed.
 EXPORT const char* luce_printed() { return printed.c_str(); }
 
-// Sizes of the structs, so that Python can be sure that it knows them.
+// The sizes of the structs, with which Python checks its own definitions.
 EXPORT int32_t luce_size(const char* name) {
     static const std::map<std::string, size_t> sizes = {
         {"Ins", sizeof(Ins)}, {"ProgramText", sizeof(ProgramText)}, {"LaunchText", sizeof(LaunchText)},

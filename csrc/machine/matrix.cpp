@@ -1,9 +1,12 @@
 // matrix.cpp: mma.sync, ldmatrix, stmatrix, movmatrix
-// Operands   slot i (the instruction itself, then next slots) has d[i], a[i], b[i], c[i]; as many slots as the longest list
-// Layout     lane = 4 g + q. C: (g, 2q) (g, 2q + 1) (g + 8, 2q) (g + 8, 2q + 1). Of four terms (eight of 16 bits) A has rows
-//            g and g + 8 in one register each, lane q the term q (terms 2q and 2q + 1); B has column g, lane q the term q
-// Sums       each product is added by an fp32 fma, terms in ascending order, beginning with C: one rounding a term, where a
-//            GPU adds several at once with fewer bits. tf32 operands lose their lower 13 bits. fp16 results are rounded once.
+// Operands   Slot i (the instruction itself, then the next slots) has d[i], a[i], b[i], c[i]. There are as many slots as
+//            the longest list needs.
+// Layout     lane = 4 g + q. A lane holds (g, 2q) (g, 2q + 1) (g + 8, 2q) (g + 8, 2q + 1) of C. For each four terms
+//            (eight of 16 bits) it holds term q (terms 2q and 2q + 1) of rows g and g + 8 of A, one register each, and
+//            of column g of B.
+// Sums       An fp32 fma adds each product, in ascending order of terms, starting with C. So there is one rounding per
+//            term; a GPU adds several terms at once with fewer bits. tf32 operands lose their lower 13 bits. fp16
+//            results are rounded once.
 // ldmatrix   as a load: a = address, imm, c = site; next: d, a, b = second to fourth register, c = flags
 #include "functions.h"
 #include "memory.h"
@@ -13,7 +16,7 @@ namespace {
 
 using u32 = uint32_t;
 
-// One operand register of all lanes.
+// One operand register for all lanes.
 struct Row {
     Vec<float, 16> part[2];
 };
@@ -21,7 +24,7 @@ INLINE Vec<u32, 16> half_of(const uint8_t* r, int32_t at, int half) { return rea
 
 enum class Factor { tf32, fp16, bf16 };
 
-// The register's float (tf32), or its lower or upper one (16 bits).
+// The float in a register (tf32), or the lower or upper one of two (16 bits).
 template <Factor factor>
 INLINE Row load(const uint8_t* r, int32_t at, bool upper) {
     Row row;
@@ -53,8 +56,8 @@ struct Sums {
     }
     INLINE Row get(int i) const { return {(Vec<float, 16>)c[i][0], (Vec<float, 16>)c[i][1]}; }
 
-    // Adds the term that lane q of every four holds. A's element is copied to its four lanes; B's even and odd columns come
-    // from all lanes, the same for both halves.
+    // Adds the term that lane q of every four lanes holds. A's element goes to its four lanes. B's even and odd columns
+    // come from all lanes and are the same for both halves.
     template <int q>
     INLINE void add(const Row& upper, const Row& lower, const Row& right) {
         const __m512i even = _mm512_setr_epi32(q, q + 8, q + 16, q + 24, q, q + 8, q + 16, q + 24, q, q + 8, q + 16, q + 24,
@@ -103,7 +106,7 @@ struct Sums {
 };
 #endif
 
-// The terms of one register of A's upper rows, one of its lower rows, and one of B.
+// Adds the terms of one register of A's upper rows, one of its lower rows, and one of B.
 template <Factor factor>
 INLINE void add_registers(Sums& sums, const uint8_t* r, int32_t upper, int32_t lower, const Row& right0, const Row& right1) {
     const Row u0 = load<factor>(r, upper, false), l0 = load<factor>(r, lower, false);
@@ -119,18 +122,18 @@ INLINE void add_registers(Sums& sums, const uint8_t* r, int32_t upper, int32_t l
     }
 }
 
-// All lanes must take part.
+// mma requires all lanes. Reports a fault and returns true if some are missing.
 INLINE bool lanes_missing(Warp* w, const Ins* p, uint32_t m) {
     if (__builtin_expect(m == all_lanes, 1)) return false;
     fail(w, p, Fault::missing_lanes, std::countr_one(m));
     return true;
 }
 
-// `registers` of B, twice as many of A. Half: the sums are fp16, two in a register.
+// registers: number of registers of B; A has twice as many. half: the sums are fp16, two per register.
 template <Factor factor, int registers, bool half>
 void mma(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
-    constexpr int slots = half && registers == 1 ? 2 : 4;  // the longest list: C, or A
+    constexpr int slots = half && registers == 1 ? 2 : 4;  // the length of the longest operand list, C or A
     Sums sums;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sums.set(i, half ? load<Factor::fp16>(r, p[i / 2].c, i % 2) : load_float(r, p[i].c));
@@ -155,7 +158,7 @@ void mma(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(slots - 1);
 }
 
-// tf32 from two bf16 in one register of B: its lower one is b[0], its upper one b[1].
+// tf32 with B from one register of two bf16: the lower one is b[0], the upper one b[1].
 void mma_from_bf16(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
     Sums sums;
@@ -169,7 +172,7 @@ void mma_from_bf16(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(3);
 }
 
-// Bytes: `registers` of B, four terms a lane in each. Slow and simple.
+// Products of bytes. registers: number of registers of B, each with four terms per lane. Slow and simple.
 template <class A, class B, int registers, bool clamp>
 void mma_bytes(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
@@ -190,7 +193,7 @@ void mma_bytes(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(3);
 }
 
-// 8 x 8 x 4 of fp64: a, b one register, c, d two.
+// 8 x 8 x 4 in fp64: a and b are one register, c and d two.
 void mma_double(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (lanes_missing(w, p, m)) return;
     double result[2][warp_lanes];
@@ -209,8 +212,8 @@ void mma_double(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(1);
 }
 
-// ---- Matrices of 8 x 8 numbers of 16 bits. Lane 4 g + q holds (g, 2q) and (g, 2q + 1); lane 8 i + j of an instruction
-// with several has the address of row j of matrix i ----
+// ---- Matrices of 8 x 8 numbers of 16 bits ----
+// Lane 4 g + q holds (g, 2q) and (g, 2q + 1). Lane 8 i + j holds the address of row j of matrix i.
 
 using Matrix = uint16_t[8][8];
 

@@ -1,23 +1,23 @@
 // memory.cpp: loads and stores of a warp
-// The common case comes first and inline: all lanes active, each lane's bytes right behind those of the lane before.
-// One range is checked and counted then, and the bytes go between memory and registers by vectors. All else goes
-// through reach(), which checks any 32 addresses, and lane by lane.
+// The common case is inline: all lanes are active, and their bytes are consecutive. Then one range is checked and
+// counted, and vector instructions move the bytes between memory and registers. All other cases use reach(), which
+// checks any 32 addresses, and move the bytes lane by lane.
 #include "memory.h"
 
 namespace machine {
 
 namespace {
 
-// ---- Between bytes in lane order and registers ----
+// ---- Between memory, where a lane's elements are neighbours, and registers, where the lanes are neighbours ----
 
 template <int bytes>
-using Value = std::conditional_t<bytes == 8, uint64_t, uint32_t>;  // what a lane of the register holds
+using Value = std::conditional_t<bytes == 8, uint64_t, uint32_t>;  // the type of a lane in the register
 
 typedef uint32_t Word4 __attribute__((vector_size(16), may_alias));
 typedef uint32_t Word16 __attribute__((vector_size(64), may_alias));
 
 #if MACHINE_AVX512
-// Elements of a and b, counted on through both, in the order that `order` lists.
+// Element i of the result is element order[i] of a followed by b.
 inline Word16 permute(Word16 a, Word16 order, Word16 b) {
     return reinterpret_cast<Word16>(_mm512_permutex2var_epi32(
         reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(b)));
@@ -28,10 +28,10 @@ inline Eight permute(Eight a, Eight order, Eight b) {
 }
 #endif
 
-// Sixteen (eight) lanes, or four, of a register.
+// Writes part i of a register: sixteen lanes of 4 bytes, eight of 8 bytes, or four lanes.
 template <class Part>
 __attribute__((always_inline)) inline void put_part(uint8_t* r, int32_t at, int i, Part value, uint32_t m) {
-    if (at < 0) return;  // a place in a vector that the program does not want
+    if (at < 0) return;  // the program does not use this element of the vector
     auto to = reinterpret_cast<Part*>(r + at) + i;
     constexpr int bytes = sizeof(value[0]), here = sizeof(Part) / bytes;
     if (m == all_lanes) {
@@ -51,8 +51,8 @@ __attribute__((always_inline)) inline void put_part(uint8_t* r, int32_t at, int 
         if (m >> (here * i + k) & 1) (*to)[k] = value[k];
 }
 
-// Where the bytes of 32 lanes are, lane by lane: all of them, or those of some neighbouring lanes. The others' bytes
-// are not touched, as nobody knows whose they are.
+// The memory of 32 lanes: of all of them, or of some neighbouring lanes. The bytes of the other lanes are not accessed,
+// because they may belong to something else.
 struct All {
     uint8_t* at;
     template <class Part>
@@ -62,8 +62,8 @@ struct All {
 };
 #if MACHINE_AVX512
 struct Some {
-    uint8_t* at;     // of lane 0, active or not
-    int begin, end;  // bytes behind it that count
+    uint8_t* at;     // the place of lane 0, active or not
+    int begin, end;  // the bytes that may be accessed, counted from `at`
     __attribute__((always_inline)) __mmask64 mask(int offset) const {
         const int from = begin - offset, to = end - offset;
         if (to <= 0 || from >= 64) return 0;
@@ -81,7 +81,7 @@ struct Some {
 };
 #endif
 
-// x, y, z, w of some lanes, lane by lane in memory, into four registers.
+// Loads x, y, z, w of some lanes into four registers.
 template <class From>
 __attribute__((always_inline)) inline void spread4(From from, uint8_t* r, const Ins* p, int i, uint32_t m) {
 #if MACHINE_AVX512
@@ -107,7 +107,7 @@ __attribute__((always_inline)) inline void spread4(From from, uint8_t* r, const 
 }
 
 #if MACHINE_AVX512
-// The same for two registers, of 4 or 8 bytes a lane.
+// The same for two registers, of 4 or 8 bytes per lane.
 template <class Part, class From>
 __attribute__((always_inline)) inline void spread2(From from, uint8_t* r, const Ins* p, int i, uint32_t m) {
     const Part order = sizeof(order[0]) == 4 ? Part(Word16{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30})
@@ -118,7 +118,7 @@ __attribute__((always_inline)) inline void spread2(From from, uint8_t* r, const 
 }
 #endif
 
-// Bytes of 32 lanes, lane by lane, to the registers of a load.
+// Moves the bytes of 32 lanes to the registers of a load.
 template <int bytes, int count, class From>
 __attribute__((always_inline)) inline void spread(From from, uint8_t* r, const Ins* p, uint32_t m) {
     using T = Value<bytes>;
@@ -160,7 +160,7 @@ __attribute__((always_inline)) inline void spread(From from, uint8_t* r, const I
     }
 }
 
-// One lane's bytes, which all active lanes get.
+// Gives the bytes of one lane to all active lanes.
 template <int bytes, int count>
 __attribute__((always_inline)) inline void spread_same(const uint8_t* from, uint8_t* r, const Ins* p, uint32_t m) {
     for (int i = 0; i < count; ++i) {
@@ -171,7 +171,7 @@ __attribute__((always_inline)) inline void spread_same(const uint8_t* from, uint
 }
 
 #if MACHINE_AVX512
-// Sixteen lanes of four registers, to lane by lane in memory.
+// Stores sixteen lanes of four registers.
 template <class To>
 __attribute__((always_inline)) inline void collect4(To to, const uint8_t* r, const Ins* p, int i) {
     const Word16 pairs = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
@@ -197,7 +197,7 @@ __attribute__((always_inline)) inline void collect2(To to, const uint8_t* r, con
 }
 #endif
 
-// The registers of a store as bytes of 32 lanes, lane by lane.
+// Moves the registers of a store to the memory of 32 lanes.
 template <int bytes, int count, class To>
 __attribute__((always_inline)) inline void collect(To to, const uint8_t* r, const Ins* p) {
     using T = Value<bytes>;
@@ -230,7 +230,8 @@ __attribute__((always_inline)) inline void collect(To to, const uint8_t* r, cons
 
 // ---- Any addresses ----
 
-// The host memory of a row, or null if it is none there: local memory has a place of its own for each lane.
+// The host memory of consecutive addresses, or null if the host memory is not consecutive: each lane has its own local
+// memory.
 inline uint8_t* whole_row(const Addresses& at, uint32_t m, uint32_t size, Pattern pattern) {
     const uint32_t first = first_lane(m), last = 31 - std::countl_zero(m | 1);
     if (pattern != Pattern::row || at[last] - at[first] != static_cast<uint64_t>(last - first) * size) return nullptr;
@@ -338,7 +339,8 @@ __attribute__((always_inline)) inline uint8_t* quick_host(Warp* w, const Ins* p,
     return quick_global<size, known_span, use>(w, p, base, lanes, span) ? reinterpret_cast<uint8_t*>(base) : nullptr;
 }
 
-// Host memory of a full warp's row, checked and counted, or null: not a row, or not all well.
+// Checks and counts the consecutive addresses of a full warp. Returns their host memory, or null if they are not
+// consecutive or may be wrong.
 template <Space space, Form form, int size, Use use>
 __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const uint8_t* r) {
     constexpr uint32_t span = size * warp_lanes;
@@ -358,7 +360,7 @@ __attribute__((always_inline)) inline uint8_t* row(Warp* w, const Ins* p, const 
     return quick_host<space, size, span, use>(w, p, base, warp_lanes, span, (span + 127) / 128);
 }
 
-// The address of all active lanes, if they have the same one.
+// True if all active lanes have the same address.
 template <Form form>
 __attribute__((always_inline)) inline bool same_address(const uint8_t* r, const Ins* p, uint32_t m, uint64_t& address) {
     if constexpr (form == Form::fixed) {
@@ -387,7 +389,7 @@ __attribute__((always_inline)) inline bool same_address(const uint8_t* r, const 
 
 constexpr bool is_quick(Space space) { return space == global || space == shared || space == generic; }
 
-// From quick to slow, in functions of their own: the quick ones call nothing, so they need no stack.
+// The quick and slow cases are separate functions. The quick ones call no function, so they need no stack.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_slowly(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (!load_any<bytes, count>(w, p, r, m, space, form)) return;
@@ -401,7 +403,7 @@ __attribute__((noinline)) void store_slowly(Warp* w, const Ins* p, uint8_t* r, u
 }
 
 #if MACHINE_AVX512
-// Where vectors can leave out bytes: some neighbouring lanes, each right behind the one before.
+// True for the sizes that masked vector instructions can move for some neighbouring lanes with consecutive addresses.
 template <int bytes, int count>
 constexpr bool has_parts = (bytes == 4 || bytes == 8) && !(bytes == 8 && count == 4);
 
@@ -441,7 +443,7 @@ __attribute__((always_inline)) inline bool some_row(Warp* w, const Ins* p, const
              static_cast<int>(first * size + span)};
     return true;
 }
-// Neighbouring lanes in a row.
+// Neighbouring lanes with consecutive addresses.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     Some some;
@@ -471,7 +473,7 @@ template <Space space, Form form, int bytes, int count>
 void store_part(Warp* w, const Ins* p, uint8_t* r, uint32_t m);
 #endif
 
-// All active lanes at one address; often there is one active lane.
+// All active lanes at one address. Often only one lane is active.
 template <Space space, Form form, int bytes, int count>
 __attribute__((noinline)) void load_same(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     uint64_t address;
@@ -493,7 +495,7 @@ __attribute__((noinline)) void store_same(Warp* w, const Ins* p, uint8_t* r, uin
     if (same_address<form>(r, p, m, address)) {
         constexpr int size = bytes * count;
         if (uint8_t* to = quick_host<space, size, size, writes>(w, p, address, std::popcount(m), size, 1)) {
-            const uint32_t last = 31 - std::countl_zero(m | 1);  // of several lanes, the last one's value stays
+            const uint32_t last = 31 - std::countl_zero(m | 1);  // if several lanes store, the last one's value stays
             for (int i = 0; i < count; ++i)
                 memcpy(to + i * bytes, r + register_of(p, i) + last * sizeof(Value<bytes>), bytes);
             NEXT_AFTER(1);
@@ -532,7 +534,7 @@ void store(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return store_slowly<space, form, bytes, count>(w, p, r, m);
 }
 
-// A kernel's parameter: the same for all threads.
+// A kernel's parameter, which is the same for all threads.
 template <Form form, int bytes, int count>
 void load_parameter(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     if (form != Form::fixed && p->a >= 0) {
@@ -563,7 +565,7 @@ REGISTER(memory_loads,
     WIDTHS(LOAD, local, "local", Form::wide), WIDTHS(LOAD, local, "local.a32", Form::narrow),
     WIDTHS(LOAD, local, "local.k", Form::fixed),
     WIDTHS(LOAD, generic, "gen", Form::wide), WIDTHS(LOAD, generic, "gen.k", Form::fixed),
-    WIDTHS(LOAD, global, "const", Form::wide), WIDTHS(LOAD, global, "const.k", Form::fixed),  // tensors, read only
+    WIDTHS(LOAD, global, "const", Form::wide), WIDTHS(LOAD, global, "const.k", Form::fixed),  // read-only tensors
     WIDTHS(PARAMETER, param, "param", Form::wide), WIDTHS(PARAMETER, param, "param.k", Form::fixed),
     WIDTHS(LOAD, param, "param.a32", Form::narrow));
 REGISTER(memory_stores,

@@ -1,7 +1,7 @@
-// memory.h: what the memory instructions share, and what a watcher of memory is told
+// memory.h: types and functions of the memory instructions, and the interface of a watcher of memory
 //   memory.cpp        loads and stores           memory_atomic.cpp  atomics, fences, synchronising loads and stores
-//   memory_async.cpp  cp.async, bulk, mbarrier   memory_check.cpp   where accesses fall: checks and counters
-//   memory_space.cpp  cvta, isspacep, mapa       memory_change.h    what atomics compute
+//   memory_async.cpp  cp.async, bulk, mbarrier   memory_check.cpp   checks and counts every access
+//   memory_space.cpp  cvta, isspacep, mapa       memory_change.h    the arithmetic of atomics
 #pragma once
 
 #include "events.h"
@@ -13,15 +13,15 @@ namespace machine {
 constexpr uint64_t param_window = 0x7d00'0000'0000'0000;
 constexpr int rank_shift = 24;  // (rank + 1) << 24 | offset: an address in another block's shared memory
 
-// How an instruction gives its address.
-enum class Form : uint8_t { wide, narrow, fixed };  // a 64-bit register, a 32-bit one (.a32), none (.k)
+// The form of an instruction's address: a 64-bit register, a 32-bit register (.a32), or a constant (.k).
+enum class Form : uint8_t { wide, narrow, fixed };
 
 using Addresses = Lanes<uint64_t>;
 
-// The registers of a vector's elements.
+// The register of element i of a vector, i in [0, 4).
 inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 ? p[1].d : i == 2 ? p[1].a : p[1].b; }
 
-// M for each width of loads and stores: bits of an element, elements.
+// Calls M for each width of loads and stores, with the bits of an element and the number of elements.
 #define WIDTHS(M, space, name, form)                                                  \
     M(space, name, form, 8, 1, ".b8"), M(space, name, form, 8, 2, ".b8.v2"),          \
         M(space, name, form, 8, 4, ".b8.v4"), M(space, name, form, 16, 1, ".b16"),    \
@@ -32,49 +32,50 @@ inline int32_t register_of(const Ins* p, int i) { return i == 0 ? p->d : i == 1 
 
 // ---- Watchers: hostile memory, the race detector and the stepper ----
 
-// One lane's access. `address` is what the program said; `host` is where the bytes are.
+// One lane's access. `address` is the program's address; `host` points at the bytes.
 struct Touch {
     Warp* w;
     const Ins* p;
     uint32_t lane;
-    Space space;  // never generic: what the address turned out to be
+    Space space;  // the actual space of the address, never generic
     uint64_t address;
     uint8_t* host;
     uint32_t size;
     int32_t access;  // Access flags
 };
 
-// An asynchronous copy or reduction of one lane, or an arrival at an mbarrier behind the copies before it.
+// An asynchronous copy or reduction of one lane, or an arrival at an mbarrier that follows earlier copies.
 struct Copy {
-    enum Kind : uint8_t { cp_async, bulk, bulk_group, arrival };  // bulk: its mbarrier counts it; bulk_group: a group
+    enum Kind : uint8_t { cp_async, bulk, bulk_group, arrival };  // an mbarrier counts bulk, a group counts bulk_group
     Kind kind;
-    Touch from, to;           // from.size bytes are read; to.size are written, zeros behind those read
+    Touch from, to;           // from.size bytes are copied, zeros fill the rest of to.size
     uint64_t* barrier;        // bulk, arrival: the mbarrier
-    uint64_t* written;        // shared_written of the block that gets the bytes, or null
-    uint64_t written_at;      // the first byte there
+    uint64_t* written;        // shared_written of the destination's block, or null
+    uint64_t written_at;      // the first byte of the destination in it
     void (*reduce)(uint8_t* to, const uint8_t* from, uint32_t bytes);  // null: a plain copy
 };
-// Carries it out. True if a phase of its mbarrier is over by it.
+// Performs the copy. Returns true if it completed a phase of its mbarrier.
 bool finish(const Copy& copy);
 
 enum class BarrierUse : uint8_t { init, inval, arrive, expect, complete, wait };
 
-// A new value of 2, 4 or 8 bytes from the old one and an atomic's sources.
+// Computes the new value, of 2, 4 or 8 bytes, from the old one and an atomic's sources.
 using Change = uint64_t (*)(uint64_t old, uint64_t b, uint64_t c);
 
-// The base class does what the fast path does. All calls come after the checks; lanes come in order.
+// The base class does the same as the fast path. Every call comes after the checks, and lanes come in order.
 struct Watcher : Events {
     virtual void load(const Touch& touch, void* value);
     virtual void store(const Touch& touch, const void* value);
-    // old -> change(old, b, c), at once; returns old. touch.size is 2, 4 or 8.
+    // Atomically replaces old by change(old, b, c) and returns old. touch.size is 2, 4 or 8.
     virtual uint64_t atomic(const Touch& touch, Change change, uint64_t b, uint64_t c);
     virtual void fence(Warp* w, const Ins* p, uint32_t mask, int32_t access);
-    // One lane has done something with an mbarrier. `completed`: its phase ended by it, or the wait is over.
+    // One lane has used an mbarrier. `completed`: this use ended the phase, or the wait has succeeded.
     virtual void barrier(const Touch& touch, BarrierUse use, bool completed);
-    // A thread reads bytes of shared memory that nobody has written. True: the watcher will see to it.
+    // A thread reads bytes of shared memory that no thread has written. Returns true if the watcher will report it.
     virtual bool takes_unwritten(const Touch& touch) { return (void)touch, false; }
     virtual void copy(const Copy& copy);
-    // The group of cp.async (bulk: of cp.async.bulk) copies is closed; all but the last `groups` groups must be done.
+    // commit closes a group of cp.async copies (bulk: of cp.async.bulk). wait returns when all but the last `groups`
+    // groups are complete.
     virtual void commit(Warp* w, const Ins* p, uint32_t mask, bool bulk);
     virtual void wait(Warp* w, const Ins* p, uint32_t mask, bool bulk, int64_t groups, bool only_read);
 };
@@ -99,12 +100,12 @@ __attribute__((always_inline)) inline V unaligned(const void* at) {
     return value;
 }
 
-// The lane of the lowest bit; m is not 0.
+// The lane of the lowest bit. m must not be 0.
 inline uint32_t first_lane(uint32_t m) { return std::countr_zero(m) & 31; }
 
-// ---- Bits, one for each byte ----
+// ---- Bitmaps with one bit per byte ----
 
-// Bits [from, from + count) become 1. Several OS threads may do so at once: a word is stored whole only as all ones.
+// Sets bits [from, from + count). Several OS threads may do so at once, so a plain store is used only for a full word.
 inline void mark(uint64_t* bits, uint64_t from, uint64_t count) {
     uint64_t* word = bits + (from >> 6);
     uint32_t shift = from & 63;
@@ -124,7 +125,7 @@ inline void mark(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
-// The same for memory that one OS thread has for itself.
+// The same for a bitmap that only one OS thread uses.
 inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     uint64_t* word = bits + (from >> 6);
     uint32_t shift = from & 63;
@@ -136,7 +137,7 @@ inline void mark_own(uint64_t* bits, uint64_t from, uint64_t count) {
     }
 }
 
-// What a whole warp touches in one piece mostly takes whole words, or lies inside one.
+// The following functions are faster, for ranges that fill whole words of the bitmap or lie inside one word.
 template <uint32_t span>
 constexpr bool fits_words(uint64_t from) {
     return span < 64 ? (from & 63) + span <= 64 : (from & 63) == 0;
@@ -168,7 +169,7 @@ __attribute__((always_inline)) inline void mark_row(uint64_t* bits, uint64_t fro
         memset(word, 0xff, span / 8);
 }
 
-// The same for a part of a row, whose length only the run knows.
+// The same for a span that is known only at run time.
 inline bool fits_words(uint64_t from, uint64_t span) {
     return (from & 63) + span <= 64 || ((from | span) & 63) == 0;
 }
@@ -188,7 +189,7 @@ __attribute__((always_inline)) inline void mark_part(uint64_t* bits, uint64_t fr
         for (uint64_t i = 0; i < span / 64; ++i) __atomic_store_n(word + i, ~0ull, __ATOMIC_RELAXED);
 }
 
-// One access of an aligned element: at most 32 bytes, mostly in one word.
+// Sets the bits of one aligned element of at most 32 bytes, which mostly lies in one word.
 inline void mark_element(uint64_t* bits, uint64_t from, uint32_t size) {
     const uint64_t mask = ((1ull << size) - 1) << (from & 63);
     const uint64_t old = __atomic_load_n(bits + (from >> 6), __ATOMIC_RELAXED);
@@ -211,7 +212,7 @@ inline bool all_marked(const uint64_t* bits, uint64_t from, uint64_t count) {
     return missing == 0;
 }
 
-// Words of these bits for one thread's local memory, and where those of a lane are.
+// The number of words of the bitmap for one thread's local memory, and the place of a lane's bitmap.
 inline size_t local_written_words(const Program& program) { return (program.local_bytes + 63) / 64; }
 inline uint64_t* local_written(Warp* w, uint32_t lane) {
     return w->local_written + lane * local_written_words(*w->block->launch->program);
@@ -219,10 +220,10 @@ inline uint64_t* local_written(Warp* w, uint32_t lane) {
 
 // ---- Addresses of a warp ----
 
-// How the addresses of the active lanes lie: all the same, one behind the other, or anyhow.
+// The pattern of the active lanes' addresses: all equal, consecutive, or any other.
 enum class Pattern : uint8_t { same, row, scattered };
 
-// All 32 addresses of a 64-bit register: the first one, then each `step` bytes behind the one before.
+// True if each of the 32 addresses in a 64-bit register lies `step` bytes after the one before.
 template <int step>
 __attribute__((always_inline)) inline bool is_row(const uint8_t* at) {
     auto part = reinterpret_cast<const Eight*>(at);
@@ -237,46 +238,47 @@ Touch touch_of(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t addre
 Pattern pattern_of(const Addresses& at, uint32_t m, uint32_t size);
 void addresses_of(Addresses& at, const uint8_t* r, int32_t reg, int64_t imm, Form form);
 
-// ---- Checks and counters: true if all is well, false after fail() ----
+// ---- Checks and counters. They return true, or false after fail() ----
 
 enum Use : uint8_t { reads = 1, writes = 2, reads_and_writes = 3 };
 
-// Passes over the 32 banks of 4 bytes. Accesses of 8 bytes go half a warp at a time, of 16 a quarter; lanes that
-// read the same place share it. Two lanes that want different places of one bank need a pass each.
-// `m`: the lanes; they may leave out one whose address is that of the lane before, in the same group.
+// The number of passes over the 32 banks of 4 bytes. Accesses of 8 bytes go half a warp at a time, of 16 bytes a
+// quarter. Lanes with the same word share a pass; lanes with different words of one bank need one pass each. m: the
+// lanes. It may omit a lane that has the address of the lane before it in the same group.
 uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size);
 
-// Turns the addresses of the active lanes into host addresses, checked and counted. m is not 0.
+// Checks and counts the access, and turns the addresses of the active lanes into host addresses. m must not be 0.
 bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Space space, uint32_t size, Use use);
 
-// Passes over shared memory's banks for neighbouring lanes in a row: see wavefronts().
+// The same as wavefronts() for neighbouring lanes with consecutive addresses.
 inline uint32_t passes_of(uint32_t m, uint32_t size) {
     const uint32_t together = size <= 4 ? 32 : 128 / size, last = 31 - std::countl_zero(m | 1);
     return last / together - first_lane(m) / together + 1;
 }
 
-// The same for a few lanes, without vectors. False, with nothing done, also where all is well and only less simple.
+// A faster form of reach() for at most `most` lanes. It returns false without any effect if the case is not simple;
+// then the caller must use reach().
 struct Few {
     static constexpr int most = 4;
-    uint8_t* host[most];  // of the active lanes
+    uint8_t* host[most];  // the host addresses of the active lanes
 };
 bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space, Form form, uint32_t size, Use use,
                Few& few);
 
-// Where one lane's bytes are.
+// The place of one lane's bytes.
 struct Place {
     uint8_t* host = nullptr;
-    Space space = global;    // what the address turned out to be
-    uint64_t address = 0;    // inside that space
-    int tensor = -1;         // global
-    Block* block = nullptr;  // shared: whose
-    uint64_t offset = 0;     // shared: there
+    Space space = global;    // the actual space of the address
+    uint64_t address = 0;    // the address inside that space
+    int tensor = -1;         // global: the tensor's index
+    Block* block = nullptr;  // shared: the block whose memory it is
+    uint64_t offset = 0;     // shared: the offset in that memory
 };
 
-// One lane: checked, not counted. False after fail().
+// Checks one lane's access and does not count it. False after fail().
 bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, uint64_t size, Use use,
            uint32_t alignment, Place& found);
-// Bitmaps and traffic of one lane's access.
+// Counts one lane's access in the bitmaps and the traffic.
 void count_place(Warp* w, const Place& found, uint64_t size, Use use);
 
 inline bool holds(const Tensor& tensor, uint64_t address, uint64_t size) {
@@ -308,9 +310,9 @@ __attribute__((always_inline)) inline void count_traffic(Worker* worker, uint32_
 
 inline uint64_t sectors_of(uint64_t base, uint64_t span) { return ((base + span - 1) >> 5) - (base >> 5) + 1; }
 
-// `span` bytes of global memory that `lanes` touch, in a row or all the same. False, with nothing done, also where all
-// is well and only less simple: another tensor than the last time, bits that begin inside a word.
-// known_span: the same as span where the compiler knows it, or 0.
+// Checks and counts an access of `lanes` to `span` bytes of global memory, consecutive or all equal. It returns false
+// without any effect if the access may be wrong or is not simple: a different tensor than last time, or bits that begin
+// inside a word. The caller must then use a slower function. known_span: span if the compiler knows it, else 0.
 template <uint32_t size, uint32_t known_span, Use use>
 __attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
                                                         uint64_t span) {
@@ -336,7 +338,7 @@ __attribute__((always_inline)) inline bool quick_global(Warp* w, const Ins* p, u
     return true;
 }
 
-// The same for the block's own shared memory, in `passes` over its banks.
+// The same for the block's own shared memory. passes: see wavefronts().
 template <uint32_t size, uint32_t known_span, Use use>
 __attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes,
                                                         uint64_t span, uint32_t passes) {
@@ -360,7 +362,7 @@ __attribute__((always_inline)) inline bool quick_shared(Warp* w, const Ins* p, u
     return true;
 }
 
-// `span` bytes of one tensor that `lanes` touch, in a row or all the same.
+// Slower than quick_global(): also for another tensor than last time, and for any bits.
 inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
                              Use use) {
     const Launch* launch = w->block->launch;
@@ -376,7 +378,7 @@ inline bool reach_row_global(Warp* w, const Ins* p, uint64_t base, uint32_t lane
     return true;
 }
 
-// The same for the block's own shared memory, in `passes` over its banks.
+// The same for the block's own shared memory.
 inline bool reach_row_shared(Warp* w, const Ins* p, uint64_t base, uint32_t lanes, uint32_t size, uint64_t span,
                              Use use, uint64_t passes) {
     Block* block = w->block;

@@ -1,7 +1,7 @@
-// memory_async.cpp: asynchronous copies and the barriers in shared memory that count them
-// A copy is complete the moment it is asked for, the earliest that hardware allows, so waiting for one never waits.
-// Where the code is watched, the watcher gets the copy and calls finish() when it likes. The operands of each
-// instruction are above the function that runs it.
+// memory_async.cpp: asynchronous copies, and the barriers in shared memory (mbarriers) that count them
+// A copy is performed at once, which is the earliest that hardware allows, so a wait for it returns immediately. In
+// watched code, the watcher gets the copy and calls finish() at a time of its choice. The comment above each function
+// documents the operands of its instruction.
 #include "memory_change.h"
 
 namespace machine {
@@ -12,15 +12,15 @@ enum class Then : uint8_t { stop, go_on, give_way };
 
 // ---- The 64 bits of an mbarrier ----
 
-constexpr uint32_t count_limit = (1u << 20) - 1;  // of arrivals, and of the bytes that are on their way
+constexpr uint32_t count_limit = (1u << 20) - 1;  // the limit for arrivals, and for bytes in flight
 
 struct Phase {
-    uint32_t pending, expected;  // arrivals: still to come in this phase; in the next one
-    int32_t bytes;               // asked for and not there yet
-    uint32_t parity;             // of the phase that is not over
+    uint32_t pending, expected;  // arrivals still missing in this phase; arrivals of the next phase
+    int32_t bytes;               // bytes expected that have not arrived
+    uint32_t parity;             // the parity of the current phase
 };
 
-// The upper two bits are 10: neither memory that nobody wrote nor zeros look like a barrier.
+// The upper two bits of a barrier are 10. So neither unwritten memory (all ones) nor zeros look like a barrier.
 inline bool is_barrier(uint64_t word) { return word >> 62 == 2; }
 
 inline Phase unpack(uint64_t word) {
@@ -33,7 +33,7 @@ inline uint64_t pack(const Phase& phase) {
     return 2ull << 62 | parity << 61 | bytes << 40 | expected << 20 | phase.pending;
 }
 
-// Ends the phase if nothing is missing any more.
+// Completes the phase if nothing is missing. Returns whether it did.
 inline bool complete(Phase& phase) {
     if (phase.pending || phase.bytes) return false;
     phase.parity ^= 1;
@@ -65,7 +65,7 @@ void start(const Copy& copy) {
         changed(copy.from.w);
 }
 
-// One lane, `bytes` of `size` from global memory and zeros behind them.
+// One lane: copies `bytes` from global memory and fills the rest of `size` with zeros.
 bool cp_async_lane(Warp* w, const Ins* p, uint32_t lane, uint64_t to_address, uint64_t from_address, uint32_t size,
                    uint32_t bytes) {
     Place to, from;
@@ -78,7 +78,7 @@ bool cp_async_lane(Warp* w, const Ins* p, uint32_t lane, uint64_t to_address, ui
 }
 
 // d, imm: destination in shared memory; a, imm of slot 1: source in global memory; b: bytes to read or -1.
-// Slot 1: d = 4, 8 or 16; a = 1 if the destination's register has 32 bits; b = a predicate that says to read nothing.
+// Slot 1: d = 4, 8 or 16; a = 1 if the destination's register has 32 bits; b: a predicate that is true to read nothing.
 Then cp_async_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     const uint32_t size = p[1].d;
     const bool whole = p->b < 0 && (p[1].b < 0 || !(predicate(r, p[1].b) & m));
@@ -88,8 +88,8 @@ Then cp_async_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
         addresses_of(from, r, p->a, p[1].imm, Form::wide);
         if (!reach(w, p, m, from, pattern_of(from, m, size), global, size, reads)) return Then::stop;
         if (!reach(w, p, m, to, pattern_of(to, m, size), shared, size, writes)) return Then::stop;
-        Site& site = w->sites[p->c];  // counted twice: one instruction, with the sectors of one side and the
-        site.times -= 1;              // wavefronts of the other
+        Site& site = w->sites[p->c];  // reach() has counted the instruction twice, but it is one instruction, with
+        site.times -= 1;              // the sectors of its source and the wavefronts of its destination
         site.lanes -= std::popcount(m);
         site.bytes -= static_cast<uint64_t>(std::popcount(m)) * size;
         for (uint32_t left = m; left; left &= left - 1) {
@@ -125,7 +125,7 @@ void cp_async(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(1);
 }
 
-// Closing a group and waiting for groups: nothing is under way.
+// Closing a group and waiting for groups have no effect, because no copy is in flight.
 void nothing(Warp* w, const Ins* p, uint8_t* r, uint32_t m) { NEXT; }
 
 template <bool is_bulk>
@@ -201,7 +201,7 @@ void mbarrier(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT_AFTER(1);
 }
 
-// a, imm: the barrier. Slot 1: a = 1 if a's register has 32 bits; d: the predicate that says whether the phase is
+// a, imm: the barrier. Slot 1: a = 1 if a's register has 32 bits; d: the predicate that is set if the phase is
 // over; b: the state that an arrival gave, or with `by_parity` 0 or 1 for a phase whose number is even or odd.
 Then wait_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool by_parity) {
     uint32_t over = 0;
@@ -238,7 +238,7 @@ void mbarrier_wait(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     }
 }
 
-// d: the arrivals that were to come when the state in a was given.
+// d: the number of arrivals that were missing in the state a.
 void pending_count(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left);
@@ -248,8 +248,8 @@ void pending_count(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// An arrival that happens once the lane's cp.async copies are there. Without `noinc` it is one more than the barrier
-// expects in this phase, so that it changes nothing but the time.
+// An arrival that happens when the lane's earlier cp.async copies are complete. Without `noinc` the barrier expects one
+// arrival more in this phase, so that only the time of its completion changes.
 Then arrive_behind_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool noinc) {
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left);
@@ -305,7 +305,7 @@ Then bulk_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space to_space, Spa
         if (p[1].b >= 0) ranks = value32(r, p[1].b, lane) & 0xffff;
         for (uint32_t rank = 0; ranks >> rank; ++rank) {
             if (!(ranks >> rank & 1)) continue;
-            if (p[1].b >= 0) {  // the same offsets in each block of the mask
+            if (p[1].b >= 0) {  // multicast: the same offsets in each block of the mask
                 const uint64_t offset_mask = (1u << rank_shift) - 1;
                 const uint64_t base = static_cast<uint64_t>(rank + 1) << rank_shift;
                 to_address = base | (to_address & offset_mask);

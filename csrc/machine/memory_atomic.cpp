@@ -1,5 +1,6 @@
-// memory_atomic.cpp: what synchronises: atomics, fences, and loads and stores with an order
-// They go lane by lane, in lane order: a sum of floats has one order. Another OS thread may be at the same address.
+// memory_atomic.cpp: atomics, fences, and loads and stores with a memory order
+// They run lane by lane, so a sum of floats always has the same order. Another OS thread may access the same address at
+// the same time.
 #include "memory_change.h"
 
 namespace machine {
@@ -17,7 +18,7 @@ enum class Then : uint8_t { stop, go_on, give_way };
 
 inline uint64_t mix(uint64_t seen, uint64_t value) { return (seen ^ value) * 0x9e3779b97f4a7c15ull; }
 
-// What comes after a look at memory that others may change.
+// To be called after an access to memory that other threads may change. See looked_in_vain().
 Then looked(Warp* w, const Ins* p, bool something_changed, uint64_t seen) {
     if (something_changed)
         changed(w);
@@ -77,7 +78,7 @@ void atomic(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Loads and stores with an order ----
 
-// Elements that a machine reads and writes in one piece.
+// Elements that a CPU reads and writes as a whole.
 inline uint64_t load_element(const uint8_t* at, int bytes, bool acquires) {
     const int order = acquires ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED;
     switch (bytes) {
@@ -198,7 +199,7 @@ void fence_watched(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// Asynchronous copies go through the same memory here, so the order between proxies is always kept.
+// Asynchronous copies use the same memory here, so the order between proxies always holds.
 void fence_proxy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) { NEXT; }
 
 // ---- Names ----

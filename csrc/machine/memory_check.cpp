@@ -1,4 +1,4 @@
-// memory_check.cpp: where the accesses of a warp fall, whether they may, and what they count
+// memory_check.cpp: finds the memory of a warp's accesses, checks that they are allowed, and counts them
 #include "memory.h"
 
 namespace machine {
@@ -24,7 +24,7 @@ inline uint64_t or_of(Eight x) {
 #endif
 }
 
-// Whether the active lanes hold the first active lane's value plus `step` for each lane behind it.
+// True if each active lane holds the first active lane's value plus `step` for each lane between them.
 bool is_row_of(const Addresses& at, uint32_t m, uint64_t step) {
     const uint32_t first = first_lane(m);
     const Eight index = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -37,12 +37,12 @@ bool is_row_of(const Addresses& at, uint32_t m, uint64_t step) {
     return !any(wrong);
 }
 
-// What a warp's addresses look like, those of inactive lanes being copies of the first active one's.
+// A summary of a warp's addresses. Inactive lanes must hold copies of the first active lane's address.
 struct Outline {
-    uint64_t low, high, bits;   // least, greatest, all their bits
-    uint32_t leaders;           // lanes whose address is not that of the lane before
+    uint64_t low, high, bits;   // the minimum, the maximum, and the bitwise or
+    uint32_t leaders;           // lanes whose address differs from that of the lane before
     uint32_t sector_leaders;    // the same for sectors of 32 bytes
-    bool rising;                // no address is below the one before
+    bool rising;                // true if no address is below the one before
 };
 
 void fill_inactive(Addresses& at, uint32_t m) {
@@ -98,7 +98,7 @@ Outline outline_of(const Addresses& at) {
 struct Numbers {
     uint64_t key[64];
     uint64_t used = 0;
-    bool add(uint64_t value) {  // false: was there
+    bool add(uint64_t value) {  // false if it was in the set
         uint32_t at = static_cast<uint32_t>(value * 0x9e3779b97f4a7c15ull >> 58);
         for (; used >> at & 1; at = (at + 1) & 63)
             if (key[at] == value) return false;
@@ -121,8 +121,8 @@ uint32_t distinct_sectors(const Addresses& at, const Outline& o) {
 uint32_t wavefronts(const Addresses& at, uint32_t m, uint32_t size) {
     const uint32_t width = size < 4 ? 4 : size;
     const uint32_t shift = std::countr_zero(width);
-    const uint32_t slots = 128 >> shift;  // places side by side over all banks: also the lanes that go together
-    uint64_t taken[4];                    // by eight lanes: a bit for each place that is wanted
+    const uint32_t slots = 128 >> shift;  // elements over all banks; as many lanes go together
+    uint64_t taken[4];                    // per eight lanes: one bit per slot that they access
     for (int i = 0; i < 4; ++i) {
         const Eight slot = eight(at, i) >> shift & (slots - 1);
         taken[i] = or_of(((Eight{} + 1) << slot) & lanes_on(m, i));
@@ -156,7 +156,7 @@ void mark_tensor(const Tensor& tensor, uint64_t address, uint64_t size, Use use)
     if ((use & writes) && tensor.written) mark(tensor.written, address - tensor.begin, size);
 }
 
-// Lane by lane: the first fault, or accesses that fall into several tensors or blocks.
+// Checks lane by lane. It finds the first fault, and handles accesses to several tensors or blocks.
 bool reach_slowly(Warp* w, const Ins* p, uint32_t m, Addresses& at, Space space, uint32_t size, Use use) {
     Place places[warp_lanes];
     for (uint32_t left = m; left; left &= left - 1) {
@@ -219,7 +219,7 @@ bool reach_shared(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
     const Outline o = outline_of(all);
     if (o.high >= block->shared_bytes || o.high + size > block->shared_bytes || (o.bits & (size - 1)))
         return reach_slowly(w, p, m, at, shared, size, use);
-    const uint64_t element = (1ull << size) - 1;  // aligned, so all in one word
+    const uint64_t element = (1ull << size) - 1;  // an element is aligned, so its bits are in one word
     uint64_t* written = block->shared_written;
     if (use & reads) {
         uint64_t missing = 0;
@@ -238,7 +238,7 @@ bool reach_shared(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t siz
             const uint64_t offset = all[first_lane(left)];
             written[offset >> 6] |= element << (offset & 63);
         }
-    // In a full warp only lanes whose address is new count, and the first of each group.
+    // In a full warp only the first lane of each group counts, and lanes whose address differs from the lane before.
     const uint32_t firsts = size <= 4 ? 1 : size == 8 ? 0x00010001 : size == 16 ? 0x01010101 : 0x11111111;
     count_site(w, p, std::popcount(m), static_cast<uint64_t>(std::popcount(m)) * size, 0,
                wavefronts(at, m == all_lanes ? o.leaders | firsts : m, size));
@@ -253,7 +253,7 @@ bool reach_local(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t size
     const Outline o = outline_of(all);
     if (o.high >= bytes || o.high + size > bytes || (o.bits & (size - 1)))
         return reach_slowly(w, p, m, at, local, size, use);
-    const uint64_t element = (1ull << size) - 1;  // aligned, so all in one word
+    const uint64_t element = (1ull << size) - 1;  // an element is aligned, so its bits are in one word
     uint64_t missing = 0;
     for (uint32_t left = m; left; left &= left - 1) {
         const uint32_t lane = first_lane(left), shift = at[lane] & 63;
@@ -269,7 +269,8 @@ bool reach_local(Warp* w, const Ins* p, uint32_t m, Addresses& at, uint32_t size
     return true;
 }
 
-// The shared memory behind an address of the space or of its window: whose it is, and the offset there. Null: nobody's.
+// The block whose shared memory holds an address of the shared space or of its window, and the offset in it. Null if no
+// block does.
 Block* shared_block(Warp* w, uint64_t address, uint64_t& offset) {
     Block* block = w->block;
     offset = address;
@@ -346,7 +347,7 @@ bool place(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t address, 
     } else if (space == constant) {
         space = global;
     } else if (space == shared && (address & window_mask) == shared_window) {
-        address &= ~window_mask;  // where an instruction takes either kind
+        address &= ~window_mask;  // some instructions accept generic addresses too
     }
     found.space = space;
     found.address = address;
@@ -434,7 +435,7 @@ bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space,
         if (high >= block->shared_bytes || high + size > block->shared_bytes) return false;
         uint64_t* written = block->shared_written;
         const uint64_t element = (1ull << size) - 1;
-        uint32_t apart = 0;  // lanes whose bank nobody before them wants
+        uint32_t apart = 0;  // number of lanes whose bank no earlier lane uses
         uint64_t banks = 0;
         for (uint32_t i = 0; i < count; ++i) {
             const uint64_t offset = at[i] - window;
@@ -443,7 +444,7 @@ bool reach_few(Warp* w, const Ins* p, const uint8_t* r, uint32_t m, Space space,
             apart += !(banks & bank);
             banks |= bank;
         }
-        // With accesses of 4 bytes at most, all in one pass; what needs more is counted by wavefronts().
+        // Accesses of up to 4 bytes in different banks take one pass. wavefronts() counts all other cases.
         if (size > 4 || apart != count) return false;
         for (uint32_t i = 0; i < count; ++i) {
             const uint64_t offset = at[i] - window;
@@ -480,7 +481,8 @@ bool reach(Warp* w, const Ins* p, uint32_t m, Addresses& at, Pattern pattern, Sp
         Eight other = {};
         for (int i = 0; i < 4; ++i) other |= ((eight(at, i) ^ window) & window_mask) & lanes_on(m, i);
         const Space one = space_of_window(at[first]);
-        // Host addresses all lie below 2^56, so the global ones have one window too; else some fault is near.
+        // Host addresses are below 2^56, so global addresses have one window too. Lanes with different windows are rare
+        // or wrong.
         if (any(other)) return reach_slowly(w, p, m, at, generic, size, use);
         space = one;
         if (space != global) at -= window;

@@ -1,4 +1,4 @@
-// memory_space.cpp: between the generic address space and the others, and hints that move no data
+// memory_space.cpp: conversions between the generic address space and the others, and hints, which move no data
 #include "memory.h"
 
 namespace machine {
@@ -7,7 +7,7 @@ namespace {
 
 inline Lanes<uint64_t>& wide(uint8_t* r, int32_t at) { return lanes<uint64_t>(r, at); }
 
-// d = the generic address of a's place in the space whose window it is.
+// d = the generic address of address a in the space of this window.
 template <uint64_t window>
 void to_generic(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     put(r, p->d, wide(r, p->a) | window, m);
@@ -44,13 +44,13 @@ void is_space(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// Constants lie in global memory, so their addresses say nothing; a variable's space is known where it is declared.
+// Constants are in global memory, so the address does not tell. The space is known from the variable's declaration.
 void is_constant(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     put_predicate(r, p->d, 0, m);
     NEXT;
 }
 
-// d = the address of a's place in the shared memory of the block of rank b.
+// d = the address that corresponds to a in the shared memory of the block of rank b.
 constexpr uint64_t offset_mask = (1u << rank_shift) - 1;
 void map_narrow(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     const Lanes<uint32_t> rank = lanes<uint32_t>(r, p->b) + 1u;
@@ -75,7 +75,7 @@ void rank_of(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     NEXT;
 }
 
-// PTX lets any address be prefetched, and a hint changes no memory.
+// A prefetch of any address is allowed in PTX, and it changes no memory.
 void prefetch(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     Site& site = w->sites[p->c];
     site.times += 1;

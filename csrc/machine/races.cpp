@@ -1,7 +1,7 @@
-// races.cpp: two accesses to the same bytes that nothing orders
-// For each word, the last writes and the reads since. Of reads that come one after another only the last is kept, as
-// whoever comes after it comes after the others; that is FastTrack's idea (Flanagan and Freund, 2009), with the lanes
-// of a warp in one entry.
+// races.cpp: the race detector; see races.h
+// It keeps the last writes of each word and the reads since. Of ordered reads only the last is kept, because what comes
+// after it comes after the earlier ones too. This is the idea of FastTrack (Flanagan and Freund, 2009). One entry holds
+// the lanes of a warp.
 #include "races.h"
 
 namespace machine {
@@ -10,7 +10,7 @@ void Races::report(const How& how, uint64_t at, bool is_write, Who other, int32_
     const Touch& touch = how.touch;
     Launch* launch = touch.w->block->launch;
     if (launch->failed->load()) return;
-    const uint64_t size = touch.size < 16 ? touch.size : 4;  // of a vector, the element
+    const uint64_t size = touch.size < 16 ? touch.size : 4;  // for a vector, the size of an element
     fail(touch.w, touch.p, Fault::race, touch.lane, touch.address + at / size * size, size, touch.space, is_write);
     Report& report = *launch->report;
     const Timeline::Origin origin = timeline_.origin(other);
@@ -18,17 +18,17 @@ void Races::report(const How& how, uint64_t at, bool is_write, Who other, int32_
     report.other_ins = other_ins;
     for (int i = 0; i < 3; ++i) report.other_block[i] = origin.block[i];
     report.other_thread = origin.thread;
-    report.value = origin.launch;  // the other access may be of another launch
+    report.value = origin.launch;  // the other access may be in another launch
 }
 
 void Races::against_writes(const Word& word, const How& how, uint64_t at, bool is_write) {
     for (const Write* write = word.last; write && write->who != nobody; write = write->before) {
-        // What ld.global.nc reads must not be written while the kernel runs, in whatever order.
+        // While a kernel runs, nothing may write what its ld.global.nc reads, whatever the order.
         const bool too_late = how.non_coherent && timeline_.launch_of(write->who) == timeline_.launch_of(how.clock.who);
         const bool known = !too_late && timeline_.knows(how.clock, *write);
         if (!known && !may_meet(how, write->strong, write->scope, write->who))
             return report(how, at, is_write, write->who, write->ins, true);
-        if (!write->strong) return;  // what was before it came before it
+        if (!write->strong) return;  // earlier writes came before this one
     }
 }
 
@@ -62,7 +62,7 @@ void Races::read(Word& word, const How& how, uint64_t at) {
 
 void Races::write(Word& word, const How& how, uint64_t at, bool same) {
     if (!same) against_writes(word, how, at, true);
-    // Strong reads that nothing orders with a strong write stay, as the next write may be weak.
+    // Strong reads without an order to a strong write are kept, because the next write may be weak.
     const auto is_over = [&](const Read& read) {
         if (timeline_.knows(how.clock, read)) return true;
         if (may_meet(how, read.strong, read.scope, read.warp * 32)) return false;

@@ -1,6 +1,7 @@
-// races.h: two accesses to the same bytes that nothing orders, one of them a write and one of them weak
-// Strong accesses (atomics, relaxed, acquire, release, volatile) do not race with each other where each is in the
-// other's scope. Lanes of a warp are threads like others: only __syncwarp and barriers order them.
+// races.h: the race detector
+// A race is two accesses to the same bytes that no synchronisation orders, at least one of them a write and at least
+// one of them weak. Strong accesses (atomics, relaxed, acquire, release, volatile) do not race with each other if each
+// is in the other's scope. The lanes of a warp are separate threads: only __syncwarp and barriers order them.
 #pragma once
 
 #include "timeline.h"
@@ -10,10 +11,10 @@ namespace machine {
 class Races {
 public:
     explicit Races(Timeline& timeline) : timeline_(timeline) {}
-    // Before an access of the word that lies `at` bytes behind the access's begin. A race ends the launch with a report.
+    // To be called before an access. The word is `at` bytes after the access's first byte. A race ends the launch.
     void read(Word& word, const How& how, uint64_t at);
-    // same: what it writes is there already. Two writes of one value race with each other by the letter only: whichever
-    // comes last, the value is that. Kernels rely on it, as where all lanes write what all of them know.
+    // same: the word already has the value that is written. Two writes of one value are a race in the memory model, but
+    // the result does not depend on their order. Kernels rely on that, so it is not reported.
     void write(Word& word, const How& how, uint64_t at, bool same = false);
 
 private:

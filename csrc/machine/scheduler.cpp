@@ -1,10 +1,11 @@
-// scheduler.cpp: blocks on OS threads, whose turn it is, and when nobody can go on
+// scheduler.cpp: blocks on OS threads, the order of turns, and the detection of deadlocks
 //
-// Without a seed   each OS thread has its own blocks and runs a warp until it waits, a block until none of its warps can go
-//                  on; then it takes another, as far as the card holds them at the same time
-// With a seed      one OS thread; a generator picks whose turn it is and how long, so an order can be had again. Launches
-//                  marked dependent start while the one before still runs, as soon as that one allows it
-// Deadlock         no warp is ready, nobody's look has seen anything new for `patience` rounds, and no block can start
+// Without a seed   Each OS thread has its own blocks. It runs a warp until the warp waits, and a block until all its
+//                  warps wait. Then it takes another block, up to the number that the card holds at the same time.
+// With a seed      There is one OS thread. A generator picks the warp and the length of each turn, so an order can be
+//                  repeated. A dependent launch starts while its predecessor runs, as soon as that one allows it.
+// Deadlock         No warp is ready, no polling load has seen anything new for `patience` rounds, and no block can
+//                  start.
 #include "blocks.h"
 
 #include <pthread.h>
@@ -31,8 +32,8 @@ std::atomic<bool> interrupted = false;
 
 namespace {
 
-constexpr uint32_t patience = 10'000;   // rounds of looks in vain
-constexpr int32_t turn_blocks = 4096;   // basic blocks in a turn; then signals and the budget get a look
+constexpr uint32_t patience = 10'000;   // rounds in which no polling load sees anything new
+constexpr int32_t turn_blocks = 4096;   // basic blocks per turn; signals and the budget are checked between turns
 
 // ---- Turns ----
 
@@ -41,7 +42,7 @@ void stop(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
     w->mask = m;
 }
 
-// One instruction after another, each noted before it runs.
+// Runs one instruction at a time and records the state before each.
 void step(Warp* w, Trace* trace) {
     while (w->running && trace->steps < trace->most) {
         const int32_t at = w->at(w->pc);
@@ -55,13 +56,13 @@ void step(Warp* w, Trace* trace) {
     }
     memcpy(trace->registers + trace->steps * trace->program->arena_bytes, w->r, trace->program->arena_bytes);
     if (trace->steps < trace->most) return;
-    w->block->launch->failed->store(1);  // there is no room for more: that is all
+    w->block->launch->failed->store(1);  // the trace is full, so the launch ends
     w->running = false;
 }
 
 enum class Turn { none, vain, progress };
 
-// A turn of at most `blocks` basic blocks. Sets the block's ready and polling bits.
+// Runs a turn of at most `blocks` basic blocks. Sets the block's ready and polling bits.
 Turn take_turn(Warp* w, int32_t blocks, Trace* trace) {
     Block* block = w->block;
     const uint32_t bit = 1u << w->index;
@@ -90,7 +91,7 @@ uint64_t instructions_of(const Worker& worker) {
     return sum;
 }
 
-// Basic blocks after which the budget is looked at: adding up takes a while, and a small budget is over soon.
+// The number of basic blocks between two checks of the budget. A check is slow, but a small budget needs it often.
 uint64_t between_looks(const Order& order) {
     constexpr uint64_t most = 1 << 18;
     return order.instructions ? std::min(most, order.instructions) : most;
@@ -98,13 +99,13 @@ uint64_t between_looks(const Order& order) {
 
 // ---- Without a seed ----
 
-// What the OS threads of one launch know of each other.
+// State that the OS threads of one launch share.
 struct Together {
     std::atomic<uint64_t> progress = 0;
     std::mutex mutex;
-    uint64_t stuck_at = ~0ull;           // the value of `progress` at which these are stuck
+    uint64_t stuck_at = ~0ull;           // the value of `progress` at which the threads in `stuck` are stuck
     std::vector<bool> stuck, finished;
-    std::vector<std::vector<Block*>> blocks;  // of each, for a report
+    std::vector<std::vector<Block*>> blocks;  // the blocks of each OS thread, for a report
 };
 
 class Runner {
@@ -155,7 +156,7 @@ public:
                 together_.progress.fetch_add(1, std::memory_order_acq_rel);
                 rounds_in_vain = 0;
             }
-            // Those that look get another one.
+            // Polling warps get another turn.
             for (auto& cluster : resident)
                 for (Block* block : cluster->blocks)
                     if (block->polling) block->ready |= block->polling, looked = true;
@@ -170,7 +171,7 @@ public:
             }
             if (!looked || rounds_in_vain >= patience) stuck(resident, seen_progress);
         }
-        while (!resident.empty()) {  // after a report
+        while (!resident.empty()) {  // blocks are left only after a report
             end_cluster(pool_, std::move(resident.back()));
             resident.pop_back();
         }
@@ -178,7 +179,7 @@ public:
     }
 
 private:
-    // The next cluster for this OS thread. A cooperative grid is dealt out evenly, as all of it is there at once.
+    // The next cluster for this OS thread. A cooperative grid is divided evenly, because all of it is resident at once.
     uint64_t next() {
         if (!launch_->cooperative) return launch_->next_block.fetch_add(1);
         const uint64_t number = mine_;
@@ -278,7 +279,7 @@ public:
         uint64_t vain = 0, entered = 0;
         while (!failed()) {
             begin_allowed();
-            if (running_.empty()) break;  // the last launch has just ended
+            if (running_.empty()) break;  // the last launch has ended
             const uint64_t choices = count_choices();
             if (choices == 0 || vain > patience + 64 * choices) {
                 if (drained()) {
@@ -293,7 +294,7 @@ public:
             if (interrupted.load(std::memory_order_relaxed)) report_end(running_.front()->launch, Fault::interrupted);
             if (entered > between_looks(order_)) entered = 0, look_at_budget();
         }
-        for (auto& running : running_) {  // after a report
+        for (auto& running : running_) {  // launches are left only after a report
             for (auto& cluster : running->resident) end_cluster(pool_, std::move(cluster));
             ended_(running->launch->number);
         }
@@ -303,7 +304,7 @@ private:
     struct Running {
         Launch* launch;
         Worker* worker;
-        std::vector<uint64_t> order;  // in which blocks start: taken from the back
+        std::vector<uint64_t> order;  // the clusters still to start, the next one last
         std::vector<std::unique_ptr<Cluster>> resident;
         uint64_t capacity;
     };
@@ -322,7 +323,7 @@ private:
         running->capacity = std::max(launch->resident / cluster_blocks(*launch), 1u);
         launch->predecessor = is_running(begun_ - 1) ? launches_[begun_ - 1].get() : nullptr;
         if (launch->watcher) launch->watcher->launch_starts(launch, running_.empty());
-        last_ = nullptr;  // its blocks may come first
+        last_ = nullptr;  // so that a block of the new launch may run first
         running_.push_back(std::move(running));
         ++begun_;
     }
@@ -331,8 +332,8 @@ private:
         return std::any_of(running_.begin(), running_.end(), [&](const auto& running) { return running->launch->number == number; });
     }
 
-    // The next launch may begin when all before it have ended, or, if it is dependent, once all blocks of the one before
-    // it allow it, whatever may run still of those before that one.
+    // The next launch may begin when all earlier launches have ended. A dependent launch may begin once all blocks of
+    // its predecessor allow it, even if still earlier launches are running.
     void begin_allowed() {
         for (size_t i = 0; i < running_.size();) {
             Launch* launch = running_[i]->launch;
@@ -365,7 +366,7 @@ private:
     }
 
     uint64_t count_choices() {
-        // The block that runs goes on as long as it can, where that is the style.
+        // Collects the blocks that can run, and one entry per launch that can start another block.
         choices_.clear();
         for (auto& running : running_) {
             for (auto& cluster : running->resident)
@@ -378,7 +379,8 @@ private:
 
     Turn act(uint64_t choice, uint64_t& entered) {
         auto [running, block] = choices_[choice];
-        // Now and then it goes on with another: a spin on a plain load looks like work that never ends.
+        // In styles 1 and 2 the last block continues as long as it can, except in one of 16 turns: a spin on a plain
+        // load looks like work that never ends.
         if (style_ != 0 && random_.below(16))
             for (const Choice& again : choices_)
                 if (again.block && again.block == last_ && last_->ready) running = again.running, block = last_;
@@ -389,7 +391,7 @@ private:
             return Turn::progress;
         }
         last_ = block;
-        // Those that are ready come before those that only look, mostly.
+        // Ready warps mostly come before polling ones.
         uint32_t from = block->ready && (!block->polling || random_.below(8)) ? block->ready : block->polling ? block->polling : block->ready;
         for (uint64_t skip = random_.below(std::popcount(from)); skip; --skip) from &= from - 1;
         Warp& w = block->warps[std::countr_zero(from)];
@@ -406,7 +408,7 @@ private:
         return turn;
     }
 
-    // Late stores that nothing else brings out come out now.
+    // Lets late stores take effect. Returns true if there were any.
     bool drained() {
         for (auto& running : running_)
             if (running->launch->watcher && running->launch->watcher->drain()) return true;
@@ -429,7 +431,7 @@ private:
 
     struct Choice {
         Running* running;
-        Block* block;  // null: start another
+        Block* block;  // null: start another block
     };
 
     const std::function<void(uint32_t)>& ended_;
@@ -439,11 +441,11 @@ private:
     Trace* trace_;
     Generator random_;
     BlockPool& pool_;
-    uint64_t style_;  // 0: turns of a few basic blocks, anybody next; 1: a block as far as it can, its warps in short turns; 2: in long ones
+    uint64_t style_;  // 0: short turns, any block next; 1: a block as long as it can, short turns; 2: same, long turns
     size_t begun_ = 0;
     std::vector<std::unique_ptr<Running>> running_;
     std::vector<Choice> choices_;
-    Block* last_ = nullptr;  // whose turn it was; null once it has ended
+    Block* last_ = nullptr;  // the block of the last turn; null once it has ended
 };
 
 }  // namespace

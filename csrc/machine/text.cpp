@@ -1,7 +1,7 @@
 // text.cpp: printf and assert in kernels
-// A call of printf reaches PTX as vprintf(format, arguments): addresses of the format's bytes and of the arguments, which
-// the compiler has laid out in local memory, 4-byte ones on multiples of 4 and 8-byte ones on multiples of 8; floats come
-// as doubles. A thread's text is not mixed with another's.
+// In PTX, printf is vprintf(format, arguments). Both are addresses: of the format's bytes, and of the arguments in
+// local memory. There, 4-byte arguments are at multiples of 4 and 8-byte arguments at multiples of 8; floats are
+// doubles. The text of one call is not mixed with that of other threads.
 #include <cstdio>
 #include <cstring>
 
@@ -11,9 +11,9 @@ namespace machine {
 
 namespace {
 
-constexpr size_t most_text = 1 << 20;  // bytes that one launch may print; what comes later is dropped, as on a GPU
+constexpr size_t most_text = 1 << 20;  // bytes that one launch may print; the rest is dropped, as on a GPU
 
-// A string at a global address; ends at a zero, at the end of its tensor or after 4096 bytes. False: no tensor is there.
+// Reads a string at a global address, up to a zero, the end of its tensor or 4096 bytes. False if no tensor is there.
 bool read_string(Warp* w, uint64_t address, std::string& text) {
     const Launch* launch = w->block->launch;
     for (uint32_t i = 0; i < launch->tensors_count; ++i) {
@@ -27,7 +27,7 @@ bool read_string(Warp* w, uint64_t address, std::string& text) {
     return false;
 }
 
-// What one lane prints. False: an address of it is nowhere.
+// Formats the text that one lane prints. False after fail(), if one of the addresses is wrong.
 bool format_lane(Warp* w, const Ins* p, uint32_t lane, uint64_t format_at, uint64_t arguments_at, std::string& out) {
     std::string format;
     if (!read_string(w, format_at, format)) return fail(w, p, Fault::out_of_bounds, lane, format_at, 1), false;
@@ -58,7 +58,7 @@ bool format_lane(Warp* w, const Ins* p, uint32_t lane, uint64_t format_at, uint6
             out += '%';
             continue;
         }
-        // A width or precision that is an argument becomes a number.
+        // An argument for a width or precision replaces its star.
         for (size_t star; (star = spec.find('*')) != std::string::npos;) {
             uint64_t number;
             if (!next(4, number)) return false;

@@ -1,4 +1,4 @@
-// threads.h: OS threads that stay from launch to launch
+// threads.h: a pool of OS threads
 #pragma once
 
 #include <pthread.h>
@@ -16,19 +16,19 @@
 
 namespace machine {
 
-// OS threads that live from launch to launch. The one that launches is one of them.
+// OS threads that are kept from launch to launch. The calling thread is one of them.
 class Threads {
 public:
     static Threads& get(uint32_t count) {
         static Threads* threads = nullptr;
-        // The child of a fork has the memory of these and not the threads.
+        // After a fork, the child process has this object but not the threads.
         if (!threads || threads->process_ != getpid()) threads = new Threads;
         threads->grow(count);
         return *threads;
     }
 
-    // The caller works as well, and waits at the end only for those that have begun: a short launch is over before a
-    // sleeper has woken up. With `all` each has work of its own, so each is waited for.
+    // The caller works too. At the end it waits only for the threads that have begun, because a short launch is over
+    // before a sleeping thread wakes up. With `all`, each thread has its own work, so the caller waits for each.
     void run(uint32_t count, bool all, const std::function<void(uint32_t)>& work) {
         work_ = &work;
         for (uint32_t i = 1; i < count; ++i) {
@@ -60,7 +60,7 @@ private:
             std::thread([this, i, state = states_[i].get()] {
                 sigset_t all;
                 sigfillset(&all);
-                pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are for the threads of Python
+                pthread_sigmask(SIG_BLOCK, &all, nullptr);  // Python's own threads handle the signals
                 for (;;) {
                     for (int spins = 0; state->load(std::memory_order_relaxed) == idle && spins < 1000; ++spins)
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// timeline.cpp: who has synchronised with whom
+// timeline.cpp: which threads have synchronised with which; see timeline.h
 #include "timeline.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ void each_lane(uint32_t m, F f) {
     for (; m; m &= m - 1) f(static_cast<uint32_t>(std::countr_zero(m)));
 }
 
-constexpr size_t many_releases = 256;  // with more on one word, they are joined
+constexpr size_t many_releases = 256;  // more releases than this on one word are joined into one
 
 }  // namespace
 
@@ -26,7 +26,7 @@ Scope scope_of(int32_t access) {
 // ---- Launches and blocks ----
 
 bool Timeline::launch_starts(const Launch* launch, bool alone) {
-    // A dependent launch follows nothing until it waits, even where the one before has ended by chance.
+    // A dependent launch has no order with its predecessor until it waits, even if the predecessor has ended by chance.
     const bool anew = alone && !launch->dependent;
     if (anew) {
         launches_.clear();
@@ -43,7 +43,8 @@ void Timeline::block_starts(const Block* block) {
     auto timed = std::make_unique<Timed>();
     uint32_t launch = static_cast<uint32_t>(launches_.size()) - 1;
     while (launches_[launch].launch != block->launch) --launch;
-    // In a grid of more than a million blocks numbers come again, and only what races between such two is missed.
+    // In a grid of more than a million blocks numbers repeat. Then only races between two blocks of one number are
+    // missed.
     timed->number = (launches_[launch].begin + block->number) & ((1u << (32 - place_bits)) - 1);
     timed->launch = launch;
     timed->threads.resize(block->threads);
@@ -101,7 +102,8 @@ void Timeline::arrive(Warp* w, uint32_t m, unsigned id, bool waits) {
 void Timeline::barrier_opens(const Block* block, unsigned id) {
     Timed& timed = this->block(block);
     Meeting& meeting = timed.barriers[id];
-    // A barrier of all opens when every thread has come or has ended, so it comes after what those wrote that have ended.
+    // A barrier of all threads opens when each has arrived or exited. So it also comes after the writes of exited
+    // threads.
     for (const Warp& w : block->warps)
         each_lane(block->barriers[id].expected ? 0 : ~w.live, [&](uint32_t lane) {
             if (w.thread(lane) < block->threads) meeting.add(timed.threads[w.thread(lane)]);
@@ -113,7 +115,7 @@ void Timeline::barrier_opens(const Block* block, unsigned id) {
     for (uint32_t place : waiting) {
         timed.threads[place].base = view;
         timed.threads[place].own = *own;
-        timed.threads[place].epoch = next;  // the same for all, so that reads of a warp are remembered together
+        timed.threads[place].epoch = next;  // the same for all, so that one entry holds the reads of a warp
     }
 }
 
@@ -160,7 +162,7 @@ void Timeline::predecessor_done(Warp* w, uint32_t m) {
     each_lane(m, [&](uint32_t lane) { timed.threads[w->thread(lane)].learn(before.after); });
 }
 
-// ---- What comes before what ----
+// ---- The order of accesses ----
 
 bool Timeline::knows(const Clock& clock, Who who, uint32_t epoch) const {
     if (who == clock.self && epoch <= clock.self_epoch) return true;
@@ -245,7 +247,7 @@ Ref<Releases> Timeline::publish(Thread& thread, const How& how, const Ref<Releas
     Ref<Releases> releases(new Releases);
     auto& all = releases->all;
     auto add = [&](const Ref<Release>& release) {
-        // What a thread has released with the same scope before is part of what it releases now.
+        // A thread's earlier releases of the same scope are part of its new one.
         std::erase_if(all, [&](const auto& old) {
             return old->point.who == release->point.who && old->scope == release->scope && old->point.epoch <= release->point.epoch;
         });
@@ -299,7 +301,7 @@ void Timeline::fence(Warp* w, uint32_t lane, int32_t access) {
 
 Who Timeline::new_place(Timed& timed, uint32_t thread) {
     auto& owners = owners_[timed.number];
-    if (timed.threads.size() + owners.size() == places) owners.pop_back();  // the last place serves for all further ones
+    if (timed.threads.size() + owners.size() == places) owners.pop_back();  // all further copies share the last place
     owners.push_back(thread);
     return timed.number << place_bits | static_cast<uint32_t>(timed.threads.size() + owners.size() - 1);
 }

@@ -1,6 +1,7 @@
-// timeline.h: who has synchronised with whom, by the rules of PTX's memory consistency model
-// Threads of a block through barriers, lanes through __syncwarp, clusters through theirs; any two through a release and
-// the acquire that reads it, where each is in the other's scope; copies through what waits for them; launches by order.
+// timeline.h: which threads have synchronised with which, by the rules of PTX's memory consistency model
+// Barriers synchronise the threads of a block, __syncwarp the lanes of a warp, cluster barriers a cluster. A release
+// synchronises with the acquire that reads it if each is in the other's scope. A wait synchronises with the copies that
+// it waits for. A launch comes after the earlier ones.
 #pragma once
 
 #include <deque>
@@ -12,46 +13,46 @@
 
 namespace machine {
 
-// A copy that was asked for, and what is known to it.
+// A copy that has been issued and not performed yet, and its clock.
 struct Pending {
     Copy copy;
     Clock clock;
 };
 
-// The copies of one thread that end in order: its cp.async, or its cp.async.bulk of groups.
+// The copies of one thread that complete in order: its cp.async, or its cp.async.bulk of groups.
 struct Copies {
     Who who = nobody;
-    uint32_t asked = 0;              // so far; the epoch of the last
-    std::deque<uint32_t> groups;     // the last epoch of each closed group that has not been waited for
+    uint32_t asked = 0;              // number of copies so far, which is the epoch of the last one
+    std::deque<uint32_t> groups;     // the last epoch of each closed group that the thread has not waited for
     std::vector<Pending> pending;
 };
 
 struct Thread : Clock {
-    std::vector<Ref<Release>> fences;    // the last of each scope: strong writes behind it publish it
-    std::vector<Ref<Releases>> seen;     // by strong reads: a fence behind them acquires it
-    Ref<Releases> acquired;              // the last of which the thread knows everything
+    std::vector<Ref<Release>> fences;    // the last fence of each scope: a later strong write publishes it
+    std::vector<Ref<Releases>> seen;     // seen by strong reads: a later fence acquires them
+    Ref<Releases> acquired;              // the last releases that the thread has fully acquired
     std::unique_ptr<Copies> copies_of[2];  // cp.async, bulk groups
 };
 
-// One block that runs.
+// A running block.
 struct Timed {
-    uint32_t number;                 // counted on through launches
-    uint32_t launch;                 // of those since all was forgotten
+    uint32_t number;                 // counted across launches
+    uint32_t launch;                 // counted since the last reset
     std::vector<Thread> threads;
     Meeting barriers[16], cluster;
     Ref<View> cluster_open, sequential;  // sequential: what fence.sc of this block's threads have published
     // Bulk copies that an mbarrier counts, by thread and mbarrier.
     std::unordered_map<uint64_t, Point> bulk;
-    std::vector<Pending> pending;    // these copies
+    std::vector<Pending> pending;    // the bulk copies themselves
 };
 
-// An mbarrier: who has arrived in this phase, and what those that waited for the last one know.
+// An mbarrier: the arrivals of this phase, and what a thread learns that has waited for the previous phase.
 struct Mbarrier {
     Meeting arrived;
     Ref<View> over;
 };
 
-// How somebody accesses memory.
+// The kind of an access to memory.
 struct How {
     const Touch& touch;
     const Clock& clock;
@@ -62,8 +63,8 @@ Scope scope_of(int32_t access);
 
 class Timeline {
 public:
-    // ---- What Events says ----
-    // True if nothing before matters any more.
+    // ---- The functions of Events ----
+    // Returns true if no earlier access matters any more.
     bool launch_starts(const Launch* launch, bool alone);
     void block_starts(const Block* block);
     void block_ends(const Block* block);
@@ -75,52 +76,53 @@ public:
     void cluster_wait(Warp* w, uint32_t m);
     void predecessor_done(Warp* w, uint32_t m);
 
-    // ---- Who is who ----
+    // ---- Threads ----
     Timed& block(const Block* block) {
         if (block != last_block_) last_block_ = block, last_timed_ = blocks_.at(block).get();
         return *last_timed_;
     }
     Thread& thread(const Warp* w, uint32_t lane) { return block(w->block).threads[w->thread(lane)]; }
     const std::unordered_map<const Block*, std::unique_ptr<Timed>>& blocks() const { return blocks_; }
-    // Of an access: the launch, blockIdx and the thread; for a copy, the thread that asked for it.
+    // The launch, blockIdx and thread of an access. For a copy, the thread is the one that issued it.
     struct Origin {
         uint32_t launch, block[3], thread;
     };
     Origin origin(Who who) const;
     uint32_t launch_of(Who who) const;
 
-    // ---- What comes before what ----
+    // ---- The order of accesses ----
     bool knows(const Clock& clock, Who who, uint32_t epoch) const;
     bool knows(const Clock& clock, const Write& write) const;
     bool knows(const Clock& clock, const Read& read) const;
-    // Whether two strong accesses are each in the other's scope.
+    // True if two strong accesses are each in the other's scope.
     bool together(Scope a, Who x, Scope b, Who y) const;
 
     // ---- Strong accesses ----
     // A strong read has seen `write`.
     void observe(Thread& thread, const How& how, Write& write);
-    // What a strong write publishes. `before`: the write that it replaces; an atomic carries on what that has published.
+    // What a strong write publishes. before: the write that it replaces; an atomic also publishes what `before` did.
     Ref<Releases> publish(Thread& thread, const How& how, const Ref<Release>& own, const Write* before, bool is_atomic);
     Ref<Release> release(Thread& thread, Scope scope);
     void fence(Warp* w, uint32_t lane, int32_t access);
 
     // ---- Copies and mbarriers ----
-    // A place for a copy, and what it knows. The thread goes on in a new epoch.
+    // Creates the clock of a new copy. The thread begins a new epoch.
     Clock ask(Warp* w, uint32_t lane, const Copy& copy);
     void commit(Thread& thread, bool bulk);
-    // All but the last `groups` groups are there: the last epoch of those that were waited for, 0 for none.
+    // The thread has waited for all but the last `groups` groups. Returns the last epoch of these copies, or 0 for
+    // none.
     uint32_t wait(Thread& thread, bool bulk, int64_t groups);
     void mbarrier(const Touch& touch, BarrierUse use, bool completed);
-    // A copy or an arrival has come to its mbarrier.
+    // A copy or an arrival has reached its mbarrier.
     void landed(const Pending& pending, bool completed);
 
 private:
     struct Launched {
         const Launch* launch;
-        uint32_t begin;       // number of its first block
-        uint32_t number;      // among those that run together
+        uint32_t begin;       // the number of its first block
+        uint32_t number;      // the index among the launches that run together
         Ref<View> end;        // what its blocks knew of other launches when they ended
-        Ref<View> after;      // and all of itself
+        Ref<View> after;      // `end` and all of this launch
     };
 
     void acquire(Clock& clock, Release& release);
@@ -130,7 +132,7 @@ private:
     const Block* last_block_ = nullptr;
     Timed* last_timed_ = nullptr;
     std::vector<Launched> launches_;
-    std::unordered_map<uint32_t, std::vector<uint32_t>> owners_;  // by block: the threads whose copies the places are
+    std::unordered_map<uint32_t, std::vector<uint32_t>> owners_;  // per block: the thread that owns each copy's place
     std::unordered_map<const uint8_t*, Mbarrier> mbarriers_;
     Ref<View> sequential_;
 };

@@ -1,14 +1,15 @@
 // timing.cpp: when each machine instruction of each warp issues
 //
-// A warp runs a piece of a basic block as it always does, and its accesses are recorded. Then the clock walks the machine
-// instructions that stand for the piece: in order, each once its operands, its pipe and an issue slot of its quadrant are
-// there. Four quadrants of an SM share the load/store unit and L1. What misses there goes to L2 and DRAM, which all SMs
-// share and where requests queue.
+// A warp runs a piece of a basic block as without a clock, and its accesses are recorded. Then the clock goes through
+// the machine instructions of the piece in order. Each issues when its operands, its pipe and an issue slot of its
+// quadrant are free. The four quadrants of an SM share the load/store unit and L1. Misses go to L2 and DRAM, which all
+// SMs share and where requests queue.
 //
-// An SM runs alone through a window of time that is shorter than the way to L2 and back; between two windows what the SMs
-// have asked of L2 is served in the order of its time. So SMs can be on several OS threads, and nothing depends on how
-// many there are. Atomics and whatever else other SMs may see run between windows too, one after another. That is exact
-// for programs without races: all else that one SM reads, another has written before some synchronisation.
+// Each SM runs alone through a window of time that is shorter than the latency of L2. Between two windows, L2 serves
+// the requests of all SMs in order of their time. So SMs can run on several OS threads, and the result does not depend
+// on the number of threads. Atomics and other accesses that other SMs may see run between windows too, one after
+// another. That is exact for programs without races: any other value that an SM reads from another was written before
+// some synchronisation.
 #include "timing.h"
 
 #include <algorithm>
@@ -31,17 +32,17 @@ namespace {
 
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr uint32_t nobody_id = ~0u;
-constexpr uint32_t landed_id = nobody_id - 1;  // of a slot: a load that has landed set it
+constexpr uint32_t landed_id = nobody_id - 1;  // for a slot whose load has landed
 constexpr int line_bytes = 128, sector_bytes = 32;
-constexpr double most_unread = 32 * 1024;  // bytes: more writes in a row need no read between them
-constexpr uint64_t few_blocks = 32;    // so few are not worth a second OS thread
-constexpr uint64_t vain_looks = 20'000;  // one after another, with nothing else going on: a deadlock
+constexpr double most_unread = 32 * 1024;  // bytes that DRAM may write in a row before it turns around to reads
+constexpr uint64_t few_blocks = 32;    // up to this number a second OS thread does not pay
+constexpr uint64_t vain_looks = 20'000;  // this many polling loads in a row, with no other progress, are a deadlock
 
-// ---- What a row of a program is to the clock ----
+// ---- The kind of each row of a program ----
 
 enum class Act : uint8_t {
     other, enter, access, copy, prefetch, commit,
-    // What a warp pauses at.
+    // A warp pauses at all of the following.
     barrier, cluster_arrive, cluster_wait, leave, fence, synchronise, wait_for_copies, bulk_copy,
     mbarrier, mbarrier_wait, copies_arrive, local_pause
 };
@@ -50,12 +51,12 @@ struct RowKind {
     Act act = Act::other;
     Space space = global;
     Form form = Form::wide;
-    uint8_t size = 0;  // bytes a lane
-    Space to = global;  // bulk_copy: where it writes; `space` is where it reads
-    bool bulk = false;  // commit, wait_for_copies: of bulk copies
-    bool all = false;   // wait_for_copies: also for those whose group is open
-    bool read = false;  // wait_for_copies: until they have read
-    bool parity = false;  // mbarrier_wait: the phase is named by its parity
+    uint8_t size = 0;  // bytes per lane
+    Space to = global;  // bulk_copy: the space that it writes; `space` is the one that it reads
+    bool bulk = false;  // commit, wait_for_copies: for bulk copies
+    bool all = false;   // wait_for_copies: includes copies in the open group
+    bool read = false;  // wait_for_copies: waits only until the sources have been read
+    bool parity = false;  // mbarrier_wait: the operand is the parity of the phase
     bool pauses() const { return act >= Act::barrier; }
 };
 
@@ -85,7 +86,7 @@ RowKind kind_of(std::string_view name) {
         if (has("commit_group")) return kind.act = Act::commit, kind;
         if (has("wait_group") || has("wait_all")) return kind.act = Act::wait_for_copies, kind;
         if (has("mbarrier")) return kind.act = Act::copies_arrive, kind;
-        const size_t to = has("reduce") ? 4 : 3;  // words: cp, perhaps reduce, async, bulk, where to, where from
+        const size_t to = has("reduce") ? 4 : 3;  // words: cp, perhaps reduce, async, bulk, destination, source
         kind.to = words[to] == "shared" ? shared : global;
         kind.space = words[to + 1] == "shared" ? shared : global;
         return kind.act = Act::bulk_copy, kind;
@@ -120,15 +121,15 @@ RowKind kind_of(std::string_view name) {
     return kind;
 }
 
-// ---- Sectors in lines of 128 bytes, in sets of 16, the least recently used one goes ----
+// ---- The tags of a cache: lines of 128 bytes with 4 sectors, 16 ways, the least recently used line is evicted ----
 
 class Tags {
 public:
     struct Line {
         uint64_t number = ~0ull;
-        double fill = 0;         // when its last sector comes
+        double fill = 0;         // the time at which its last sector arrives
         uint32_t used = 0, epoch = 0;
-        uint32_t fetch = nobody_id;  // of the SM's window, where it is still asked for
+        uint32_t fetch = nobody_id;  // its request in the SM's current window, if there is one
         uint8_t there = 0, dirty = 0;
     };
 
@@ -138,7 +139,7 @@ public:
         sets_ = std::max<uint64_t>(lines / ways_, 1);
         lines_.resize(sets_ * ways_);
     }
-    // The line, or the one that gives way to it: then `evicted` tells what was dirty there.
+    // Returns the line, after an eviction if it is new. evicted: the dirty sectors of the evicted line.
     Line& find(uint64_t number, uint8_t& evicted) {
         const uint64_t hash = number * 0x9e3779b97f4a7c15ull;
         Line* set = &lines_[static_cast<uint64_t>((static_cast<unsigned __int128>(hash) * sets_) >> 64) * ways_];
@@ -165,12 +166,12 @@ private:
 
 }  // namespace
 
-// L2 and DRAM: they serve one request after another, in the order of time.
+// L2 and DRAM. They serve one request after another, in order of time.
 class Device {
 public:
     explicit Device(const Times& times) : times_(times), l2_(times.l2_bytes) {}
 
-    double now = 0;  // when its last launch ended
+    double now = 0;  // the time at which the last launch ended
 
     void begin(Timing* timing) {
         timing_ = timing;
@@ -178,7 +179,7 @@ public:
         line_free_.clear();
     }
 
-    // Sectors of a line that an SM wants, asked for at `time`: when they are there.
+    // An SM requests sectors of a line at `time`. Returns the time at which they arrive.
     double read(Found& found, double time, uint32_t sm, uint64_t line, uint8_t sectors, bool to_sm) {
         const int count = std::popcount(sectors);
         double there = serve(found, time, count) + times_.l2_latency / 2;
@@ -202,7 +203,8 @@ public:
         return port;
     }
 
-    // Sectors that an SM writes: when it knows that L2 has them, for which what gave way to them must be in DRAM.
+    // An SM writes sectors of a line. Returns the time at which it knows that L2 has them. An evicted line must have
+    // been written back to DRAM by then.
     double write(Found& found, double time, uint64_t line, uint8_t sectors) {
         double taken = serve(found, time, std::popcount(sectors));
         uint8_t evicted;
@@ -213,16 +215,16 @@ public:
         return taken + times_.l2_latency / 2;
     }
 
-    // An atomic or a synchronising access to one address: when its answer is there.
+    // An atomic or a synchronising access to one address. Returns the time at which its result arrives.
     double synchronise(Found& found, double time, uint32_t sm, uint64_t line, bool is_atomic, int lanes) {
-        // The line has its place in one half of L2; copies of it in the other are no use here.
+        // The access must go to the half of L2 that owns the line. A copy in the other half does not help.
         const double way = times_.l2_latency / 2 + (line % 2 == sm % 2 ? 0 : times_.l2_far_extra / 2);
         const double at_slice = serve(found, time, 1) + way - times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));
         tag.there = 15;
-        // All that go to one line go to one slice of L2, one after another: those that poll, too.
+        // All such accesses to a line go to one slice of L2, which serves one at a time. Polling loads count too.
         double& free = line_free_[line];
         free = std::max(free, at_slice) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
         return free + way + (is_atomic ? times_.atomic_extra : 0);
@@ -243,7 +245,8 @@ private:
         unread_ = std::min(unread_ + bytes, most_unread);
         return dram_free_;
     }
-    // DRAM turns around between reads and writes: `bytes` are read, of which as many as were written since cost more.
+    // The extra time for reading `bytes`: DRAM turns around between writes and reads, so a byte read after a byte
+    // written costs more.
     double turn(double bytes) {
         const double turned = std::min(bytes, unread_);
         unread_ -= turned;
@@ -260,7 +263,7 @@ private:
     Tags l2_;
     Timing* timing_ = nullptr;
     double l2_free_ = 0, dram_free_ = 0;
-    double unread_ = 0;  // bytes written to DRAM since as many were read, up to what its queues hold
+    double unread_ = 0;  // bytes written to DRAM that no read has followed yet, at most most_unread
     std::vector<double> ports_;
     std::unordered_map<uint64_t, double> line_free_;
 };
@@ -275,13 +278,13 @@ namespace {
 struct Rows {
     const Program* program;
     const Schedule* schedule;
-    const uint64_t* addresses;         // of the launch's tensors on the device
-    std::vector<Ins> code;             // the copy that runs: accesses are recorded, pauses stop
-    std::vector<RowKind> kinds;        // by row
-    std::vector<int32_t> first;        // by row: the instruction at which the piece that holds it begins
-    std::vector<int32_t> end;          // by row: where its basic block's instructions end
-    std::vector<int32_t> block_first;  // by row: where they begin
-    std::vector<uint16_t> ordinal;     // by row of an access: its number in its basic block
+    const uint64_t* addresses;         // the device addresses of the launch's tensors
+    std::vector<Ins> code;             // the copy that runs: it records accesses and stops at pauses
+    std::vector<RowKind> kinds;        // per row
+    std::vector<int32_t> first;        // per row: the first instruction of its piece
+    std::vector<int32_t> end;          // per row: the end of its basic block's instructions
+    std::vector<int32_t> block_first;  // per row: the first instruction of its basic block
+    std::vector<uint16_t> ordinal;     // per row of an access: its number in its basic block
     uint32_t most_ordinals = 0, most_instructions = 0;
 };
 
@@ -293,22 +296,22 @@ struct LineSectors {
 };
 struct Record {
     Space space;
-    uint32_t first, count;  // its lines
-    uint32_t passes;        // over shared memory's banks; of a copy, those in which it is written
-    uint32_t lanes;         // that take part
-    bool far = false;       // in the shared memory of another block of the cluster
+    uint32_t first, count;  // its lines in TimedWarp::lines
+    uint32_t passes;        // passes over the banks of shared memory; for a copy, those of its write
+    uint32_t lanes;         // number of lanes that take part
+    bool far = false;       // true for shared memory of another block in the cluster
 };
 
 struct Sm;
 struct TimedWarp;
 struct TimedCluster;
 
-// An mbarrier. Copies land later than the machine carries them out, so the machine may end a phase before it is over.
-// By the parity of a phase:
+// An mbarrier. The machine performs a copy earlier than the clock lets it land. So the machine may complete a phase
+// before the modelled time of its end. The arrays are indexed by the parity of the phase.
 struct Mbarrier {
-    uint32_t pending[2] = {};  // copies whose time of landing is not known yet
-    double over[2] = {};       // when all else had come
-    bool by_copy[2] = {};      // the last of it was a copy
+    uint32_t pending[2] = {};  // number of copies whose landing time is not known yet
+    double over[2] = {};       // the time of the latest other arrival
+    bool by_copy[2] = {};      // true if that arrival was a copy
     std::vector<TimedWarp*> waiting;
 };
 struct Phase {
@@ -316,19 +319,19 @@ struct Phase {
     uint32_t parity;
 };
 
-// Copies of a warp between two ends of groups. Groups are the warp's here, and each lane's on a GPU: the same where the
-// lanes of a warp copy together.
+// A warp's copies between two ends of groups. Here groups belong to a warp, on a GPU to each lane. That makes no
+// difference if the lanes of a warp copy together.
 struct Batch {
     uint64_t group;
-    uint32_t pending = 0;         // copies whose time of landing is not known yet
-    double landed = 0, read = 0;  // when the last of the others has landed, and when all have read
+    uint32_t pending = 0;         // number of copies whose landing time is not known yet
+    double landed = 0, read = 0;  // when the last of the other copies has landed, and when all sources have been read
     bool closed = false;
-    std::vector<Phase> arrivals = {};  // at mbarriers, once all have landed
+    std::vector<Phase> arrivals = {};  // arrivals at mbarriers to be made once all copies have landed
 };
 
 struct Copies {
-    uint64_t first = 0, group = 0;  // the number of the first batch, and of the group that is open
-    std::vector<Batch> batches;     // without those at the front that have been waited for; the last one may be open
+    uint64_t first = 0, group = 0;  // the number of the first batch in `batches`, and of the open group
+    std::vector<Batch> batches;     // batches that the warp has not waited for; the last one may be open
 
     Batch& open() {
         if (batches.empty() || batches.back().closed) batches.push_back({group});
@@ -343,7 +346,7 @@ struct Copies {
     }
     uint64_t number() const { return first + batches.size() - 1; }
     Batch& at(uint64_t number) { return batches[number - first]; }
-    // How many batches are not of the last `groups` closed groups, nor, unless `all`, of the open one.
+    // The number of batches before the last `groups` closed groups. With `all`, the number of all batches.
     size_t before(int64_t groups, bool all) const {
         size_t count = 0;
         while (count < batches.size() && (all || batches[count].group + static_cast<uint64_t>(groups) < group)) ++count;
@@ -376,72 +379,72 @@ struct TimedWarp {
     const Rows* rows = nullptr;
     State state = State::runs;
     uint32_t quadrant = 0;
-    double next = 0;        // when its next instruction may issue, as far as it itself goes
-    double earliest = 0;    // the last one's issue is over
+    double next = 0;        // when its next instruction may issue, without regard to other warps
+    double earliest = 0;    // when its previous instruction has finished issuing
     Cause cause = Cause::operand;
     int32_t cursor = 0, end = 0, block_first = 0;
-    uint32_t instance = 0;  // of basic blocks that it has begun
-    bool fresh = false, allowed = false;  // may enter a basic block; may run the pause that it stands at
+    uint32_t instance = 0;  // number of basic blocks that it has begun
+    bool fresh = false, allowed = false;  // may enter a basic block; may run the pause that it is at
     bool vain = false;
-    bool fenced = false;    // stands behind the fence of its release
+    bool fenced = false;    // true after the fence that precedes its release
     double last_store = 0;
     Copies copies[2];       // cp.async; bulk copies of groups
-    double arrived = 0;     // at a barrier, or where it waits for copies
+    double arrived = 0;     // when it arrived at a barrier or began to wait for copies
     int32_t arrived_at = 0;
-    std::vector<double> local;  // by instruction of its basic block: when its value is there
-    std::vector<uint32_t> local_load;  // the load that it waits for
-    std::vector<double> slots;  // by register slot
-    std::vector<uint32_t> slot_load;  // the load that a slot waits for
+    std::vector<double> local;  // per instruction of its basic block: when the result is ready
+    std::vector<uint32_t> local_load;  // per instruction: the load that it waits for
+    std::vector<double> slots;  // per register slot: when the value is ready
+    std::vector<uint32_t> slot_load;  // per register slot: the load that it waits for
     std::vector<Record> records;
     std::vector<LineSectors> lines;
-    std::vector<int16_t> record_of;   // by ordinal
+    std::vector<int16_t> record_of;   // per ordinal
 };
 
-// The blocks of a cluster, or one block, each on an SM of its own.
+// The blocks of a cluster, or one block. Each block is on its own SM.
 struct TimedCluster {
     std::unique_ptr<Cluster> cluster;
     std::vector<Sm*> sms;  // by the rank of the block
     std::vector<std::unique_ptr<TimedWarp>> warps;
     double began = 0, ended = 0;
-    double opens[2] = {};  // its barrier: by the parity of the phase, the latest that an arrival lets it
-    std::unordered_map<const uint8_t*, Mbarrier> mbarriers;  // by where they lie
+    double opens[2] = {};  // per parity of the phase: the earliest time at which the cluster's barrier may open
+    std::unordered_map<const uint8_t*, Mbarrier> mbarriers;  // by their address
 
     const Block* first() const { return cluster->blocks.front(); }
 };
 
-// A bulk copy under way: the engine of an SM asks for one line after another.
+// A bulk copy in flight. The copy engine of an SM requests one line after another.
 struct Transfer {
-    TimedCluster* cluster;  // null once that has ended
+    TimedCluster* cluster;  // null once the cluster has ended
     TimedWarp* warp;
-    bool writes;            // to L2
-    uint64_t at, end;       // addresses on the device that are still to be asked for
-    double next, interval;  // when the next line is asked for; cycles between two
-    uint32_t pending;       // lines that are asked for and not there
+    bool writes;            // true if it writes to L2
+    uint64_t at, end;       // the device addresses still to be requested
+    double next, interval;  // the time of the next request; cycles between two requests
+    uint32_t pending;       // number of lines requested and not yet there
     double landed;
-    uint64_t batch;         // of the warp's; where there are no phases
+    uint64_t batch;         // the warp's batch, used if `phases` is empty
     std::vector<Phase> phases;
 };
 
 struct Load {
     TimedWarp* warp;
     uint32_t instance, pending;
-    int32_t local;          // -1: a copy
+    int32_t local;          // the instruction, or -1 for a copy
     double ready;
-    uint64_t batch;         // of a copy
+    uint64_t batch;         // of a copy: its batch
 };
 
 enum class FetchKind : uint8_t { reading, writing, prefetching, synchronising };
 
-// Sectors of a line that an SM has asked L2 for in this window.
+// A request of an SM to L2 in this window, for sectors of a line.
 struct Fetch {
     double time;
     uint64_t line;
     uint8_t sectors;
     FetchKind kind;
-    bool keep;              // L1 keeps them
+    bool keep;              // true if L1 keeps the sectors
     std::vector<uint32_t> loads;
-    TimedWarp* warp;        // synchronising or writing
-    Transfer* transfer;     // that it belongs to, or null
+    TimedWarp* warp;        // set if synchronising or writing
+    Transfer* transfer;     // the bulk copy that it belongs to, or null
 };
 
 struct Sm {
@@ -449,32 +452,32 @@ struct Sm {
     double slot_free[quadrants] = {}, pipe_free[quadrants][pipes_count] = {}, unit_free = 0;
     std::unique_ptr<Tags> l1;
     std::vector<TimedWarp*> warps;
-    std::vector<std::unique_ptr<TimedCluster>> clusters;  // whose first block is here
+    std::vector<std::unique_ptr<TimedCluster>> clusters;  // the clusters whose first block is on this SM
     std::vector<std::unique_ptr<Transfer>> transfers;
-    double engine_free = 0;  // of the one that bulk copies go through
+    double engine_free = 0;  // when the engine of bulk copies is free
     std::vector<Fetch> fetches;
     size_t fetches_used = 0;
     std::vector<Load> loads;
     std::vector<uint32_t> free_loads;
-    double inflight = 0, lines = 0;  // bytes and lines that it waits for, of loads and stores
-    std::vector<std::pair<double, double>> landing;  // a heap: when, bytes of a line
+    double inflight = 0, lines = 0;  // bytes and lines of loads and stores in flight
+    std::vector<std::pair<double, double>> landing;  // a heap of (landing time, bytes of a line)
     uint32_t next_quadrant = 0;
     Worker* worker = nullptr;
     Found found = {};
-    std::vector<InstructionTimes>* times = nullptr;  // of its OS thread
+    std::vector<InstructionTimes>* times = nullptr;  // those of its OS thread
     std::vector<Wait> waits;
-    uint64_t progress = 0, looks = 0;  // looks: at mbarriers, in vain
+    uint64_t progress = 0, looks = 0;  // looks: number of mbarrier tests that failed
 
-    // What is under way is there, or has been taken, at `when`.
+    // Sectors in flight land at `when`, or L2 accepts them then.
     void lands(double when, uint8_t sectors) {
         landing.push_back({when, sector_bytes * std::popcount(sectors)});
         std::push_heap(landing.begin(), landing.end(), std::greater<>());
     }
 };
 
-thread_local TimedWarp* current = nullptr;  // the warp that runs a piece
+thread_local TimedWarp* current = nullptr;  // the warp that is running a piece
 
-// ---- The operations that stand in for others ----
+// ---- Operations that replace others when the clock is on ----
 
 void stop_here(Warp* w, const Ins* p, uint32_t m) {
     w->pc = p;
@@ -518,27 +521,27 @@ void add_sectors(std::vector<LineSectors>& lines, uint32_t first, uint64_t addre
     }
 }
 
-// What to add to an address of the host to get the device's, where a tensor has a place of its own that is the same in
-// every run. Outside all tensors: 0, and the access itself will be reported.
+// The difference between the device address and the host address. The device address of a tensor is the same in every
+// run. Outside all tensors the result is 0; the access itself will be reported.
 uint64_t to_device(Warp* w, const Rows& rows, int32_t site, uint64_t address, uint32_t size) {
     const int tensor = find_tensor(w, site, address, size);
     return tensor < 0 ? 0 : rows.addresses[tensor] - w->block->launch->tensors[tensor].begin;
 }
 
-// The block in whose shared memory an address lies, whether generic or not; null: none of the cluster.
+// The block whose shared memory holds a generic or shared address, or null if no block of the cluster does.
 Block* shared_block(Warp* w, uint64_t address) {
-    const uint64_t rank = (address & ~window_mask) >> rank_shift;  // counted from 1; 0: the own block
+    const uint64_t rank = (address & ~window_mask) >> rank_shift;  // rank + 1; 0 is the own block
     if (rank == 0) return w->block;
     return w->block->cluster && rank <= cluster_blocks(*w->block->launch) ? w->block->cluster[rank - 1] : nullptr;
 }
 
-// Where an mbarrier lies; null: nowhere, and the access itself will be reported.
+// The host address of an mbarrier, or null if it is not in shared memory; the access itself will be reported.
 uint8_t* mbarrier_at(Warp* w, uint64_t address) {
     Block* block = shared_block(w, address);
     const uint64_t offset = address & ((1u << rank_shift) - 1);
     return block && offset + 8 <= block->shared_bytes ? block->shared + offset : nullptr;
 }
-// Its word, as memory_async.cpp has it.
+// Its word, as defined in memory_async.cpp.
 constexpr int parity_bit = 61;
 uint64_t word_of(const uint8_t* barrier) {
     uint64_t word;
@@ -548,7 +551,7 @@ uint64_t word_of(const uint8_t* barrier) {
 uint32_t parity_of(const uint8_t* barrier) { return word_of(barrier) >> parity_bit & 1; }
 bool is_mbarrier(const uint8_t* barrier) { return word_of(barrier) >> 62 == 2; }
 
-// The lines since record.first are those of this row.
+// Stores the record of this row. Its lines are those from record.first on.
 void keep(TimedWarp& t, int32_t row, Record record) {
     record.count = static_cast<uint32_t>(t.lines.size()) - record.first;
     t.record_of[t.rows->ordinal[row]] = static_cast<int16_t>(t.records.size());
@@ -575,7 +578,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                             : pattern == Pattern::row ? passes_of(m, kind.size)
                                                       : wavefronts(at, m, kind.size);
         } else if (record.space == local) {
-            // Words of the lanes lie side by side, so that one offset is one line.
+            // On a GPU, the words of all lanes at one offset of local memory are neighbours: one line.
             const uint64_t of_warp = (uint64_t{w->block->number} * 32 + w->index + 1) << 40;
             for (uint32_t word = 0; word < std::max(kind.size / 4u, 1u); ++word)
                 t->lines.push_back({of_warp + (at[lane] & 0xffffff) / 4 + word, 15});
@@ -592,7 +595,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                 begin = stop;
             }
         } else {
-            record.passes = wavefronts(at, m, kind.size);  // L1 is the same memory as shared memory, and has its banks
+            record.passes = wavefronts(at, m, kind.size);  // L1 and shared memory are one memory with the same banks
             for (uint32_t left = m; left; left &= left - 1) {
                 const uint64_t address = at[first_lane(left)];
                 add_sectors(t->lines, record.first, address + to_device(w, *t->rows, p->c, address, kind.size), kind.size);
@@ -603,7 +606,7 @@ void timed_access(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return t->rows->program->code[row].run(w, p, r, m);
 }
 
-// cp.async: its operands stand above the function that runs it, in memory_async.cpp.
+// cp.async. memory_async.cpp documents its operands.
 void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     TimedWarp* t = current;
     const int32_t row = w->at(p);
@@ -616,7 +619,7 @@ void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
                       static_cast<uint32_t>(std::popcount(m))};
         for (uint32_t left = m; left; left &= left - 1) {
             const uint32_t lane = first_lane(left);
-            uint32_t bytes = size;  // that are read; zeros are written behind them
+            uint32_t bytes = size;  // number of bytes read; zeros fill the rest
             if (p->b >= 0) bytes = std::min(bytes, lanes<uint32_t>(r, p->b)[lane]);
             if (p[1].b >= 0 && predicate(r, p[1].b) >> lane & 1) bytes = 0;
             if (bytes) add_sectors(t->lines, record.first, from[lane] + to_device(w, *t->rows, p->c, from[lane], bytes), bytes);
@@ -626,7 +629,7 @@ void timed_copy(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     return t->rows->program->code[row].run(w, p, r, m);
 }
 
-// A prefetch of a line, or of as many bytes as b has. Both bring them to L2, also where L1 is asked for.
+// A prefetch of a line, or of the number of bytes in b. It loads them into L2, even if the instruction names L1.
 void timed_prefetch(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     TimedWarp* t = current;
     const int32_t row = w->at(p);
@@ -696,7 +699,7 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
         rows.end[row] = begin + count;
         rows.most_instructions = std::max(rows.most_instructions, static_cast<uint32_t>(count));
         rows.first[row] = first;
-        if (rows.kinds[row].pauses()) {  // behind a pause the next piece begins
+        if (rows.kinds[row].pauses()) {  // the next piece begins after a pause
             while (first < begin + count && schedule->instructions[first].row != row) ++first;
             if (first < begin + count) ++first;
         }
@@ -708,7 +711,7 @@ Rows prepare(const Program* program, const Schedule* schedule, const uint64_t* a
     return rows;
 }
 
-// ---- An SM through a window ----
+// ---- One SM in one window ----
 
 class Core {
 public:
@@ -748,7 +751,7 @@ public:
         for (auto& transfer : sm.transfers) ask_on(sm, *transfer, until);
     }
 
-    // A synchronising access runs now, between windows; its answer is there at `ready`.
+    // Runs a synchronising access, between windows. Its result arrives at `ready`.
     void run_synchronising(TimedWarp& t, double ready) {
         t.state = State::runs;
         t.earliest = std::max(t.earliest, ready);
@@ -761,7 +764,7 @@ public:
         wake_others(t, ready);
     }
 
-    // A line of a bulk copy is there, or has been taken, at `when`.
+    // A line of a bulk copy lands at `when`, or L2 accepts it then.
     void line_lands(Transfer& transfer, double when) {
         transfer.landed = std::max(transfer.landed, when + times_.bulk_copy_extra);
         if (--transfer.pending || transfer.at < transfer.end || !transfer.cluster) return;
@@ -811,13 +814,13 @@ private:
         return when;
     }
 
-    // Finds out when the warp's next instruction may issue. At the end of a piece runs the next one.
+    // Computes when the warp's next instruction may issue. At the end of a piece it runs the next piece.
     void settle(TimedWarp& t) {
         t.next = never;
         for (;;) {
             if (t.state != State::runs) return;
             if (t.cursor >= t.end) {
-                // A pause that has no instruction of its own costs nothing.
+                // A pause without a machine instruction costs nothing.
                 const bool at_pause = t.w->mask && t.rows->kinds[t.w->at(t.w->pc)].pauses();
                 if (!run_piece(t, at_pause)) return;
                 continue;
@@ -831,7 +834,7 @@ private:
                 continue;
             }
             if (i.kind == Kind::pause && (!t.w->mask || i.row != t.w->at(t.w->pc))) {
-                // Its lanes did not come here: others of the warp go on, or nobody can.
+                // The warp's lanes are elsewhere: another group of the warp runs, or none can.
                 if (!run_piece(t, false)) return;
                 continue;
             }
@@ -844,8 +847,8 @@ private:
 
     static bool loads(const Instruction& i) { return i.kind == Kind::load || i.kind == Kind::bypass; }
 
-    // One of the loads under way that an instruction's sources wait for; nobody_id where there is none. Of
-    // several, the first that is found stands for all, which is a simplification.
+    // A load in flight that one of the instruction's sources waits for, or nobody_id. If there are several, it returns
+    // the first; the model ignores the others.
     uint32_t load_of(const TimedWarp& t, const Instruction& i) const {
         for (int32_t source : i.sources) {
             if (source == -1) break;
@@ -862,7 +865,7 @@ private:
         return nobody_id;
     }
 
-    // load: what `when` waits for where that is not known yet.
+    // load: the load that the result waits for if `when` is not known yet.
     void set_results(TimedWarp& t, const Instruction& i, double when, uint32_t load) {
         for (int32_t slot : i.results) {
             if (slot < 0) return;
@@ -871,8 +874,8 @@ private:
         }
     }
 
-    // Runs the warp as far as it gets without the clock: to its next pause or the end of its basic block. False: it waits,
-    // or has ended.
+    // Runs the warp to its next pause or the end of its basic block, for which it does not need the clock. Returns
+    // false if the warp waits or has ended.
     bool run_piece(TimedWarp& t, bool allowed) {
         Warp* w = t.w;
         std::fill(t.record_of.begin(), t.record_of.end(), static_cast<int16_t>(-1));
@@ -937,14 +940,14 @@ private:
         return when;
     }
 
-    // When all is in L2 that the block has written, so that a fence behind it can make its own way.
+    // When L2 has everything that the block has written. A fence after these writes begins then.
     double arrived(const Sm& sm, const TimedWarp& one, double when) const {
         for (const TimedWarp* t : sm.warps)
             if (t->w->block == one.w->block) when = std::max(when, t->last_store);
         return when;
     }
 
-    // A store or an atomic with release order for the whole GPU: the assembler puts a fence before it.
+    // True for a store or an atomic with release order and gpu scope. The assembler puts a fence before it.
     bool releases(const TimedWarp& t, const Instruction& i) const {
         if (i.kind != Kind::pause || t.rows->kinds[i.row].act != Act::synchronise) return false;
         const int32_t how = t.w->pc[1].c;
@@ -1008,13 +1011,13 @@ private:
         const LineSectors* lines = t.lines.data() + record.first;
         const double for_tags = record.count > 2 ? times_.lines_base + record.count / times_.lines_per_cycle : 0;
         const bool copy = copies(i);
-        // What L1 carries is each lane's own value, also where several lanes ask for the same word.
+        // L1 delivers a value to each lane, even if several lanes load the same word.
         const double cycles = copy ? std::max(times_.memory_floor, for_tags)
                                    : std::max({times_.memory_floor, static_cast<double>(record.passes),
                                                record.lanes * kind.size / times_.l1_bytes_per_cycle, for_tags});
         sm.unit_free = start + cycles;
-        // What a copy brings is written to shared memory like a store's when it lands. The unit's time for that is taken
-        // here, as nothing can be kept free for later.
+        // When a copy lands, it is written to shared memory as by a store. The unit's time for that is charged here,
+        // because the model cannot reserve the unit for a later time.
         if (copy) sm.unit_free += std::max<double>(times_.memory_floor, record.passes);
         const double at_l1 = start + cycles - times_.memory_floor;
         if (i.kind == Kind::store) {
@@ -1104,16 +1107,16 @@ private:
         ++sm.loads[id].pending;
     }
 
-    // ---- What pauses need ----
+    // ---- Helpers for pauses ----
 
-    // The load/store unit for an access that has no record; from when it has it.
+    // Takes the load/store unit for an access that has no record. Returns the time from which it has the unit.
     double take_unit(Sm& sm, double when) {
         const double start = std::max(when, sm.unit_free);
         sm.unit_free = start + times_.memory_floor;
         return start;
     }
 
-    // When the answer to a pause is there.
+    // The result of a pause arrives at `when`.
     void set_answer(TimedWarp& t, const Instruction& i, double when) {
         t.local[t.cursor - t.block_first] = when;
         set_results(t, i, when, nobody_id);
@@ -1134,7 +1137,7 @@ private:
         settle(t);
     }
 
-    // The warp, which has waited since it arrived, goes on at `when` or later. reason: as in Found::waited.
+    // The warp has waited since t.earliest and may continue from `when` on. reason: the index in Found::waited.
     void held_until(TimedWarp& t, double when, int reason) {
         const double waited = std::max(0.0, when - t.earliest);
         InstructionTimes& times = (*t.sm->times)[t.arrived_at];
@@ -1143,9 +1146,10 @@ private:
         t.earliest += waited;
     }
 
-    // ---- Copies that are waited for in groups ----
+    // ---- Waits for groups of copies ----
 
-    // Whether it is known when all copies land that the warp waits for; then it may go on from that time.
+    // Returns whether the landing time of all copies that the warp waits for is known. If so, the warp may continue
+    // from that time on.
     bool copies_there(TimedWarp& t) {
         const Ins* wait = t.w->pc;
         const RowKind& kind = t.rows->kinds[t.w->at(wait)];
@@ -1172,7 +1176,7 @@ private:
     struct Noted {
         uint8_t* at;
         Phase phase;
-        bool far;  // in another block
+        bool far;  // true in another block's shared memory
     };
     void note(TimedWarp& t, uint64_t address, std::vector<Noted>& barriers) {
         uint8_t* at = mbarrier_at(t.w, address);
@@ -1180,7 +1184,7 @@ private:
         barriers.push_back({at, {&t.cluster->mbarriers[at], parity_of(at)}, shared_block(t.w, address) != t.w->block});
     }
 
-    // The phase that the first lane of a wait asks for, and whether the machine has ended it; no barrier: a fault.
+    // The phase that the first lane waits for, and whether the machine has completed it. A null barrier is a fault.
     struct Awaited {
         Phase phase;
         bool over;
@@ -1197,8 +1201,8 @@ private:
         return {{&t.cluster->mbarriers[barrier], parity}, parity_of(barrier) != parity};
     }
 
-    // Whether it is known when the phase is over; then the warp may go on from that time. Where it is not, a wait of
-    // either kind holds the warp: as try_wait may on a GPU, and as a loop around test_wait does.
+    // Returns whether the end of the phase is known. If so, the warp may continue from that time on. Otherwise try_wait
+    // and test_wait both hold the warp: a GPU may do so for try_wait, and a loop around test_wait has the same effect.
     bool go_on(TimedWarp& t, const Awaited& awaited) {
         const auto [barrier, parity] = awaited.phase;
         if (!awaited.over || barrier->pending[parity]) return false;
@@ -1207,7 +1211,7 @@ private:
         return true;
     }
 
-    // Something that the phase needs has come.
+    // Something that the phase needs has arrived.
     void comes(Phase phase, double when, bool copy) {
         Mbarrier& barrier = *phase.barrier;
         if (double& over = barrier.over[phase.parity]; when >= over) over = when, barrier.by_copy[phase.parity] = copy;
@@ -1221,7 +1225,7 @@ private:
         comes(phase, when, true);
     }
 
-    // An arrival once the warp's cp.async have landed.
+    // Arrives at the mbarrier when all earlier cp.async of the warp have landed.
     void arrive_behind(TimedWarp& t, Phase phase) {
         Copies& copies = t.copies[false];
         size_t over = 0;
@@ -1236,9 +1240,9 @@ private:
 
     // ---- Bulk copies ----
 
-    // Operands stand above the function that runs them, in memory_async.cpp. Assumed of the engine of an SM: it asks for
-    // as much as the way from L2 carries, however much is under way, and its part in shared memory takes nobody's time.
-    // A reduction is a write to L2 here.
+    // memory_async.cpp documents the operands. Assumptions about the copy engine of an SM: it requests lines at the
+    // full rate of the SM's port to L2, however many are in flight, and its accesses to shared memory delay no other
+    // access. A reduction is modelled as a write to L2.
     void bulk_copy(Sm& sm, TimedWarp& t, const RowKind& kind, double when, std::vector<Noted>& barriers) {
         const Ins* p = t.w->pc;
         const auto form = [&](int bit) { return p[1].a & bit ? Form::narrow : Form::wide; };
@@ -1300,7 +1304,7 @@ private:
     void pause(Sm& sm, TimedWarp& t, const Instruction& i, double when) {
         const RowKind& kind = t.rows->kinds[i.row];
         TimedCluster& cluster = *t.cluster;
-        std::vector<Noted> barriers;  // that it may change
+        std::vector<Noted> barriers;  // the mbarriers that it may change
         bool looks = false;
         t.arrived = when;
         t.arrived_at = t.cursor;
@@ -1333,7 +1337,7 @@ private:
                 take_unit(sm, when);
                 const Awaited awaited = awaited_by(t);
                 if (!awaited.phase.barrier || go_on(t, awaited)) break;
-                // Not over yet. Other lanes of the warp may have to bring that about: then it looks again and again.
+                // The phase is not over. If other lanes of the warp may have to complete it, the wait polls.
                 looks = !awaited.over && t.w->others_count;
                 if (looks) break;
                 awaited.phase.barrier->waiting.push_back(&t);
@@ -1387,10 +1391,10 @@ private:
         }
         settle(t);
     }
-    // Warps of the block or the cluster that waited and can go on now.
+    // Resumes the warps of the block or the cluster that waited and can continue now.
     void wake_others(TimedWarp& one, double when) {
         if (!one.w->block->cluster && !one.w->block->ready) return;
-        const TimedWarp* first = nullptr;  // to have come, of those that waited
+        const TimedWarp* first = nullptr;  // the first to arrive of the warps that waited
         for (auto& other : one.cluster->warps) {
             TimedWarp* t = other.get();
             if (t == &one || t->state != State::waits || !(t->w->block->ready >> t->w->index & 1)) continue;
@@ -1400,7 +1404,7 @@ private:
             if (!first || t->arrived < first->arrived) first = t;
             t->state = State::runs;
             t->earliest = std::max(t->earliest, when);
-            t->cursor = t->end;  // its piece is over
+            t->cursor = t->end;  // the end of its piece
             settle(*t);
         }
         if (first && when - first->arrived >= timing_.wait_from)
@@ -1440,14 +1444,14 @@ public:
 
     Found run() {
         clusters_ = launch_->blocks() / cluster_blocks(*launch_);
-        // Blocks go to SMs one after another, until all are full.
+        // The first blocks go to the SMs in turn, until all SMs are full.
         double time = begin_;
         for (uint32_t k = 0; k < per_sm(); ++k)
             for (size_t i = 0; i + span_ <= sms_.size(); i += span_)
                 if (next_ < clusters_) start(*sms_[i], time += times_.block_interval * cluster_blocks(*launch_));
         handed_out_ = time;
         double window = std::min(times_.l2_latency / 2 - 1, 128.0);
-        // What one SM of a cluster does to another comes later than the window in which it does it.
+        // The SMs of a cluster affect each other only after these latencies, so the window must be shorter.
         if (span_ > 1) window = std::min({window, times_.cluster_latency, times_.cluster_barrier_relaxed});
         window = std::max(16.0, window);
         double until = begin_;
@@ -1489,7 +1493,7 @@ private:
         return std::max<uint32_t>(1, launch_->resident / static_cast<uint32_t>(times_.sm_count));
     }
 
-    // A cluster, from this SM on.
+    // Starts the next cluster, on this SM and the following ones.
     void start(Sm& sm, double time) {
         auto cluster = std::make_unique<TimedCluster>();
         cluster->began = time;
@@ -1502,7 +1506,7 @@ private:
         sm.clusters.push_back(std::move(cluster));
     }
 
-    // When a bulk copy next asks for something.
+    // The time of the next request of any bulk copy.
     double first_ask() const {
         double first = never;
         for (auto& sm : sms_)
@@ -1511,7 +1515,7 @@ private:
         return first;
     }
 
-    // What the SMs asked of L2 in this window, in the order of its time.
+    // Serves the SMs' requests to L2 of this window, in order of their time.
     void serve(double until) {
         buckets_.resize(static_cast<size_t>(until - from_) + 64);
         for (uint32_t s = 0; s < sms_.size(); ++s)
@@ -1531,7 +1535,7 @@ private:
     }
 
     void serve(Sm& sm, uint32_t s, uint32_t f) {
-        // By value: what runs now may ask for more, in the next window.
+        // Copied, because a warp that runs now may add requests for the next window.
         const double time = sm.fetches[f].time;
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
@@ -1616,7 +1620,7 @@ private:
 
     Found gather() {
         found_.begin = begin_;
-        found_.end = std::max({begin_, last_, stored_});  // a launch is over when all that it wrote has arrived
+        found_.end = std::max({begin_, last_, stored_});  // a launch ends when all its writes have arrived
         auto& sum = timing_.instructions[launch_->number];
         sum.assign(rows_.schedule->instructions_count, {});
         for (auto& part : instruction_times_)
@@ -1637,7 +1641,7 @@ private:
         return found_;
     }
 
-    static inline uint64_t next_serial_ = 1ull << 60;  // apart from those of launches without a clock
+    static inline uint64_t next_serial_ = 1ull << 60;  // differs from the numbers of launches without a clock
 
     Launch* launch_;
     Timing& timing_;
@@ -1645,7 +1649,7 @@ private:
     const Times& times_;
     Core core_;
     Rows rows_;
-    uint32_t threads_, span_;  // span_: SMs that a cluster takes, one behind the other; an OS thread has all of them
+    uint32_t threads_, span_;  // span_: the number of neighbouring SMs of a cluster, all on one OS thread
     double begin_, from_ = 0, last_ = 0, stored_ = 0, handed_out_ = 0;
     BlockPool pool_;
     std::vector<std::unique_ptr<Sm>> sms_;

@@ -1,7 +1,7 @@
 // vectors.h: the 32 lanes of a warp as vectors of the CPU
-// GCC's and clang's vector types: the compiler cuts them into what the machine has (two registers of AVX-512, four of
-// AVX2, eight of NEON). Where they cannot say what is meant in one instruction, AVX-512 is used by name, beside a loop
-// that says the same for every other machine.
+// The code uses the vector types of GCC and clang. The compiler splits a vector into the registers of the CPU: two of
+// AVX-512, four of AVX2, eight of NEON. Where the types have no operation for an AVX-512 instruction, the code uses its
+// intrinsic, and a loop for all other CPUs.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,12 @@ struct LanesOf {
     typedef T type __attribute__((vector_size(warp_lanes * sizeof(T)), may_alias));
 };
 template <class T>
-using Lanes = typename LanesOf<T>::type;  // 32 values of T, side by side
+using Lanes = typename LanesOf<T>::type;  // 32 values of T, one per lane
 
 template <class V>
 using Element = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
 
-// ---- Registers: a value of 32 bits or less has a slot of 4 bytes a lane, a wider one of 8 ----
+// ---- Registers. A value of up to 32 bits takes 4 bytes per lane, a wider one 8 ----
 
 template <class T>
 inline Lanes<T>& lanes(uint8_t* r, int32_t at) {
@@ -37,7 +37,7 @@ inline Lanes<T>& lanes(uint8_t* r, int32_t at) {
 
 template <class T>
 __attribute__((always_inline)) inline Lanes<T> broadcast(T value) {
-    return Lanes<T>{} + value;  // of a float -0 this makes +0: floats are broadcast by their bits
+    return Lanes<T>{} + value;  // would turn a float -0 into +0, so floats are broadcast as bits
 }
 template <>
 __attribute__((always_inline)) inline Lanes<float> broadcast<float>(float value) {
@@ -52,7 +52,7 @@ __attribute__((always_inline)) inline Lanes<double> broadcast<double>(double val
     return reinterpret_cast<Lanes<double>>(broadcast<uint64_t>(bits));
 }
 
-// Stores `value` for the lanes of `mask` and leaves the others as they are.
+// Stores `value` in the lanes of `mask` and keeps the other lanes.
 template <class V>
 __attribute__((always_inline)) inline void put(uint8_t* r, int32_t at, V value, uint32_t mask) {
     constexpr int bytes = sizeof(V) / warp_lanes;

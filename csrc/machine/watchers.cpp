@@ -1,4 +1,4 @@
-// watchers.cpp: what happens to memory goes to the timeline, to hostile memory, to the race detector and to the marks
+// watchers.cpp: passes every access to the timeline, to hostile memory, to the race detector and to the marks
 #include "watchers.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace machine {
 
 namespace {
 
-constexpr int kept_writes = 4;  // of each word
+constexpr int kept_writes = 4;  // number of writes kept per word
 
 class Observer final : public Watcher {
 public:
@@ -84,7 +84,8 @@ public:
         for (uint32_t left = mask; left; left &= left - 1) timeline_.fence(w, first_lane(left), access);
     }
 
-    // If somebody writes them later, that is a race, and says more; if not, it is reported when the block ends.
+    // A later write of these bytes is a race, which gives a better report. Otherwise the read is reported when the
+    // block ends.
     bool takes_unwritten(const Touch& touch) override {
         if (finds_races_) unwritten_.try_emplace(touch.w->block, touch);
         return finds_races_;
@@ -150,7 +151,7 @@ private:
                 scope_of(access)};
     }
 
-    // A word is written: `old` and `value` are its bytes before and after.
+    // Records a write of a word. `old` and `value` are its bytes before and after.
     void remember(Word& word, const How& how, uint32_t epoch, Ref<Releases> releases, const uint8_t* old, const uint8_t* value, uint32_t bytes) {
         const Who who = how.clock.who;
         const int32_t ins = how.touch.w->at(how.touch.p);
@@ -182,7 +183,7 @@ private:
         for (uint32_t i = 0; i < touch.size; ++i) {
             const bool is_read = reads && marks[i] == unwritten, is_written = writes && marks[i] == guarded;
             if (is_read || is_written) {
-                const uint32_t size = touch.size < 16 ? touch.size : 4;  // of a vector, the element
+                const uint32_t size = touch.size < 16 ? touch.size : 4;  // for a vector, the size of an element
                 fail(touch.w, touch.p, is_read ? Fault::uninitialised : Fault::read_only, touch.lane,
                      touch.address + i / size * size, size, touch.space, is_written);
                 return;
@@ -191,7 +192,7 @@ private:
         }
     }
 
-    // A copy is carried out.
+    // Performs a copy.
     void land(const Pending& pending) {
         const Copy& copy = pending.copy;
         const bool moves = copy.kind != Copy::arrival;
@@ -220,7 +221,7 @@ private:
     Words words_;
     Hostile hostile_;
     Races races_;
-    std::unordered_map<const Block*, Touch> unwritten_;  // the first read of a block that nobody had written for
+    std::unordered_map<const Block*, Touch> unwritten_;  // per block: the first read of unwritten bytes
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// watchers.h: hostile memory, the race detector and marks on memory, by request
+// watchers.h: creates the watcher for hostile memory, the race detector and marks on memory
 #pragma once
 
 #include <memory>
@@ -7,16 +7,16 @@
 
 namespace machine {
 
-// Global memory with a mark for each of its bytes. The ranges are sorted and do not overlap.
+// A range of global memory with one mark per byte. The ranges are sorted and do not overlap.
 struct Marked {
     uint64_t begin, end;
     uint8_t* marks;  // of type Mark
 };
-// unwritten: nobody has written there, so a read is a fault; the first write takes the mark away. guarded: a write is a
-// fault, which says who writes there.
+// unwritten: no write yet, so a read is a fault; the first write removes the mark. guarded: a write is a fault, whose
+// report names the writing thread.
 enum Mark : uint8_t { unmarked, unwritten, guarded };
 
-// Null where nothing is asked for: then no access is told to anybody.
+// Returns null if none of them is wanted. Then the code runs unwatched.
 std::unique_ptr<Watcher> make_watcher(bool hostile, bool races, uint64_t seed, const Marked* marked, uint64_t marked_count);
 
 }  // namespace machine

@@ -1,4 +1,4 @@
-// words.cpp: the table of words
+// words.cpp: the table of words; see words.h
 #include "words.h"
 
 namespace machine {
@@ -11,7 +11,7 @@ Words::Page* Words::find_slow(uint64_t number, bool make) {
     return page;
 }
 
-// Each byte starts with what is known of the word.
+// Gives each byte of a word its own entry, a copy of the word's.
 void Words::split(Page* page, uint32_t index) {
     Word& word = page->words[index];
     auto parts = std::make_unique<std::array<Word, 4>>();

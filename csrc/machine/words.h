@@ -1,5 +1,5 @@
-// words.h: what is remembered of each word of memory, global and shared: its last writes, and who has read it since
-// A word is 4 bytes until somebody accesses a part of it; then each of its bytes has an entry of its own.
+// words.h: the history of each word of global and shared memory: its last writes, and the reads since
+// A word is 4 bytes. After an access to a part of it, each of its bytes has its own entry.
 #pragma once
 
 #include <array>
@@ -13,21 +13,21 @@
 namespace machine {
 
 struct Write {
-    Write* before = nullptr;  // the write before it, as far as they are kept
-    Who who = nobody;         // nobody: what was there before
+    Write* before = nullptr;  // the previous write, if it is still kept
+    Who who = nobody;         // nobody: the initial value
     uint32_t epoch = 0;
     int32_t ins = -1;
-    uint32_t value = 0;       // of the word, or of the byte
+    uint32_t value = 0;       // the value of the word, or of the byte
     bool strong = false;      // atomic, relaxed, release, volatile
     Scope scope = gpu;
     Ref<Releases> releases;
-    // Strong reads that saw it and did not acquire it: whoever knows one of them knows of this write.
+    // Strong reads that saw this write without an acquire. A thread that knows one of them knows of this write.
     std::unique_ptr<std::vector<Point>> seen;
 };
 
-// Lanes of one warp that read in one epoch.
+// Reads by lanes of one warp in one epoch.
 struct Read {
-    uint32_t warp = 0;  // Who of lane 0 / 32
+    uint32_t warp = 0;  // the Who of lane 0, divided by 32
     uint32_t lanes = 0;
     uint32_t epoch = 0;
     int32_t ins = -1;
@@ -38,7 +38,7 @@ struct Read {
 struct Word {
     Write* last = nullptr;
     Read read;
-    std::unique_ptr<std::vector<Read>> reads;  // more of them
+    std::unique_ptr<std::vector<Read>> reads;  // further reads
 
     ~Word() { clear(); }
     void clear() {
@@ -50,8 +50,8 @@ struct Word {
 
 class Words {
 public:
-    // Calls f(word, at, shift, bytes) for each word of a range: `at` counts from the range's begin, `shift` from the
-    // word's. Words that nobody has touched are left out unless `all`; parts of words get entries of their own if `all`.
+    // Calls f(word, at, shift, bytes) for each word of a range. `at` is the offset in the range, `shift` the offset in
+    // the word. Without `all` it leaves out words that have no entry; with `all` it creates entries.
     template <class F>
     void each(const uint8_t* host, uint64_t size, bool all, F f) {
         const auto begin = reinterpret_cast<uint64_t>(host), end = begin + size;
@@ -96,7 +96,7 @@ private:
     static void split(Page* page, uint32_t index);
 
     std::unordered_map<uint64_t, std::unique_ptr<Page>> pages_;
-    std::array<std::pair<uint64_t, Page*>, 256> recent_{};  // null: there is none
+    std::array<std::pair<uint64_t, Page*>, 256> recent_{};  // a cache of pages; null: the page does not exist
 };
 
 }  // namespace machine
