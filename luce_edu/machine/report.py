@@ -1,4 +1,4 @@
-"""The words of a report: what a kernel did wrong, where, in which thread, to which tensor."""
+"""The text of a report: what a kernel did wrong, at which line, in which thread, to which tensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-FAR = 2**28  # bytes; what is further away than that is no index that went astray
+FAR = 2**28  # bytes; an address further from every tensor than this is not a wrong index into one
 SPACES = ("generic", "global", "shared", "local", "constant", "parameter")
 
 # In the order of Fault in csrc/machine/machine.h.
@@ -16,17 +16,17 @@ FAULTS = (
 )  # fmt: skip
 
 WAITS = {
-    "ready": "can go on",
-    "look": "look{s} again and again for a value that does not come",
-    "barrier": "wait{s} at a barrier of the block",
-    "warp": "wait{s} for lanes of the warp",
-    "cluster": "wait{s} at a barrier of the cluster",
-    "launch": "wait{s} for the launch before",
+    "ready": "can continue",
+    "look": "spin{s} on a value that does not change",
+    "barrier": "wait{s} at a block barrier",
+    "warp": "wait{s} for other lanes of the warp",
+    "cluster": "wait{s} at a cluster barrier",
+    "launch": "wait{s} for the previous launch",
 }
 
 
 def words(report, launches: Sequence) -> str:
-    """One sentence or more about a report of the core. launches: those that ran together."""
+    """The sentences for a report of the core. launches: those that ran together."""
     launch = launches[report.launch]
     fault = FAULTS[report.fault]
     if fault == "race":
@@ -39,8 +39,8 @@ class Act:
     """What a thread did, or what several wait for.
 
     who     in words, such as "block 1, thread 9";  block, thread: the same as numbers, None where there are several
-    does    in words, such as "writes" or "waits at a barrier of the block"
-    places  file and line of the source, then of the calls that were inlined, the innermost first; () where nobody knows
+    does    in words, such as "writes" or "waits at a block barrier"
+    places  file and line of the source, then of the calls that were inlined, the innermost first; () if unknown
     """
 
     who: str
@@ -52,10 +52,10 @@ class Act:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who did what where: a report of the core, taken apart.
+    """Who did what where: the fields of a report of the core.
 
-    element  in words, such as "x[3]"; "" where no memory is involved
-    tensor, index  the same apart: None for memory of another kind, and for what lies between two elements
+    element  in words, such as "x[3]"; "" if no memory is involved
+    tensor, index  the parts of `element`; None for other memory, and for an address between two elements
     """
 
     kernel: str
@@ -90,10 +90,10 @@ def scene(report, launches: Sequence) -> Scene:
     return Scene(launch.kernel.name, tuple(acts), element, name if is_tensor else None, index)
 
 
-# By fault, what a thread does that is no access of memory.
+# By fault: what the thread did, if it was not a memory access.
 _DOES = {
-    "divergent_barrier": "comes to a barrier", "missing_lanes": "comes to an operation of its warp",
-    "bad_barrier": "comes to a barrier", "trap": "meets a trap", "unsupported": "comes to this",
+    "divergent_barrier": "reaches a barrier", "missing_lanes": "executes a warp operation",
+    "bad_barrier": "reaches a barrier", "trap": "executes a trap", "unsupported": "reaches what cannot be executed",
 }  # fmt: skip
 
 
@@ -130,14 +130,14 @@ def _places(launch, ins: int) -> tuple[tuple[str, int], ...]:
 def _statement(launch, ins: int):
     statement = launch.kernel.program.statement(ins)
     if statement and statement.loc and statement.loc.line == 0:
-        # The compiler has moved it and no longer knows whence; what stands before it is near.
+        # The compiler moved the instruction and lost its line. The instruction before it is from a line nearby.
         before = (launch.kernel.program.statement(i) for i in range(ins, -1, -1))
         statement = next((s for s in before if s and s.loc and s.loc.line), statement)
     return statement
 
 
 def place(launch, ins: int) -> str:
-    """' at file:line (instruction)', with what it was inlined into; '' where nobody knows."""
+    """' at file:line', then the lines that it was inlined into; '' if the place is unknown."""
     statement = _statement(launch, ins)
     if statement is None:
         return ""
@@ -165,14 +165,14 @@ def _does(is_write: int) -> str:
 
 
 def _what(report, launch) -> str:
-    """The memory of an access, by name: 'y[1000] (byte 4000 of y, which has 4000)'."""
+    """The memory of an access, by name: 'y[1000], byte 4000 of y, which has 4000 bytes'."""
     address, size = report.address, max(report.size, 1)
     space = SPACES[report.space]
     if space == "shared":
         element = "" if address % size else f"element {address // size}, "
-        return f"{element}byte {address} of shared memory, of which the block has {_shared(launch)}"
+        return f"{element}byte {address} of shared memory, of which the block has {_shared(launch)} bytes"
     if space == "local":
-        return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes}"
+        return f"byte {address} of its local memory, which has {launch.kernel.program.local_bytes} bytes"
     if address < 4096:
         return f"address {address}, a null pointer"
     found = _nearest(report, launch)
@@ -181,11 +181,11 @@ def _what(report, launch) -> str:
     begin, end, name, size = found
     index, rest = divmod(address - begin, size)
     element = "" if rest else f"{name}[{index}], "
-    return f"{element}byte {address - begin} of {name}, which has {end - begin}"
+    return f"{element}byte {address - begin} of {name}, which has {end - begin} bytes"
 
 
 def _nearest(report, launch) -> tuple[int, int, str, int] | None:
-    """Begin, end, name and bytes of an element of the tensor that an access is in, or least far from."""
+    """Begin, end, name and bytes per element of the tensor that holds an access or is nearest to it."""
     address, size = report.address, max(report.size, 1)
     tensors = launch.tensors
     nearest, distance = None, FAR
@@ -207,33 +207,33 @@ def _access(report, launch) -> str:
 
 def _divergent_barrier(report, launch) -> str:
     if report.other_ins >= 0:
-        return (
-            f"divergent barrier: {_who(report)} is{place(launch, report.ins)} while threads of its block wait"
-            f"{place(launch, report.other_ins)}"
-        )
-    where = place(launch, report.ins)
-    return f"divergent barrier: {_who(report)} comes to it when other threads of its block have ended{where}"
+        here, there = place(launch, report.ins), place(launch, report.other_ins)
+        wrong = f"{_who(report)} is{here}, but other threads of its block wait at the barrier{there}"
+    else:
+        wrong = f"{_who(report)} waits{place(launch, report.ins)}, but other threads of its block have exited"
+    return f"divergent barrier: {wrong}. All threads of a block must reach the same barrier"
 
 
 def _missing_lanes(report, launch) -> str:
-    """address: the lanes that the operation names; size: those that live; space: 1 + the lane that it reads, or 0."""
+    """address: the lanes that the operation names; size: lanes that have not exited; space: 1 + the lane read, or 0."""
 
     def lanes(mask: int) -> str:
         return _counted("lane", number_ranges([lane for lane in range(32) if mask >> lane & 1]))
 
     named, own, source = report.address, report.thread % 32, report.space - 1
     if not named >> own & 1:
-        wrong = f"and lane {own} itself is not among them"
+        wrong = f"but lane {own} itself is not among them"
     elif source >= 0:
-        wrong = f"and reads from lane {source}, which is not among them"
+        wrong = f"but it reads from lane {source}, which is not among them"
     else:
-        wrong = f"of which {lanes(named & ~report.size)} ended before"
-    return f"{_who(report)}: a warp operation names {lanes(named)}, {wrong}{place(launch, report.ins)}"
+        wrong = f"but {lanes(named & ~report.size)} exited before"
+    return f"{_who(report)}{place(launch, report.ins)}: the mask of a warp operation names {lanes(named)}, {wrong}"
 
 
 def _waits(report, launch) -> str:
-    return "; ".join(
-        f"{who} {does}{'' if ins is None else place(launch, ins)}" for who, does, ins, *_ in _waiters(report, launch)
+    return ". ".join(
+        f"{who[0].upper()}{who[1:]} {does}{'' if ins is None else place(launch, ins)}"
+        for who, does, ins, *_ in _waiters(report, launch)
     )
 
 
@@ -249,7 +249,7 @@ def _waiting(report, launch) -> Iterator[Act]:
 
 
 def _waiters(report, launch) -> Iterator[tuple[str, str, int | None, str, str]]:
-    """Who, what they do, the instruction, and who in the core's own words; last the blocks that have ended."""
+    """Who, what they do, the instruction, and blocks and threads as the core writes them; last the ended blocks."""
     waiting = set()
     for entry in report.text.decode().split(";"):
         state, ins, blocks, threads = entry.split(" ")
@@ -276,8 +276,9 @@ def _counted(noun: str, numbers: str) -> str:
 
 def _lost_launch(report, launch) -> str:
     return (
-        f"deadlock, nobody can go on, and {report.value} blocks have never started as the card holds no more at once "
-        f"({launch.kernel.card.name}): {_waits(report, launch)}"
+        f"deadlock, no thread can continue, and {report.value} blocks have not started, because the card "
+        f"({launch.kernel.card.name}) holds no more at the same time. {_waits(report, launch)}. Blocks that wait for "
+        "each other need a cooperative launch, whose grid must fit the card"
     )
 
 
@@ -292,39 +293,43 @@ def _race(report, launch, other_launch) -> str:
     other = f"{_who(report, 'other_')} {_does(report.is_write & 2)}{place(other_launch, report.other_ins)}"
     if other_launch is not launch:
         other = f"{other_launch.kernel.name}: {other}"
-    return f"race on {_what(report, launch)}: {one}, and {other}, and nothing orders the two"
+    return (
+        f"race on {_what(report, launch)}: {one}, and {other}. Nothing orders the two: put a barrier, or a release and "
+        "an acquire, between them"
+    )
 
 
-# By fault, what is said of a report of it.
+# By fault: the text for a report of it.
 _SAYINGS = {
     "out_of_bounds": lambda report, launch: f"{_access(report, launch)}: out of bounds{place(launch, report.ins)}",
     "misaligned": lambda report, launch: (
-        f"{_access(report, launch)}: misaligned, the address is no multiple of {report.size}{place(launch, report.ins)}"
+        f"{_access(report, launch)}: misaligned{place(launch, report.ins)}. "
+        f"The address must be a multiple of {report.size}"
     ),
     "uninitialised": lambda report, launch: (
-        f"{_access(report, launch)}, which nobody wrote: uninitialised{place(launch, report.ins)}"
+        f"{_access(report, launch)}: uninitialised{place(launch, report.ins)}. No thread has written these bytes before"
     ),
-    "read_only": lambda report, launch: f"{_access(report, launch)}, which is constant{place(launch, report.ins)}",
+    "read_only": lambda report, launch: f"{_access(report, launch)}, which is read-only{place(launch, report.ins)}",
     "divergent_barrier": _divergent_barrier,
     "bad_barrier": lambda report, launch: (
-        f"{_who(report)}: a barrier's number is from 0 to 15 and its count of threads a multiple of 32"
-        f"{place(launch, report.ins)}"
+        f"{_who(report)}{place(launch, report.ins)}: a barrier needs a number from 0 to 15 and a count of threads that "
+        "is a multiple of 32"
     ),
     "missing_lanes": _missing_lanes,
-    "deadlock": lambda report, launch: f"deadlock, nobody can go on: {_waits(report, launch)}",
+    "deadlock": lambda report, launch: f"deadlock, no thread can continue. {_waits(report, launch)}",
     "lost_launch": _lost_launch,
-    "budget": lambda *_: "it had not ended after the instructions that it may execute, and was stopped",
-    "trap": lambda report, launch: f"{_who(report)} met a trap{place(launch, report.ins)}",
+    "budget": lambda *_: "stopped, because it executed all the instructions that it may; a loop may never end",
+    "trap": lambda report, launch: f"{_who(report)} executed a trap{place(launch, report.ins)}",
     "assertion": _assertion,
     "unsupported": lambda report, launch: (
-        f"{_who(report)} came to something that cannot be executed{place(launch, report.ins)}"
+        f"{_who(report)} reached an instruction that cannot be executed{place(launch, report.ins)}"
     ),
     "interrupted": lambda *_: "interrupted",
 }
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
-    """'3', '0..15, 17': sorted numbers, those in a row together."""
+    """'3', '0..15, 17': sorted numbers, with consecutive ones as a range."""
     parts, i = [], 0
     while i < len(numbers):
         end = i

@@ -201,13 +201,13 @@ def refusal(backend, kernel, grid, block, args, smem=0, **options) -> str:
 
 # what: kernel, index that its thread takes of a tensor of 30 floats in a memory of 64, what the report must say
 STRAY = {
-    "past the end": ("store", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120: out of bounds"),
-    "before the begin": ("store", -1, "writes 4 bytes at y[-1], byte -4 of y, which has 120: out of bounds"),
+    "past the end": ("store", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120 bytes: out of bounds"),
+    "before the begin": ("store", -1, "writes 4 bytes at y[-1], byte -4 of y, which has 120 bytes: out of bounds"),
     "far away": ("store", 2**29, "far from every tensor: out of bounds"),
-    "half outside": ("store4", 28, "writes 16 bytes at y[28], byte 112 of y, which has 120: out of bounds"),
-    "atomic": ("add", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120: out of bounds"),
-    "flag": ("release", 31, "writes 4 bytes at y[31], byte 124 of y, which has 120: out of bounds"),
-    "not aligned": ("store4", 1, "writes 16 bytes at y[1], byte 4 of y, which has 120: misaligned"),
+    "half outside": ("store4", 28, "writes 16 bytes at y[28], byte 112 of y, which has 120 bytes: out of bounds"),
+    "atomic": ("add", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120 bytes: out of bounds"),
+    "flag": ("release", 31, "writes 4 bytes at y[31], byte 124 of y, which has 120 bytes: out of bounds"),
+    "not aligned": ("store4", 1, "writes 16 bytes at y[1], byte 4 of y, which has 120 bytes: misaligned"),
 }
 
 
@@ -234,17 +234,17 @@ def test_a_copy_goes_up_to_the_end_and_no_further(backend, kernels):
     memory = torch.arange(64.0)
     y = memory[16:46]
     report = refusal(backend, kernels["move"], 2, 32, [y, 29, 41])
-    assert "writes 1 bytes at argument 0[30], byte 120 of argument 0, which has 120: out of bounds" in report
+    assert "writes 1 bytes at argument 0[30], byte 120 of argument 0, which has 120 bytes: out of bounds" in report
     assert memory[45] == 16 and torch.equal(memory[46:], torch.arange(46.0, 64))
 
 
 STRAY_READS = {
-    "past the end": ("load", 30, "reads 4 bytes at x[30], byte 120 of x, which has 120: out of bounds"),
-    "before the begin": ("load", -3, "reads 4 bytes at x[-3], byte -12 of x, which has 120: out of bounds"),
-    "half outside": ("load4", 28, "reads 16 bytes at x[28], byte 112 of x, which has 120: out of bounds"),
-    "not aligned": ("load4", 2, "reads 16 bytes at x[2], byte 8 of x, which has 120: misaligned"),
-    "weights": ("weights", 64, "reads 16 bytes at x[32], byte 128 of x, which has 120: out of bounds"),
-    "weights not aligned": ("weights", 4, "reads 16 bytes at x[2], byte 8 of x, which has 120: misaligned"),
+    "past the end": ("load", 30, "reads 4 bytes at x[30], byte 120 of x, which has 120 bytes: out of bounds"),
+    "before the begin": ("load", -3, "reads 4 bytes at x[-3], byte -12 of x, which has 120 bytes: out of bounds"),
+    "half outside": ("load4", 28, "reads 16 bytes at x[28], byte 112 of x, which has 120 bytes: out of bounds"),
+    "not aligned": ("load4", 2, "reads 16 bytes at x[2], byte 8 of x, which has 120 bytes: misaligned"),
+    "weights": ("weights", 64, "reads 16 bytes at x[32], byte 128 of x, which has 120 bytes: out of bounds"),
+    "weights not aligned": ("weights", 4, "reads 16 bytes at x[2], byte 8 of x, which has 120 bytes: misaligned"),
 }
 
 

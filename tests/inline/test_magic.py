@@ -143,7 +143,7 @@ def test_an_error_has_the_line_of_the_cell(run):
     error, said = run(f"{AGAINST}\n\nfor (int i = 0; i < n; ++i)\n    y[i] = x[i] + q[i];\n")
     assert isinstance(error, KernelRefused) and 'does not compile. cell(4): error: identifier "q" is undefined' in said
     error, said = run(f"{AGAINST}\n\ny[n] = x[0];")
-    assert "thread 0 writes 4 bytes at y[1], byte 4 of y, which has 4: out of bounds at cell:3" in said
+    assert "thread 0 writes 4 bytes at y[1], byte 4 of y, which has 4 bytes: out of bounds at cell:3" in said
 
 
 def test_kernels_lists_every_spec_with_its_parameters(run):

@@ -235,7 +235,7 @@ KERNEL = f"__global__ void mine({SIGNATURE})"
 
 
 def outside(verb: str, size: int, offset: int, name: str, has: int, line: int) -> str:
-    return f"{verb} {size} bytes at .*byte {offset} of {name}, which has {has}: out of bounds at cell:{line}"
+    return f"{verb} {size} bytes at .*byte {offset} of {name}, which has {has} bytes: out of bounds at cell:{line}"
 
 
 HASTY = """
@@ -257,7 +257,7 @@ FLAG = "__shared__ unsigned flag;\nif (threadIdx.x == 0) flag = 0;\n__syncthread
 WRONG = {
     # Numbers
     "no barrier": (HASTY,
-        "kernel", "shared memory.*which nobody wrote: uninitialised at cell:|race on", "reference.rms_norm"),
+        "kernel", "shared memory.*: uninitialised at cell:|race on", "reference.rms_norm"),
     "an index that short rows hide": (
         RMS_NORM.replace("weight[c]", "weight[threadIdx.x]"),
         "wrong", r"^rows 2, n 257: .*; \d of 514", "reference.rms_norm"),
@@ -284,29 +284,29 @@ WRONG = {
         INDEX + "if (n < 257) { if (i < n) y[i] = x[i] + r[i]; }\n"
         "else if (i == 1) {\n    const float4 v = *reinterpret_cast<const float4*>(x + i);\n    y[0] = v.x + v.y;\n}",
         "kernel",
-        "n 257: .* reads 16 bytes at .*byte 4 of x, which has 1028: misaligned, .* no multiple of 16 at cell:5"),
+        "n 257: .* reads 16 bytes at .*byte 4 of x, which has 1028 bytes: misaligned at cell:5.* multiple of 16"),
     "null": (FROM_NULL + "p[0] = 1.0f;", "kernel", "writes 4 bytes at address 0, a null pointer: .* cell:3"),
     "memory of its own": (
         "volatile float* p = static_cast<float*>(malloc(1ull << 46));\np[0] = 1.0f;", "compile", "malloc is external"),
     "shared memory without --smem": (
         "DYNAMIC_SHARED(float, s);\ns[threadIdx.x] = 0;", "kernel",
-        "writes 4 bytes at .*byte 0 of shared memory, of which the block has 0: out of bounds at cell:3"),
+        "writes 4 bytes at .*byte 0 of shared memory, of which the block has 0 bytes: out of bounds at cell:3"),
     "shared memory that nobody filled": (
         "__shared__ volatile float s[64];\nif (threadIdx.x < 63) s[threadIdx.x] = 0;\n__syncthreads();\n"
         + ADD.replace("x[i]", "s[63] + x[i]"), "kernel",
-        "byte 252 of shared memory.*which nobody wrote: uninit.* cell:6"),
+        "byte 252 of shared memory.*: uninitialised at cell:6"),
     "an assertion": ("\nassert(n < 256);\n" + ADD, "kernel",
         "^n 257: block 0, thread 0: assertion `n < 256` failed in .*mine.* at cell:3"),
     # Waiting
     "an endless loop": ("while (n > 0) y[0] = 0.0f;", "time", "not ended after 50,000,000 instructions"),
     "a spin on what nobody changes": (
         "__shared__ volatile int flag;\nflag = 0;\nwhile (flag == 0) {}",
-        "kernel", "deadlock, .* looks? again and again .* at cell:4"),
+        "kernel", "deadlock, .* spins? .* at cell:4"),
     "a barrier that some miss": (INDEX + "if (i < n) __syncthreads();",
         "kernel", r"divergent barrier: .* at cell:3"),
     "a warp that parts": (
         "if (threadIdx.x < 16) y[0] = warp_sum(x[0]);\nelse y[0] = __shfl_sync(full_warp, r[0], 1);", "kernel",
-        r"lanes of the warp at cell:3; .* at block\.cuh:\d+, called from cell:2"),
+        r"lanes of the warp at cell:3\. .* at block\.cuh:\d+, called from cell:2"),
     "a trap": ("if (n > 31) __trap();\n" + ADD, "kernel", "n 257: .* trap at cell:2"),
     # The cell
     "empty": ("", "cell", "the cell is empty"),

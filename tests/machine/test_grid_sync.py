@@ -54,7 +54,7 @@ def test_a_block_that_leaves_is_named_and_the_next_launch_finds_no_trace(seed):
     _, args = arguments()
     with pytest.raises(KernelError) as error:
         launch(module["without_its_last_block"], args, seed=seed)
-    says(str(error.value), "deadlock", "sync.h", f"block {BLOCKS - 1} has ended")
+    says(str(error.value), "deadlock", "sync.h", f"Block {BLOCKS - 1} has ended")
     expected, args = arguments()
     launch(module["synced"], args, seed=seed)
     assert torch.equal(args[-1], expected)

@@ -175,7 +175,7 @@ def test_a_row_past_the_end_is_named_with_its_tensor(wrong, stage, monkeypatch):
         with pytest.raises(KernelError) as error:
             count_traffic(stage, model("odd"), TOKENS[:1])
     found = re.search(
-        r"reads 16 bytes at .*, byte (\d+) of (model\.layers\.0\.\S+\.weight), which has (\d+): out of bounds .*"
+        r"reads 16 bytes at .*, byte (\d+) of (model\.layers\.0\.\S+\.weight), which has (\d+) bytes: out of bounds .*"
         r"(matvec\.cuh|per_op\.cu):\d+",
         str(error.value),
     )
