@@ -1,14 +1,15 @@
 """Two ways to run the kernels in csrc/: `cuda` on an NVIDIA GPU, `host` on the virtual GPU (luce_edu/machine).
 
-Both have the same few members:
+Both have the same members:
     compile(source, kernels, defines) -> Module; module[name] -> Kernel
-    launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which writes the ledger
-    matmul(x, weights, out), a library's product, which does so too
-    prepare(enqueue) -> launches, run(launches): what `enqueue` launches, checked once and started again and again
-    capture(enqueue) -> graph, replay(graph): many launches as one; dependent_launch: whether the device has it
+    launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which adds a line to the ledger
+    matmul(x, weights, out), a library's matrix product, which adds a line too
+    prepare(enqueue) -> launches, run(launches): check what `enqueue` launches once, then start it many times
+    capture(enqueue) -> graph, replay(graph): start many launches as one
+    dependent_launch: whether the device supports programmatic dependent launch
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow
     max_resident_blocks(kernel, block, smem), sm_count, synchronize(), device, name, ledger
-    name_tensors(tensors): what kernels reach through pointers in memory, by name
+    name_tensors(tensors): the tensors that kernels reach through pointers in memory, by name
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ DEVICES = ("cuda", "host")
 
 
 def make_backend(device: str | None = None, **options):
-    """A new backend with a ledger of its own; None takes the best there is.
+    """Make a backend with a new ledger. None takes the GPU if there is one, else the virtual GPU.
 
-    options: csrc_dir (another source tree, such as one with a planted fault); for host also what HostBackend takes.
-    Raises ValueError for an unknown device, or for 'cuda' where there is no GPU that can serve.
+    options: csrc_dir (another source tree, such as one with a planted fault); for host also those of HostBackend.
+    Raises ValueError for an unknown device, or for 'cuda' if there is no GPU that can be used.
     """
     device = default_device() if device is None else device
     if device == "host":
@@ -31,7 +32,7 @@ def make_backend(device: str | None = None, **options):
         return HostBackend(**options)
     if device == "cuda":
         if options.pop("card", None) is not None:
-            raise ValueError("card: a GPU that is there is the one it is; a card is imitated with device='host'")
+            raise ValueError("card: only the virtual GPU can model another card; add device='host'")
         from luce_edu.backends.cuda import CudaBackend
 
         return CudaBackend(**options)

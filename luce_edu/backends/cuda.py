@@ -1,5 +1,4 @@
-"""The cuda backend: csrc/ compiled at run time for the GPU that is there, and launched through cuda-core onto PyTorch's
-current stream."""
+"""The cuda backend: compile csrc/ at run time for this machine's GPU, and launch by cuda-core on PyTorch's stream."""
 
 from __future__ import annotations
 
@@ -23,33 +22,33 @@ from luce_edu.machine.cubin import Resources, compile_cubin
 from luce_edu.machine.module import Module
 from luce_edu.weights import as_one_matrix
 
-DEPENDENT_LAUNCH_CAPABILITY = (9, 0)  # Hopper: a kernel may start while the one before it ends
-MAX_DYNAMIC_SHARED = 48 * 1024  # bytes a block may have without opting in to more
+DEPENDENT_LAUNCH_CAPABILITY = (9, 0)  # from Hopper on, a kernel may start before the one before it has ended
+MAX_DYNAMIC_SHARED = 48 * 1024  # bytes per block, without opting in to more
 
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """A kernel loaded on the GPU; `resources` is the compiler's report, `arguments` the bytes of each that it takes."""
+    """A kernel on the GPU; `resources` is the compiler's report, `arguments` the size of each parameter in bytes."""
 
     name: str
     resources: Resources
     handle: object
-    arguments: tuple[int, ...] | None  # None where the driver cannot say
+    arguments: tuple[int, ...] | None  # None if the driver is too old to report them
 
 
 @dataclass(frozen=True)
 class CudaGraph:
-    """A captured graph, and what one replay of it launches."""
+    """A captured graph, and the launches of one replay."""
 
     graph: object
     launches: tuple[Launch, ...]
 
 
 class CudaBackend:
-    """Runs kernels on PyTorch's current CUDA device and stream.
+    """Run kernels on PyTorch's current CUDA device and stream.
 
-    Raises ValueError when there is no GPU, or one older than Turing or newer than PyTorch; CompileError where cuda-core
-    is missing or older than 1.0.
+    Raises ValueError if there is no GPU, or if it is older than Turing or too new for this PyTorch; CompileError if
+    cuda-core is missing or older than 1.0.
     """
 
     name = "cuda"
@@ -79,14 +78,14 @@ class CudaBackend:
                 "pip install 'cuda-core[cu13]>=1.0'"
             )
         self.device = torch.device("cuda", torch.cuda.current_device())
-        torch.zeros(1, device=self.device)  # PyTorch makes the primary context; cuda-core then shares it
+        torch.zeros(1, device=self.device)  # makes PyTorch create the primary context, which cuda-core then shares
         self._core = core
         self._device = core.Device(self.device.index)
         self._device.set_current()
         major, minor = capability
         suffix = "a" if major in (9, 10) else ""
         self.arch = f"sm_{major}{minor}{suffix}"
-        # cuda-core can ask for it from 1.2 on; without it all else works.
+        # cuda-core supports dependent launch from 1.2 on; everything else works without it.
         able = hasattr(core.LaunchConfig, "programmatic_stream_serialization")
         self.dependent_launch = able and capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.csrc_dir = csrc_dir
@@ -98,7 +97,7 @@ class CudaBackend:
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[CudaKernel]:
         """Compile csrc/`source` for this GPU and load it; see `compile_cubin` for errors.
 
-        Raises KernelError where the driver does not load it.
+        Raises KernelError if the driver cannot load it.
         """
         binary = compile_cubin(source, kernels, defines, self.arch, csrc=self.csrc_dir)
         loaded = {}
@@ -106,7 +105,7 @@ class CudaBackend:
             code = self._core.ObjectCode.from_cubin(binary.cubin)
             for name in kernels:
                 handle = code.get_kernel(name)
-                try:  # asked once, not at every launch: the answer takes a driver call for each argument
+                try:  # once, and not at every launch, because it takes a driver call per argument
                     arguments = tuple(argument.size for argument in handle.arguments_info)
                 except NotImplementedError:  # drivers before CUDA 12.4
                     arguments = None
@@ -114,23 +113,23 @@ class CudaBackend:
         return Module(source, loaded)
 
     def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Nothing to do: a GPU asks nobody what a kernel may touch."""
+        """Do nothing: a GPU does not check which memory a kernel accesses."""
 
     def launch(
         self, kernel: CudaKernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
     ) -> None:
-        """Enqueue `kernel` on the current stream. Tensors pass as pointers, ints as 32 bits, floats as float.
+        """Enqueue `kernel` on the current stream. Tensors are passed as pointers, ints as 32 bits, floats as float.
 
-        dependent: it may start while the kernel before it ends, and waits for it by wait_for_predecessor().
-        Raises LaunchError before anything runs: sizes or arguments that do not fit, a tensor on another device or not
-        contiguous. Raises KernelError where the driver refuses, such as after a kernel that failed.
+        dependent  the kernel may start before the one before it has ended; it calls wait_for_predecessor()
+        Raises LaunchError, before anything runs, for sizes or arguments that do not fit and for a tensor that is on
+        another device or not contiguous; KernelError if the driver refuses, for instance after a kernel that failed.
         """
         device, sizes = self.device, kernel.arguments
         if sizes is None:
             sizes = (None,) * len(args)
         elif len(args) != len(sizes):
             raise LaunchError(f"{kernel.name}: expected {len(sizes)} arguments, got {len(args)}")
-        # A tensor as a plain int, which cuda-core passes as a pointer. This line is most of the time that Python takes.
+        # cuda-core passes a plain int as a pointer. This line takes most of Python's time in a launch.
         values = [
             value.data_ptr()
             if isinstance(value, torch.Tensor) and size != 4 and value.device == device and value.is_contiguous()
@@ -144,9 +143,9 @@ class CudaBackend:
             self._start(self._current_stream(), config, kernel, values, entry)
 
     def prepare(self, enqueue: Callable[[], None]) -> tuple:
-        """What `enqueue` launches, unrun: checked and converted once, for `run` to start with these very arguments.
+        """Check and convert the launches of `enqueue` once, without running them, for `run` to start them many times.
 
-        Of kernels alone. The tensors must stay where they are.
+        `enqueue` may launch kernels only. Arguments stay the same, and the tensors must keep their addresses.
         """
         self._preparing = []
         try:
@@ -156,7 +155,7 @@ class CudaBackend:
             self._preparing = None
 
     def run(self, prepared: tuple) -> None:
-        """Enqueue prepared launches on the current stream, one by one; errors of the driver as in `launch`."""
+        """Enqueue prepared launches on the current stream, one by one. Errors of the driver are those of `launch`."""
         stream = self._current_stream()
         for launch in prepared:
             self._start(stream, *launch)
@@ -171,7 +170,7 @@ class CudaBackend:
         self.ledger.record(entry)
 
     def _configured(self, *how):
-        """cuda-core's configuration and the ledger's line for a kernel's name, grid, block, smem and flags."""
+        """Return cuda-core's configuration and the ledger's line for a kernel's name, grid, block, smem and flags."""
         if how not in self._configs:
             name, grid, block, smem, cooperative, dependent = how
             if not 0 <= smem <= MAX_DYNAMIC_SHARED:
@@ -187,17 +186,18 @@ class CudaBackend:
         return self._configs[how]
 
     def _current_stream(self):
-        """PyTorch's current stream as cuda-core's."""
+        """Return PyTorch's current stream as a stream of cuda-core."""
         handle = torch.cuda.current_stream(self.device).cuda_stream
         if handle not in self._streams:
             self._streams[handle] = self._core.Stream.from_handle(handle)
         return self._streams[handle]
 
     def matmul(self, x, weights: Sequence, out) -> None:
-        """Enqueue out = x @ weights^T by cuBLAS, the weights' outputs side by side: bf16 in and out, sums in fp32.
+        """Enqueue out = x @ weights^T by cuBLAS, for several weights with their outputs side by side.
 
-        x [rows, inputs], each of weights [outputs, inputs], out [rows, all outputs], contiguous. One product where the
-        weights stand side by side in memory, as those on a GPU do. Raises LaunchError before anything runs.
+        x [rows, inputs], each of weights [outputs, inputs], out [rows, all outputs]; bf16, contiguous; sums in fp32.
+        It is one product if the weights are side by side in memory, as they are on a GPU. Raises LaunchError before
+        anything runs.
         """
         check_product(x, weights, out)
         if self._preparing is not None:
@@ -212,18 +212,19 @@ class CudaBackend:
                 self.ledger.record(PRODUCT)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
-        """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments.
+        """Capture the launches of `enqueue`, without running them, to be replayed as one launch with these arguments.
 
-        Kernels must have been loaded before, by the occupancy query or a launch: loading is not allowed during capture.
-        Nor may `enqueue` allocate what it uses: graphs are replayed in any order, and share one pool of memory, which
-        holds cuBLAS's workspace. Raises CaptureError, with PyTorch's stream and the ledger as they were.
+        Kernels must have been loaded before, by the occupancy query or a launch, because a capture does not allow
+        loading. `enqueue` must not allocate memory for its results: graphs are replayed in any order, and share one
+        pool of memory, which holds cuBLAS's workspace. Raises CaptureError; PyTorch's stream and the ledger are then
+        as before.
         """
         current, failed = torch.cuda.current_stream(self.device), None
         before, self.ledger = self.ledger, Ledger()
         try:
             graph = torch.cuda.CUDAGraph()
             stream = _capture_stream(self.device)
-            # What other threads do meanwhile, such as to allocate, is their affair.
+            # "thread_local": other threads may allocate memory meanwhile.
             with torch.cuda.graph(graph, pool=_graph_pool(), stream=stream, capture_error_mode="thread_local"):
                 try:
                     enqueue()
@@ -233,15 +234,15 @@ class CudaBackend:
             _kept_graph(self.device).append(graph)
             return CudaGraph(graph, tuple(self.ledger.entries))
         except RuntimeError as error:
-            first = failed or error  # after a launch that failed, the end of the capture has an error of its own
+            first = failed or error  # if a launch failed, the end of the capture raises an error of its own
             reason = (str(first) or type(first).__name__).splitlines()[0]
             raise CaptureError(f"a CUDA graph could not be captured: {reason}") from error
         finally:
-            torch.cuda.set_stream(current)  # where a capture fails at its end, PyTorch stays on the other one
+            torch.cuda.set_stream(current)  # if a capture fails at its end, PyTorch stays on the capture's stream
             self.ledger = before
 
     def replay(self, graph: CudaGraph) -> None:
-        """Enqueue a graph on the current stream. The ledger gets one line."""
+        """Enqueue a graph on the current stream, as one line of the ledger."""
         graph.graph.replay()
         self.ledger.record(graph_launch(graph.launches))
 
@@ -251,7 +252,7 @@ class CudaBackend:
         return self._device.properties.multiprocessor_count
 
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
-        """Blocks that can be on the GPU at the same time: the largest cooperative grid."""
+        """Return how many blocks can be on the GPU at the same time, which is the largest cooperative grid."""
         with _naming(kernel.name):
             per_sm = kernel.handle.occupancy.max_active_blocks_per_multiprocessor(block, smem)
             return per_sm * self._device.properties.multiprocessor_count
@@ -262,15 +263,15 @@ class CudaBackend:
 
 @functools.cache
 def _capture_stream(device):
-    """One stream for all captures on a device: cuBLAS keeps a workspace of its own for each stream that it meets."""
+    """Return the stream of all captures on a device. It is one, because cuBLAS keeps a workspace for every stream."""
     return torch.cuda.Stream(device)
 
 
 @functools.cache
 def _kept_graph(device) -> deque:
-    """The newest graph, kept alive: PyTorch refuses captures into a pool whose graphs have all died.
+    """Keep the newest graph alive, because PyTorch refuses captures into a pool whose graphs have all been freed.
 
-    The pool outlives them, since it holds cuBLAS's workspace for the stream of all captures.
+    The pool lives longer, as it holds cuBLAS's workspace for the stream of all captures.
     """
     return deque(maxlen=1)
 
@@ -282,10 +283,10 @@ def _graph_pool():
 
 @contextmanager
 def _sums_in_fp32():
-    """By default cuBLAS may add up in bf16 the parts of a sum that it has split."""
+    """Make cuBLAS add the parts of a split sum in fp32; by default it may add them in bf16."""
     setting = torch.backends.cuda.matmul
     allowed = setting.allow_bf16_reduced_precision_reduction
-    # Where PyTorch has two values, one assigned alone would set the other back.
+    # Newer PyTorch has two values, and assigning only one would reset the other.
     split_k = getattr(setting, "allow_bf16_reduced_precision_reduction_split_k", None)
     setting.allow_bf16_reduced_precision_reduction = False
     try:
@@ -295,16 +296,16 @@ def _sums_in_fp32():
 
 
 def _driver_error(what: str, error: Exception) -> KernelError:
-    """The driver's first sentence, with what it was about."""
+    """Make an error from the driver's first sentence, with what it was about."""
     said = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-    lost = "process must be terminated" in str(error)  # cuda-core's words for what an earlier kernel has broken
+    lost = "process must be terminated" in str(error)  # cuda-core's text if an earlier kernel broke the context
     hint = "; an earlier kernel failed, and Python must be restarted before the GPU can be used again" if lost else ""
     return KernelError(f"{what}: {said}{hint}")
 
 
 @contextmanager
 def _naming(what: str):
-    """Errors of cuda-core as ours, with what they are about."""
+    """Turn errors of cuda-core into ours, with what they are about."""
     try:
         yield
     except Exception as error:
@@ -319,7 +320,7 @@ def _triple(size) -> tuple[int, int, int]:
 
 
 def _number(kernel: str, index: int, value, size: int | None, device):
-    """An argument that is no pointer, or LaunchError."""
+    """Convert an argument that is not a pointer, or raise LaunchError."""
     where = f"{kernel}: argument {index} must be"
     if isinstance(value, torch.Tensor) and size != 4:
         raise LaunchError(
@@ -334,5 +335,5 @@ def _number(kernel: str, index: int, value, size: int | None, device):
         return ctypes.c_float(value)
     if not -(2**31) <= value < 2**32:
         raise LaunchError(f"{where} an int of 32 bits, got {value}")
-    # cuda-core looks for NumPy's numbers first: half a microsecond less than with ctypes.
+    # cuda-core checks for NumPy's numbers first, which saves half a microsecond compared with ctypes.
     return numpy.int32(value) if value < 2**31 else numpy.uint32(value)

@@ -1,4 +1,4 @@
-"""Which device there is: a GPU that can serve, or the virtual one."""
+"""Find the device to run on: a GPU that can be used, or the virtual one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DRIVER_FOR_CUDA = {12: 525, 13: 580}
 
 
 def default_device() -> str:
-    """'cuda' where PyTorch sees a GPU of Turing or newer and has code for it, else 'host'."""
+    """Return 'cuda' if PyTorch sees a GPU, Turing or newer, and has code for it; else 'host'."""
     import torch
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
@@ -23,7 +23,7 @@ def default_device() -> str:
 
 
 def torch_lacks(capability: tuple[int, int]) -> str:
-    """What to do where this PyTorch has no code for a GPU of this compute capability; "" where it has.
+    """Say what to do if this PyTorch has no code for a GPU of this compute capability; "" if it has.
 
     PyTorch for CUDA 12.6, which `make CUDA=cu12` installs, ends with Hopper (9.0).
     """
@@ -40,5 +40,5 @@ def torch_lacks(capability: tuple[int, int]) -> str:
         return ""
     needs = f"this PyTorch, for CUDA {torch.version.cuda}, has no code for compute capability {major}.{minor}"
     if int(torch.version.cuda.split(".")[0]) >= 13:
-        return f"{needs}; a newer PyTorch is needed"
+        return f"{needs}; install a newer PyTorch"
     return f"{needs}; update the NVIDIA driver to {DRIVER_FOR_CUDA[13]} or newer, then rm -rf .venv && make"

@@ -1,6 +1,6 @@
-"""The host backend: csrc/ compiled to PTX by NVIDIA's compiler and run by the virtual GPU (luce_edu/machine).
+"""The host backend: NVIDIA's compiler turns csrc/ into PTX, and the virtual GPU (luce_edu/machine) runs it.
 
-Needs no GPU. It is exact, not fast; it counts what every launch does, and names what a GPU would hang on or damage.
+It needs no GPU. It is exact but slow. It counts what each launch does, and reports deadlocks and stray accesses.
 """
 
 from __future__ import annotations
@@ -28,30 +28,29 @@ DEPENDENT_LAUNCH_CAPABILITY = (9, 0)
 
 @dataclass(frozen=True)
 class HostGraph:
-    """What stands in for a CUDA graph here: launches with their arguments, checked and not run, and products."""
+    """The virtual GPU's form of a CUDA graph: launches with checked arguments, not yet run, and matrix products."""
 
     steps: tuple[Prepared | Callable[[], None], ...]
 
 
 class HostBackend:
-    """Runs kernels on the CPU, each launch to its end.
+    """Run kernels on the CPU; a launch returns when the kernel has ended.
 
     csrc_dir  another source tree, such as one with a planted fault
-    card      the GPU that is imitated: how many blocks it holds, what it refuses, which code it gets. A Card, or a name
-              that `luce-edu cards` lists; None is LUCE_CARD, or else the laptop
-    seed      None: blocks in parallel, warps in turn. An int: one warp at a time in an order drawn from it, the same
-              each time
-    hostile   memory that shows each block what others wrote as late as the memory model allows
-    races     name two accesses that nothing orders
-    marks     elements that nobody has written yet, of which a read is a fault
-    strict    refuse a __syncthreads that a thread of the block misses because it has left. A GPU since Volta waits only
-              for threads that have not exited, and so does the virtual one with False.
-    instructions  that the warps of a launch may execute before it is ended; with a clock nobody counts them
-    clock     a Device, for whose card each launch then gets modelled times (Launch.times). Its L2 stays warm. Takes no
-              seed, hostile or races. None: no times. It may be changed between two launches
-    waits_from_us, bucket_us  with a clock: waits this long are kept, launches in a row by launches in a row, in
-              `timelines`, with DRAM's bytes in buckets of this length; None: no time line
-    Raises ValueError for a clock with a seed, or for another card.
+    card      the card that is modelled: its resident blocks, its limits, its architecture. A Card, or a name that
+              `luce-edu cards` lists; None for LUCE_CARD, or else the laptop
+    seed      None: blocks run in parallel, warps in turn. An int: one warp runs at a time, in an order that it draws
+    hostile   each block sees what other blocks wrote as late as the memory model allows
+    races     report two accesses to the same address that no barrier, fence or atomic orders
+    marks     report a read of an element that nothing has written yet
+    strict    refuse a __syncthreads that some threads of the block miss because they have exited. False: wait for the
+              others only, as a GPU does since Volta
+    instructions  that the warps of a launch may execute before it is stopped; not counted with a clock
+    clock     a Device: each launch gets times modelled for its card (Launch.times), and its L2 stays warm between
+              launches. Not with seed, hostile or races. None: no times. It may be changed between two launches
+    waits_from_us, bucket_us  with a clock: keep in `timelines` the waits that are at least so long, one time line per
+              row of launches, with DRAM bytes in buckets of this length; None: no time line
+    Raises ValueError for a clock with a seed, or for a clock of another card.
     """
 
     name = "host"
@@ -80,11 +79,11 @@ class HostBackend:
         self._capturing: list | None = None
 
     def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Say what kernels may touch through pointers in memory; an argument needs no name, and gets this one."""
+        """Name the tensors that kernels may access through pointers in memory; arguments get these names too."""
         self.memory.name(tensors)
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[Kernel]:
-        """Compile csrc/`source`, or find it in the cache, and load it. Raises CompileError."""
+        """Compile csrc/`source`, or take it from the cache, and load it. Raises CompileError."""
         arch = self.card.arch
         text = compile_ptx(source, None, kernels, defines, arch, csrc=self.csrc_dir)
         variables = Variables(parsed(text))
@@ -99,11 +98,13 @@ class HostBackend:
     def launch(
         self, kernel: Kernel, grid, block, smem: int, args, cooperative: bool = False, dependent: bool = False
     ) -> None:
-        """Run `kernel` to its end. Tensors pass as pointers, ints by their bits, floats as the kernel has them.
+        """Run `kernel` to its end. Tensors are passed as pointers, ints by their bits, floats in the parameter's type.
 
-        grid, block: an int or a tuple of up to three; smem: bytes of dynamic shared memory; dependent: may start before
-        the kernel before it has ended, which happens among launches that run together and with a seed.
-        Raises LaunchError before anything runs; KernelError, with who waits where, for a kernel that went wrong.
+        grid, block  an int or a tuple of up to three
+        smem         dynamic shared memory, bytes
+        dependent    the kernel may start before the one before it has ended; it does in a graph with a seed
+        Raises LaunchError before anything runs; KernelError for a kernel that failed. For a deadlock it says which
+        warps wait where.
         """
         resident = self.max_resident_blocks(kernel, block, smem) if cooperative else None
         self._do(
@@ -114,7 +115,7 @@ class HostBackend:
         )  # fmt: skip
 
     def matmul(self, x, weights: Sequence, out) -> None:
-        """As `CudaBackend.matmul`: the same function, computed by PyTorch in fp32 and rounded once."""
+        """Compute the product of `CudaBackend.matmul` by PyTorch, in fp32 with one rounding at the end."""
         check_product(x, weights, out)
         self._do(functools.partial(_multiply, x, tuple(weights), out))
 
@@ -127,7 +128,7 @@ class HostBackend:
     def _run(
         self, steps: Sequence[Prepared | Callable[[], None]], record: Callable[[Launch], None], *, graph: bool = False
     ) -> None:
-        """Run steps in their order, launches in a row together; each gives its line of the ledger to `record`."""
+        """Run steps in order, consecutive launches together; each gives its line of the ledger to `record`."""
         row: list[Prepared] = []
         first = True  # of a graph, which the host starts
         for step in [*steps, None]:
@@ -175,7 +176,7 @@ class HostBackend:
             )  # fmt: skip
 
     def _gap_us(self, launch: Prepared, in_graph: bool) -> float:
-        """Microseconds between the end of the launch before and the start of this one."""
+        """Return the microseconds between the end of the launch before and the start of this one."""
         clock = self.clock.clock
         gap = clock.graph_gap_us if in_graph else clock.launch_us
         if launch.dependent and self.dependent_launch:
@@ -183,7 +184,7 @@ class HostBackend:
         return gap + (clock.cooperative_extra_us if launch.cooperative else 0)
 
     def capture(self, enqueue: Callable[[], None]) -> HostGraph:
-        """What `enqueue` launches, unrun, to be replayed as one launch with these very arguments."""
+        """Collect the launches of `enqueue`, without running them, to be replayed as one with these arguments."""
         self._capturing = []
         try:
             enqueue()
@@ -192,15 +193,15 @@ class HostBackend:
             self._capturing = None
 
     def prepare(self, enqueue: Callable[[], None]) -> HostGraph:
-        """What `enqueue` launches, unrun, for `run` to start with these very arguments."""
+        """Collect the launches of `enqueue`, without running them; `run` starts them with these arguments."""
         return self.capture(enqueue)
 
     def run(self, prepared: HostGraph) -> None:
-        """Run prepared launches in their order. The ledger gets a line for each."""
+        """Run prepared launches in order, each as a line of the ledger."""
         self._run(prepared.steps, self.ledger.record)
 
     def replay(self, graph: HostGraph) -> None:
-        """Run the launches of a graph in their order. The ledger gets one line."""
+        """Run the launches of a graph in order, as one line of the ledger."""
         entries: list[Launch] = []
         try:
             self._run(graph.steps, entries.append, graph=True)
@@ -208,27 +209,28 @@ class HostBackend:
             self.ledger.record(graph_launch(entries))
 
     def max_resident_blocks(self, kernel: Kernel, block, smem: int) -> int:
-        """Blocks that the card holds at the same time: the largest cooperative grid."""
+        """Return how many blocks the card holds at the same time, which is the largest cooperative grid."""
         block = triple(kernel.name, "block", block)
         kernel.check(1, block, smem)
         return kernel.resident_blocks(block, smem)
 
     def synchronize(self) -> None:
-        """Nothing to wait for: a launch returns when the kernel has ended."""
+        """Do nothing: a launch returns when the kernel has ended."""
 
 
 def _check_clock(device: Device, card: Card, other_order: bool) -> None:
     clock = device.clock
     if (clock.card, clock.sm_count) != (card.name, card.sm_count):
         raise ValueError(
-            f"clock: of {clock.card} with {clock.sm_count} SMs, and the card is {card.name} with {card.sm_count}"
+            f"clock: expected one for the card {card.name} with {card.sm_count} SMs, got {clock.card} with "
+            f"{clock.sm_count}"
         )
     if other_order:
-        raise ValueError("clock: it decides the order of warps, so it takes no seed, hostile or races")
+        raise ValueError("clock: it decides the order of warps; leave out seed, hostile and races")
 
 
 def _multiply(x, weights, out) -> None:
-    """out = x @ weights^T for bf16 tensors: products of bf16 numbers and sums in fp32, as tensor cores have it."""
+    """Compute out = x @ weights^T for bf16 tensors with sums in fp32, as tensor cores do."""
     at = 0
     for weight in weights:
         out[:, at : at + len(weight)] = x.float() @ weight.float().T

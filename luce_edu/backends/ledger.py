@@ -1,4 +1,4 @@
-"""The launch ledger: both backends write a line for every kernel they start, so a count is never an assertion."""
+"""The launch ledger: both backends add a line for every kernel that they start, so that launches are counted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel start: grid and block in blocks and threads, smem in bytes of dynamic shared memory.
+    """One launch: grid in blocks, block in threads, smem in bytes of dynamic shared memory.
 
-    captured          of a CUDA graph: the launches that one replay of it stands for
-    traffic           by tensor; None where it was not counted
-    barriers_a_block  __syncthreads that a block passed, on average; None on a GPU
-    counters          all that the virtual GPU counted; None on a GPU
-    times             what the clock of a virtual GPU says, modelled; None where there is no clock
-    product           of a product by a library: its rows, outputs and inputs; None of a kernel
+    captured          for a CUDA graph: the launches in one replay
+    traffic           bytes by tensor; None if they were not counted
+    barriers_a_block  __syncthreads per block, on average; None on a GPU
+    counters          everything that the virtual GPU counted; None on a GPU
+    times             modelled by the clock of the virtual GPU; None without a clock
+    product           for a library's matrix product: its rows, outputs and inputs; None for a kernel
     """
 
     kernel: str
@@ -40,16 +40,16 @@ class Launch:
 
 
 def graph_launch(captured: Sequence[Launch]) -> Launch:
-    """The one line for a replay of a CUDA graph."""
+    """Make the one line for a replay of a CUDA graph."""
     return Launch("graph", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False, captured=tuple(captured))
 
 
-# A product of matrices by a library: one line, however many kernels the library takes for it.
+# A matrix product by a library counts as one line, however many kernels the library uses.
 PRODUCT = Launch("matmul", (1, 1, 1), (1, 1, 1), smem=0, cooperative=False)
 
 
 def check_product(x, weights: Sequence, out) -> None:
-    """LaunchError unless x [rows, inputs], weights [outputs, inputs] and out [rows, all outputs] are bf16 and fit."""
+    """Raise LaunchError unless x [rows, inputs], weights [outputs, inputs], out [rows, all outputs] fit, all bf16."""
     import torch
 
     wanted = (len(x), sum(len(weight) for weight in weights))
@@ -61,7 +61,7 @@ def check_product(x, weights: Sequence, out) -> None:
 
 @dataclass
 class Ledger:
-    """What was launched since the last `clear`, in order."""
+    """The launches since the last `clear`, in order."""
 
     entries: list[Launch] = field(default_factory=list)
 
@@ -75,19 +75,19 @@ class Ledger:
         return len(self.entries)
 
     def by_kernel(self) -> dict[str, int]:
-        """Launches of each kernel, most frequent first."""
+        """Count the launches of each kernel, most frequent first."""
         return dict(Counter(entry.kernel for entry in self.entries).most_common())
 
     def kernels(self) -> list[Launch]:
-        """Every kernel that ran, those of graphs one by one."""
+        """List every kernel that ran; those of a graph one by one."""
         return [kernel for entry in self.entries for kernel in (entry.captured or (entry,))]
 
     def traffic(self) -> dict[str, Traffic]:
-        """The traffic of all kernels together, by tensor; ValueError where some kernel was not counted."""
+        """Add up the traffic of all kernels, by tensor. Raises ValueError if some kernel was not counted."""
         total: dict[str, Traffic] = {}
         for entry in self.kernels():
             if entry.traffic is None:
-                raise ValueError(f"{entry.kernel}: a GPU counts no traffic; the virtual GPU does, with device='host'")
+                raise ValueError(f"{entry.kernel}: a GPU does not count traffic; use the virtual GPU, device='host'")
             for name, traffic in entry.traffic.items():
                 total[name] = total.get(name, Traffic()) + traffic
         return total

@@ -1,4 +1,4 @@
-"""The ladder: ways to compute the same next token. One file a stage says what it launches."""
+"""The stages of the ladder: several ways to compute the same next token, one file per stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KERNEL_STAGES = tuple(stage for stage, kind in _CLASSES.items() if issubclass(ki
 
 
 def stage_class(stage: str) -> type[Decoder]:
-    """The class of a stage: its words, its colour and how its kernels start. ValueError for an unknown stage."""
+    """Return the class of a stage: its words, its colour, how its kernels start. ValueError for an unknown stage."""
     if not isinstance(stage, str) or stage not in _CLASSES:
         raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
     return _CLASSES[stage]
@@ -27,20 +27,20 @@ def stage_class(stage: str) -> type[Decoder]:
 def decoder(
     stage: str, model, device: str | None = None, max_seq_len: int = 2048, *, card: str | None = None, backend=None
 ) -> Decoder:
-    """A decoder for one sequence: `prefill`, `step`, `generate`, `reset`, `position`, `launches`.
+    """Make a decoder for one sequence, with `prefill`, `step`, `generate`, `reset`, `position` and `launches`.
 
     stage        one of STAGES
-    model        what `load_model` returns
-    device       "cuda", "host" (the virtual GPU), or None for the best there is
-    max_seq_len  tokens that the state has room for
-    card         the GPU that the virtual one imitates, as `luce-edu cards` lists them; None is LUCE_CARD, or the laptop
-    backend      one to launch on instead of a new one, such as a virtual GPU with a seed or other sources
+    model        the result of `load_model`
+    device       "cuda", "host" (the virtual GPU), or None for a GPU if there is one, else the virtual GPU
+    max_seq_len  number of tokens that the state has room for
+    card         the card that the virtual GPU models, one that `luce-edu cards` lists; None: LUCE_CARD, or the laptop
+    backend      an existing backend to launch on, such as a virtual GPU with a seed or with other sources
     Raises ValueError for an unknown stage or device, or a length that the model does not allow; ConfigError for
-    a config that the kernels cannot serve; CompileError. All before anything runs.
+    a config that the kernels do not support; CompileError. All are raised before anything runs.
     """
     kind = stage_class(stage)
     if card is not None:
         if backend is not None:
-            raise ValueError("card: a backend that is given has its card already")
+            raise ValueError("card: the given backend has a card already; leave out one of the two")
         backend = make_backend("host" if device is None else device, card=card)
     return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)

@@ -1,4 +1,4 @@
-"""What all stages share: one interface, one state, and the checks before anything runs."""
+"""The base of all stages: their interface, their state, and the checks before anything runs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from luce_edu.state import DecodeState
 
 
 class Decoder(ABC):
-    """Decodes one sequence (batch 1), a token at a time. A subclass says in `_step` what a token launches.
+    """Decode one sequence (batch 1), one token at a time. A subclass launches a token's kernels in `_step`.
 
     state          DecodeState, advanced by every token
-    hidden_states  [num_hidden_layers + 1, hidden_size] fp32: after the embedding and after each layer, last token
+    hidden_states  [num_hidden_layers + 1, hidden_size] fp32 of the last token: after the embedding and each layer
     logits         [vocab_size] fp32 of the last token; overwritten by the next
-    ledger         what the last token launched
+    ledger         the launches of the last token
     """
 
-    stage: str  # what it is called
-    words: str  # what a token is made of, in a few words
+    stage: str  # its name
+    words: str  # what runs for a token, in a few words
     colour: str  # in pictures; a name from luce_edu/plots/style.py
-    starts: str | None = None  # what its pieces wait for: a "plain" launch, a "graph"'s, a "barrier"; None: not counted
-    activations = torch.float32  # what it computes in, and how exactly it is judged
+    starts: str | None = None  # what its kernels or phases wait for: "plain" launch, "graph" launch, "barrier"; or None
+    activations = torch.float32  # the dtype it computes in, which decides how exactly it is judged
 
     def __init__(self, model, *, device: str | None, max_seq_len: int, backend=None):
         if not hasattr(model, "weights_on"):
@@ -51,49 +51,49 @@ class Decoder(ABC):
         self.hidden_states = self._buffer(config.num_hidden_layers + 1, config.hidden_size)
         self.logits = self._buffer(config.vocab_size)
         self._failed = False
-        self._has_choice = False  # whether the last token's choice of the next is where kernels look for it
-        self._runs = 0  # so that a stream sees when another call has moved the state on
+        self._has_choice = False  # whether the next token, chosen after the last one, is where kernels read it
+        self._runs = 0  # counts calls, so that a stream notices when another call has advanced the state
 
     @abstractmethod
     def _step(self, token: int | None) -> None:
-        """Enqueue one token at state.position: writes hidden_states, logits and the tensors of state.
+        """Enqueue one token at state.position, which writes hidden_states, logits and the tensors of state.
 
-        None stands for the choice after the last token, which need not be known on the host.
+        token  None: the model's own choice after the last token, which the host need not know
         """
 
     @abstractmethod
     def _read_prompt(self, tokens: list[int]) -> None:
-        """Enqueue a prompt from state.position on: writes what `_step` does, as after the last token."""
+        """Enqueue a prompt from state.position on, which leaves what `_step` would leave after its last token."""
 
     @abstractmethod
     def _next_token(self) -> int:
-        """The index of the largest logit of the last token; outside the vocabulary where none is a number."""
+        """Return the index of the last token's largest logit; outside the vocabulary if all logits are NaN."""
 
     def _buffer(self, *shape: int, dtype=torch.float32) -> torch.Tensor:
-        """Device memory for intermediate results; what is in it before it is written must not matter."""
+        """Allocate device memory for intermediate results, which kernels must write before they read it."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _scratch(self) -> list[torch.Tensor]:
-        """All buffers that a token writes before it reads them."""
+        """List all buffers that a token writes before it reads them."""
         return [self.hidden_states, self.logits]
 
     @property
     def position(self) -> int:
-        """Tokens decoded since the last reset."""
+        """Number of tokens since the last reset."""
         return self.state.position
 
     @property
     def launches(self) -> int:
-        """Kernels that the last token launched, counted in the ledger."""
+        """Number of launches of the last token, counted in the ledger."""
         return len(self.ledger)
 
     @property
     def barriers(self) -> int:
-        """Grid barriers that the last token passed."""
+        """Number of grid barriers that the last token passed."""
         return 0
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Go back to the state before the first token."""
         self.state.reset()
         self.ledger.clear()
         self._runs += 1
@@ -101,9 +101,9 @@ class Decoder(ABC):
         self._has_choice = False
 
     def poison(self) -> None:
-        """Fill every scratch buffer with NaN, and the unused cache with large noise, so that a stale read shows.
+        """Fill every scratch buffer with NaN and the unused cache with large noise, so that a stale read shows.
 
-        The choice after the last token goes with them.
+        The choice after the last token is lost too.
         """
         self._has_choice = False
         for tensor in self._scratch():
@@ -114,20 +114,20 @@ class Decoder(ABC):
             unused.copy_(1e4 * torch.randn(unused.shape, device=self.device))
 
     def step(self, token: int | None = None) -> torch.Tensor | None:
-        """Decode one token; return the logits for the next, fp32 [vocab_size], a copy that is yours to keep.
+        """Decode one token; return a copy of the logits for the next, fp32 [vocab_size].
 
-        token  None: the model's own choice after the last token, as a timing loop wants it. Its launches are enqueued
-               and nothing else: no logits come back, and nothing is waited for
-        Raises ValueError, with the state as it was, for a token that is not an integer in range, for None where there
-        is no choice (before the first token and after poison()), and when the sequence is full. Where no logit was a
-        number there is no choice either; choice() then raises, until a token is given.
+        token  None: the model's own choice after the last token, for timing loops. Its launches are enqueued without
+               waiting, and None is returned
+        Raises ValueError, with the state unchanged, for a token that is not an integer in range, for None without a
+        choice (before the first token and after poison()), and if the sequence is full. If all logits were NaN, there
+        is no choice either; choice() then raises, until a token is given.
         """
         result = None
         if token is not None:
             [token] = self._check_tokens([token])
             result = torch.empty_like(self.logits)
         elif not self._has_choice and not self._failed:
-            raise ValueError(f"{self.stage}: there is no choice to decode yet; call prefill or step(token) first")
+            raise ValueError(f"{self.stage}: no token has been chosen yet; call prefill or step(token) first")
         elif self.position >= self.state.max_seq_len:
             raise ValueError(f"{self.stage}: the sequence is full (max_seq_len {self.state.max_seq_len})")
         with self._moving_on(1):
@@ -137,21 +137,21 @@ class Decoder(ABC):
     def prefill(self, tokens: Iterable[int]) -> torch.Tensor:
         """Read a prompt, continuing from the present state; return the logits after its last token, as `step` does.
 
-        All of it goes through a layer together, up to luce_edu.stages.prefill.SEGMENT tokens at a time, and the ledger
-        holds the launches of all.
-        Raises, with the state as it was, ValueError for an empty prompt, a token that is not an integer in range, or
-        more tokens than there is room for, and torch.OutOfMemoryError.
+        Its tokens go through each layer together, up to luce_edu.stages.prefill.SEGMENT at a time. The ledger holds
+        the launches of the whole prompt.
+        Raises, with the state unchanged, ValueError for an empty prompt, a token that is not an integer in range, or
+        more tokens than there is room for; and torch.OutOfMemoryError.
         """
         tokens = self._check_tokens(tokens)
-        result = torch.empty_like(self.logits)  # now: there may be no memory for it, and the state is as it was
+        result = torch.empty_like(self.logits)  # first, so that running out of memory leaves the state unchanged
         with self._moving_on(len(tokens)):
             self._read_or_restore(tokens)
         return result.copy_(self.logits)
 
     def pretend(self, position: int, seed: int = 0) -> None:
-        """Fill the state with noise, as if `position` tokens had been decoded: the next cost what they would there.
+        """Fill the state with noise, as if `position` tokens had been decoded, to time the tokens that follow.
 
-        Raises ValueError for a position from which no token fits.
+        Raises ValueError for a position after which no token fits.
         """
         check_int("position", position, 1, self.state.max_seq_len - 1)
         self.reset()
@@ -162,30 +162,30 @@ class Decoder(ABC):
         self.step(0)
 
     def choice(self) -> int:
-        """The model's choice after the last token; waits for it.
+        """Wait for the model's choice after the last token, and return it.
 
-        Raises KernelError where no logit was a number, after the last token or after one before it that step() chose.
+        Raises KernelError if all logits were NaN, after the last token or after an earlier one that step() chose from.
         """
         return self._checked(self._next_token())
 
     def _checked(self, choice: int | None) -> int:
         if choice is None or not 0 <= choice < self.config.vocab_size:
-            raise KernelError(f"{self.stage}: no logit is a number, so there is no next token")
+            raise KernelError(f"{self.stage}: all logits are NaN, so there is no next token")
         return choice
 
     def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
-        """Greedy continuation of a prompt, from a fresh state; ends early at the model's end-of-text token."""
+        """Continue a prompt greedily from a fresh state; stop early at the model's end-of-text token."""
         return list(self.stream(prompt_ids, max_new_tokens))
 
     def stream(
         self, prompt_ids: Iterable[int], max_new_tokens: int = 64, *, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[int]:
-        """As `generate`, one token at a time as it is decoded; input is checked before the first.
+        """Continue a prompt as `generate` does, but yield each token as it is decoded.
 
-        Another call on this decoder ends the stream: its next token is then a ValueError.
-
-        temperature  0 is greedy; above, tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
-                     for text that does not run in circles as greedy text of a small model does
+        The arguments are checked at once, before the first token. Another call on this decoder ends the stream, and
+        its next token raises ValueError.
+        temperature  0: greedy. Above 0: tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
+                     because greedy text of a small model repeats itself
         """
         check_int("max_new_tokens", max_new_tokens, 1)
         sampler = Sampler(temperature, seed)
@@ -205,12 +205,12 @@ class Decoder(ABC):
             if token in self.config.eos_token_ids:
                 return
             if self._runs != runs:
-                raise ValueError(f"{self.stage}: another call has moved this decoder on, so this stream has ended")
+                raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
             if left:
                 self.step(token)
 
     def _read_or_restore(self, tokens: list[int]) -> None:
-        """Running out of memory leaves the state as it was; of the cache nothing old is overwritten."""
+        """Read a prompt; if memory runs out, restore the state. The cache needs no copy, as a prompt appends to it."""
         position, recurrent = self.state.position, self._recurrent_tensors()
         before: list[torch.Tensor] = []
         try:
@@ -221,7 +221,7 @@ class Decoder(ABC):
             for i, tensor in enumerate(recurrent):
                 if position == 0:
                     tensor.zero_()
-                elif before:  # or it was the copies that there was no memory for
+                elif before:  # empty if memory ran out while these copies were made
                     tensor.copy_(before[i])
             self.state.position = position
             self._failed = self._has_choice = False
@@ -235,10 +235,13 @@ class Decoder(ABC):
 
     @contextmanager
     def _moving_on(self, tokens: int):
-        """What is inside decodes so many tokens. Where it fails the state is undefined, and nothing goes on from it."""
+        """Advance the position by `tokens` after the body. If the body fails, refuse further calls until reset().
+
+        A kernel that failed leaves the state undefined.
+        """
         if self._failed:
             raise ValueError(f"{self.stage}: a kernel failed and left the state undefined; call reset() first")
-        self._failed = True  # until all is enqueued
+        self._failed = True  # until everything is enqueued
         self._runs += 1
         self.ledger.clear()
         position = self.state.position
@@ -248,17 +251,18 @@ class Decoder(ABC):
         self._has_choice = True
 
     def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
-        """room: how many fit, by default what is left of the state."""
+        """Return `tokens` as a list of ints, checked. room: how many fit; None for the rest of the state."""
         left = self.state.max_seq_len - self.position
         return check_tokens(tokens, vocab_size=self.config.vocab_size, room=left if room is None else room)
 
 
 class KernelDecoder(Decoder):
-    """A stage made of kernels in csrc/: compiles them, and holds the buffers that they share.
+    """The base of stages made of kernels in csrc/: compile them, and hold the buffers that they share.
 
     Buffers, all fp32: mid [hidden_size], between the two halves of a layer; qkv [conv_dim]; z, o [the larger of
     value_dim and q_dim]; beta, g [linear_num_value_heads]; projected, q with its gate, k and v side by side;
-    act [intermediate_size]; partials, what the splits of csrc/attention.cuh leave for the last block to merge.
+    act [intermediate_size]; partials, the partial results of the splits in csrc/attention.cuh, which the last block
+    merges.
     """
 
     source: str
@@ -281,12 +285,12 @@ class KernelDecoder(Decoder):
         self.projected = self._buffer(2 * q_dim + 2 * kv_dim)
         self.act = self._buffer(config.intermediate_size)
         self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 4)
-        # Kernels read the token to decode where the last of them leaves the next one.
+        # The last kernel of a token writes the next token here, and the first kernel reads it from here.
         self.next_token = self._buffer(1, dtype=torch.int32)
-        self._expected: int | None = None  # what it holds, where that is known here
-        # One Best {value, index} for each block of the kernel that ends in the argmax.
+        self._expected: int | None = None  # its value, if the host knows it
+        # One Best {value, index} per block of the kernel that ends in the argmax.
         self.block_best = self._buffer(self._argmax_blocks(), 2)
-        # Counters that every kernel leaves at 0 again.
+        # Counters; every kernel sets them back to 0.
         self.attention_arrivals = torch.zeros(
             config.num_key_value_heads, dtype=torch.int32, device=self.device
         )
@@ -296,32 +300,32 @@ class KernelDecoder(Decoder):
             rotary_dim=config.rotary_dim,
             theta=config.rope_theta,
         )
-        half = config.rotary_dim // 2  # the reference's tables say each angle twice
+        half = config.rotary_dim // 2  # because the reference's tables hold each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
-        self._prefill: Prefill | None = None  # compiled for the first prompt
+        self._prefill: Prefill | None = None  # made for the first prompt
         self._named = False  # whether the backend knows the tensors by name
 
     def _defines(self) -> dict[str, object]:
-        """The -D macros that the kernels are compiled with."""
+        """Return the -D macros that the kernels are compiled with."""
         return kernel_defines(self.config)
 
     @abstractmethod
     def _argmax_blocks(self) -> int:
-        """Blocks of the kernel that ends in the argmax."""
+        """Return the number of blocks of the kernel that ends in the argmax."""
 
     def _resident_blocks(self, kernel: str) -> int:
-        """As many blocks as the device holds at once, from the occupancy query."""
+        """Return how many blocks the device holds at once, from the occupancy query."""
         return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
 
     def named_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Every tensor that the kernels may touch, by kind ("weights", "state", "activations") and name."""
+        """Return every tensor that the kernels may access, by kind ("weights", "state", "activations") and name."""
         own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         state = {name: getattr(self.state, name) for name in DecodeState.TENSORS}
         return {"weights": dict(self.weights.named_tensors()), "state": state, "activations": own}
 
     @contextmanager
     def _moving_on(self, tokens):
-        if not self._named:  # all buffers are there now
+        if not self._named:  # here, because by now all buffers exist
             self._named = True
             for tensors in self.named_tensors().values():
                 self.backend.name_tensors(tensors)
@@ -344,9 +348,9 @@ class KernelDecoder(Decoder):
         self._prefill.read(tokens)
 
     def _place_token(self, token: int | None) -> None:
-        """Put the token where the kernels look for it, unless it is the model's own choice, which is there already.
+        """Write the token where the kernels read it, unless it is the model's own choice, which is there already.
 
-        As its complement (csrc/argmax.cuh, token_at): a choice that nothing wrote then shows.
+        It is stored as its complement (csrc/argmax.cuh, token_at), so that a missing write by the argmax is detected.
         """
         if token is not None and token != self._expected:
             self.next_token.fill_(~token)

@@ -1,4 +1,4 @@
-"""From a model's config to the compile-time constants of csrc/dims.cuh, or a refusal by name."""
+"""Turn a model's config into the compile-time constants of csrc/dims.cuh, or refuse it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
 MAX_SPLITS = (
-    64  # blocks that share one kv head's positions, at most; each leaves head_dim + 4 floats to merge
+    64  # at most so many blocks share the positions of a kv head; each writes head_dim + 4 floats, which are merged
 )
-GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll and the count, on 128 bytes each
-GRID_BARRIER_PASSED = 32  # ... and where the count stands among them
+GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll, and the count, each in 128 bytes of its own
+GRID_BARRIER_PASSED = 32  # the index of the count in these words
 SHARED_FLOATS = (
     12 * 1024
-)  # 48 KiB of fp32, the shared memory a block has on every GPU without asking for more
+)  # 48 KiB of fp32, the shared memory that a block has on every GPU without opting in to more
 
 
 def kernel_defines(config: ModelConfig) -> dict[str, object]:
-    """The -D macros for `config`; call `check_kernels_serve` first."""
+    """Return the -D macros for `config`; call `check_kernels_serve` first."""
     return {
         "BLOCK_THREADS": BLOCK_THREADS,
         "MAX_SPLITS": MAX_SPLITS,
@@ -39,9 +39,9 @@ def kernel_defines(config: ModelConfig) -> dict[str, object]:
 
 
 def check_kernels_serve(config: ModelConfig) -> None:
-    """Raise ConfigError, naming field, expectation and value, for a config that csrc/ cannot serve."""
+    """Raise ConfigError, with field, expectation and value, for a config that csrc/ does not support."""
     q_dim = config.num_attention_heads * config.head_dim
-    multiples = {  # a lane loads 8 bf16 weights at a time; tiles and pairs must come out whole
+    multiples = {  # a lane loads 8 bf16 weights at a time, and tiles and pairs must be whole
         "hidden_size": (config.hidden_size, 8),
         "intermediate_size": (config.intermediate_size, 8),
         "linear_num_value_heads": (config.linear_num_value_heads, 2),
@@ -55,7 +55,7 @@ def check_kernels_serve(config: ModelConfig) -> None:
             raise ConfigError(f"kernels need {name} to be a multiple of {multiple}, got {value}")
     if config.head_dim not in (8, 16, 32, 64, 128, 256):
         raise ConfigError(f"kernels need head_dim 8, 16, 32, 64, 128 or 256, got {config.head_dim}")
-    # More, and a warp of csrc/causal_conv_sequence.cuh would read a state that another one moves on.
+    # With more taps, a warp of csrc/causal_conv_sequence.cuh would read state that another warp updates.
     if not 2 <= config.linear_conv_kernel_dim <= 17:
         raise ConfigError(f"kernels need linear_conv_kernel_dim from 2 to 17, got {config.linear_conv_kernel_dim}")
     if config.linear_key_head_dim > 1024:
@@ -63,23 +63,23 @@ def check_kernels_serve(config: ModelConfig) -> None:
             f"kernels need linear_key_head_dim of at most 1024, got {config.linear_key_head_dim}"
         )
     longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
-    # A little is left for the scratch beside the staged vector.
+    # The rest is for scratch beside the staged vector.
     if longest > SHARED_FLOATS - 256:
         raise ConfigError(
-            f"kernels stage a vector in 48 KiB of shared memory, at most {SHARED_FLOATS - 256} elements; the longest "
+            f"kernels hold a vector of at most {SHARED_FLOATS - 256} elements in 48 KiB of shared memory; the largest "
             f"of hidden_size, intermediate_size, value_dim and q_dim is {longest}"
         )
-    # The megakernel holds two tables of pointers beside it: 24 a layer, and one for the model.
+    # The megakernel also holds tables of pointers in shared memory: 24 pointers per layer, and those of the model.
     tables = 8 * 24 * config.num_hidden_layers + 256
     if 4 * longest + tables > 4 * (SHARED_FLOATS - 256):
         raise ConfigError(
             f"the megakernel needs {4 * longest + tables} bytes of shared memory for {config.num_hidden_layers} layers "
-            f"and a vector of {longest}; a block has {4 * (SHARED_FLOATS - 256)}"
+            f"and a vector of {longest}, but a block has {4 * (SHARED_FLOATS - 256)}"
         )
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 2 * BLOCK_THREADS)
     if attention > 4 * SHARED_FLOATS - 1024:
         raise ConfigError(
-            f"kernels hold {heads_per_kv} query heads of head_dim {config.head_dim} in 48 KiB of shared memory; "
-            f"that takes {attention} bytes"
+            f"kernels need {attention} bytes of shared memory for {heads_per_kv} query heads of head_dim "
+            f"{config.head_dim}, but a block has 48 KiB"
         )

@@ -1,4 +1,4 @@
-"""Stage `eager`: plain PyTorch in bf16, the code that a reader would write first."""
+"""Stage `eager`: plain PyTorch in bf16, the first version that one would write."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luce_edu.stages.prefill import SEGMENT
 
 
 class EagerDecoder(Decoder):
-    """The reference's lines run on bf16 weights and activations. Its error is what bf16 itself costs.
+    """Run the reference's code with bf16 weights and activations; its error is the cost of bf16 rounding.
 
-    counts  whether operations go into the ledger. Listening slows each of them down, so a timing turns it off.
+    counts  whether operations are written into the ledger. That slows them down, so timings turn it off
     """
 
     stage = "eager"
@@ -29,13 +29,13 @@ class EagerDecoder(Decoder):
     def _step(self, token):
         if token is None:
             chosen = self.logits.argmax(keepdim=True)
-            self._largest = torch.maximum(self._largest, self.logits[chosen])  # NaN, once there, stays
+            self._largest = torch.maximum(self._largest, self.logits[chosen])  # maximum keeps a NaN for good
         else:
             chosen, self._largest = torch.tensor([token], device=self.device), self.logits.new_zeros(1)
         self._forward(chosen, chunked=False)
 
     def _read_prompt(self, tokens):
-        self._largest = self.logits.new_zeros(1)  # of the logits that step() has chosen by
+        self._largest = self.logits.new_zeros(1)  # the maximum of the logits that step() chose
         for segment in torch.tensor(tokens, device=self.device).split(SEGMENT):
             self._forward(segment, chunked=True)
 
@@ -55,9 +55,9 @@ class EagerDecoder(Decoder):
 
 
 class _RecordOperations(TorchDispatchMode):
-    """Writes the ledger for PyTorch: every operation that computes something, each at least one launch on a GPU.
+    """Write the ledger for PyTorch: every operation that computes something is at least one launch on a GPU.
 
-    An operation that returns memory it was given (a view) or that only allocates launches nothing.
+    An operation that returns a view of its input, or that only allocates, launches nothing.
     """
 
     def __init__(self, ledger):
@@ -74,5 +74,5 @@ class _RecordOperations(TorchDispatchMode):
 
 
 def _storages(tree) -> set[int]:
-    """The memory behind all tensors in nested arguments, by address."""
+    """Return the addresses of the memory of all tensors in nested arguments."""
     return {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}

@@ -9,11 +9,11 @@ from luce_edu.stages.per_layer import PerLayerDecoder
 
 
 class GraphDecoder(PerLayerDecoder):
-    """One graph launch a token, of as many kernels as `per_layer` launches.
+    """One graph launch per token, with the kernels of `per_layer`.
 
-    dependent_launch  whether a kernel may start while the one before it ends (programmatic dependent launch, from
-                      Hopper on): it then asks for its weights before it waits. None: where the device has it, and
-                      its driver takes it; `dependent_launch_refused` says why not
+    dependent_launch  whether a kernel may start before the one before it has ended (programmatic dependent launch,
+                      from Hopper on); it then prefetches weights before it waits. None: if device and driver support
+                      it; `dependent_launch_refused` holds the driver's reason if not
     Raises ValueError for dependent_launch=True on a device without it, before anything is compiled.
     """
 
@@ -36,19 +36,19 @@ class GraphDecoder(PerLayerDecoder):
         if self.dependent_launch and not self.backend.dependent_launch:
             raise ValueError(
                 f"{self.stage}: dependent_launch needs a GPU of Hopper (9.0) or newer, and cuda-core 1.2 or newer; "
-                f"device {self.device} has it not"
+                f"device {self.device} does not support it"
             )
         return super()._defines() | ({"DEPENDENT_LAUNCH": 1} if self.dependent_launch else {})
 
     def _capture(self):
-        """The graph of one token; without dependent launch where the driver refuses that, and nobody insists on it."""
+        """Capture the graph of one token; if the driver refuses dependent launch, and it is optional, without it."""
         try:
             return self._capture_once()
         except (CaptureError, KernelError) as error:
             if self._requested or not self.dependent_launch:
                 raise
             self.dependent_launch_refused, self._requested = str(error), False
-        said = f"{self.stage}: goes on without dependent launch, which was refused: {self.dependent_launch_refused}"
+        said = f"{self.stage}: runs without dependent launch, which was refused: {self.dependent_launch_refused}"
         warnings.warn(said, RuntimeWarning, stacklevel=3)
         self.module = self.backend.compile(self.source, self.kernels, self._defines())
         self._grid = {name: self._blocks(name) for name in self.kernels}
@@ -56,7 +56,7 @@ class GraphDecoder(PerLayerDecoder):
         return self._capture_once()
 
     def _capture_once(self):
-        if self.backend.lazy_loading:  # then every kernel has to run once before
+        if self.backend.lazy_loading:  # then every kernel must run once before the capture, to be loaded
             self._place_token(0)
             self.device_position.fill_(-1)
             self._enqueue()
@@ -64,7 +64,7 @@ class GraphDecoder(PerLayerDecoder):
         return self.backend.capture(self._enqueue)
 
     def _blocks(self, kernel):
-        # One block an SM leaves room for the next kernel's, which asks for its weights before this one has ended.
+        # One block per SM leaves room for blocks of the next kernel, which prefetch weights before this one has ended.
         most = super()._blocks(kernel)
         return min(self.backend.sm_count, most) if self.dependent_launch else most
 
@@ -72,5 +72,5 @@ class GraphDecoder(PerLayerDecoder):
         self.backend.replay(self._graph)
 
     def _fused(self, kernel: str, *args) -> None:
-        # The first kernel of a graph has no predecessor in it.
+        # The first kernel of a graph has no predecessor to wait for.
         self._launch(kernel, self._grid[kernel], *args, dependent=self.dependent_launch and kernel != "embed")

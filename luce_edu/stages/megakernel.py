@@ -1,4 +1,4 @@
-"""Stage `megakernel`: one cooperative launch a token, by as many blocks as the device holds at once."""
+"""Stage `megakernel`: one cooperative launch per token, with as many blocks as the device holds at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
 
 
 class MegakernelDecoder(KernelDecoder):
-    """All phases of a token in csrc/megakernel.cu, with grid barriers where the other stages have launches."""
+    """Run all phases of a token in csrc/megakernel.cu, with grid barriers in place of launches."""
 
     stage = "megakernel"
-    words = "one kernel a token"
+    words = "one kernel per token"
     colour = "green"
     starts = "barrier"
     source = "megakernel.cu"
@@ -27,7 +27,7 @@ class MegakernelDecoder(KernelDecoder):
         self.barrier = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=self.device)
         self._blocks = self._resident_blocks("megakernel")
         self._tokens = 0
-        # The kernel finds its tensors through two tables of pointers in device memory, written once.
+        # The kernel reads the addresses of its tensors from two tables in device memory, which are written once.
         self._model_table = self._pointers("Model", [self._model_tensors()])
         self._layer_table = self._pointers("Layer", self._layer_tensors())
 
@@ -42,7 +42,7 @@ class MegakernelDecoder(KernelDecoder):
 
     @property
     def barriers(self) -> int:
-        """Grid barriers a token, from what the kernel itself has counted since the last reset."""
+        """Number of grid barriers per token, from the kernel's own count since the last reset."""
         return int(self.barrier[GRID_BARRIER_PASSED]) // max(self._tokens, 1)
 
     def reset(self) -> None:
@@ -85,7 +85,7 @@ class MegakernelDecoder(KernelDecoder):
         return tables
 
     def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Rows of pointers in the order of the struct's fields; a field that a row does not name is null."""
+        """Make rows of pointers in the order of the struct's fields; a field that a row does not have is null."""
         directory = self.backend.csrc_dir or csrc_dir()
         fields = struct_fields(
             "".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct
@@ -99,9 +99,9 @@ class MegakernelDecoder(KernelDecoder):
 
 
 def struct_fields(source: str, struct: str) -> list[str]:
-    """The names of a struct's pointer fields, in order; a field that is a struct itself gives 'field.name'.
+    """Return the names of a struct's pointer fields in order; the fields of a struct inside it are 'field.name'.
 
-    So the struct in the CUDA source is the only place that says the order.
+    They are read from the CUDA source, so that the order is written in one place only.
     """
     match = re.search(rf"struct {struct} \{{(.*?)\n\}};", source, re.DOTALL)
     if match is None:

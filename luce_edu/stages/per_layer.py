@@ -1,4 +1,4 @@
-"""Stage `per_layer`: fused kernels, five a layer. What one operation hands to the next stays in registers."""
+"""Stage `per_layer`: five fused kernels per layer. Values that one operation passes to the next stay in registers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from luce_edu.stages.base import KernelDecoder
 
 
 class PerLayerDecoder(KernelDecoder):
-    """Each kernel is a phase of csrc/phases.cuh, done by as many blocks as the device holds at once."""
+    """Launch a kernel per phase of csrc/phases.cuh, each with as many blocks as the device holds at once."""
 
     stage = "per_layer"
-    words = "five kernels a layer"
+    words = "five kernels per layer"
     colour = "blue"
     starts = "plain"
     source = "per_layer.cu"
@@ -24,13 +24,13 @@ class PerLayerDecoder(KernelDecoder):
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self._grid = {name: self._blocks(name) for name in self.kernels}
-        # Kernels move the position on themselves, so it is one behind before a token.
+        # The kernels advance the position themselves, so before a token it is one less.
         self.device_position = self._buffer(1, dtype=torch.int32)
         self._prepared = None  # the launches of a token
-        self._position_there: int | None = None  # where it stands for, once the launches so far have run
+        self._position_there: int | None = None  # its value on the device, once the launches so far have run
 
     def _blocks(self, kernel: str) -> int:
-        """The grid of a kernel, which may be any."""
+        """Return the grid of a kernel; any size gives the same result."""
         return self._resident_blocks(kernel)
 
     def _argmax_blocks(self) -> int:
@@ -38,7 +38,7 @@ class PerLayerDecoder(KernelDecoder):
 
     def reset(self) -> None:
         super().reset()
-        self._position_there = None  # a kernel that failed may have left it anywhere
+        self._position_there = None  # unknown, because a kernel may have failed
 
     def _step(self, token):
         self._place_token(token)

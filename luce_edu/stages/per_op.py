@@ -1,4 +1,4 @@
-"""Stage `per_op`: one kernel for each operation. Beside each launch stands the line of PyTorch that it replaces."""
+"""Stage `per_op`: one kernel per operation. Beside each launch stands the line of PyTorch that it replaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STAGED_CHUNK = 256  # csrc/matvec.cuh stages a vector in chunks of this many flo
 
 
 class PerOpDecoder(KernelDecoder):
-    """Hundreds of small launches a token; every intermediate result goes through device memory."""
+    """Launch hundreds of small kernels per token; every intermediate result goes through device memory."""
 
     stage = "per_op"
     words = "a kernel per operation"
@@ -133,7 +133,7 @@ class PerOpDecoder(KernelDecoder):
         self._matvec(layer["self_attn.o_proj.weight"], self.o, self.mixed)
 
     def _matvec(self, W, x, y) -> None:
-        """y = F.linear(x, W)"""
+        """Launch y = F.linear(x, W)."""
         rows, cols = W.shape
         smem = _blocks(cols, STAGED_CHUNK) * STAGED_CHUNK * 4
         self._launch("matvec", _blocks(rows, WARPS), W, x, y, rows, cols, smem=smem)
@@ -144,5 +144,5 @@ class PerOpDecoder(KernelDecoder):
 
 
 def _blocks(count: int, per_block: int) -> int:
-    """Blocks that cover `count`."""
+    """Return how many blocks cover `count`."""
     return -(-count // per_block)

@@ -1,6 +1,6 @@
-"""A prompt at once: matrix products by cuBLAS, with the kernels of csrc/prefill.cu between them.
+"""Read a prompt at once: matrix products by cuBLAS, with the kernels of csrc/prefill.cu between them.
 
-Serves every stage made of kernels, and leaves the same state as their own way of a token at a time.
+Every stage made of kernels uses it. It leaves the same state as decoding the prompt token by token.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CaptureError
 from luce_edu.stages.dims import kernel_defines
 
-SEGMENT = 1024  # tokens at a time, so that a long prompt needs no more memory than this many
+SEGMENT = 1024  # tokens at a time, which limits the memory that a long prompt needs
 BLOCK_THREADS = 256
 WARPS = BLOCK_THREADS // 32
-CHUNK = 64  # tokens that the delta rule takes together; rows come in multiples of it
+CHUNK = 64  # tokens per chunk of the delta rule; buffers have a multiple of it as rows
 KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
-BLOCK_ROWS = 32  # rows of queries that a block of csrc/causal_attention.cuh takes
-# A log decay below counts as this: exp(-100) is 4e-44, and sums of g stay exact enough to be subtracted.
+BLOCK_ROWS = 32  # rows of queries per block of csrc/causal_attention.cuh
+# A smaller log decay is replaced by this: exp(-100) is 4e-44, and sums of g stay accurate enough to be subtracted.
 FORGETS_ALL = -100.0
-CONV_TOKENS = 16  # that a warp of csrc/causal_conv_sequence.cuh takes
+CONV_TOKENS = 16  # tokens per warp of csrc/causal_conv_sequence.cuh
 
 KERNELS = (
     "embed_norm", "add_norm", "last_hidden", "causal_conv", "delta_rule_prepare", "delta_rule_scan", "gated_rms_norm",
@@ -30,7 +30,7 @@ KERNELS = (
 
 
 def prefill_defines(config: ModelConfig) -> dict[str, object]:
-    """The -D macros of csrc/prefill.cu: the model's, and the sizes above, from which both sides count."""
+    """Return the -D macros of csrc/prefill.cu: the model's, and the sizes above, which both sides use."""
     return kernel_defines(config) | {
         "BLOCK_THREADS": BLOCK_THREADS, "CHUNK_TOKENS": CHUNK, "KEY_BLOCK": KEY_BLOCK, "BLOCK_ROWS": BLOCK_ROWS,
         "CONV_TOKENS": CONV_TOKENS, "FORGETS_ALL": f"{FORGETS_ALL}f",
@@ -38,17 +38,16 @@ def prefill_defines(config: ModelConfig) -> dict[str, object]:
 
 
 class Prefill:
-    """Reads prompts into the state of a `KernelDecoder`.
+    """Read prompts into the state of a `KernelDecoder`.
 
-    The launches of a segment depend on its length rounded up to whole chunks only. The first segment of such a size
-    runs them one by one, which loads the kernels; from the second on they are replayed as one CUDA graph, unless it
-    cannot be captured.
+    The launches of a segment depend only on its length, rounded up to whole chunks. The first segment of a size runs
+    them one by one, which loads the kernels. Later ones replay them as one CUDA graph, unless it cannot be captured.
 
     Buffers hold `rows` tokens:
-    x [rows, hidden_size] fp32, the residual;  normed [rows, hidden_size], act, mixed [rows, value_dim or q_dim],
-    out [rows, hidden_size] bf16, what enters and leaves the products;  projected, the outputs of a layer's first
-    product, or of gate and up, side by side in a row;  qkv, W, U, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim]
-    bf16
+    x [rows, hidden_size] fp32, the residual stream;  normed [rows, hidden_size], act [rows, intermediate_size],
+    mixed [rows, value_dim or q_dim], out [rows, hidden_size], all bf16: inputs and outputs of the products;
+    projected, the outputs of a layer's first product, or of gate and up, side by side in a row;
+    qkv, W, U, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim] bf16
     """
 
     def __init__(self, decoder):
@@ -86,21 +85,21 @@ class Prefill:
         self._graphs: dict[int, object] = {}
 
     def scratch(self) -> list[torch.Tensor]:
-        """All buffers that a segment writes before it reads them."""
+        """List all buffers that a segment writes before it reads them."""
         return [
             self.tokens, self.x, self.normed, self.projected, self.mixed, self.act, self.out, self.qkv, self.W, self.U,
             self.A, self.G, self.o, self.q, self.block_best,
         ]  # fmt: skip
 
     def forget_graphs(self) -> None:
-        """From the next segment on every launch runs by itself once more, as before there was a graph."""
+        """Forget the graphs: each launch of the next segment runs one by one again."""
         self._met.clear()
         self._graphs.clear()
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Enqueue a prompt that follows on the decoder's state; its position is the caller's to move.
+        """Enqueue a prompt that continues the decoder's state. The caller advances the position.
 
-        Leaves logits, the choice after the last token, and that token's hidden states where the decoder has them.
+        Writes logits, the choice after the last token, and that token's hidden states into the decoder's buffers.
         """
         for first in range(0, len(tokens), self.rows):
             segment = tokens[first : first + self.rows]
@@ -116,12 +115,12 @@ class Prefill:
     def _run_segment(self, rows: int) -> None:
         if rows not in self._met:
             self._enqueue(rows)
-            self._met.add(rows)  # now every kernel is loaded, without which it could not be captured
+            self._met.add(rows)  # now every kernel is loaded, so that the next time they can be captured
             return
         if rows not in self._graphs:
             try:
                 self._graphs[rows] = self._backend.capture(lambda: self._enqueue(rows))
-            except CaptureError:  # the launches need no memory of their own, as a graph does
+            except CaptureError:  # for lack of memory, which single launches do not need
                 self._graphs[rows] = None
         graph = self._graphs[rows]
         if graph is None:
@@ -130,7 +129,7 @@ class Prefill:
             self._backend.replay(graph)
 
     def _enqueue(self, rows: int) -> None:
-        """Launch what a segment of up to `rows` tokens takes, short of the head; its tokens are in memory."""
+        """Launch everything for a segment of up to `rows` tokens except the head; its tokens are in device memory."""
         decoder = self._decoder
         config, weights, state, hidden = decoder.config, decoder.weights, decoder.state, decoder.hidden_states
         out = self.out[:rows]
@@ -173,7 +172,7 @@ class Prefill:
             "delta_rule_prepare", (heads, rows // CHUNK), self.projected, self.tokens, self.qkv, w["A_log"],
             w["dt_bias"], *between,
         )  # fmt: skip
-        grid = (heads, config.linear_value_head_dim // 8)  # 8 columns a block are the fewest; blocks too many leave
+        grid = (heads, config.linear_value_head_dim // 8)  # for tiles of 8 columns; if they are wider, blocks return
         self._launch("delta_rule_scan", grid, self.tokens, self.qkv, *between, recurrent_state, self.o)
         self._launch(
             "gated_rms_norm", _ceil(rows * heads, WARPS), self.o, self.projected, self.tokens, w["norm.weight"],

@@ -1,4 +1,4 @@
-"""How text is drawn from logits."""
+"""Draw tokens from logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from luce_edu.errors import check_seed
 
 
 class Sampler:
-    """Draws tokens from softmax(logits / temperature), on the CPU, so that a seed gives the same text everywhere.
+    """Draw tokens from softmax(logits / temperature), on the CPU, so that a seed gives the same text on every device.
 
     temperature  0 is greedy: nothing is drawn, see `Decoder.choice`
-    Raises ValueError for a temperature or a seed that is none.
+    Raises ValueError for a bad temperature or seed.
     """
 
     def __init__(self, temperature: float, seed: int):
@@ -23,6 +23,6 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(check_seed(seed))
 
     def draw(self, logits: torch.Tensor) -> int | None:
-        """A token by the logits [vocab_size]; None where they are not all numbers."""
+        """Draw a token by the logits [vocab_size]; None if some are not numbers."""
         weights = torch.softmax(logits.cpu().double() / self.temperature, -1)
         return int(torch.multinomial(weights, 1, generator=self._generator)) if weights.isfinite().all() else None

@@ -1,4 +1,4 @@
-"""Tokens from outside: integers in the vocabulary, as many as there is room for."""
+"""Check tokens that a caller gives: integers in the vocabulary, as many as there is room for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 
 def check_tokens(tokens: Iterable[int], *, vocab_size: int, room: int) -> list[int]:
-    """`tokens` as a list of ints.
+    """Return `tokens` as a list of ints.
 
-    Raises ValueError where there is none, where one is not an integer from 0 to vocab_size - 1, and for more than
-    `room` of them.
+    Raises ValueError if there are none or more than `room`, or if one is not an integer from 0 to vocab_size - 1.
     """
     try:
         listed = None if isinstance(tokens, (str, bytes, bytearray, set, dict)) else list(tokens)
@@ -31,7 +30,7 @@ def check_tokens(tokens: Iterable[int], *, vocab_size: int, room: int) -> list[i
 
 def _checked(token, vocab_size: int) -> int:
     try:
-        value = operator.index(token)  # NumPy's and PyTorch's integers too
+        value = operator.index(token)  # accepts NumPy's and PyTorch's integers too
     except TypeError:
         value = None
     if value is None or isinstance(token, bool):

@@ -262,7 +262,7 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_told_to_update_the_driver(
     if served:
         assert make_backend("cuda").name == "cuda" and default_device() == "cuda"
         return
-    wanted = "a newer PyTorch is needed" if cuda_version == "13.0" else "update the NVIDIA driver to 580 or newer, then"
+    wanted = "install a newer PyTorch" if cuda_version == "13.0" else "update the NVIDIA driver to 580 or newer, then"
     with pytest.raises(ValueError, match=f"^device 'cuda': Fake GPU: this PyTorch, for CUDA 1[23].[06], .*{wanted}"):
         make_backend("cuda")
     with pytest.warns(RuntimeWarning, match=wanted):

@@ -220,7 +220,7 @@ def test_a_step_by_the_own_choice_equals_one_that_names_it_wherever_one_stands(s
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_without_a_token_is_refused_where_there_is_no_choice_and_where_it_is_full(stage):
     dec = make(stage, room=3)
-    no_choice = f"{stage}: there is no choice to decode yet"
+    no_choice = f"{stage}: no token has been chosen yet"
     with pytest.raises(ValueError, match=no_choice):
         dec.step()
     dec.step(1)
@@ -456,7 +456,7 @@ class CompilesNothing(HostBackend):
 
 
 def test_dependent_launch_on_a_device_without_it_is_refused_before_anything_is_compiled():
-    refused = r"graph: dependent_launch needs a GPU of Hopper \(9.0\) or newer, .*; device cpu has it not"
+    refused = r"graph: dependent_launch needs a GPU of Hopper \(9.0\) or newer, .*; device cpu does not support it"
     with pytest.raises(ValueError, match=refused):
         GraphDecoder(MODEL, device=None, max_seq_len=8, backend=CompilesNothing(), dependent_launch=True)
     assert not make("graph").dependent_launch
