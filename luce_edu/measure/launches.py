@@ -1,4 +1,4 @@
-"""How many kernels a token launches: counted in the ledger, or by PyTorch's profiler in other people's programs."""
+"""Launches per token: counted in the ledger for our stages, by PyTorch's profiler for other programs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from dataclasses import dataclass, replace
 from luce_edu.config import ModelConfig
 from luce_edu.errors import NotMeasured
 
-# Calls of the CUDA runtime and driver that put a kernel, or a graph of them, on a stream.
+# Calls of the CUDA runtime and driver that put a kernel, or a graph of kernels, on a stream.
 LAUNCH_CALL = re.compile(r"cu(da)?(LaunchKernel(Ex|ExC)?|LaunchCooperativeKernel|GraphLaunch)")
 
 
 @dataclass(frozen=True)
 class Count:
-    """What the ledger holds after one token. For `eager`, launches are PyTorch operations that compute."""
+    """The ledger's counts for one token. For `eager`, launches and kernels are PyTorch operations that compute.
+
+    kernels  that ran in these launches; those of a graph are counted one by one
+    """
 
     launches: int
     barriers: int
+    kernels: int
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
-    """The same layers and heads with every width cut down, so that a step on the virtual GPU takes little time.
+    """Return a config with the same layers and heads and small widths, so that a step on the virtual GPU is fast.
 
-    A launch count depends on layers alone: tests/measure/test_launches.py compares with full-width models.
+    Launch counts depend only on layers; tests/measure/test_launches.py compares with full-width models.
     """
     return replace(
         config,
@@ -41,9 +45,9 @@ def narrow(config: ModelConfig) -> ModelConfig:
 def count_launches(
     config: ModelConfig, stages: Sequence[str] | None = None, device: str = "host"
 ) -> dict[str, Count]:
-    """Decode two tokens at every stage with random weights of `narrow(config)`; the counts of the second.
+    """Decode two tokens at every stage with random weights of `narrow(config)`; return the counts of the second.
 
-    Raises what `luce_edu.decoder` raises for a stage, a device or a config.
+    Raises what `luce_edu.decoder` raises for a bad stage, device or config.
     """
     from luce_edu.models import Model
     from luce_edu.stages import STAGES, decoder
@@ -56,14 +60,14 @@ def count_launches(
         dec = decoder(stage, model, device, max_seq_len=2)
         for token in (1, 2):
             dec.step(token)
-        counts[stage] = Count(dec.launches, dec.barriers)
+        counts[stage] = Count(dec.launches, dec.barriers, max(dec.launches, len(dec.ledger.kernels())))
     return counts
 
 
 def profiled_launches(step: Callable[[], object]) -> int:
-    """Launches that `step` asks CUDA for, by PyTorch's profiler; a graph counts once, as it is asked for once.
+    """Run `step` once under PyTorch's profiler and return its launch calls; a graph counts as one.
 
-    Runs the step once. Raises NotMeasured where the profiler sees no launch, as without CUPTI or permission.
+    Raises NotMeasured if the profiler sees no launch, as without CUPTI or the permission to use it.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -76,7 +80,7 @@ def profiled_launches(step: Callable[[], object]) -> int:
 
 
 def count_launch_calls(names: Iterable[str]) -> int:
-    """How many of a profile's events are launches, by name; NotMeasured where none is."""
+    """Return how many of a profile's events are launch calls, by name. Raises NotMeasured if none is."""
     count = sum(LAUNCH_CALL.fullmatch(name) is not None for name in names)
     if count == 0:
         raise NotMeasured("PyTorch's profiler saw no launch; it needs CUPTI, and permission to use it")

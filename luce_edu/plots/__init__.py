@@ -1,6 +1,6 @@
-"""The pictures of the notebooks and the README, a file for each notebook. A caption states where its numbers come from.
+"""The pictures of the notebooks and the README, one file per notebook. Each caption says where its numbers come from.
 
-Those of records are in luce_edu/plots/records.py; `luce-edu figures` writes them.
+Pictures of records are in luce_edu/plots/records.py; `luce-edu figures` writes them.
 """
 
 from luce_edu.plots.bytes_are_time import bandwidth_by_warps, loads_over_time, roofline, shared_banks, warp_loads

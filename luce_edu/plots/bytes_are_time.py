@@ -8,18 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from luce_edu.measure.probes import BANKS, Loads
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, Picture, label_rows, picture
 
 
 def warp_loads(patterns: Mapping[str, tuple[np.ndarray, int]], *, row_bytes: int, provenance: str = "") -> Picture:
-    """Which bytes of a row-major matrix one warp's first loads touch, and in which sectors of 32 bytes.
+    """Draw the bytes of a row-major matrix that the first loads of one warp touch, in their sectors of 32 bytes.
 
-    patterns   by name: the byte at which each lane's load begins [loads, lanes], up to three loads, and the bytes a
-               lane loads. The first pattern stands tall on the left, the others beside it.
-    row_bytes  of the matrix: whole sectors, or ValueError
+    patterns   by name: (first byte of each lane's load [loads, lanes], at most three loads; bytes per lane). The first
+               pattern is drawn tall on the left, the others beside it.
+    row_bytes  bytes per row; ValueError unless it is a multiple of 32
     """
     if row_bytes % 32:
         raise ValueError(f"row_bytes: expected whole sectors of 32 bytes, got {row_bytes}")
@@ -29,17 +29,17 @@ def warp_loads(patterns: Mapping[str, tuple[np.ndarray, int]], *, row_bytes: int
     for place, (name, (starts, size)) in zip(places, patterns.items(), strict=True):
         axes = figure.add_subplot(place)
         lanes, sectors = starts.shape[1], len(np.unique(starts[0] // 32))
-        axes.set_title(f"{name}: {size * lanes} bytes asked for,\n{sectors} sectors touched, {32 * sectors:,} bytes",
+        axes.set_title(f"{name}: {size * lanes} bytes requested,\n{sectors} sectors moved, {32 * sectors:,} bytes",
                        loc="left", fontsize=11)  # fmt: skip
         _warp_panel(axes, starts, size, row_bytes)
-    words = ["a sector that is touched", *(f"{which} load" for which in ("first", "second", "third"))]
+    words = ["sector of 32 bytes that moves", *(f"{which} load" for which in ("first", "second", "third"))]
     figure.legend([Rectangle((0, 0), 1, 1, facecolor=colour) for colour in ("#E4E4E4", BLUE, VERMILLION, GREEN)], words,
                   loc="outside upper left", ncols=4, frameon=False)  # fmt: skip
     return figure
 
 
 def _warp_panel(axes: Axes, starts: np.ndarray, size: int, row_bytes: int) -> None:
-    """The rows that the loads of a warp touch: sectors, and in them the lanes' bytes."""
+    """Draw the rows that the loads of a warp touch: sectors, and in them the bytes of each lane."""
     rows, width = starts.max() // row_bytes + 1, (starts % row_bytes).max() + size
     for sector in np.unique(starts // 32):
         row, byte = divmod(32 * sector, row_bytes)
@@ -59,7 +59,8 @@ def _warp_panel(axes: Axes, starts: np.ndarray, size: int, row_bytes: int) -> No
     axes.set_ylim(rows - 0.3, -0.7)
     axes.set_xlim(0, max(width, 64))
     axes.set_xticks(range(0, width + 32, 32 if width <= 256 else 256))
-    axes.set_xlabel("byte of the row")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("byte within the row")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -67,10 +68,10 @@ def _warp_panel(axes: Axes, starts: np.ndarray, size: int, row_bytes: int) -> No
 def roofline(
     gpus: Mapping[str, tuple[float, float]], intensities: Mapping[str, float], *, provenance: str = ""
 ) -> Picture:
-    """What bandwidth and arithmetic allow at each arithmetic intensity, and where some pieces of work stand.
+    """Draw the rooflines of GPUs: the attainable Tflop/s by arithmetic intensity, with some pieces of work marked.
 
-    gpus         by name: bandwidth in GB/s, and arithmetic in Tflop/s
-    intensities  operations for each byte that moves, by name of the work
+    gpus         by name: (bandwidth in GB/s, arithmetic in Tflop/s)
+    intensities  by name of the work: operations per byte moved
     """
     figure = picture(8, 4.6, provenance)
     axes = figure.subplots()
@@ -78,7 +79,7 @@ def roofline(
     for (gpu, (gb_per_s, tflops)), colour in zip(gpus.items(), (BLUE, VERMILLION, GREEN), strict=False):
         corner = 1e3 * tflops / gb_per_s
         axes.plot([0.5, corner, most], [0.5e-3 * gb_per_s, tflops, tflops], color=colour, linewidth=2,
-                  label=f"{gpu}: {gb_per_s:,} GB/s, at most {tflops:g} Tflop/s")  # fmt: skip
+                  label=f"{gpu}: {gb_per_s:,} GB/s, {tflops:g} Tflop/s")  # fmt: skip
         rates = [min(tflops, 1e-3 * gb_per_s * intensity) for intensity in intensities.values()]
         axes.plot(intensities.values(), rates, "o", color=colour, markersize=7)
     for work, intensity in intensities.items():
@@ -91,8 +92,8 @@ def roofline(
     axes.set_ylim(0.2, 2 * max(tflops for _, tflops in gpus.values()))
     axes.set_xticks([1, 10, 100], ["1", "10", "100"])
     axes.set_yticks([1, 10, 100], ["1", "10", "100"])
-    axes.set_xlabel("arithmetic intensity, operations for each byte that moves")
-    axes.set_ylabel("Tflop/s at most")
+    axes.set_xlabel("arithmetic intensity, operations per byte moved")
+    axes.set_ylabel("attainable Tflop/s")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -119,7 +120,7 @@ def loads_over_time(runs: Mapping[str, Loads], *, provenance: str = "") -> Pictu
         below.step(times, flying, where="post", color=colour, linestyle=line, linewidth=2, label=name)
     below.set_ylabel("bytes in flight")
     below.set_ylim(bottom=0)
-    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     below.set_xlim(0, 1.03 * last)
     below.set_xlabel("ns from the start of the warp")
     below.legend(frameon=False, loc="upper right", ncols=len(runs))

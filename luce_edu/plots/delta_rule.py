@@ -1,4 +1,4 @@
-"""The pictures of notebook 02: one update of a state, answers by rule, the windows of a convolution."""
+"""The pictures of notebook 02: one update of a state, values read by rule, the windows of a convolution."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from luce_edu.plots.style import BLUE, GREEN, INK, PURPLE, SKY, VERMILLION, Pict
 
 
 def state_update(before, written, after, *, names: Sequence[str], provenance: str = "") -> Picture:
-    """One update of a state as three annotated heatmaps: what was there, what is written, what is there then.
+    """Draw one update of a state as three annotated heatmaps: before + written = after.
 
     before, written, after  matrices [K, V], as nested lists, arrays or CPU tensors
-    names                   what stands above the three
-    ValueError unless the third is the sum of the first two.
+    names                   the titles of the three
+    Raises ValueError unless the third is the sum of the first two.
     """
     matrices = [np.asarray(matrix, dtype=float) for matrix in (before, written, after)]
     rows, columns = matrices[0].shape
@@ -45,9 +45,9 @@ def state_update(before, written, after, *, names: Sequence[str], provenance: st
 
 
 def answers_by_write(answers: Mapping[str, Sequence[float]], truth: float, *, provenance: str = "") -> Picture:
-    """What a memory answers to one key each time the same value has been written under it, rule by rule.
+    """Draw the value that is read with a key after each write of the same value under it, one line per rule.
 
-    answers  by rule, an answer after each write
+    answers  by rule: the value read after each write
     truth    the value that was written each time
     """
     figure = picture(8, 3.4, provenance)
@@ -62,14 +62,14 @@ def answers_by_write(answers: Mapping[str, Sequence[float]], truth: float, *, pr
     axes.set_xlim(0.7, 1.5 * writes)
     axes.set_xticks(range(1, writes + 1))
     axes.set_ylim(0, 1.15 * max(map(max, answers.values())))
-    axes.set_xlabel("times written", x=0.35)
-    axes.set_ylabel("answer to k; dashed: v")
+    axes.set_xlabel("number of writes of v under k", x=0.35)
+    axes.set_ylabel("value read with k (dashed: v)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def conv_windows(windows, *, provenance: str = "") -> Picture:
-    """Which inputs of one channel each token of a causal convolution sees, and which of them the state keeps.
+    """Draw the inputs of one channel in each token's window of a causal convolution, and which of them the state keeps.
 
     windows  [T, kernel], oldest input first, as nested lists, an array or a CPU tensor; zeros before the first token
     """
@@ -90,11 +90,11 @@ def conv_windows(windows, *, provenance: str = "") -> Picture:
     axes.set_xticks(range(-before, tokens))
     axes.set_yticks(range(tokens), [f"token {t}" for t in range(tokens)])
     axes.tick_params(length=0)
-    axes.set_xlabel("position of the input; left of the dashed line nothing has come yet, and zeros stand in")
+    axes.set_xlabel("position of the input (left of the dashed line: zeros, before the first token)")
     axes.legend(
         [Rectangle((0, 0), 1, 1, facecolor="#E4E4E4"), Rectangle((0, 0), 1, 1, facecolor=SKY),
          Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=INK, linewidth=1.6)],
-        ["seen for the last time", "seen, and kept in conv_state", "the token's own input"],
+        ["used for the last time", "used, and kept in conv_state", "the token's own input"],
         frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1),
     )  # fmt: skip
     axes.spines[:].set_visible(False)
@@ -102,12 +102,12 @@ def conv_windows(windows, *, provenance: str = "") -> Picture:
 
 
 def _signed(value: float) -> str:
-    """Three digits; what rounding has left of a zero is one."""
+    """Return a number with three digits; 0 for a rounding error."""
     return "0" if abs(value) < 1e-4 else f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _grid(axes: Axes, rows: int, columns: int) -> None:
-    """Thin lines between the cells of a heatmap."""
+    """Draw thin lines between the cells of a heatmap."""
     axes.set_xticks([j - 0.5 for j in range(1, columns)], minor=True)
     axes.set_yticks([i - 0.5 for i in range(1, rows)], minor=True)
     axes.grid(which="minor", color="#BBBBBB", linewidth=0.8)

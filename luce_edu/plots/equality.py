@@ -1,4 +1,4 @@
-"""The pictures of notebook 03: errors part by part, and margins against what bf16 may make up."""
+"""The pictures of notebook 03: the error of each part, and margins beside the errors of bf16."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, Picture, colour_of, picture
+from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, Picture, colour_of, picture, plain_axis
 from luce_edu.stages import STAGES
 
 
 def error_by_part(
     errors: Mapping[str, Mapping[str, float]], *, baseline: str = "eager", limit: float, provenance: str = ""
 ) -> Picture:
-    """Each program's error against the reference, part by part on a log axis, and where a check refuses it.
+    """Draw each program's error against the reference by part, on a log axis, and where a check refuses it.
 
     errors     {program: {part: error}}, every program with the same parts; the layers are joined by a line
     baseline   the program whose error times `limit` is the lower edge of what is refused
@@ -31,7 +31,7 @@ def error_by_part(
     joined = [i for i, part in enumerate(parts) if part.startswith("layer")]
     border = [_clamped(limit * errors[baseline][part], low, high) for part in parts]
     axes.fill_between(range(len(parts)), border, high, step="mid", color=VERMILLION, alpha=0.09, linewidth=0)
-    axes.set_title(f"shaded: refused, more than {limit} times the error of {baseline}", loc="right", fontsize=10)
+    axes.set_title(f"shaded: refused, error above {limit} times that of {baseline}", loc="right", fontsize=10)
     spare = zip((VERMILLION, PURPLE, GREEN, INK), "sDv^", strict=True)
     for program, values in at.items():
         colour, marker = (colour_of(program), "o") if program in STAGES else next(spare)
@@ -39,7 +39,7 @@ def error_by_part(
         axes.plot(range(len(parts)), values, marker, color=colour, markersize=6, label=program)
     for words, found in (("0", lambda e: e == 0), ("not finite", lambda e: not np.isfinite(e))):
         places = [(i, e) for of_program in errors.values() for i, e in enumerate(of_program.values()) if found(e)]
-        if places:  # once is enough: all of them stand on one line
+        if places:  # label one of them, as all are on one line
             i, error = min(places)
             axes.annotate(words, (i, _clamped(error, low, high)), xytext=(-9, 0), textcoords="offset points",
                           ha="right", va="center", fontsize=9.5)  # fmt: skip
@@ -48,7 +48,7 @@ def error_by_part(
     axes.set_xlim(-0.6, len(parts) - 0.4)
     axes.set_xticks(range(len(parts)), [part.replace("_", "\n") for part in parts], rotation=45, ha="right",
                     rotation_mode="anchor", fontsize=9.5)  # fmt: skip
-    axes.set_ylabel("error, ‖x − r‖ / ‖r‖")
+    axes.set_ylabel("error, ‖x − r‖ / ‖r‖ (r: reference)")
     axes.grid(alpha=0.25, axis="y")
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
@@ -60,10 +60,10 @@ def _clamped(error: float, low: float, high: float) -> float:
 
 
 def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Picture:
-    """How far the reference's first choice leads its second, token by token, against what bf16 may make up.
+    """Draw, token by token, the reference's margin between first and second choice beside twice the error of bf16.
 
-    margins, slacks  one for each token, in logits
-    same             whether bf16 chose as the reference did
+    margins, slacks  per token, in logits: the margin, and how much of it bf16's errors may close
+    same             per token: whether bf16 chose as the reference did
     """
     margins, slacks, same = (np.asarray(values) for values in (margins, slacks, same))
     decided = margins > slacks
@@ -71,7 +71,7 @@ def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Pic
     axes = figure.subplots()
     tokens = np.arange(len(margins))
     low = min(margins[margins > 0].min(initial=1), slacks[slacks > 0].min(initial=1)) / 3
-    axes.bar(tokens, slacks, width=0.8, color="#DDDDDD", label="as far as bf16 may move two logits together")
+    axes.bar(tokens, slacks, width=0.8, color="#DDDDDD", label="twice bf16's largest error")
     groups = (
         (decided & same, BLUE, "o", "decided, and bf16 chose the same"),
         (~decided & same, ORANGE, "D", "not decided, bf16 chose the same"),
@@ -85,7 +85,8 @@ def margins_against_slack(margins, slacks, same, *, provenance: str = "") -> Pic
     axes.set_ylim(low, 6 * max(margins.max(), slacks.max()))
     axes.set_xlim(-0.8, len(tokens) - 0.2)
     axes.set_xlabel("token")
-    axes.set_ylabel("lead of the first choice, logits")
+    plain_axis(axes.yaxis)
+    axes.set_ylabel("margin of the first choice, logits")
     axes.legend(frameon=False, loc="upper left", fontsize=9.5, ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

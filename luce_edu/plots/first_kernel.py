@@ -16,9 +16,9 @@ from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VE
 
 
 def grid_over_array(n: int, block: int, *, provenance: str = "") -> Picture:
-    """Which thread of which block gets which of n elements, where thread i of the whole grid takes element i.
+    """Draw which thread of which block takes which of n elements, where thread i of the whole grid takes element i.
 
-    block  threads a block; as many blocks as cover n, so the last one may have threads without an element
+    block  threads per block. Enough blocks run to cover n, so the last may have threads without an element.
     """
     grid = -(-n // block)
     figure = picture(10.5, 2.9, provenance)
@@ -51,7 +51,7 @@ def grid_over_array(n: int, block: int, *, provenance: str = "") -> Picture:
 
 
 def blocks_over_rows(rows: int, n: int, block: int, *, provenance: str = "") -> Picture:
-    """Which thread gets which element of [rows, n], one block a row: its threads go over the row side by side."""
+    """Draw which thread takes which element of [rows, n] with one block per row, threads side by side."""
     figure = picture(10.5, 1.6 + 0.62 * rows, provenance)
     axes = figure.subplots()
     shades = LinearSegmentedColormap.from_list("threads", ["#D7EEFA", SKY])
@@ -70,13 +70,13 @@ def blocks_over_rows(rows: int, n: int, block: int, *, provenance: str = "") -> 
     axes.tick_params(length=0)
     axes.set_xlim(-0.05, n + 0.05)
     axes.set_ylim(rows - 0.35, -1.05)
-    axes.set_xlabel(f"column; in the cell: threadIdx.x of the thread that takes it, with {block} threads a block")
+    axes.set_xlabel(f"column (in the cell: threadIdx.x of the thread that takes it; {block} threads per block)")
     axes.spines[:].set_visible(False)
     return figure
 
 
 def tree_sum(values: Sequence[float], *, provenance: str = "") -> Picture:
-    """A sum in shared memory, half as many threads adding in each step; as many values as a power of two."""
+    """Draw a sum in shared memory, in which half as many threads add in each step; len(values) is a power of two."""
     steps = [list(values)]
     half = len(values) // 2
     while half:
@@ -98,23 +98,24 @@ def tree_sum(values: Sequence[float], *, provenance: str = "") -> Picture:
         axes.hlines(level + 0.36, 0, len(values), color=VERMILLION, linewidth=1.2, linestyle="--")
         axes.text(len(values) + 0.1, level + 0.36, "__syncthreads()", va="center", fontsize=10, color=VERMILLION)
         adding //= 2
-    words = ["each its own"] + [f"{2**k} add" if k else "1 adds" for k in reversed(range(len(steps) - 1))]
+    words = ["own values"] + [f"{2**k} threads add" if k else "1 thread adds" for k in reversed(range(len(steps) - 1))]
     axes.set_yticks(range(len(steps)), words)
     axes.set_xticks([t + 0.5 for t in range(len(values))], range(len(values)))
     axes.tick_params(length=0)
     axes.set_xlim(0, len(values) + 1.8)
     axes.set_ylim(len(steps) - 0.5, -0.4)
-    axes.set_xlabel("thread t, and its place in shared memory", x=0.4)
+    axes.set_xlabel("thread t, and its element in shared memory", x=0.4)
     axes.spines[:].set_visible(False)
     return figure
 
 
 def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: float, *, provenance: str = ""
                      ) -> Picture:  # fmt: skip
-    """All launches of a token, smallest first: the time of their bytes, against what it costs to start one.
+    """Draw, for all launches of a token, smallest first, the µs to move their bytes, beside the overhead of a launch.
 
     sizes      from `luce_edu.measure.launch_cost.count_launch_bytes`
-    launch_us  what one launch costs;  gb_per_s  the bandwidth that gives the bytes a time
+    launch_us  the overhead of one launch
+    gb_per_s   the bandwidth at which the bytes move
     """
     times = sorted(size.us(gb_per_s) for size in sizes for _ in range(size.launches))
     small = sum(time < launch_us for time in times)
@@ -125,23 +126,24 @@ def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: f
     axes.plot(range(small, len(times)), times[small:], "s", color=BLUE, markersize=4)
     axes.axvline(small - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.axhline(launch_us, color=INK, linewidth=1.4, linestyle="--")
-    axes.text(4, 1.25 * launch_us, f"starting it: {launch_us:.2f} µs", va="bottom", fontsize=10.5)
+    axes.text(4, 1.25 * launch_us, f"overhead of a launch: {launch_us:.2f} µs", va="bottom", fontsize=10.5)
     for size in sizes:
         if size.kernel == "rms_norm":
             first = times.index(size.us(gb_per_s))
             axes.annotate(f"rms_norm: {size.bytes:,} bytes", (first + 10, size.us(gb_per_s)), xytext=(0, 26),
                           textcoords="offset points", ha="center", fontsize=10,
                           arrowprops={"arrowstyle": "-", "color": GREY})  # fmt: skip
-    axes.text(small / 2, 300, f"{small} launches: starting takes longer", ha="center", fontsize=10.5)
-    axes.text((small + len(times)) / 2, 300, f"{len(times) - small}: moving does", ha="center", fontsize=10.5)
+    axes.text(small / 2, 300, f"{small} launches: the overhead is longer", ha="center", fontsize=10.5)
+    axes.text((small + len(times)) / 2, 300, f"{len(times) - small} launches: moving is longer", ha="center",
+              fontsize=10.5)  # fmt: skip
     axes.set_yscale("log")
     ticks = [1e-4, 1e-3, 0.01, 0.1, 1, 10, 100]
     axes.set_yticks(ticks, [f"{tick:g}" if tick > 1e-4 else "0.0001" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(-4, len(times) + 4)
     axes.set_ylim(1e-4, 1200)
-    axes.set_xlabel("launches of one token, those with the fewest bytes first")
-    axes.set_ylabel(f"time of their bytes at {gb_per_s:,} GB/s, µs")
+    axes.set_xlabel("launches of one token, in order of their bytes")
+    axes.set_ylabel(f"moving the bytes at {gb_per_s:,} GB/s, µs")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -1,4 +1,4 @@
-"""The picture of notebook 07: launches one after another, in a graph, and with dependent launch."""
+"""The picture of notebook 07: the same kernels as plain launches, in a graph, and with dependent launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luce_edu.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILL
 
 
 def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = "") -> Picture:
-    """What `luce_edu.overlap.timelines` gives, a row for each lane, with where it ends."""
+    """Draw the lanes of `luce_edu.overlap.timelines` as rows of bars over µs, each with the time at which it ends."""
     kernels = list(dict.fromkeys(span.what for spans in lanes.values() for span in spans if span.what != "launch call"))
     palette = (BLUE, VERMILLION, GREEN, PURPLE, SKY)
     colours = {name: palette[i % len(palette)] for i, name in enumerate(kernels)} | {"launch call": ORANGE}
@@ -25,7 +25,7 @@ def launch_timeline(lanes: Mapping[str, Sequence[Span]], *, provenance: str = ""
         axes.text(spans[-1].end_us, row, f"  {spans[-1].end_us:.1f} µs", va="center", fontsize=10.5)
     label_rows(axes, list(lanes))
     axes.set_xlim(0, 1.1 * max(spans[-1].end_us for spans in lanes.values()))
-    axes.set_xlabel("µs")
+    axes.set_xlabel("time, µs")
     patches = [Rectangle((0, 0), 1, 1, facecolor=colours[name]) for name in kernels]
     patches.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="////"))
     axes.legend(patches, [*kernels, "prefetched"], frameon=False, ncols=len(patches), loc="lower left",

@@ -17,11 +17,11 @@ from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION
 
 def dataflow(launches: Sequence[Launch], buffers: Sequence[str], kernels: Mapping[str, int], *, provenance: str = ""
              ) -> Picture:  # fmt: skip
-    """Which launch writes each buffer and which ones read it; what lives inside one fused kernel needs no memory.
+    """Draw which launch writes each buffer and which launches read it. A value inside one fused kernel needs no memory.
 
     launches  entries of a ledger that counted traffic, in order
     buffers   names of the tensors to draw
-    kernels   how many of the launches, in order, each fused kernel replaces; ValueError unless all are covered
+    kernels   by fused kernel: how many of the launches, in order, it replaces; ValueError unless all are covered
     """
     counts = list(kernels.values())
     if sum(counts) != len(launches):
@@ -56,13 +56,13 @@ def dataflow(launches: Sequence[Launch], buffers: Sequence[str], kernels: Mappin
         Rectangle((0, 0), 1, 1, facecolor=VERMILLION),
         Rectangle((0, 0), 1, 1, facecolor=BLUE),
     ]
-    words = ["written", "read", "lives inside one fused kernel", "crosses from one to the next"]
+    words = ["written", "read", "stays inside one fused kernel", "passed to another kernel"]
     axes.legend(marks, words, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 1))
     return figure
 
 
 def _lives(name: str, launches: Sequence[Launch]) -> list[tuple[list[int], list[int]]]:
-    """Writers and readers of each content that a buffer has had; a launch that only writes begins a new one."""
+    """Return (writers, readers) of each content of a buffer. A launch that only writes begins a new content."""
     lives: list[tuple[list[int], list[int]]] = []
     for i, launch in enumerate(launches):
         traffic = launch.traffic.get(name)
@@ -80,10 +80,11 @@ def _lives(name: str, launches: Sequence[Launch]) -> list[tuple[list[int], list[
 
 def state_owners(*, heads: int, key_dim: int, value_dim: int, tile_columns: int, block_threads: int, sm_count: int,
                  provenance: str = "") -> Picture:  # fmt: skip
-    """Who owns what of a layer's recurrent state in two kernels, and which of a GPU's multiprocessors have work.
+    """Draw which block and thread own which part of a head's state in two kernels, and which SMs of a GPU have work.
 
-    Above a block a head and a thread a column; below a block for `tile_columns` columns, and a thread for four
-    neighbouring ones in every so many rows. One block a multiprocessor. ValueError for a width that no tile divides.
+    Above: one block per head, one thread per column. Below: one block per `tile_columns` columns, one thread per four
+    neighbouring columns of every so many rows. Blocks are dealt to SMs in turn. Raises ValueError if the tile is not
+    a multiple of 4 that divides `value_dim`.
     """
     if value_dim % tile_columns or tile_columns % 4:
         raise ValueError(f"tile_columns: expected a multiple of 4 that divides {value_dim}, got {tile_columns}")
@@ -91,8 +92,8 @@ def state_owners(*, heads: int, key_dim: int, value_dim: int, tile_columns: int,
     rows = block_threads // (tile_columns // 4)
     figure = picture(10.5, 6.4, provenance)
     (column, few), (tile, many) = figure.subplots(2, 2, width_ratios=(1, 1.5))
-    quarter = value_dim // 4 // tile_columns * tile_columns  # left enough for words beside a thread's part
-    # A thread's part as rectangles: left, top, width, height.
+    quarter = value_dim // 4 // tile_columns * tile_columns  # leaves room for words beside it
+    # The part of one thread as rectangles: left, top, width, height.
     whole = [(quarter, 0, 1, key_dim)]
     few_rows = [(quarter + 4, top, 4, 1) for top in range(min(key_dim, rows) // 3, key_dim, rows)]
     for owner, machine, blocks, width, parts in (
@@ -123,7 +124,7 @@ def state_owners(*, heads: int, key_dim: int, value_dim: int, tile_columns: int,
 
 
 def _machine(axes: Axes, blocks: int, sm_count: int) -> None:
-    """Multiprocessors as squares, dark by how many blocks each is dealt."""
+    """Draw the SMs as squares, darker with more blocks, with the number of blocks in each."""
     across = math.ceil(math.sqrt(2.1 * sm_count))
     for sm in range(sm_count):
         dealt = blocks // sm_count + (sm < blocks % sm_count)

@@ -1,4 +1,4 @@
-"""The pictures of notebook 13: what ways of timing show, spreads, energy by window, the size of mistakes."""
+"""The pictures of notebook 13: times as reported, spreads, energy by window, the size of mistakes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, SKY, VERMILLION, Pict
 
 
 def shown_by_steps(shown: Mapping[str, Mapping[int, float]], truth_us: float, *, provenance: str = "") -> Picture:
-    """What some ways of timing show for one step, by how many steps they time, and what a step takes in truth.
+    """Draw the µs per step that ways of timing report, by the number of steps timed, beside the true time.
 
-    shown  by way of timing: microseconds a step, by the number of steps
+    shown  by way of timing: reported µs per step, by the number of steps
     """
     figure = picture(8, 4.2, provenance)
     axes = figure.subplots()
-    axes.axhline(truth_us, color=INK, linewidth=1.2, linestyle="--", label=f"the truth: {truth_us:,.0f} µs")
+    axes.axhline(truth_us, color=INK, linewidth=1.2, linestyle="--", label=f"true time: {truth_us:,.0f} µs")
     for (way, points), colour, marker in zip(shown.items(), (VERMILLION, ORANGE, BLUE), "so^", strict=False):
         axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=5, label=way)
     axes.set_xscale("log")
     axes.set_yscale("log")
     plain_axis(axes.xaxis)
     plain_axis(axes.yaxis)
-    axes.set_xlabel("steps timed, one after the other")
-    axes.set_ylabel("µs a step, as shown")
+    axes.set_xlabel("number of steps timed in a row")
+    axes.set_ylabel("reported µs per step")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
@@ -32,7 +32,7 @@ def shown_by_steps(shown: Mapping[str, Mapping[int, float]], truth_us: float, *,
 
 
 def spread(times_us: Sequence[float], *, provenance: str = "") -> Picture:
-    """How often a piece of work took how long, and where the numbers stand that one might report of it."""
+    """Draw the histogram of the times of one piece of work, with best, quartiles, median, mean and worst."""
     times = np.sort(np.asarray(times_us, dtype=float))
     q1, median, q3 = np.quantile(times, (0.25, 0.5, 0.75))
     figure = picture(8, 3.8, provenance)
@@ -50,8 +50,8 @@ def spread(times_us: Sequence[float], *, provenance: str = "") -> Picture:
     axes.set_yscale("log")
     axes.set_ylim(0.5, None)
     plain_axis(axes.yaxis)
-    axes.set_xlabel("µs")
-    axes.set_ylabel(f"how many of {len(times):,}")
+    axes.set_xlabel("time, µs")
+    axes.set_ylabel(f"number of calls, of {len(times):,}")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -60,10 +60,10 @@ def spread(times_us: Sequence[float], *, provenance: str = "") -> Picture:
 def energy_windows(
     windows: Sequence[tuple[float, float]], *, tick: float, least: float, provenance: str = ""
 ) -> Picture:
-    """How far the joules of a window are off, by its length, for a counter that moves every `tick` seconds.
+    """Draw the error of the joules of a window by its length, for a counter that advances every `tick` seconds.
 
-    windows  (seconds, joules shown over true joules)
-    least    the shortest window, in seconds, that this project takes
+    windows  (seconds, reported joules over true joules)
+    least    the shortest window, in seconds, that this project accepts
     """
     figure = picture(8, 4.2, provenance)
     axes = figure.subplots()
@@ -73,32 +73,33 @@ def energy_windows(
     axes.axhline(0, color=INK, linewidth=1)
     axes.axvline(tick, color=VERMILLION, linewidth=1.2, linestyle="--")
     top = 2 * max(100 * (ratios - 1).max(), 100)
-    axes.annotate(f"one tick: {1e3 * tick:.0f} ms", (tick, top), xytext=(5, -4), textcoords="offset points", va="top",
-                  color=VERMILLION)  # fmt: skip
-    axes.annotate(f"{least:g} s and more", (least, top), xytext=(5, -4), textcoords="offset points", va="top",
+    axes.annotate(f"the counter advances every {1e3 * tick:.0f} ms", (tick, top), xytext=(5, -4),
+                  textcoords="offset points", va="top", color=VERMILLION)  # fmt: skip
+    axes.annotate(f"{least:g} s or more", (least, top), xytext=(5, -4), textcoords="offset points", va="top",
                   color=GREEN)  # fmt: skip
-    axes.annotate("0 J: the counter stood still", (tick, -100), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.annotate("0 J: the counter did not advance", (tick, -100), xytext=(5, 0), textcoords="offset points",
+                  va="center")  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(seconds.min() / 1.3, 1.3 * seconds.max())
     plain_axis(axes.xaxis)
-    axes.set_yscale("symlog", linthresh=3)  # so that 3 % are seen beside 300
+    axes.set_yscale("symlog", linthresh=3)  # so that 3 % is visible beside 300 %
     ticks = [tick for tick in (-100, -30, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 3000) if tick < top]
     axes.set_yticks(ticks, [f"{tick:+,}".replace("-", "\N{MINUS SIGN}") if tick else "0" for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(-220, top)
     axes.set_xlabel("length of the window, s")
-    axes.set_ylabel("joules shown, % off the truth")
+    axes.set_ylabel("error of the reported joules, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = "") -> Picture:
-    """By how much some mistakes make a system look faster than it is, a row for each.
+    """Draw by how much mistakes make a system look faster than it is, one row per mistake.
 
-    factors  by mistake, then by where the size comes from: shown speed over true speed; below 1 it looks slower
+    factors  by mistake, then by kind of source: reported speed over true speed; below 1 the system looks slower
     """
-    styles = {"modelled": ("s", BLUE, "simulated, with a known truth"), "measured": ("o", ORANGE, "measured here"),
+    styles = {"modelled": ("s", BLUE, "simulated, true time known"), "measured": ("o", ORANGE, "measured here"),
               "published": ("D", GREEN, "published, on a GPU")}  # fmt: skip
     figure = picture(8, 1.7 + 0.46 * len(factors), provenance)
     axes = figure.subplots()
@@ -118,8 +119,8 @@ def mistakes(factors: Mapping[str, Mapping[str, float]], *, provenance: str = ""
     label_rows(axes, list(factors))
     axes.set_xscale("log")
     sizes = [factor for of_mistake in factors.values() for factor in of_mistake.values()]
-    axes.set_xlim(min(0.5, 0.4 * min(sizes)), max(2, 2 * max(sizes)))  # room for the words beside them
+    axes.set_xlim(min(0.5, 0.4 * min(sizes)), max(2, 2 * max(sizes)))  # leaves room for the words beside them
     plain_axis(axes.xaxis)
-    axes.set_xlabel("speed shown, as many times the true one")
+    axes.set_xlabel("reported speed over true speed")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=3)
     return figure

@@ -1,4 +1,4 @@
-"""The picture of notebook 09: how release and acquire order a write and a read of different blocks."""
+"""The picture of notebook 09: how release and acquire order a write and a read by different blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luce_edu.plots.style import BLUE, INK, VERMILLION, Picture, picture
 
 
 class Arrow(NamedTuple):
-    """From a step of one thread to a step of another; orders: whether the second then comes after the first."""
+    """An arrow from a step of one thread to a step of another; orders: whether it makes the second come later."""
 
     begin: str
     end: str
@@ -18,10 +18,10 @@ class Arrow(NamedTuple):
 
 
 def happens_before(threads: Mapping[str, Sequence[str]], arrows: Sequence[Arrow], first: str, last: str) -> bool:
-    """Whether a path leads from `first` to `last`: down a thread's own steps, and along the arrows that order.
+    """Return whether a path leads from `first` to `last`, down the steps of a thread and along the arrows that order.
 
     threads  the steps of each thread, in order; all steps have different names
-    ValueError for an arrow or an end of the path that names no step.
+    Raises ValueError if an arrow, `first` or `last` names no step.
     """
     steps = {step for own in threads.values() for step in own}
     named = {first, last, *(step for arrow in arrows for step in arrow[:2])}
@@ -38,9 +38,9 @@ def happens_before(threads: Mapping[str, Sequence[str]], arrows: Sequence[Arrow]
 def memory_order(
     threads: Mapping[str, Sequence[str]], arrows: Sequence[Arrow], first: str, last: str, *, provenance: str = ""
 ) -> Picture:
-    """The threads as columns, time going down, with the arrows between them; below, whether the path exists.
+    """Draw the threads as columns, with time going down, the arrows, and below whether the path exists.
 
-    An arrow that does not order is dashed. Arguments: as for `happens_before`.
+    An arrow that does not order is dashed. Arguments and errors as for `happens_before`.
     """
     ordered = happens_before(threads, arrows, first, last)
     rows = {step: row for row, step in enumerate(_in_order(threads, arrows))}
@@ -61,7 +61,7 @@ def memory_order(
         axes.annotate("", xy=end, xytext=begin, zorder=1, arrowprops=look | {"shrinkA": 46, "shrinkB": 46})
         axes.text((begin[0] + end[0]) / 2 + 0.08, (begin[1] + end[1]) / 2 - 0.1, arrow.label, ha="left", va="bottom",
                   fontsize=9, color=colour, zorder=2)  # fmt: skip
-    said = "There is a path: the read sees the write." if ordered else "There is no path: a race."
+    said = "There is a path, so the read sees the write." if ordered else "There is no path: this is a race."
     axes.text(-0.4, len(rows) - 0.1, said, va="center", color=BLUE if ordered else VERMILLION, fontweight="bold")
     axes.set_xlim(-0.5, len(threads) - 0.5)
     axes.set_ylim(len(rows) + 0.3, -1.3)
@@ -70,7 +70,7 @@ def memory_order(
 
 
 def _in_order(threads: Mapping[str, Sequence[str]], arrows: Sequence[Arrow]) -> list[str]:
-    """All steps, each below those that come before it in its thread or at the other end of an arrow."""
+    """Return all steps, each after the earlier ones of its thread and after the begin of an arrow to it."""
     waits = {step: set(own[:i]) for own in threads.values() for i, step in enumerate(own)}
     for arrow in arrows:
         waits[arrow.end].add(arrow.begin)

@@ -1,4 +1,4 @@
-"""The pictures of notebook 14: speed, draw and tokens for a joule against a power limit, and our stages under one."""
+"""The pictures of notebook 14: speed, draw and tokens per joule by power limit, published and of our stages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, Pic
 POWER_PANELS: tuple[tuple[str, str, Callable[[Point], float]], ...] = (
     ("speed", "tok/s", lambda point: point.tokens_per_s),
     ("draw", "W", lambda point: point.draw_w),
-    ("tokens for a joule", "tok/J", lambda point: point.tokens_per_joule),
+    ("tokens per joule", "tok/J", lambda point: point.tokens_per_joule),
 )
-MARKS = {"best": ("o", "most tokens for a joule"), "spot": ("*", "5 % less speed")}
+MARKS = {"best": ("o", "most tokens per joule"), "spot": ("*", "5 % less speed")}
 
 
 def power_curves(
@@ -29,12 +29,12 @@ def power_curves(
     beside: Sweep | Baseline | StageCurve | None = None,
     provenance: str = "",
 ) -> Picture:
-    """Speed, draw and tokens for a joule against the power limit: points, and the modelled curve where there is one.
+    """Draw speed, draw and tokens per joule by power limit: the points of a sweep, and its modelled curve.
 
-    fit      None for a sweep that no curve can be fitted to: points alone
-    limit_w  marks what is expected under this limit: modelled, or the nearest point where there is no model
-    loss     marks the least draw that gives up at most this share of the speed
-    beside   another sweep's points, one figure as a line across, or a stage's modelled curve with its band
+    fit      None for a sweep without a model, of which only the points are drawn
+    limit_w  marks the expected point under this limit: modelled, or the nearest point where there is no model
+    loss     marks the point of least draw that loses at most this share of the speed
+    beside   drawn as well: another sweep's points, one figure as a line, or a stage's modelled curve with its band
     """
     figure = picture(11, 4.2, provenance)
     limits = [point.limit_w for point in sweep.points]
@@ -42,7 +42,7 @@ def power_curves(
         for trusted, run in fit.runs() if fit else ():
             axes.plot([p.limit_w for p in run], [value(p) for p in run], color=BLUE, linewidth=2,
                       linestyle="-" if trusted else (0, (2, 2)),
-                      label="modelled" if trusted else "modelled, a guess")  # fmt: skip
+                      label="modelled" if trusted else "modelled, far from a point")  # fmt: skip
         axes.plot(limits, [value(p) for p in sweep.points], "o", color=BLUE, markersize=7,
                   label=f"{sweep.kind}: {sweep.system}")  # fmt: skip
         if isinstance(beside, Sweep):
@@ -56,7 +56,7 @@ def power_curves(
         if loss is not None:
             spot = sweet_spot(fit.curve if fit else sweep.points, loss)
             axes.plot(spot.limit_w, value(spot), "*", color=GREEN, markersize=16, markeredgecolor="white",
-                      label=f"least draw for {100 * loss:g} % less speed")  # fmt: skip
+                      label=f"least draw at {100 * loss:g} % less speed")  # fmt: skip
         if limit_w is not None:
             here = expected(sweep, fit, limit_w)
             axes.axvline(limit_w, color=GREY, linewidth=1, linestyle=":")
@@ -75,7 +75,7 @@ def power_curves(
 
 
 def _stage_curve(axes: Axes, curve: StageCurve, value, colour: str, low_w: float, high_w: float) -> None:
-    """A stage's modelled curve over the limits, and the band of the knees that are not refuted."""
+    """Draw a stage's modelled curve from low_w to high_w, and the band of all knees that the published points allow."""
     found = curve.over(low_w, high_w)
     limits = [point.limit_w for point, _ in found]
     ends = [[choose(map(value, (point, *band))) for point, band in found] for choose in (min, max)]
@@ -85,7 +85,7 @@ def _stage_curve(axes: Axes, curve: StageCurve, value, colour: str, low_w: float
 
 
 def power_errors(fit: Fit, *, provenance: str = "") -> Picture:
-    """How far the model is off at each point of its sweep, fitted to all of them and to all but that one."""
+    """Draw the error of the model at each point of its sweep, fitted to all points and to all but that one."""
     figure = picture(9, 3.6, provenance)
     points = fit.sweep.points
     names = [f"{point.limit_w:g} W\n{point.clock_mhz:,.0f} MHz" for point in points]
@@ -97,20 +97,24 @@ def power_errors(fit: Fit, *, provenance: str = "") -> Picture:
         left_out = [100 * getattr(errors, of) if errors else math.nan for errors in fit.left_out]
         axes.plot(range(len(points)), fitted, "o", color=BLUE, markersize=8, label="fitted to all points")
         axes.plot(range(len(points)), left_out, "D", color=VERMILLION, markersize=9, markerfacecolor="none",
-                  markeredgewidth=1.8, label="fitted to the others")  # fmt: skip
+                  markeredgewidth=1.8, label="fitted without this point")  # fmt: skip
         axes.set_xticks(range(len(points)), names)
         axes.set_xlim(-0.5, len(points) - 0.5)
-        axes.set_title(f"{name}: modelled over {fit.sweep.kind}", loc="left", fontsize=11)
+        axes.set_title(f"{name}: modelled against {fit.sweep.kind}", loc="left", fontsize=11)
         axes.grid(axis="y", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.figure.axes[0].set_ylabel("error, %; band: 8 %")
+    low, high = axes.get_ylim()
+    axes.set_ylim(1.12 * low, 1.12 * high)  # so that no mark is cut
+    axes.figure.axes[0].set_ylabel("error, % (green: within 8 %)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 
 def power_band(fit: Fit, *, provenance: str = "") -> Picture:
-    """What the points leave open: the draw over the clock, and tokens per joule over the limit, for every admissible
-    knee, with the best fit as a line and the points."""
+    """Draw what the points leave open: draw by clock and tokens per joule by limit, as a band of admissible knees.
+
+    The best fit is a line, and the points are drawn on top.
+    """
     figure = picture(9, 3.8, provenance)
     points, models = fit.sweep.points, fit.admissible
     low, high = fit.sweep.limits_w
@@ -141,9 +145,9 @@ def power_band(fit: Fit, *, provenance: str = "") -> Picture:
 
 
 def stage_powers(curves: Sequence[StageCurve], *, provenance: str = "") -> Picture:
-    """Speed, as a share of the fastest clock's, and joules a token against the power limit, a line for each stage.
+    """Draw speed, as a share of that at the top clock, and mJ per token by power limit, one line per stage.
 
-    Band: what the admissible knees make of it. Marks: the points of least joules, and of 5 % less speed.
+    Band: all admissible knees. Marks: the point of most tokens per joule, and that of 5 % less speed.
     """
     figure = picture(9.5, 4.1, provenance)
     low = min(curve.best_knee.least_w for curve in curves)

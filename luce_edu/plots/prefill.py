@@ -1,4 +1,4 @@
-"""The pictures of notebook 12: intensity by tokens, a tile of the tensor cores, work by length, rates."""
+"""The pictures of notebook 12: intensity by tokens, a tensor-core tile, work by prompt length, published rates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from luce_edu.plots.style import (
 def intensity_by_tokens(
     intensities: Mapping[int, float], corners: Mapping[str, float], *, mark: Sequence[int] = (), provenance: str = ""
 ) -> Picture:
-    """Arithmetic intensity by the number of tokens that go through together, and where each GPU's roofline bends.
+    """Draw the arithmetic intensity by the number of tokens processed together, and the corner of each GPU's roofline.
 
-    intensities  operations for each byte that moves, by every number of tokens from 1 on
-    corners      by GPU: operations that it can do while a byte arrives; above, arithmetic sets the pace
-    mark         numbers of tokens to point out, each a key of intensities
+    intensities  by number of tokens, from 1 on: operations per byte moved
+    corners      by GPU: operations that it can do in the time of one byte; above this, arithmetic sets the time
+    mark         numbers of tokens to label, each a key of intensities
     """
     figure = picture(8, 4.4, provenance)
     axes = figure.subplots()
@@ -45,22 +45,23 @@ def intensity_by_tokens(
     for count in mark:
         axes.plot(count, intensities[count], "s", color=INK, markersize=6)
         words = f"{count:,} token{'s' if count > 1 else ''}: {intensities[count]:,.0f}"
-        axes.annotate(words, (count, intensities[count]), xytext=(12, -1), textcoords="offset points")
+        axes.annotate(words, (count, intensities[count]), xytext=(12, -14), textcoords="offset points",
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.8 * tokens[0], tokens[-1])
     plain_axis(axes.xaxis)
     plain_axis(axes.yaxis)
-    axes.set_xlabel("tokens together")
-    axes.set_ylabel("operations for each byte that moves")
-    axes.legend(frameon=False, loc="lower right", title="operations that a GPU does meanwhile")
+    axes.set_xlabel("tokens processed together")
+    axes.set_ylabel("operations per byte moved")
+    axes.legend(frameon=False, loc="lower right", title="a GPU's operations in the time of one byte")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def tensor_core_tile(lane: int, *, provenance: str = "") -> Picture:
-    """Which lane of a warp holds which elements of c += a b in csrc/tensor_core.cuh; those of one lane stand out."""
-    layouts = {  # the lane of each (row, column)
+    """Draw which lane of a warp holds which elements of c += a b in csrc/tensor_core.cuh; those of `lane` are blue."""
+    layouts = {  # by matrix: rows, and the lane that holds (row, column)
         "a [16, 8]": (16, lambda row, term: 4 * (row % 8) + term % 4),
         "b [8, 8]": (8, lambda term, column: 4 * column + term % 4),
         "c [16, 8]": (16, lambda row, column: 4 * (row % 8) + column // 2),
@@ -86,9 +87,9 @@ def tensor_core_tile(lane: int, *, provenance: str = "") -> Picture:
 
 
 def work_by_length(parts: Mapping[str, Mapping[int, float]], *, provenance: str = "") -> Picture:
-    """What share of the operations each part has, by the length of the prompt, one part upon the other.
+    """Draw the share of the operations that each part has, by the length of the prompt, as stacked areas.
 
-    parts  by part: operations for a token, by length. Where the last one overtakes all others together is marked.
+    parts  by part: operations per token, by length. The length at which the last part equals all others is marked.
     """
     figure = picture(9, 4.2, provenance)
     axes = figure.subplots()
@@ -112,22 +113,22 @@ def work_by_length(parts: Mapping[str, Mapping[int, float]], *, provenance: str 
     crossing = float(np.exp(np.interp(0, ahead, np.log(lengths))))
     axes.plot(lengths, tops[-2], color=VERMILLION, linewidth=2)
     axes.plot(crossing, 50, "o", color=INK)
-    axes.annotate(f"{float(f'{crossing:.3g}'):,.0f} tokens: as much as all else", (crossing, 50), xytext=(-12, 0),
+    axes.annotate(f"{float(f'{crossing:.3g}'):,.0f} tokens: equal to all other parts", (crossing, 50), xytext=(-12, 0),
                   textcoords="offset points", ha="right", va="center")  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(lengths[0], lengths[-1])
     axes.set_ylim(0, 100)
     plain_axis(axes.xaxis)
-    axes.set_xlabel("tokens in the prompt")
+    axes.set_xlabel("length of the prompt, tokens")
     axes.set_ylabel("share of the operations, %")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def prefill_against_ceiling(rates: Sequence[tuple[str, float]], ceiling: float, *, provenance: str = "") -> Picture:
-    """Prefill rates by system, and the rate at which arithmetic alone would take all the time there is.
+    """Draw prefill rates by system, one row per system, beside the rate that the GPU's arithmetic allows at most.
 
-    rates    (system, and in a second line its source; tokens per second). A system has a row, and each rate a point
+    rates    (system, with its source in a second line; tokens per second); each rate is a point
     ceiling  tokens per second
     """
     by_system: dict[str, list[float]] = {}
@@ -148,9 +149,9 @@ def prefill_against_ceiling(rates: Sequence[tuple[str, float]], ceiling: float, 
              for system, own in by_system.items()]  # fmt: skip
     label_rows(axes, words)
     axes.axvline(ceiling, color=INK, linewidth=1.2, linestyle="--")
-    axes.text(ceiling * 0.985, -0.7, f"ceiling: {ceiling:,.0f}", ha="right", va="center")
+    axes.text(ceiling * 0.985, -0.7, f"ceiling: {ceiling:,.0f} tok/s", ha="right", va="center")
     axes.set_ylim(len(by_system) - 0.4, -0.9)
     axes.set_xlim(0, 1.05 * ceiling)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_xlabel("tokens per second, a prompt of 520; in brackets: share of the ceiling")
+    axes.set_xlabel("tokens per second, prompt of 520 tokens (in brackets: share of the ceiling)")
     return figure

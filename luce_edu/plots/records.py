@@ -1,7 +1,7 @@
-"""Every picture of the records, and the table of results in docs/measuring.md. `luce-edu figures` writes them.
+"""The pictures of records, and the table of results in docs/measuring.md. `luce-edu figures` writes them.
 
-A picture is drawn from the records that hold its data, and never without them. Its caption says what was recorded,
-where and when, what is modelled beside it, and what was published by whom.
+A picture is drawn only if a record has its data. Its caption says what was recorded, where and when, what is modelled
+beside it, and who published what.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from luce_edu.plots.style import (
 )
 from luce_edu.stages import STAGES, stage_class
 
-WIDTH = 5.8  # inches, so that letters of 10 points are 6 points high in a column of print, 3.4 inches
-CAPTION, TITLE, NAME = 82, 56, 28  # characters that fit into a line
+WIDTH = 5.8  # inches; in a printed column of 3.4 inches, letters of 10 points are then 6 points high
+CAPTION, TITLE, NAME = 82, 56, 28  # characters per line
 WHISKERS = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
 PARTS = {"bytes": BLUE, "launches": ORANGE, "kernels of a graph": PURPLE, "barriers": VERMILLION}
 UNEXPLAINED, TOO_MUCH = "rest: above what is modelled", "rest: below what is modelled"
@@ -45,13 +45,13 @@ MARKERS = "os^Dv<>P*X"
 
 
 class NoData(ValueError):
-    """The record lacks what a picture shows; the message says what."""
+    """The record has no data for the picture. The message says what is missing."""
 
 
 def draw(records: Iterable[Record], out: str | Path) -> list[Path]:
-    """Write every picture that the records hold data for into the folder `out`, as SVG; return their paths.
+    """Write every picture for which the records have data into the folder `out`, as SVG; return their paths.
 
-    A recorded one's pictures carry its name: latency-NAME.svg. The same records give the same bytes.
+    The pictures of a recorded file are named after it: latency-NAME.svg. The same records give the same bytes.
     """
     records, out = list(records), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,14 @@ def draw(records: Iterable[Record], out: str | Path) -> list[Path]:
 
 
 def latency(record: Record) -> Picture:
-    """Microseconds for a token at a context of 520, or the nearest there is, with quartiles, and the floors.
+    """Draw the µs per token at a context of 520, or the nearest recorded one, with quartiles, beside the floors.
 
-    On a logarithmic axis bars have no zero to begin at; they begin at the floor, so that their length is the factor
-    above it. Without a recorded bandwidth there is no floor, and the axis is linear.
+    A logarithmic axis has no zero, so bars begin at the floor, and their length is the factor above it. Without a
+    recorded bandwidth there is no floor, and the axis is linear.
     """
     at, rows = _nearest(record, "decode")
     floors = _floors(record, rows[0]["bytes"])
-    modelled = "; floors modelled: the bytes of a token, each once, over the bandwidth" if floors else ""
+    modelled = "; floors modelled: the bytes of a token, each moved once, over the bandwidth" if floors else ""
     figure = _figure(f"Medians and quartiles {record.provenance}{modelled}", 1.9 + _rows_height(rows))
     axes = figure.subplots()
     start = min((us for us, _ in floors), default=0)
@@ -106,16 +106,16 @@ def latency(record: Record) -> Picture:
         axes.xaxis.set_major_formatter(THOUSANDS)
     label_rows(axes, [_name(row["system"]) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
-    axes.set_xlabel(f"µs per token{'; ×: as many times the floor' if floors else ''}")
-    _title(figure, f"Time for a token at a context of {at:,}, {record.gpu}", lines)
+    axes.set_xlabel(f"µs per token{' (×: times the floor)' if floors else ''}")
+    _title(figure, f"Time per token at a context of {at:,}, {record.gpu}", lines)
     return figure
 
 
 def waterfall(record: Record) -> Picture:
-    """Where a token's microseconds go at each modelled stage: bytes, what starts or parts the work, and the rest.
+    """Draw the parts of a token's µs at each modelled stage: bytes, launches or barriers, and the rest.
 
-    The rest is what was recorded less what is modelled, and may be negative. A mark shows the CPU's time to ask for a
-    step of many launches, which hides the GPU's where it is the longer one.
+    The rest is the recorded time minus the modelled parts, and may be negative. A mark shows the time that the CPU
+    takes to enqueue a step of many launches; where it is longer than the GPU's, it sets the time of the step.
     """
     at, rows = _nearest(record, "decode")
     rows = [row for row in rows if is_modelled(row)]
@@ -145,22 +145,22 @@ def waterfall(record: Record) -> Picture:
         line = {"color": INK, "linewidth": 2, "label": "recorded median"}
         shown["median"] = axes.plot([median, median], [i - 0.42, i + 0.42], **line)[0]
         if row["system"] in STAGES and stage_class(row["system"]).starts == "plain" and row["enqueue_us"] is not None:
-            mark = {"color": INK, "markerfacecolor": "white", "markersize": 7, "label": "CPU's time to ask for it"}
+            mark = {"color": INK, "markerfacecolor": "white", "markersize": 7, "label": "CPU's time to enqueue it"}
             shown["asked"] = axes.plot(row["enqueue_us"], i, "D", **mark)[0]
             beyond[i] = max(beyond[i], row["enqueue_us"])
         _beside(axes, beyond[i], i, f"{median:,.0f} µs, rest {_signed_percent(1 - left / median)}", 9)
     label_rows(axes, [row["system"] for row in rows])
     axes.set_xlim(0, 1.02 * max(beyond))
     axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_xlabel("µs per token; rest: recorded less modelled, in % of recorded")
+    axes.set_xlabel("µs per token (rest: recorded minus modelled, in % of recorded)")
     order = [*PARTS, UNEXPLAINED, TOO_MUCH, "median", "asked"]
     handles = [shown[name] for name in order if name in shown]
-    _title(figure, f"Where a token's time goes at a context of {at:,}, {record.gpu}", handles, columns=2)
+    _title(figure, f"Parts of the time per token at a context of {at:,}, {record.gpu}", handles, columns=2)
     return figure
 
 
 def energy(record: Record) -> Picture:
-    """Tokens per joule: gross, of all that the board drew; and a lighter bar, net of what it draws when idle."""
+    """Draw tokens per joule: gross, for all energy that the board drew, and in a lighter bar net of its idle draw."""
     at, rows = _nearest(record, "energy")
     sampled = [row["sampled_joules"] / row["joules"] for row in rows
                if row["sampled_joules"] is not None and row["method"] == "counter"]  # fmt: skip
@@ -169,7 +169,7 @@ def energy(record: Record) -> Picture:
     said = [
         f"NVML's energy counter over {min(row['seconds'] for row in rows):.0f} s or more",
         f"idle {' and '.join(f'{watts:.0f} W' for watts in idle)}" if idle else "",
-        f"power samples come to {_percents(sampled)} of it" if sampled else "",
+        f"power samples give {_percents(sampled)} of it" if sampled else "",
         f"from power samples alone: {', '.join(by_samples)}" if by_samples else "",
     ]
     caption = f"Tokens and joules {record.provenance}; {'; '.join(filter(None, said))}"
@@ -189,14 +189,14 @@ def energy(record: Record) -> Picture:
     label_rows(axes, [_name(row["system"]) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("tokens per joule")
-    _title(figure, f"Tokens for a joule at a context of {at:,}, {record.gpu}", list(shown.values()))
+    _title(figure, f"Tokens per joule at a context of {at:,}, {record.gpu}", list(shown.values()))
     return figure
 
 
 def prediction(record: Record) -> Picture:
-    """Microseconds and joules a token as recorded, bars, and as the clock had predicted them for this card, marks.
+    """Draw recorded µs and J per token as bars, and as marks what the clock had predicted for this card.
 
-    For the stages and the context that were predicted. What the card's clock was is said where the record knows it.
+    Shows the stages and the context that were predicted. The caption gives the card's clock if the record has it.
     """
     parts = {name: [row for row in record.parts.get(name, ()) if "modelled" in row] for name in ("decode", "energy")}
     if not parts["decode"]:
@@ -232,10 +232,10 @@ def prediction(record: Record) -> Picture:
 
 
 def context(record: Record) -> Picture:
-    """Microseconds for a token against the tokens before it, a line for each system, and the floor.
+    """Draw µs per token by context, one line per system, and the floor.
 
-    What weights and DeltaNet's state cost stays flat; the KV cache adds to it. A context of 0 has no place on a
-    logarithmic axis and is left out.
+    The time of weights and DeltaNet's state is constant, and that of the KV cache grows. A context of 0 has no place on
+    a logarithmic axis and is left out.
     """
     rows = [row for row in record.parts.get("decode", ()) if row["context"] > 0]
     contexts = sorted({row["context"] for row in rows})
@@ -259,32 +259,32 @@ def context(record: Record) -> Picture:
         )  # fmt: skip
     if gb_per_s:
         floor = [least[c] / (gb_per_s * 1e3) for c in contexts]
-        a_token = (least[contexts[-1]] - least[contexts[0]]) / (contexts[-1] - contexts[0])  # bytes: its k and v
+        a_token = (least[contexts[-1]] - least[contexts[0]]) / (contexts[-1] - contexts[0])  # bytes of k and v
         flat = (least[contexts[0]] - a_token * contexts[0]) / (gb_per_s * 1e3)
-        lines += axes.plot(contexts, floor, color=INK, linewidth=2, label="floor: every byte once")
-        lines += axes.plot(contexts, [flat] * len(contexts), ":", color=INK, label="of it weights, DeltaNet: flat")
+        lines += axes.plot(contexts, floor, color=INK, linewidth=2, label="floor: every byte moves once")
+        lines += axes.plot(contexts, [flat] * len(contexts), ":", color=INK, label="constant part: weights, DeltaNet")
         band = axes.fill_between(contexts, flat, floor, color=INK, alpha=0.2, linewidth=0)
-        band.set_label("of it attention's cache: rising")
+        band.set_label("growing part: KV cache")
         lines.append(band)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = contexts[:1]
     for c in contexts:
-        if c >= 4 * ticks[-1]:  # so that numbers do not touch
+        if c >= 4 * ticks[-1]:  # so that labels do not touch
             ticks.append(c)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xticks([], minor=True)
     _plain_ticks(axes.yaxis)
-    axes.set_xlabel("context: tokens before this one")
+    axes.set_xlabel("context, tokens")
     axes.set_ylabel("µs per token")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _title(figure, f"Time for a token by context, {record.gpu}", lines, columns=2)
+    _title(figure, f"Time per token by context, {record.gpu}", lines, columns=2)
     return figure
 
 
 def ladder(records: Sequence[Record]) -> Picture:
-    """Launches of every stage, counted now, beside the results of published records."""
+    """Draw the launches per token of every stage, counted now, beside the results of published records."""
     from luce_edu.measure.launches import count_launches
     from luce_edu.models import RANDOM_CONFIG
 
@@ -294,16 +294,16 @@ def ladder(records: Sequence[Record]) -> Picture:
     counts = count_launches(ModelConfig.from_file(RANDOM_CONFIG))
     sources = "; ".join(dict.fromkeys(result.source for result in results))
     caption = (
-        "Left: measured. Counted in the launch ledger, on the virtual GPU, for Qwen3.5-0.8B's layers at "
-        "reduced width (counts depend on layers alone).\n"
-        "Right: published, not ours; shares modelled from the bytes that a token needs, each weight once. "
+        "Left: measured. Counted on the virtual GPU for Qwen3.5-0.8B's layers at reduced width, as counts depend on "
+        "layers alone.\n"
+        "Right: published by others; shares modelled from the bytes of a token, each weight once. "
         f"Sources:\n{sources}."
     )
     return plot_ladder(counts, results, provenance=caption)
 
 
 def results_table(records: Iterable[Record]) -> str:
-    """The table of decode results in docs/measuring.md: recorded rows first, then GPU by GPU, from slow to fast."""
+    """Return the table of decode results in docs/measuring.md: recorded rows first, then by GPU, from slow to fast."""
     records = [record.checked() for record in records]
     rows = [row for record in records if record.parts.get("decode") for row in _recorded_rows(record)]
     rows += [
@@ -318,14 +318,14 @@ def results_table(records: Iterable[Record]) -> str:
         lines.append((system, model, gpu, f"{us:,.0f}", share, launches, per_joule, provenance))
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
     return (
-        f"{table}\n\nBatch 1, bf16 weights. Recorded: median at a context of {PROMPT}, or the nearest there is; "
+        f"{table}\n\nBatch 1, bf16 weights. Recorded: median at a context of {PROMPT}, or the nearest one recorded; "
         "joules gross. Published: by others, as their sources measured. Shares are modelled: the bytes of a token, "
         "each weight once, over its time."
     )
 
 
 def write_table(name: str, table: str, page: Path) -> bool:
-    """Put a table between a page's marks of this name; whether there is such a file with such marks."""
+    """Put a table between a page's marks of this name; return whether the file and the marks exist."""
     if not page.is_file():
         return False
     text = page.read_text(encoding="utf-8")
@@ -362,7 +362,7 @@ def _published(records: Iterable[Record]) -> list[Published]:
 
 
 def _nearest(record: Record, part: str) -> tuple[int, list[Mapping]]:
-    """The recorded context nearest to PROMPT, and the rows of a part at it; NoData where there are none."""
+    """Return the recorded context nearest to PROMPT, and the rows of a part at it. Raises NoData if there are none."""
     rows = record.parts.get(part)
     if not rows:
         raise NoData(f"{record.name}: {part}")
@@ -371,20 +371,20 @@ def _nearest(record: Record, part: str) -> tuple[int, list[Mapping]]:
 
 
 def _bandwidths(record: Record) -> list[tuple[float, str]]:
-    """(GB/s, what it is): the datasheet's where it is known, then what reading reached."""
+    """Return (GB/s, words) for the bandwidths of a record: the datasheet's, and the one reached by reading."""
     known = record.parts.get("bandwidth", {})
     words = {"datasheet": "{:,.0f} GB/s by the datasheet", "read": "the {:,.0f} GB/s that reading reached"}
     return [(known[name], text.format(known[name])) for name, text in words.items() if known.get(name)]
 
 
 def _floors(record: Record, size: int) -> list[tuple[float, str]]:
-    """(µs, label) for `size` bytes at each bandwidth that is known."""
+    """Return (µs, label) for `size` bytes at each known bandwidth."""
     found = [(size / (gb_per_s * 1e3), which) for gb_per_s, which in _bandwidths(record)]
     return [(us, f"floor, {us:,.0f} µs: {which}") for us, which in found]
 
 
 def _net(row: Mapping) -> float | None:
-    """Tokens per joule above the idle draw; None where that is not known, or the board drew no more than it."""
+    """Return tokens per joule above the idle draw; None if that is unknown, or the board drew no more."""
     above = row["joules"] - row["idle_w"] * row["seconds"] if row["idle_w"] is not None else 0
     return row["tokens"] / above if above > 0 else None
 
@@ -395,7 +395,7 @@ def _figure(caption: str, height: float) -> Picture:
 
 
 def _title(figure: Picture, words: str, handles: Sequence, columns: int = 1) -> None:
-    """Title and legend together above the axes, where they hide nothing."""
+    """Put title and legend above the axes, where they hide nothing."""
     figure.legend(
         handles=handles, title=textwrap.fill(words, TITLE), title_fontproperties={"weight": "bold", "size": 11},
         loc="outside upper left", alignment="left", frameon=False, ncols=columns, fontsize=9,
@@ -403,7 +403,7 @@ def _title(figure: Picture, words: str, handles: Sequence, columns: int = 1) -> 
 
 
 def _rows_height(rows: Sequence[Mapping]) -> float:
-    """Inches for a bar and a name a row, however many lines the longest name takes."""
+    """Return the inches for rows of a bar and a name, by the number of lines of the longest name."""
     lines = max(_name(row["system"]).count("\n") + 1 for row in rows)
     return len(rows) * max(0.46, 0.1 + 0.15 * lines)
 
@@ -417,7 +417,7 @@ def _beside(axes: Axes, x: float, y: float, words: str, gap: float = 6) -> None:
 
 
 def _plain_ticks(axis) -> None:
-    """Round numbers, written out, on a logarithmic axis: the more decades, the fewer, so that they do not touch."""
+    """Write round numbers out on a logarithmic axis; fewer for more decades, so that they do not touch."""
     low, high = axis.get_view_interval()
     digits = (1, 3) if high > 10 * low else (1, 2, 3, 5) if high > 3 * low else range(1, 10)
     axis.set_major_locator(LogLocator(subs=digits))
@@ -430,6 +430,6 @@ def _signed_percent(share: float) -> str:
 
 
 def _percents(shares: Sequence[float]) -> str:
-    """97 %, or 95 to 98 %."""
+    """Return "97 %", or "95 to 98 %"."""
     ends = dict.fromkeys(f"{100 * share:.0f}" for share in (min(shares), max(shares)))
     return f"{' to '.join(ends)} %"

@@ -1,8 +1,10 @@
-"""The pictures of notebook 00: published systems against the floor, and the ladder, which the README shows too."""
+"""The pictures of notebook 00: published systems beside the ceiling, and the ladder, which the README shows too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from luce_edu.machine.cards import DATASHEET_GB_PER_S
 from luce_edu.measure.launches import Count
@@ -12,7 +14,7 @@ from luce_edu.stages import stage_class
 
 
 def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provenance: str = "") -> Picture:
-    """Launches a token, stage by stage, beside how much of a GPU's bandwidth published systems reach.
+    """Draw the launches per token of each stage, beside the share of a GPU's bandwidth that published systems reach.
 
     counts      from `luce_edu.measure.launches.count_launches`
     provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
@@ -21,17 +23,16 @@ def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provena
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     stages = list(counts)
     launches = [counts[stage].launches for stage in stages]
-    bars = left.barh(range(len(stages)), launches, color=[colour_of(stage) for stage in stages], height=0.62)
-    words = [f"{count.launches:,}" for count in counts.values()]
-    words = [
-        f"{w}   and {c.barriers} grid barriers" if c.barriers else w
-        for w, c in zip(words, counts.values(), strict=True)
-    ]
-    left.bar_label(bars, words, padding=5, fontsize=10.5)
+    colours = [colour_of(stage) for stage in stages]
+    # With an edge, a bar of one launch is still visible.
+    bars = left.barh(range(len(stages)), launches, color=colours, edgecolor=colours, linewidth=2, height=0.62)
+    left.bar_label(bars, [_launches(count) for count in counts.values()], padding=6, fontsize=10.5)
     label_rows(left, [f"{stage}\n{stage_class(stage).words}" for stage in stages])
     left.set_xlim(0, 1.2 * max(launches))
-    left.set_xlabel("launches for one token (eager: PyTorch operations)")
-    left.set_title("What this course takes away", loc="left", fontweight="bold", fontsize=12)
+    left.xaxis.set_major_locator(MaxNLocator(3))
+    left.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    left.set_xlabel("launches per token (eager: PyTorch operations)")
+    left.set_title("Launches per token, by stage", loc="left", fontweight="bold", fontsize=12)
 
     names = [f"{r.system}, {r.tokens_per_s:,.0f} tok/s\n{r.model}, {r.gpu}" for r in results]
     colours = [GREEN if "megakernel" in r.system else PURPLE if "graph" in r.system else ORANGE for r in results]
@@ -39,18 +40,27 @@ def ladder(counts: Mapping[str, Count], results: Sequence[Published], *, provena
     right.bar_label(bars, [f"{100 * r.share:.0f} %" for r in results], padding=5, fontsize=10.5)
     label_rows(right, names)
     right.axvline(100, color=INK, linewidth=1.2, linestyle="--")
-    right.text(98.5, -0.66, "the floor: every byte once", ha="right", va="center", fontsize=9.5)
+    right.text(98.5, -0.66, "limit: every byte moves once", ha="right", va="center", fontsize=9.5)
     right.set_ylim(len(results) - 0.5, -1)
     right.set_xlim(0, 104)
-    right.set_xlabel("share of the datasheet bandwidth, %")
-    right.set_title("How close others came", loc="left", fontweight="bold", fontsize=12)
+    right.set_xlabel("% of the datasheet's bandwidth")
+    right.set_title("Published systems", loc="left", fontweight="bold", fontsize=12)
     return figure
 
 
-def published_against_floor(results: Sequence[Published], *, provenance: str = "") -> Picture:
-    """Published tokens per second of one model on one GPU, and the ceiling that its bandwidth sets.
+def _launches(count: Count) -> str:
+    """What a bar of the ladder says: launches, and what one launch replaces."""
+    if count.kernels > count.launches:
+        return f"{count.launches:,} launch of {count.kernels:,} kernels"
+    if count.barriers:
+        return f"{count.launches:,} launch with {count.barriers:,} grid barriers"
+    return f"{count.launches:,}"
 
-    ValueError for results of several models or GPUs, and for a provenance that says nothing.
+
+def published_against_floor(results: Sequence[Published], *, provenance: str = "") -> Picture:
+    """Draw published tokens per second of one model on one GPU, and the ceiling that its bandwidth sets.
+
+    Raises ValueError for results of several models or GPUs, and for a provenance without a kind.
     """
     cases = {(result.model, result.gpu) for result in results}
     if len(cases) != 1:
@@ -69,5 +79,5 @@ def published_against_floor(results: Sequence[Published], *, provenance: str = "
     axes.text(ceiling * 0.985, -0.66, f"ceiling: {ceiling:.0f} tok/s", ha="right", va="center")
     axes.set_ylim(len(results) - 0.5, -1)
     axes.set_xlim(0, 1.05 * ceiling)
-    axes.set_xlabel(f"tokens per second, {model} on an {gpu}; in grey: not reached")
+    axes.set_xlabel(f"tokens per second, {model} on an {gpu} (grey: up to the ceiling)")
     return figure

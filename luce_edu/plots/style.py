@@ -1,4 +1,4 @@
-"""What all pictures share: colours, a figure that says where its numbers come from, rows of bars, plain log axes."""
+"""What all pictures share: colours, a white figure with a caption, rows of bars, log axes with plain numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from luce_edu.stages import STAGES, stage_class
 
 PROVENANCE = ("measured", "recorded", "published", "modelled")
-# The colours of Okabe and Ito, which people with colour-blindness can tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
@@ -21,7 +21,7 @@ _NAMES = {"orange": ORANGE, "sky": SKY, "green": GREEN, "blue": BLUE, "vermillio
 
 
 class Picture(Figure):
-    """A Figure that a notebook shows by naming it, without pyplot and its global state."""
+    """A Figure that a notebook shows as PNG when a cell ends with it. It does not use pyplot and its global state."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -30,12 +30,16 @@ class Picture(Figure):
 
 
 def colour_of(system: str) -> str:
-    """The colour of a stage, which its class names; grey for another system."""
+    """Return the colour of a stage, as its class names it; grey for any other system."""
     return _NAMES[stage_class(system).colour] if system in STAGES else GREY
 
 
 def picture(width: float, height: float, provenance: str) -> Picture:
-    """An empty picture on white, with its caption; sizes in inches."""
+    """Return an empty picture of width x height inches on white, with `provenance` as its caption.
+
+    The background is opaque, so that dark pages show black text on white. Raises ValueError unless the caption
+    contains one of the words in PROVENANCE.
+    """
     if not any(kind in provenance.lower() for kind in PROVENANCE):
         raise ValueError(f"provenance: expected a caption that says one of {', '.join(PROVENANCE)}; got {provenance!r}")
     figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
@@ -45,7 +49,7 @@ def picture(width: float, height: float, provenance: str) -> Picture:
 
 
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label horizontal bars, the first on top, and leave only what helps reading."""
+    """Label horizontal bars, the first on top, and hide the spines that carry no scale."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -53,7 +57,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def plain_axis(axis) -> None:
-    """Numbers on a logarithmic axis written out: 1, 2, 5, and more of them where it is short."""
+    """Write the numbers of a logarithmic axis out: 1, 2 and 5 of each decade; fewer on a long axis, more on a short."""
     low, high = axis.get_view_interval()
     digits = (1,) if high > 1000 * low else (1, 2, 5) if high > 5 * low else range(1, 10)
     axis.set_major_locator(LogLocator(subs=digits))

@@ -1,6 +1,6 @@
-"""A profile over time: SM by SM with waits at barriers and DRAM's rate below, and launches with the gaps between them.
+"""Profiles over time: each SM with its waits at barriers and the rate of DRAM, and launches with the gaps between them.
 
-Both are modelled. `luce-edu profile --trace` writes the same events for Perfetto, which can zoom.
+All times are modelled. `luce-edu profile --trace` writes the same events for Perfetto, which can zoom.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from luce_edu.measure.profile import BUCKET_US, Profile, grid_waits
 from luce_edu.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, Picture, label_rows, picture
 
 WAITS, NOTHING = "#D9D9D9", "#FFFFFF"
-COLUMNS = 1600  # of the picture of SMs: more than its width has pixels
+COLUMNS = 1600  # of the image of the SMs; more than its width in pixels
 _PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, "#6B4C9A", "#8C6D31", "#000000", "#7FB800",
             "#004D40", "#9B2226", "#C9A66B")  # fmt: skip
 # The megakernel's phases and the kernels of per_layer have the same names, and so the same colours.
@@ -25,11 +25,13 @@ _NAMES = ("deltanet_in", "delta_rule", "deltanet_out", "mlp_up", "mlp_down", "at
 
 
 def sm_timeline(profile: Profile, *, begin_us: float = 0.0, end_us: float | None = None, note: str = "") -> Picture:
-    """What each SM does from begin_us to end_us, a row for each, and below it what DRAM moves.
+    """Draw what each SM does from begin_us to end_us, one row per SM, and below the rate of DRAM.
 
-    Colour: the phase or kernel that a block of the SM is in. Grey: all blocks of the SM wait at a barrier. White: the
-    SM has no block.  end_us  None: to the end.  note  goes into the caption
-    ValueError for a window in which nothing is.
+    Colour: the phase or kernel of a block on the SM. Grey: all blocks of the SM wait at a barrier. White: the SM has no
+    block.
+    end_us  None: to the end of the profile
+    note    added to the caption
+    Raises ValueError unless 0 <= begin_us < end_us and begin_us is inside the profile.
     """
     end_us = profile.total_us if end_us is None else min(end_us, profile.total_us)
     if not 0 <= begin_us < end_us:
@@ -50,9 +52,9 @@ def sm_timeline(profile: Profile, *, begin_us: float = 0.0, end_us: float | None
 
 
 def launch_lanes(profiles: Mapping[str, Profile], *, us: float, note: str = "") -> Picture:
-    """The first `us` microseconds of several profiles, a row for each: launches, and white gaps between them.
+    """Draw the first `us` microseconds of several profiles, one row per profile: launches, and white gaps between them.
 
-    note  goes into the caption; ValueError where there is no profile.
+    note  added to the caption. Raises ValueError if there is no profile.
     """
     if not profiles:
         raise ValueError("profiles: expected at least one")
@@ -67,7 +69,7 @@ def launch_lanes(profiles: Mapping[str, Profile], *, us: float, note: str = "") 
                 axes.barh(row, min(length, us - begin), left=begin, height=0.62, color=colours[name])
     label_rows(axes, [f"{name}\n{profile.total_us:,.0f} µs in all" for name, profile in profiles.items()])
     axes.set_xlim(0, us)
-    axes.set_xlabel("µs from the request")
+    axes.set_xlabel("time since the CPU's request, µs")
     patches = [Patch(color=colours[name], label=name) for name in dict.fromkeys(seen)]
     axes.legend(handles=patches, frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(-0.02, 1), fontsize=9,
                 columnspacing=1.2, handlelength=1.2)  # fmt: skip
@@ -75,7 +77,7 @@ def launch_lanes(profiles: Mapping[str, Profile], *, us: float, note: str = "") 
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name; the usual ones have theirs."""
+    """Return a colour for each name. Phases of a decoder keep theirs in every picture."""
     fixed, names = dict(zip(_NAMES, _PALETTE, strict=False)), list(dict.fromkeys(names))
     others = [name for name in names if name not in fixed]
     taken = {fixed[name] for name in names if name in fixed}
@@ -84,9 +86,9 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def _paint(profile: Profile, begin_us: float, end_us: float, colours: Mapping[str, str]):
-    """The picture [SMs, COLUMNS, 3], and the names in it in the order in which they come.
+    """Return the image [SMs, COLUMNS, 3], and the names in it in the order of their begin.
 
-    Where several blocks share an SM, one that works hides those that wait.
+    Where several blocks share an SM, a block that works is drawn over blocks that wait.
     """
     lives = profile.events[profile.events["place"] == -1]
     rows = int(lives["sm"].max(initial=0)) + 1
@@ -105,7 +107,7 @@ def _paint(profile: Profile, begin_us: float, end_us: float, colours: Mapping[st
 
 
 def _pieces(profile: Profile, lives: np.ndarray) -> Iterator[tuple[str | None, int, float, float]]:
-    """(phase or kernel, or None for a wait; SM; begin and end in µs) of every block."""
+    """Yield (phase or kernel, or None for a wait; SM; begin and end in µs) for every block."""
     at_grid = grid_waits(profile.events, profile.places) if profile.order else {}
     waiting = np.sort(profile.events[profile.events["place"] >= 0], order=["launch", "block", "begin_us"])
     keys = waiting["launch"].astype(np.int64) << 32 | waiting["block"]
@@ -124,23 +126,24 @@ def _pieces(profile: Profile, lives: np.ndarray) -> Iterator[tuple[str | None, i
 
 
 def _dram(axes: Axes, profile: Profile, begin_us: float, end_us: float) -> None:
+    """Draw the rate of DRAM over time, beside the datasheet's bandwidth."""
     times = BUCKET_US * np.arange(len(profile.dram_use))
     inside = (times >= begin_us - BUCKET_US) & (times <= end_us)
     full = profile.dram_gb_per_s / profile.dram_share if profile.dram_share else 1.0
     if profile.dram_use[inside].sum() < 0.01 * full * 1e3 * (end_us - begin_us):
-        axes.text(0.5, 0.3, "next to nothing", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.3, "less than 1 % of the datasheet's bandwidth", ha="center", transform=axes.transAxes)
     axes.fill_between(times[inside], profile.dram_use[inside] / BUCKET_US / 1e3, step="post", color=BLUE, linewidth=0)
     axes.axhline(full, color=INK, linewidth=1, linestyle="--")
-    axes.text(end_us, full, "datasheet", ha="right", va="bottom", fontsize=8.5)
-    axes.set_ylim(0, 1.3 * full)
+    axes.text(end_us, 1.04 * full, "datasheet", ha="right", va="bottom", fontsize=8.5)
+    axes.set_ylim(0, 1.4 * full)
     axes.set_xlim(begin_us, end_us)
     axes.set_ylabel("DRAM, GB/s")
-    axes.set_xlabel("µs")
+    axes.set_xlabel("time, µs")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def first_layers(profile: Profile, layers: int = 4) -> Picture:
-    """`sm_timeline` of the megakernel's first layers: with four, three DeltaNet layers and one with attention."""
+    """Draw `sm_timeline` of the megakernel's first layers; four are three DeltaNet layers and one of attention."""
     last = [i for i, name in enumerate(profile.order) if name == "mlp_down"][layers - 1]
     waits = np.max([times[:, 1] for times in grid_waits(profile.events, profile.places).values()], axis=0)
     return sm_timeline(profile, end_us=float(waits[last]), note=f"The first {layers} layers.")

@@ -1,4 +1,4 @@
-"""The picture of the validation, modelled against published times, and its page with it."""
+"""The picture of the validation, modelled beside published times, and the page that shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from luce_edu.measure.records import validation_page
 from luce_edu.measure.records.validated import TARGET, Validated
 from luce_edu.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, Picture, label_rows, picture
 
-FAMILIES: Mapping[str, tuple[str, str]] = {  # by words in a pick's name: what it is about, colour
+FAMILIES: Mapping[str, tuple[str, str]] = {  # by a word in the comparison's name: its family, colour
     "launch": ("launches and barriers", BLUE),
     "barriers": ("launches and barriers", BLUE),
     "hand-out": ("launches and barriers", BLUE),
@@ -19,15 +19,15 @@ FAMILIES: Mapping[str, tuple[str, str]] = {  # by words in a pick's name: what i
     "copies": ("L2 and DRAM", GREEN),
     "widths": ("L2 and DRAM", GREEN),
     "L2": ("L2 and DRAM", GREEN),
-    "SGEMM": ("products of matrices", VERMILLION),
+    "SGEMM": ("matrix products", VERMILLION),
 }
-OTHERS = ("sums, norms, matrix times vector", ORANGE)
+OTHERS = ("sums, norms, matrix-vector products", ORANGE)
 
 
 def modelled_against_published(of: Validated, *, provenance: str = "") -> Picture:
-    """Modelled over published time of each row held out: against the time, and comparison by comparison.
+    """Draw the modelled time of each row held out by its published time, and their ratio by comparison.
 
-    provenance  goes into the caption; ValueError unless it says measured, recorded, published or modelled
+    provenance  the caption; ValueError unless it says measured, recorded, published or modelled
     """
     figure = picture(11, 5.6, provenance)
     left, right = figure.subplots(1, 2, width_ratios=(1, 0.8))
@@ -51,15 +51,15 @@ def modelled_against_published(of: Validated, *, provenance: str = "") -> Pictur
     right.axvspan(1 / within, within, color=GREY, alpha=0.25, linewidth=0)
     right.axvline(1, color=INK, linewidth=1)
     label_rows(right, list(picks))
-    right.set(xscale="log", xlim=(1 / 12, 12), xlabel="modelled over published (grey: within 15 %)")
+    right.set(xscale="log", xlim=(1 / 12, 12), xlabel="modelled / published (grey: within 15 %)")
     right.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
     right.xaxis.minorticks_off()
-    right.set_title("Too fast, and too slow", loc="left", fontweight="bold", fontsize=12)
+    right.set_title("Ratio by comparison (below 1: too fast)", loc="left", fontweight="bold", fontsize=12)
     return figure
 
 
 def write_page(of: Validated, folder: str | Path | None = None) -> tuple[Path, ...]:
-    """Write figures, page and picture; return their paths."""
+    """Write the validation's figures, page and picture into `folder`; return their paths."""
     figures, text, drawn = validation_page.places(folder)
     figures.write_text(of.to_json(), encoding="utf-8")
     text.write_text(validation_page.page(of), encoding="utf-8")

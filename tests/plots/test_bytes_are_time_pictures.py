@@ -26,8 +26,8 @@ PICTURES = {
 
 def test_loads_of_a_warp_show_each_sector_once_and_every_lane_in_it():
     down, along = PICTURES["loads"]("modelled").axes
-    assert down.get_title(loc="left") == "down: 64 bytes asked for,\n32 sectors touched, 1,024 bytes"
-    assert along.get_title(loc="left") == "along: 512 bytes asked for,\n16 sectors touched, 512 bytes"
+    assert down.get_title(loc="left") == "down: 64 bytes requested,\n32 sectors moved, 1,024 bytes"
+    assert along.get_title(loc="left") == "along: 512 bytes requested,\n16 sectors moved, 512 bytes"
     assert sorted(patch.get_width() for patch in down.patches) == [2] * 3 * 32 + [32] * 32
     assert sorted(patch.get_width() for patch in along.patches) == [16] * 2 * 32 + [32] * 2 * 16
     with pytest.raises(ValueError, match="whole sectors"):

@@ -25,7 +25,7 @@ def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
     lowest, *inside, infinite, nan = drawn["wrong kv head"]
     assert low == lowest < 3e-7 and inside == [3e-7, 0.09] and infinite == nan > 0.09
     assert [text.get_text() for text in axes.texts] == ["0", "not finite"]
-    assert axes.get_yscale() == "log" and "1.25 times the error of eager" in axes.get_title(loc="right")
+    assert axes.get_yscale() == "log" and "1.25 times that of eager" in axes.get_title(loc="right")
 
 
 def test_what_is_refused_begins_at_the_limit_times_the_baseline():

@@ -46,8 +46,8 @@ def test_a_tree_ends_in_the_sum_with_a_barrier_after_every_step():
 def test_launches_are_split_where_starting_takes_as_long_as_their_bytes():
     (axes,) = PICTURES["launches"]("modelled").axes
     shown = " ".join(text.get_text() for text in axes.texts)
-    assert "3 launches: starting takes longer" in shown and "2: moving does" in shown
-    assert "starting it: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown
+    assert "3 launches: the overhead" in shown and "2 launches: moving" in shown
+    assert "overhead of a launch: 1.54 µs" in shown and "rms_norm: 12,288 bytes" in shown
 
 
 def test_every_launch_is_a_point_at_the_time_of_its_bytes():

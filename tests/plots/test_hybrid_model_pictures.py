@@ -13,4 +13,4 @@ PICTURES = {
 
 def test_the_crossing_is_where_the_cache_passes_the_state():
     (axes,) = PICTURES["state"]("modelled").axes
-    assert "1,536 tokens" in [text.get_text() for text in axes.texts]
+    assert "equal at 1,536 tokens" in [text.get_text() for text in axes.texts]

@@ -21,7 +21,7 @@ PICTURES = {
 def test_each_way_of_timing_is_a_line_beside_the_truth():
     (axes,) = PICTURES["steps"]("modelled").axes
     truth, hasty, honest = axes.lines
-    assert set(truth.get_ydata()) == {1830.0} and truth.get_label() == "the truth: 1,830 µs"
+    assert set(truth.get_ydata()) == {1830.0} and truth.get_label() == "true time: 1,830 µs"
     assert dict(zip(hasty.get_xdata(), hasty.get_ydata(), strict=True)) == SHOWN["hasty"]
     assert dict(zip(honest.get_xdata(), honest.get_ydata(), strict=True)) == SHOWN["honest"]
 

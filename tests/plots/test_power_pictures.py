@@ -38,7 +38,7 @@ def test_power_curves_show_each_point_in_three_panels_and_the_curve_through_them
         points = label_of(axes, "published: Luce megakernel")
         assert list(points.get_xdata()) == [150, 220, 300, 420]
         assert list(points.get_ydata()) == [value(p) for p in SWEEPS[0].points]
-        guess = label_of(axes, "modelled, a guess")
+        guess = label_of(axes, "modelled, far from a point")
         assert guess.get_linestyle() == "--" and (min(guess.get_xdata()), max(guess.get_xdata())) == (150, 219)
         assert axes.get_ylim()[0] == 0 and axes.get_xlabel() == "power limit, W"
 
@@ -51,7 +51,7 @@ def test_power_curves_without_a_model_are_points_alone():
 def test_power_curves_mark_the_limit_the_sweet_spot_and_what_stands_beside():
     axes = curves(limit_w=300, loss=0.05, beside=BASELINES[1]).axes[0]
     assert list(label_of(axes, "at 300 W").get_xdata()) == [300]
-    assert list(label_of(axes, "least draw for 5 % less speed").get_xdata()) == [222]
+    assert list(label_of(axes, "least draw at 5 % less speed").get_xdata()) == [222]
     assert list(label_of(axes, "Apple M5 Max").get_ydata()) == [229, 229]
     other = curves(beside=SWEEPS[3]).axes[1]
     assert list(label_of(other, "RTX 5060 Ti").get_ydata()) == [147.2, 159.3, 172.7]
@@ -61,9 +61,9 @@ def test_power_errors_show_fitted_and_left_out_points():
     found = fit(SWEEPS[0])
     draw, _ = power_errors(found, provenance="modelled").axes
     assert list(label_of(draw, "fitted to all points").get_ydata()) == [100 * e.draw for e in found.errors]
-    assert list(label_of(draw, "fitted to the others").get_ydata()) == [100 * e.draw for e in found.left_out]
+    assert list(label_of(draw, "fitted without this point").get_ydata()) == [100 * e.draw for e in found.left_out]
     lone = replace(found, left_out=(None, *found.left_out[1:]))
-    assert np.isnan(label_of(power_errors(lone, provenance="modelled").axes[0], "others").get_ydata()[0])
+    assert np.isnan(label_of(power_errors(lone, provenance="modelled").axes[0], "without this").get_ydata()[0])
 
 
 def test_the_band_spans_every_admissible_curve_and_holds_the_best_fit():

@@ -45,7 +45,7 @@ def test_a_lane_of_a_tile_stands_out_where_the_kernel_has_its_elements():
 
 def test_the_length_at_which_the_last_part_overtakes_the_others_is_marked_at_half():
     (axes,) = PICTURES["work"]("modelled").axes
-    assert [text.get_text() for text in axes.texts] == [*WORK, "2,000 tokens: as much as all else"]
+    assert [text.get_text() for text in axes.texts] == [*WORK, "2,000 tokens: equal to all other parts"]
     marked = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
     assert marked == [pytest.approx((2000, 50))]
     rest = next(line for line in axes.lines if line.get_marker() == "None")
@@ -56,7 +56,7 @@ def test_each_rate_has_its_share_of_the_ceiling_and_stands_in_the_row_of_its_sys
     rates = [*RATES, ("Luce megakernel\n#5", 8505.0)]
     (axes,) = prefill_against_ceiling(rates, 67_676, provenance="published").axes
     assert [text.get_text() for text in axes.texts] == [
-        "8,505 (13 %)", "37,800 (56 %)", "11,247 (17 %)", "8,747 (13 %)", "ceiling: 67,676",
+        "8,505 (13 %)", "37,800 (56 %)", "11,247 (17 %)", "8,747 (13 %)", "ceiling: 67,676 tok/s",
     ]  # fmt: skip
     names = [label.get_text().split("\n") for label in axes.get_yticklabels()]
     assert names == [["Luce megakernel", "2 rates, 4.4 times apart"], ["llama.cpp"], ["PyTorch"]]

@@ -28,7 +28,7 @@ every_record = pytest.mark.parametrize("make", RECORDS.values(), ids=RECORDS)
 @pytest.fixture
 def counted(monkeypatch):
     """Counts for the ladder without seconds on the virtual GPU; tests/measure/test_launches.py counts."""
-    counts = {"eager": Count(2041, 0), "megakernel": Count(1, 121)}
+    counts = {"eager": Count(2041, 0, 2041), "megakernel": Count(1, 121, 1)}
     monkeypatch.setattr(launches, "count_launches", lambda config: counts)
 
 
@@ -189,7 +189,7 @@ def test_energy_shows_gross_and_net_of_idle():
     gross = row["tokens"] / row["joules"]
     net = row["tokens"] / (row["joules"] - row["seconds"] * row["idle_w"])
     assert net > gross and f"{gross:.2f}; net {net:.2f}" in said(energy(record))
-    assert "power samples come to 97 % of it" in " ".join(energy(record).get_supxlabel().split())
+    assert "power samples give 97 % of it" in " ".join(energy(record).get_supxlabel().split())
     assert "from power samples alone: llama.cpp" in " ".join(energy(synthetic.rtx_3090()).get_supxlabel().split())
 
 
@@ -208,7 +208,8 @@ def test_context_shows_a_line_for_each_system_and_the_floor_of_which_deltanet_is
     lines = {" ".join(line.get_label().split()): line for line in axes.lines}
     assert {*synthetic.COUNTS, *synthetic.BASELINES} <= lines.keys()
     assert list(lines["graph"].get_ydata()) == [row["latency_us"]["median"] for row in rows_of(record, "graph")]
-    floor, flat = (lines[name].get_ydata() for name in ("floor: every byte once", "of it weights, DeltaNet: flat"))
+    floor, flat = (lines[name].get_ydata() for name in ("floor: every byte moves once",
+                                                         "constant part: weights, DeltaNet"))  # fmt: skip
     assert len(set(flat)) == 1 and list(floor) == sorted(floor)
     rows = rows_of(record, "graph")
     gb_per_s = record.parts["bandwidth"]["datasheet"]

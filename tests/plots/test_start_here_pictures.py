@@ -6,7 +6,7 @@ from luce_edu.measure.launches import Count
 from luce_edu.measure.records.published import RESULTS
 from luce_edu.plots.start_here import ladder, published_against_floor
 
-COUNTS = {"eager": Count(2000, 0), "per_op": Count(460, 0), "megakernel": Count(1, 121)}
+COUNTS = {"eager": Count(2000, 0, 2000), "per_op": Count(460, 0, 460), "megakernel": Count(1, 121, 1)}
 
 PICTURES = {
     "ladder": lambda provenance: ladder(COUNTS, RESULTS, provenance=provenance),
