@@ -50,6 +50,7 @@ def intensity_by_tokens(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.8 * tokens[0], tokens[-1])
+    axes.set_ylim(bottom=0.3 * intensities[tokens[0]])  # leaves room for a label below the line
     plain_axis(axes.xaxis)
     plain_axis(axes.yaxis)
     axes.set_xlabel("tokens processed together")

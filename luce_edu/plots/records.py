@@ -125,7 +125,7 @@ def waterfall(record: Record) -> Picture:
         raise NoData(f"{record.name}: {error}") from None
     if not rows:
         raise NoData(f"{record.name}: no modelled stage at a context of {at}")
-    names = {"plain": "a launch", "graph": "a kernel of a graph", "barrier": "a barrier"}
+    names = {"plain": "per launch", "graph": "per kernel of a graph", "barrier": "per barrier"}
     costs = "".join(f", {model.each_us[how]:.2f} µs {name}" for how, name in names.items() if how in model.each_us)
     caption = f"Medians {record.provenance}; parts modelled, fitted to this record: {model.gb_per_s:,.0f} GB/s{costs}"
     figure = _figure(caption, 2.2 + 0.56 * len(rows))
@@ -373,14 +373,14 @@ def _nearest(record: Record, part: str) -> tuple[int, list[Mapping]]:
 def _bandwidths(record: Record) -> list[tuple[float, str]]:
     """Return (GB/s, words) for the bandwidths of a record: the datasheet's, and the one reached by reading."""
     known = record.parts.get("bandwidth", {})
-    words = {"datasheet": "{:,.0f} GB/s by the datasheet", "read": "the {:,.0f} GB/s that reading reached"}
+    words = {"datasheet": "{:,.0f} GB/s (datasheet)", "read": "{:,.0f} GB/s (reached by reading)"}
     return [(known[name], text.format(known[name])) for name, text in words.items() if known.get(name)]
 
 
 def _floors(record: Record, size: int) -> list[tuple[float, str]]:
     """Return (µs, label) for `size` bytes at each known bandwidth."""
     found = [(size / (gb_per_s * 1e3), which) for gb_per_s, which in _bandwidths(record)]
-    return [(us, f"floor, {us:,.0f} µs: {which}") for us, which in found]
+    return [(us, f"floor, {us:,.0f} µs: at {which}") for us, which in found]
 
 
 def _net(row: Mapping) -> float | None:

@@ -1,4 +1,4 @@
-"""What can be moved with a slider in a notebook. Each works by keyboard, and says in words what it shows."""
+"""Widgets of the notebooks. Each works by keyboard and says in words what it shows."""
 
 from luce_edu.widgets.explorer import PowerExplorer
 

@@ -1,6 +1,6 @@
-"""In place of ipywidgets, for a kernel that has none: controls that hold values, tell observers, and show nothing.
+"""A substitute for ipywidgets where it is not installed: controls that hold values and notify observers.
 
-The explorer then works from code, and shows itself as a still picture.
+The explorer then works from code, and its output is a static picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Control(HasTraits):
         self.__dict__.update(looks)  # description, layout and the like
 
     def on_click(self, handler: Callable) -> None:
-        """Nobody can click it."""
+        """Do nothing: a control that is not shown cannot be clicked."""
 
 
 class _Box(_Control):
@@ -31,7 +31,7 @@ class _Box(_Control):
         self.children = children
 
     def close(self) -> None:
-        """Nothing is shown."""
+        """Do nothing: nothing is shown."""
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, str]:
         return {"text/plain": f"{type(self).__name__}()"}

@@ -1,6 +1,6 @@
-"""The explorer's curves as an SVG text: drawn anew at each move of a slider, in a few milliseconds.
+"""The explorer's curves as SVG text, drawn again at each move of a slider in a few milliseconds.
 
-`luce_edu.plots.power_curves` shows the same as a picture for paper, which takes too long for a slider.
+`luce_edu.plots.power_curves` draws the same with matplotlib, which is too slow for a slider.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def chart(
     beside: Sweep | Baseline | StageCurve | None,
     words: str,
 ) -> str:
-    """Speed, draw and tokens for a joule against the limit: points, the modelled curve, and what is marked.
+    """Return an SVG of speed, draw and tokens per joule by power limit: points, modelled curve and marks.
 
-    here, limit_w  the orange diamond, and the limit that the slider asks for
-    spot           the green star
-    words          what the picture shows, for those who do not see it
+    here, limit_w  the point of the orange diamond, and the limit of the slider
+    spot           the point of the green star
+    words          what the picture shows, for screen readers
     """
     runs = fit.runs() if fit else []
     stage = beside.over(*sweep.limits_w) if isinstance(beside, StageCurve) else []
@@ -114,7 +114,7 @@ def _path(places: Iterable[tuple[float, float]]) -> str:
 
 
 class _Scale:
-    """From values to places along an axis."""
+    """Maps values to positions along an axis."""
 
     def __init__(self, low: float, high: float, start: float, end: float):
         self.low, self.high, self.start, self.end = low, high, start, end
@@ -135,14 +135,14 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
 
 
 def legend(sweep: Sweep, fit: Fit | None, beside: Sweep | Baseline | StageCurve | None) -> str:
-    """What the marks mean, in words, with the kind of each number."""
+    """Return the legend as HTML: what each mark means, and the kind of its numbers."""
     items = [(BLUE, "●", f"{sweep.kind}: {sweep.system}, {sweep.gpu}")]
     if fit:
-        items += [(BLUE, "━", "modelled"), (BLUE, "┅", "modelled where nothing was measured: a guess")]
-    items += [(ORANGE, "◆", "at the slider's limit"), (GREEN, "★", "least draw for the speed given up")]
+        items += [(BLUE, "━", "modelled"), (BLUE, "┅", "modelled, far from a measured point")]
+    items += [(ORANGE, "◆", "at the limit of the slider"), (GREEN, "★", "least draw at the allowed loss of speed")]
     if isinstance(beside, StageCurve):
         items += [(VERMILLION, "━", f"modelled for {beside.gpu}: our {beside.system}"),
-                  (VERMILLION, "░", "what the voltage's knee leaves open")]  # fmt: skip
+                  (VERMILLION, "░", "range for all admissible voltage knees")]  # fmt: skip
     elif beside:
         mark = "■" if isinstance(beside, Sweep) else "━"
         items.append((VERMILLION, mark, f"{beside.kind}: {beside.system}, {beside.gpu}"))

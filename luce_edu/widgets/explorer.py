@@ -1,9 +1,9 @@
-"""The power explorer: move a power limit, and see speed, draw and tokens for a joule move along their curves.
+"""The power explorer: move a power limit and see speed, draw and tokens per joule change.
 
     from luce_edu.widgets import PowerExplorer
     PowerExplorer()
 
-It reads records and sensors, and never changes a setting of a GPU.
+It reads records and sensors. It never changes a setting of a GPU.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from luce_edu.plots.style import Picture
 from luce_edu.widgets.chart import chart, legend
 
 POLL_S = 0.5
-HERE, NOTHING = "this machine", "nothing"  # what the two lists hold besides sweeps
+HERE, NOTHING = "this machine", "nothing"  # entries of the two lists that are no sweeps
 WIDE = {"description_width": "170px"}
-# A kernel cannot see whether what displays its output has the widgets' part, so the picture itself says what to do.
+# A kernel cannot know whether the page that shows its output can show widgets, so the picture says what to do.
 STILL = (
-    "This is a still picture, as this kernel has no ipywidgets. Type %pip install ipywidgets in a cell, then restart "
-    "the kernel."
+    "This picture is static, as this kernel has no ipywidgets. For sliders, run %pip install ipywidgets in a cell, "
+    "then restart the kernel."
     if ipywidgets.__name__ == "luce_edu.widgets.absent"
-    else "This is a still picture. For the one that moves: pip install jupyterlab_widgets where JupyterLab itself is "
-    "installed, then reload the page and run the cell again."
+    else "This picture is static. For sliders: pip install jupyterlab_widgets where JupyterLab itself is installed, "
+    "then reload the page and run the cell again."
 )
 
 
 class PowerExplorer(ipywidgets.VBox):
-    """The app. All that it shows as a curve it also says as text.
+    """The widget. Everything that it shows as a curve it also says as text.
 
-    records  files or loaded records; None for the project's own. One that cannot be read, or holds no sweep, is named
-             in the widget and left out
+    records  files or loaded records; None for the project's own. A record that cannot be read, or has no sweep, is
+             named in the widget and left out
     folder   where the export button writes
-    sensors  of the GPU to watch; None for PyTorch's current one, or none where there is none
+    sensors  of the GPU to watch; None for PyTorch's current GPU, if there is one
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class PowerExplorer(ipywidgets.VBox):
         sensors: Sensors | None = None,
     ):
         self.folder = Path(folder)
-        self.price = 0.30  # of a kWh, in whatever currency; an example until somebody types another
-        self._told: dict[str, str] = {}  # by field, what is wrong with it
+        self.price = 0.30  # per kWh, in any currency; an example value
+        self._told: dict[str, str] = {}  # by field: what is wrong with it
         self._sweeps: list[Sweep] = []
         self._beside: list[Baseline | StageCurve] = [*BASELINES, *stage_curves()]
         self._fits: dict[Sweep, Fit | str] = {}  # a model, or why there is none
@@ -86,7 +86,7 @@ class PowerExplorer(ipywidgets.VBox):
         for record in sorted(records_dir().glob("*.json")) if records is None else records:
             self._take(record)
         if not self._sweeps:
-            raise RecordError("; ".join(self._told.values()) or "no record, so no sweep to show")
+            raise RecordError("; ".join(self._told.values()) or "there is no record, so there is no sweep to show")
         self._offer(self._sweeps[0])
         super().__init__([
             ipywidgets.HBox([self.source, self.beside], layout={"flex_flow": "row wrap"}),
@@ -99,11 +99,11 @@ class PowerExplorer(ipywidgets.VBox):
     def _make_controls(self) -> None:
         half = {"width": "min(540px, 98%)"}
         self.source = ipywidgets.Dropdown(description="GPU and sweep", style=WIDE, layout=half)
-        self.beside = ipywidgets.Dropdown(description="Beside it", style=WIDE, layout=half)
+        self.beside = ipywidgets.Dropdown(description="Compare with", style=WIDE, layout=half)
         self.limit, self._limit_box = _slider("Power limit, W", 0, 0, 1)
-        self.loss, self._loss_box = _slider("Speed to give up, %", 5, 0, 30)
+        self.loss, self._loss_box = _slider("Allowed loss of speed, %", 5, 0, 30)
         self.price_text = ipywidgets.Text(
-            f"{self.price:.2f}", description="Price of a kWh", style=WIDE, layout={"width": "260px"},
+            f"{self.price:.2f}", description="Price per kWh", style=WIDE, layout={"width": "260px"},
             continuous_update=False,
         )  # fmt: skip
         self.add = ipywidgets.Text(
@@ -127,7 +127,7 @@ class PowerExplorer(ipywidgets.VBox):
         self.save.on_click(lambda button: self.export())
         self.watch.observe(self._watch, "value")
 
-    # What it knows.
+    # State.
 
     @property
     def sweep(self) -> Sweep:
@@ -135,11 +135,11 @@ class PowerExplorer(ipywidgets.VBox):
 
     @property
     def other(self) -> Sweep | Baseline | StageCurve | None:
-        """What stands beside it."""
+        """What the sweep is compared with, or None."""
         return None if self.beside.value == NOTHING else self.beside.value
 
     def fit_of(self, sweep: Sweep) -> Fit | None:
-        """Its model, or None; fitted once."""
+        """Return the model of a sweep, or None; it is fitted once."""
         if sweep not in self._fits:
             try:
                 self._fits[sweep] = fit(sweep)
@@ -149,14 +149,14 @@ class PowerExplorer(ipywidgets.VBox):
         return found if isinstance(found, Fit) else None
 
     def _take(self, source: str | Path | Record) -> Sweep | None:
-        """Take the sweeps of a record in, and return the first; None, and a message, where there is none."""
+        """Add the sweeps of a record and return the first. Without one, note a message and return None."""
         name = source.name if isinstance(source, Record | Path) else Path(source).name
         try:
             record = source if isinstance(source, Record) else Record.load(source)
             found = sweeps(record)
             single = baselines(record)
             if not found and not single:
-                raise RecordError(f"{name}: it holds no sweep and no energy; `luce-edu sweep` measures one")
+                raise RecordError(f"{name}: it has no sweep and no energy; `luce-edu sweep` measures a sweep")
         except RecordError as error:
             self._told[f"record {name}"] = str(error)
             return None
@@ -165,14 +165,14 @@ class PowerExplorer(ipywidgets.VBox):
         self._told.pop(f"record {name}", None)
         return found[0] if found else None
 
-    # What somebody does.
+    # Handlers.
 
     def _offer(self, sweep: Sweep) -> None:
-        """List what there is to choose, with this sweep chosen."""
+        """Fill both lists, with this sweep chosen, and show it."""
         gpu = self._gpu or "no NVIDIA GPU"
         self._chosen = sweep
         low, high = (round(limit_w) for limit_w in sweep.limits_w)
-        self._busy = True  # each of these lines sets off the handlers below, with half of the state still the old one
+        self._busy = True  # each line below calls handlers, which must not run while half of the state is old
         try:
             self.source.options = [*((s.name, s) for s in self._sweeps), (f"This machine · {gpu}", HERE)]
             self.source.value = sweep
@@ -194,7 +194,7 @@ class PowerExplorer(ipywidgets.VBox):
             if not mine:
                 why = self._no_gpu or f"no sweep of {self._gpu} is recorded; `luce-edu sweep` measures one"
                 self._told["this machine"] = f"this machine: {why}"
-                self.source.value = self._chosen  # as it was
+                self.source.value = self._chosen
                 self._tell()
                 return
             chosen = mine[-1]
@@ -206,7 +206,7 @@ class PowerExplorer(ipywidgets.VBox):
             self.price = price_of(change["new"])
             self._told.pop("price", None)
         except ValueError as error:
-            self._told["price"] = f"{error}; the costs below are still at {self.price:g}"
+            self._told["price"] = f"{error}; the costs below still use {self.price:g}"
         self._show()
 
     def _add(self, change) -> None:
@@ -217,7 +217,7 @@ class PowerExplorer(ipywidgets.VBox):
         self._offer(sweep or self._chosen) if path and not self._told else self._tell()
 
     def export(self) -> list[Path]:
-        """Write the picture (PNG) and its data (CSV) into the folder, and name them; also what the button does."""
+        """Write the picture (PNG) and its data (CSV) into the folder and return their paths; the button calls this."""
         words = re.findall("[a-z0-9]+", f"{self.sweep.gpu} {self.sweep.system}".lower())
         stem = f"power_explorer_{'-'.join(words)}"
         paths = [self.folder / f"{stem}.png", self.folder / f"{stem}.csv"]
@@ -232,16 +232,16 @@ class PowerExplorer(ipywidgets.VBox):
         self._tell(f"saved: {', '.join(path.name for path in paths)}" if paths else "")
         return paths
 
-    # What it shows.
+    # Output.
 
     def still(self, note: str = "") -> Picture:
-        """The present state as a picture, for paper and for where widgets are not shown; `note` goes below it."""
+        """Return the current state as a picture, with `note` in its caption."""
         model = self.fit_of(self.sweep)
         captions = [f"Points {self.sweep.provenance}"]
         if model:
             captions.append("Curve, diamond and star modelled: luce_edu/measure/power/model.py, fitted to these points")
         if self.other:
-            captions.append(f"Beside it {self.other.provenance}")
+            captions.append(f"Compared with {self.other.provenance}")
         lines = [f"{caption}." for caption in captions] + [note] * bool(note)
         return plots.power_curves(
             self.sweep, model, limit_w=self.limit.value, loss=self.loss.value / 100, beside=self.other,
@@ -249,7 +249,7 @@ class PowerExplorer(ipywidgets.VBox):
         )  # fmt: skip
 
     def data(self) -> str:
-        """Points and modelled curve as CSV, a kind and a source for each row."""
+        """Return points and modelled curve as CSV, with kind and source of each row."""
         model, beside = self.fit_of(self.sweep), self.other
         rows = [(self.sweep, self.sweep.kind, self.sweep.source, point) for point in self.sweep.points]
         rows += [(self.sweep, "modelled", "fitted to the points", point) for point in (model.curve if model else ())]
@@ -279,23 +279,23 @@ class PowerExplorer(ipywidgets.VBox):
         is_modelled = model and limit_w > model.model.static_w
         kind = "modelled" if is_modelled else f"{sweep.kind}, the nearest point"
         words = (
-            f"At a limit of {limit_w} W ({kind}): {here.tokens_per_s:.0f} tokens a second, {here.draw_w:.0f} W, "
-            f"{here.tokens_per_joule:.2f} tokens a joule; against {sweep.limits_w[1]:g} W that is "
+            f"At a limit of {limit_w} W ({kind}): {here.tokens_per_s:.0f} tokens per second, {here.draw_w:.0f} W, "
+            f"{here.tokens_per_joule:.2f} tokens per joule; compared with {sweep.limits_w[1]:g} W that is "
             f"{_change(here.tokens_per_s / top.tokens_per_s)} speed and {_change(here.draw_w / top.draw_w)} draw."
         )
         if is_modelled and not model.is_trusted(limit_w):
-            words += " Nothing was measured near it: a guess."
+            words += " No point was measured near it, so this is uncertain."
         nearest = sweep.nearest(limit_w)
         columns = {f"{kind}, at {limit_w}\N{NO-BREAK SPACE}W": here}
         if model:
             columns[f"{sweep.kind}, nearest point"] = nearest
         columns[f"★ for {self.loss.value} % less speed, {'modelled' if model else sweep.kind}"] = spot
         if isinstance(beside, Sweep):
-            columns[f"beside: {beside.system}, {beside.gpu}, {beside.kind}, nearest point"] = beside.nearest(limit_w)
+            columns[f"{beside.system}, {beside.gpu}, {beside.kind}, nearest point"] = beside.nearest(limit_w)
         elif isinstance(beside, StageCurve):
-            columns[f"beside: our {beside.system}, modelled for {beside.gpu}"] = beside.at(limit_w)
+            columns[f"our {beside.system}, modelled for {beside.gpu}"] = beside.at(limit_w)
         elif beside:
-            columns[f"beside: {beside.system}, {beside.gpu}, {beside.kind}"] = beside.point
+            columns[f"{beside.system}, {beside.gpu}, {beside.kind}"] = beside.point
         self.picture.value = chart(
             sweep, model, here=here, limit_w=limit_w, spot=spot, beside=beside, words=words
         ) + legend(sweep, model, beside)  # fmt: skip
@@ -312,9 +312,9 @@ class PowerExplorer(ipywidgets.VBox):
             "clock, MHz": lambda p: _number(p.clock_mhz, 0),
             "draw, W": lambda p: _number(p.draw_w, 0),
             "speed, tok/s": lambda p: _number(p.tokens_per_s, 0 if p.tokens_per_s >= 100 else 1),
-            "tokens for a joule": lambda p: _number(p.tokens_per_joule, 2),
-            "kWh for a million tokens": lambda p: _number(p.kwh_per_million, 3),
-            f"cost of a million tokens, at {self.price:g} a kWh": lambda p: _number(self.price * p.kwh_per_million, 3),
+            "tokens per joule": lambda p: _number(p.tokens_per_joule, 2),
+            "kWh per million tokens": lambda p: _number(p.kwh_per_million, 3),
+            f"cost per million tokens, at {self.price:g} per kWh": lambda p: _number(self.price * p.kwh_per_million, 3),
         }
         cell = 'style="text-align: right; padding: 1px 10px; max-width: 230px; line-height: 1.3"'
         left = 'style="text-align: left; padding: 1px 10px; line-height: 1.3"'
@@ -331,13 +331,14 @@ class PowerExplorer(ipywidgets.VBox):
     def _notes(self, model: Fit | None, beside: Sweep | Baseline | StageCurve | None) -> str:
         notes = [f"Points {self.sweep.provenance}."]
         if model:
-            notes.append(f"Curve modelled: {model.model.PARAMETERS} parameters, {2 * len(self.sweep.points)} numbers.")
+            numbers = 2 * len(self.sweep.points)
+            notes.append(f"Curve modelled: {model.model.PARAMETERS} parameters, fitted to {numbers} numbers.")
             notes += model.doubts
         else:
             notes.append(f"No curve: {self._fits[self.sweep]}.")
         if beside:
-            notes.append(f"Beside it {beside.provenance}.")
-        notes.append("Watts and joules are the accelerator's alone, as far as the sources say.")
+            notes.append(f"Compared with {beside.provenance}.")
+        notes.append("Watts and joules are of the accelerator alone, as far as the sources say.")
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         return f'<ul style="font-size: 13px; line-height: 1.4; margin: 4px 0">{items}</ul>'
 
@@ -347,7 +348,7 @@ class PowerExplorer(ipywidgets.VBox):
         alert = f'<div role="alert" style="color: #A63C00; font-size: 15px">{wrong}</div>' if wrong else ""
         self.message.value = alert + good
 
-    # The GPU, live.
+    # Live readings.
 
     def _watch(self, change) -> None:
         self._stop.set()
@@ -360,12 +361,12 @@ class PowerExplorer(ipywidgets.VBox):
             self.gauge.value = gauge(self._sensors)
 
     def close(self) -> None:
-        """Also stops to watch."""
+        """Close the widget and stop the live readings."""
         self._stop.set()
         super().close()
 
     def _repr_mimebundle_(self, **kwargs):
-        """With a picture and a line on what to install, for where widgets are not shown."""
+        """Add a static picture and what to install, for pages that do not show widgets."""
         bundle = super()._repr_mimebundle_(**kwargs)
         bundle["image/png"] = base64.b64encode(self.still(STILL)._repr_png_()).decode()
         bundle["text/plain"] += f"\n{STILL}"
@@ -373,9 +374,9 @@ class PowerExplorer(ipywidgets.VBox):
 
 
 def _slider(name: str, value: int, low: int, high: int) -> tuple[ipywidgets.IntSlider, ipywidgets.HBox]:
-    """A slider, and a box that holds it behind a field for the same number.
+    """Return a slider, and a box with the slider and a field for the same number.
 
-    The handle of an ipywidgets slider has no name that a screen reader could say; the field has.
+    The handle of an ipywidgets slider has no name for screen readers; the field has one.
     """
     slider = ipywidgets.IntSlider(value, low, high, readout=False, layout={"width": "calc(100% - 260px)"})
     field = ipywidgets.BoundedIntText(value, low, high, description=name, style=WIDE, layout={"width": "250px"})
@@ -385,7 +386,7 @@ def _slider(name: str, value: int, low: int, high: int) -> tuple[ipywidgets.IntS
 
 
 def gauge(sensors: Sensors) -> str:
-    """Draw, limit and clocks of a GPU now, as text and as a bar; what cannot be read is a dash."""
+    """Return the current draw, limit and clocks of a GPU as HTML, text and bar; a dash where a reading fails."""
     power, limit, sm, memory = (
         or_none(reading)
         for reading in (sensors.power_w, sensors.power_limit_w, sensors.sm_clock_mhz, sensors.memory_clock_mhz)
@@ -402,7 +403,7 @@ def gauge(sensors: Sensors) -> str:
 
 
 def _this_machine(sensors: Sensors | None) -> tuple[Sensors | None, str | None, str]:
-    """(sensors, the GPU's name as records have it, why there is none)."""
+    """Return (sensors, name of the GPU as in records, why there is none)."""
     try:
         sensors = sensors or Sensors.open()
     except NotMeasured as why:

@@ -188,7 +188,7 @@ def test_the_slider_redraws_within_200_ms(page, explorer):
 def test_the_screen_shows_the_published_and_the_modelled_numbers_at_220_w(page, explorer):
     set_limit(page, explorer, 220)
     text = now(page)
-    assert "220 W (modelled)" in text and "1.85 tokens a joule" in text
+    assert "220 W (modelled)" in text and "1.85 tokens per joule" in text
     table = explorer.locator("table").inner_text()
     assert re.search(r"speed, tok/s\s+408\s+411", table)
     assert "published, nearest point" in table
@@ -217,8 +217,8 @@ def test_all_controls_are_reached_by_tab_and_have_names(page, explorer):
             return e.labels && e.labels[0]?.innerText || (e.tagName === 'BUTTON' ? e.innerText.trim() : '');
         }"""))
         page.keyboard.press("Tab")
-    assert names == ["GPU and sweep", "Beside it", "Power limit, W", "slider", "Speed to give up, %", "slider",
-                     "Price of a kWh", "Add a record", "Save picture and data"]  # fmt: skip
+    assert names == ["GPU and sweep", "Compare with", "Power limit, W", "slider", "Allowed loss of speed, %", "slider",
+                     "Price per kWh", "Add a record", "Save picture and data"]  # fmt: skip
 
 
 def test_the_handle_and_the_field_are_one_value(page, explorer):
@@ -232,7 +232,7 @@ def test_the_handle_and_the_field_are_one_value(page, explorer):
 
 
 def test_another_system_stands_beside_it(page, explorer):
-    explorer.get_by_label("Beside it").select_option(
+    explorer.get_by_label("Compare with").select_option(
         label="Apple M5 Max · LM Studio (llama.cpp), Qwen3.5-0.8B (published, one point)"
     )
     explorer.locator("table", has_text="Apple M5 Max").wait_for()
@@ -240,7 +240,7 @@ def test_another_system_stands_beside_it(page, explorer):
 
 
 def test_our_megakernel_stands_beside_it_with_its_band(page, explorer, artefacts):
-    beside = explorer.get_by_label("Beside it")
+    beside = explorer.get_by_label("Compare with")
     before = beside.locator("option:checked").inner_text()
     marks = explorer.locator("svg polygon").count()
     beside.select_option(label="RTX 3090 · our megakernel, random-0.8b (modelled)")
@@ -253,12 +253,12 @@ def test_our_megakernel_stands_beside_it_with_its_band(page, explorer, artefacts
 
 def test_bad_input_is_said_in_the_widget_and_changes_nothing(page, explorer):
     before = now(page)
-    price = explorer.get_by_label("Price of a kWh")
+    price = explorer.get_by_label("Price per kWh")
     price.fill("free")
     price.press("Enter")
     alert = explorer.get_by_role("alert")
     alert.filter(has_text="expected a number above 0").wait_for()
-    assert "at 0.3 a kWh" in explorer.locator("table").inner_text()
+    assert "at 0.3 per kWh" in explorer.locator("table").inner_text()
     add = explorer.get_by_label("Add a record")
     add.fill(NOTEBOOK.name)
     add.press("Enter")
@@ -266,7 +266,7 @@ def test_bad_input_is_said_in_the_widget_and_changes_nothing(page, explorer):
     assert now(page) == before
     price.fill("0.40")
     price.press("Enter")
-    explorer.locator("table", has_text="at 0.4 a kWh").wait_for()
+    explorer.locator("table", has_text="at 0.4 per kWh").wait_for()
     add.fill("")
     add.press("Enter")
     alert.wait_for(state="detached")

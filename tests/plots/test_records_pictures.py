@@ -167,7 +167,7 @@ def test_the_parts_of_the_waterfall_add_up_to_the_recorded_median(make):
     asked = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert asked == [row["enqueue_us"] for stage in ("per_op", "per_layer") for row in rows_of(record, stage)[:1]]
     caption = " ".join(figure.get_supxlabel().split())
-    for constant in ("GB/s", "µs a launch", "µs a kernel of a graph", "µs a barrier"):
+    for constant in ("GB/s", "µs per launch", "µs per kernel of a graph", "µs per barrier"):
         assert constant in caption
 
 

@@ -79,14 +79,14 @@ def svg(explorer) -> ElementTree.Element:
 def test_it_opens_on_the_first_sweep_at_its_highest_limit(explorer):
     assert explorer.sweep == SWEEPS[0]
     assert (explorer.limit.min, explorer.limit.max, explorer.limit.value) == (150, 420, 420)
-    assert "At a limit of 420 W (modelled): 432 tokens a second, 309 W" in words(explorer.readout.value)
+    assert "At a limit of 420 W (modelled): 432 tokens per second, 309 W" in words(explorer.readout.value)
 
 
 def test_the_slider_moves_the_readout_and_the_marks(explorer):
     before = explorer.picture.value
     explorer.limit.value = 220
     said = words(explorer.readout.value)
-    assert "At a limit of 220 W (modelled): 408 tokens a second, 220 W, 1.85 tokens a joule" in said
+    assert "At a limit of 220 W (modelled): 408 tokens per second, 220 W, 1.85 tokens per joule" in said
     assert "5.5 % less speed and 28.8 % less draw" in said
     assert re.search(r"speed, tok/s\s+408\s+411", said)
     assert explorer.picture.value != before
@@ -95,7 +95,7 @@ def test_the_slider_moves_the_readout_and_the_marks(explorer):
 def test_what_is_modelled_is_marked_as_modelled(explorer):
     explorer.limit.value = 180
     said = words(explorer.readout.value)
-    assert "(modelled)" in said and "a guess" in said and "Curve modelled: 5 parameters, 8 numbers." in said
+    assert "(modelled)" in said and "uncertain" in said and "Curve modelled: 5 parameters, fitted to 8 numbers." in said
     assert "modelled" in words(explorer.picture.value.partition("</svg>")[2])
     for doubt in fit(SWEEPS[0]).doubts:
         assert doubt in said
@@ -222,7 +222,7 @@ def test_costs_follow_the_price(explorer):
     explorer.limit.value = 220
     explorer.price_text.value = "0,60"
     said = words(explorer.readout.value)
-    assert re.search(r"cost of a million tokens, at 0.6 a kWh\s+0\.090\s+0\.089", said)
+    assert re.search(r"cost per million tokens, at 0.6 per kWh\s+0\.090\s+0\.089", said)
     assert explorer.message.value == ""
 
 
@@ -251,7 +251,7 @@ BAD = {
     "another schema": (published_with(lambda c: c.update(schema="luce_edu record 7")), "expected schema"),
     "not JSON": ("{", "not a readable record"),
     "a list": ("[]", "expected schema"),
-    "no sweep": (published_with(lambda c: [c.pop(part) for part in ("sweeps", "energy")]), "it holds no sweep"),
+    "no sweep": (published_with(lambda c: [c.pop(part) for part in ("sweeps", "energy")]), "it has no sweep"),
     "a sweep without points": (published_with(lambda c: c["sweeps"][0].update(points=[])), "sweeps/0/points"),
     "a hole": (published_with(lambda c: c["sweeps"][0]["points"][1].pop("draw_w")), "'draw_w' is a required property"),
     "NaN": (published_with(lambda c: c["sweeps"][0]["points"][1].update(draw_w=float("nan"))), "draw_w"),
