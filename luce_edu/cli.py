@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luce_edu.measure.records.rows import NotRun
 
 HOLDS, DOES_NOT_HOLD, BAD_INPUT, NOT_MEASURED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
@@ -286,6 +290,7 @@ def _bench(args) -> int:
     from luce_edu.measure.bench.bench import CONTEXTS, PROMPTS, STEPS, bench
     from luce_edu.measure.bench.systems import make_systems
     from luce_edu.measure.constants import datasheet_bandwidth
+    from luce_edu.measure.schema import as_json
 
     model = luce_edu.load_model(args.model)
     most = model.config.max_position_embeddings - 4 * STEPS
@@ -311,22 +316,22 @@ def _bench(args) -> int:
         print(f"luce-edu: bench: {error}", file=sys.stderr)
         return NOT_MEASURED
     if args.json:
-        parts = {name: getattr(result, name) for name in ("decode", "prefill", "not_run")}
+        parts = {name: as_json(getattr(result, name)) for name in ("decode", "prefill", "not_run")}
         print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
     else:
         _console().print(result)
     return _status(result.not_run, bool(result.decode), args)
 
 
-def _status(not_run: list[dict], has_all: bool, args) -> int:
+def _status(not_run: Sequence[NotRun], has_all: bool, args) -> int:
     """Return the exit status of a measurement: whether it has results, and the rows that were not run."""
     from luce_edu.stages import STAGES
 
-    if any(row.get("kind") == "wrong" and row["part"] in STAGES for row in not_run):
+    if any(row.kind == "wrong" and row.system in STAGES for row in not_run):
         return DOES_NOT_HOLD
     asked_for = {*STAGES, *(["llama.cpp"] if args.gguf else [])}
     # A baseline that is not installed counts as missing only if it was asked for by --gguf.
-    missing = [row for row in not_run if row.get("kind") != "absent" or row["part"] in asked_for]
+    missing = [row for row in not_run if row.kind != "absent" or row.system in asked_for]
     return HOLDS if has_all and not missing else NOT_MEASURED
 
 
@@ -419,20 +424,20 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
     console = _console()
     if record.parts.get("decode"):
         console.print(bench_table(record))
-    for row in record.content["not_run"]:
-        console.print(f"not run: {row['part']}: {row['reason']}", highlight=False)
-    wrong = list((record.parts.get("tests") or {"failed": []})["failed"])
+    for row in record.not_run:
+        console.print(f"not run: {row}", highlight=False)
+    wrong = list(record.parts["tests"].failed) if "tests" in record.parts else []
     for part in VERIFIED:
-        report = record.parts.get(part) or {"passed": True}
-        if not report["passed"]:
-            rows = [f"{row['stage']}: {'; '.join(row['problems'])}" for row in report["rows"] if not row["passed"]]
+        report = record.parts.get(part)
+        if report and not report.passed:
+            rows = [f"{row.stage}: {'; '.join(row.problems)}" for row in report.rows if not row.passed]
             wrong += [f"{part}: {row}" for row in rows or ["the check failed"]]
     for line in wrong:
         console.print(f"wrong: {line}", highlight=False)
     console.print(f"{args.out}: record.json{''.join(', ' + path.name for path in drawn)}", highlight=False)
     if wrong:
         return DOES_NOT_HOLD
-    return _status(record.content["not_run"], set(args.only or PARTS) <= set(record.parts), args)
+    return _status(record.not_run, set(args.only or PARTS) <= set(record.parts), args)
 
 
 def _sweep(args) -> int:
@@ -478,23 +483,24 @@ def _sweep_limits(args) -> int:
     system = StageSystem(args.stage, model, max_seq_len=PROMPT + STEPS + 1)
     check_system(system, model)
 
-    def save(part: dict) -> None:
-        others = [row for row in content["parts"].get("sweep", []) if row["system"] != args.stage]
-        content["parts"]["sweep"] = [*others, {"system": args.stage, "context": PROMPT} | part]
+    def save(row) -> None:
+        others = [other for other in content.parts.get("sweep", []) if other.system != args.stage]
+        content.parts["sweep"] = [*others, row]
         Record(path.stem, content).save(path)
 
     with _console(stderr=True).status("decoding") as status:
-        part = sweep(
-            decode_run(system, PROMPT, STEPS), sensors, args.limits, allow=True, progress=status.update, save=save
-        )
-    for point in part["points"]:
+        row = sweep(
+            decode_run(system, PROMPT, STEPS), sensors, args.limits, system=args.stage, context=PROMPT, allow=True,
+            progress=status.update, save=save,
+        )  # fmt: skip
+    for point in row.points:
         print(
-            f"{point['limit_w']:g} W: {point['clock_mhz']:.0f} MHz, {point['draw_w']:.0f} W drawn, "
-            f"{point['tokens_per_s']:.0f} tok/s, {point['tokens_per_joule']:.2f} tok/J"
-            + ("" if point["settled"] else " (had not settled)")
+            f"{point.limit_w:g} W: {point.clock_mhz:.0f} MHz, {point.draw_w:.0f} W drawn, "
+            f"{point.tokens_per_s:.0f} tok/s, {point.tokens_per_joule:.2f} tok/J"
+            + ("" if point.settled else " (had not settled)")
         )
     print(f"wrote {path}")
-    return HOLDS if all(point["settled"] for point in part["points"]) else NOT_MEASURED
+    return HOLDS if all(point.settled for point in row.points) else NOT_MEASURED
 
 
 def _restore_settings() -> int:

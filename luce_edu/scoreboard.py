@@ -16,6 +16,7 @@ from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.launch_cost import PYTORCH_US, eager_us
 from luce_edu.measure.profile import Profile, find_profiled_card, profile
 from luce_edu.measure.records.record import Record, load_records, recorded
+from luce_edu.measure.records.rows import DecodeRow, EnergyRow
 from luce_edu.measure.records.validated import stored
 from luce_edu.tables import Tabular
 from luce_edu.verification import Report, verify
@@ -89,13 +90,13 @@ class StageTable(Tabular):
             return self.modelled[stage].cells
         us, joules = self._recorded("decode", stage), self._recorded("energy", stage)
         return [
-            f"{us['latency_us']['median']:,.0f}" if us else NEITHER,
-            f"{joules['joules'] / joules['tokens']:.3g}" if joules else NEITHER,
+            f"{us.latency_us.median:,.0f}" if us else NEITHER,
+            f"{joules.joules / joules.tokens:.3g}" if joules else NEITHER,
         ]
 
-    def _recorded(self, part: str, stage: str) -> Mapping | None:
+    def _recorded(self, part: str, stage: str) -> DecodeRow | EnergyRow | None:
         rows = self.record.parts.get(part, ()) if self.record else ()
-        return next((row for row in rows if row["system"] == stage and row["context"] == PROMPT), None)
+        return next((row for row in rows if (row.system, row.context) == (stage, PROMPT)), None)
 
     @property
     def caption(self) -> str:
@@ -216,7 +217,7 @@ def stage_table(
     stages = STAGES if upto is None else STAGES[: STAGES.index(upto) + 1]
     report = verify(model, stages=stages, device=device, steps=steps, seed=seed, progress=progress)
     megabytes = decode_bytes(model.config, report.steps).total / 1e6
-    of_this_model = [r for r in recorded(load_records(), "decode") if r.content["model"] == model.name]
+    of_this_model = [r for r in recorded(load_records(), "decode") if r.content.model == model.name]
     if of_this_model:
         return StageTable(report, megabytes, of_this_model[0])
     modelled = {}

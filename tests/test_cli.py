@@ -12,6 +12,9 @@ import torch
 
 import luce_edu
 from luce_edu import cli, doctor
+from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.records.rows import DecodeRow, NotRun
+from luce_edu.measure.schema import as_json
 
 
 class Letters:
@@ -284,16 +287,12 @@ def measured(monkeypatch):
     return found
 
 
-ROW = {
-    "system": "graph", "context": 512, "latency_us": {"median": 500.0, "q1": 490.0, "q3": 510.0, "count": 128},
-    "enqueue_us": 10.0, "launches": 1, "kernels": 42, "barriers": 0, "bytes": 10**9,
-}  # fmt: skip
+ROW = DecodeRow("graph", 512, Quartiles(500.0, 490.0, 510.0, 128), 10.0, 1, 42, 0, 10**9)
 
 
 def test_bench_prints_a_table_or_json_of_what_was_measured_and_what_was_not(measured, capsys):
     measured.result.decode.append(ROW)
-    reason = "llama-cpp-python is not installed"
-    measured.result.not_run.append({"part": "llama.cpp", "reason": reason, "kind": "absent"})
+    measured.result.not_run.append(NotRun(ALL, "llama-cpp-python is not installed", "llama.cpp", kind="absent"))
     assert cli.main(["bench", "--model", "tiny", "--stages", "graph", "--contexts", "512,1024"]) == 0
     out = capsys.readouterr().out
     assert "decode at 512" in out and "2,000" in out and "not run: llama.cpp: llama-cpp-python is not installed" in out
@@ -301,8 +300,8 @@ def test_bench_prints_a_table_or_json_of_what_was_measured_and_what_was_not(meas
     assert measured.asked["makers"] == ["graph", "transformers", "transformers, compiled", "llama.cpp"]
     assert cli.main(["bench", "--model", "tiny", "--json", "--no-baselines"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == {"kind": "measured", "where": "a GPU, tiny", "decode": [ROW], "prefill": [],
-                    "not_run": measured.result.not_run}  # fmt: skip
+    assert said == {"kind": "measured", "where": "a GPU, tiny", "decode": [as_json(ROW)], "prefill": [],
+                    "not_run": as_json(measured.result.not_run)}  # fmt: skip
     assert measured.asked["makers"] == list(luce_edu.STAGES)
     assert measured.asked["contexts"] == [1, 512, 520, 2048]
 
@@ -316,49 +315,45 @@ def test_bench_ends_with_3_where_nothing_could_be_measured(measured, capsys):
     assert capsys.readouterr().err.endswith("luce-edu: bench: the reference decides no choice\n")
 
 
-NOT_RUN = {  # (part, kind, options): the exit status
-    ("megakernel", "wrong", ()): 1,
-    ("transformers", "wrong", ()): 3,  # other people's error, so it is only not measured
-    ("megakernel", None, ()): 3,
-    ("megakernel", "absent", ()): 3,
-    ("megakernel, decode at 512", None, ()): 3,
-    ("transformers", None, ()): 3,
-    ("transformers", "absent", ()): 0,
-    ("transformers, prompt of 520", None, ()): 3,
-    ("llama.cpp", "absent", ()): 0,
-    ("llama.cpp", "absent", ("--gguf", "model.gguf")): 3,
-}
-
-
-def not_run(part, kind):
-    return {"part": part, "reason": "said in words that nothing depends on"} | ({"kind": kind} if kind else {})
+WHY = "said in words that nothing depends on"
+ALL = ("decode", "prefill")
+NOT_RUN = [  # row, options, the exit status
+    (NotRun(ALL, WHY, "megakernel", kind="wrong"), (), 1),
+    (NotRun(ALL, WHY, "transformers", kind="wrong"), (), 3),  # other people's error, so it is only not measured
+    (NotRun(ALL, WHY, "megakernel"), (), 3),
+    (NotRun(ALL, WHY, "megakernel", kind="absent"), (), 3),
+    (NotRun(("decode",), WHY, "megakernel", at=512), (), 3),
+    (NotRun(ALL, WHY, "transformers"), (), 3),
+    (NotRun(ALL, WHY, "transformers", kind="absent"), (), 0),
+    (NotRun(("prefill",), WHY, "transformers", at=520), (), 3),
+    (NotRun(ALL, WHY, "llama.cpp", kind="absent"), (), 0),
+    (NotRun(ALL, WHY, "llama.cpp", kind="absent"), ("--gguf", "model.gguf"), 3),
+]
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("part, kind, options", NOT_RUN)
-def test_bench_ends_with_1_for_a_stage_that_is_wrong_and_with_3_for_what_is_missing(measured, part, kind, options):
+@pytest.mark.parametrize("row, options, status", NOT_RUN)
+def test_bench_ends_with_1_for_a_stage_that_is_wrong_and_with_3_for_what_is_missing(measured, row, options, status):
     measured.result.decode.append(ROW)
-    measured.result.not_run.append(not_run(part, kind))
-    assert cli.main(["bench", "--model", "tiny", *options]) == NOT_RUN[part, kind, options]
+    measured.result.not_run.append(row)
+    assert cli.main(["bench", "--model", "tiny", *options]) == status
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("part, kind, options", NOT_RUN)
-def test_evidence_ends_as_bench_does_where_its_parts_are_all_there(part, kind, options, monkeypatch, tmp_path):
+@pytest.mark.parametrize("row, options, status", NOT_RUN)
+def test_evidence_ends_as_bench_does_where_its_parts_are_all_there(row, options, status, monkeypatch, tmp_path):
     from luce_edu.measure.bench import evidence
     from luce_edu.plots import records as figures
 
-    content = {"not_run": [not_run(part, kind)]}
-    record = SimpleNamespace(parts=dict.fromkeys(evidence.PARTS) | {"verify": {"passed": True}}, content=content)
+    record = SimpleNamespace(parts=dict.fromkeys(evidence.PARTS), not_run=[row])
     monkeypatch.setattr(evidence, "gather", lambda *_, **__: record)
     monkeypatch.setattr(figures, "draw", lambda *_: [])
-    assert cli.main(["evidence", "--out", str(tmp_path), *options]) == NOT_RUN[part, kind, options]
+    assert cli.main(["evidence", "--out", str(tmp_path), *options]) == status
 
 
 @pytest.mark.planted
 def test_a_wrong_stage_outweighs_what_is_missing(measured):
-    kinds = {"megakernel": "wrong", "graph, decode at 512": None, "llama.cpp": "absent"}
-    measured.result.not_run += [not_run(part, kind) for part, kind in kinds.items()]
+    measured.result.not_run += [row for row, *_ in reversed(NOT_RUN)]
     assert cli.main(["bench", "--model", "tiny"]) == 1
 
 

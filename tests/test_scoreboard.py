@@ -44,9 +44,9 @@ def test_without_a_record_and_a_model_no_time_is_shown():
 def test_a_record_gives_its_medians_at_the_usual_context_and_its_provenance():
     record = synthetic.h100()
     _, graph, unknown = table(record).body
-    row = next(r for r in record.parts["decode"] if r["system"] == "graph" and r["context"] == 520)
-    energy = next(r for r in record.parts["energy"] if r["system"] == "graph")
-    assert graph[5:7] == [f"{row['latency_us']['median']:,.0f}", f"{energy['joules'] / energy['tokens']:.3g}"]
+    row = next(r for r in record.parts["decode"] if r.key == ("graph", 520))
+    energy = next(r for r in record.parts["energy"] if r.system == "graph")
+    assert graph[5:7] == [f"{row.latency_us.median:,.0f}", f"{energy.joules / energy.tokens:.3g}"]
     assert unknown[5:7] == [NEITHER, NEITHER]
     assert record.provenance in table(record).caption
 

@@ -177,7 +177,7 @@ NAMES = {OURS: "Luce megakernel", BASELINE: "PyTorch + transformers", "llama.cpp
 
 def _public(table: str, run: str, system: str, source: str) -> dict:
     """Return a published row; its tokens/s come from the package's record of published figures."""
-    rate = published("prefill", system=NAMES[system], source=source)["tokens_per_s"]
+    rate = published("prefill", system=NAMES[system], source=source).tokens_per_s
     return {"table": table, "run": run, "system": system, "tokens_per_s": rate}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.machine.cards import card_of
 from luce_edu.measure.latency import Quartiles, elapsed_us
+from luce_edu.measure.schema import Positive
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS
 
 SOURCE, KERNELS = "microbench.cu", ("nothing", "barriers", "read_all", "copy_all")
@@ -27,25 +28,19 @@ class LaunchCosts:
     plain_us is what takes longer, the CPU to ask for a launch or the GPU to do it.
     """
 
-    plain_us: float
-    graph_us: float
+    plain_us: Positive
+    graph_us: Positive
     dependent_us: float | None
-    barrier_us: float
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+    barrier_us: Positive
 
 
 @dataclass(frozen=True)
 class Bandwidth:
     """GB/s (10^9 bytes): reading alone; copying, bytes read plus bytes written; the datasheet's, where it is known."""
 
-    read: float
-    copy: float
+    read: Positive
+    copy: Positive
     datasheet: float | None
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def measure_launch_costs(backend=None) -> LaunchCosts:

@@ -84,3 +84,18 @@ def delta_rule_operations(config: ModelConfig, chunk: int = 64) -> float:
     with_state = 6 * K * V  # W S, q S, k d^T
     with_tokens = chunk / 2 * (6 * K + 4 * V)  # half a chunk comes before a token
     return len(config.linear_layers) * config.linear_num_value_heads * (with_state + with_tokens)
+
+
+# Parameters by the models' cards, head and embedding tied, so all but a row of it is read for each token.
+_PARAMETERS = {"Llama-3.2-1B": 1_235_814_400, "Qwen3-0.6B": 596_049_920}
+
+
+def bytes_per_token(model: str) -> int:
+    """The least that a token of a published model moves; ValueError for a model whose size is not known here."""
+    if model == "Qwen3.5-0.8B":
+        from luce_edu.models import RANDOM_CONFIG
+
+        return decode_bytes(ModelConfig.from_file(RANDOM_CONFIG), position=520).total
+    if model not in _PARAMETERS:
+        raise ValueError(f"model: expected Qwen3.5-0.8B, {' or '.join(_PARAMETERS)}, got {model!r}")
+    return 2 * _PARAMETERS[model]

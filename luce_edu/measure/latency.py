@@ -5,19 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
+
+from luce_edu.measure.schema import Positive, Size
 
 
 @dataclass(frozen=True)
 class Quartiles:
     """Median and quartiles of `count` repetitions, in whatever unit went in."""
 
-    median: float
-    q1: float
-    q3: float
-    count: int
+    median: Positive
+    q1: Positive
+    q3: Positive
+    count: Size
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
@@ -26,9 +28,6 @@ class Quartiles:
             raise ValueError(f"expected two or more positive times, got {values!r}")
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, q1, q3, len(values))
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
     def scaled(self, factor: float) -> Quartiles:
         return Quartiles(self.median * factor, self.q1 * factor, self.q3 * factor, self.count)

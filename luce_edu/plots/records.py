@@ -7,7 +7,7 @@ beside it, and who published what.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -18,8 +18,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from luce_edu.config import ModelConfig
 from luce_edu.measure.bench.bench import PROMPT
 from luce_edu.measure.records.cost_model import fit, is_modelled
-from luce_edu.measure.records.published import Published, decode_results, once_each
+from luce_edu.measure.records.published import decode_results, once_each
 from luce_edu.measure.records.record import Record
+from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Published
 from luce_edu.plots.start_here import ladder as plot_ladder
 from luce_edu.plots.style import (
     BLUE,
@@ -82,29 +83,29 @@ def latency(record: Record) -> Picture:
     recorded bandwidth there is no floor, and the axis is linear.
     """
     at, rows = _nearest(record, "decode")
-    floors = _floors(record, rows[0]["bytes"])
+    floors = _floors(record, rows[0].bytes)
     modelled = "; floors modelled: the bytes of a token, each moved once, over the bandwidth" if floors else ""
     figure = _figure(f"Medians and quartiles {record.provenance}{modelled}", 1.9 + _rows_height(rows))
     axes = figure.subplots()
     start = min((us for us, _ in floors), default=0)
-    times = [row["latency_us"] for row in rows]
+    times = [row.latency_us for row in rows]
     axes.barh(
-        range(len(rows)), [us["median"] - start for us in times], left=start, height=0.62,
-        color=[colour_of(row["system"]) for row in rows], error_kw=WHISKERS,
-        xerr=[[us["median"] - us["q1"] for us in times], [us["q3"] - us["median"] for us in times]],
+        range(len(rows)), [us.median - start for us in times], left=start, height=0.62,
+        color=[colour_of(row.system) for row in rows], error_kw=WHISKERS,
+        xerr=[[us.median - us.q1 for us in times], [us.q3 - us.median for us in times]],
     )  # fmt: skip
     for i, us in enumerate(times):
-        above = f", {us['median'] / start:.2f} ×" if floors else ""
-        _beside(axes, max(us["q3"], start), i, f"{us['median']:,.0f} µs{above}")
+        above = f", {us.median / start:.2f} ×" if floors else ""
+        _beside(axes, max(us.q3, start), i, f"{us.median:,.0f} µs{above}")
     lines = [axes.axvline(us, color=INK, linewidth=1.2, linestyle=style, label=label)
              for (us, label), style in zip(floors, ("--", ":"), strict=False)]  # fmt: skip
     if floors:
         axes.set_xscale("log")
-        axes.set_xlim(left=0.95 * min(start, *(us["q1"] for us in times)))
+        axes.set_xlim(left=0.95 * min(start, *(us.q1 for us in times)))
         _plain_ticks(axes.xaxis)
     else:
         axes.xaxis.set_major_formatter(THOUSANDS)
-    label_rows(axes, [_name(row["system"]) for row in rows])
+    label_rows(axes, [_name(row.system) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel(f"µs per token{' (×: times the floor)' if floors else ''}")
     _title(figure, f"Time per token at a context of {at:,}, {record.gpu}", lines)
@@ -131,9 +132,9 @@ def waterfall(record: Record) -> Picture:
     figure = _figure(caption, 2.2 + 0.56 * len(rows))
     axes = figure.subplots()
     shown = {}
-    beyond = [max(row["latency_us"]["median"], model.us(row)) for row in rows]
+    beyond = [max(row.latency_us.median, model.us(row)) for row in rows]
     for i, row in enumerate(rows):
-        left, median = 0.0, row["latency_us"]["median"]
+        left, median = 0.0, row.latency_us.median
         for part, us in model.parts(row).items():
             shown[part] = axes.barh(i, us, left=left, height=0.62, color=PARTS[part], label=f"{part} (modelled)")
             left += us
@@ -144,12 +145,12 @@ def waterfall(record: Record) -> Picture:
         )  # fmt: skip
         line = {"color": INK, "linewidth": 2, "label": "recorded median"}
         shown["median"] = axes.plot([median, median], [i - 0.42, i + 0.42], **line)[0]
-        if row["system"] in STAGES and stage_class(row["system"]).starts == "plain" and row["enqueue_us"] is not None:
+        if row.system in STAGES and stage_class(row.system).starts == "plain" and row.enqueue_us is not None:
             mark = {"color": INK, "markerfacecolor": "white", "markersize": 7, "label": "CPU's time to enqueue it"}
-            shown["asked"] = axes.plot(row["enqueue_us"], i, "D", **mark)[0]
-            beyond[i] = max(beyond[i], row["enqueue_us"])
+            shown["asked"] = axes.plot(row.enqueue_us, i, "D", **mark)[0]
+            beyond[i] = max(beyond[i], row.enqueue_us)
         _beside(axes, beyond[i], i, f"{median:,.0f} µs, rest {_signed_percent(1 - left / median)}", 9)
-    label_rows(axes, [row["system"] for row in rows])
+    label_rows(axes, [row.system for row in rows])
     axes.set_xlim(0, 1.02 * max(beyond))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel("µs per token (rest: recorded minus modelled, in % of recorded)")
@@ -162,12 +163,12 @@ def waterfall(record: Record) -> Picture:
 def energy(record: Record) -> Picture:
     """Draw tokens per joule: gross, for all energy that the board drew, and in a lighter bar net of its idle draw."""
     at, rows = _nearest(record, "energy")
-    sampled = [row["sampled_joules"] / row["joules"] for row in rows
-               if row["sampled_joules"] is not None and row["method"] == "counter"]  # fmt: skip
-    by_samples = [row["system"] for row in rows if row["method"] == "samples"]
-    idle = sorted({row["idle_w"] for row in rows if row["idle_w"] is not None})
+    sampled = [row.sampled_joules / row.joules for row in rows
+               if row.sampled_joules is not None and row.method == "counter"]  # fmt: skip
+    by_samples = [row.system for row in rows if row.method == "samples"]
+    idle = sorted({row.idle_w for row in rows if row.idle_w is not None})
     said = [
-        f"NVML's energy counter over {min(row['seconds'] for row in rows):.0f} s or more",
+        f"NVML's energy counter over {min(row.seconds for row in rows):.0f} s or more",
         f"idle {' and '.join(f'{watts:.0f} W' for watts in idle)}" if idle else "",
         f"power samples give {_percents(sampled)} of it" if sampled else "",
         f"from power samples alone: {', '.join(by_samples)}" if by_samples else "",
@@ -177,8 +178,8 @@ def energy(record: Record) -> Picture:
     axes = figure.subplots()
     shown = {"gross": Patch(color=GREY, label="gross")}
     for i, row in enumerate(rows):
-        colour = colour_of(row["system"])
-        gross, net = row["tokens"] / row["joules"], _net(row)
+        colour = colour_of(row.system)
+        gross, net = row.tokens / row.joules, _net(row)
         words = f"{gross:.2f}"
         if net is not None:
             axes.barh(i, net, color=colour, alpha=0.35, height=0.62)
@@ -186,7 +187,7 @@ def energy(record: Record) -> Picture:
             shown["net"] = Patch(color=GREY, alpha=0.35, label="net of the idle draw")
         axes.barh(i, gross, color=colour, height=0.62)
         _beside(axes, max(gross, net or 0), i, words)
-    label_rows(axes, [_name(row["system"]) for row in rows])
+    label_rows(axes, [_name(row.system) for row in rows])
     axes.tick_params(axis="y", labelsize=9)
     axes.set_xlabel("tokens per joule")
     _title(figure, f"Tokens per joule at a context of {at:,}, {record.gpu}", list(shown.values()))
@@ -198,33 +199,33 @@ def prediction(record: Record) -> Picture:
 
     Shows the stages and the context that were predicted. The caption gives the card's clock if the record has it.
     """
-    parts = {name: [row for row in record.parts.get(name, ()) if "modelled" in row] for name in ("decode", "energy")}
+    parts = {name: [row for row in record.parts.get(name, ()) if row.modelled] for name in ("decode", "energy")}
     if not parts["decode"]:
         raise NoData(f"{record.name}: nothing was predicted")
     panels = [
-        ("µs per token", parts["decode"], lambda row: row["latency_us"]["median"], "us"),
-        ("J per token", parts["energy"], lambda row: row["joules"] / row["tokens"], "joules"),
+        ("µs per token", parts["decode"], lambda row: row.latency_us.median, lambda row: row.modelled.us),
+        ("J per token", parts["energy"], lambda row: row.joules / row.tokens, lambda row: row.modelled.joules),
     ]
     panels = [panel for panel in panels if panel[1]]
-    first = parts["decode"][0]["modelled"]
-    recorded_mhz = record.content["machine"].get("sm_clock_mhz")
+    first = parts["decode"][0].modelled
+    recorded_mhz = record.content.machine.sm_clock_mhz
     at = f"; recorded at {recorded_mhz:,.0f} MHz" if recorded_mhz else ""
     caption = (
-        f"Bars {record.provenance}{at}; marks modelled for {first['card']} at {first['clock_mhz']:,.0f} MHz: "
-        f"{first['source']}"
+        f"Bars {record.provenance}{at}; marks modelled for {first.card} at {first.clock_mhz:,.0f} MHz: "
+        f"{first.source}"
     )
     figure = _figure(caption, 1.4 + sum(0.5 + _rows_height(rows) for _, rows, *_ in panels))
     shown = {}
-    for axes, (unit, rows, recorded, name) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels,
-                                                  strict=True):  # fmt: skip
+    for axes, (unit, rows, recorded, predicted) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels,
+                                                       strict=True):  # fmt: skip
         for i, row in enumerate(rows):
-            value, modelled = recorded(row), row["modelled"][name]
-            axes.barh(i, value, color=colour_of(row["system"]), height=0.62)
+            value, modelled = recorded(row), predicted(row)
+            axes.barh(i, value, color=colour_of(row.system), height=0.62)
             mark = {"color": INK, "markerfacecolor": "white", "markersize": 8, "label": "modelled"}
             shown["modelled"] = axes.plot(modelled, i, "D", **mark)[0]
             _beside(axes, max(value, modelled), i, f"recorded {_signed_percent(value / modelled - 1)}", 9)
-        label_rows(axes, [_name(row["system"]) for row in rows])
-        axes.set_xlim(0, 1.3 * max(max(recorded(row), row["modelled"][name]) for row in rows))
+        label_rows(axes, [_name(row.system) for row in rows])
+        axes.set_xlim(0, 1.3 * max(max(recorded(row), predicted(row)) for row in rows))
         axes.set_xlabel(unit)
     handles = [Patch(color=GREY, label="recorded"), *shown.values()]
     _title(figure, f"Recorded against modelled, {record.gpu}", handles, columns=2)
@@ -237,21 +238,21 @@ def context(record: Record) -> Picture:
     The time of weights and DeltaNet's state is constant, and that of the KV cache grows. A context of 0 has no place on
     a logarithmic axis and is left out.
     """
-    rows = [row for row in record.parts.get("decode", ()) if row["context"] > 0]
-    contexts = sorted({row["context"] for row in rows})
+    rows = [row for row in record.parts.get("decode", ()) if row.context > 0]
+    contexts = sorted({row.context for row in rows})
     if len(contexts) < 2:
         raise NoData(f"{record.name}: decode at two contexts or more")
-    least = {row["context"]: row["bytes"] for row in rows}
+    least = {row.context: row.bytes for row in rows}
     gb_per_s, which = next(iter(_bandwidths(record)), (None, ""))
     caption = f"Medians {record.provenance}"
     if gb_per_s:
         caption += f"; floor modelled at {which}"
-    systems = list(dict.fromkeys(row["system"] for row in rows))
+    systems = list(dict.fromkeys(row.system for row in rows))
     figure = _figure(caption, 4 + 0.15 * len(systems))
     axes = figure.subplots()
     lines = []
     for i, system in enumerate(systems):
-        points = sorted((row["context"], row["latency_us"]["median"]) for row in rows if row["system"] == system)
+        points = sorted((row.context, row.latency_us.median) for row in rows if row.system == system)
         style = "-" if system in STAGES else "--"
         lines += axes.plot(
             *zip(*points, strict=True), style, marker=MARKERS[i % len(MARKERS)], markersize=5,
@@ -338,20 +339,21 @@ def write_table(name: str, table: str, page: Path) -> bool:
 
 def _recorded_rows(record: Record) -> list[tuple]:
     at, rows = _nearest(record, "decode")
-    joules = {row["system"]: row for row in record.parts.get("energy", ())}
-    datasheet = record.parts.get("bandwidth", {}).get("datasheet")
+    joules = {row.system: row for row in record.parts.get("energy", ())}
+    bandwidth = record.parts.get("bandwidth")
+    datasheet = bandwidth and bandwidth.datasheet
     kind, _, where = record.provenance.partition(": ")
     provenance = f"[{kind}](../figures/records/{record.name}.json): {where}"
     if at != PROMPT:
         provenance += f"; at a context of {at:,}"
     found = []
     for row in rows:
-        us, spent = row["latency_us"]["median"], joules.get(row["system"])
+        us, spent = row.latency_us.median, joules.get(row.system)
         found.append((
-            "recorded", record.gpu, record.content["model"], us, row["system"],
-            _percents([row["bytes"] / (us * 1e3 * datasheet)]) if datasheet else "–",
-            "–" if row["launches"] is None else f"{row['launches']:,}",
-            f"{spent['tokens'] / spent['joules']:.2f}" if spent else "–",
+            "recorded", record.gpu, record.content.model, us, row.system,
+            _percents([row.bytes / (us * 1e3 * datasheet)]) if datasheet else "–",
+            "–" if row.launches is None else f"{row.launches:,}",
+            f"{spent.tokens / spent.joules:.2f}" if spent else "–",
             provenance,
         ))  # fmt: skip
     return found
@@ -361,20 +363,22 @@ def _published(records: Iterable[Record]) -> list[Published]:
     return [result for record in records if record.kind == "published" for result in decode_results(record)]
 
 
-def _nearest(record: Record, part: str) -> tuple[int, list[Mapping]]:
+def _nearest(record: Record, part: str) -> tuple[int, list[DecodeRow] | list[EnergyRow]]:
     """Return the recorded context nearest to PROMPT, and the rows of a part at it. Raises NoData if there are none."""
     rows = record.parts.get(part)
     if not rows:
         raise NoData(f"{record.name}: {part}")
-    at = min({row["context"] for row in rows}, key=lambda tokens: (abs(tokens - PROMPT), tokens))
-    return at, [row for row in rows if row["context"] == at]
+    at = min({row.context for row in rows}, key=lambda tokens: (abs(tokens - PROMPT), tokens))
+    return at, [row for row in rows if row.context == at]
 
 
 def _bandwidths(record: Record) -> list[tuple[float, str]]:
-    """Return (GB/s, words) for the bandwidths of a record: the datasheet's, and the one reached by reading."""
-    known = record.parts.get("bandwidth", {})
-    words = {"datasheet": "{:,.0f} GB/s (datasheet)", "read": "{:,.0f} GB/s (reached by reading)"}
-    return [(known[name], text.format(known[name])) for name, text in words.items() if known.get(name)]
+    """Return (GB/s, words) for the bandwidths of a record: the datasheet's if known, and the one reached by reading."""
+    known = record.parts.get("bandwidth")
+    if not known:
+        return []
+    datasheet = [(known.datasheet, f"{known.datasheet:,.0f} GB/s (datasheet)")] if known.datasheet else []
+    return [*datasheet, (known.read, f"{known.read:,.0f} GB/s (reached by reading)")]
 
 
 def _floors(record: Record, size: int) -> list[tuple[float, str]]:
@@ -383,10 +387,10 @@ def _floors(record: Record, size: int) -> list[tuple[float, str]]:
     return [(us, f"floor, {us:,.0f} µs: at {which}") for us, which in found]
 
 
-def _net(row: Mapping) -> float | None:
+def _net(row: EnergyRow) -> float | None:
     """Return tokens per joule above the idle draw; None if that is unknown, or the board drew no more."""
-    above = row["joules"] - row["idle_w"] * row["seconds"] if row["idle_w"] is not None else 0
-    return row["tokens"] / above if above > 0 else None
+    above = row.joules - row.idle_w * row.seconds if row.idle_w is not None else 0
+    return row.tokens / above if above > 0 else None
 
 
 def _figure(caption: str, height: float) -> Picture:
@@ -402,9 +406,9 @@ def _title(figure: Picture, words: str, handles: Sequence, columns: int = 1) -> 
     )  # fmt: skip
 
 
-def _rows_height(rows: Sequence[Mapping]) -> float:
+def _rows_height(rows: Sequence[DecodeRow | EnergyRow]) -> float:
     """Return the inches for rows of a bar and a name, by the number of lines of the longest name."""
-    lines = max(_name(row["system"]).count("\n") + 1 for row in rows)
+    lines = max(_name(row.system).count("\n") + 1 for row in rows)
     return len(rows) * max(0.46, 0.1 + 0.15 * lines)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from luce_edu.machine.cards import DATASHEET_GB_PER_S
+from luce_edu.measure.floor import bytes_per_token
 from luce_edu.measure.launches import Count
-from luce_edu.measure.records.published import Published, bytes_per_token
+from luce_edu.measure.records.rows import Published
 from luce_edu.plots.style import GREEN, INK, ORANGE, PURPLE, Picture, colour_of, label_rows, picture
 from luce_edu.stages import stage_class
 

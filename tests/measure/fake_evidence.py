@@ -12,13 +12,14 @@ from luce_edu.measure import energy
 from luce_edu.measure.bench import bench, evidence
 from luce_edu.measure.bench.systems import System
 from luce_edu.measure.constants import Bandwidth, LaunchCosts
+from luce_edu.measure.records.rows import Machine as Description
+from luce_edu.measure.records.rows import Verified, VerifiedStage
 from luce_edu.stages import STAGES
 
-MACHINE = {
-    "gpu": "NVIDIA Fake 80GB", "arch": "sm_90", "sm_count": 132, "memory_bytes": 80 * 2**30, "l2_bytes": 50 * 2**20,
-    "driver": "580.65.06", "power_limit_w": 350.0, "versions": {"python": "3.12.3", "torch": "2.11.0"},
-}  # fmt: skip
-VERIFIED = {"model": "tiny", "device": "cuda", "steps": 24, "seed": 1, "passed": True, "limit": 1.25, "rows": []}
+MACHINE = Description(
+    "NVIDIA Fake 80GB", "sm_90", 132, 80 * 2**30, 50 * 2**20, driver="580.65.06", power_limit_w=350.0,
+    versions={"python": "3.12.3", "torch": "2.11.0"},
+)  # fmt: skip
 
 
 class Quick(System):
@@ -62,7 +63,7 @@ class Machine:
     def __init__(self):
         self.happened: list[str] = []
         self.on: dict[str, BaseException] = {}
-        self.fields, self.commit = dict(MACHINE), "1" * 40
+        self.description, self.commit = MACHINE, "1" * 40
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
         self.hangs_at = 0  # the context at which a step never ends
@@ -79,15 +80,16 @@ class Machine:
         if what in self.on:
             raise self.on[what]
 
-    def report(self, stages) -> dict:
+    def verify(self, part, model, *, seed, stages, progress) -> Verified:
         """What verification says of these stages; None for all."""
+        self.happens(part)
         if self.crashes & set(stages or STAGES):
             os.kill(os.getpid(), signal.SIGSEGV)
         rows = [
-            {"stage": stage, "passed": stage not in self.wrong, "problems": ["it differs"] * (stage in self.wrong)}
+            VerifiedStage(stage, stage not in self.wrong, ("it differs",) * (stage in self.wrong))
             for stage in (STAGES if stages is None else stages)
         ]
-        return VERIFIED | {"rows": rows, "passed": all(row["passed"] for row in rows)}
+        return Verified("tiny", "cuda", 24, 1, tuple(rows))
 
     def install(self, monkeypatch) -> None:
         """Put it in the place of PyTorch's GPU and of all that measures it."""
@@ -121,16 +123,10 @@ class Machine:
             return bench.bench(*args, **options | {"save": save})
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(evidence, "machine", lambda: dict(self.fields))
+        monkeypatch.setattr(evidence, "machine", lambda: self.description)
         monkeypatch.setattr(evidence, "commit", lambda: self.commit)
         monkeypatch.setattr(evidence, "make_backend", answer("backend", SimpleNamespace(device=torch.device("cpu"))))
-        for part in evidence.VERIFIED:
-
-            def verify(model, seed, stages, progress, part=part):
-                self.happens(part)
-                return self.report(stages)
-
-            monkeypatch.setattr(evidence, f"_{part}", verify)
+        monkeypatch.setattr(evidence, "_verify", self.verify)
         monkeypatch.setattr(evidence, "measure_launch_costs", answer("launch", lambda: self.launch))
         monkeypatch.setattr(evidence, "measure_bandwidth", answer("bandwidth", Bandwidth(3000.0, 2800.0, 3350.0)))
         monkeypatch.setattr(evidence.Sensors, "open", staticmethod(open_sensors))
@@ -157,7 +153,7 @@ class Machine:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "init", lambda: self.happens("init"))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: self.capability)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: self.fields["gpu"])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: self.description.gpu)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
         monkeypatch.setattr(evidence, "make_backend", make_backend)
         monkeypatch.setattr(evidence, "make_systems", lambda *args, **options: {

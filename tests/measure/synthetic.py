@@ -3,14 +3,29 @@
 Never to be stored under figures/records/; each says "synthetic" in its GPU's name.
 """
 
-import copy
+from dataclasses import replace
 
 from models import FULL_SIZE
 
 from luce_edu.measure.bench.bench import CONTEXTS, PROMPT
+from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.records.cost_model import STARTS, CostModel
-from luce_edu.measure.records.record import SCHEMA, Record
+from luce_edu.measure.records.record import Record
+from luce_edu.measure.records.rows import (
+    DecodeRow,
+    EnergyRow,
+    GpuTests,
+    Machine,
+    NotRun,
+    PrefillRow,
+    Recorded,
+    SweepPoint,
+    SweepRow,
+    Verified,
+    VerifiedStage,
+)
 
 COUNTS = {  # launches, kernels one by one, barriers
     "eager": (2041, None, 0),
@@ -30,90 +45,84 @@ RTX_3090_COSTS = CostModel(860, {"plain": 5.0, "graph": 2.1, "barrier": 1.4})
 
 
 def h100() -> Record:
-    machine = {
-        "gpu": "NVIDIA H100 80GB HBM3 (synthetic)", "arch": "sm_90", "sm_count": 132, "memory_bytes": 85_000_000_000,
-        "l2_bytes": 52_428_800, "driver": "580.65.06", "power_limit_w": 700.0, "sm_clock_mhz": 1980.0,
-        "memory_clock_mhz": 2619.0, "versions": {"torch": "2.13.0", "transformers": None},
-    }  # fmt: skip
-    bandwidth = {"read": 3050.0, "copy": 2870.0, "datasheet": 3350.0}
-    launch = {"plain_us": 2.4, "graph_us": 1.3, "dependent_us": 0.9, "barrier_us": 1.0}
-    return _record("synthetic-h100", machine, bandwidth, launch, H100_COSTS, (29_000, 1310, 1220), idle_w=72)
+    machine = Machine(
+        "NVIDIA H100 80GB HBM3 (synthetic)", "sm_90", 132, 85_000_000_000, 52_428_800, "580.65.06", 700.0,
+        {"torch": "2.13.0", "transformers": None}, sm_clock_mhz=1980.0, memory_clock_mhz=2619.0,
+    )  # fmt: skip
+    return _record("synthetic-h100", machine, Bandwidth(3050.0, 2870.0, 3350.0), LaunchCosts(2.4, 1.3, 0.9, 1.0),
+                   H100_COSTS, (29_000, 1310, 1220), idle_w=72)  # fmt: skip
 
 
 def rtx_3090() -> Record:
     """Without dependent launch, without a memory clock, its energy from power samples for one system."""
-    machine = {
-        "gpu": "NVIDIA GeForce RTX 3090 Founders Edition with a very long name (synthetic)", "arch": "sm_86",
-        "sm_count": 82, "memory_bytes": 25_000_000_000, "l2_bytes": 6_291_456, "driver": "570.133.20",
-        "power_limit_w": 350.0, "sm_clock_mhz": 1860.0, "memory_clock_mhz": None, "versions": {"torch": "2.13.0"},
-    }  # fmt: skip
-    bandwidth = {"read": 872.0, "copy": 836.0, "datasheet": 936.0}
-    launch = {"plain_us": 2.9, "graph_us": 1.4, "dependent_us": None, "barrier_us": 0.8}
-    record = _record("synthetic-3090", machine, bandwidth, launch, RTX_3090_COSTS, (33_500, 3050, 3400), idle_w=28)
+    machine = Machine(
+        "NVIDIA GeForce RTX 3090 Founders Edition with a very long name (synthetic)", "sm_86", 82, 25_000_000_000,
+        6_291_456, "570.133.20", 350.0, {"torch": "2.13.0"}, sm_clock_mhz=1860.0,
+    )  # fmt: skip
+    record = _record("synthetic-3090", machine, Bandwidth(872.0, 836.0, 936.0), LaunchCosts(2.9, 1.4, None, 0.8),
+                     RTX_3090_COSTS, (33_500, 3050, 3400), idle_w=28)  # fmt: skip
     row = record.parts["energy"][-1]
-    row.update(method="samples", sampled_joules=row["joules"])
+    record.parts["energy"][-1] = replace(row, method="samples", sampled_joules=row.joules)
     return record
 
 
-def changed(record: Record, change) -> Record:
-    """A copy whose content `change` has altered in place."""
-    content = copy.deepcopy(record.content)
-    change(content)
-    return Record(record.name, content)
+def of_machine(record: Record, **changes) -> Record:
+    return replace(record, content=replace(record.content, machine=replace(record.content.machine, **changes)))
+
+
+def with_parts(record: Record, **parts) -> Record:
+    """A record in which these parts stand in the place of its own."""
+    return replace(record, content=replace(record.content, parts=record.parts | parts))
 
 
 def without(record: Record, *parts: str) -> Record:
-    return changed(record, lambda content: [content["parts"].pop(part) for part in parts])
+    kept = {part: value for part, value in record.parts.items() if part not in parts}
+    return replace(record, content=replace(record.content, parts=kept))
+
+
+def quartiles(median: float) -> Quartiles:
+    return Quartiles(median, 0.985 * median, 1.04 * median, 128)
 
 
 def _record(name, machine, bandwidth, launch, costs, baselines_us, idle_w) -> Record:
     decode = []
     for context in CONTEXTS:
+        size = decode_bytes(FULL_SIZE, context).total
         for system, (launches, kernels, barriers) in COUNTS.items():
-            row = {"system": system, "context": context, "launches": launches, "kernels": kernels, "barriers": barriers,
-                   "bytes": decode_bytes(FULL_SIZE, context).total, "enqueue_us": 6.5 * launches + 11}  # fmt: skip
+            row = DecodeRow(system, context, quartiles(1), 6.5 * launches + 11, launches, kernels, barriers, size)
             median = costs.us(row) if system in STARTS else max(baselines_us[0], 9.5 * launches)
             # What the model cannot know: a few percent at one context, which no constant can take up.
             if context == PROMPT:
                 median *= UNEXPLAINED.get(system, 1.0)
-            decode.append(row | {"latency_us": _quartiles(median)})
+            decode.append(replace(row, latency_us=quartiles(median)))
         for system, us in zip(BASELINES, baselines_us, strict=True):
-            us += 0.01 * context
-            decode.append({"system": system, "context": context, "latency_us": _quartiles(us), "enqueue_us": None,
-                           "launches": None, "kernels": None, "barriers": None,
-                           "bytes": decode_bytes(FULL_SIZE, context).total})  # fmt: skip
-    prefill = [{"system": system, "tokens": PROMPT, "latency_us": _quartiles(40_000)} for system in COUNTS]
+            decode.append(DecodeRow(system, context, quartiles(us + 0.01 * context), None, None, None, None, size))
     energy = []
     for row in decode:
-        if row["context"] == PROMPT:
-            us, watts = row["latency_us"]["median"], idle_w + 0.55 * (machine["power_limit_w"] - idle_w)
+        if row.context == PROMPT:
+            us, watts = row.latency_us.median, idle_w + 0.55 * (machine.power_limit_w - idle_w)
             tokens = int(4e6 / us)
             joules = watts * tokens * us / 1e6
-            energy.append({"system": row["system"], "context": PROMPT, "tokens": tokens, "seconds": tokens * us / 1e6,
-                           "joules": joules, "sampled_joules": 0.97 * joules, "idle_w": float(idle_w),
-                           "method": "counter"})  # fmt: skip
-    verify = {"model": "random-0.8b", "device": "cuda", "steps": 24, "seed": 1, "passed": True, "rows": []}
-    return Record(name, {
-        "schema": SCHEMA, "kind": "recorded", "date": "2026-11-20", "commit": "0123456789abcdef" * 2 + "01234567",
-        "model": "random-0.8b", "machine": machine,
-        "parts": {"verify": verify, "verify_paths": verify, "verify_prefill": verify,
-                  "tests": {"passed": 9, "skipped": 0, "failed": []},
-                  "bandwidth": bandwidth, "launch": launch, "decode": decode, "prefill": prefill,
-                  "energy": energy, "sweep": [_sweep(machine["power_limit_w"], float(idle_w))]},
-        "not_run": [{"part": "llama.cpp, prompt of 520", "reason": "synthetic"}],
-    })  # fmt: skip
+            energy.append(EnergyRow(row.system, PROMPT, tokens, tokens * us / 1e6, joules, 0.97 * joules, float(idle_w),
+                                    "counter"))  # fmt: skip
+    verified = Verified("random-0.8b", "cuda", 24, 1, tuple(VerifiedStage(stage, True) for stage in COUNTS))
+    parts = {
+        "verify": verified, "verify_paths": verified, "verify_prefill": verified, "tests": GpuTests(9, 0, ()),
+        "bandwidth": bandwidth, "launch": launch, "decode": decode,
+        "prefill": [PrefillRow(system, PROMPT, quartiles(40_000)) for system in COUNTS], "energy": energy,
+        "sweep": [_sweep(machine.power_limit_w, float(idle_w))],
+    }  # fmt: skip
+    not_run = [NotRun(("prefill",), "synthetic", "llama.cpp", at=520)]
+    commit = "0123456789abcdef" * 2 + "01234567"
+    return Record(name, Recorded("2026-11-20", commit, "random-0.8b", machine, parts, not_run))
 
 
-def _sweep(default_w: float, idle_w: float) -> dict:
-    points = [
-        {"limit_w": share * default_w, "clock_mhz": share * 1900.0, "draw_w": 0.98 * share * default_w,
-         "tokens_per_s": 400 * share**0.5, "tokens_per_joule": 400 * share**0.5 / (0.98 * share * default_w),
-         "temperature_c": 60, "slowed_by": ["power limit"], "settled": True}
+def _sweep(default_w: float, idle_w: float) -> SweepRow:
+    points = tuple(
+        SweepPoint(
+            share * default_w, share * 1900.0, 0.98 * share * default_w, 400 * share**0.5,
+            400 * share**0.5 / (0.98 * share * default_w), temperature_c=60, slowed_by=("power limit",), settled=True,
+        )
         for share in (0.5, 0.6, 0.8, 1.0)
-    ]  # fmt: skip
-    return {"system": "megakernel", "context": PROMPT, "default_limit_w": default_w,
-            "range_w": [0.3 * default_w, default_w], "idle_w": idle_w, "points": points}  # fmt: skip
-
-
-def _quartiles(median: float) -> dict:
-    return {"median": median, "q1": 0.985 * median, "q3": 1.04 * median, "count": 128}
+    )  # fmt: skip
+    return SweepRow("megakernel", PROMPT, default_w, (0.3 * default_w, default_w), idle_w, points)

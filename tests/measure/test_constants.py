@@ -220,11 +220,6 @@ def test_constants_are_those_of_the_gpu_alone_with_its_clock_risen(check, gpu):
     check(constants, gpu)
 
 
-def test_constants_as_a_record_has_them(gpu):
-    costs = constants.measure_launch_costs(gpu())
-    assert set(costs.to_dict()) == {"plain_us", "graph_us", "dependent_us", "barrier_us"}
-
-
 TURNS = "    for _ in range(ROUNDS):\n        for name, enqueue in works.items():\n"
 BLOCKS_OF_ROUNDS = "    for name, enqueue in works.items():\n        for _ in range(ROUNDS):\n"
 AHEAD = "            enqueue()\n            times"
@@ -282,7 +277,7 @@ def test_bandwidth_is_bytes_read_or_bytes_read_and_written_over_time(monkeypatch
     found = bandwidth(monkeypatch)
     assert found.read == pytest.approx(1024 / 10)  # bytes a nanosecond are GB/s
     assert found.copy == pytest.approx(2 * 1024 / 30)
-    assert found.to_dict() == {"read": found.read, "copy": found.copy, "datasheet": None}
+    assert found.datasheet is None
 
 
 @pytest.mark.planted

@@ -1,6 +1,7 @@
 """Each picture shows what its record holds, says where that is from, and hides nothing; without data it isn't drawn."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def said(figure):
 
 
 def rows_of(record, system):
-    return [row for row in record.parts["decode"] if row["system"] == system]
+    return [row for row in record.parts["decode"] if row.system == system]
 
 
 @every_record
@@ -73,21 +74,16 @@ def test_axes_are_labelled_with_units_on_white(picture, make):
 def crowded(record):
     """With three more systems and the longest of names."""
 
-    def crowd(content):
-        for rows in (content["parts"]["decode"], content["parts"]["energy"]):
-            rows += [row | {"system": f"another system with a long name, {row['system']}"}
-                     for row in rows if row["system"] in ("per_op", "graph", "llama.cpp")]  # fmt: skip
-        content["machine"]["gpu"] = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition, one of eight (synthetic)"
-
-    return synthetic.changed(record, crowd)
+    for rows in (record.parts["decode"], record.parts["energy"]):
+        rows += [replace(row, system=f"another system with a long name, {row.system}")
+                 for row in rows if row.system in ("per_op", "graph", "llama.cpp")]  # fmt: skip
+    gpu = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition, one of eight (synthetic)"
+    return synthetic.of_machine(record, gpu=gpu)
 
 
 def only(record, *systems):
-    def keep(content):
-        for part in ("decode", "energy"):
-            content["parts"][part] = [row for row in content["parts"][part] if row["system"] in systems]
-
-    return synthetic.changed(record, keep)
+    kept = {part: [row for row in record.parts[part] if row.system in systems] for part in ("decode", "energy")}
+    return synthetic.with_parts(record, **kept)
 
 
 CASES = {
@@ -125,17 +121,17 @@ def test_latency_shows_medians_quartiles_and_both_floors(make):
     record = make()
     figure = latency(record)
     words = said(figure)
-    (row,) = [row for row in rows_of(record, "graph") if row["context"] == 520]
-    assert f"{row['latency_us']['median']:,.0f} µs" in words and "context of 520" in words
-    datasheet, read = (row["bytes"] / 1e3 / record.parts["bandwidth"][name] for name in ("datasheet", "read"))
+    (row,) = [row for row in rows_of(record, "graph") if row.context == 520]
+    assert f"{row.latency_us.median:,.0f} µs" in words and "context of 520" in words
+    datasheet, read = (row.bytes / 1e3 / getattr(record.parts["bandwidth"], name) for name in ("datasheet", "read"))
     assert f"floor, {datasheet:,.0f} µs" in words and f"floor, {read:,.0f} µs" in words
     lines = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert lines == pytest.approx([datasheet, read])
     bars = figure.axes[0].patches
     assert len(bars) == 8
-    assert bars[3].get_x() + bars[3].get_width() == pytest.approx(row["latency_us"]["median"])
+    assert bars[3].get_x() + bars[3].get_width() == pytest.approx(row.latency_us.median)
     ends = figure.axes[0].collections[0].get_segments()[3][:, 0]
-    assert list(ends) == pytest.approx([row["latency_us"]["q1"], row["latency_us"]["q3"]])
+    assert list(ends) == pytest.approx([row.latency_us.q1, row.latency_us.q3])
 
 
 def test_latency_without_a_bandwidth_claims_no_floor():
@@ -146,7 +142,7 @@ def test_latency_without_a_bandwidth_claims_no_floor():
 
 def test_the_context_nearest_to_520_is_taken_and_named():
     record = synthetic.h100()
-    record.parts["decode"][:] = [row for row in record.parts["decode"] if row["context"] in (1, 2048)]
+    record.parts["decode"][:] = [row for row in record.parts["decode"] if row.context in (1, 2048)]
     assert "context of 1," in said(latency(record))
 
 
@@ -156,16 +152,16 @@ def test_the_parts_of_the_waterfall_add_up_to_the_recorded_median(make):
     figure = waterfall(record)
     for i, stage in enumerate(("per_op", "per_layer", "graph", "megakernel")):
         bars = [bar for bar in figure.axes[0].patches if abs(bar.get_y() + 0.31 - i) < 1e-9]
-        (row,) = [row for row in rows_of(record, stage) if row["context"] == 520]
+        (row,) = [row for row in rows_of(record, stage) if row.context == 520]
         assert len(bars) == 3
-        assert sum(bar.get_width() for bar in bars) == pytest.approx(row["latency_us"]["median"])
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(row.latency_us.median)
         # The rest is planted above zero for two stages and below for two, and shown as what it is.
         assert (bars[2].get_width() > 0) == (synthetic.UNEXPLAINED[stage] > 1)
     words = said(figure)
     for shown in ("rest: above what is modelled", "rest: below what is modelled", "rest \N{MINUS SIGN}", "rest +"):
         assert shown in words
     asked = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
-    assert asked == [row["enqueue_us"] for stage in ("per_op", "per_layer") for row in rows_of(record, stage)[:1]]
+    assert asked == [row.enqueue_us for stage in ("per_op", "per_layer") for row in rows_of(record, stage)[:1]]
     caption = " ".join(figure.get_supxlabel().split())
     for constant in ("GB/s", "µs per launch", "µs per kernel of a graph", "µs per barrier"):
         assert constant in caption
@@ -177,8 +173,7 @@ def test_the_waterfall_of_too_few_rows_or_of_uncounted_kernels_is_not_drawn():
     with pytest.raises(NoData, match="2 rows for 2 constants"):
         waterfall(one)
     uncounted = only(synthetic.h100(), "per_op", "eager")
-    for row in uncounted.parts["decode"]:
-        row.pop("kernels")
+    uncounted.parts["decode"][:] = [replace(row, kernels=None) for row in uncounted.parts["decode"]]
     with pytest.raises(NoData):
         waterfall(uncounted)
 
@@ -186,8 +181,8 @@ def test_the_waterfall_of_too_few_rows_or_of_uncounted_kernels_is_not_drawn():
 def test_energy_shows_gross_and_net_of_idle():
     record = synthetic.h100()
     row = record.parts["energy"][4]
-    gross = row["tokens"] / row["joules"]
-    net = row["tokens"] / (row["joules"] - row["seconds"] * row["idle_w"])
+    gross = row.tokens / row.joules
+    net = row.tokens / (row.joules - row.seconds * row.idle_w)
     assert net > gross and f"{gross:.2f}; net {net:.2f}" in said(energy(record))
     assert "power samples give 97 % of it" in " ".join(energy(record).get_supxlabel().split())
     assert "from power samples alone: llama.cpp" in " ".join(energy(synthetic.rtx_3090()).get_supxlabel().split())
@@ -196,8 +191,7 @@ def test_energy_shows_gross_and_net_of_idle():
 @pytest.mark.parametrize("idle_w", [None, 1e6])
 def test_energy_claims_no_net_where_idle_is_unknown_or_above_the_draw(idle_w):
     record = synthetic.h100()
-    for row in record.parts["energy"]:
-        row["idle_w"] = idle_w
+    record.parts["energy"][:] = [replace(row, idle_w=idle_w) for row in record.parts["energy"]]
     assert "net" not in said(energy(record))
 
 
@@ -207,13 +201,13 @@ def test_context_shows_a_line_for_each_system_and_the_floor_of_which_deltanet_is
     axes = context(record).axes[0]
     lines = {" ".join(line.get_label().split()): line for line in axes.lines}
     assert {*synthetic.COUNTS, *synthetic.BASELINES} <= lines.keys()
-    assert list(lines["graph"].get_ydata()) == [row["latency_us"]["median"] for row in rows_of(record, "graph")]
+    assert list(lines["graph"].get_ydata()) == [row.latency_us.median for row in rows_of(record, "graph")]
     floor, flat = (lines[name].get_ydata() for name in ("floor: every byte moves once",
                                                          "constant part: weights, DeltaNet"))  # fmt: skip
     assert len(set(flat)) == 1 and list(floor) == sorted(floor)
     rows = rows_of(record, "graph")
-    gb_per_s = record.parts["bandwidth"]["datasheet"]
-    assert floor[-1] == pytest.approx(rows[-1]["bytes"] / gb_per_s / 1e3)
+    gb_per_s = record.parts["bandwidth"].datasheet
+    assert floor[-1] == pytest.approx(rows[-1].bytes / gb_per_s / 1e3)
     assert floor[-1] - flat[0] == pytest.approx(32_768 * 12_288 / gb_per_s / 1e3)  # the KV cache, by FACTS
     styles = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines]
     assert len(set(styles)) == len(styles)
@@ -230,7 +224,7 @@ def test_a_record_draws_what_it_holds_and_an_empty_one_nothing(tmp_path):
     assert drawn(synthetic.without(record, "decode")) == {"energy"}
     assert drawn(synthetic.without(record, "bandwidth", "launch", "verify", "prefill")) == drawn(record)
     assert drawn(only(record, "eager")) == {"latency", "energy", "context"}
-    assert drawn(synthetic.changed(record, lambda content: content.update(parts={}))) == set()
+    assert drawn(synthetic.without(record, *record.parts)) == set()
     assert draw([], tmp_path / "none") == [] and list((tmp_path / "none").iterdir()) == []
 
 
@@ -263,9 +257,9 @@ def test_the_table_sets_recorded_rows_before_published_ones_and_says_which_are_w
     assert times == sorted(times, reverse=True)
     (mega,) = [line for line in lines if line.startswith("| megakernel") and "H100" in line]
     record = synthetic.h100()
-    (row,) = [row for row in rows_of(record, "megakernel") if row["context"] == 520]
-    us = row["latency_us"]["median"]
-    share = row["bytes"] / us / 1e3 / 3350
+    (row,) = [row for row in rows_of(record, "megakernel") if row.context == 520]
+    us = row.latency_us.median
+    share = row.bytes / us / 1e3 / 3350
     assert [cell.strip() for cell in mega.split("|")[2:7]] == [
         "random-0.8b", record.gpu, f"{us:,.0f}", f"{100 * share:.0f} %", "1",
     ]  # fmt: skip

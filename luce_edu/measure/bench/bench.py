@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.nvml import Sensors, or_none
+from luce_edu.measure.records.rows import DecodeRow, EnergyRow, NotRun, PrefillRow
 from luce_edu.reference.model import forward
 from luce_edu.tables import Tabular
 from luce_edu.verification import true_fp32
@@ -36,20 +38,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(repr=False)
 class Bench(Tabular):
-    """What a run measured, as the record's parts have it.
+    """What a run measured, in the rows of a record.
 
-    not_run  a list of {"part", "reason"}, some with a "kind": "wrong" for a system that chose otherwise than the
-             reference, "absent" for one that cannot be had here, such as a baseline that is not installed
-    clocks  sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
+    clocks   sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
     running  the part that is being measured: decode, prefill or energy; None before and after
     """
 
     where: str
     datasheet_gb_per_s: float | None
-    decode: list[dict] = field(default_factory=list)
-    prefill: list[dict] = field(default_factory=list)
-    energy: list[dict] = field(default_factory=list)
-    not_run: list[dict] = field(default_factory=list)
+    decode: list[DecodeRow] = field(default_factory=list)
+    prefill: list[PrefillRow] = field(default_factory=list)
+    energy: list[EnergyRow] = field(default_factory=list)
+    not_run: list[NotRun] = field(default_factory=list)
     clocks: dict[str, int | None] = field(default_factory=dict)
     running: str | None = None
 
@@ -63,29 +63,47 @@ class Bench(Tabular):
     def body(self) -> list[list[str]]:
         rows = []
         for row in self.decode:
-            us = row["latency_us"]
-            floor = row["bytes"] / (self.datasheet_gb_per_s * 1e3) if self.datasheet_gb_per_s else None
+            us = row.latency_us
+            floor = row.bytes / (self.datasheet_gb_per_s * 1e3) if self.datasheet_gb_per_s else None
             rows.append([
-                row["system"], f"decode at {row['context']:,}", f"{us['median']:,.0f}",
-                f"{us['q1']:,.0f} to {us['q3']:,.0f}", f"{1e6 / us['median']:,.0f}",
-                "–" if row["enqueue_us"] is None else f"{row['enqueue_us']:,.0f}",
-                "–" if row["launches"] is None else f"{row['launches']:,}",
-                "–" if floor is None else f"{us['median'] / floor:.2f} ×",
+                row.system, f"decode at {row.context:,}", f"{us.median:,.0f}", f"{us.q1:,.0f} to {us.q3:,.0f}",
+                f"{1e6 / us.median:,.0f}", "–" if row.enqueue_us is None else f"{row.enqueue_us:,.0f}",
+                "–" if row.launches is None else f"{row.launches:,}",
+                "–" if floor is None else f"{us.median / floor:.2f} ×",
             ])  # fmt: skip
         for row in self.prefill:
-            us, tokens = row["latency_us"], row["tokens"]
+            us = row.latency_us.scaled(1 / row.tokens)
             rows.append([
-                row["system"], f"prompt of {tokens:,}", f"{us['median'] / tokens:,.1f}",
-                f"{us['q1'] / tokens:,.1f} to {us['q3'] / tokens:,.1f}", f"{1e6 * tokens / us['median']:,.0f}",
-                "–", "–", "–",
+                row.system, f"prompt of {row.tokens:,}", f"{us.median:,.1f}", f"{us.q1:,.1f} to {us.q3:,.1f}",
+                f"{1e6 / us.median:,.0f}", "–", "–", "–",
             ])  # fmt: skip
         return rows
 
     @property
     def caption(self) -> str:
-        joules = [f"{row['system']}: {row['tokens'] / row['joules']:.2f} tok/J gross" for row in self.energy]
-        missing = [f"not run: {row['part']}: {row['reason']}" for row in self.not_run]
+        joules = [f"{row.system}: {row.tokens / row.joules:.2f} tok/J gross" for row in self.energy]
+        missing = [f"not run: {row}" for row in self.not_run]
         return "\n".join([", ".join(joules), *missing]).strip()
+
+    @contextmanager
+    def reported(
+        self, *parts: str, system: str | None = None, at: int | None = None, loading: bool = False, doing: str = ""
+    ) -> Iterator[None]:
+        """A context in which a failure becomes a row of `not_run`.
+
+        loading  what is not measured here is not there at all
+        doing    what failed, where that is less than the whole measurement
+        """
+        try:
+            yield
+        except Exception as error:  # not Ctrl-C, which is no measurement that failed
+            kind = "absent" if loading and isinstance(error, NotMeasured) else "failed"
+            kind = "wrong" if isinstance(error, WrongChoice) else kind
+            why = f"{doing}: {reason(error)}" if doing else reason(error)
+            self.not_run.append(NotRun(parts, why, system, at, kind=kind))
+
+    def has_failed(self, system: str, part: str, at: int | None = None) -> bool:
+        return any(row.system == system and row.at == at and part in row.parts for row in self.not_run)
 
 
 def bench(
@@ -112,50 +130,22 @@ def bench(
     NotMeasured where the reference decides nothing, so that no system can be checked.
     """
     result = Bench(where, datasheet_gb_per_s)
+    asked = {"decode": contexts, "prefill": prompts, "energy": energy_seconds is not None}
+    parts = tuple(part for part, wanted in asked.items() if wanted)
     systems: dict[str, System] = {}
     choices = _decided_choices(model, progress)
     for name, make in makers.items():
         progress(f"{name}: loading")
-        with _reported(result, name, loading=True):
+        with result.reported(*parts, system=name, loading=True):
             systems[name] = make()
             progress(f"{name}: checking its tokens")
             _check(systems[name], choices)
-        if _has_failed(result, name):
+        if any(row.system == name for row in result.not_run):
             systems.pop(name, None)
             gc.collect()  # its memory is for the others
     result.running = "decode"
     for context in contexts:
-        times: dict[str, list[float]] = {name: [] for name in systems}
-        asked: dict[str, float | None] = {}
-        for number in range(ROUNDS):
-            for name in list(systems)[:: 1 if number % 2 == 0 else -1]:
-                part = f"{name}, decode at {context}"
-                if _has_failed(result, part):
-                    continue
-                progress(f"decode at {context}: {name}, round {number + 1} of {ROUNDS}")
-                with _reported(result, part):
-                    systems[name].pretend(context)
-                    more, asked[name] = systems[name].time_decode(steps=steps)
-                    if sensors is not None:  # at once: a GPU that idles lowers its clocks
-                        result.clocks = {
-                            "sm_clock_mhz": or_none(sensors.sm_clock_mhz),
-                            "memory_clock_mhz": or_none(sensors.memory_clock_mhz),
-                        }
-                    times[name] += more
-        for name, values in times.items():
-            part = f"{name}, decode at {context}"
-            if _has_failed(result, part):
-                continue
-            system = systems[name]
-            if system.launches is None and not _has_failed(result, f"{name}, launches"):
-                with _reported(result, f"{name}, launches"):
-                    system.launches = system.count_launches()
-            with _reported(result, part):
-                result.decode.append({
-                    "system": system.name, "context": context, "latency_us": Quartiles.of(values).to_dict(),
-                    "enqueue_us": asked[name], "launches": system.launches, "kernels": system.kernels,
-                    "barriers": system.barriers, "bytes": decode_bytes(model.config, context).total,
-                })  # fmt: skip
+        _time_decode(result, systems, context, steps, decode_bytes(model.config, context).total, sensors, progress)
         save(result)
     result.running = "prefill"
     save(result)
@@ -168,35 +158,9 @@ def bench(
         _measure_energy(result, systems, sensors, energy_seconds, progress)
     result.running = None
     for name, system in systems.items():
-        with _reported(result, f"{name}, closing"):  # after an error of the GPU itself every call fails, this one too
+        with result.reported(*parts, system=name, doing="closing it"):  # fails, too, after an error of the GPU itself
             system.close()
     return result
-
-
-class _reported:
-    """A context in which a failure becomes a line of `not_run`, with its reason.
-
-    loading  what is not measured here is not there at all
-    """
-
-    def __init__(self, result: Bench, part: str, loading: bool = False):
-        self._result, self._part, self._loading = result, part, loading
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> bool:
-        if error is None:
-            return False
-        if not isinstance(error, Exception):  # Ctrl-C is not a measurement that failed
-            return False
-        row = {"part": self._part, "reason": reason(error)}
-        if isinstance(error, WrongChoice):
-            row["kind"] = "wrong"
-        elif self._loading and isinstance(error, NotMeasured):
-            row["kind"] = "absent"
-        self._result.not_run.append(row)
-        return True
 
 
 def reason(error: Exception) -> str:
@@ -207,10 +171,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice"
     return f"{type(error).__name__}: {(str(error) or '(no message)').splitlines()[0]}"[:300]
-
-
-def _has_failed(result: Bench, name: str) -> bool:
-    return any(row["part"] == name for row in result.not_run)
 
 
 def _decided_choices(model, progress: Progress) -> list[tuple[list[int], int, int | None]]:
@@ -268,13 +228,46 @@ def _check(system: System, choices: list[tuple[list[int], int, int | None]]) -> 
                     )
 
 
+def _time_decode(
+    result: Bench, systems: dict[str, System], context: int, steps: int, least_bytes: int, sensors: Sensors | None,
+    progress: Progress,
+) -> None:  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    asked: dict[str, float | None] = {}
+    for number in range(ROUNDS):
+        for name in list(systems)[:: 1 if number % 2 == 0 else -1]:
+            if result.has_failed(name, "decode", context):
+                continue
+            progress(f"decode at {context}: {name}, round {number + 1} of {ROUNDS}")
+            with result.reported("decode", system=name, at=context):
+                systems[name].pretend(context)
+                more, asked[name] = systems[name].time_decode(steps=steps)
+                if sensors is not None:  # at once: a GPU that idles lowers its clocks
+                    result.clocks = {
+                        "sm_clock_mhz": or_none(sensors.sm_clock_mhz),
+                        "memory_clock_mhz": or_none(sensors.memory_clock_mhz),
+                    }
+                times[name] += more
+    for name, system in systems.items():
+        if result.has_failed(name, "decode", context):
+            continue
+        if system.launches is None and not result.has_failed(name, "decode"):  # which a second try would not mend
+            with result.reported("decode", system=name, doing="counting its launches"):
+                system.launches = system.count_launches()
+        with result.reported("decode", system=name, at=context):
+            result.decode.append(DecodeRow(
+                system.name, context, Quartiles.of(times[name]), asked[name], system.launches, system.kernels,
+                system.barriers, least_bytes,
+            ))  # fmt: skip
+
+
 def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int, progress: Progress) -> None:
     prompt = torch.randint(model.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(11)).tolist()
     readers: dict[str, System] = {}
     for system in systems.values():
         readers.setdefault(system.reader, system)
     for name, system in readers.items():
-        with _reported(result, f"{name}, prompt of {tokens}"):
+        with result.reported("prefill", system=name, at=tokens):
             times = []
             for number in range(PROMPT_WARM_UP + PROMPT_ROUNDS):
                 progress(f"prompt of {tokens}: {name}, {number + 1} of {PROMPT_WARM_UP + PROMPT_ROUNDS}")
@@ -283,21 +276,20 @@ def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int,
                 system.prefill(prompt)
                 system.choice()  # waits
                 times.append(1e6 * (time.perf_counter() - started))
-            us = Quartiles.of(times[PROMPT_WARM_UP:]).to_dict()
-            result.prefill.append({"system": name, "tokens": tokens, "latency_us": us})
+            result.prefill.append(PrefillRow(name, tokens, Quartiles.of(times[PROMPT_WARM_UP:])))
 
 
 def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: float, progress: Progress) -> None:
     if sensors is None:
-        result.not_run.append({"part": "energy", "reason": "NVML cannot be had"})
+        result.not_run.append(NotRun(("energy",), "NVML cannot be had"))
         return
     progress("idle draw")
     idle_w = None
-    with _reported(result, "idle draw"):
+    with result.reported("energy", doing="idle draw"):
         idle_w = measure_idle(sensors)
     for name, system in systems.items():
         progress(f"energy: {name}")
-        with _reported(result, f"{name}, energy"):
+        with result.reported("energy", system=name):
             system.pretend(PROMPT)
 
             def run(system=system) -> int:
@@ -309,8 +301,7 @@ def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: fl
 
             run()
             energy = measure_energy(run, sensors, seconds=seconds, idle_w=idle_w)
-            result.energy.append({
-                "system": system.name, "context": PROMPT, "tokens": energy.work, "seconds": energy.seconds,
-                "joules": energy.joules, "sampled_joules": energy.sampled_joules, "idle_w": idle_w,
-                "method": energy.method,
-            })  # fmt: skip
+            result.energy.append(EnergyRow(
+                system.name, PROMPT, energy.work, energy.seconds, energy.joules, energy.sampled_joules, idle_w,
+                energy.method,
+            ))  # fmt: skip

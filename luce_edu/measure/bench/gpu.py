@@ -37,6 +37,7 @@ from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, reason
 from luce_edu.measure.constants import KERNELS, SOURCE
 from luce_edu.measure.nvml import Sensors
 from luce_edu.measure.records.record import Record, commit
+from luce_edu.measure.records.rows import GpuTests, NotRun, Recorded
 from luce_edu.stages import STAGES
 from luce_edu.stages.dims import BLOCK_THREADS
 
@@ -101,14 +102,10 @@ def _measured(name, estimate, limit, parts: Sequence[str], systems=None, context
         record = evidence.gather(
             out, model_name=model_name, model=model, only=parts, systems=chosen, contexts=contexts, progress=progress
         )
-        reports = [record.parts[part] for part in parts if part.startswith("verify") and part in record.parts]
-        rows = [row for report in reports for row in report["rows"] if row["stage"] in (chosen or STAGES)]
-        failed = [f"{stage} does not verify" for stage in dict.fromkeys(r["stage"] for r in rows if not r["passed"])]
-        failed += [
-            f"{row['part']}: {row['reason']}"
-            for row in record.content["not_run"]
-            if row.get("kind") != "absent" and evidence.concerns(row, parts, chosen)
-        ]
+        reports = [record.parts[part] for part in parts if part in evidence.VERIFIED and part in record.parts]
+        rows = [row for report in reports for row in report.rows if row.stage in (chosen or STAGES)]
+        failed = [f"{stage} does not verify" for stage in dict.fromkeys(r.stage for r in rows if not r.passed)]
+        failed += [str(row) for row in record.not_run if row.kind != "absent" and row.concerns(parts, chosen)]
         return "; ".join([*failed, *(f"without {stage}, which has not been verified" for stage in left_out)])
 
     return Step(name, parts, estimate, limit, run)
@@ -116,8 +113,8 @@ def _measured(name, estimate, limit, parts: Sequence[str], systems=None, context
 
 def _unverified(out: Path, systems: Sequence[str]) -> list[str]:
     """Stages whose verification did not come to an end: they would take the others of their process with them."""
-    report = Record.load(out / evidence.RECORD).parts.get("verify", {"rows": []})
-    ended = {row["stage"] for row in report["rows"]}
+    report = Record.load(out / evidence.RECORD).parts.get("verify")
+    ended = {row.stage for row in report.rows} if report else ()
     return [stage for stage in STAGES if stage in systems and stage not in ended]
 
 
@@ -126,10 +123,12 @@ def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
     absent = "" if TESTS.is_dir() else "there are no tests here; run from a checkout"
     if not importlib.util.find_spec("pytest"):
         absent = "pytest is not installed; pip install pytest"
-    _edit(out, lambda content: content.update(not_run=[
-        *(row for row in content["not_run"] if (row["part"], row.get("kind")) != ("tests", "absent")),
-        *([{"part": "tests", "reason": absent, "kind": "absent"}] if absent else []),
-    ]))  # fmt: skip
+    def say(content: Recorded) -> None:
+        content.not_run = [left for row in content.not_run if (left := row.without(["tests"]))]
+        if absent:
+            content.not_run.append(NotRun(("tests",), absent, kind="absent"))
+
+    _edit(out, say)
     if absent:
         return ""
     files = [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
@@ -144,8 +143,8 @@ def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [f"{case.get('classname')}::{case.get('name')}" for case in cases if _has(case, "failure", "error")]
     skipped = sum(_has(case, "skipped") for case in cases)
-    result = {"passed": len(cases) - len(failed) - skipped, "skipped": skipped, "failed": failed}
-    _edit(out, lambda content: content["parts"].update(tests=result))
+    result = GpuTests(len(cases) - len(failed) - skipped, skipped, tuple(failed))
+    _edit(out, lambda content: content.parts.update(tests=result))
     return "; ".join(failed)
 
 
@@ -194,7 +193,7 @@ def _run_step(step: Step, out: Path, model_name: str, model, left: float, thread
     """Run one step and write into the record how it ended; the same, "" for well."""
     if left < step.estimate:
         outcome = f"not begun: it takes about {step.estimate:.0f} s, and of {BUDGET:.0f} s {max(0, left):.0f} are left"
-        _list(out, step.name, outcome)
+        _list(out, step, outcome)
         return outcome
 
     def attempt(progress: Progress) -> str:
@@ -204,45 +203,44 @@ def _run_step(step: Step, out: Path, model_name: str, model, left: float, thread
             return f"{reason(error)}; see {log.name}"
 
     log = out / f"{step.name.replace(' ', '-')}.log"
-    _list(out, step.name, "it was interrupted")  # until it has ended
+    _list(out, step, "it was interrupted")  # until it has ended
     try:
         outcome = _apart(attempt, min(step.limit, left), log, threads)
     except NotMeasured as error:
         outcome = f"{error}; see {log.name}"
-    _list(out, step.name, outcome)
+    _list(out, step, outcome)
     return outcome
 
 
 def _begin(out: Path, model_name: str) -> list[str]:
     """Begin a record or go on with the one that is there; the names of the steps to run, which are listed in it."""
     content, path = evidence.begin_record(out, model_name)
-    listed = [row["part"] for row in content["not_run"] if row.get("kind") == "unfinished"]
+    listed = {row.step for row in content.not_run}
     todo = [
-        step.name
-        for step in steps()
-        if step.name in listed or any(evidence.lacks(content, part) for part in step.parts)
+        step for step in steps() if step.name in listed or any(evidence.lacks(content, part) for part in step.parts)
     ]
-    rows = [{"part": name, "reason": "not begun", "kind": "unfinished"} for name in todo if name not in listed]
-    content["not_run"] += rows
+    content.not_run += [_open(step, "not begun") for step in todo if step.name not in listed]
     Record(path.stem, content).save(path)
-    return todo
+    return [step.name for step in todo]
 
 
-def _edit(out: Path, change: Callable[[dict], object]) -> None:
-    path = out / evidence.RECORD
-    content = Record.load(path).content
-    change(content)
-    Record(path.stem, content).save(path)
+def _edit(out: Path, change: Callable[[Recorded], object]) -> None:
+    record = Record.load(out / evidence.RECORD)
+    change(record.content)
+    record.save(out / evidence.RECORD)
 
 
-def _list(out: Path, name: str, why: str) -> None:
+def _open(step: Step, why: str) -> NotRun:
+    """The row of a step that is still to be done."""
+    return NotRun(tuple(step.parts), why, step=step.name, kind="unfinished")
+
+
+def _list(out: Path, step: Step, why: str) -> None:
     """Say in the record why a step is still to be done; "" takes it off the list."""
 
-    def change(content: dict) -> None:
-        own = [row for row in content["not_run"] if row["part"] == name and row.get("kind") == "unfinished"]
-        content["not_run"] = [row for row in content["not_run"] if row not in own]
-        if why:
-            content["not_run"].append({"part": name, "reason": why, "kind": "unfinished"})
+    def change(content: Recorded) -> None:
+        content.not_run = [row for row in content.not_run if row.step != step.name]
+        content.not_run += [_open(step, why)] if why else []
 
     _edit(out, change)
 
@@ -393,12 +391,12 @@ def _serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
 def _describe() -> list[str]:
     """Versions, and the GPU as it was found."""
     machine = evidence.machine()
-    found = {name: number or "not installed" for name, number in machine["versions"].items()}
-    lines = [f"{name} {number}" for name, number in found.items()]
-    lines += [f"NVRTC {_nvrtc()}", f"commit {commit() or 'unknown, as there is no git or no checkout'}"]
+    lines = [f"{name} {number or 'not installed'}" for name, number in machine.versions.items()]
     lines += [
-        f"{machine['gpu']}, {machine['arch']}, {machine['sm_count']} SMs, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"driver {machine['driver'] or 'unknown'}"
+        f"NVRTC {_nvrtc()}",
+        f"commit {commit() or 'unknown, as there is no git or no checkout'}",
+        f"{machine.gpu}, {machine.arch}, {machine.sm_count} SMs, {machine.memory_bytes / 2**30:.0f} GiB, "
+        f"driver {machine.driver or 'unknown'}",
     ]
     try:
         sensors = Sensors.open()

@@ -12,13 +12,15 @@ P: chips draw f V^2; V is flat up to the knee, and grows with f above. All of it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from luce_edu.measure.records.least_squares import non_negative_least_squares
-from luce_edu.measure.records.record import Record, RecordError, records_dir
+from luce_edu.measure.records.published import PUBLISHED
+from luce_edu.measure.records.record import Record, RecordError
+from luce_edu.measure.records.rows import Figures, PublishedSweep, SweepRow
 from luce_edu.tables import Tabular
 
 LEAST_POINTS = 4  # one point can then be left out, and five parameters meet six numbers
@@ -105,65 +107,48 @@ class Baseline:
 
 
 def sweeps(record: Record) -> list[Sweep]:
-    """The sweeps that a record holds, without points that had not settled; RecordError for one with holes."""
-    if record.checked().kind == "published":
-        rows = [(row, row["model"], row["gpu"], row["source"]) for row in record.content.get("sweeps", ())]
+    """The sweeps that a record holds, without points that had not settled; RecordError for one without any other."""
+    content = record.checked().content
+    if isinstance(content, Figures):
+        found = [(row, row.model, row.gpu, row.source, row.points) for row in content.sweeps]
     else:
         source = record.provenance.partition(": ")[2]
-        rows = [
-            (row, record.content["model"], record.gpu, f"{source}, context {row.get('context', 'not said')}")
+        found = [
+            (row, content.model, record.gpu, f"{source}, context {row.context}",
+             [point for point in row.points if point.settled])
             for row in record.parts.get("sweep", ())
-        ]
-    return [
-        sweep_of(row, row["system"], model, gpu, record.kind, source, f"{record.name}.json: sweep {i}")
-        for i, (row, model, gpu, source) in enumerate(rows)
-    ]
+        ]  # fmt: skip
+    return [_sweep(record, i, *one) for i, one in enumerate(found)]
 
 
-def sweep_of(row: Mapping, system: str, model: str, gpu: str, kind: str, source: str, where: str) -> Sweep:
-    """One sweep of a record, by the names that it gives itself; RecordError, beginning with `where`, for holes."""
-    points = row.get("points") or ()
-    settled = [_point(point, where) for point in points if point.get("settled", True)]
+def _sweep(record: Record, number: int, row: SweepRow | PublishedSweep, model, gpu, source, settled) -> Sweep:
     if not settled:
-        raise RecordError(f"{where}: it has no point that had settled")
-    if len(settled) < len(points):
-        source += f"; {len(points) - len(settled)} of {len(points)} points had not settled and are left out"
-    settled.sort(key=lambda point: point.limit_w)
-    return Sweep(system, model, gpu, kind, source, tuple(settled))
-
-
-def _point(row: Mapping, where: str) -> Point:
-    """Checked here too, as the schema is not where the package jsonschema is missing."""
-    for name in ("limit_w", "draw_w", "tokens_per_s"):
-        if not _is_positive(row.get(name)):
-            raise RecordError(f"{where}: {name}: expected a number above 0, got {row.get(name)!r}")
-    clock = row.get("clock_mhz")
-    if clock is not None and not _is_positive(clock):
-        raise RecordError(f"{where}: clock_mhz: expected a number above 0 or null, got {clock!r}")
-    return Point(row["limit_w"], clock, row["draw_w"], row["tokens_per_s"])
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        raise RecordError(f"{record.name}.json: sweep {number}: it has no point that had settled")
+    if len(settled) < len(row.points):
+        source += f"; {len(row.points) - len(settled)} of {len(row.points)} points had not settled and are left out"
+    points = [Point(point.limit_w, point.clock_mhz, point.draw_w, point.tokens_per_s) for point in settled]
+    points.sort(key=lambda point: point.limit_w)
+    return Sweep(row.system, model, gpu, record.kind, source, tuple(points))
 
 
 def baselines(record: Record) -> list[Baseline]:
     """Stages and systems of a record's energy, one point each; empty for a record without."""
-    if record.kind == "published":
+    content = record.content
+    if isinstance(content, Figures):
         return [
-            Baseline(row["system"], row["model"], row["gpu"], "published", row["source"],
-                     Point(None, None, row["draw_w"], row["tokens_per_s"]))
-            for row in record.content.get("energy", ())
+            Baseline(row.system, row.model, row.gpu, "published", row.source,
+                     Point(None, None, row.draw_w, row.tokens_per_s))
+            for row in content.energy
         ]  # fmt: skip
     source = record.provenance.partition(": ")[2]
     return [
-        Baseline(row["system"], record.content["model"], record.gpu, "recorded", f"{source}, context {row['context']}",
-                 Point(None, None, row["joules"] / row["seconds"], row["tokens"] / row["seconds"]))
+        Baseline(row.system, content.model, record.gpu, "recorded", f"{source}, context {row.context}",
+                 Point(None, None, row.joules / row.seconds, row.tokens / row.seconds))
         for row in record.parts.get("energy", ())
     ]  # fmt: skip
 
 
-BASELINES = tuple(baselines(Record.load(records_dir() / "published.json")))
+BASELINES = tuple(baselines(PUBLISHED))
 
 
 @dataclass(frozen=True)

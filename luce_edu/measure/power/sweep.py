@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.power.limits import PowerLimit
+from luce_edu.measure.records.rows import SweepPoint, SweepRow
 
 SETTLE_WINDOW_S = 1.0  # the drivers' own average of the draw takes about as long
 SETTLE_WINDOWS = 3  # two may agree on the two sides of a wave
@@ -36,38 +37,37 @@ def sweep(
     sensors: Sensors,
     limits_w: Sequence[float],
     *,
+    system: str,
+    context: int,
     allow: bool,
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[float], None] = time.sleep,
     progress: Progress = lambda _: None,
-    save: Callable[[dict], None] = lambda _: None,
-) -> dict:
-    """Measure each limit in the order given; the limit before comes back after each. Returns a part of a record.
+    save: Callable[[SweepRow], None] = lambda _: None,
+) -> SweepRow:
+    """Measure each limit in the order given; the limit before comes back after each.
 
-    run   decodes for a moment, waits for it, and returns how many tokens that was
-    save  called with what there is after each point, lest an interruption lose it
-    The part: default_limit_w, range_w, idle_w and points, each with limit_w, clock_mhz (mean), draw_w (mean, gross),
-    tokens_per_s, tokens_per_joule, temperature_c (at its end), slowed_by and settled.
+    run   decodes for a moment, waits for it, and returns how many tokens that was; of `system`, after `context` tokens
+    save  called with what there is after each point, so that an interruption does not lose it
     Raises as PowerLimit does, ValueError for the limits before anything is set.
     """
     check_limits(limits_w, sensors)
     run()  # loads and captures what the first step has to
     progress("idle draw")
-    result = {
-        "default_limit_w": sensors.default_power_limit_w(),
-        "range_w": list(sensors.power_limit_range_w()),
-        "idle_w": measure_idle(sensors, wait=wait),
-        "points": [],
-    }
+    default_w, range_w, idle_w = (
+        sensors.default_power_limit_w(), tuple(sensors.power_limit_range_w()), measure_idle(sensors, wait=wait)
+    )  # fmt: skip
+    points: tuple[SweepPoint, ...] = ()
     for limit_w in limits_w:
         with PowerLimit(limit_w, sensors=sensors, allow=allow) as limit:
             progress(f"{limit_w:g} W: waiting for draw and clock to settle")
             settled = settle(run, sensors, clock=clock)
             progress(f"{limit_w:g} W: measuring")
-            result["points"].append(_measure(run, sensors, limit_w, settled, clock))
+            points += (_measure(run, sensors, limit_w, settled, clock),)
             limit.check()  # nobody else has set another one meanwhile
-        save(result)
-    return result
+        row = SweepRow(system, context, default_w, range_w, idle_w, points)
+        save(row)
+    return row
 
 
 def settle(run: Callable[[], int], sensors: Sensors, *, clock: Callable[[], float] = time.perf_counter) -> bool:
@@ -87,7 +87,7 @@ def settle(run: Callable[[], int], sensors: Sensors, *, clock: Callable[[], floa
     return False
 
 
-def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> dict:
+def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> SweepPoint:
     clocks: list[int] = []
     slowed: set[str] = set()
     looked = clock()
@@ -102,11 +102,11 @@ def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> dic
         return tokens
 
     energy = measure_energy(watched, sensors, seconds=MEASURED_S, clock=clock)
-    return {
-        "limit_w": limit_w, "clock_mhz": statistics.fmean(clocks), "draw_w": energy.joules / energy.seconds,
-        "tokens_per_s": energy.work / energy.seconds, "tokens_per_joule": energy.per_joule,
-        "temperature_c": or_none(sensors.temperature_c), "slowed_by": sorted(slowed), "settled": settled,
-    }  # fmt: skip
+    return SweepPoint(
+        limit_w, statistics.fmean(clocks), draw_w=energy.joules / energy.seconds,
+        tokens_per_s=energy.work / energy.seconds, tokens_per_joule=energy.per_joule,
+        temperature_c=or_none(sensors.temperature_c), slowed_by=tuple(sorted(slowed)), settled=settled,
+    )  # fmt: skip
 
 
 def decode_run(system, context: int, steps: int) -> Callable[[], int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luce_edu.measure.records.least_squares import non_negative_least_squares
+from luce_edu.measure.records.rows import DecodeRow
 from luce_edu.stages import KERNEL_STAGES, stage_class
 
 # How the kernels of a stage start. eager is not modelled: its time is Python's, not the GPU's.
@@ -28,53 +29,53 @@ class CostModel:
     gb_per_s: float
     each_us: Mapping[str, float]
 
-    def us(self, row: Mapping) -> float:
+    def us(self, row: DecodeRow) -> float:
         """The modelled time of a row of a record's decode part; ValueError for a system that is not modelled."""
         start, count = counted(row)
-        return row["bytes"] / (self.gb_per_s * 1e3) + count * self.each_us[start]
+        return row.bytes / (self.gb_per_s * 1e3) + count * self.each_us[start]
 
-    def parts(self, row: Mapping) -> dict[str, float]:
+    def parts(self, row: DecodeRow) -> dict[str, float]:
         """Where the microseconds go: bytes, and launches or barriers."""
         start, count = counted(row)
         name = {"plain": "launches", "graph": "kernels of a graph", "barrier": "barriers"}[start]
-        return {"bytes": row["bytes"] / (self.gb_per_s * 1e3), name: count * self.each_us[start]}
+        return {"bytes": row.bytes / (self.gb_per_s * 1e3), name: count * self.each_us[start]}
 
-    def error(self, row: Mapping) -> float:
+    def error(self, row: DecodeRow) -> float:
         """Modelled over recorded, minus 1."""
-        return self.us(row) / row["latency_us"]["median"] - 1
+        return self.us(row) / row.latency_us.median - 1
 
 
-def is_modelled(row: Mapping) -> bool:
+def is_modelled(row: DecodeRow) -> bool:
     """Whether its system is, and its kernels or barriers were counted."""
     return _count(row) is not None
 
 
-def counted(row: Mapping) -> tuple[str, int]:
+def counted(row: DecodeRow) -> tuple[str, int]:
     """How the kernels of a row start, and how many starts, or barriers, there are."""
     if (count := _count(row)) is None:
-        raise ValueError(f"{row['system']}: expected one of {', '.join(STARTS)}, with its kernels or barriers counted")
-    return STARTS[row["system"]], count
+        raise ValueError(f"{row.system}: expected one of {', '.join(STARTS)}, with its kernels or barriers counted")
+    return STARTS[row.system], count
 
 
-def _count(row: Mapping) -> int | None:
-    start = STARTS.get(row["system"])
-    return row["barriers"] if start == "barrier" else row.get("kernels") if start else None
+def _count(row: DecodeRow) -> int | None:
+    start = STARTS.get(row.system)
+    return row.barriers if start == "barrier" else row.kernels if start else None
 
 
-def fit(rows: Sequence[Mapping]) -> CostModel:
+def fit(rows: Sequence[DecodeRow]) -> CostModel:
     """The constants that make the sum of squared relative errors least, none of them negative.
 
     rows  a record's decode part; those that are not modelled are left out
     Raises ValueError where there are not more rows than constants, so that a fit would say nothing.
     """
     rows = [row for row in rows if is_modelled(row)]
-    starts = sorted({STARTS[row["system"]] for row in rows})
+    starts = sorted({STARTS[row.system] for row in rows})
     if len(rows) <= 1 + len(starts):
         raise ValueError(f"{len(rows)} rows for {1 + len(starts)} constants: expected more rows than that")
-    measured = np.array([row["latency_us"]["median"] for row in rows])
-    columns = [np.array([row["bytes"] / 1e3 for row in rows])]
+    measured = np.array([row.latency_us.median for row in rows])
+    columns = [np.array([row.bytes / 1e3 for row in rows])]
     for start in starts:
-        columns.append(np.array([counted(row)[1] if STARTS[row["system"]] == start else 0 for row in rows]))
+        columns.append(np.array([counted(row)[1] if STARTS[row.system] == start else 0 for row in rows]))
     matrix = np.stack(columns, axis=1) / measured[:, None]
     costs, _ = non_negative_least_squares(matrix, np.ones(len(rows)))
     if costs[0] <= 0:

@@ -23,6 +23,7 @@ from luce_edu.machine.cards import Card, card_of, find_card
 from luce_edu.machine.clock import find_clock
 from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.records.record import commit
+from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Modelled
 from luce_edu.stages import KERNEL_STAGES
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "predictions.json"
@@ -104,17 +105,13 @@ def _source() -> str:
     return f"the clock at commit {now[:12]}{'+' * now.endswith('+')}, {datetime.date.today().isoformat()}"
 
 
-def beside(row: Mapping, gpu: str, config: ModelConfig) -> dict | None:
-    """What a record keeps beside a row of its decode or energy part: µs and joules a token, card, clock and source.
-
-    None where nothing was predicted: another GPU, model, system, context or part.
-    """
+def beside(row: DecodeRow | EnergyRow, gpu: str, config: ModelConfig) -> Modelled | None:
+    """What a record keeps beside a row; None where nothing was predicted: another GPU, model, system or context."""
     card = card_of(gpu)
-    if card is None or row.get("context") != POSITION or not _is_full_size(config):
+    if card is None or row.context != POSITION or not _is_full_size(config):
         return None
-    found = at_boost(row["system"], card)
-    return found and {"us": found.us, "joules": found.joules, "card": found.card, "clock_mhz": found.clock_mhz,
-                      "source": found.source}  # fmt: skip
+    found = at_boost(row.system, card)
+    return found and Modelled(found.us, found.joules, found.card, found.clock_mhz, found.source)
 
 
 def _is_full_size(config: ModelConfig) -> bool:

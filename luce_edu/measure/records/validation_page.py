@@ -263,7 +263,7 @@ def _tokens_of(card: str, tokens: Sequence[Token]) -> tuple[list[tuple[str, ...]
 
 
 def _others(of: Validated, ours: float) -> Iterable[str]:
-    theirs = 1e6 / published("decode", system="Luce megakernel", gpu="RTX 3090")["tokens_per_s"]
+    theirs = 1e6 / published("decode", system="Luce megakernel", gpu="RTX 3090").tokens_per_s
     low, high = of.band(ours)
     yield "### Beside another megakernel"
     yield _text(

@@ -18,8 +18,10 @@ from luce_edu.measure.bench.bench import Bench, bench
 from luce_edu.measure.bench.systems import READER, StageSystem, System
 from luce_edu.measure.energy import measure_energy, measure_idle
 from luce_edu.measure.floor import decode_bytes
+from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.nvml import Sensors
-from luce_edu.measure.records.record import SCHEMA, Record
+from luce_edu.measure.records.record import Record
+from luce_edu.measure.records.rows import Machine, NotRun, Recorded
 from luce_edu.reference.model import forward
 
 MODEL = make_model(UNTIED)
@@ -74,9 +76,10 @@ def run(log, contexts=(1, 512), prompts=(16,), others=None, **options) -> Bench:
 
 
 def timed(result) -> list[tuple[str, int]]:
-    return [(row["system"], row["context"]) for row in result.decode]
+    return [(row.system, row.context) for row in result.decode]
 
 
+ASKED = ("decode", "prefill")
 GOOD = [(name, context) for context in (1, 512) for name in ("first", "last")]
 
 
@@ -101,7 +104,7 @@ def test_systems_that_read_a_prompt_the_same_way_are_timed_once_under_its_name(l
         reader = "kernels"
 
     result = run(log, others={name: lambda name=name: Stage(name, log) for name in ("graph", "megakernel")})
-    assert [row["system"] for row in result.prefill] == ["first", "kernels", "last"]
+    assert [row.system for row in result.prefill] == ["first", "kernels", "last"]
     assert {name for name, what, size in log if what == "prefill" and size == 16} == {"first", "graph", "last"}
 
 
@@ -121,16 +124,16 @@ def test_the_readings_that_load_and_capture_are_not_in_a_prompts_time(log, monke
 
     monkeypatch.setattr(bench_module.time, "perf_counter", lambda: Clock.now)
     result = run(log, contexts=(1,), others={"captures": lambda: Captures("captures", log)})
-    row = next(row for row in result.prefill if row["system"] == "captures")
-    assert row["latency_us"]["q3"] == pytest.approx(2000) and row["latency_us"]["count"] == 5
+    row = next(row for row in result.prefill if row.system == "captures")
+    assert row.latency_us.q3 == pytest.approx(2000) and row.latency_us.count == 5
 
 
 def test_a_row_has_the_steps_of_both_rounds_and_what_the_system_says_of_itself(log):
     row = run(log).decode[1]
-    assert row["latency_us"] == {"median": 100, "q1": 100, "q3": 100, "count": 8}
-    assert (row["system"], row["context"], row["enqueue_us"]) == ("last", 1, 12.5)
-    assert (row["launches"], row["kernels"], row["barriers"]) == (7, 70, 3)
-    assert row["bytes"] == decode_bytes(MODEL.config, 1).total
+    assert row.latency_us == Quartiles(100, 100, 100, 8)
+    assert (row.system, row.context, row.enqueue_us) == ("last", 1, 12.5)
+    assert (row.launches, row.kernels, row.barriers) == (7, 70, 3)
+    assert row.bytes == decode_bytes(MODEL.config, 1).total
 
 
 def test_what_there_is_can_be_saved_after_each_context_and_each_prompt(log):
@@ -160,7 +163,7 @@ class Unprofiled(Foreign):
 
 def test_launches_of_a_foreign_program_are_counted_once_after_its_times(log):
     result = run(log, others={"foreign": lambda: Foreign("foreign", log)})
-    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [345, 345]
+    assert [row.launches for row in result.decode if row.system == "foreign"] == [345, 345]
     what = [what for name, what, _ in log if name == "foreign"]
     assert what.count("profile") == 1 and what.index("profile") > what.index("pretend")
 
@@ -168,8 +171,8 @@ def test_launches_of_a_foreign_program_are_counted_once_after_its_times(log):
 @pytest.mark.planted
 def test_launches_that_cannot_be_counted_are_listed_once_and_cost_no_time(log):
     result = run(log, others={"foreign": lambda: Unprofiled("foreign", log)})
-    assert [row["launches"] for row in result.decode if row["system"] == "foreign"] == [None, None]
-    assert result.not_run == [{"part": "foreign, launches", "reason": "no permission"}]
+    assert [row.launches for row in result.decode if row.system == "foreign"] == [None, None]
+    assert result.not_run == [NotRun(("decode",), "counting its launches: no permission", "foreign")]
 
 
 class WrongAtOnce(Toy):
@@ -204,9 +207,9 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_system_that_chooses_otherwise_is_never_timed(kind, log):
     result = run(log, others={"wrong": lambda: kind("wrong", log)})
-    assert result.not_run == [{"part": "wrong", "reason": f"wrong, so not timed: {WRONG[kind]}", "kind": "wrong"}]
+    assert result.not_run == [NotRun(ASKED, f"wrong, so not timed: {WRONG[kind]}", "wrong", kind="wrong")]
     assert {what for name, what, _ in log if name == "wrong"} == {"prefill"}
-    assert timed(result) == GOOD and [row["system"] for row in result.prefill] == ["first", "last"]
+    assert timed(result) == GOOD and [row.system for row in result.prefill] == ["first", "last"]
 
 
 def test_a_choice_that_bf16_may_decide_is_not_held_against_a_system(log):
@@ -250,26 +253,26 @@ REASONS = {
 def test_a_system_that_cannot_be_made_or_checked_is_listed_with_its_reason(how, at, log):
     error, reason = REASONS[how]
     result = run(log, others={"fails": lambda: failing(error, log, at=at)})
-    kind = {"kind": "absent"} if how == "not there" else {}
-    assert result.not_run == [{"part": "fails", "reason": reason} | kind]
+    kind = "absent" if how == "not there" else "failed"
+    assert result.not_run == [NotRun(ASKED, reason, "fails", kind=kind)]
     assert timed(result) == GOOD
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "at, part, others",
+    "at, parts, contexts, others",
     [
-        (("pretend", 512), "fails, decode at 512", {("fails", 1)}),
-        (("time_decode",), "fails, decode at", set()),
-        (("close",), "fails, closing", {("fails", 1), ("fails", 512)}),
+        (("pretend", 512), ("decode",), [512], {("fails", 1)}),
+        (("time_decode",), ("decode",), [1, 512], set()),
+        (("close",), ("decode", "prefill"), [None], {("fails", 1), ("fails", 512)}),
     ],
 )
-def test_a_failure_at_one_place_costs_that_place_alone_and_is_listed_once(at, part, others, log):
+def test_a_failure_at_one_place_costs_that_place_alone_and_is_listed_once(at, parts, contexts, others, log):
     result = run(log, others={"fails": lambda: failing(OUT_OF_MEMORY, log, at=at)})
-    assert all(row["part"].startswith(part) for row in result.not_run)
-    assert len({row["part"] for row in result.not_run}) == len(result.not_run) > 0
+    assert {(row.system, row.parts) for row in result.not_run} == {("fails", parts)}
+    assert [row.at for row in result.not_run] == contexts
     assert set(timed(result)) == {*GOOD, *others}
-    assert [row["system"] for row in result.prefill] == ["first", "fails", "last"]
+    assert [row.system for row in result.prefill] == ["first", "fails", "last"]
     assert [name for name, what, _ in log if what == "close"][-1] == "last"
 
 
@@ -278,8 +281,8 @@ def test_a_failure_at_one_place_costs_that_place_alone_and_is_listed_once(at, pa
 def test_times_that_are_none_make_no_row(us, log):
     result = run(log, others={"odd": lambda: type("Odd", (Toy,), {"us": us})("odd", log)})
     assert timed(result) == GOOD
-    assert [row["part"] for row in result.not_run] == ["odd, decode at 1", "odd, decode at 512"]
-    assert all("two or more positive times" in row["reason"] for row in result.not_run)
+    assert [(row.system, row.parts, row.at) for row in result.not_run] == [("odd", ("decode",), at) for at in (1, 512)]
+    assert all("two or more positive times" in row.reason for row in result.not_run)
 
 
 def test_a_prompt_that_cannot_be_read_is_listed(log):
@@ -290,7 +293,7 @@ def test_a_prompt_that_cannot_be_read_is_listed(log):
             super().prefill(tokens)
 
     result = run(log, others={"short": lambda: ReadsLittle("short", log)})
-    assert result.not_run == [{"part": "short, prompt of 16", "reason": "ValueError: tokens: 16 tokens do not fit"}]
+    assert result.not_run == [NotRun(("prefill",), "ValueError: tokens: 16 tokens do not fit", "short", at=16)]
     assert len(result.decode) == 6 and len(result.prefill) == 2
 
 
@@ -307,7 +310,7 @@ def test_a_system_that_failed_is_let_go_before_the_next_is_made(log):
         assert alive[0]() is None
         return Toy("next", log)
 
-    assert [row["part"] for row in run(log, others={"wrong": wrong, "next": next_one}).not_run] == ["wrong"]
+    assert [row.system for row in run(log, others={"wrong": wrong, "next": next_one}).not_run] == ["wrong"]
 
 
 def test_ctrl_c_is_no_measurement_that_failed(log):
@@ -356,22 +359,19 @@ def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does
     makers = {"graph": on_the_host("graph")} | {name: on_the_host("graph", kind) for name, kind in wrong.items()}
     result = bench(MODEL, makers | {"megakernel": on_the_host("megakernel")}, contexts=(20,), prompts=(8,), steps=4)
     assert timed(result) == [("graph", 20), ("megakernel", 20)]
-    assert [(row["part"], row["kind"]) for row in result.not_run] == [(name, "wrong") for name in wrong]
-    assert all(row["reason"].startswith("wrong, so not timed") for row in result.not_run)
-    assert [row["system"] for row in result.prefill] == [READER]
-    assert result.decode[0]["launches"] == 1 and result.decode[0]["kernels"] == 12
+    assert [(row.system, row.kind) for row in result.not_run] == [(name, "wrong") for name in wrong]
+    assert all(row.reason.startswith("wrong, so not timed") for row in result.not_run)
+    assert [row.system for row in result.prefill] == [READER]
+    assert result.decode[0].launches == 1 and result.decode[0].kernels == 12
     assert_record_takes(result)
 
 
 def assert_record_takes(result: Bench) -> None:
     """Its parts are those of a record, by the schema."""
-    pytest.importorskip("jsonschema")
     parts = {name: getattr(result, name) for name in ("decode", "prefill", "energy") if getattr(result, name)}
-    machine = {"gpu": "a GPU", "arch": "sm_90", "sm_count": 132, "memory_bytes": 1, "l2_bytes": 1, "driver": None,
-               "power_limit_w": None, "versions": {}} | result.clocks  # fmt: skip
-    content = {"schema": SCHEMA, "kind": "recorded", "date": "2026-01-02", "commit": None, "model": "random",
-               "machine": machine, "parts": parts, "not_run": result.not_run}  # fmt: skip
-    Record("record", json.loads(json.dumps(content)))
+    machine = Machine("a GPU", "sm_90", 132, 1, 1, None, None, {}, **result.clocks)
+    record = Record("record", Recorded("2026-01-02", None, "random", machine, parts, result.not_run))
+    assert Record.from_json("record", json.loads(json.dumps(record.to_json()))) == record
 
 
 # ---- The reference's choices ----
@@ -439,10 +439,10 @@ def test_energy_is_that_of_whole_loops_at_the_prompts_context_with_idle_draw_bes
     makers = {"draws": lambda: Drawing("draws", log, gpu)}
     result = bench(MODEL, makers, contexts=(1,), prompts=(), steps=4, sensors=sensors, energy_seconds=2.0)
     (row,) = result.energy
-    assert row["tokens"] == bench_module.STEPS * 8 and row["context"] == bench_module.PROMPT
-    assert row["seconds"] == pytest.approx(2.0)
-    assert row["joules"] == pytest.approx(gpu.joules(gpu.clock() - 2.0, gpu.clock()), rel=0.05)
-    assert row["idle_w"] == pytest.approx(200, rel=0.25) and row["method"] == "counter"
+    assert row.tokens == bench_module.STEPS * 8 and row.context == bench_module.PROMPT
+    assert row.seconds == pytest.approx(2.0)
+    assert row.joules == pytest.approx(gpu.joules(gpu.clock() - 2.0, gpu.clock()), rel=0.05)
+    assert row.idle_w == pytest.approx(200, rel=0.25) and row.method == "counter"
     assert [entry for entry in log if entry[1] == "rewind"] == [("draws", "rewind", bench_module.PROMPT)] * 9
     assert result.clocks == {"sm_clock_mhz": 1755, "memory_clock_mhz": 2619}
     assert_record_takes(result)
@@ -455,14 +455,14 @@ def test_sensors_that_fail_cost_the_energy_alone(gpu, log):
     makers = {"draws": lambda: Drawing("draws", log, gpu)}
     result = bench(MODEL, makers, contexts=(1,), prompts=(), steps=4, sensors=sensors, energy_seconds=2.0)
     assert timed(result) == [("draws", 1)] and result.energy == []
-    assert [row["part"] for row in result.not_run] == ["idle draw", "draws, energy"]
-    assert all("the GPU is gone from the bus" in row["reason"] for row in result.not_run)
+    assert [(row.parts, row.system) for row in result.not_run] == [(("energy",), None), (("energy",), "draws")]
+    assert all("the GPU is gone from the bus" in row.reason for row in result.not_run)
     assert result.clocks == {"sm_clock_mhz": None, "memory_clock_mhz": None}
     assert_record_takes(result)
 
 
 def test_energy_without_sensors_is_said(log):
-    assert run(log, energy_seconds=4.0).not_run == [{"part": "energy", "reason": "NVML cannot be had"}]
+    assert run(log, energy_seconds=4.0).not_run == [NotRun(("energy",), "NVML cannot be had")]
 
 
 # ---- The table ----

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from luce_edu.measure.bench import evidence, gpu
 from luce_edu.measure.bench.bench import PROMPT
 from luce_edu.measure.bench.gpu import Step
 from luce_edu.measure.records.record import Record
+from luce_edu.measure.records.rows import GpuTests, NotRun
 from luce_edu.stages import STAGES
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
@@ -30,8 +32,8 @@ def machine(monkeypatch) -> Machine:
     fake = Machine()
     fake.install(monkeypatch)
     fake.install_look(monkeypatch)
-    monkeypatch.setattr(gpu, "_run_tests", lambda out, *_: gpu._edit(out, lambda content: content["parts"].update(
-        tests={"passed": 9, "skipped": 0, "failed": []})) or "")  # fmt: skip
+    monkeypatch.setattr(gpu, "_run_tests", lambda out, *_: gpu._edit(
+        out, lambda content: content.parts.update(tests=GpuTests(9, 0, ()))) or "")  # fmt: skip
     return fake
 
 
@@ -45,7 +47,7 @@ def written(out) -> Record:
 
 def to_do(out) -> dict[str, str]:
     """The steps that a record lists, with the reason."""
-    return {row["part"]: row["reason"] for row in written(out).content["not_run"] if row.get("kind") == "unfinished"}
+    return {row.step: row.reason for row in written(out).not_run if row.kind == "unfinished"}
 
 
 def few(monkeypatch, *steps: Step) -> None:
@@ -67,9 +69,9 @@ def measures(part):
 def test_everything_is_in_one_record_with_figures_and_the_status_is_0(machine, tmp_path, capfd):
     assert command(tmp_path) == 0
     record = written(tmp_path)
-    assert set(record.parts) == {*evidence.PARTS, "tests"} and record.content["not_run"] == []
-    assert [row["stage"] for row in record.parts["verify"]["rows"]] == list(STAGES)
-    decoded = [(row["context"], row["system"]) for row in record.parts["decode"]]
+    assert set(record.parts) == {*evidence.PARTS, "tests"} and record.not_run == []
+    assert [row.stage for row in record.parts["verify"].rows] == list(STAGES)
+    decoded = [(row.context, row.system) for row in record.parts["decode"]]
     assert {system for context, system in decoded if context == PROMPT} == {*STAGES, *machine.BASELINES}
     assert {context for context, _ in decoded} >= {1, 512, 2048} and len(set(decoded)) == len(decoded)
     assert list(tmp_path.glob("latency-*.svg"))
@@ -181,9 +183,9 @@ def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path, ca
     assert command(tmp_path) == 3
     record = written(tmp_path)
     others = [stage for stage in STAGES if stage != "per_layer"]
-    assert [row["stage"] for row in record.parts["verify"]["rows"]] == others
-    assert {row["system"] for row in record.parts["decode"]} == {*others, *machine.BASELINES}
-    assert [row["stage"] for row in record.parts["verify_prefill"]["rows"]] == others
+    assert [row.stage for row in record.parts["verify"].rows] == others
+    assert {row.system for row in record.parts["decode"]} == {*others, *machine.BASELINES}
+    assert [row.stage for row in record.parts["verify_prefill"].rows] == others
     found = to_do(tmp_path)
     assert found.pop("stage per_layer").startswith("ended by SIGSEGV")
     assert found == dict.fromkeys(
@@ -191,7 +193,7 @@ def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path, ca
     )
     machine.crashes.clear()
     assert command(tmp_path) == 0 and to_do(tmp_path) == {}
-    assert {row["system"] for row in written(tmp_path).parts["decode"]} == {*STAGES, *machine.BASELINES}
+    assert {row.system for row in written(tmp_path).parts["decode"]} == {*STAGES, *machine.BASELINES}
 
 
 def test_a_step_that_is_cut_off_keeps_what_it_had_measured_and_it_alone_runs_again(
@@ -202,14 +204,14 @@ def test_a_step_that_is_cut_off_keeps_what_it_had_measured_and_it_alone_runs_aga
     few(monkeypatch, gpu._measured("stage megakernel", 0, 30, ["verify", "decode"], ["megakernel"]), graph, contexts)
     machine.hangs_at = 512
     assert command(tmp_path) == 3
-    assert {row["context"] for row in written(tmp_path).parts["decode"]} == {1, PROMPT}
+    assert {row.context for row in written(tmp_path).parts["decode"]} == {1, PROMPT}
     assert list(to_do(tmp_path)) == ["contexts"] and "decode at 512: graph, round 1" in to_do(tmp_path)["contexts"]
     machine.hangs_at = 0
     capfd.readouterr()
     command(tmp_path)
-    assert {row["context"] for row in written(tmp_path).parts["decode"]} == {1, 512, PROMPT, 2048}
+    assert {row.context for row in written(tmp_path).parts["decode"]} == {1, 512, PROMPT, 2048}
     out = capfd.readouterr().out
-    assert "contexts: done" in out and "stage" not in out and written(tmp_path).content["not_run"] == []
+    assert "contexts: done" in out and "stage" not in out and written(tmp_path).not_run == []
 
 
 @pytest.mark.planted
@@ -377,7 +379,7 @@ def test_a_record_of_another_machine_is_refused_and_stays(machine, tmp_path, mon
     few(monkeypatch, step("first", measures("launch")))
     assert command(tmp_path) == 3
     before = (tmp_path / "record.json").read_bytes()
-    machine.fields["gpu"] = "NVIDIA Other"
+    machine.description = replace(machine.description, gpu="NVIDIA Other")
     assert command(tmp_path) == 2
     assert "name another folder" in capfd.readouterr().err and (tmp_path / "record.json").read_bytes() == before
 
@@ -417,8 +419,8 @@ def test_the_marked_tests_run_and_are_counted(machine, tmp_path, monkeypatch):
     text = marked.format("good", "pass") + marked.format("bad", "assert False") + marked.format("out", "pytest.skip()")
     assert run_tests(tmp_path, monkeypatch, text + "def test_unmarked():\n    assert False\n") == 1
     found = written(tmp_path / "out").parts["tests"]
-    assert (found["passed"], found["skipped"]) == (1, 1)
-    assert [name.split("::")[1] for name in found["failed"]] == ["test_bad"]
+    assert (found.passed, found.skipped) == (1, 1)
+    assert [name.split("::")[1] for name in found.failed] == ["test_bad"]
     assert "assert False" in (tmp_path / "out" / "tests.log").read_text()
 
 
@@ -431,8 +433,8 @@ def test_without_pytest_the_tests_are_left_out_by_name(machine, tmp_path, monkey
     few(monkeypatch, step("tests", gpu._run_tests, part="tests"))
     command(tmp_path)
     command(tmp_path)
-    row = {"part": "tests", "reason": "pytest is not installed; pip install pytest", "kind": "absent"}
-    assert written(tmp_path).content["not_run"] == [row] and "tests: done" in capfd.readouterr().out
+    row = NotRun(("tests",), "pytest is not installed; pip install pytest", kind="absent")
+    assert written(tmp_path).not_run == [row] and "tests: done" in capfd.readouterr().out
 
 
 # ---- A bare machine ----

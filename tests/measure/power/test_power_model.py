@@ -1,14 +1,12 @@
 """The model of the power curve finds what made some points, passes the published sweep, and says its doubts."""
 
-import copy
-import json
 import math
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import h100
+from synthetic import h100, with_parts
 
 from luce_edu.measure.power.model import (
     BASELINES,
@@ -22,13 +20,13 @@ from luce_edu.measure.power.model import (
     expected,
     fit,
     price_of,
-    sweep_of,
     sweeps,
     sweet_spot,
 )
-from luce_edu.measure.records.record import Record, RecordError, records_dir
+from luce_edu.measure.records.published import PUBLISHED
+from luce_edu.measure.records.record import Record, RecordError
+from luce_edu.measure.records.rows import SweepPoint, SweepRow
 
-PUBLISHED = Record.load(records_dir() / "published.json")
 LUCE = sweeps(PUBLISHED)[0]
 TRUE = PowerModel(cycles=1.5e6, memory_us=1800, static_w=90, watts_per_mhz=0.07, knee_mhz=1300, top_mhz=1900)
 
@@ -63,7 +61,7 @@ def test_it_has_fewer_parameters_than_numbers():
 
 def test_the_plateau_is_below_what_the_memory_allows():
     from luce_edu.machine.cards import DATASHEET_GB_PER_S
-    from luce_edu.measure.records.published import bytes_per_token
+    from luce_edu.measure.floor import bytes_per_token
 
     floor_us = bytes_per_token("Qwen3.5-0.8B") / (DATASHEET_GB_PER_S["RTX 3090"] * 1e3)
     assert fit(LUCE).model.memory_us > floor_us
@@ -243,10 +241,14 @@ def test_another_model_is_off_by_more_than_8_percent(spoil):
 # Records.
 
 
-def row(point: Point, **changes) -> dict:
-    return {"limit_w": point.limit_w, "clock_mhz": point.clock_mhz, "draw_w": point.draw_w,
-            "tokens_per_s": point.tokens_per_s, "tokens_per_joule": point.tokens_per_joule, "temperature_c": 60,
-            "settled": True, **changes}  # fmt: skip
+def swept(*points: SweepPoint) -> Record:
+    return with_parts(h100(), sweep=[SweepRow("megakernel", 520, 700.0, (200.0, 700.0), 70.0, points)])
+
+
+def row(point: Point, **changes) -> SweepPoint:
+    found = SweepPoint(point.limit_w, point.clock_mhz, point.draw_w, point.tokens_per_s, point.tokens_per_joule, 60, (),
+                       settled=True)  # fmt: skip
+    return replace(found, **changes)
 
 
 def test_a_recorded_sweep_is_fitted_by_the_same_code_without_unsettled_points():
@@ -254,42 +256,17 @@ def test_a_recorded_sweep_is_fitted_by_the_same_code_without_unsettled_points():
     rows = [row(p) for p in points]
     rows.insert(2, row(points[2], limit_w=points[2].limit_w + 1, draw_w=999.0, settled=False))
     random.Random(1).shuffle(rows)
-    sweep = sweep_of(recorded_part(rows), "megakernel", "Qwen3.5-0.8B", "an H100", "recorded", "today", "here")
-    assert sweep.points == points
+    (sweep,) = sweeps(swept(*rows))
+    assert (sweep.gpu, sweep.kind, sweep.points) == (h100().gpu, "recorded", points)
+    assert sweep.provenance.startswith(f"recorded: {h100().gpu}") and "context 520" in sweep.provenance
     assert "1 of 7 points had not settled" in sweep.provenance
     assert fit(sweep).model.knee_mhz == pytest.approx(1300, rel=0.02)
 
 
-def test_sweeps_of_a_recorded_record_carry_its_gpu_model_and_provenance(monkeypatch):
-    monkeypatch.setattr("luce_edu.measure.records.record.check", lambda *_: None)  # the schema is tested elsewhere
-    content = copy.deepcopy(dict(h100().content))
-    content["parts"] = {"sweep": [recorded_part([row(p) for p in made_by(TRUE).points])]}
-    (sweep,) = sweeps(Record("mine", content))
-    assert (sweep.gpu, sweep.kind, sweep.points) == (h100().gpu, "recorded", made_by(TRUE).points)
-    assert sweep.provenance.startswith(f"recorded: {h100().gpu}") and "context 520" in sweep.provenance
-    assert fit(sweep).model.knee_mhz == pytest.approx(1300, rel=0.02)
-
-
-def recorded_part(rows):
-    return {"system": "megakernel", "context": 520, "points": rows}
-
-
-HOLES = {
-    "no points": ([], "it has no point that had settled"),
-    "none settled": ([row(LUCE.points[0], settled=False)], "it has no point that had settled"),
-    "a NaN": ([row(LUCE.points[0], draw_w=math.nan)], "draw_w: expected a number above 0, got nan"),
-    "no speed": ([{k: v for k, v in row(LUCE.points[0]).items() if k != "tokens_per_s"}], "tokens_per_s: .*got None"),
-    "a limit of zero": ([row(LUCE.points[0], limit_w=0)], "limit_w: expected a number above 0, got 0"),
-    "text": ([row(LUCE.points[0], clock_mhz="fast")], "clock_mhz: expected a number above 0 or null, got 'fast'"),
-    "yes": ([row(LUCE.points[0], draw_w=True)], "draw_w: expected a number above 0, got True"),
-}
-
-
 @pytest.mark.planted
-@pytest.mark.parametrize("rows, reason", HOLES.values(), ids=HOLES)
-def test_a_sweep_with_holes_is_refused_by_field(rows, reason):
-    with pytest.raises(RecordError, match=f"mine.json: sweep 0: {reason}"):
-        sweep_of(recorded_part(rows), "s", "m", "g", "recorded", "today", "mine.json: sweep 0")
+def test_a_sweep_of_which_no_point_had_settled_is_refused():
+    with pytest.raises(RecordError, match="sweep 0: it has no point that had settled"):
+        sweeps(swept(row(LUCE.points[0], settled=False)))
 
 
 def test_every_published_sweep_has_a_source_and_rising_limits():
@@ -302,15 +279,15 @@ def test_every_published_sweep_has_a_source_and_rising_limits():
 def test_a_recorded_energy_part_gives_a_point_for_each_system():
     found = baselines(h100())
     rows = h100().parts["energy"]
-    assert [b.system for b in found] == [r["system"] for r in rows]
-    assert found[0].point.tokens_per_joule == pytest.approx(rows[0]["tokens"] / rows[0]["joules"])
+    assert [b.system for b in found] == [r.system for r in rows]
+    assert found[0].point.tokens_per_joule == pytest.approx(rows[0].tokens / rows[0].joules)
     assert tuple(baselines(PUBLISHED)) == BASELINES
 
 
 def test_the_published_baselines_are_as_their_source_gives_them():
     assert [round(b.point.tokens_per_joule, 2) for b in BASELINES] == [0.76, 1.76]
-    decode = json.loads((records_dir() / "published.json").read_text())["decode"]
-    assert any(r["system"] == "llama.cpp" and r["tokens_per_s"] == BASELINES[0].point.tokens_per_s for r in decode)
+    decode = PUBLISHED.content.decode
+    assert any((r.system, r.tokens_per_s) == ("llama.cpp", BASELINES[0].point.tokens_per_s) for r in decode)
 
 
 # Sweet spots and prices.

@@ -1,23 +1,26 @@
 """The cost model finds constants that were planted, refuses to guess, and explains every record of the project."""
 
+from dataclasses import replace
+
 import pytest
 import synthetic
 
+from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.records.cost_model import STARTS, CostModel, fit, is_modelled
 from luce_edu.measure.records.record import load_records, recorded
+from luce_edu.measure.records.rows import DecodeRow
 
 LIMIT = 0.15  # of the recorded median
 
 
 def row(system, *, size, us, kernels=None, barriers=0):
-    return {"system": system, "context": 520, "bytes": size, "kernels": kernels, "barriers": barriers,
-            "latency_us": {"median": us, "q1": us, "q3": us, "count": 2}}  # fmt: skip
+    return DecodeRow(system, 520, Quartiles(us, us, us, 2), None, None, kernels, barriers, size)
 
 
 def planted(costs: CostModel):
     """A row for each modelled stage and context, with the time that `costs` gives it."""
     rows = [row for row in synthetic.h100().parts["decode"] if is_modelled(row)]
-    return [one | {"latency_us": {"median": costs.us(one)}} for one in rows]
+    return [replace(one, latency_us=synthetic.quartiles(costs.us(one))) for one in rows]
 
 
 def unexplained(record) -> list[str]:
@@ -25,7 +28,7 @@ def unexplained(record) -> list[str]:
     rows = record.parts["decode"]
     model = fit(rows)
     return [
-        f"{record.name}: {one['system']} at {one['context']}: {100 * model.error(one):+.0f} %"
+        f"{record.name}: {one.system} at {one.context}: {100 * model.error(one):+.0f} %"
         for one in rows
         if is_modelled(one) and not abs(model.error(one)) <= LIMIT
     ]
@@ -56,13 +59,13 @@ def test_parts_add_up_and_are_named_after_what_they_count():
     names = {"per_op": "launches", "per_layer": "launches", "graph": "kernels of a graph", "megakernel": "barriers"}
     for one in planted(costs)[:4]:
         parts = costs.parts(one)
-        assert list(parts) == ["bytes", names[one["system"]]]
+        assert list(parts) == ["bytes", names[one.system]]
         assert sum(parts.values()) == pytest.approx(costs.us(one)) and costs.error(one) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("count", range(5))
 def test_as_many_rows_as_constants_are_refused(count):
-    rows = [one for one in planted(synthetic.H100_COSTS) if one["context"] == 1][:count]
+    rows = [one for one in planted(synthetic.H100_COSTS) if one.context == 1][:count]
     assert len(rows) == min(count, 4)
     with pytest.raises(ValueError, match="rows for [0-9] constants: expected more rows"):
         fit(rows)
@@ -76,11 +79,11 @@ def test_times_that_do_not_grow_with_bytes_are_refused():
 
 def test_what_is_not_modelled_is_left_out_or_refused():
     others = [row for row in synthetic.h100().parts["decode"] if not is_modelled(row)]
-    assert {one["system"] for one in others} == {"eager", *synthetic.BASELINES}
+    assert {one.system for one in others} == {"eager", *synthetic.BASELINES}
     rows = planted(synthetic.H100_COSTS)
     assert fit([*others, *rows]) == fit(rows)
     for one in (others[0], row("per_op", size=1e9, us=1.0), row("megakernel", size=1e9, us=1.0, barriers=None)):
-        with pytest.raises(ValueError, match=f"{one['system']}: expected one of {', '.join(STARTS)}"):
+        with pytest.raises(ValueError, match=f"{one.system}: expected one of {', '.join(STARTS)}"):
             synthetic.H100_COSTS.us(one)
 
 
@@ -97,15 +100,16 @@ def test_a_record_that_follows_the_model_is_explained(make):
 @pytest.mark.parametrize("factor", [0.6, 1.6])
 def test_a_stage_that_the_model_cannot_explain_is_seen(factor):
     record = synthetic.h100()
-    (one,) = [one for one in record.parts["decode"] if (one["system"], one["context"]) == ("megakernel", 8192)]
-    one["latency_us"]["median"] *= factor
+    rows = record.parts["decode"]
+    (i,) = [i for i, one in enumerate(rows) if one.key == ("megakernel", 8192)]
+    rows[i] = replace(rows[i], latency_us=synthetic.quartiles(factor * rows[i].latency_us.median))
     assert any("megakernel at 8192" in line for line in unexplained(record))
 
 
 def test_the_unit_costs_of_the_published_225_phases_follow_from_their_totals():
     (published,) = [record for record in load_records() if record.name == "published"]
-    totals = {one["what"]: one["total_us"] for one in published.content["launch"]}
-    assert all(one["count"] == 225 for one in published.content["launch"])
+    totals = {one.what: one.total_us for one in published.content.launch}
+    assert all(one.count == 225 for one in published.content.launch)
     rows = []
     for size in (0, 936e3, 936e6):  # 0, 1 and 1000 µs on an RTX 3090
         moving = size / 936e3

@@ -1,7 +1,7 @@
 """Stored predictions are those of the present clock, stand beside what is recorded, and name a record that strays."""
 
-import copy
 import json
+from dataclasses import replace
 
 import pytest
 import synthetic
@@ -12,6 +12,7 @@ from luce_edu.machine.clock import CLOCKS, find_clock
 from luce_edu.measure.records import predictions
 from luce_edu.measure.records.predictions import at_boost, beside, find, predict, stored, write
 from luce_edu.measure.records.record import Record, load_records
+from luce_edu.measure.records.rows import Modelled
 from luce_edu.models import load_model
 from luce_edu.plots.records import NoData, prediction
 
@@ -22,19 +23,19 @@ NEAR = 0.2  # how far a recorded time may be from the prediction
 
 def recorded(*, us: float = 1.0, joules: float = 1.0, gpu: str = GPU) -> Record:
     """A made-up record of the megakernel on an RTX 3090, at so many times what is predicted."""
-    content = copy.deepcopy(synthetic.rtx_3090().content)
-    content["machine"]["gpu"] = gpu
-    known = at_boost("megakernel", RTX_3090)
-    for part in ("decode", "energy"):
-        content["parts"][part] = [row for row in content["parts"][part] if row["system"] == "megakernel"]
-        for row in content["parts"][part]:
-            if part == "decode":
-                row["latency_us"] = {"median": us * known.us, "q1": us * known.us, "q3": us * known.us, "count": 128}
-            else:
-                row["joules"] = joules * known.joules * row["tokens"]
-            if modelled := beside(row, GPU, FULL_SIZE):
-                row["modelled"] = modelled
-    return Record("made-up", content)
+    record, known = synthetic.of_machine(synthetic.rtx_3090(), gpu=gpu), at_boost("megakernel", RTX_3090)
+    rows = {
+        part: [
+            replace(row, modelled=beside(row, GPU, FULL_SIZE), **changes(row))
+            for row in record.parts[part]
+            if row.system == "megakernel"
+        ]
+        for part, changes in {
+            "decode": lambda row: {"latency_us": synthetic.quartiles(us * known.us)},
+            "energy": lambda row: {"joules": joules * known.joules * row.tokens},
+        }.items()
+    }
+    return synthetic.with_parts(record, **rows)
 
 
 def test_the_stored_predictions_are_those_of_the_present_clock():
@@ -74,15 +75,12 @@ def test_a_gpu_is_the_card_of_its_very_name(name, card):
 
 
 def test_a_row_gets_the_prediction_of_its_own_card_model_system_and_context():
-    row = {"system": "megakernel", "context": 520}
+    row = next(row for row in synthetic.rtx_3090().parts["energy"] if row.system == "megakernel")
     known = at_boost("megakernel", RTX_3090)
-    assert beside(row, GPU, FULL_SIZE) == {
-        "us": known.us, "joules": known.joules, "card": "RTX 3090", "clock_mhz": 1695, "source": known.source,
-    }  # fmt: skip
+    assert beside(row, GPU, FULL_SIZE) == Modelled(known.us, known.joules, "RTX 3090", 1695, known.source)
     for gpu, config, other in (
         ("NVIDIA L40S", FULL_SIZE, row), (GPU, load_model("tiny").config, row),
-        (GPU, FULL_SIZE, row | {"system": "transformers"}), (GPU, FULL_SIZE, row | {"context": 512}),
-        (GPU, FULL_SIZE, {"system": "megakernel", "tokens": 520}),
+        (GPU, FULL_SIZE, replace(row, system="transformers")), (GPU, FULL_SIZE, replace(row, context=512)),
     ):  # fmt: skip
         assert beside(other, gpu, config) is None
 
@@ -91,10 +89,10 @@ def misses(record: Record) -> list[str]:
     """The stages whose recorded time is further from what is predicted now; of no card but those predicted."""
     card, found = card_of(record.gpu), []
     for row in record.parts.get("decode", ()) if card else ():
-        known = at_boost(row["system"], card) if "modelled" in row else None  # of this context and these shapes
-        recorded_us = row["latency_us"]["median"]
+        known = at_boost(row.system, card) if row.modelled else None  # of this context and these shapes
+        recorded_us = row.latency_us.median
         if known and not abs(recorded_us / known.us - 1) <= NEAR:
-            found.append(f"{record.name}: {row['system']}: recorded {recorded_us:,.0f} µs, modelled {known.us:,.0f}")
+            found.append(f"{record.name}: {row.system}: recorded {recorded_us:,.0f} µs, modelled {known.us:,.0f}")
     return found
 
 

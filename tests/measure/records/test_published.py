@@ -4,10 +4,10 @@ import pytest
 import synthetic
 
 from luce_edu.machine.cards import DATASHEET_GB_PER_S
-from luce_edu.measure.records.published import RESULTS, bytes_per_token, decode_results, launch_us, published
-from luce_edu.measure.records.record import Record, records_dir
+from luce_edu.measure.floor import bytes_per_token
+from luce_edu.measure.records.published import PUBLISHED, RESULTS, decode_results, launch_us, published
 
-EVERY = decode_results(Record.load(records_dir() / "published.json"))
+EVERY = decode_results(PUBLISHED)
 
 
 def test_shares_are_those_of_the_sources():
@@ -38,8 +38,8 @@ def test_a_second_gpu_of_a_system_is_in_the_record_and_not_among_the_results():
 
 
 def test_pytorchs_prefill_figures_are_of_two_sources():
-    prefill = Record.load(records_dir() / "published.json").content["prefill"]
-    assert {(row["tokens_per_s"], row["source"]) for row in prefill if row["system"] == "PyTorch + transformers"} == {
+    prefill = PUBLISHED.content.prefill
+    assert {(row.tokens_per_s, row.source) for row in prefill if row.system == "PyTorch + transformers"} == {
         (7578, "Luce-Org/lucebox, megakernel README"),
         (8747, "Luce-Org/lucebox#5"),
     }
@@ -57,7 +57,7 @@ def test_an_unknown_model_is_refused():
 
 def test_one_row_is_found_by_its_fields():
     row = published("prefill", system="Luce megakernel", source="Luce-Org/lucebox#5")
-    assert (row["tokens_per_s"], row["tokens"], row["gpu"]) == (8505, 520, "RTX 3090")
+    assert (row.tokens_per_s, row.tokens, row.gpu) == (8505, 520, "RTX 3090")
     assert launch_us("plain launch") == 347.5 / 225
 
 

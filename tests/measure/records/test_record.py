@@ -1,50 +1,70 @@
 """A record is whole, finite and of this schema, or it is refused by file and field; so is one without a source."""
 
 import copy
+import dataclasses
 import json
 import os
+from typing import Annotated, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 import synthetic
 
 from luce_edu.measure.bench.evidence import bench_table
 from luce_edu.measure.records import record as records
-from luce_edu.measure.records.published import decode_results
-from luce_edu.measure.records.record import SCHEMA_FILE, Record, RecordError, load_records, recorded, records_dir
+from luce_edu.measure.records.record import KINDS, Record, RecordError, load_records, recorded, records_dir
+from luce_edu.measure.records.rows import Figures, Modelled, NotRun, Published
+from luce_edu.measure.schema import Positive
 from luce_edu.plots import records as figures
 
 
-def with_predictions(content):
-    """Every optional field: the first rows of decode and energy also hold what the clock predicted."""
-    for part in ("decode", "energy"):
-        content["parts"][part][0]["modelled"] = {
-            "us": 700.0, "joules": 0.3, "card": "H100", "clock_mhz": 1980.0, "source": "made up"
-        }  # fmt: skip
+def with_every_field() -> Record:
+    """The first rows of decode and energy also hold what the clock predicted, and a stage what was measured of it."""
+    record, modelled = synthetic.h100(), Modelled(700.0, 0.3, "H100", 1980.0, "made up")
+    rows = {
+        part: [dataclasses.replace(record.parts[part][0], modelled=modelled), *record.parts[part][1:]]
+        for part in ("decode", "energy")
+    }
+    return synthetic.with_parts(record, **rows)
 
 
 CONTENTS = {
-    "recorded": synthetic.changed(synthetic.h100(), with_predictions).content,
+    "recorded": with_every_field().to_json(),
     "published": json.loads((records_dir() / "published.json").read_text(encoding="utf-8")),
 }
-DEFINITIONS = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["$defs"]
 
 
-def fields(schema, path=()):
-    """(path, schema, required) of every field, into the first item of each array."""
-    schema = DEFINITIONS[schema["$ref"].split("/")[-1]] if "$ref" in schema else schema
-    for name, below in schema.get("properties", {}).items():
-        yield (*path, name), below, name in schema.get("required", ())
-        yield from fields(below, (*path, name))
-    if "items" in schema:
-        yield from fields(schema["items"], (*path, 0))
+def fields(kind, path=()):
+    """(path, annotation, required) of every field, into the first item of each list."""
+    if get_origin(kind) is Annotated:
+        return fields(get_args(kind)[0], path)
+    if get_origin(kind) in (list, tuple):
+        return fields(get_args(kind)[0], (*path, 0))
+    if not dataclasses.is_dataclass(kind) and not is_typeddict(kind):
+        return [field for one in get_args(kind) for field in fields(one, path)]
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING} if not is_typeddict(
+        kind) else set()  # fmt: skip
+    found = []
+    for name, below in get_type_hints(kind, include_extras=True).items():
+        found += [((*path, name), below, name in needed), *fields(below, (*path, name))]
+    return found
+
+
+EVERY = [(kind, *field) for kind in CONTENTS for field in fields(KINDS[kind])]
 
 
 def cases(keep):
-    """Those of the fields of both kinds for which keep(schema, required) holds, as parameters with readable ids."""
-    every = [(kind, *field) for kind in CONTENTS for field in fields(DEFINITIONS[kind])]
-    found = [(kind, path) for kind, path, below, required in every if keep(below, required)]
+    """Those of the fields of both kinds for which keep(annotation, required) holds, and that the contents have."""
+    found = [(kind, path) for kind, path, below, required in EVERY if keep(below, required) and has(kind, path)]
     ids = [f"{kind}-{'/'.join(map(str, path))}" for kind, path in found]
     return pytest.mark.parametrize("kind, path", found, ids=ids)
+
+
+def has(kind, path) -> bool:
+    try:
+        altered(kind, path, lambda parent, key: parent[key])
+    except (KeyError, IndexError):
+        return False
+    return True
 
 
 def altered(kind, path, change):
@@ -69,7 +89,7 @@ def refusal(folder, content):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("make", [synthetic.h100, synthetic.rtx_3090])
+@pytest.mark.parametrize("make", [synthetic.h100, synthetic.rtx_3090, with_every_field])
 def test_a_record_survives_the_disk(tmp_path, make):
     record = make()
     record.save(tmp_path / f"{record.name}.json")
@@ -82,55 +102,81 @@ def test_every_record_of_the_project_is_valid_real_and_says_where_it_is_from():
     assert "published" in [record.name for record in found]
     for record in found:
         assert record.provenance.startswith(record.kind)
-        assert "synthetic" not in json.dumps(record.content).lower()
+        assert "synthetic" not in json.dumps(record.to_json()).lower()
 
 
 def test_the_fields_that_are_altered_below_are_those_of_the_schema():
-    paths = {path for kind in CONTENTS for path, _, _ in fields(DEFINITIONS[kind])}
-    assert len(paths) > 60
+    paths = {path for kind, path, *_ in EVERY if has(kind, path)}
+    assert len(paths) > 80
     assert ("parts", "decode", 0, "latency_us", "median") in paths and ("sweeps", 0, "points", 0, "draw_w") in paths
 
 
-@cases(lambda schema, required: required)
+@cases(lambda below, required: required)
 def test_a_missing_field_is_refused_by_name(tmp_path, kind, path):
     said = refusal(tmp_path, altered(kind, path, lambda parent, key: parent.pop(key)))
-    assert str(path[-1]) in said
-    assert all(str(key) in said for key in path[:-1])
+    assert f" {'/'.join(map(str, path))}: " in said
 
 
-@cases(lambda schema, required: schema.keys() & {"type", "enum", "const", "$ref", "pattern"})
+@cases(lambda below, required: True)
 def test_a_field_of_another_type_is_refused_by_name(tmp_path, kind, path):
     # Fits nowhere: no field has this name, and no text, number or list is an object.
     said = refusal(tmp_path, altered(kind, path, lambda parent, key: parent.__setitem__(key, {"": []})))
-    assert all(str(key) in said for key in path)
+    assert f" {'/'.join(map(str, path))}" in said
 
 
-@cases(lambda schema, required: "exclusiveMinimum" in schema)
+@pytest.mark.planted
 @pytest.mark.parametrize("number", [-1, 0, float("nan"), float("inf"), True, "12"])
-def test_a_time_that_is_no_positive_number_is_refused_by_name(tmp_path, kind, path, number):
-    said = refusal(tmp_path, altered(kind, path, lambda parent, key: parent.__setitem__(key, number)))
-    assert "/".join(map(str, path)) in said
+def test_a_time_that_is_no_positive_number_is_refused_by_name(tmp_path, number):
+    path = "parts", "decode", 0, "latency_us", "median"
+    said = refusal(tmp_path, altered("recorded", path, lambda parent, key: parent.__setitem__(key, number)))
+    assert f" {'/'.join(map(str, path))}: " in said
+
+
+def test_every_time_energy_and_draw_is_a_positive_number():
+    units = ("_us", "_w", "_s", "joules", "mhz", "seconds")
+    exact = {path for _, path, below, required in EVERY if required and str(path[-1]).endswith(units)}
+    exact -= {path for _, path, below, _ in EVERY if below == Positive}
+    known_otherwise = {"latency_us", "range_w", "idle_w"}  # of three numbers, of two, and 0 or more
+    may_be_none = {"enqueue_us", "dependent_us", "power_limit_w", "sampled_joules"}
+    assert {path[-1] for path in exact} <= known_otherwise | may_be_none
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("path, value", [
+    (("date",), "yesterday"),
+    (("machine", "sm_count"), 0),
+    (("parts", "decode", 0, "context"), -1),
+    (("parts", "energy", 0, "method"), "guessed"),
+    (("parts", "sweep", 0, "points"), []),
+    (("parts", "sweep", 0, "range_w"), [100.0]),
+    (("parts", "sweep", 0, "idle_w"), -1.0),
+    (("not_run", 0, "parts", 0), "latency"),
+    (("not_run", 0, "kind"), "tired"),
+    (("not_run", 0, "reason"), ""),
+])  # fmt: skip
+def test_a_value_that_its_field_does_not_take_is_refused_by_name(tmp_path, path, value):
+    said = refusal(tmp_path, altered("recorded", path, lambda parent, key: parent.__setitem__(key, value)))
+    assert f" {'/'.join(map(str, path))}: expected " in said
 
 
 def test_an_unknown_field_is_refused_by_name(tmp_path):
     content = altered("recorded", ("machine", "gpu"), lambda parent, key: parent.update(nickname="fast"))
-    said = refusal(tmp_path, content)
-    assert "machine" in said and "nickname" in said
+    assert "machine/nickname: " in refusal(tmp_path, content)
 
 
 @pytest.mark.parametrize(
     "content, said",
     [
         ("", "not a readable record"),
-        ('{"schema": "luce_edu record 1", "kind": "recor', "not a readable record"),
+        ('{"schema": "luce_edu record 2", "kind": "recor', "not a readable record"),
         ("[" * 100_000, "not a readable record"),
-        ([], "expected schema 'luce_edu record 1', found 'list'"),
+        ([], "expected schema 'luce_edu record 2', found 'list'"),
         ({"results": []}, "found None"),
-        (CONTENTS["recorded"] | {"schema": "luce_edu record 2"}, "found 'luce_edu record 2'"),
+        (CONTENTS["recorded"] | {"schema": "luce_edu record 1"}, "found 'luce_edu record 1'"),
         (CONTENTS["recorded"] | {"kind": "guessed"}, "kind: expected 'recorded' or 'published', found 'guessed'"),
-        (CONTENTS["recorded"] | {"kind": "published"}, "the record: "),
+        (CONTENTS["recorded"] | {"kind": "published"}, "date: unknown"),
     ],
-    ids=["empty", "truncated", "deep", "list", "foreign", "later", "guessed", "other-kind"],
+    ids=["empty", "truncated", "deep", "list", "foreign", "earlier", "guessed", "other-kind"],
 )
 def test_what_is_no_record_is_refused(tmp_path, content, said):
     assert said in refusal(tmp_path, content)
@@ -172,17 +218,17 @@ def test_an_interrupted_save_leaves_the_old_record_and_no_half_of_the_new(tmp_pa
 
 def test_save_refuses_what_load_would(tmp_path):
     record = synthetic.h100()
-    record.parts["launch"]["plain_us"] = float("nan")
-    with pytest.raises(RecordError, match="^planted.json: parts/launch/plain_us: "):
+    record.parts["launch"] = dataclasses.replace(record.parts["launch"], plain_us=float("nan"))
+    with pytest.raises(RecordError, match="^synthetic-h100.json: parts/launch/plain_us: "):
         record.save(tmp_path / "planted.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_records_come_newest_first_and_only_with_the_part_that_is_asked_for():
-    old = synthetic.changed(synthetic.rtx_3090(), lambda content: content.update(date="2026-01-31"))
+    old = synthetic.rtx_3090()
+    old.content.date = "2026-01-31"
     new, none = synthetic.h100(), synthetic.without(synthetic.h100(), "energy")
-    published = Record("published", CONTENTS["published"])
-    assert recorded([old, none, published, new], "energy") == [new, old]
+    assert recorded([old, none, Record.from_json("published", CONTENTS["published"]), new], "energy") == [new, old]
 
 
 def test_an_installed_package_reads_its_own_records(tmp_path, monkeypatch):
@@ -193,7 +239,7 @@ def test_an_installed_package_reads_its_own_records(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lacking", [{"driver": None}, {"power_limit_w": None}])
 def test_what_a_machine_did_not_tell_is_left_out_of_the_provenance(lacking):
-    record = synthetic.changed(synthetic.h100(), lambda content: content["machine"].update(lacking))
+    record = synthetic.of_machine(synthetic.h100(), **lacking)
     assert "None" not in record.provenance and record.gpu in record.provenance
 
 
@@ -209,27 +255,48 @@ SHOWN = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
-@pytest.mark.parametrize("field", ["kind", "date", "model", "machine"])
+@pytest.mark.parametrize("field", ["date", "model", "machine"])
 def test_nothing_is_shown_of_a_record_that_lost_its_provenance(show, field):
     record = synthetic.h100()  # valid when it was made, as it must be ...
     show(record)
     record = synthetic.h100()
-    del record.content[field]  # ... and altered since
-    with pytest.raises(ValueError, match=f"synthetic-h100.json: .*{field}"):
+    setattr(record.content, field, None)  # ... and altered since
+    with pytest.raises(ValueError, match=f"synthetic-h100.json: {field}"):
         show(record)
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("show", [decode_results, lambda r: figures.ladder([r]), lambda r: figures.results_table([r])])
 @pytest.mark.parametrize("source", [None, ""])
-def test_nothing_is_shown_of_a_published_row_without_its_source(show, source):
-    record = Record("published", copy.deepcopy(CONTENTS["published"]))
-    record.content["decode"][0]["source"] = source
-    with pytest.raises(ValueError, match="published.json: decode/0/source"):
-        show(record)
+def test_no_record_can_hold_a_published_row_without_its_source(source):
+    with pytest.raises(RecordError, match="mine.json: decode/0/source"):
+        Record("mine", Figures((Published("mine", "a model", "a GPU", 999.0, source),)))
 
 
 @pytest.mark.planted
 def test_a_published_record_without_rows_has_no_provenance():
     with pytest.raises(RecordError, match="no source"):
-        Record("empty", {"schema": records.SCHEMA, "kind": "published", "decode": []}).provenance  # noqa: B018
+        Record("empty", Figures(())).provenance  # noqa: B018
+
+
+# ---- What was not run ----
+
+
+@pytest.mark.parametrize("row, what", [
+    (NotRun(("energy",), "no NVML"), "energy"),
+    (NotRun(("decode", "prefill"), "no time"), "decode, prefill"),
+    (NotRun(("decode",), "no memory", "graph", at=512), "graph, decode at 512"),
+    (NotRun(("decode", "prefill"), "not installed", "llama.cpp", kind="absent"), "llama.cpp"),
+    (NotRun(("decode", "prefill"), "not begun", step="side by side", kind="unfinished"), "side by side"),
+])  # fmt: skip
+def test_a_row_is_shown_by_its_fields(row, what):
+    assert str(row) == f"{what}: {row.reason}"
+
+
+def test_running_again_leaves_what_was_said_of_other_parts_and_systems():
+    row = NotRun(("decode", "prefill"), "no memory", "graph")
+    assert row.without(["energy"]) == row == row.without(["decode"], ["megakernel"])
+    assert row.without(["decode"]) == row.without(["decode"], ["graph"]) == dataclasses.replace(row, parts=("prefill",))
+    assert row.without(["decode", "prefill"]) is None
+    assert NotRun(("decode",), "no time").without(["decode"], ["graph"]) is None, "of no single system"
+    step = NotRun(("decode",), "not begun", step="contexts", kind="unfinished")
+    assert step.without(["decode"]) == step, "it is taken off its list by name"

@@ -1,0 +1,365 @@
+"""The schema of records: a dataclass for each kind of row. `luce_edu.measure.schema` reads them from JSON.
+
+Two kinds of content: `Recorded`, measured by this project on a named GPU, and `Figures`, published by others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypedDict
+
+from luce_edu.machine.cards import DATASHEET_GB_PER_S
+from luce_edu.measure.constants import Bandwidth, LaunchCosts
+from luce_edu.measure.floor import bytes_per_token
+from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.schema import Check, Count, Day, NotNegative, Positive, Scalar, Size, Text
+from luce_edu.verification import Report
+
+# ---- Recorded ----
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU and what is installed beside it. Clocks are those under load, during the decode part."""
+
+    gpu: Text
+    arch: str
+    sm_count: Size
+    memory_bytes: int
+    l2_bytes: int
+    driver: str | None
+    power_limit_w: float | None
+    versions: dict[str, str | None]
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+
+
+@dataclass(frozen=True)
+class VerifiedStage:
+    """The verdict on one stage. figures: the other fields of luce_edu.verification.StageResult; None: no bound."""
+
+    stage: Text
+    passed: bool
+    problems: tuple[str, ...] = ()
+    figures: dict[str, Scalar] | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A luce_edu.verification.Report or PromptReport."""
+
+    model: str
+    device: str
+    steps: Size
+    seed: int
+    rows: tuple[VerifiedStage, ...]
+
+    @classmethod
+    def of(cls, report: Report) -> Verified:
+        rows = tuple(
+            VerifiedStage(row.pop("stage"), row.pop("passed"), tuple(row.pop("problems")), figures=row)
+            for row in report.to_dict()["rows"]
+        )
+        return cls(report.model, report.device, report.steps, report.seed, rows)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+
+@dataclass(frozen=True)
+class GpuTests:
+    """Of `pytest -m gpu`; `failed` has names."""
+
+    passed: Count
+    skipped: Count
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """What the clock predicted for a token on the record's own card. source: commit and date of the clock."""
+
+    us: Positive
+    joules: Positive
+    card: Text
+    clock_mhz: Positive
+    source: Text
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """The time of a token.
+
+    system      a stage, or a baseline by name
+    context     tokens in the cache before the step
+    enqueue_us  the CPU's time to ask for a step; None where a step is one library call
+    kernels     those of graphs counted one by one
+    bytes       the least that a step must move (modelled)
+    """
+
+    system: Text
+    context: Count
+    latency_us: Quartiles
+    enqueue_us: float | None
+    launches: int | None
+    kernels: int | None
+    barriers: int | None
+    bytes: int
+    modelled: Modelled | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What no two rows of a part have in common."""
+        return self.system, self.context
+
+
+@dataclass(frozen=True)
+class PrefillRow:
+    """The time of a prompt of so many tokens."""
+
+    system: Text
+    tokens: Size
+    latency_us: Quartiles
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """As of a DecodeRow."""
+        return self.system, self.tokens
+
+
+@dataclass(frozen=True)
+class EnergyRow:
+    """The energy of `tokens` tokens.
+
+    joules          of the whole window of `seconds`, idle draw included
+    sampled_joules  power samples times their spacing
+    idle_w          draw just before, with a context and no work
+    method          where `joules` come from
+    """
+
+    system: Text
+    context: Count
+    tokens: Size
+    seconds: Positive
+    joules: Positive
+    sampled_joules: float | None
+    idle_w: float | None
+    method: Literal["counter", "samples"]
+    modelled: Modelled | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """As of a DecodeRow."""
+        return self.system, self.context
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Decode under one power limit.
+
+    clock_mhz      of the SMs, mean;  draw_w: joules over seconds, gross
+    temperature_c  at the end;  slowed_by: what held the clock down at any time
+    settled        whether draw and clock stood still before
+    """
+
+    limit_w: Positive
+    clock_mhz: Positive
+    draw_w: Positive
+    tokens_per_s: Positive
+    tokens_per_joule: Positive
+    temperature_c: float | None
+    slowed_by: tuple[str, ...]
+    settled: bool
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """Decode of a system at one power limit after another."""
+
+    system: Text
+    context: Count
+    default_limit_w: Positive
+    range_w: Annotated[tuple[Positive, ...], Check("the lowest and the highest", lambda value: len(value) == 2)]
+    idle_w: NotNegative
+    points: Annotated[tuple[SweepPoint, ...], Check("one point or more", bool)]
+
+
+class Parts(TypedDict, total=False):
+    """What was measured, by part; a part that was not is not there.
+
+    verify_paths  of random-odd, on few blocks: luce_edu.verification.verify_paths()
+    """
+
+    verify: Verified
+    verify_paths: Verified
+    verify_prefill: Verified
+    tests: GpuTests
+    launch: LaunchCosts
+    bandwidth: Bandwidth
+    decode: list[DecodeRow]
+    prefill: list[PrefillRow]
+    energy: list[EnergyRow]
+    sweep: list[SweepRow]
+
+
+Part = Annotated[str, Check(f"one of {', '.join(Parts.__annotations__)}", Parts.__annotations__.__contains__)]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """What was not measured, and why.
+
+    parts   of the record, that lack it
+    reason  a line
+    system  whose measurement it is; None: of no single one
+    at      the context, or the length of the prompt; None: all of them
+    step    of `luce-edu gpu`, in whose list of what is still to be done this row is
+    kind    wrong: the system chose otherwise than the reference;  absent: what cannot be had here, such as a baseline
+            that is not installed;  unfinished: what a next run goes on with;  failed: any other
+    """
+
+    parts: tuple[Part, ...]
+    reason: Text
+    system: str | None = None
+    at: int | None = None
+    step: str | None = None
+    kind: Literal["failed", "wrong", "absent", "unfinished"] = "failed"
+
+    def concerns(self, parts: Collection[str], systems: Collection[str] | None = None) -> bool:
+        """Whether it is of any of these parts, and of one of these systems or of no single one."""
+        mine = self.step is None and not set(self.parts).isdisjoint(parts)
+        return mine and (systems is None or self.system is None or self.system in systems)
+
+    def without(self, parts: Collection[str], systems: Collection[str] | None = None) -> NotRun | None:
+        """What is left to say when these parts run again, for these systems or for all; None for nothing."""
+        if not self.concerns(parts, systems):
+            return self
+        left = tuple(part for part in self.parts if part not in parts)
+        return replace(self, parts=left) if left else None
+
+    @property
+    def what(self) -> str:
+        """In words, to be shown. A system that took part in nothing goes by its name alone."""
+        if self.step:
+            return self.step
+        parts = self.parts if self.system is None or len(self.parts) == 1 else ()
+        words = ", ".join([self.system, *parts] if self.system else parts)
+        return words if self.at is None else f"{words} at {self.at}"
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+@dataclass
+class Recorded:
+    """Measurements of one machine. It can be altered, as a run adds to it part by part.
+
+    commit  of this repository; ends in + where files had changed; None without git
+    """
+
+    date: Day
+    commit: str | None
+    model: Text
+    machine: Machine
+    parts: Parts
+    not_run: list[NotRun]
+
+
+# ---- Published ----
+
+
+@dataclass(frozen=True)
+class Published:
+    """A decode result. `gpu` is a name in DATASHEET_GB_PER_S, `source` where the number stands, `note` what it adds."""
+
+    system: Text
+    model: str
+    gpu: str
+    tokens_per_s: Positive
+    source: Text
+    note: str = ""
+
+    @property
+    def us_per_token(self) -> float:
+        return 1e6 / self.tokens_per_s
+
+    @property
+    def share(self) -> float:
+        """Share of the datasheet bandwidth that the model's bytes took (modelled: each weight moves once)."""
+        return bytes_per_token(self.model) * self.tokens_per_s / (DATASHEET_GB_PER_S[self.gpu] * 1e9)
+
+
+@dataclass(frozen=True)
+class PublishedPrefill:
+    """The rate at which a prompt of so many tokens is read."""
+
+    system: Text
+    model: str
+    gpu: str
+    tokens: Size
+    tokens_per_s: Positive
+    source: Text
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedLaunch:
+    """Microseconds for `count` of them together."""
+
+    what: Literal["plain launch", "kernel in a graph", "grid barrier"]
+    gpu: str
+    count: Size
+    total_us: Positive
+    source: Text
+
+
+@dataclass(frozen=True)
+class PublishedEnergy:
+    """Draw and speed of decoding, where no limit is said."""
+
+    system: Text
+    model: str
+    gpu: str
+    draw_w: Positive
+    tokens_per_s: Positive
+    source: Text
+
+
+@dataclass(frozen=True)
+class PublishedPoint:
+    """As a SweepPoint."""
+
+    limit_w: Positive
+    draw_w: Positive
+    tokens_per_s: Positive
+    clock_mhz: Positive | None = None
+
+
+@dataclass(frozen=True)
+class PublishedSweep:
+    """Decode of a system at some power limits."""
+
+    system: Text
+    model: str
+    gpu: str
+    source: Text
+    points: Annotated[tuple[PublishedPoint, ...], Check("one point or more", bool)]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What others published, each row with its source."""
+
+    decode: tuple[Published, ...]
+    prefill: tuple[PublishedPrefill, ...] = ()
+    launch: tuple[PublishedLaunch, ...] = ()
+    energy: tuple[PublishedEnergy, ...] = ()
+    sweeps: tuple[PublishedSweep, ...] = ()
+
+    @property
+    def sources(self) -> list[str]:
+        """Each once, in order."""
+        rows = (*self.decode, *self.prefill, *self.launch, *self.sweeps, *self.energy)
+        return list(dict.fromkeys(row.source for row in rows))
