@@ -93,6 +93,11 @@ def as_json(value):
     return value
 
 
+def checked(row: T) -> T:
+    """The same row, read back from its JSON; ValueError, as of `read`, for one that could not be stored."""
+    return read(type(row), as_json(row))
+
+
 def _mapping(value: object, where: str) -> Mapping:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise _refusal(where, "an object with named fields", value)

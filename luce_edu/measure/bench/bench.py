@@ -18,6 +18,7 @@ from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records.rows import DecodeRow, EnergyRow, NotRun, PrefillRow
+from luce_edu.measure.schema import checked
 from luce_edu.reference.model import forward
 from luce_edu.tables import Tabular
 from luce_edu.verification import true_fp32
@@ -255,10 +256,10 @@ def _time_decode(
             with result.reported("decode", system=name, doing="counting its launches"):
                 system.launches = system.count_launches()
         with result.reported("decode", system=name, at=context):
-            result.decode.append(DecodeRow(
+            result.decode.append(checked(DecodeRow(
                 system.name, context, Quartiles.of(times[name]), asked[name], system.launches, system.kernels,
                 system.barriers, least_bytes,
-            ))  # fmt: skip
+            )))  # fmt: skip
 
 
 def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int, progress: Progress) -> None:
@@ -276,7 +277,7 @@ def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int,
                 system.prefill(prompt)
                 system.choice()  # waits
                 times.append(1e6 * (time.perf_counter() - started))
-            result.prefill.append(PrefillRow(name, tokens, Quartiles.of(times[PROMPT_WARM_UP:])))
+            result.prefill.append(checked(PrefillRow(name, tokens, Quartiles.of(times[PROMPT_WARM_UP:]))))
 
 
 def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: float, progress: Progress) -> None:
@@ -301,7 +302,7 @@ def _measure_energy(result: Bench, systems, sensors: Sensors | None, seconds: fl
 
             run()
             energy = measure_energy(run, sensors, seconds=seconds, idle_w=idle_w)
-            result.energy.append(EnergyRow(
+            result.energy.append(checked(EnergyRow(
                 system.name, PROMPT, energy.work, energy.seconds, energy.joules, energy.sampled_joules, idle_w,
                 energy.method,
-            ))  # fmt: skip
+            )))  # fmt: skip

@@ -25,6 +25,7 @@ from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records.predictions import beside
 from luce_edu.measure.records.record import Record, RecordError, commit
 from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Machine, NotRun, PrefillRow, Recorded, Verified
+from luce_edu.measure.schema import checked
 from luce_edu.stages import STAGES
 from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 
@@ -87,8 +88,7 @@ def gather(
                     found = _verified(part, content, model, systems, progress)
                 else:
                     found = {"launch": measure_launch_costs, "bandwidth": measure_bandwidth}[part](backend)
-                Record(path.stem, replace(content, parts=content.parts | {part: found}))  # refuses what is no figure
-                content.parts[part] = found
+                content.parts[part] = checked(found)
             record.save(path)
     benched = [part for part in wanted if part in BENCHED]
     if benched:
@@ -268,8 +268,4 @@ def floor_gb_per_s(record: Record) -> float | None:
 
 def bench_table(record: Record) -> Bench:
     """A record's decode, prefill and energy as a table."""
-    parts = record.parts
-    return Bench(
-        record.provenance, floor_gb_per_s(record), parts.get("decode", []), parts.get("prefill", []),
-        parts.get("energy", []), record.not_run,
-    )  # fmt: skip
+    return Bench(record.provenance, floor_gb_per_s(record), *(record.parts.get(part, []) for part in BENCHED))

@@ -5,6 +5,7 @@ Two kinds of content: `Recorded`, measured by this project on a named GPU, and `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypedDict
@@ -57,11 +58,14 @@ class Verified:
 
     @classmethod
     def of(cls, report: Report) -> Verified:
-        rows = tuple(
-            VerifiedStage(row.pop("stage"), row.pop("passed"), tuple(row.pop("problems")), figures=row)
-            for row in report.to_dict()["rows"]
-        )
-        return cls(report.model, report.device, report.steps, report.seed, rows)
+        """A number that is not finite, which JSON cannot hold, becomes None."""
+        rows = []
+        for row in report.rows:
+            figures = {name: value for name, value in vars(row).items() if name not in ("stage", "problems")}
+            numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+            figures |= {name: None for name, value in numbers.items() if not math.isfinite(value)}
+            rows.append(VerifiedStage(row.stage, row.passed, tuple(row.problems), figures))
+        return cls(report.model, report.device, report.steps, report.seed, tuple(rows))
 
     @property
     def passed(self) -> bool:

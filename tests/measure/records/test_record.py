@@ -12,9 +12,10 @@ import synthetic
 from luce_edu.measure.bench.evidence import bench_table
 from luce_edu.measure.records import record as records
 from luce_edu.measure.records.record import KINDS, Record, RecordError, load_records, recorded, records_dir
-from luce_edu.measure.records.rows import Figures, Modelled, NotRun, Published
-from luce_edu.measure.schema import Positive
+from luce_edu.measure.records.rows import Figures, Modelled, NotRun, Published, Verified
+from luce_edu.measure.schema import Positive, checked
 from luce_edu.plots import records as figures
+from luce_edu.verification import Report, StageResult
 
 
 def with_every_field() -> Record:
@@ -276,6 +277,15 @@ def test_no_record_can_hold_a_published_row_without_its_source(source):
 def test_a_published_record_without_rows_has_no_provenance():
     with pytest.raises(RecordError, match="no source"):
         Record("empty", Figures(())).provenance  # noqa: B018
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_a_verdict_on_numbers_that_are_none_is_recorded_all_the_same(error):
+    row = StageResult("graph", error, error, error, "logits", None, None, 0, 9, False, 1, 42, 0, ["not finite"])
+    found = checked(Verified.of(Report("tiny", "cuda", 24, 1, [row])))
+    assert not found.passed and found.rows[0].problems == ("not finite",)
+    assert found.rows[0].figures["error"] is None and found.rows[0].figures["kernels"] == 42
 
 
 # ---- What was not run ----
