@@ -112,3 +112,36 @@ def _grid(axes: Axes, rows: int, columns: int) -> None:
     axes.set_yticks([i - 0.5 for i in range(1, rows)], minor=True)
     axes.grid(which="minor", color="#BBBBBB", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
+
+
+def chunk_triangles(matrices: Mapping[str, Sequence], *, provenance: str = "") -> Picture:
+    """L of some chunks as heatmaps: how much of an earlier token's correction a later token subtracts.
+
+    matrices  by name: [T, T], zero on the diagonal and above, as nested lists, arrays or CPU tensors. Up to eight
+              tokens have their numbers written in. ValueError for a matrix with anything else on or above its diagonal
+    """
+    figure = picture(1.5 + 4.8 * len(matrices), 4.9, provenance)
+    colours = LinearSegmentedColormap.from_list("signed", [VERMILLION, "white", BLUE])
+    for axes, (name, matrix) in zip(np.atleast_1d(figure.subplots(1, len(matrices))), matrices.items(), strict=True):
+        matrix = np.asarray(matrix, dtype=float)
+        tokens = len(matrix)
+        if matrix.shape != (tokens, tokens) or np.triu(matrix).any() or not np.isfinite(matrix).all():
+            raise ValueError(f"{name}: expected [T, T], finite, and zero on the diagonal and above")
+        largest = np.abs(matrix).max() or 1
+        below = np.ma.masked_array(matrix, np.triu(np.ones_like(matrix, dtype=bool)))
+        axes.set_facecolor("#E4E4E4")
+        image = axes.imshow(below, cmap=colours, vmin=-largest, vmax=largest, interpolation="nearest")
+        if tokens <= 8:
+            for i, j in zip(*np.tril_indices(tokens, -1), strict=True):
+                ink = "white" if abs(matrix[i, j]) > 0.6 * largest else INK
+                axes.text(j, i, _signed(matrix[i, j]), ha="center", va="center", fontsize=12, color=ink)
+            _grid(axes, tokens, tokens)
+        figure.colorbar(image, ax=axes, shrink=0.7)
+        shown = range(0, tokens, 1 if tokens <= 8 else 16)
+        axes.set_xticks(shown)
+        axes.set_yticks(shown)
+        axes.tick_params(length=0)
+        axes.set_title(name, loc="left", fontsize=11)
+        axes.set_xlabel("token j, whose correction is subtracted")
+        axes.set_ylabel("token i, which subtracts")
+    return figure
