@@ -5,6 +5,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import luce_edu
+from luce_edu.measure.profile import grid_waits
+from luce_edu.plots.megakernel import barrier_wait
 from luce_edu.plots.timeline import WAITS, _colours, _paint, first_layers, launch_lanes, sm_timeline
 
 
@@ -59,3 +61,23 @@ def test_an_empty_window_is_refused(megakernel):
         sm_timeline(megakernel, begin_us=5.0, end_us=5.0)
     with pytest.raises(ValueError, match="profiles"):
         launch_lanes({}, us=1.0)
+
+
+def test_at_a_barrier_each_block_waits_from_its_arrival_until_it_goes_on(megakernel):
+    phase = megakernel.order[1]
+    (axes,) = barrier_wait(megakernel, phase).axes
+    work, wait = (container.patches for container in axes.containers)
+    waits = np.array([own[1] for own in grid_waits(megakernel.events, megakernel.places).values()])
+    assert len(wait) == 82 and sum(bar.get_width() for bar in wait) == pytest.approx(np.ptp(waits, axis=1).sum())
+    arrivals = [bar.get_x() for bar in wait]
+    assert arrivals == sorted(waits[:, 0])
+    assert [bar.get_x() + bar.get_width() for bar in work] == pytest.approx(arrivals)
+    last, opens = (line.get_xdata()[0] for line in axes.lines)
+    assert last == max(arrivals) < opens == min(bar.get_x() + bar.get_width() for bar in wait)
+
+
+@pytest.mark.planted
+def test_a_phase_with_no_barrier_behind_it_is_refused(megakernel):
+    for phase in ("lm_head", "mlp"):
+        with pytest.raises(ValueError, match=f"phase: expected .*got '{phase}'"):
+            barrier_wait(megakernel, phase)
