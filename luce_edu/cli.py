@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
     profile.set_defaults(run=_profile)
 
+    sanitize = commands.add_parser("sanitize", help="report the rules that a kernel breaks: races, bounds, barriers")
+    sanitize.add_argument("what", metavar="STAGE|KERNEL|prompt", help="a stage's token, a kernel or a prompt, on tiny")
+    sanitize.add_argument("--tool", metavar="TOOL", help="race, mem, init, sync or order (default: all)")
+    sanitize.add_argument("--card", metavar="NAME", help="one that `cards` lists (default: LUCE_CARD, or the laptop)")
+    sanitize.set_defaults(run=_sanitize)
+
     validate = commands.add_parser("validate", help="compare modelled with published times, and write the page")
     validate.add_argument(
         "--only", nargs="+", default=(), metavar="PICK|ID", help="print only these comparisons or rows; write nothing"
@@ -360,6 +366,17 @@ def _profile(args) -> int:
     else:
         _console().print(found)
     return HOLDS
+
+
+def _sanitize(args) -> int:
+    from luce_edu.lab import TOOLS, sanitize
+
+    if args.tool is not None and args.tool not in TOOLS:
+        raise ValueError(f"--tool: unknown tool {args.tool!r}; expected one of {', '.join(TOOLS)}")
+    with _console(stderr=True).status(f"{args.what} under {args.tool or 'all tools'}"):
+        found = sanitize(args.what, args.tool, card=args.card)
+    print(found)
+    return HOLDS if found.clean else DOES_NOT_HOLD
 
 
 def _validate(args) -> int:

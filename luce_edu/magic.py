@@ -18,8 +18,11 @@ from luce_edu.exercises.base import find_exercise
 from luce_edu.heat import find_heat
 from luce_edu.inline.specs import SPECS, find_spec
 from luce_edu.inline.trial import INSTRUCTIONS, Attempt, Verdict, try_kernel
+from luce_edu.lab import sanitize
 from luce_edu.machine.cubin import ARCHITECTURES
 from luce_edu.measure.profile import find_profiled_card
+
+RUNS = (None, "kernel", "wrong", "time")  # kinds of verdict on a kernel that can be launched
 
 
 class KernelRefused(AssertionError):
@@ -52,6 +55,7 @@ def _parser() -> _Parser:
     parser.add_argument("--as", dest="variable", metavar="VARIABLE", help="keep the verdict in this variable")
     parser.add_argument("--profile", action="store_true", help="show modelled time and a heat map of a right kernel")
     parser.add_argument("--card", metavar="NAME", help="card for --profile (default: LUCE_CARD, or an RTX 3090)")
+    parser.add_argument("--sanitize", action="store_true", help="report the rules that the kernel breaks, with lines")
     parser.add_argument("--wrong", action="store_true", help="the cell shows a mistake: raise if it passes")
     return parser
 
@@ -75,11 +79,18 @@ class KernelMagics(Magics):
             raise KernelRefused(f"%%kernel: {error}") from None
         if args.variable:
             self.shell.user_ns[args.variable] = verdict
-        if args.wrong and verdict.passed:
+        clean = True
+        if args.sanitize and verdict.kind in RUNS:
+            report = sanitize(verdict, instructions=args.instructions)
+            clean = report.clean
+            display(report)
+        if args.wrong and verdict.passed and clean:
             raise KernelRefused(f"{args.name} passes, although --wrong says that it has a mistake")
         if not args.wrong and not verdict.passed:
             raise KernelRefused(str(verdict))
         display(verdict)
+        if not args.wrong and not clean:
+            raise KernelRefused(f"{args.name} computes what it should, and breaks a rule: see above")
         if verdict.profile:
             display(find_heat(verdict))
 

@@ -28,7 +28,7 @@ FLOORS = (
     ("measure.bench", "measure.power"),
     ("scoreboard", "plots"),
     ("inline", "widgets"),
-    ("show",),
+    ("show", "lab"),
     ("comparison", "heat"),
     ("exercises",),
     ("magic", "predict"),

@@ -141,6 +141,8 @@ class HostBackend:
             if step is not None:
                 step()
                 x, weights, out = step.args
+                if self.marks:
+                    self.marks.written(out)
                 record(dataclasses.replace(PRODUCT, product=(*out.shape, x.shape[1])))
                 first = False
 

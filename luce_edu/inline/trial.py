@@ -174,7 +174,7 @@ class Verdict(Tabular):
         block = spec.block if self.attempt.block is None else self.attempt.block
         _, source = _read_cell(self.attempt, spec)
         with _tree(self.attempt.text, source) as tree:
-            return compile_ptx(SOURCE, None, [self.kernel], _defines(block), find_card(None).arch, csrc=tree)
+            return compile_ptx(SOURCE, None, [self.kernel], cell_defines(block), find_card(None).arch, csrc=tree)
 
     @property
     def title(self) -> str:
@@ -362,7 +362,7 @@ def _run(
     block = spec.block if attempt.block is None else attempt.block
     if not 32 <= block <= 1024 or block % 32:
         raise _Problem("launch", f"--block {block}: expected whole warps, 32 to 1024 threads")
-    defines = _defines(block)
+    defines = cell_defines(block)
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
     usual = {"csrc_dir": tree, "strict": strict, "instructions": instructions}
     # The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, and races
@@ -427,10 +427,10 @@ def _compiled(compile: Callable, *args, cell: Attempt, **options):
     try:
         return compile(*args, **options)
     except CompileError as error:
-        raise _Problem("compile", _first_error(error.log or str(error), cell.text)) from None
+        raise _Problem("compile", first_error(error.log or str(error), cell.text)) from None
 
 
-def _defines(block: int) -> dict[str, object]:
+def cell_defines(block: int) -> dict[str, object]:
     """What headers of csrc/ want to know: the dimensions of tiny, and the threads of a block."""
     return kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
 
@@ -438,13 +438,20 @@ def _defines(block: int) -> dict[str, object]:
 def prepare(
     attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor], backend: HostBackend | CudaBackend
 ) -> Callable[[], None]:
-    """Compile an attempt that has passed its trial; a function that launches it on `tensors`, by parameter."""
+    """Compile an attempt; a function that launches it on `tensors`, by parameter.
+
+    Raises ValueError for a cell that does not compile or cannot be checked.
+    """
     spec = find_spec(attempt.against)
     block = spec.block if attempt.block is None else attempt.block
-    order, source = _read_cell(attempt, spec)
-    with _tree(attempt.text, source) as tree:
-        backend.csrc_dir = tree
-        kernel = backend.compile(SOURCE, [attempt.kernel], _defines(block))[attempt.kernel]
+    try:
+        order, source = _read_cell(attempt, spec)
+        with _tree(attempt.text, source) as tree:
+            backend.csrc_dir = tree
+            kernel = _compiled(backend.compile, SOURCE, [attempt.kernel], cell_defines(block), cell=attempt)
+    except _Problem as problem:
+        raise ValueError(f"{attempt.kernel} {WORDS[problem.kind]}. {one_line(str(problem))}") from None
+    kernel = kernel[attempt.kernel]
     names = dict(shape) | {"block": block}
     grid, smem = evaluate(attempt.grid or spec.grid, names), evaluate(attempt.smem, names)
     values = dict(shape) | dict(tensors)
@@ -562,7 +569,13 @@ def _words(shape: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 
-def _first_error(log: str, cell: str) -> str:
+def one_line(log: str) -> str:
+    """The first two errors of a log without the lines that they quote; the log itself where it names none."""
+    errors = [line.strip() for line in log.splitlines() if re.search(r"\berror\b", line)]
+    return "; ".join(errors[:2] or [" ".join(log.split())])
+
+
+def first_error(log: str, cell: str) -> str:
     """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
     errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b.*:", part.partition("\n")[0])]
     lines = "\n\n".join(errors or [log]).splitlines()

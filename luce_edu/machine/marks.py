@@ -37,6 +37,11 @@ class Marks:
         """Make a write to the element of this flat index a fault, which says who writes it."""
         _bytes_of(tensor, self._marks_of(tensor)).view(-1, tensor.element_size())[element] = GUARDED
 
+    def written(self, tensor: torch.Tensor) -> None:
+        """Take the marks off a tensor that the host has written, whatever its elements are now."""
+        if tensor.untyped_storage().data_ptr() in self._marks:
+            _bytes_of(tensor, self._marks_of(tensor)).zero_()
+
     def _marks_of(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._marks:

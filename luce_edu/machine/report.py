@@ -80,8 +80,8 @@ def scene(report, launches: Sequence) -> Scene:
     if fault == "race":
         acts.append(_act(report, launches[report.value], _does(report.is_write & 2), "other_"))
     if fault == "divergent_barrier" and report.other_ins >= 0:
-        wait = "wait at another barrier" if report.other_ins != report.ins else "wait there"
-        acts.append(Act("other threads of the block", wait, _places(launch, report.other_ins)))
+        acts[0] = _act(report, launch, "is here")
+        acts.append(Act("other threads of the block", "wait here", _places(launch, report.other_ins)))
     if fault not in ("race", "out_of_bounds", "misaligned", "uninitialised", "read_only"):
         return Scene(launch.kernel.name, tuple(acts))
     name, index = _element(report, launch)
@@ -92,7 +92,7 @@ def scene(report, launches: Sequence) -> Scene:
 
 # By fault: what the thread did, if it was not a memory access.
 _DOES = {
-    "divergent_barrier": "reaches a barrier", "missing_lanes": "executes a warp operation",
+    "divergent_barrier": "reaches a barrier when others have exited", "missing_lanes": "executes a warp operation",
     "bad_barrier": "reaches a barrier", "trap": "executes a trap", "unsupported": "reaches what cannot be executed",
 }  # fmt: skip
 

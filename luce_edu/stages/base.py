@@ -109,9 +109,15 @@ class Decoder(ABC):
         for tensor in self._scratch():
             # 0xFF bytes are NaN in every float format, and -1 in an integer.
             tensor.view(torch.uint8).fill_(0xFF)
-        for cache in (self.state.k_cache, self.state.v_cache):
-            unused = cache[:, :, self.position :]
+        for unused in self._unused_cache():
             unused.copy_(1e4 * torch.randn(unused.shape, device=self.device))
+
+    def unwritten(self) -> list[torch.Tensor]:
+        """What the next token must write before it reads it, as tensors and views: what `poison` fills."""
+        return [*self._scratch(), *self._unused_cache()]
+
+    def _unused_cache(self) -> list[torch.Tensor]:
+        return [cache[:, :, self.position :] for cache in (self.state.k_cache, self.state.v_cache)]
 
     def step(self, token: int | None = None) -> torch.Tensor | None:
         """Decode one token; return a copy of the logits for the next, fp32 [vocab_size].

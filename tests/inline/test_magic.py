@@ -115,6 +115,39 @@ def test_profile_adds_modelled_time_and_a_heat_map(run, shell):
     assert run(f"{AGAINST} --profile --card 'RTX 3090'\n{ADD}")[1] == said, "modelled figures repeat"
 
 
+UNORDERED = """__shared__ float s[256];
+const int i = blockIdx.x * blockDim.x + threadIdx.x;
+s[threadIdx.x] = i < n ? x[i] : 0.0f;
+if (i < n) y[i] = s[threadIdx.x] + r[i] + 0.0f * s[threadIdx.x ^ 1];
+"""
+
+
+def test_sanitize_adds_a_report_and_is_clean_for_a_right_kernel(run):
+    error, said = run(f"{AGAINST} --sanitize\n{ADD}")
+    assert error is None and "mine is right" in said and "mine: clean" in said
+
+
+@pytest.mark.planted
+def test_sanitize_names_the_rule_and_the_lines_of_a_wrong_kernel(run):
+    error, said = run(f"{AGAINST} --sanitize\n{UNORDERED}")
+    assert isinstance(error, KernelRefused) and "race in mine, on shared memory" in said and "cell:4" in said
+    assert run(f"{AGAINST} --sanitize --wrong\n{UNORDERED}")[0] is None
+    error, said = run(f"{AGAINST} --sanitize --wrong\n{ADD}")
+    assert isinstance(error, KernelRefused) and "was meant to be wrong" in said
+
+
+@pytest.mark.planted
+def test_sanitize_refuses_a_kernel_whose_results_are_right(run):
+    """It adds to an output that nobody has cleared, and then writes the output."""
+    error, said = run(f"{AGAINST} --sanitize\n{ADD.replace('y[i] =', 'y[i] += 1.0f, y[i] =')}")
+    assert isinstance(error, KernelRefused) and "mine is right" in said and "breaks a rule" in str(error)
+
+
+def test_sanitize_says_nothing_of_a_cell_that_does_not_compile(run):
+    error, said = run(f"{AGAINST} --sanitize\ny[0] = q;")
+    assert isinstance(error, KernelRefused) and "does not compile" in said and "looks for" not in said
+
+
 @pytest.mark.parametrize(
     "options, kind, words",
     [("--card T4", UsageError, "add --profile"), ("--profile --card 'RTX 9999'", KernelRefused, "RTX 3090"),

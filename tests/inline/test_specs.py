@@ -6,6 +6,7 @@ from kernels import RIGHT, whole
 
 from luce_edu.inline.specs import SPECS, evaluate, find_spec
 from luce_edu.inline.trial import Attempt, try_kernel
+from luce_edu.lab import sanitize
 from luce_edu.verification import relative_error
 
 
@@ -29,6 +30,8 @@ def test_a_plain_kernel_passes(name, form):
     assert verdict.bytes_read >= verdict.least_read
     assert verdict.bytes_written >= verdict.least_written > 0
     assert verdict.traffic and set(verdict.traffic) <= set(spec.parameters)
+    if form == "body":
+        assert (found := sanitize(verdict, orders=len(spec.shapes))).clean, str(found)
 
 
 def random(seed: int):

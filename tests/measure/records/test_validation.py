@@ -40,8 +40,8 @@ class Case:
     cooperative: bool = False
 
 
-def right(case: Case, tree=None) -> bool:
-    backend = HostBackend(csrc_dir=tree, strict=False)
+def right(case: Case, tree=None, **how) -> bool:
+    backend = HostBackend(csrc_dir=tree, strict=False, **how)
     module = backend.compile(f"validation/{case.source}.cu", [case.kernel], dict(case.defines))
     args, check = case.make()
     backend.launch(module[case.kernel], case.grid, case.block, case.shared, args, cooperative=case.cooperative)
@@ -356,9 +356,19 @@ def named(case: Case) -> str:
     return "-".join([case.kernel, *(str(value) for name, value in case.defines if name != "TILES_X")])
 
 
+IN_STEP = "sum_last_warp"  # relies on warps whose lanes run in step; see reductions.cu
+HOSTILE = {"seed": 0, "hostile": True, "races": True}
+
+
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_a_kernel_computes_what_it_should(case):
-    assert right(case)
+def test_a_kernel_computes_what_it_should_in_a_hostile_order_and_nothing_races(case):
+    assert right(case, **({} if case.kernel == IN_STEP else HOSTILE))
+
+
+@pytest.mark.planted
+def test_a_kernel_that_relies_on_warps_in_step_is_wrong_in_a_hostile_order():
+    [case] = [case for case in CASES if case.kernel == IN_STEP]
+    assert not right(case, **HOSTILE)
 
 
 FAULTS = [
