@@ -21,6 +21,7 @@ _HOMES = {
     "decoder": "luce_edu.stages",
     "load_model": "luce_edu.models",
     "profile": "luce_edu.measure.profile",
+    "progress": "luce_edu.exercises.progress",
     "stage_table": "luce_edu.scoreboard",
     "verify": "luce_edu.verification",
     "verify_paths": "luce_edu.verification",

@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     sanitize.add_argument("--card", metavar="NAME", help="one that `cards` lists (default: LUCE_CARD, or the laptop)")
     sanitize.set_defaults(run=_sanitize)
 
+    progress = commands.add_parser("progress", help="list the exercises that you have solved")
+    progress.set_defaults(run=_progress)
+
     validate = commands.add_parser("validate", help="compare modelled with published times, and write the page")
     validate.add_argument(
         "--only", nargs="+", default=(), metavar="PICK|ID", help="print only these comparisons or rows; write nothing"
@@ -377,6 +380,15 @@ def _sanitize(args) -> int:
         found = sanitize(args.what, args.tool, card=args.card)
     print(found)
     return HOLDS if found.clean else DOES_NOT_HOLD
+
+
+def _progress(args) -> int:
+    import luce_edu
+    from luce_edu.paths import progress_file
+
+    print(luce_edu.progress())
+    print(f"\nKept in {progress_file() or 'no file'}; nothing is sent anywhere.")
+    return HOLDS
 
 
 def _validate(args) -> int:

@@ -1,8 +1,11 @@
-"""Find the folders of the kernels' sources and of the cache of compiled kernels."""
+"""Find the folders of the kernels' sources and of the cache of compiled kernels, and the file of a reader's progress."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +21,21 @@ def cache_dir() -> Path:
     if "LUCE_CACHE" in os.environ:
         return Path(os.environ["LUCE_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luce_edu"
+
+
+def progress_file() -> Path | None:
+    """Where the names of solved exercises are kept; LUCE_PROGRESS names another file, or none where it is empty."""
+    if "LUCE_PROGRESS" in os.environ:
+        return Path(os.environ["LUCE_PROGRESS"]) if os.environ["LUCE_PROGRESS"] else None
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "luce_edu" / "progress.json"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time is inside, for each folder; the system frees it where a process ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import deque
@@ -87,7 +88,8 @@ class _Execution:
 
     def _work(self) -> None:
         try:
-            self._client.execute()
+            # A reader's progress is the reader's: what runs here, solutions too, leaves no trace in it.
+            self._client.execute(env=os.environ | {"LUCE_PROGRESS": ""})
         except BaseException as error:  # raised again in the thread that waits
             self._error = error
 

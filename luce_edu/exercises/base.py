@@ -5,10 +5,13 @@ For an untouched skeleton, `check` prints "not tried yet". A wrong answer raises
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+
+from luce_edu.exercises.solved import remember
 
 
 class WrongAnswer(AssertionError):
@@ -47,7 +50,7 @@ class Exercise:
             raise ValueError(f"{self.name}: the hole is {times} times in the skeleton, not once")
 
     def check(self, answer: object) -> None:
-        """Print the verdict; raise WrongAnswer for a wrong answer."""
+        """Print the verdict, and remember an exercise that is solved; raise WrongAnswer for a wrong answer."""
         try:
             if answer is ... or isinstance(answer, str) and self.hole in answer:
                 raise _Untouched
@@ -56,6 +59,20 @@ class Exercise:
             print(f"{self.name}: not tried yet")
             return
         print(f"{self.name}: right. {sentence}")
+        if full_name := self._full_name():
+            remember(full_name)
+
+    def _full_name(self) -> str | None:
+        """ "module.name" of luce_edu.exercises; None for an exercise of no notebook."""
+        package = f"{__package__}."
+        return next(
+            (
+                f"{name.removeprefix(package)}.{self.name}"
+                for name, module in list(sys.modules.items())
+                if name.startswith(package) and vars(module).get(self.name) is self
+            ),
+            None,
+        )  # fmt: skip
 
     def is_filled(self, text: str) -> bool:
         """Whether `text` is the skeleton with something else in place of the hole, other text around it allowed."""

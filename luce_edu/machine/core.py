@@ -6,7 +6,6 @@ Environment: CXX, the compiler; LUCE_CACHE, the folder for what it makes.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from luce_edu.errors import CacheError, CompileError, unusable_cache
-from luce_edu.paths import cache_dir, csrc_dir
+from luce_edu.paths import alone, cache_dir, csrc_dir
 
 COMPILERS = ("g++", "clang++", "c++")
 OTHER_COMPILER = "install g++ (Debian: build-essential), or name another compiler in CXX"
@@ -154,7 +153,8 @@ def build() -> Path:
     library = cache_dir() / "machine" / f"{_key(compiler, [key.encode() for key in keys.values()])}.so"
     if _is_whole(library):
         return library
-    with _scratch_in(library.parent) as scratch, _alone(library.parent), ThreadPoolExecutor(thread_count()) as threads:
+    # Two processes that begin together would each compile all of it.
+    with _scratch_in(library.parent) as scratch, alone(library.parent), ThreadPoolExecutor(thread_count()) as threads:
         if _is_whole(library):  # another process has built it while this one waited
             return library
         objects = [scratch / f"{source.stem}.o" for source in sources]
@@ -175,17 +175,6 @@ def build() -> Path:
         _link(compiler, objects, output)
         _keep(output.read_bytes(), scratch, library)
     return library
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time builds: two that begin together would each compile all of it."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which the system takes back from a process that ends
-        yield
-    finally:
-        os.close(lock)
 
 
 def _keep(content: bytes, scratch: Path, entry: Path) -> None:
