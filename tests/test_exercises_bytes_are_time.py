@@ -1,11 +1,10 @@
 """The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
 
 import numpy as np
-import pytest
 import torch
+from answers import checker_tests
 
 from luce_edu.exercises import bytes_are_time as exercises
-from luce_edu.exercises.base import WrongAnswer
 
 # Exercise 1.
 
@@ -23,15 +22,17 @@ def closed_form(start, stride, size):
 
 
 WRONG_SECTORS = {
-    "the bytes asked for": lambda start, stride, size: -(-32 * size // 32),
-    "aligned starts only": lambda start, stride, size: min(32, -(-(31 * stride + size) // 32)),
-    "one for each lane": lambda start, stride, size: 32,
-    "lines in place of sectors": lambda start, stride, size: len({(start + stride * i) // 128 for i in range(32)}),
-    "31 lanes": lambda start, stride, size: len({(start + stride * i) // 32 for i in range(31)}),
-    "the span, gaps and all": lambda start, stride, size: (start + 31 * stride + size - 1) // 32 - start // 32 + 1,
-    "NaN": lambda start, stride, size: float("nan"),
-    "a number": 32,
-}
+    "the bytes asked for": (lambda start, stride, size: -(-32 * size // 32), "bytes over 32"),
+    "aligned starts only": (lambda start, stride, size: min(32, -(-(31 * stride + size) // 32)), "Case: start"),
+    "one for each lane": (lambda start, stride, size: 32, "per lane"),
+    "lines in place of sectors": (
+        lambda start, stride, size: len({(start + stride * i) // 128 for i in range(32)}), "cache lines"),
+    "31 lanes": (lambda start, stride, size: len({(start + stride * i) // 32 for i in range(31)}), "Case: start"),
+    "the span, gaps and all": (
+        lambda start, stride, size: (start + 31 * stride + size - 1) // 32 - start // 32 + 1, "no lane touches"),
+    "NaN": (lambda start, stride, size: float("nan"), "expected a number|Case: start"),
+    "a number": (32, "expected a function"),
+}  # fmt: skip
 
 
 def by_numpy(start, stride, size):
@@ -42,29 +43,7 @@ def by_torch(start, stride, size):
     return torch.unique((start + stride * torch.arange(32)) // 32).numel() * torch.ones(())
 
 
-@pytest.mark.parametrize("function", [by_lanes, by_bytes, closed_form, by_numpy, by_torch])
-def test_sectors_by_any_way_are_right(function, capsys):
-    exercises.sectors.check(function)
-    assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("function", WRONG_SECTORS.values(), ids=WRONG_SECTORS)
-def test_other_sectors_are_wrong(function):
-    with pytest.raises(WrongAnswer, match="Case: start|expected a (function|number)"):
-        exercises.sectors.check(function)
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    "name, hint",
-    [("the bytes asked for", "requested bytes over 32"), ("one for each lane", "one sector per lane"),
-     ("lines in place of sectors", "cache lines"), ("the span, gaps and all", "from the first to the last")],
-)  # fmt: skip
-def test_a_likely_count_is_named(name, hint):
-    with pytest.raises(WrongAnswer, match=hint):
-        exercises.sectors.check(WRONG_SECTORS[name])
-
+SECTORS = {function.__name__: function for function in (by_lanes, by_bytes, closed_form, by_numpy, by_torch)}
 
 # Exercise 2: a whole kernel.
 HEAD = "__global__ void product(const bf16* W, const float* x, float* y, int rows, int cols) {\n"
@@ -115,19 +94,6 @@ NO_PRODUCTS = {
     "the last row never written": (WARP_A_ROW.replace("row >= rows", "row >= rows - 1"), r"is wrong.*y\["),
     "not C++": (WARP_A_ROW.replace("to_float(", "float("), "does not compile"),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("text", PRODUCTS.values(), ids=PRODUCTS)
-def test_a_product_that_moves_W_once_is_right(text, capsys):
-    exercises.product.check(text)
-    assert "262,144 bytes" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("text, reason", NO_PRODUCTS.values(), ids=NO_PRODUCTS)
-def test_another_product_is_refused(text, reason):
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        exercises.product.check(text)
 
 
 # Exercise 3: what stands in the hole.
@@ -232,14 +198,10 @@ def frugal(body):
     return exercise.skeleton.replace(exercise.hole, body)
 
 
-@pytest.mark.parametrize("body", WITHIN.values(), ids=WITHIN)
-def test_a_kernel_within_the_budget_is_right(body, capsys):
-    exercises.bytes_per_output.check(frugal(body))
-    assert "2,304 bytes per output, 2,048 of W and 256 of x" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("body, reason", NOT_WITHIN.values(), ids=NOT_WITHIN)
-def test_a_kernel_that_is_wrong_or_over_the_budget_is_refused(body, reason):
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        exercises.bytes_per_output.check(frugal(body))
+MOVED, WITHIN_SAID = "262,144 bytes", "2,304 bytes.*2,048 of W and 256 of x"
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.sectors, SECTORS, WRONG_SECTORS),
+    (exercises.product, {name: (text, MOVED) for name, text in PRODUCTS.items()}, NO_PRODUCTS),
+    (exercises.bytes_per_output, {name: (frugal(body), WITHIN_SAID) for name, body in WITHIN.items()},
+     {name: (frugal(body), reason) for name, (body, reason) in NOT_WITHIN.items()}),
+)  # fmt: skip

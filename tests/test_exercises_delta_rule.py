@@ -2,10 +2,9 @@
 
 import math
 
-import pytest
 import torch
+from answers import checker_tests
 
-from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.delta_rule import RULES, four_rules, grouped_step, next_conv_state
 from luce_edu.reference.causal_conv import causal_conv
 from luce_edu.reference.delta_rule import delta_rule_step
@@ -146,9 +145,9 @@ def drawn():
 
 
 RULES_RIGHT = {
-    "lists": lambda: {"A": A, "B": B, "D": D},
-    "another order, other sizes": lambda: {"D": D | {"beta": 0.4}, "B": B | {"S": FULL}, "A": A},
-    "random tensors": drawn,
+    "lists": {"A": A, "B": B, "D": D},
+    "another order, other sizes": {"D": D | {"beta": 0.4}, "B": B | {"S": FULL}, "A": A},
+    "random tensors": drawn(),
 }
 RULES_WRONG = {
     "a letter": ("C", "a token for each of three rules"),
@@ -166,38 +165,11 @@ RULES_WRONG = {
     "text": ({"A": A | {"v": "ten"}, "B": B, "D": D}, "expected tensors or numbers"),
 }  # fmt: skip
 
-RIGHT = {
-    f"{exercise.name}, {name}": (exercise, answer)
-    for exercise, answers in ((next_conv_state, CONV_RIGHT), (grouped_step, STEP_RIGHT))
-    for name, answer in answers.items()
-}
-WRONG = (
-    {f"next_conv_state, {name}": (next_conv_state, *case) for name, case in CONV_WRONG.items()}
-    | {f"grouped_step, {name}": (grouped_step, faulty(name), reason) for name, reason in STEP_WRONG.items()}
-    | {f"four_rules, {name}": (four_rules, *case) for name, case in RULES_WRONG.items()}
-)
-
-
-@pytest.mark.parametrize("exercise, answer", RIGHT.values(), ids=RIGHT)
-def test_right_answers_pass(exercise, answer, capsys):
-    for _ in range(5):  # inputs are drawn
-        exercise.check(answer)
-        assert f"{exercise.name}: right" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("make", RULES_RIGHT.values(), ids=RULES_RIGHT)
-def test_tokens_that_convict_pass(make, capsys):
-    for _ in range(5):
-        four_rules.check(make())
-        assert "four_rules: right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("exercise, answer, reason", WRONG.values(), ids=WRONG)
-def test_wrong_answers_are_refused(exercise, answer, reason):
-    for _ in range(5):
-        with pytest.raises(WrongAnswer, match=reason):
-            exercise.check(answer)
+STEP_FAULTS = {name: (faulty(name), reason) for name, reason in STEP_WRONG.items()}
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (next_conv_state, CONV_RIGHT, CONV_WRONG), (grouped_step, STEP_RIGHT, STEP_FAULTS),
+    (four_rules, RULES_RIGHT, RULES_WRONG), times=5,
+)  # fmt: skip
 
 
 def test_one_of_the_four_rules_is_the_reference_and_the_others_are_not():

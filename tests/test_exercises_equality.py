@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from answers import checker_tests
 
 from luce_edu.exercises import equality as exercises
-from luce_edu.exercises.base import WrongAnswer
 from luce_edu.verification import relative_error
 
 # accept
@@ -85,19 +85,6 @@ ACCEPT_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", [whole, by_ratios, by_raising, in_numpy])
-def test_a_check_by_norm_finite_and_worst_element_gets_full_marks(answer, capsys):
-    exercises.accept.check(answer)
-    assert "caught 20 of 20 planted faults, accepted 9 of 9 right results" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer, reason", ACCEPT_WRONG.values(), ids=ACCEPT_WRONG)
-def test_a_check_with_a_hole_is_told_what_it_missed(answer, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.accept.check(answer)
-
-
 def test_every_case_is_what_it_says():
     cases = exercises._cases()
     assert len({case.name for case in cases}) == len(cases)
@@ -154,35 +141,13 @@ DECIDED_WRONG = {
     "shifted by a step": lambda r, b: by_topk(r, b).roll(1),
     "always": lambda r, b: torch.ones(len(r), dtype=torch.bool),
 }
-DECIDED_NO_ANSWER = {
-    "margins": lambda r, b: margin(r),
-    "one bool": lambda r, b: bool(by_topk(r, b).all()),
-    "too few": lambda r, b: by_topk(r, b)[1:],
-    "a column": lambda r, b: by_topk(r, b)[:, None],
-    "nothing": lambda r, b: None,
+DECIDED_WRONG = {name: (answer, r"step \d+ of \d+") for name, answer in DECIDED_WRONG.items()} | {
+    "margins": (lambda r, b: margin(r), r"expected \d+ bools"),
+    "one bool": (lambda r, b: bool(by_topk(r, b).all()), r"expected \d+ bools"),
+    "too few": (lambda r, b: by_topk(r, b)[1:], r"expected \d+ bools"),
+    "a column": (lambda r, b: by_topk(r, b)[:, None], r"expected \d+ bools"),
+    "nothing": (lambda r, b: None, r"expected \d+ bools"),
 }
-
-
-@pytest.mark.parametrize("answer", [by_topk, by_sorting, by_loop, lambda r, b: by_topk(r, b).numpy()])
-def test_decided_steps_are_right_however_they_are_found(answer, capsys):
-    for _ in range(5):
-        exercises.decided.check(answer)
-        assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", DECIDED_WRONG.values(), ids=DECIDED_WRONG)
-def test_other_borders_are_refused_with_the_step(answer):
-    for _ in range(5):
-        with pytest.raises(WrongAnswer, match="step [0-9]+ of [0-9]+"):
-            exercises.decided.check(answer)
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", DECIDED_NO_ANSWER.values(), ids=DECIDED_NO_ANSWER)
-def test_what_is_not_a_bool_for_each_step_is_refused(answer):
-    with pytest.raises(WrongAnswer, match="expected [0-9]+ bools"):
-        exercises.decided.check(answer)
 
 
 # inputs
@@ -218,19 +183,16 @@ INPUTS_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", INPUTS_RIGHT.values(), ids=INPUTS_RIGHT)
-def test_data_that_hides_nothing_is_right(answer, capsys):
-    for _ in range(5):
-        exercises.inputs.check(answer)
-        assert "13 of 13 wrong kernels" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer, reason", INPUTS_WRONG.values(), ids=INPUTS_WRONG)
-def test_data_that_hides_a_wrong_kernel_is_refused_by_its_name(answer, reason):
-    for _ in range(5):
-        with pytest.raises(WrongAnswer, match=reason):
-            exercises.inputs.check(answer)
+FULL_MARKS = "20 of 20 .*9 of 9 "
+ACCEPT_RIGHT = {answer.__name__: (answer, FULL_MARKS) for answer in (whole, by_ratios, by_raising, in_numpy)}
+DECIDED_RIGHT = {answer.__name__: answer for answer in (by_topk, by_sorting, by_loop)}
+DECIDED_RIGHT["in NumPy"] = lambda r, b: by_topk(r, b).numpy()
+test_a_check_of_norm_and_worst_element_gets_full_marks, test_a_check_with_a_hole_is_told_what_it_missed = (
+    checker_tests((exercises.accept, ACCEPT_RIGHT, ACCEPT_WRONG))
+)
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.decided, DECIDED_RIGHT, DECIDED_WRONG), (exercises.inputs, INPUTS_RIGHT, INPUTS_WRONG), times=5
+)
 
 
 def test_untouched_runs_no_model(monkeypatch, capsys):

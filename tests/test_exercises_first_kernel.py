@@ -1,9 +1,9 @@
 """The checkers of notebook 04 take right kernels however they are written, and refuse wrong ones with a reason."""
 
 import pytest
+from answers import checker_tests
 
 from luce_edu.exercises import first_kernel as exercises
-from luce_edu.exercises.base import WrongAnswer
 
 SUM = "    for (int c = threadIdx.x; c < n; c += blockDim.x) squares += x[c] * x[c];\n"
 ROWS_SUM = SUM.replace("x[c]", "x[blockIdx.x * n + c]")
@@ -246,32 +246,11 @@ TOTAL_WRONG = {
 }  # fmt: skip
 
 
-RIGHT = {"rms_rows": ROWS_RIGHT, "total": TOTAL_RIGHT, "add_rms_norm": FUSED_RIGHT}
-WRONG = {"rms_rows": ROWS_WRONG, "total": TOTAL_WRONG, "add_rms_norm": FUSED_WRONG}
-
-
-def each(tables):
-    return pytest.mark.parametrize("exercise, name", [(ex, name) for ex, rows in tables.items() for name in rows])
-
-
-@each(RIGHT)
-def test_a_right_kernel_within_its_bytes_is_right(exercise, name, capsys):
-    getattr(exercises, exercise).check(RIGHT[exercise][name])
-    assert f"{exercise}: right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@each(WRONG)
-def test_a_kernel_that_is_wrong_or_reads_too_much_is_refused_with_the_reason(exercise, name):
-    answer, reason = WRONG[exercise][name]
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        getattr(exercises, exercise).check(answer)
-
-
-@pytest.mark.planted
-def test_a_sum_that_never_ends_is_stopped():
-    with pytest.raises(WrongAnswer, match="does not end"):
-        exercises.total.check(TOTAL.replace("i += blockDim.x", "i += 0"))
+TOTAL_WRONG["a sum that never ends"] = (TOTAL.replace("i += blockDim.x", "i += 0"), "does not end")
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.rms_rows, ROWS_RIGHT, ROWS_WRONG), (exercises.total, TOTAL_RIGHT, TOTAL_WRONG),
+    (exercises.add_rms_norm, FUSED_RIGHT, FUSED_WRONG),
+)  # fmt: skip
 
 
 def test_loads_that_do_not_coalesce_are_a_remark(capsys):

@@ -3,11 +3,10 @@
 from fractions import Fraction
 
 import numpy as np
-import pytest
 import torch
+from answers import checker_tests
 
 from luce_edu.exercises import graphs as exercises
-from luce_edu.exercises.base import WrongAnswer
 from luce_edu.overlap import play, try_all
 
 # ---- Exercise 1 ----
@@ -53,21 +52,13 @@ WRONG_SHARES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", [one_of_each, saved_over_paid, by_arrays, exactly, as_a_tensor])
-def test_a_share_by_any_way_is_right(answer, capsys):
-    exercises.share_removed.check(answer)
-    assert "share is 0.462" in capsys.readouterr().out
+RIGHT_SHARES = {
+    share.__name__: (share, "0.462") for share in (one_of_each, saved_over_paid, by_arrays, exactly, as_a_tensor)
+}
 
 
 def test_the_share_that_the_verdict_names_is_that_of_the_published_figures():
     assert f"{one_of_each((225, 347.5), (225, 186.9)):.3f}" == "0.462"
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer, reason", WRONG_SHARES.values(), ids=WRONG_SHARES)
-def test_another_share_is_refused_with_the_reason(answer, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.share_removed.check(answer)
 
 
 # ---- Exercise 2: what stands in the hole. ----
@@ -199,25 +190,15 @@ def make_step(body):
     return names["Step"]
 
 
-@pytest.mark.parametrize("body", RIGHT_STEPS.values(), ids=RIGHT_STEPS)
-def test_a_step_that_one_graph_serves_is_right(body, capsys):
-    exercises.step.check(make_step(body))
-    assert "each of 2 Steps recorded its graph once" in capsys.readouterr().out
+STEPS = {name: (make_step(body), "each of 2 Steps") for name, body in RIGHT_STEPS.items()}
+NO_STEPS = {name: (make_step(body), reason) for name, (body, reason) in WRONG_STEPS.items()} | {
+    name: (answer, "expected the class Step")
+    for name, answer in {"a function": lambda *args: None, "a number": 3, "a text": "Step"}.items()
+}
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize("body, reason", WRONG_STEPS.values(), ids=WRONG_STEPS)
-def test_a_wrong_step_is_refused_with_the_reason(body, reason):
-    assert body.strip() != RIGHT.strip()
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        exercises.step.check(make_step(body))
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", [lambda *args: None, 3, "Step"], ids=["a function", "a number", "a text"])
-def test_what_is_no_class_is_refused(answer):
-    with pytest.raises(WrongAnswer, match="expected the class Step"):
-        exercises.step.check(answer)
+def test_each_wrong_step_differs_from_the_right_one():
+    assert RIGHT.strip() not in {body.strip() for body, _ in WRONG_STEPS.values()}
 
 
 # ---- Exercise 3 ----
@@ -248,12 +229,6 @@ WRONG_PROOFS = {
 }
 
 
-@pytest.mark.parametrize("answer", [PROOFS, OTHER_PROOFS], ids=["short", "other"])
-def test_proofs_by_any_schedule_are_right(answer, capsys):
-    exercises.schedules.check(answer)
-    assert "3 of the 5 orders are unsafe" in capsys.readouterr().out
-
-
 def test_what_is_called_safe_is_so_in_every_schedule_and_the_others_are_not():
     assert set(exercises.ORDERS) == set(PROOFS)
     for name, kernels in exercises.ORDERS.items():
@@ -264,15 +239,15 @@ def test_what_is_called_safe_is_so_in_every_schedule_and_the_others_are_not():
             assert play(kernels, PROOFS[name]).hazard, name
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize("name, given, reason", WRONG_PROOFS.values(), ids=WRONG_PROOFS)
-def test_a_wrong_proof_is_refused_with_the_reason(name, given, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.schedules.check(PROOFS | {name: given})
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", [["safe"] * 5, {"B never waits": "safe"}, PROOFS | {"more": "safe"}, None])
-def test_what_does_not_answer_every_order_is_refused(answer):
-    with pytest.raises(WrongAnswer, match="expected a dict with 'C reads act first'"):
-        exercises.schedules.check(answer)
+NO_PROOFS = {what: (PROOFS | {name: given}, reason) for what, (name, given, reason) in WRONG_PROOFS.items()} | {
+    name: (answer, "expected a dict with 'C reads act first'")
+    for name, answer in {
+        "a list": ["safe"] * 5, "one order": {"B never waits": "safe"}, "an order too many": PROOFS | {"more": "safe"},
+        "nothing at all": None,
+    }.items()
+}  # fmt: skip
+PROVEN = {name: (proofs, "3 of the 5") for name, proofs in (("short", PROOFS), ("other", OTHER_PROOFS))}
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.share_removed, RIGHT_SHARES, WRONG_SHARES), (exercises.step, STEPS, NO_STEPS),
+    (exercises.schedules, PROVEN, NO_PROOFS),
+)  # fmt: skip

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import pytest
 import torch
+from answers import checker_tests
 
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
-from luce_edu.exercises.base import WrongAnswer
 from luce_edu.exercises.hybrid_model import crossing, memory_bytes
 from luce_edu.state import DecodeState
 
@@ -22,9 +21,7 @@ def by_layer(config, tokens):
     state = cache = 0
     for kind in config.layer_types:
         if kind == LINEAR_ATTENTION:
-            state += (
-                config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
-            )
+            state += config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
         if kind == FULL_ATTENTION:
             cache += 2 * 2 * config.num_key_value_heads * config.head_dim * tokens
     return [state, cache]
@@ -49,23 +46,25 @@ def one(config, tokens):
 
 
 MEMORY_WRONG = {
-    "state in bf16": scaled(lambda c, t: 0.5, one),
-    "state of every token": scaled(lambda c, t: t, one),
-    "key heads": scaled(lambda c, t: c.linear_num_key_heads / c.linear_num_value_heads, one),
-    "all layers hold state": scaled(lambda c, t: len(c.layer_types) / len(c.linear_layers), one),
-    "square key matrices": scaled(lambda c, t: c.linear_key_head_dim / c.linear_value_head_dim, one),
-    "k without v": scaled(one, lambda c, t: 0.5),
-    "query heads": scaled(one, lambda c, t: c.num_attention_heads / c.num_key_value_heads),
-    "cache in fp32": scaled(one, lambda c, t: 2),
-    "all layers cache": scaled(one, lambda c, t: len(c.layer_types) / len(c.attention_layers)),
-    "cache of one token": scaled(one, lambda c, t: 1 / t),
+    "state in bf16": (scaled(lambda c, t: 0.5, one), "state in bf16"),
+    "state of every token": (scaled(lambda c, t: t, one), "grows with the tokens"),
+    "key heads": (scaled(lambda c, t: c.linear_num_key_heads / c.linear_num_value_heads, one), "key heads"),
+    "all layers hold state": (scaled(lambda c, t: len(c.layer_types) / len(c.linear_layers), one), "every layer"),
+    "square key matrices": (
+        scaled(lambda c, t: c.linear_key_head_dim / c.linear_value_head_dim, one), r"\[key dim, key dim\]"),
+    "k without v": (scaled(one, lambda c, t: 0.5), "half of the cache"),
+    "query heads": (scaled(one, lambda c, t: c.num_attention_heads / c.num_key_value_heads), "query heads"),
+    "cache in fp32": (scaled(one, lambda c, t: 2), "twice the cache"),
+    "all layers cache": (scaled(one, lambda c, t: len(c.layer_types) / len(c.attention_layers)), "every layer"),
+    "cache of one token": (scaled(one, lambda c, t: 1 / t), "one token"),
     "swapped": lambda c, t: right(c, t)[::-1],
-    "numbers in place of bytes": scaled(lambda c, t: 0.25, one),
-    "square value matrices": scaled(lambda c, t: c.linear_value_head_dim / c.linear_key_head_dim, one),
+    "numbers in place of bytes": (scaled(lambda c, t: 0.25, one), "numbers"),
+    "square value matrices": (
+        scaled(lambda c, t: c.linear_value_head_dim / c.linear_key_head_dim, one), r"\[value dim, value dim\]"),
     "NaN": lambda c, t: (math.nan, math.nan),
     "one number": lambda c, t: right(c, t)[0],
     "a text": lambda c, t: tuple(map(str, right(c, t))),
-}
+}  # fmt: skip
 CROSSING_RIGHT = {
     "rounded up": lambda c: -(-right(c, 1)[0] // right(c, 1)[1]),
     "a loop": lambda c: next(t for t in range(10**6) if right(c, t)[1] >= right(c, t)[0]),
@@ -75,7 +74,7 @@ CROSSING_WRONG = {
     "the one in the text": lambda c: 1536,
     "rounded down": lambda c: right(c, 1)[0] // right(c, 1)[1],
     "passed, not reached": lambda c: right(c, 1)[0] // right(c, 1)[1] + 1,
-    "upside down": lambda c: right(c, 1)[1] / right(c, 1)[0],
+    "upside down": (lambda c: right(c, 1)[1] / right(c, 1)[0], "upside down"),
     "NaN": lambda c: math.nan,
 }
 
@@ -88,59 +87,7 @@ def as_tensor(config, tokens):
     return torch.tensor(right(config, tokens))
 
 
-@pytest.mark.parametrize("answer", [right, by_layer, from_the_tensors, with_numpy, as_tensor])
-def test_right_sizes_pass(answer, capsys):
-    for _ in range(5):  # some of the cases are drawn at random
-        memory_bytes.check(answer)
-        assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", MEMORY_WRONG.values(), ids=MEMORY_WRONG)
-def test_wrong_sizes_are_refused(answer):
-    for _ in range(5):
-        with pytest.raises(WrongAnswer):
-            memory_bytes.check(answer)
-
-
-@pytest.mark.parametrize("answer", CROSSING_RIGHT.values(), ids=CROSSING_RIGHT)
-def test_right_crossings_pass(answer, capsys):
-    crossing.check(answer)
-    assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer", CROSSING_WRONG.values(), ids=CROSSING_WRONG)
-def test_wrong_crossings_are_refused(answer):
-    for _ in range(5):
-        with pytest.raises(WrongAnswer):
-            crossing.check(answer)
-
-
-NAMED = {  # by the wrong answer, what names the mistake
-    "state in bf16": "the state in bf16",
-    "state of every token": "grows with the tokens",
-    "key heads": "counts the key heads",
-    "all layers hold state": "a state for every layer",
-    "square key matrices": r"This is \[key dim, key dim\]",
-    "square value matrices": r"This is \[value dim, value dim\]",
-    "numbers in place of bytes": "counts numbers",
-    "k without v": "half of the cache",
-    "query heads": "counts the query heads",
-    "cache in fp32": "twice the cache",
-    "all layers cache": "a cache for every layer",
-    "cache of one token": "the cache of one token",
-}
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("name, hint", NAMED.items(), ids=NAMED)
-def test_a_likely_mistake_is_named(name, hint):
-    with pytest.raises(WrongAnswer, match=hint):
-        memory_bytes.check(MEMORY_WRONG[name])
-
-
-@pytest.mark.planted
-def test_a_quotient_upside_down_is_named():
-    with pytest.raises(WrongAnswer, match="upside down"):
-        crossing.check(CROSSING_WRONG["upside down"])
+SIZES_RIGHT = {function.__name__: function for function in (right, by_layer, from_the_tensors, with_numpy, as_tensor)}
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (memory_bytes, SIZES_RIGHT, MEMORY_WRONG), (crossing, CROSSING_RIGHT, CROSSING_WRONG), times=5
+)

@@ -1,6 +1,7 @@
 """The checkers of notebook 09 take right answers however they are written, and refuse wrong ones by name."""
 
 import pytest
+from answers import checker_tests
 
 from luce_edu.exercises import megakernel as exercises
 from luce_edu.exercises.base import WrongAnswer
@@ -49,18 +50,6 @@ WRONG = {
 }
 
 
-def test_a_barrier_less_that_verifies_is_right(capsys):
-    exercises.fewer_barriers.check(OWN_COPY)
-    assert "40 barriers per token instead of 41" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer, reason", WRONG.values(), ids=WRONG)
-def test_a_wrong_kernel_is_refused_with_the_reason(answer, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.fewer_barriers.check(answer)
-
-
 @pytest.mark.planted
 @pytest.mark.parametrize(
     "answer, reason",
@@ -76,16 +65,12 @@ def test_an_answer_that_cannot_be_right_is_refused_before_anything_runs(answer, 
         exercises.fewer_barriers.check(answer)
 
 
-@pytest.mark.parametrize("function", [lambda n: 1 + 5 * n, lambda n: sum([5] * n, 1)])
-def test_barriers_of_the_phase_table_are_right(function, capsys):
-    exercises.barriers.check(function)
-    assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize(
-    "function", [lambda n: 5 * n, lambda n: 2 + 5 * n, lambda n: 1 + 3 * n, lambda n: 41, lambda n: None, 41]
+COUNTS = {"a formula": lambda n: 1 + 5 * n, "a sum": lambda n: sum([5] * n, 1)}
+WRONG_COUNTS = {
+    "no barrier before the layers": lambda n: 5 * n, "one too many": lambda n: 2 + 5 * n,
+    "three a layer": lambda n: 1 + 3 * n, "of one model": lambda n: 41, "nothing": lambda n: None, "a number": 41,
+}  # fmt: skip
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.fewer_barriers, {"own copy": (OWN_COPY, "40 .*41")}, WRONG),
+    (exercises.barriers, COUNTS, WRONG_COUNTS),
 )
-def test_other_counts_are_wrong(function):
-    with pytest.raises(WrongAnswer):
-        exercises.barriers.check(function)

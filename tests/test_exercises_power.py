@@ -1,9 +1,8 @@
 """The checkers of notebook 14 take right answers however they are written, and refuse wrong ones by name."""
 
-import pytest
+from answers import checker_tests
 
 from luce_edu.exercises import power as exercises
-from luce_edu.exercises.base import WrongAnswer
 
 # Exercise 1.
 
@@ -70,20 +69,6 @@ WRONG_KNEES = {
     "nothing": (lambda points, loss: None, "expected one of the points"),
     "a point": ({"limit_w": 220, "draw_w": 220, "tokens_per_s": 411}, "expected a function"),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("function", [in_two_steps, by_sorting, by_a_loop])
-def test_a_knee_is_right_however_it_is_found(function, capsys):
-    for _ in range(10):
-        exercises.knee.check(function)
-    assert capsys.readouterr().out.count("right") == 10
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("function, reason", WRONG_KNEES.values(), ids=WRONG_KNEES)
-def test_another_point_is_not_the_knee(function, reason):
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        exercises.knee.check(function)
 
 
 def test_the_spec_is_that_of_the_package():
@@ -166,18 +151,11 @@ WRONG_VERDICTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("function", [plain, by_joules_a_token, built()])
-def test_verdicts_are_right_however_they_are_reached(function, capsys):
-    for _ in range(10):
-        exercises.verdicts.check(function)
-    assert capsys.readouterr().out.count("right") == 10
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("function, reason", WRONG_VERDICTS.values(), ids=WRONG_VERDICTS)
-def test_other_verdicts_are_refused(function, reason):
-    with pytest.raises(WrongAnswer, match=f"(?s){reason}"):
-        exercises.verdicts.check(function)
+KNEES = {function.__name__: function for function in (in_two_steps, by_sorting, by_a_loop)}
+VERDICTS = {"plain": plain, "by joules a token": by_joules_a_token, "built": built()}
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.knee, KNEES, WRONG_KNEES), (exercises.verdicts, VERDICTS, WRONG_VERDICTS), times=3
+)
 
 
 def test_the_published_pair_flips_and_is_as_published():
