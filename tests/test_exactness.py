@@ -84,7 +84,7 @@ def with_gates(config, A_log: float, dt_bias: float, seed: int = 0, in_proj_a: f
     return model
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 8))])
 def test_a_memory_that_never_forgets_raises_no_false_alarm(seed):
     """Errors add up where g is 0, and two logits may then move towards each other, each by the largest error."""
     model = with_gates(TINY, A_log=-100.0, dt_bias=-30.0)
@@ -93,7 +93,7 @@ def test_a_memory_that_never_forgets_raises_no_false_alarm(seed):
 
 
 # -1e5 is where sums of unbounded gates lose what a small one after them decays by; exp(60) has no finite g at all.
-@pytest.mark.parametrize("A_log, in_proj_a", [(5.0, 8.0), (9.0, 8.0), (12.0, 30.0), (60.0, 30.0), (100.0, 30.0)])
+@pytest.mark.parametrize("A_log, in_proj_a", [(5.0, 8.0), (12.0, 30.0), (60.0, 30.0), (100.0, 30.0)])
 def test_gates_of_any_size_are_within_what_fp32_costs(A_log, in_proj_a):
     """Driven by the input, so that a token that forgets all stands beside one that forgets nothing."""
     model = with_gates(SMALL, A_log, dt_bias=-in_proj_a, in_proj_a=in_proj_a)

@@ -189,7 +189,7 @@ def test_prepare_survives_the_pause_that_shows_its_missing_barrier():
     assert problems_of_a_prompt(70, Fault("pause", "delta_rule_chunk.cuh", GATES, SLOW_GATES)) == []
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("length", sorted({one.steps for one in PREFILL_FAULTS}))
 def test_without_a_fault_the_same_check_of_prompts_passes(length, seed):
     assert problems_of_a_prompt(length, seed=seed) == []

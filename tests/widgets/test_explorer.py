@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import json
 import re
@@ -24,10 +25,20 @@ from luce_edu.plots.power import power_curves
 from luce_edu.plots.style import BLUE, GREEN, ORANGE, VERMILLION
 from luce_edu.walkthrough import execute
 from luce_edu.widgets import PowerExplorer
+from luce_edu.widgets import explorer as explorer_module
 from luce_edu.widgets.explorer import HERE, gauge
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "14_the_power_explorer.ipynb"
 SWEEPS = sweeps(PUBLISHED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fitted_once():
+    """Every explorer fits the same published sweeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fit", "stage_curves"):
+            patch.setattr(f"luce_edu.widgets.explorer.{name}", functools.cache(getattr(explorer_module, name)))
+        yield
 
 
 class FakeSensors:
