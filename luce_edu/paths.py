@@ -1,4 +1,4 @@
-"""Find the folders of the kernels' sources and of the cache of compiled kernels, and the file of a reader's progress."""
+"""Find the kernels' sources, the cache of compiled kernels, and the file of a reader's progress."""
 
 from __future__ import annotations
 

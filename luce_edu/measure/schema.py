@@ -1,4 +1,7 @@
-"""Dataclasses to JSON and back. Their annotations are the schema: what does not fit is refused, by field."""
+"""Dataclasses to JSON and back. Their annotations are the schema: what does not fit is refused, by field.
+
+No library does it, as `luce-edu gpu` also runs where there are only PyTorch, transformers, cuda-core and matplotlib.
+"""
 
 from __future__ import annotations
 
