@@ -56,7 +56,7 @@ ROWS_WRONG = {
     "each warp for itself": (ROWS.replace("block_sum(squares, scratch)", "warp_sum(squares)"), "elements are off"),
     "a barrier that some threads miss": (
         ROWS.replace("    float squares", "    if (threadIdx.x >= n) return;\n    float squares"),
-        "fails.*ended before"),
+        "fails.*exited before"),
     "not C++": (ROWS.replace("float squares", "flaot squares"), "does not compile.*flaot"),
     "another name": (ROWS.replace("rms_rows", "rms_norm"), "no kernel named 'rms_rows'"),
     "a number": (42, "expected CUDA C"),
