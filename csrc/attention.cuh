@@ -117,6 +117,7 @@ struct KeyAndValue {
 
 __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int begin, int end,
                                        const AttentionShared* shared, OnlineSoftmax& soft) {
+    // worker in [0, workers); lane in [0, worker_lanes) holds elements 8 * lane to 8 * lane + 7 of a head
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
     const size_t head = static_cast<size_t>(kv_head) * a.max_seq_len * head_dim + lane * lane_weights;
     const auto load = [&](int p) {  // not through the read-only path: this launch wrote the newest position
@@ -198,7 +199,7 @@ __device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head
     for (int split = worker; split < splits; split += workers) {
 #pragma unroll
         for (int h = 0; h < heads_per_kv; ++h) {
-            const size_t row = static_cast<size_t>(first_head + h) * max_splits + split;
+            const size_t row = static_cast<size_t>(first_head + h) * max_splits + split;  // in `partials`
             const float* partial = a.partials + row * partial_size;
             const float4 lo = *reinterpret_cast<const float4*>(partial + lane * 4);
             const float4 hi = *reinterpret_cast<const float4*>(partial + head_dim / 2 + lane * 4);

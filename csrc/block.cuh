@@ -54,7 +54,7 @@ __device__ __forceinline__ void warp_normalise(Input x, Load load, Scale scale, 
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
-        const int c = lane_id() + i * warp_threads;
+        const int c = lane_id() + i * warp_threads;  // in [0, 32 * per_lane), so the last ones may exceed n
         value[i] = c < n ? x[c] : 0.0f;
         if (c < n) other[i] = load(c);
         squares = fmaf(value[i], value[i], squares);

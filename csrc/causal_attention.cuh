@@ -177,7 +177,7 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
     int visible[2], token[2], head[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + tile_row() + 8 * half;
+        const int row = first_row + tile_row() + 8 * half;  // row = token * heads_per_kv + head in the group
         token[half] = row / heads_per_kv;
         head[half] = kv_head * heads_per_kv + row % heads_per_kv;
         // A row past the end repeats the last token and stores nothing.

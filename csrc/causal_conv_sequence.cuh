@@ -50,7 +50,7 @@ __device__ __forceinline__ void conv_head(const bf16* in, int stride, const floa
             for (int j = 0; j < conv_kernel; ++j) taps[p][h][j] = c < dim ? weight[(c + h) * conv_kernel + j] : 0.0f;
 #pragma unroll
             for (int j = 0; j < history; ++j) {
-                const int t = first - history + j;
+                const int t = first - history + j;  // negative before the sequence
                 window[p][h][j] = c >= dim ? 0.0f
                                   : t >= 0 ? to_float(in[static_cast<size_t>(t) * stride + c + h])
                                            : conv_state[(c + h) * history + history + t];
@@ -103,7 +103,7 @@ __device__ __forceinline__ void conv_head(const bf16* in, int stride, const floa
 // One warp takes head unit % conv_heads and its tokens from unit / conv_heads * conv_tokens on.
 __device__ __forceinline__ void causal_conv_sequence(const bf16* projected, int stride, const float* weight,
                                                      float* conv_state, bf16* qkv, int unit, int length) {
-    const int head = unit % conv_heads, first = unit / conv_heads * conv_tokens;
+    const int head = unit % conv_heads, first = unit / conv_heads * conv_tokens;  // heads of q, then k, then v
     const bool is_v = head >= 2 * num_key_heads;
     const int channel = is_v ? 2 * key_dim + (head - 2 * num_key_heads) * value_head_dim : head * key_head_dim;
     const bf16* in = projected + channel;

@@ -104,6 +104,7 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
     for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
+            // Both in [0, chunk_tokens): i is the later token, j the earlier one.
             const int i = first + tile_row() + x / 2 * 8, j = 8 * tile + 2 * tile_slot() + x % 2;
             const float decayed = j <= i ? expf(shared->G[i] - shared->G[j]) * product[tile].x[x] : 0.0f;
             if (is_q) {
@@ -187,6 +188,7 @@ struct ScanShared {
 __device__ __forceinline__ int state_row(int unit, int tile, int x) {
     return unit / scan_tiles * key_block + 8 * tile_row() + 2 * tile + x / 2;
 }
+// The column, in [0, scan_columns).
 __device__ __forceinline__ int state_column(int unit, int x) { return unit % scan_tiles * 8 + 2 * tile_slot() + x % 2; }
 
 // Calls use(element, row, column) for each element of the state that this lane holds, including padding rows.

@@ -84,7 +84,7 @@ __device__ __forceinline__ void warp_dot(const bf16* const (&w)[rows], const flo
 template <int cols>
 __device__ __forceinline__ void grid_matvec_residual(const bf16* W, const float* x, int rows, const float* residual,
                                                      float* out) {
-    for (int row = grid_warp(); row < rows; row += grid_warps()) {
+    for (int row = grid_warp(); row < rows; row += grid_warps()) {  // a warp takes every grid_warps()-th row
         const float before = residual[row];  // loaded early, so that it has arrived when the sum is ready
         const bf16* const w[1] = {W + static_cast<size_t>(row) * cols};
         float sum[1];

@@ -103,7 +103,7 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
         warp_dot<hidden_size>(two, shared->x, sum);
         // <epilogue>
         if (lane_id() < 2) {  // lane 0 takes the first row, lane 1 the second: the two epilogues run at the same time
-            const int r = row + lane_id();
+            const int r = row + lane_id();  // in [0, deltanet_in_rows)
             const float value = lane_id() == 0 ? sum[0] : sum[1];
             if (r < z_row) {
                 qkv[r] = causal_conv_step(value, r, w.conv1d, conv_state);
@@ -123,8 +123,9 @@ __device__ __forceinline__ void deltanet_in_phase(const float* x, const float* i
 __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* beta, const float* g,
                                                  float* recurrent_state, float* o, DeltaRuleShared* shared) {
     for (int unit = blockIdx.x; unit < num_value_heads * tiles_per_head; unit += gridDim.x) {
+        // head in [0, num_value_heads); column, the tile's first, in [0, value_head_dim)
         const int head = unit / tiles_per_head, column = unit % tiles_per_head * tile_columns;
-        const int key_head = head / value_heads_per_key;
+        const int key_head = head / value_heads_per_key;  // in [0, num_key_heads)
         const int at = head * value_head_dim + column;
         float* S = recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim + column;
         delta_rule_tile(qkv + key_head * key_head_dim, qkv + key_dim + key_head * key_head_dim, qkv + 2 * key_dim + at,

@@ -142,6 +142,7 @@ KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* 
     __shared__ float heads[block_warps][head_dim];
     constexpr int units = num_attention_heads + 2 * num_key_value_heads;
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
+    // unit in [0, units): first the heads of q, then those of k, then those of v
     const int row = (blockIdx.x * block_warps + warp_id()) / units, unit = (blockIdx.x * block_warps + warp_id()) % units;
     if (row >= segment.length) return;  // the whole warp returns, and no barrier of the block follows
     const bf16* in = projected + static_cast<size_t>(row) * attention_width;

@@ -18,7 +18,7 @@ __device__ __forceinline__ void block_rms_norm(const float* x, const float* weig
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < per_thread; ++i) {
-        const int c = threadIdx.x + i * block_threads;
+        const int c = threadIdx.x + i * block_threads;  // the last ones may exceed n
         value[i] = c < n ? x[c] : 0.0f;
         factor[i] = c < n ? (1.0f + weight[c]) : 0.0f;
         squares = fmaf(value[i], value[i], squares);
