@@ -126,7 +126,7 @@ CASES = [(tool, name) for tool, cases in ALL.items() for name in cases]
 SAYS = {  # kernel: what stands in the lines that its finding must name, or some of it
     "shared_pair": ["s[17] = 7", "out[0] = s[17]"],
     "shared_lanes": ["s[threadIdx.x] = threadIdx.x", "s[threadIdx.x ^ 1]"],
-    "blocks_two_writers": ["x[77] = 1", "x[77] = 2"],
+    "blocks_two_writers": ["first writer", "second writer"],
     "grid_no_barrier": ["before the grid barrier", "after the grid barrier"],
     "store_outside": ["store outside"],
     "load_outside": ["load outside"],
