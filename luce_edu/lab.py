@@ -1,4 +1,4 @@
-"""The laboratory: which rule of the GPU a kernel breaks, in which two lines and threads, at which element.
+"""Find the rules that a kernel breaks, with source lines, threads and the element of memory.
 
     sanitize("megakernel")                                              one token of a stage, on tiny
     sanitize("per_layer.delta_rule", "race")                            the token in which the kernel runs, one tool
@@ -6,7 +6,7 @@
     sanitize(source, kernel="mine", against="torch.add")                the same on the inputs of a %%kernel cell
     sanitize(verdict)                                                   a %%kernel cell, kept with --as
 
-The virtual GPU does the work (luce_edu/machine). A tool decides in which orders it runs a kernel and what it looks for.
+The checks are those of the virtual GPU (luce_edu/machine). A tool is a choice of checks and of orders of warps.
 """
 
 from __future__ import annotations
@@ -33,53 +33,54 @@ from luce_edu.measure.profile import PROMPT, find_profiled
 from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
 
-SOURCE = "source"  # what the compiler calls a text that is checked against nothing
-POSITION, TOKENS = 40, 65  # of a stage's token, beyond one split of the cache; of a prompt, beyond one chunk
-KERNEL_INSTRUCTIONS = 5_000_000  # of the warps of a launch, for a kernel that is no stage's
-RACE_ORDERS = (None, 0, 1)  # None: blocks in a row, each warp as far as it can
-ORDERS, STAGE_ORDERS = 20, 3  # that sync and order look at beside; a stage has hundreds of kernels or phases
-LINE_CHARACTERS = 80  # of a source line that are shown
+SOURCE = "source"  # the compiler's name for a string of CUDA C++
+POSITION = 40  # of a stage's token: more than one split of the cache
+TOKENS = 65  # of a prompt: more than one chunk of the delta rule
+KERNEL_INSTRUCTIONS = 5_000_000  # limit for the warps of one launch, except in a stage
+RACE_ORDERS = (None, 0, 1)  # seeds for `race`; None is the usual order
+ORDERS, STAGE_ORDERS = 20, 3  # orders for `sync` and `order`; fewer for a stage, which launches hundreds of kernels
+LINE_CHARACTERS = 64  # of a source line in a table
 
 # What each tool looks for.
 TOOLS = {
     "race": "two accesses that nothing orders",
     "mem": "accesses outside of tensors, misaligned ones, writes to constant memory",
-    "init": "reads of memory that nobody has written",
-    "sync": "barriers that not all come to, waits that never end, grids that are not resident",
-    "order": "results that change with the order of warps, or with late memory",
+    "init": "reads of memory that no thread has written",
+    "sync": "barriers that some threads miss, waits that never end, grids that are not resident",
+    "order": "results that change with the order of warps, or with late writes",
 }
-# By what the virtual GPU finds: the tool, and the rule that is broken.
+# By fault: the tool that looks for it, and the rule that is broken.
 RULES = {
-    "race": ("race", "Two accesses to one element, of which one is a write, must be ordered: by a barrier between "
-                     "them, or by a release and an acquire. Atomics may meet."),
+    "race": ("race", "If one of two accesses to the same element is a write, something must order them: a barrier, "
+                     "or a release and an acquire. Atomics need no order among themselves."),
     "out_of_bounds": ("mem", "An access must lie inside a tensor, or inside the block's shared memory."),
     "misaligned": ("mem", "The address of an access must be a multiple of its size."),
     "read_only": ("mem", "A kernel must not write to constant memory."),
     "uninitialised": ("init", "Memory must be written before it is read."),
-    "divergent_barrier": ("sync", "All threads of a block must come to the same barrier."),
-    "missing_lanes": ("sync", "All lanes that an operation of a warp names must come to it."),
-    "bad_barrier": ("sync", "A barrier has a number from 0 to 15 and waits for whole warps."),
-    "deadlock": ("sync", "What a thread waits for must come from a thread that can still go on."),
-    "lost_launch": ("sync", "Blocks that wait for each other must all be resident: a grid that waits for itself must "
-                            "not be larger than the card holds."),
-    "not_resident": ("sync", "A cooperative grid must not be larger than the card holds."),
-    "not_cooperative": ("sync", "A grid that waits for itself needs a cooperative launch."),
+    "divergent_barrier": ("sync", "All threads of a block must reach the same barrier."),
+    "missing_lanes": ("sync", "All lanes in the mask of a warp operation must execute it."),
+    "bad_barrier": ("sync", "A barrier needs a number from 0 to 15 and a count of whole warps."),
+    "deadlock": ("sync", "A thread may wait only for what another thread can still do."),
+    "lost_launch": ("sync", "Blocks that wait for each other must all be resident at the same time."),
+    "not_resident": ("sync", "The blocks of a cooperative grid must all be resident at the same time."),
+    "not_cooperative": ("sync", "A grid barrier needs a cooperative launch."),
     "budget": ("sync", "A kernel must end."),
-    "trap": ("sync", "A kernel must not meet its own trap."),
+    "trap": ("sync", "A kernel must not execute a trap."),
     "assertion": ("sync", "An assertion must hold."),
-    "unsupported": ("sync", "The virtual GPU must know what it executes."),
+    "unsupported": ("sync", "The virtual GPU cannot execute this instruction."),
     "differs": ("order", "The result must be the same in every order of warps, however late a write arrives."),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the accesses or waits that a finding is about.
+    """One access, or one group of waiting threads.
 
-    who     in words;  block (x, y, z) and thread, in a row: the same as numbers, None where there are several
+    who     in words, such as "block 1, thread 9";  block (x, y, z), thread: the numbers; None for several threads
     does    in words, such as "writes"
-    file, line, text  where, and what stands there; "", 0, "" where nobody knows
-    calls   the same of the calls that were inlined, the innermost first
+    file, line, text  the source line; "", 0, "" if it is unknown. For a string or a cell, the reader's own line
+    inside  (file, line, text) of inlined functions that this line calls, from the outside to the instruction
+    calls   the same for the calls that lead to this line, the innermost first
     """
 
     who: str
@@ -89,28 +90,32 @@ class Side:
     text: str = ""
     block: tuple[int, int, int] | None = None
     thread: int | None = None
+    inside: tuple[tuple[str, int, str], ...] = ()
     calls: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def rows(self) -> list[list[str]]:
-        """For a table: the line, who and does; below it the calls."""
-        first = [f"{self.file}:{self.line}  {_short(self.text)}" if self.file else "(no line)", self.who, self.does]
-        return [first, *([f"  called from {file}:{line}  {_short(text)}", "", ""] for file, line, text in self.calls)]
+        """Rows of a table: the line with who and does, and below it the lines inside and the calls."""
+        first = _line(self.file, self.line, self.text) if self.file else "(no line)"
+        more = [f"  in {_line(*place)}" for place in self.inside]
+        more += [f"  called from {_line(*place)}" for place in self.calls]
+        return [[first, self.who, self.does], *([place, "", ""] for place in more)]
 
 
-def _short(line: str) -> str:
-    return line if len(line) <= LINE_CHARACTERS else f"{line[: LINE_CHARACTERS - 4]} ..."
+def _line(file: str, line: int, text: str) -> str:
+    text = text if len(text) <= LINE_CHARACTERS else f"{text[: LINE_CHARACTERS - 4]} ..."
+    return f"{file}:{line}  {text}".rstrip()
 
 
 @dataclass(frozen=True, repr=False)
 class Finding(Tabular):
     """A rule that a kernel breaks.
 
-    tool     that found it, one of TOOLS;  fault: what it is, one of RULES;  rule: in a sentence
-    element  in words, such as "x[3]";  tensor, index (flat): the same apart, where it is one of a tensor
-    sides    who did what where: two for a race, one for an access, one for each group of threads that waits
-    said     the virtual GPU's own words, or by how much a result differs
-    seed     of the order in which it came up; None for the usual order
+    tool     one of TOOLS;  fault: one of RULES;  rule: the sentence of RULES
+    element  of memory, in words, such as "x[3]";  tensor, index (flat): its parts; None for other memory
+    sides    who did what where: two for a race, one for another access, one per group of threads that waits
+    said     the message of the virtual GPU, or how much a result differs
+    seed     of the order of warps; None for the usual order
     """
 
     tool: str
@@ -132,7 +137,7 @@ class Finding(Tabular):
     @property
     def title(self) -> str:
         where = f", on {self.element}" if self.element else ""
-        return f"{self.tool}: {self.fault.replace('_', ' ')} in {self.kernel}{where}\n{self.rule}"
+        return f"{self.tool}: {self.fault.replace('_', ' ')} in {self.kernel}{where}.\n{self.rule}"
 
     @property
     def body(self) -> list[list[str]]:
@@ -140,17 +145,19 @@ class Finding(Tabular):
 
     @property
     def caption(self) -> str:
-        if self.fault in _TOLD and self.tool != "order":
-            return ""
-        return self.said if self.seed is None else f"In the order of seed {self.seed}: {self.said}"
+        if self.tool == "order":
+            return f"In the order of seed {self.seed}: {self.said}"
+        if self.fault == "lost_launch":  # the sentences after the first say what the table does
+            return self.said.partition(". ")[0]
+        return "" if self.fault in _IN_TABLE else self.said
 
 
-_TOLD = ("race", "uninitialised", "read_only", "deadlock")  # of which the table says all that is to say
+_IN_TABLE = ("race", "uninitialised", "read_only", "deadlock")  # faults whose table says everything
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One tool of a report. runs: of the kernel or stage; stopped: a fault of another tool ended them early."""
+    """One tool of a report. runs: how often it ran the kernel; stopped: a fault of another tool ended a run early."""
 
     tool: str
     runs: int
@@ -160,7 +167,7 @@ class Ran:
 
 @dataclass(frozen=True, repr=False)
 class Sanitized(Tabular):
-    """What `sanitize` found. `findings` is empty, and `clean` True, where nothing was."""
+    """The result of `sanitize`. clean: there are no findings."""
 
     what: str
     card: str
@@ -191,7 +198,7 @@ class Sanitized(Tabular):
     def caption(self) -> str:
         if not any(ran.stopped for ran in self.tools):
             return ""
-        return "ended early: the fault below came first, and hides what comes after it. Mend it and run again."
+        return "ended early: the fault below ended the run before the tool was done. Mend it and run again."
 
     def __str__(self) -> str:
         return "\n\n".join([super().__str__(), *map(str, self.findings)])
@@ -201,11 +208,6 @@ class Sanitized(Tabular):
     def _repr_html_(self) -> str:
         return super()._repr_html_() + "".join(finding._repr_html_() for finding in self.findings)
 
-    def __rich__(self):
-        from rich.console import Group
-
-        return Group(super().__rich__(), *(part for finding in self.findings for part in ("", finding)))
-
 
 def sanitize(
     what: str | Kernel | Attempt | Verdict, tool: str | None = None, *, kernel: str | None = None, grid=None,
@@ -213,22 +215,22 @@ def sanitize(
     unwritten: Sequence[str] = (), against: str | None = None, card: str | None = None, model="tiny",
     csrc_dir: Path | None = None, orders: int | None = None, instructions: int | None = None,
 ) -> Sanitized:  # fmt: skip
-    """Run a kernel or a stage under the virtual GPU's checks, and report the rules that it breaks.
+    """Run a kernel or a stage with the checks of the virtual GPU, and report the rules that it breaks.
 
-    what      a stage made of kernels, for one token; "prompt"; a kernel of either, for the token or prompt in which it
-              runs, named as for `luce_edu.profile`; CUDA C++ as a string, with `kernel` and a launch or `against`; a
-              Kernel that is loaded, with a launch; a %%kernel cell's Verdict or Attempt
-    tool      one of TOOLS; None: all of them
-    grid, block, smem, cooperative  the launch of a string or Kernel, as Kernel.launch takes them
-    args      of that launch: by name, as the source names them, or in order. The tensors are as they were afterwards
-    unwritten names of tensors among them that hold nothing at first, for `init`: outputs
-    against   the name of a spec, whose inputs, shapes and launch a string gets, as a %%kernel cell would
-    card      a name that `luce-edu cards` lists; None: LUCE_CARD, or the laptop. A Kernel has its own
-    model     of a stage: a name that `load_model` takes, or a model
-    csrc_dir  another source tree for a stage or Kernel, such as one with a planted fault
-    orders    that `sync` and `order` try beside the usual one; None: 20, and 3 of a stage
-    instructions  that the warps of a launch may execute; None: 5 million, and no limit for a stage
-    Raises ValueError, a line, for what is not there, a text that does not compile and a launch that is refused.
+    what      the name of a stage, of "prompt", or of a kernel, as for `luce_edu.profile`: one token or prompt runs as a
+              whole, and a kernel is checked with it; a string of CUDA C++, with `kernel`, and with a launch or
+              `against`; a loaded Kernel, with a launch; the Verdict or Attempt of a %%kernel cell
+    tool      one of TOOLS; None for all of them
+    grid, block, smem, cooperative  the launch of a string or a Kernel, as for Kernel.launch
+    args      of this launch: by the names of the parameters, or in their order. Tensors get their content back
+    unwritten names of tensors in `args` that hold nothing before the launch, such as outputs; `init` checks them
+    against   a reference of %%kernel, whose inputs, shapes and launch the string gets
+    card      a name that `luce-edu cards` lists; None for LUCE_CARD, or else the laptop. A Kernel has its own card
+    model     for a stage: a model, or a name that `load_model` takes
+    csrc_dir  another source tree for a stage or a Kernel, such as one with a planted fault
+    orders    how many orders of warps `sync` and `order` try; None for 20, and 3 for a stage
+    instructions  that the warps of a launch may execute before it is stopped; None for 5 million, unlimited in a stage
+    Raises ValueError with one line for unknown names, a source that does not compile and a launch that is refused.
     """
     if tool is not None and tool not in TOOLS:
         raise ValueError(f"unknown tool {tool!r}; expected one of {', '.join(TOOLS)}")
@@ -266,16 +268,18 @@ def sanitize(
                 subject.begin()
 
 
-# ---- What can be run again and again ----
+# ---- Subjects: what a tool runs ----
 
 
 @dataclass
 class Subject:
-    """A kernel or stage that can be run again and again from the same memory.
+    """A kernel or a stage that can run any number of times from the same memory.
 
-    tensors    all that it may change, by name: what `order` compares
-    begin      puts them back;  launch: one run;  unwritten: what holds nothing when it starts
-    texts      sources that are in no folder, by the compiler's name for them
+    tensors    by name, all that it may change; `order` compares them
+    begin      restores them;  launch: runs once;  unwritten: the tensors that hold nothing before a run
+    texts      the reader's own sources, by the compiler's name for them
+    shape      in words, if the kernel runs at several
+    orders     that `sync` and `order` try
     """
 
     name: str
@@ -285,12 +289,12 @@ class Subject:
     launch: Callable[[], None]
     unwritten: Callable[[], Sequence[torch.Tensor]]
     texts: Mapping[str, str]
-    shape: str = ""  # in words, where a kernel runs at several
+    shape: str = ""
     orders: int = ORDERS
 
     def run(self, *, seed: int | None = None, hostile: bool = False, races: bool = False, init: bool = False,
             guard: tuple[str, int] | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
-        """One run; what it left. Raises KernelError and LaunchError."""
+        """Run once; return copies of the tensors. Raises KernelError and LaunchError."""
         backend = self.backend
         self.begin()
         marks = Marks(self.unwritten())
@@ -305,15 +309,16 @@ class Subject:
         return {name: tensor.clone() for name, tensor in self.tensors.items()}
 
     def side(self, act: Act) -> Side:
-        """An act with the text of its lines."""
-        lines = [(file, line, self._text(file, line)) for file, line in act.places]
-        first, *calls = lines or [("", 0, "")]
-        return Side(act.who, act.does, *first, act.block, act.thread, tuple(calls))
+        """An act with the text of its lines. Of the reader's own lines the innermost comes first."""
+        lines = [(file, line, self._text(file, line)) for file, line in act.places] or [("", 0, "")]
+        at = next((i for i, (file, *_) in enumerate(lines) if file in self.texts), 0)
+        inside, calls = tuple(reversed(lines[:at])), tuple(lines[at + 1 :])
+        return Side(act.who, act.does, *lines[at], act.block, act.thread, inside, calls)
 
     def _text(self, file: str, line: int) -> str:
         text = self.texts.get(file, "")
         if file not in self.texts:
-            with suppress(OSError):  # one of CUDA's own headers is not there
+            with suppress(OSError):  # CUDA's own headers are elsewhere
                 text = (self.backend.csrc_dir / file).read_text(encoding="utf-8", errors="replace")
         lines = text.split("\n")
         return lines[line - 1].strip() if 0 < line <= len(lines) else ""
@@ -331,7 +336,7 @@ def _of_stage(what: str, card: str | None, model, csrc_dir: Path | None) -> Subj
 
     def begin() -> None:
         dec.reset()
-        if run != PROMPT:  # as if so many tokens had been decoded, without a kernel that may be at fault
+        if run != PROMPT:  # noise for the tokens before, as a kernel with a fault might not decode them
             generator = torch.Generator().manual_seed(0)
             for tensor_name in DecodeState.TENSORS:
                 getattr(dec.state, tensor_name).normal_(std=0.5, generator=generator)
@@ -345,10 +350,11 @@ def _of_stage(what: str, card: str | None, model, csrc_dir: Path | None) -> Subj
             dec.step(prompt[0])
 
     if run == PROMPT:
-        with suppress(KernelError):  # which shows again
-            launch()  # the first prompt of its length makes the buffers
+        with suppress(KernelError):  # a tool reports it later
+            launch()  # allocates the buffers of a prompt
     kinds = dec.named_tensors()
     tensors = kinds["state"] | kinds["activations"]
+    what = f"{run}.{kernel}" if kernel else run
     name = f"{what}, a prompt of {TOKENS} tokens" if run == PROMPT else f"{what}, a token at position {POSITION}"
     return Subject(f"{name} of {model.name}", backend, tensors, begin, launch, dec.unwritten, {}, orders=STAGE_ORDERS)
 
@@ -357,12 +363,12 @@ def _find(what: str) -> tuple[str, str | None]:
     if what in SPECS:
         raise ValueError(f"{what} is what a kernel is checked against: %%kernel NAME --against {what} --sanitize")
     if what == "eager":
-        raise ValueError("eager runs PyTorch's own kernels, which the virtual GPU does not run; name another stage")
+        raise ValueError("eager runs PyTorch's kernels, which the virtual GPU does not run; name another stage")
     return find_profiled(what)
 
 
 def _of_attempt(attempt: Attempt, card: str | None) -> list[Subject]:
-    """A cell's kernel on fresh inputs, at each shape of its spec."""
+    """The kernel of a cell on new inputs, at each shape of its spec."""
     spec = find_spec(attempt.against)
     generator = torch.Generator().manual_seed(attempt.seed or 0)
     subjects = []
@@ -396,7 +402,7 @@ def _of_launch(
     kernel: Kernel, backend: HostBackend, names: Sequence[str] | None, unwritten: Sequence[str], *, grid, block, args,
     smem: int, cooperative: bool, texts: Mapping[str, str] | None = None,
 ) -> Subject:  # fmt: skip
-    """One launch. names: of the parameters, as the source has them; None where that is not known."""
+    """One launch. names: of the parameters in the source; None if they are unknown."""
     if grid is None or block is None or args is None:
         raise ValueError(f"{kernel.name}: a kernel to sanitize needs grid, block and args")
     if isinstance(args, Mapping):
@@ -405,7 +411,7 @@ def _of_launch(
                 raise ValueError(f"{kernel.name}: args: expected {', '.join(names) or 'none'}, got {', '.join(args)}")
             args = {name: args[name] for name in names}
     else:
-        if names is None or len(names) != len(args):  # a launch says how many there must be
+        if names is None or len(names) != len(args):  # the launch reports a wrong number
             names = [f"argument {i}" for i in range(len(args))]
         args = dict(zip(names, args, strict=True))
     named = {name: value for name, value in args.items() if isinstance(value, torch.Tensor)}
@@ -424,7 +430,7 @@ def _of_launch(
 def _compiled(
     text: str, kernel: str | None, block, backend: HostBackend
 ) -> Iterator[tuple[Kernel, HostBackend, list[str]]]:
-    """A kernel of a text, compiled beside csrc/, and the names of its parameters."""
+    """Compile a kernel of a text, which may include files of csrc/. Gives it with the names of its parameters."""
     if kernel is None:
         raise ValueError("a source to sanitize needs kernel=, the name of one in it")
     plain = code(text)
@@ -433,7 +439,7 @@ def _compiled(
         there = re.findall(r"\b__global__\b[^;{}()]*?\b(\w+)\s*\(", plain)
         raise ValueError(f"no kernel named {kernel!r} in the source; there are {', '.join(there) or 'none'}")
     names = [parameter.replace("*", " ").split()[-1] for parameter in filter(str.strip, found[1].split(","))]
-    if not re.search(r'extern\s*"C"\s*$', text[: found.start()]):  # without which a compiler changes the name
+    if not re.search(r'extern\s*"C"\s*$', text[: found.start()]):  # keeps the compiler from changing the name
         text = f'{text[: found.start()]}extern "C" {text[found.start() :]}'
     threads = np.prod(block) if block is not None else 256
     with planted() as tree:
@@ -451,9 +457,9 @@ def _compiled(
 
 
 def _sanitize(subjects: Sequence[Subject], tools: Sequence[str], orders: int) -> Sanitized:
-    """Each tool on each subject, until it finds something. A fault that several tools meet is told once."""
+    """Run each tool on each subject until it finds a fault. A fault that several tools find is reported once."""
     findings: list[Finding] = []
-    known: dict[tuple, Finding | dict] = {}  # what became of a run that another tool has had already
+    known: dict[tuple, Finding | dict] = {}  # results of runs, which several tools may need
     ran, stopped = dict.fromkeys(tools, 0), set()
     for tool in tools:
         cases = [(i, how) for i in range(len(subjects)) for how in _runs(tool, max(orders // len(subjects), 1))]
@@ -478,7 +484,7 @@ def _sanitize(subjects: Sequence[Subject], tools: Sequence[str], orders: int) ->
 
 
 def _runs(tool: str, orders: int) -> Sequence[dict]:
-    """In which orders a tool runs something: options of Subject.run. `order` compares with the usual one."""
+    """The runs of a tool, as options of Subject.run. `order` compares each with the first."""
     return {
         "race": [{"seed": seed, "races": True} for seed in RACE_ORDERS],
         "mem": [{}],
@@ -496,7 +502,7 @@ def _run(subject: Subject, how: Mapping) -> Finding | dict[str, torch.Tensor]:
     try:
         return subject.run(**how)
     except (KernelError, LaunchError) as error:
-        if error.fault not in RULES:  # a launch that asks for what no card has, or wrong arguments
+        if error.fault not in RULES:  # wrong arguments, or a launch that no card accepts
             raise
         scene = getattr(error, "scene", None) or Scene(subject.name, ())
         tool = "order" if "hostile" in how else RULES[error.fault][0]
@@ -513,7 +519,7 @@ def _finding(subject: Subject, tool: str, fault: str, how: Mapping, scene: Scene
 
 
 def _difference(subject: Subject, how: Mapping, usual: dict, left: dict) -> Finding | None:
-    """The first element that a hostile order has changed; the race that explains it, or else who writes the element."""
+    """The first element that a hostile order changes, with the lines of a race in the same order, or of its write."""
     for name, expected in usual.items():
         size = expected.element_size()
         bits = [tensor.contiguous().view(torch.uint8).view(-1, size) for tensor in (expected, left[name])]
@@ -539,9 +545,9 @@ def _difference(subject: Subject, how: Mapping, usual: dict, left: dict) -> Find
     return None
 
 
-# What the lines of a difference are.
+# What the lines of a difference show: a race, the first write of the element, or nothing.
 _EXPLAINED = {
-    True: "The lines are those of a race in the same order.",
-    False: "No two accesses race. The line is where the element is first written.",
-    None: "No two accesses race.",
+    True: "The lines show a race in the same order.",
+    False: "There is no race. The line shows the first write of the element.",
+    None: "There is no race.",
 }

@@ -170,7 +170,8 @@ def test_a_planted_fault_is_found_and_named(tool, name, record_property):
     [finding] = found.findings
     assert not found.clean and finding.tool == tool and finding.kernel == name
     assert RULES[finding.fault] in RULES.values() and finding.rule
-    text = "\n".join(line for side in finding.sides for line in [side.text, *(call[2] for call in side.calls)])
+    lines = [line for side in finding.sides for line in (side.text, *(text for *_, text in side.inside + side.calls))]
+    text = "\n".join(lines)
     for marker in SAYS.get(name, ()):
         assert marker in text
     if tool == "race":
@@ -327,7 +328,7 @@ def test_a_kernel_that_does_not_end_is_named():
 
 BAD = {
     "an unknown stage": (("warp_speed",), {}, "unknown stage or kernel 'warp_speed'"),
-    "a stage without kernels": (("eager",), {}, "PyTorch's own kernels"),
+    "a stage without kernels": (("eager",), {}, "PyTorch's kernels"),
     "a reference": (("torch.add",), {}, "--against torch.add"),
     "an unknown tool": (("megakernel", "races"), {}, "unknown tool 'races'; expected one of race, mem"),
     "an unknown card": (("megakernel",), {"card": "RTX 9999"}, "no card named 'RTX 9999'"),
