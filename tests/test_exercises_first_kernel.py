@@ -45,15 +45,15 @@ TWO_ROWS = "6[012] of 93"
 ROWS_WRONG = {
     "the mistake left in": (exercises.rms_rows.skeleton.replace("float squares", "float  squares"), TWO_ROWS),
     "the wrong index changed": (
-        exercises.rms_rows.skeleton.replace("weight[c]", "weight[blockIdx.x]"), "elements are off"),
+        exercises.rms_rows.skeleton.replace("weight[c]", "weight[blockIdx.x]"), "elements are wrong"),
     "hidden by uniform data and by short rows": (
-        ROWS.replace(ROWS_SUM, ROWS_SUM.replace("n + c]", "n + threadIdx.x]")), "n 257.*elements are off"),
+        ROWS.replace(ROWS_SUM, ROWS_SUM.replace("n + c]", "n + threadIdx.x]")), "n 257.*elements are wrong"),
     "one past the end": (ROWS.replace(ROWS_SUM, ROWS_SUM.replace("c < n", "c <= n")), "out of bounds"),
     "written by the first pass only": (
         ROWS.replace(LAST, LAST.replace("for (int c = threadIdx.x; c < n; c += blockDim.x)",
-                                        "if (int c = threadIdx.x; c < n)")), "nobody wrote"),
-    "no eps": (ROWS.replace(" + eps", ""), "elements are off"),
-    "each warp for itself": (ROWS.replace("block_sum(squares, scratch)", "warp_sum(squares)"), "elements are off"),
+                                        "if (int c = threadIdx.x; c < n)")), "the kernel never wrote"),
+    "no eps": (ROWS.replace(" + eps", ""), "elements are wrong"),
+    "each warp for itself": (ROWS.replace("block_sum(squares, scratch)", "warp_sum(squares)"), "elements are wrong"),
     "a barrier that some threads miss": (
         ROWS.replace("    float squares", "    if (threadIdx.x >= n) return;\n    float squares"),
         "fails.*exited before"),
@@ -171,10 +171,10 @@ FUSED_WRONG = {
         .replace("        squares += value[i] * value[i];",
                  "        other[i] = c < n ? x[c] + r[c] : 0.0f;\n        squares += other[i] * other[i];"),
         "mean square of row 0"),
-    "mid never written": (KEPT.replace("if (c < n) mid[first + c] = value[i];", ""), "nobody wrote mid"),
-    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "off. mid holds x only"),
+    "mid never written": (KEPT.replace("if (c < n) mid[first + c] = value[i];", ""), "the kernel never wrote mid"),
+    "mid is x": (KEPT.replace("mid[first + c] = value[i]", "mid[first + c] = x[first + c]"), "mid holds x only"),
     "the first pass only": (KEPT.replace("float value[each]", "float value[each + 1]").replace("1024 / ", "256 / "),
-                            "n 257.*nobody wrote"),
+                            "n 257.*never wrote"),
     "no barrier before the sum": (ONE_SUMS.replace(f"{BARRIER}    if (t == 0)", "    if (t == 0)"), "race on"),
     "no barrier after the sum": (
         ONE_SUMS.replace(f"eps);\n    }}\n{BARRIER}", "eps);\n    }\n"), "race on|uninitialised"),
@@ -242,7 +242,7 @@ TOTAL_WRONG = {
     "atomics, in the order in which they come": (
         TOTAL.replace("sum = block_sum(sum, scratch);", "if (threadIdx.x == 0) scratch[0] = 0.0f;\n    "
                       "__syncthreads();\n    atomicAdd(scratch, sum);\n    __syncthreads();\n    sum = scratch[0];"),
-        "other bits in another order.*fixed order"),
+        "different bits in another order.*fixed order"),
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ WRONG_UPDATE = {
     "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "race on S|out of bounds"),
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
     # With equal heads nobody would see it.
-    "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are off"),
+    "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are wrong"),
     "a row too far": (update("i < K", "i <= K"), "out of bounds"),
     "the last row left as it was": (update("i < K", "i < K - 1"), "S\\["),
     "o never written": (update("o[head * V + j] = ", "const float unused = "), "o\\[0, 0\\]"),
@@ -123,7 +123,7 @@ MERGES = {  # and barriers a block, with the house rule where a barrier stands i
     "at once": (MERGE, "block: 1."),
     "one after the other": (RUNNING, "block: 1."),
     "one warp": (FIRST_WARP, "block: 1."),
-    "the barrier in the if": (IN_THE_IF, "The house rule"),
+    "the barrier in the if": (IN_THE_IF, "The rule of this course"),
     "in double precision": (MERGE.replace("float top = -INFINITY, sum", "double top = -INFINITY, sum")
                             .replace("fmaxf(top, ", "fmax(top, (double)").replace("expf(", "exp("), "block: 1."),
 }  # fmt: skip
@@ -147,7 +147,7 @@ WRONG_MERGE = {
     "every head writes to head 0": (merge("o[head * head_dim + c]", "o[c]"), "heads 2.*race on o"),
     "an element too many": (merge("c < head_dim", "c <= head_dim"), "out of bounds"),
     "a barrier that half the block skips": (
-        merge("__syncthreads();", "if (w < 2) __syncthreads();"), "divergent|elements are off|only after a barrier"),
+        merge("__syncthreads();", "if (w < 2) __syncthreads();"), "divergent|elements are wrong|only after a barrier"),
 }  # fmt: skip
 
 
@@ -258,7 +258,7 @@ __global__ void one_walk(const float* q, const float* k, const float* v, const f
 WALKS = {  # and the remark that it gets
     "one sum": (WALK, ""),
     "two sums": (TWO_SUMS, ""),
-    "threads without a column leave early": (EXIT_FIRST, "The house rule"),
+    "threads without a column leave early": (EXIT_FIRST, "The rule of this course"),
     "runs of rows, without neighbours": (RUNS, "Neighbouring threads do not read"),
 }
 
@@ -284,4 +284,4 @@ def test_a_remark_is_made_only_where_it_fits(capsys):
     exercises.merge_softmax.check(filled(exercises.merge_softmax, MERGE))
     said = capsys.readouterr().out
     assert "S is read once and written once" in said
-    assert "The house rule" not in said and "Neighbouring threads" not in said
+    assert "The rule of this course" not in said and "Neighbouring threads" not in said

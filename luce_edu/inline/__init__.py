@@ -1,9 +1,9 @@
-"""Kernels compiled inline: a notebook cell of CUDA C++, held against a line of PyTorch.
+"""Kernels in notebook cells: compile a cell of CUDA C++ and compare it with a line of PyTorch.
 
 specs    what a kernel can be checked against: parameters, shapes, inputs, the reference
-trial    compile it, run it on fresh inputs, judge, count; a Verdict
-pasted   what people paste that no cell can have, and what to write in its place
-timing   the same kernels timed on a GPU
+trial    compile a kernel, run it on new inputs, judge it, count what it did; the result is a Verdict
+pasted   find code that does not work in a cell, and say what to write instead
+timing   time the same kernels on a GPU
 
-luce_edu/magic.py gives notebooks the word `%%kernel NAME --against reference.rms_norm`.
+luce_edu/magic.py adds the magic `%%kernel NAME --against reference.rms_norm` to notebooks.
 """

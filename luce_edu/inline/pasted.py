@@ -1,4 +1,4 @@
-"""What learners paste into a cell from elsewhere and cannot run there, found by name before anything is compiled."""
+"""Find code that was pasted from elsewhere and cannot run in a cell, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import re
 
 from luce_edu.machine.nvrtc import has_header
 
-# What is looked for, with KERNEL for the kernel's name, what the reader is told, and what in the cell makes it right.
-# The first row that fits is shown. {1} in a hint is the parentheses of its pattern. What compiles has no row.
+# Each row: a pattern (KERNEL stands for the kernel's name), the hint for the reader, and a pattern of what in the cell
+# makes the code right. The first row that matches is shown. {1} in a hint is the first group of its pattern.
 HINTS: tuple[tuple[str, str, str], ...] = (
     (
         r"^[ \t]*(?:import[ \t]+\w+|from[ \t]+[\w.]+[ \t]+import\b|@triton\b)",
-        "this is Python; below its first line the cell is CUDA C++, a whole kernel or only its body",
+        "this is Python; the lines after %%kernel must be CUDA C++, a whole kernel or only its body",
         "",
     ),
     (
         r"\btorch/\w+\.h\b|\bATen/\w+|\b(?:torch|at|c10|py)::\w+|\b(?:TORCH_LIBRARY|PYBIND11_MODULE|AT_DISPATCH)\w*",
-        "no binding to PyTorch is needed; keep the kernel alone. %%kernel makes the tensors, launches the kernel on "
-        "them and compares with the line after --against",
+        "no binding to PyTorch is needed; keep only the kernel. %%kernel makes the tensors, launches the kernel on "
+        "them and compares the result with the reference after --against",
         "",
     ),
     (
         r"\bint\s+main\s*\(|\bcuda[A-Z]\w*|<<<",
-        "this is host code; keep the kernel alone. %%kernel makes the tensors and launches the kernel; --grid, --block "
-        "and --smem say how",
+        "this is host code; keep only the kernel. %%kernel makes the tensors and launches the kernel, with the sizes "
+        "of --grid, --block and --smem",
         "",
     ),
     (
         r"\bthis_grid\s*\(\s*\)\s*\.\s*sync\s*\(",
-        "a barrier of the whole grid needs a cooperative launch, which a cell does not have. Groups of the block and "
-        "of a warp are there; grid_barrier.cuh shows the barrier for all blocks",
+        "a barrier of the whole grid needs a cooperative launch, which a cell does not get. Groups of a block and of a "
+        "warp work; grid_barrier.cuh shows a barrier for all blocks",
         "",
     ),
     (
         r"#\s*include\s*[<\"]mma\.h[>\"]|\bwmma::\w+",
-        "the header of wmma is in none of the packages that this course installs; tensor_core.cuh has mma, which does "
-        "the same by one instruction of PTX",
+        "no package that this course installs has the header of wmma; use mma of tensor_core.cuh, which does the same "
+        "with one PTX instruction",
         "",
     ),
     (
@@ -67,8 +67,8 @@ HINTS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"\btemplate\s*<[^;{}]*>[^;{}]*?\b__global__\b[^;{}]*?\bKERNEL\s*\(",
-        "a template kernel exists only where host code launches it with its types; write types and sizes out here. "
-        "A __device__ function may stay a template",
+        "a template kernel is compiled only where host code launches it with types; write types and sizes out here. "
+        "A __device__ function may be a template",
         "",
     ),
     (
@@ -78,15 +78,15 @@ HINTS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"#\s*include\s*<([\w./]+)>",
-        "a cell has no headers of the C++ library. There are those of csrc/, such as #include \"matvec.cuh\", CUDA's "
-        "own, such as <cuda_fp16.h> and <cooperative_groups.h>, and C's small ones, such as <cstdint>",
+        "a cell cannot include headers of the C++ library. It can include those of csrc/, such as \"matvec.cuh\", of "
+        "CUDA, such as <cuda_fp16.h> and <cooperative_groups.h>, and small ones of C, such as <cstdint>",
         "",
     ),
 )
 
 
 def code(text: str) -> str:
-    """C++ with the same lines, blank where comments and strings stood; the name of an included file stays."""
+    """Return C++ with comments and strings blanked out; lines and the names of included files stay."""
     included = r'#\s*include\s*"[^"\n]*"'
     string = r'"(?:\\.|[^"\\\n])*"' + r"|'(?:\\.|[^'\\\n])*'"
     left_out = rf"{string}|//[^\n]*|/\*.*?\*/"
@@ -94,10 +94,10 @@ def code(text: str) -> str:
 
 
 def find_hint(kernel: str, text: str) -> str | None:
-    """What a cell's text holds that no cell can have, with its line and what to write in its place; None for nothing.
+    """Find what cannot run in a cell: return its line, and what to write instead; None if there is nothing.
 
-    A name that the cell itself defines as a macro, a type or a __device__ function is left alone, and so is a header
-    that is there.
+    Names that the cell itself defines as a macro, a type or a __device__ function are accepted, and so are headers
+    that exist.
     """
     text = code(text)
     for pattern, hint, unless in HINTS:
@@ -110,6 +110,6 @@ def find_hint(kernel: str, text: str) -> str | None:
             name = re.match(r"\W*(\w*)", came)[1]
             own = rf"#\s*define\s+{name}\b|\busing\s+{name}\s*=|\btypedef\b[^;]*\b{name}\s*;"
             if not name or not re.search(rf"{own}|\b__device__\b[^;{{}}()=]*\b{name}\s*\(", text):
-                line = text.count("\n", 0, found.start()) + 2  # the magic is the reader's line 1
+                line = text.count("\n", 0, found.start()) + 2  # the line of the magic is line 1
                 return f"line {line}, `{came}`: {hint.format(found[0], *found.groups())}"
     return None

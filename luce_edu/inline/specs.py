@@ -1,7 +1,7 @@
-"""What a cell's kernel can be checked against: its parameters, the shapes it must serve, fresh inputs, the truth.
+"""What a cell's kernel can be checked against: its parameters, shapes, inputs, and the expected result.
 
-The truth is PyTorch in fp32, from luce_edu.reference or from PyTorch itself. Among the shapes are sizes that no block
-or warp divides, and a single element. Inputs are random: no element equals its neighbour, so that a wrong index shows.
+The expected result is computed in fp32, by luce_edu.reference or by PyTorch. The shapes include sizes that are no
+multiple of a warp or block, and a single element. Inputs are random, so that neighbours differ and a wrong index shows.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Spec:
-    """One thing to compute.
+    """One function that a kernel can compute.
 
-    name        as it stands after --against
-    computes    in a line
+    name        its name after --against
+    computes    a formula, in one line
     parameters  C++ type by name; a kernel takes any of them, in any order
-    shapes      each a size for every dimension; the last one is the one that is reported
-    timed       the one that --profile times: what one token of Qwen3.5-0.8B asks for, where the spec serves it
+    shapes      each gives a size for every dimension; the counts that are shown are those of the last one
+    timed       the shape that --profile times: that of one token of Qwen3.5-0.8B, if the spec supports it
     make        make(shape, random) -> inputs by name; random(*size) draws from a normal distribution
-    outputs     outputs(shape) -> size by name: made by the trial, filled with NaN
-    truth       truth(inputs, shape) -> what outputs, and inputs that the kernel changes, must be
-    grid        blocks, an expression in the dimensions and `block`, rounded up
-    block       threads a block
-    needs       what a kernel may rely on beside the sizes
+    outputs     outputs(shape) -> size by name; the trial allocates them and fills them with NaN
+    truth       truth(inputs, shape) -> the expected values of outputs, and of inputs that the kernel changes
+    grid        number of blocks: an expression in the dimensions and `block`, rounded up
+    block       threads per block
+    needs       what a kernel may assume about the sizes and addresses
     """
 
     name: str
@@ -50,7 +50,7 @@ class Spec:
     grid: str
     block: int = 256
     needs: str = ""
-    limit: float = 1e-5  # fp32 sums of at most a few thousand terms, in any order
+    limit: float = 1e-5  # enough for fp32 sums of a few thousand terms, in any order
 
     @property
     def signature(self) -> str:
@@ -58,16 +58,16 @@ class Spec:
 
 
 def find_spec(name: str) -> Spec:
-    """The spec of that name; ValueError with the names that there are."""
+    """Return the spec of that name; ValueError with the known names."""
     if name not in SPECS:
-        raise ValueError(f"unknown reference {name!r}; a kernel can be checked against {', '.join(SPECS)}")
+        raise ValueError(f"unknown reference {name!r}; expected one of {', '.join(SPECS)}")
     return SPECS[name]
 
 
 def evaluate(expression: str, names: Mapping[str, int]) -> int:
-    """An expression of whole numbers, + - * / and parentheses, with names for dimensions; rounded up.
+    """Evaluate an expression of whole numbers, names of dimensions, + - * / and parentheses; round the result up.
 
-    ValueError for anything else.
+    Raises ValueError for anything else.
     """
     operators = {ast.Add: float.__add__, ast.Sub: float.__sub__, ast.Mult: float.__mul__, ast.Div: float.__truediv__}
 
@@ -89,7 +89,7 @@ def evaluate(expression: str, names: Mapping[str, int]) -> int:
 
 
 def _scaled(x: torch.Tensor) -> torch.Tensor:
-    """Rows of very different size, some so small that an epsilon matters."""
+    """Scale the rows very differently, some so small that the epsilon matters."""
     return x * torch.tensor([1.0, 1e-3, 30.0]).repeat(-(-len(x) // 3))[: len(x), None]
 
 
@@ -98,7 +98,7 @@ def _add(shape, random):
 
 
 def _sum(shape, random):
-    """Positive, so that no digits cancel, and none near 0, so that one left out shows."""
+    """Make positive inputs, so that no digits cancel, and none near 0, so that a missing element shows."""
     return {"x": random(shape["n"]).abs() + 0.5}
 
 
@@ -107,7 +107,7 @@ def _rms_norm(shape, random):
 
 
 def _alike(shape, random):
-    """As `_rms_norm`, and every number like its neighbour."""
+    """Make the inputs of `_rms_norm` with all elements of a row alike."""
     return {
         "x": random(1).expand(shape["rows"], shape["n"]).contiguous(),
         "weight": random(1).expand(shape["n"]).contiguous(),
@@ -126,7 +126,7 @@ def _add_rms_norm_truth(inputs, shape):
 
 
 def _linear(shape, random):
-    """Drawn again while the sums nearly cancel: of such a sum fp32 keeps fewer digits than the limit asks for."""
+    """Draw inputs until the sums do not nearly cancel: fp32 keeps too few digits of such a sum for the limit."""
     while True:
         W, x = random(shape["rows"], shape["cols"]).bfloat16(), random(shape["cols"])
         if F.linear(x, W.float()).norm() > 0.1 * math.sqrt(shape["rows"] * shape["cols"]):
@@ -161,8 +161,8 @@ def _delta_rule_truth(inputs, shape):
 def _attention(shape, random):
     heads, positions, D = shape["heads"], shape["positions"], shape["head_dim"]
     q, k, v = random(heads, D), random(heads, positions, D), random(heads, positions, D)
-    # The scores of a head lie near 100 or near -120, where exp() is infinite or 0 unless their maximum is taken off
-    # first, and a few apart, so that many positions count.
+    # The scores of a head are near 100 or near -120, where exp() overflows or is 0 unless the maximum is subtracted
+    # first. They differ by a few, so that many positions contribute.
     level = torch.tensor([100.0, -120.0]).repeat(heads)[:heads] * D**0.5 / q.square().sum(-1)
     return {"q": q, "k": 1.5 * k + level[:, None, None] * q[:, None], "v": v}
 
@@ -203,9 +203,9 @@ SPECS: dict[str, Spec] = {
             lambda i, s: {"y": rms_norm(i["x"], i["weight"], eps=i["eps"])},
             grid="rows", needs="n up to 1024",
         ),
-        Spec(  # for notebook 04, which shows what such a check lets pass
+        Spec(  # for notebook 04, which shows the mistakes that such a check misses
             "uniform.rms_norm",
-            "as reference.rms_norm, on inputs whose elements are all alike: a check blind to indices",
+            "as reference.rms_norm, on inputs whose elements are all alike: this check cannot see wrong indices",
             {"x": _TENSOR, "weight": _TENSOR, "y": _OUT, "rows": "int", "n": "int", "eps": "float"},
             _shapes("rows n", (1, 1), (3, 31), (2, 257), (5, 264), (4, 1024)), {"rows": 1, "n": 1024},
             _alike, lambda s: {"y": (s["rows"], s["n"])},
@@ -229,7 +229,7 @@ SPECS: dict[str, Spec] = {
             grid="rows / block", needs="cols a multiple of 8; W and x 16-byte aligned",
         ),
         Spec(
-            "reference.causal_conv", "one token of the depthwise convolution with SiLU; conv_state moves on",
+            "reference.causal_conv", "one token of the depthwise convolution with SiLU; conv_state is updated",
             {"x": _TENSOR, "weight": _TENSOR, "conv_state": _OUT, "y": _OUT, "channels": "int", "taps": "int"},
             _shapes("channels taps", (1, 2), (37, 3), (300, 5), (640, 4)), {"channels": 6144, "taps": 4},
             _causal_conv, lambda s: {"y": (s["channels"],)}, _causal_conv_truth,
@@ -246,14 +246,14 @@ SPECS: dict[str, Spec] = {
             grid="heads", block=128, needs="V a multiple of 4, up to 128; K up to 128",
         ),
         Spec(
-            "F.scaled_dot_product_attention", "o = softmax(q k^T / sqrt(head_dim)) v, one query a head",
+            "F.scaled_dot_product_attention", "o = softmax(q k^T / sqrt(head_dim)) v, one query per head",
             {"q": _TENSOR, "k": _TENSOR, "v": _TENSOR, "o": _OUT,
              "heads": "int", "positions": "int", "head_dim": "int"},
             _shapes("heads positions head_dim", (1, 1, 32), (2, 33, 64), (3, 7, 96), (2, 130, 128)),
             {"heads": 8, "positions": 520, "head_dim": 128},  # half of the model's head_dim
             _attention, lambda s: {"o": (s["heads"], s["head_dim"])}, _attention_truth,
             grid="heads", block=128, needs="head_dim a multiple of 32, up to 128",
-            limit=1e-4,  # the rounding of a score of 100 is one of 3e-5 in exp() of it
+            limit=1e-4,  # roundings change a score of 100 by some 3e-5, and its exp() by the same share
         ),
     )
 }  # fmt: skip

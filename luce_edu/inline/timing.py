@@ -1,4 +1,4 @@
-"""Time a notebook's kernels on the GPU that is there: the text of its cells, on a matrix that no cache holds."""
+"""Time the kernels of notebook cells on this machine's GPU, on a matrix that is larger than any cache."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from luce_edu.measure.latency import Quartiles, time_rounds
 from luce_edu.tables import Tabular
 from luce_edu.verification import relative_error
 
-SHAPE = {"rows": 131_072, "cols": 1024}  # W takes 268 MB, more than any L2, so each launch fetches it from memory
+SHAPE = {"rows": 131_072, "cols": 1024}  # W has 268 MB, more than any L2, so each launch reads it from memory
 
 
 @dataclass(repr=False)
 class KernelTimes(Tabular):
-    """Result of `time_matvecs`. `bytes` are what one launch moves at least."""
+    """The result of `time_matvecs`. `bytes` is the least that one launch moves."""
 
     gpu: str
     shape: Mapping[str, int]
@@ -40,14 +40,14 @@ class KernelTimes(Tabular):
         sizes = ", ".join(f"{name} {size:,}" for name, size in self.shape.items())
         return (
             f"{self.gpu}, {sizes}: measured now with CUDA events, median of rounds. "
-            f"GB/s: {self.bytes / 1e6:,.0f} MB, each byte once, over the time."
+            f"GB/s: {self.bytes / 1e6:,.0f} MB, each byte counted once, divided by the time."
         )
 
 
 def time_matvecs(verdicts: Sequence[Verdict], *, launches: int = 5, rounds: int = 15) -> KernelTimes:
-    """Check kernels of `%%kernel` cells, kept with --as, against F.linear at SHAPE, then time them, and PyTorch's own.
+    """Check kernels of `%%kernel` cells, kept with --as, against F.linear at SHAPE; then time them and PyTorch's own.
 
-    Raises ValueError where there is no GPU, AssertionError for a kernel that is wrong.
+    Raises ValueError if there is no GPU, AssertionError for a wrong kernel.
     """
     device = make_backend("cuda").device
     spec = find_spec("F.linear")

@@ -1,6 +1,6 @@
-"""One trial of a cell's kernel: compile it, run it on fresh inputs, judge it, count what it did.
+"""Try a cell's kernel: compile it, run it on new inputs, judge it, count what it did.
 
-It runs in this process: no access of a kernel on the virtual GPU can leave its tensors, and no loop can go on for ever.
+It runs in this process. That is safe: the virtual GPU checks every access, and stops a kernel that does not end.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from luce_edu.stages.dims import kernel_defines
 from luce_edu.tables import Tabular
 from luce_edu.verification import relative_error
 
-CELL = "cell"  # what the compiler calls the reader's text
+CELL = "cell"  # the file name of the cell's text in the compiler's messages
 SOURCE = "cell.cu"
 LOG_LINES = 12
-INSTRUCTIONS = 50_000_000  # of the warps of a launch: a second or two; cells of the course need less than a million
-PRINTED_CHARACTERS = 10_000  # of what a kernel prints; a loop of printf could fill the notebook
+INSTRUCTIONS = 50_000_000  # of all warps of a launch: a second or two; the course's cells need less than a million
+PRINTED_CHARACTERS = 10_000  # of a kernel's output that are kept, as a loop of printf could fill the notebook
 
-# What is wrong with a kernel, by kind.
+# The kinds of problems with a kernel, in words.
 WORDS = {
     "cell": "cannot be checked",
     "compile": "does not compile",
@@ -58,7 +58,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """A likely one: `computes` is what it gives in place of a spec's `truth`, and `hint` names it."""
+    """A likely mistake: `computes` gives its result in place of a spec's `truth`, and `hint` explains it."""
 
     hint: str
     computes: Callable[[dict, Mapping[str, int]], dict[str, torch.Tensor]]
@@ -66,13 +66,13 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a reader asks for. `text` is the cell below its magic line; sizes that are None are the spec's.
+    """A cell and its options. `text` is the cell below its magic line; for sizes that are None the spec's are used.
 
     grid, smem  expressions in the spec's dimensions and `block`: blocks, and bytes of dynamic shared memory
-    arch        whose registers to report
-    seed        draws the inputs and the hostile order of warps; None for fresh ones
-    profile_on  the card on which a right kernel gets modelled times; None: no times
-    mistakes    whose hint is added to the verdict on a kernel that computes one of them
+    arch        the architecture whose registers are reported
+    seed        draws the inputs and the hostile order of warps; None for a new one
+    profile_on  the card on which a right kernel is timed (modelled); None: no times
+    mistakes    likely mistakes; the verdict on a kernel that makes one gets its hint
     """
 
     kernel: str
@@ -89,14 +89,14 @@ class Attempt:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Tabular):
-    """What a trial of `attempt` found. `problem` is None for a kernel that is right; then the counts are there.
+    """The result of a trial of `attempt`. `problem` is None for a right kernel, and then the counts are set.
 
-    kind         of problem, one of WORDS
-    shape        the one that the counts are of, with grid and block
-    traffic      by parameter, of one launch, as are instructions (of warps, in PTX) and bank_conflicts
-    least_read, least_written  bytes of the tensors, each once
-    profile      of one launch at the spec's shape for it, with nothing in L2; modelled, None unless asked for
-    least_bytes  of the tensors at that shape, each once
+    kind         the kind of the problem, a key of WORDS
+    shape, grid, block  those of the launch that was counted
+    traffic      bytes by parameter in that launch; instructions (PTX, of warps) and bank_conflicts are its too
+    least_read, least_written  bytes of the tensors, each counted once
+    profile      one launch at the spec's `timed` shape, with an empty L2; modelled, None unless asked for
+    least_bytes  bytes of the tensors at that shape, each counted once
     """
 
     attempt: Attempt
@@ -108,7 +108,7 @@ class Verdict(Tabular):
     shape: Mapping[str, int] = field(default_factory=dict)
     grid: int = 0
     block: int = 0
-    dynamic_bytes: int = 0  # of shared memory a block, by --smem
+    dynamic_bytes: int = 0  # shared memory per block, by --smem
     launches: int = 0
     barriers: float = 0.0
     instructions: int = 0
@@ -119,7 +119,7 @@ class Verdict(Tabular):
     resources: Resources | None = None
     profile: Profile | None = None
     least_bytes: int = 0
-    remark: str = ""  # on a kernel that is right, and not as the course writes them
+    remark: str = ""  # on a right kernel that breaks a rule of the course
     printed: str = ""
 
     @property
@@ -140,7 +140,7 @@ class Verdict(Tabular):
 
     @property
     def bytes_read(self) -> int:
-        """32 for each sector that a warp's load touches (Traffic.moved_read)."""
+        """Bytes read: 32 for each sector that a warp's load touches (Traffic.moved_read)."""
         return self.total.moved_read
 
     @property
@@ -149,24 +149,24 @@ class Verdict(Tabular):
 
     @property
     def us(self) -> float:
-        """Modelled microseconds from the first block to the last, without the launch. ValueError without a profile."""
+        """Modelled microseconds from the first block to the last, without the launch. ValueError if not profiled."""
         if self.profile is None:
-            raise ValueError(f"{self.kernel} has no modelled time: add --profile to its %%kernel line")
+            raise ValueError(f"{self.kernel} was not profiled: add --profile to its %%kernel line")
         return self.profile.total_us - self.profile.launch_us
 
     @property
     def least_us(self) -> float:
-        """Microseconds that least_bytes take at the datasheet's bandwidth of the profile's card."""
+        """Microseconds to move least_bytes at the card's datasheet bandwidth."""
         return self.least_bytes / (find_card(self.profile.card).memory_gb_per_s * 1e3) if self.profile else 0.0
 
     @property
     def peak_share(self) -> float:
-        """least_us over us: the share of the card's bandwidth that bytes which are moved once make of it."""
+        """least_us / us: the share of the card's bandwidth that the kernel uses, counting each byte once."""
         return self.least_us / self.us
 
     @property
     def ptx(self) -> str:
-        """What NVIDIA's compiler makes of the cell for the virtual GPU: for `luce_edu.machine.load` and `show_ptx`.
+        """The PTX that NVIDIA's compiler makes from the cell, for `luce_edu.machine.load` and `show_ptx`.
 
         Raises CompileError for a cell that does not compile.
         """
@@ -201,12 +201,12 @@ class Verdict(Tabular):
             ["bytes read", f"{self.bytes_read:,}", f"{self.least_read:,}"],
             ["bytes written", f"{self.bytes_written:,}", f"{self.least_written:,}"],
             ["launches", str(self.launches), "1"],
-            ["instructions of warps", f"{self.instructions:,}", ""],
+            ["warp instructions", f"{self.instructions:,}", ""],
             ["bank conflicts", f"{self.bank_conflicts:,}", "0"],
-            ["barriers a block", f"{self.barriers:g}", ""],
-            [f"registers a thread, {self.arch}", str(used.registers), ""],
-            ["bytes spilled a thread", f"{used.spill_store_bytes + used.spill_load_bytes:,}", "0"],
-            ["shared memory a block, bytes", f"{used.shared_bytes + self.dynamic_bytes:,}", ""],
+            ["barriers per block", f"{self.barriers:g}", ""],
+            [f"registers per thread, {self.arch}", str(used.registers), ""],
+            ["bytes spilled per thread", f"{used.spill_store_bytes + used.spill_load_bytes:,}", "0"],
+            ["shared memory per block, bytes", f"{used.shared_bytes + self.dynamic_bytes:,}", ""],
             *(self._times() if self.profile else ()),
         ]
 
@@ -217,9 +217,9 @@ class Verdict(Tabular):
             [f"µs on {found.on_card}, modelled", number(self.us), number(self.least_us)],
             ["  " + ", ".join(split), ", ".join(f"{share:.0%}" for share in split.values()), ""],
             ["  µs for the launch before it", number(found.launch_us), ""],
-            ["  GB/s, each byte once", number(self.least_bytes / self.us / 1e3), ""],
+            ["  GB/s, each byte counted once", number(self.least_bytes / self.us / 1e3), ""],
             ["  share of the card's bandwidth", f"{self.peak_share:.1%}", "100%"],
-            ["  MB from DRAM and to it", number(found.dram_bytes / 1e6), number(self.least_bytes / 1e6)],
+            ["  MB from and to DRAM", number(found.dram_bytes / 1e6), number(self.least_bytes / 1e6)],
             ["  sectors at that size", f"{found.sectors:,}", f"{-(-self.least_bytes // 32):,}"],
             ["  bank conflicts at that size", f"{found.bank_conflicts:,}", "0"],
         ]
@@ -229,9 +229,9 @@ class Verdict(Tabular):
         if not self.passed:
             return ""
         return (
-            f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes: 32 for each sector that a "
-            "warp touches, counted on the virtual GPU. Registers, spills and static shared memory: NVIDIA's compiler."
-            + (f" {self.dynamic_bytes:,} bytes of shared memory by --smem." if self.dynamic_bytes else "")
+            f"{_words(self.shape)}: {self.grid:,} blocks of {self.block} threads. Bytes are 32 for each sector that a "
+            "warp touches, counted on the virtual GPU. NVIDIA's compiler reports registers, spills and static shared "
+            "memory." + (f" --smem adds {self.dynamic_bytes:,} bytes of shared memory." if self.dynamic_bytes else "")
             + (self._timed if self.profile else "")
         )
 
@@ -239,8 +239,8 @@ class Verdict(Tabular):
     def _timed(self) -> str:
         size = _words(find_spec(self.attempt.against).timed)
         return (
-            f" Time, and the rows below it, at another size: {size}; nothing in L2 before. What is written may stay "
-            "in L2."
+            f" Time and the rows below it are for another size, {size}, with an empty L2 at the start. Bytes that are "
+            "written may stay in L2."
         )
 
     def _repr_html_(self) -> str:
@@ -255,7 +255,7 @@ class Verdict(Tabular):
 def try_kernel(attempt: Attempt, *, instructions: int = INSTRUCTIONS) -> Verdict:
     """Compile and run one attempt. Raises ValueError for an unknown spec.
 
-    instructions  that the warps of a launch may execute before it counts as one that does not end
+    instructions  that the warps of a launch may execute before it is stopped
     """
     spec = find_spec(attempt.against)
     said = io.StringIO()
@@ -279,14 +279,14 @@ class _Problem(Exception):
 
 
 def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
-    """The parameters' names in the kernel's order, and the source that includes the cell."""
+    """Return the parameters' names in the kernel's order, and the source that includes the cell."""
     name = attempt.kernel
     cell = code(attempt.text)
     if not cell.strip():
         raise _Problem("cell", "the cell is empty")
     if hint := find_hint(name, attempt.text):
         raise _Problem("cell", hint)
-    if not re.search(r"\b__global__\b", cell):  # a body: the spec says the rest
+    if not re.search(r"\b__global__\b", cell):  # only a body: the signature is the spec's
         head = f'extern "C" __global__ void {_BOUNDS} {name}({spec.signature}) {{\n'
         return list(spec.parameters), _PRELUDE + head + f'#include "{CELL}"\n}}\n'
     found = re.search(rf"\b__global__\b[^;{{}}]*?\b{re.escape(name)}\s*\(([^)]*)\)", cell)
@@ -295,38 +295,38 @@ def _read_cell(attempt: Attempt, spec: Spec) -> tuple[list[str], str]:
         raise _Problem("cell", f"no kernel named {name!r} in the cell; expected {expected}")
     before = cell[: found.start()]
     if before.count("{") - len(re.findall(r"\bextern\s*\{", before)) > before.count("}"):  # extern "C" changes no name
-        raise _Problem("cell", f"{name} stands inside a namespace or other braces; write it outside of them")
+        raise _Problem("cell", f"{name} is inside a namespace or other braces; move it out of them")
     order = []
     for parameter in filter(str.strip, found[1].split(",")):
         *words, given = re.sub(r"\b__restrict__\b", " ", parameter).replace("*", " * ").split()
         if given not in spec.parameters:
-            raise _Problem("cell", f"parameter {given!r}: {spec.name} gives {spec.signature}")
+            raise _Problem("cell", f"unknown parameter {given!r}; expected some of {spec.signature}")
         kind = _type(words)
         if kind != spec.parameters[given]:
             raise _Problem("cell", f"parameter {given}: expected {spec.parameters[given]} {given}, got {kind} {given}")
         order.append(given)
-    # Declared before, so that the reader need not write extern "C", without which a compiler changes the name.
+    # This declaration has extern "C", without which the compiler would change the name, so the cell need not have it.
     declared = f'extern "C" __global__ void {_BOUNDS} {name}({" ".join(found[1].split())});\n'
     return order, _PRELUDE + declared + f'#include "{CELL}"\n'
 
 
 def _type(words: list[str]) -> str:
-    """A parameter's type as the specs write it: `float const * const` is const float*, and a const int an int."""
+    """Write a parameter's type as the specs do: `float const * const` is const float*, and a const int is int."""
     pointee = words[: words.index("*")] if "*" in words else []
     const = ["const"] if "const" in pointee else []
     return " ".join(const + [word for word in words if word not in ("const", "*")]) + "*" * words.count("*")
 
 
-# As the shipped kernels have it: all the registers that a thread of such a block may have.
+# As in the kernels of csrc/: a thread may have all the registers that such a block allows.
 _BOUNDS = "__launch_bounds__(block_threads, 1)"
 _PRELUDE = '#include "block.cuh"\n'  # warps, sums, bf16
 
 
 @contextmanager
 def _tree(text: str, source: str) -> Iterator[Path]:
-    """A copy of csrc/ with the cell in it, so that no cell can change what ships."""
+    """Make a copy of csrc/ with the cell in it, so that no cell can change the original."""
     with planted() as tree:
-        (tree / CELL).write_text("\n" + text, encoding="utf-8")  # the magic is the reader's line 1
+        (tree / CELL).write_text("\n" + text, encoding="utf-8")  # the line of the magic is line 1
         (tree / SOURCE).write_text(source, encoding="utf-8")
         yield tree
 
@@ -335,9 +335,9 @@ def _tree(text: str, source: str) -> Iterator[Path]:
 
 
 def _run_with_exits(attempt: Attempt, spec: Spec, order: list[str], tree: Path, instructions: int) -> Verdict:
-    """The verdict, with a remark where all that is wrong is a barrier that not all threads of its block come to.
+    """Run an attempt; if only a barrier that some threads miss is wrong, pass it with a remark.
 
-    A GPU since Volta has such a barrier wait for the threads that have not exited.
+    Since Volta, a GPU's barrier waits only for threads that have not exited.
     """
     try:
         return _run(attempt, spec, order, tree, instructions)
@@ -350,9 +350,9 @@ def _run_with_exits(attempt: Attempt, spec: Spec, order: list[str], tree: Path, 
             raise problem from None
         return replace(
             verdict,
-            remark="Not all threads of a block come to a barrier of it. A GPU since Volta waits only for threads that "
-            "have not exited, so this is right there. The house rule of this course is that all threads of a block "
-            f"come to each of its barriers. ({problem})",
+            remark="Some threads of a block exit before a barrier. Since Volta, a GPU waits only for threads that have "
+            "not exited, so this is right there. The rule of this course is that all threads of a block reach each of "
+            f"its barriers. ({problem})",
         )
 
 
@@ -365,8 +365,8 @@ def _run(
     defines = cell_defines(block)
     seed = secrets.randbelow(2**32) if attempt.seed is None else attempt.seed
     usual = {"csrc_dir": tree, "strict": strict, "instructions": instructions}
-    # The second run of each shape: warps in an order drawn from the seed, memory as late as the model allows, and races
-    # named.
+    # For the second run of each shape: warps in an order drawn from the seed, stores that reach other blocks as late as
+    # the memory model allows, and the race check.
     hostile = make_backend("host", **usual, seed=seed, hostile=True, races=True)
     devices = [[make_backend("host", **usual), hostile]]
     if default_device() == "cuda":
@@ -412,7 +412,7 @@ def _run(
 
 
 def _profiled(attempt: Attempt, spec: Spec, order: list[str], backend: HostBackend, block: int, defines) -> dict:
-    """Fields of the verdict: the kernel is run and judged at the timed shape, then runs again with the clock on."""
+    """Run and judge the kernel at the timed shape, and again with the clock on; return these fields of the verdict."""
     kernel = _compiled(backend.compile, SOURCE, [attempt.kernel], defines, cell=attempt)[attempt.kernel]
     inputs = spec.make(spec.timed, _normal(0))
     result = _launch(attempt, spec, order, backend, kernel, spec.timed, block, inputs)
@@ -431,14 +431,14 @@ def _compiled(compile: Callable, *args, cell: Attempt, **options):
 
 
 def cell_defines(block: int) -> dict[str, object]:
-    """What headers of csrc/ want to know: the dimensions of tiny, and the threads of a block."""
+    """Return the macros that headers of csrc/ need: the dimensions of tiny, and the threads per block."""
     return kernel_defines(ModelConfig.from_file(DATA / "tiny" / "config.json")) | {"BLOCK_THREADS": block}
 
 
 def prepare(
     attempt: Attempt, shape: Mapping[str, int], tensors: Mapping[str, torch.Tensor], backend: HostBackend | CudaBackend
 ) -> Callable[[], None]:
-    """Compile an attempt; a function that launches it on `tensors`, by parameter.
+    """Compile an attempt; return a function that launches it on `tensors`, by parameter.
 
     Raises ValueError for a cell that does not compile or cannot be checked.
     """
@@ -465,10 +465,11 @@ def _normal(seed: int) -> Callable[..., torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Result:
-    """All that a run could have changed, and its line of the ledger.
+    """The tensors that a run could have changed, and its line of the ledger.
 
     hostile  how the run differs, in words
-    given    all tensors that the launch has;  again: launches once more on them, as they are now
+    given    all tensors of the launch
+    again    launches once more on them, as they are now
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -479,7 +480,7 @@ class _Result:
 
 
 def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Result:
-    """One run on copies of the inputs, with outputs full of NaN."""
+    """Run once on copies of the inputs, with outputs full of NaN."""
     names = dict(shape) | {"block": block}
     try:
         grid = evaluate(spec.grid if attempt.grid is None else attempt.grid, names)
@@ -501,7 +502,7 @@ def _launch(attempt, spec, order, backend, kernel, shape, block, inputs) -> _Res
     except (KernelError, RuntimeError) as error:  # the GPU's own errors are RuntimeErrors of PyTorch or cuda-core
         fault = getattr(error, "fault", "")
         said = str(error).removeprefix(f"{attempt.kernel}: ")
-        if fault == "race":  # which the usual run does not look for
+        if fault == "race":  # the usual run has no race check
             hostile = ""
         if fault == "budget":
             said = f"it had not ended after {backend.instructions:,} instructions of its warps, and was stopped"
@@ -521,11 +522,11 @@ def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: Sequence[
             wrong = _worst(name, got, want, spec.limit, _unwritten(name, got, result.launch))
             raise _Problem("wrong", f"{_words(shape)}{result.hostile}: {wrong}{hint}")
         if not all(torch.equal(result.tensors[name], results[0].tensors[name]) for result in results):
-            raise _Problem("wrong", f"{_words(shape)}: {name} has other bits in another order of threads")
+            raise _Problem("wrong", f"{_words(shape)}: {name} has different bits in another order of threads")
 
 
 def _unwritten(name: str, tensor: torch.Tensor, launch: Launch) -> tuple[int, int] | None:
-    """The first elements in a row that nobody wrote, as (first, last); None where there are none, or on a GPU."""
+    """Return the first consecutive elements that were never written, as (first, last); None if none, or on a GPU."""
     if launch.counters is None:
         return None
     traffic = launch.traffic.get(name)
@@ -538,7 +539,7 @@ def _unwritten(name: str, tensor: torch.Tensor, launch: Launch) -> tuple[int, in
 
 
 def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) -> bool:
-    """Whether a kernel's result is what a mistake gives; NaN is no result."""
+    """Whether a kernel's result is that of a mistake; NaN never is."""
     made = mistake.computes(inputs, shape)
     return all(relative_error(result[name], made[name]) <= spec.limit for name in made)
 
@@ -546,19 +547,19 @@ def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) ->
 def _worst(
     name: str, got: torch.Tensor, want: torch.Tensor, limit: float, unwritten: tuple[int, int] | None = None
 ) -> str:
-    """The worst element, or those that nobody wrote, and how many are off: a norm alone says none of it."""
+    """Describe the worst element, or those never written, and how many are wrong, which a norm does not tell."""
     difference = (got.double() - want.double()).abs()
     difference = torch.where(difference.isnan(), torch.inf, difference)
     off = ~(difference <= limit * want.double().abs().max())
-    count = f"{int(off.sum()):,} of {want.numel():,} elements are off"
+    count = f"{int(off.sum()):,} of {want.numel():,} elements are wrong"
 
     def element(flat: int) -> str:
-        at = np.unravel_index(flat, want.shape)  # torch's own would import sympy first
+        at = np.unravel_index(flat, want.shape)  # because torch.unravel_index imports sympy
         return f"{name}[{', '.join(str(int(i)) for i in at)}]"
 
     if unwritten and off.flatten()[unwritten[0]]:
         first, last = unwritten
-        return f"nobody wrote {element(first)}{f' to {element(last)}' if last > first else ''}; {count}"
+        return f"the kernel never wrote {element(first)}{f' to {element(last)}' if last > first else ''}; {count}"
     worst = int(difference.argmax())
     value = float(got.flatten()[worst])
     shown = "NaN" if math.isnan(value) else f"{value:.5g}"
@@ -570,18 +571,18 @@ def _words(shape: Mapping[str, int]) -> str:
 
 
 def one_line(log: str) -> str:
-    """The first two errors of a log without the lines that they quote; the log itself where it names none."""
+    """Return the first two errors of a log, without the lines that they quote; the whole log if it has no error."""
     errors = [line.strip() for line in log.splitlines() if re.search(r"\berror\b", line)]
     return "; ".join(errors[:2] or [" ".join(log.split())])
 
 
 def first_error(log: str, cell: str) -> str:
-    """The errors of a compiler's log, the first ones; its warnings and its last words are no help."""
+    """Return the first errors of a compiler's log, without warnings and summary."""
     errors = [part for part in re.split(r"\n\s*\n", log) if re.search(r"\berror\b.*:", part.partition("\n")[0])]
     lines = "\n\n".join(errors or [log]).splitlines()
-    # A brace too few shows in a file that comes after the cell, one too many in the one around it.
+    # A missing brace is reported in a file after the cell, and a surplus one in the file that includes it.
     opened, closed = (code(cell).count(brace) for brace in "{}")
     if opened != closed and not lines[0].startswith(f"{CELL}("):
         return f"the cell has {opened} {{ and {closed} }}"
-    # What is missing at the cell's end shows at what stands around it.
+    # What is missing at the end of the cell is reported in the file that includes it.
     return re.sub(rf"^{re.escape(SOURCE)}\(\d+\): ", "at the end of the cell: ", "\n".join(lines[:LOG_LINES]))

@@ -9,9 +9,9 @@ from luce_edu.reference.rope import apply_rope, rope_tables
 
 
 def causal_attention(q, k, v):
-    """Mix v by softmax(q k^T / sqrt(D)); q [..., T, H, D], k, v [..., S, Hkv, D], S >= T; returns q's shape.
+    """Return softmax(q k^T / sqrt(D)) v; q [..., T, H, D], k, v [..., S, Hkv, D], S >= T; the result has q's shape.
 
-    The T queries are the last T of the S positions, and each sees the positions up to its own.
+    The T queries are those of the last T of the S positions. Each sees the positions up to its own.
     Each key head serves H / Hkv consecutive query heads. The softmax is fp32 or wider.
     """
     tokens, heads, head_dim = q.shape[-3:]
@@ -24,12 +24,12 @@ def causal_attention(q, k, v):
 
 
 def gated_attention(x, layer, config, *, position=0, k_cache=None, v_cache=None):
-    """Attend from x [..., T, hidden_size], the normalised input; returns its shape and dtype.
+    """Compute gated attention of x [..., T, hidden_size], the normalised input; return its shape and dtype.
 
     layer maps "self_attn.…" names to tensors. Per head, q_proj gives head_dim rows of query, then
-    head_dim rows of gate. q and k are normalised per head, then turned by RoPE.
+    head_dim rows of gate. q and k are normalised per head, then rotated by RoPE.
     k_cache, v_cache [num_key_value_heads, max_seq_len, head_dim] hold the tokens before `position`; the new
-    ones are written in place. Without them x is the whole sequence, and may have batch dimensions.
+    ones are written in place. Without caches, x is the whole sequence and may have batch dimensions.
     """
     tokens = x.shape[-2]
 

@@ -10,11 +10,11 @@ from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 
 
 def deltanet(x, layer, config, *, conv_state, recurrent_state, chunked=True):
-    """Gated DeltaNet on x [..., T, hidden_size], the normalised input; returns its shape and dtype.
+    """Compute Gated DeltaNet of x [..., T, hidden_size], the normalised input; return its shape and dtype.
 
     layer maps "linear_attn.…" names to tensors.  conv_state [..., conv_dim, kernel - 1] and
     recurrent_state [..., linear_num_value_heads, K, V], both fp32, are updated in place.
-    chunked picks the form of the delta rule; both give the same values.
+    chunked selects the form of the delta rule; both give the same values.
     """
 
     def project(name):
@@ -38,9 +38,9 @@ def deltanet(x, layer, config, *, conv_state, recurrent_state, chunked=True):
 
 
 def hybrid_block(x, layer, config, mixer, **memory):
-    """One layer on x [..., T, hidden_size]: two residual halves, each normalised before it starts.
+    """Compute one layer of x [..., T, hidden_size]: two residual halves, each with a norm at its input.
 
-    mixer is `deltanet` or `gated_attention`, and memory the keyword arguments that it takes.
+    mixer is `deltanet` or `gated_attention`; memory holds its keyword arguments.
     """
     hidden = rms_norm(x, layer["input_layernorm.weight"], eps=config.rms_norm_eps)
     x = x + mixer(hidden, layer, config, **memory)

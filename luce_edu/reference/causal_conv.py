@@ -1,4 +1,4 @@
-"""A short convolution over time, one filter per channel, that sees the past only."""
+"""A short causal convolution over time, with one filter per channel."""
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +7,9 @@ from luce_edu.reference.precision import at_least_fp32
 
 
 def causal_conv(x, weight, conv_state):
-    """silu of the convolution of x [T, channels] or [B, T, channels]; same shape and dtype as x.
+    """Return silu(convolution of x) for x [T, channels] or [B, T, channels]; same shape and dtype.
 
-    weight [channels, 1, kernel]; its last tap meets the token itself. Sums are fp32 or wider.
+    weight [channels, 1, kernel]; its last tap multiplies the token itself. Sums are fp32 or wider.
     conv_state [channels, kernel - 1] or [B, channels, kernel - 1], fp32, holds the inputs before x, oldest
     first (zeros at the start of a sequence), and is overwritten in place with the last kernel - 1 inputs.
     No gradient flows through it.

@@ -1,10 +1,10 @@
-"""The gated delta rule: a fixed-size memory that forgets, corrects itself, and is read, once per token.
+"""The gated delta rule: a state of fixed size that decays, is corrected, and is read, once per token.
 
 Per head, with the state S [K, V]:
 
     S *= exp(g);  delta = beta * (v - S^T k);  S += k delta^T;  o = S^T q
 
-The decay acts before S^T k is read. All of it is fp32. `delta_rule_recurrent` is that, token by token;
+The decay is applied before S^T k is read. Everything is fp32. `delta_rule_recurrent` computes this token by token;
 `delta_rule_chunked` computes the same in matrix products over chunks of tokens, for prefill and training.
 Source: arXiv 2412.06464; compared with transformers in tests/reference/test_model.py.
 """
@@ -16,12 +16,12 @@ from luce_edu.reference.precision import at_least_fp32
 
 
 def l2_norm(x, *, eps=1e-6):
-    """x [..., D] divided by its length over D."""
+    """Divide x [..., D] by its L2 norm over D."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
 def delta_rule_gates(a, b, A_log, dt_bias):
-    """g and beta [..., H] fp32 from the projections a, b [..., H]; A_log, dt_bias [H].
+    """Compute g and beta [..., H] fp32 from the projections a, b [..., H]; A_log, dt_bias [H].
 
     g <= 0 is the log of the decay, -exp(A_log) * softplus(a + dt_bias); beta = sigmoid(b) in (0, 1) is the
     share of the correction that is written.
@@ -58,28 +58,28 @@ def delta_rule_recurrent(q, k, v, *, beta, g, recurrent_state):
 
 
 def delta_rule_chunked(q, k, v, *, beta, g, recurrent_state, chunk_size=None):
-    """The same as `delta_rule_recurrent`, with a sequential step per chunk in place of one per token.
+    """Compute what `delta_rule_recurrent` does, with one sequential step per chunk instead of one per token.
 
     Inside a chunk every correction depends on the ones before it, which is a unit lower-triangular system:
     with L the decayed products beta_i k_i.k_j (j < i), (I + L) delta = beta v - beta exp(g_sum) k S.
     It is solved for all chunks at once, as (values, reads) with delta = values - reads @ S.
-    A chunk is by default K tokens, but at most 64: work inside the chunks then balances work on the state.
+    A chunk has by default K tokens, but at most 64: then the work inside chunks and the work on the state are similar.
     Differentiable in q, k, v, beta and g; no gradient flows through recurrent_state.
     """
     tokens = v.shape[-3]
     chunk_size = min(chunk_size or min(k.shape[-1], 64), tokens)
 
     def split(x):
-        # [..., T, H, D] -> [..., H, chunks, chunk_size, D]; padding with zeros leaves the state alone
+        # [..., T, H, D] -> [..., H, chunks, chunk_size, D]; padding with zeros leaves the state unchanged
         x = F.pad(x.transpose(-3, -2), (0, 0, 0, -tokens % chunk_size))
         return x.unflatten(-2, (-1, chunk_size))
 
-    # Sums of g are subtracted from each other below, so one huge g would take the digits of all that follow. At -100 a
-    # token forgets all there is: exp(-100) is 4e-44.
+    # Sums of g are subtracted from each other below, so that one huge g would cost all later ones their digits. At -100
+    # nothing of the state is left: exp(-100) is 4e-44.
     g = g.clamp_min(-100.0)
     q, k, v, beta, g = split(q), split(k), split(v), split(beta[..., None]), split(g[..., None])
     g_sum = g.cumsum(-2)
-    # decay[i, j] is what is left at token i of what token j wrote; masked before exp, which could overflow
+    # decay[i, j] is the share of token j's write that is left at token i. Masked before exp, which could overflow.
     future = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=q.device).triu(1)
     decay = (g_sum - g_sum.mT).masked_fill(future, float("-inf")).exp()
 

@@ -1,10 +1,10 @@
-"""The feed-forward half of a layer."""
+"""The feed-forward network of a layer."""
 
 import torch.nn.functional as F
 
 
 def swiglu(x, gate_proj, up_proj, down_proj):
-    """down(silu(gate(x)) * up(x)) for x [..., hidden_size]; same shape and dtype.
+    """Return down(silu(gate(x)) * up(x)) for x [..., hidden_size]; same shape and dtype.
 
     gate_proj, up_proj [intermediate_size, hidden_size];  down_proj [hidden_size, intermediate_size].
     """

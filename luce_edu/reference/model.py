@@ -14,14 +14,13 @@ from luce_edu.reference.rms_norm import rms_norm
 def forward(
     weights, config, tokens, state=None, *, dtype=torch.float32, chunked=True, trace=None, logits_to_keep=None
 ):
-    """Logits [..., T, vocab_size] in dtype for tokens [..., T] (int64), or of the last `logits_to_keep` tokens only.
+    """Return logits [..., T, vocab_size] in dtype for tokens [..., T] (int64), or only the last `logits_to_keep`.
 
-    With a `DecodeState`, tokens is [T] and continues the sequence that state remembers; state is advanced in
-    place. Without one, tokens is [T] or [B, T], whole sequences, and nothing is kept: that form is
-    differentiable.
-    chunked picks the form of the delta rule; both give the same values.
-    trace is a list that receives the hidden state [..., T, hidden_size] after the embedding and each layer.
-    Raises ValueError, before state changes, for tokens that the model or the state has no place for.
+    With a `DecodeState`, tokens is [T] and continues the state's sequence; the state is advanced in place.
+    Without one, tokens is [T] or [B, T], whole sequences, and no state is kept; that form is differentiable.
+    chunked selects the form of the delta rule; both give the same values.
+    trace is a list to which the hidden state [..., T, hidden_size] after the embedding and each layer is appended.
+    Raises ValueError, before the state changes, for tokens outside the vocabulary or more than the state has room for.
     """
     _check(tokens, config, state)
     x = weights.embed_tokens[tokens].to(dtype)
@@ -41,7 +40,7 @@ def forward(
 
 
 def _memories(config, state, batch, device):
-    """What each layer's mixer remembers: views into state, or, without one, a fresh memory per sequence."""
+    """Yield the state of each layer's mixer: views of `state`, or, without one, a new state per sequence."""
     conv = (*batch, config.conv_dim, config.linear_conv_kernel_dim - 1)
     heads = (*batch, config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
     linear = attention = 0

@@ -7,7 +7,7 @@ from luce_edu.reference.precision import at_least_fp32
 
 
 def _normalise(x, eps):
-    """x [..., D] divided by its root mean square over D, in fp32 or wider."""
+    """Divide x [..., D] by its root mean square over D, in fp32 or wider."""
     x = at_least_fp32(x)
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 

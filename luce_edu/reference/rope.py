@@ -1,12 +1,12 @@
-"""Rotary position embedding on the first dimensions of a head; the others pass unchanged."""
+"""Rotary position embedding on the first dimensions of a head; the others stay as they are."""
 
 import torch
 
 
 def rope_tables(positions, *, rotary_dim, theta):
-    """cos and sin [T, rotary_dim] fp32 for positions [T] (integers, counted from 0).
+    """Return cos and sin [T, rotary_dim] fp32 for positions [T] (integers, counted from 0).
 
-    Pair i of rotary_dim / 2 turns by theta ** (-2 i / rotary_dim) radians a token. Its two members stand
+    Pair i of rotary_dim / 2 is rotated by theta ** (-2 i / rotary_dim) radians per token. Its two members are
     rotary_dim / 2 apart, so each table holds the same numbers twice, side by side.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
@@ -16,7 +16,7 @@ def rope_tables(positions, *, rotary_dim, theta):
 
 
 def apply_rope(x, cos, sin):
-    """Turn the first rotary_dim dimensions of x [..., T, heads, head_dim]; cos, sin [T, rotary_dim]."""
+    """Rotate the first rotary_dim dimensions of x [..., T, heads, head_dim]; cos, sin [T, rotary_dim]."""
     rotary_dim = cos.shape[-1]
     cos, sin = (table.to(x.dtype)[:, None] for table in (cos, sin))
     turned, unturned = x[..., :rotary_dim], x[..., rotary_dim:]

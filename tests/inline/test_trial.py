@@ -54,7 +54,7 @@ def test_a_verdict_counts_what_the_last_shape_moved():
     assert 0 < verdict.resources.registers < 64 and verdict.resources.shared_bytes == 0
     text = str(verdict)
     assert "mine is right: 5 shapes, each in two orders of threads" in text
-    assert re.search(r"bytes read +32,768 +32,768", text) and "registers a thread, sm_86" in text
+    assert re.search(r"bytes read +32,768 +32,768", text) and "registers per thread, sm_86" in text
     assert "<table>" in verdict._repr_html_()
 
 
@@ -64,7 +64,7 @@ def test_dynamic_shared_memory_counts_beside_static():
                       "__syncthreads();\ns[threadIdx.x] = one[threadIdx.x / 4];\n" + ADD, smem="4*block")  # fmt: skip
     assert verdict.passed, verdict
     assert (verdict.resources.shared_bytes, verdict.dynamic_bytes) == (256, 1024)
-    assert ["shared memory a block, bytes", "1,280", ""] in verdict.body
+    assert ["shared memory per block, bytes", "1,280", ""] in verdict.body
 
 
 EARLY_EXIT = """\
@@ -114,7 +114,7 @@ def test_barriers_shared_memory_and_another_architecture_are_reported():
     verdict = attempt(RMS_NORM, "reference.rms_norm", arch="sm_90a")
     assert verdict.passed, verdict
     assert verdict.barriers == 1 and verdict.resources.shared_bytes >= 4 * 8
-    assert "registers a thread, sm_90a" in str(verdict)
+    assert "registers per thread, sm_90a" in str(verdict)
 
 
 def test_a_verdict_is_of_the_cell_and_not_of_one_with_the_same_parameters():
@@ -262,18 +262,18 @@ WRONG = {
         RMS_NORM.replace("weight[c]", "weight[threadIdx.x]"),
         "wrong", r"^rows 2, n 257: .*; \d of 514", "reference.rms_norm"),
     "one short of the end": (ADD.replace("i < n", "i < n - 1"),
-        "wrong", r"^n 1: nobody wrote y\[0\]; 1 of 1 elements are off"),
+        "wrong", r"^n 1: the kernel never wrote y\[0\]; 1 of 1 elements are wrong"),
     "not a number": (ADD.replace("= x[i]", "= 0.0f / 0.0f + x[i]"), "wrong", r"^n 1: y\[0\] is NaN, and should be"),
     "added to what was never written": (ADD.replace("y[i] = ", "y[i] += "), "wrong", r"y\[0\] is NaN, and should be"),
     "one of 4096": (ADD + "if (i == 4000) y[i] += 0.01f;", "wrong", r"^n 4096: y\[4000\] is .*; 1 of 4,096 elements"),
     "a state that stays": (
         CAUSAL_CONV.replace("state[taps - 2] = x[channel];", ""),
-        "wrong", r"nobody wrote conv_state\[0, 0\]; ", "reference.causal_conv"),
+        "wrong", r"the kernel never wrote conv_state\[0, 0\]; ", "reference.causal_conv"),
     "a sum in any order": (
         "if (blockIdx.x == 0) y[threadIdx.x % n] = 0.0f;\n__syncthreads();\n"
         "if (blockIdx.x == 0) for (int j = threadIdx.x; j < n; j += blockDim.x) y[j] = x[j] + r[j];\n"
         "if (blockIdx.x == 0) atomicExch(&y[0], x[0] + r[0] + 1e-7f * threadIdx.x);",
-        "(wrong|kernel)", "has other bits in another order of threads|is |race on"),
+        "(wrong|kernel)", "has different bits in another order of threads|is |race on"),
     # Memory
     "a read past the end": (INDEX + "y[i] = i < n ? x[i + 1] + r[i] : 0;",
         "kernel", "thread 0 " + outside("reads", 4, 4, "x", 4, 3)),
@@ -314,9 +314,9 @@ WRONG = {
     "another kernel's name": (f"__global__ void other({SIGNATURE}) {{}}",
         "cell", r"no kernel named 'mine' .*mine\(const float\* x, "),
     "a kernel in a namespace": (
-        "namespace ours {\n" + WHOLE + "}\n", "cell", "^mine stands inside a namespace or other braces"),
+        "namespace ours {\n" + WHOLE + "}\n", "cell", "^mine is inside a namespace or other braces"),
     "a parameter of no spec": ("__global__ void mine(float* y, int count) {}",
-        "cell", "parameter 'count': torch.add gives const float"),
+        "cell", "unknown parameter 'count'; expected some of const float"),
     "another type": (
         "__global__ void mine(float* y, long n) {}", "cell", "parameter n: expected int n, got long n"),
     "const left out": ("__global__ void mine(float* x) {}", "cell", r"expected const float\* x, got float\* x"),
@@ -343,7 +343,7 @@ WRONG = {
     **{f"--block {block}": (ADD, "launch", f"--block {block}: expected whole warps, 32 to 1024", {"block": block})
        for block in (31, 2048)},
     "--grid too large": (ADD, "launch", "grid", {"grid": "n * 3000000000"}),
-    "--smem too large": (ADD, "launch", "300000 bytes of shared memory a block", {"smem": "300000"}),
+    "--smem too large": (ADD, "launch", "300000 bytes of shared memory per block", {"smem": "300000"}),
     "--smem negative": (ADD, "launch", "dynamic shared memory must be 0 or more bytes, got -4", {"smem": "0 - 4"}),
     "--arch": (ADD, "compile", "invalid value for --gpu-architecture", {"arch": "sm_1"}),
 }  # fmt: skip

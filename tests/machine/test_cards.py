@@ -217,7 +217,7 @@ def test_the_command_refuses_an_unknown_default(capsys, monkeypatch):
     monkeypatch.setenv("LUCE_CARD", "GTX 1080")
     assert cli.main(["cards"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("luce-edu: LUCE_CARD: no card named 'GTX 1080'")
+    assert out == "" and err.startswith("luce-edu: LUCE_CARD: unknown card 'GTX 1080'")
 
 
 def test_the_table_fits_a_terminal_of_80():

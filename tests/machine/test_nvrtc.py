@@ -160,7 +160,7 @@ def test_a_library_that_does_not_load_is_told_from_a_wrong_source(tree, monkeypa
         raise RuntimeError("libnvrtc.so.13 not found")
 
     monkeypatch.setattr(bindings, "nvrtcCreateProgram", missing)
-    with pytest.raises(CompileError, match="NVRTC does not load; pip install"):
+    with pytest.raises(CompileError, match="NVRTC cannot be loaded; pip install"):
         ptx(tree)
 
 
