@@ -1,10 +1,11 @@
-"""The virtual GPU: NVIDIA's own compiler output, run on any machine, a warp at a time, checked and counted.
+"""The virtual GPU: runs the PTX of NVIDIA's compiler on any machine, warp by warp, and checks and counts what it does.
 
-    ptx        reads the text          table, assemble   know the instructions and make a program of them
-    core       builds csrc/machine/    kernels           load, launch, run
-    cards      the GPUs there are      report, counters  what a launch says
-    clock      their timing constants, each with its source
-    nvrtc      CUDA C++ to PTX         step              one instruction after another
+    nvrtc      compile CUDA C++ to PTX       ptx               parse PTX
+    table      the PTX instructions          lower, slots, fuse, assemble   turn PTX into a program for the core
+    core       build csrc/machine/ in C++    kernels           load, launch, run
+    cards      the cards and their limits    report, counters  errors of a launch, and its counts
+    clock      timing constants of cards, each with its source
+    schedule, timed   launches with modelled times             step    one instruction after another
 """
 
 from luce_edu.machine.kernels import Kernel, Prepared, load, run

@@ -1,19 +1,19 @@
-"""Turns a kernel's PTX into a program for the core: rows of numbers, one a slot of 32 bytes (Ins in csrc/machine).
+"""Turn a kernel's PTX into a program for the core: rows of numbers, one per slot of 32 bytes (Ins in csrc/machine).
 
-lower.py makes instructions on numbered registers, slots.py orders the blocks and gives registers their slots, and this
-module cleans up between the two and writes the rows. Renaming moves are gone afterwards, constants stand inside the
-instructions where the core has such a form (`.i`: the last source, `.ib`: the second of three) and in the arena's image
-where it has not. Counts are by PTX instruction, so each block carries how many it had.
+lower.py makes instructions on numbered registers; slots.py orders the blocks and assigns slots to registers. This
+module optimises between the two, and writes the rows. It removes moves that only rename. It puts constants into
+instructions for which the core has such a form (`.i`: the last source, `.ib`: the second of three), and the others into
+the arena's image. The core counts PTX instructions, so each block holds how many it had.
 
-What the core must know about control instructions ("next" is a slot behind one; it holds operands and never runs).
-A field that is not named is -1, imm 0; `r|-1` is a register's offset, or -1 where the named constant counts instead.
-Distances are in slots, from the instruction itself. The program starts at slot 0. Functions lie before their callers.
+The operands of control instructions follow. "next" is the slot after one; it holds more operands and is never executed.
+A field that is not named is -1, imm 0; `r|-1` is a register's offset, or -1 if the named constant is used instead.
+Distances are in slots, from the instruction itself. The program starts at slot 0. Functions come before their callers.
     enter           imm = block number, a = PTX instructions in it, d = 1 if a branch goes backwards to it
     bra             imm = distance
-    bra.p, bra.np   a = predicate, imm = distance: lanes where it holds (does not hold) go there, the others to p + 1
+    bra.p, bra.np   a = predicate, imm = distance: lanes where it is true (false) go there, the others to p + 1
     brx             a = index (32 bits), imm = n; n next slots, imm = distance of each target from the brx
-    if.p, if.np     a = predicate, imm = distance behind the end.if, for when no lane is on; around arithmetic, plain
-                    loads and stores: what may wait or leave is branched around instead
+    if.p, if.np     a = predicate, imm = distance to the slot after the end.if, taken if no lane is active; only around
+                    arithmetic, plain loads and stores: other instructions get a branch
     end.if, exit    nothing
     call            imm = distance to the function, d = its return slot (4 bytes a lane), which gets the index of p + 1
     ret             a = the return slot
@@ -32,7 +32,7 @@ Distances are in slots, from the instruction itself. The program starts at slot 
     assertfail      a = message, b = file, c = line (32 bits); next: a = function, b = bytes of a character
     clock, clock_hi, clock64, globaltimer, globaltimer_lo, globaltimer_hi, activemask    d
     griddepcontrol.…, trap, brkpt    nothing
-A written predicate changes in the active lanes only. A result never shares a slot with a source of the same instruction
+Writing a predicate changes active lanes only. A result never shares a slot with a source of the same instruction,
 unless it is the same register.
 """
 
@@ -63,7 +63,7 @@ ROW = np.dtype([("op", "<i8"), ("d", "<i4"), ("a", "<i4"), ("b", "<i4"), ("c", "
 MOVES = {"mov.b32", "mov.b64", "mov.pred"}
 COMMUTING = ("add.", "mul.", "mad.lo", "mad.wide", "fma.", "min.", "max.", "and.", "or.", "xor.", "setp.eq", "setp.ne")
 
-# Operands that may be constants in the instruction: for each place (see lower.py) the one where the constant goes.
+# Operands that may be constants inside the instruction: for each place (see lower.py), the place of the constant.
 CONSTANT_PLACES = {
     "shfl": {3: 5, 9: 10, 8: 11}, "bar": {2: 5, 3: 11}, "nanosleep": {2: 5}, "vote": {3: 5}, "match": {3: 5},
     "redux": {3: 5}, "elect": {3: 5},
@@ -72,20 +72,22 @@ CONSTANT_PLACES = {
 
 @dataclass
 class Program:
-    """A kernel for the core. Offsets of registers are in bytes into a warp's arena.
+    """A kernel for the core. Offsets of registers are in bytes, in a warp's arena.
 
-    code          rows of ROW; op is the core's number of the instruction, -1 in a slot that holds operands
-    image         bytes that the arena starts with at image_at: constants
+    code          rows of ROW; op is the core's number of the instruction, -1 in a slot of operands
+    image         the arena's initial bytes from image_at on: constants
     specials      (number of the special register, offset)
-    parameters    (name, type, offset, bytes) of each kernel parameter; parameter_bytes in all
-    shared        name -> offset of static shared variables; shared_bytes in all, also where dynamic memory begins
-    relocations   (slot, symbol, addend): imm is to become the address of this module variable plus addend
-    blocks        [n, 3]: first slot, first PTX instruction, count of PTX instructions
-    sources       for each slot its PTX instruction, an index into `instructions`, or -1
-    lines         for each slot a number that stands for its source line
-    instructions  the PTX instructions; functions: the name of the function each is in
-    sites         the slot of each memory instruction; least_wavefronts: the fewest passes over 32 banks of 4 bytes
-    registers     (function, PTX name, type, offset, first slot, last slot): where it holds its value
+    parameters    (name, type, offset, bytes) of each kernel parameter; parameter_bytes is their total
+    shared        name -> offset of static shared variables; shared_bytes is their total, where dynamic memory begins
+    relocations   (slot, symbol, addend): imm becomes the address of this module variable plus addend
+    blocks        [n, 3]: first slot, first PTX instruction, number of PTX instructions
+    sources       for each slot the index of its PTX instruction in `instructions`, or -1
+    lines         for each slot a number that identifies its source line
+    instructions  the PTX instructions
+    functions     the name of the function that each instruction is in
+    sites         the slot of each memory instruction
+    least_wavefronts  for each site the fewest passes over the 32 banks of 4 bytes
+    registers     (function, PTX name, type, offset, first slot, last slot): where a register holds its value
     needs         the kernel's directives: {"maxntid": (256, 1, 1), ...}
     """
 
@@ -112,7 +114,7 @@ class Program:
     needs: dict[str, tuple[int, ...]]
 
     def statement(self, slot: int) -> ptx.Instruction | None:
-        """The PTX instruction that a slot came from; None for what the assembler added."""
+        """Return the PTX instruction that a slot came from; None if the assembler added the slot."""
         source = self.sources[slot] if 0 <= slot < len(self.sources) else -1
         return self.instructions[source] if source >= 0 else None
 
@@ -122,16 +124,16 @@ class Program:
 
     @cached_property
     def block_instructions(self) -> list[list[ptx.Instruction]]:
-        """The PTX instructions of each basic block."""
+        """List the PTX instructions of each basic block."""
         return [self.instructions[first : first + count] for _, first, count in self.blocks]
 
 
 def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callable[[str], int | None]) -> Program:
     """Turn the kernel `name` of a parsed module into a Program.
 
-    registry: from the name of an instruction to the core's number of it, or None
-    Raises CompileError that names the instruction, its PTX line and its source line, for all that the virtual GPU
-    does not have or that PTX does not allow.
+    registry  maps the name of an instruction to the core's number, or None
+    Raises CompileError, with the instruction, its PTX line and its source line, for instructions that the virtual GPU
+    does not support or PTX does not allow.
     """
     function = module.functions.get(name)
     if function is None or not function.entry or function.external:
@@ -147,7 +149,7 @@ def assemble(module: ptx.Module, name: str, registry: Mapping[str, int] | Callab
             numbers[instruction] = look_up(instruction)
         return numbers[instruction]
 
-    # Tens of thousands of small objects that hold no rings: the collector would only look at them again and again.
+    # This makes tens of thousands of small objects without cycles, which Python's collector would scan again and again.
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -198,11 +200,11 @@ class _Writer:
     # ---- Renaming moves and constants
 
     def settle(self, name, blocks):
-        """Read what a renaming move reads instead of its result, and put constants into the instructions.
+        """Remove moves that only rename a register, and put constants into the instructions.
 
-        A move renames if its result and its source are written once: then the source still holds its value wherever the
-        result may be read, since the move is on every path to there and the source's write on every path to the move.
-        Returns register -> the register that is read in its place.
+        A move only renames if its result and its source are each written once. Then the source still holds its value
+        wherever the result may be read: the move is on every path to there, and the source's write is on every path to
+        the move. Returns register -> the register that is read in its place.
         """
         low = self.lowering
         pinned, constants = low.pinned, low.constants
@@ -248,7 +250,7 @@ class _Writer:
         return renamed
 
     def constants_inside(self, op):
-        """Put the constants among an instruction's sources into it, as far as the core has a form for that."""
+        """Put constants among an instruction's sources into the instruction, if the core has a form for that."""
         constants, uses, name = self.lowering.constants, op.uses, op.name
         first = name.partition(".")[0]
         if first in ("ld", "st") and op.shape[1][:1] == (2,):
@@ -303,7 +305,7 @@ class _Writer:
     # ---- Places
 
     def place(self, intervals, roots):
-        """Give every register its offset: pinned ones, each function behind all that can call it, then constants."""
+        """Give every register an offset: first pinned ones, then each function's after its callers', then constants."""
         low = self.lowering
         used = set()
         for blocks, _, _ in low.functions.values():
@@ -391,7 +393,7 @@ class _Writer:
         self.sources.append(source)
 
     def branch(self, op, block, following, branches):
-        """A branch; one to the block behind it is left out, or turned so that it goes to the other side."""
+        """Write a branch. If it goes to the block after it, leave it out, or negate it and use the other target."""
         targets = [self.lowering_target(target, block) for target in op.targets]
         if op.name == "bra" and targets[0] is following:
             return
@@ -419,7 +421,7 @@ class _Writer:
             openings.append(index)
         elif op.name == "end.if":
             opening = openings.pop()
-            if opening == index - 1:  # nothing is left of what it guarded
+            if opening == index - 1:  # nothing is left between if and end.if
                 self.rows.pop()
                 self.sources.pop()
                 return
@@ -453,7 +455,7 @@ class _Writer:
     # ---- The rest
 
     def list_registers(self, name, registers, renamed, root, intervals):
-        """Note for each PTX register where it holds its value, for a stepper."""
+        """Record where each PTX register holds its value, for the stepper."""
         position, slots, kinds = self.positions[name], self.slots, self.lowering.kinds
         for text, register in registers.items():
             final = renamed.get(register, register)
@@ -514,14 +516,14 @@ class _Writer:
 
 
 def passes(name):
-    """The fewest passes over shared memory's banks that a full warp needs for this access: 128 bytes each."""
+    """Return the fewest passes over the banks of shared memory, of 128 bytes each, that a full warp's access needs."""
     size = next((int(word[1:]) for word in name.split(".") if word[0] == "b" and word[1:].isdigit()), 32)
     elements = next((int(word[1:]) for word in name.split(".") if word in ("v2", "v4", "x2", "x4")), 1)
     if "matrix" in name:
-        return elements  # a matrix of eight rows of 16 bytes a pass
+        return elements  # a matrix of eight rows of 16 bytes per pass
     return max(1, size * elements // 32)
 
 
 def signed(value, bits):
-    """The bits of a constant as a signed number."""
+    """Return the bits of a constant as a signed number."""
     return value - (value >> (bits - 1) << bits)

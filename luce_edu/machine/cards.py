@@ -1,4 +1,4 @@
-"""The GPUs that the virtual GPU can be: what each has, how many blocks an SM holds, which launches it refuses."""
+"""The cards that the virtual GPU models: their resources, how many blocks an SM holds, which launches they refuse."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from luce_edu.errors import LaunchError
 from luce_edu.tables import Tabular
 
 WARP = 32  # threads
-PARTITIONS = 4  # of an SM; a warp lives in one of them, with a quarter of the SM's registers
+PARTITIONS = 4  # of an SM; a warp runs in one of them, with a quarter of the SM's registers
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 MOST_GRID = (2**31 - 1, 65535, 65535)  # blocks in x, y, z, on every GPU since Kepler
 MOST_BLOCK = (1024, 1024, 64)  # threads in x, y, z
 
-# Memory bandwidth by datasheet, GB/s: NVIDIA's product pages. A GPU really reaches some 85 to 93 % of it.
+# Memory bandwidth by datasheet, GB/s: NVIDIA's product pages. In practice a GPU reaches some 85 to 93 % of it.
 DATASHEET_GB_PER_S = {
     "T4": 320,
     "RTX 3090": 936,
@@ -32,14 +32,14 @@ DATASHEET_GB_PER_S = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an SM holds and what a block may have, which the compute capability decides. Memory is in bytes.
+    """The limits of an SM and of a block, which depend on the compute capability. Memory is in bytes.
 
-    registers_per_sm, registers_per_block  None where they do not count
-    register_unit    a warp's registers are handed out in units of this many
+    registers_per_sm, registers_per_block  None if they limit nothing
+    register_unit    a warp's registers are allocated in units of so many
     shared_per_block the most that a block may opt in to, static and dynamic together
-    shared_unit      a block's shared memory is handed out in units of this many bytes
-    shared_reserved  what CUDA itself takes of it for each block
-    max_cluster      blocks in a cluster that every GPU of the kind can hold; 1 where there are no clusters
+    shared_unit      a block's shared memory is allocated in units of so many bytes
+    shared_reserved  shared memory that CUDA reserves for each block
+    max_cluster      the largest cluster that every GPU of this capability supports, in blocks; 1: no clusters
     """
 
     threads_per_sm: int
@@ -60,7 +60,7 @@ class Limits:
 
 
 def _limits(threads: int, blocks: int, shared: int, **others) -> dict:
-    """Fields of Limits; `shared` is an SM's in KiB, of which a block may have all but what is reserved."""
+    """Make fields of Limits; `shared` is an SM's in KiB, of which a block may have all but the reserved part."""
     reserved = others.get("shared_reserved", KIB)
     return {
         "threads_per_sm": threads, "blocks_per_sm": blocks, "shared_per_sm": shared * KIB,
@@ -88,10 +88,10 @@ LIMITS_SOURCE = (
 class Card(Limits):
     """A GPU. Clocks are in MHz, memory_gb_per_s is the datasheet's (10^9 bytes), memory and L2 are in bytes.
 
-    product         the name in DATASHEET_GB_PER_S
+    product         its name in DATASHEET_GB_PER_S
     arch            the virtual architecture that NVRTC compiles for
-    base_clock_mhz  None where NVIDIA does not publish it
-    source          where SMs, clocks, L2 and memory stand; the limits stand in LIMITS_SOURCE
+    base_clock_mhz  None if NVIDIA does not publish it
+    source          of SMs, clocks, L2 and memory; the limits' is LIMITS_SOURCE
     """
 
     name: str
@@ -157,7 +157,7 @@ CARDS = (
         dram="HBM3e", l2_mib=60,
         source="NVIDIA H200 datasheet, compute as on the H100; SMs and L2 as PyTorch prints its device properties",
     ),
-    # These three are here because the clock is held against measurements that others published for them.
+    # These three are here because the clock is compared with published measurements on them.
     _card(
         "RTX A6000", "sm_86", sm_count=84, base_clock_mhz=1410, boost_clock_mhz=1800, memory_gib=48, dram="GDDR6",
         l2_mib=6, source="NVIDIA RTX A6000 datasheet; clocks and L2 as card databases list them, sysrqmts.com",
@@ -175,9 +175,9 @@ CARDS = (
 
 
 def find_card(name: str | None = None) -> Card:
-    """The card of this name, or LUCE_CARD's, or `laptop`. Case, spaces, "NVIDIA" and "GeForce" do not matter.
+    """Find a card by name; None: by LUCE_CARD, or `laptop`. Case, spaces, "NVIDIA" and "GeForce" do not matter.
 
-    Raises ValueError, listing what there is.
+    Raises ValueError with the known names.
     """
     origin = "card"
     if name is None:
@@ -185,15 +185,15 @@ def find_card(name: str | None = None) -> Card:
     for card in CARDS:
         if _plain(str(name)) in (_plain(card.name), _plain(card.product)):
             return card
-    raise ValueError(f"{origin}: no card named {name!r}; there are {', '.join(card.name for card in CARDS)}")
+    raise ValueError(f"{origin}: unknown card {name!r}; expected one of {', '.join(card.name for card in CARDS)}")
 
 
-# What PyTorch calls a board, where that is not NVIDIA's name for the product.
+# Names of boards in PyTorch that are not NVIDIA's names of the products.
 _BOARDS = {"Tesla T4": "T4", "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100"}
 
 
 def card_of(gpu: str) -> Card | None:
-    """The card that a GPU is, by the name that PyTorch and NVML give it; None for one that is not among CARDS."""
+    """Return the card of a GPU with this name in PyTorch and NVML; None if it is not among CARDS."""
     try:
         return find_card(_BOARDS.get(gpu, gpu))
     except ValueError:
@@ -206,13 +206,13 @@ def _plain(name: str) -> str:
 
 
 class CardTable(Tabular):
-    """The cards side by side: shared memory of an SM, the boost clock, and memory last."""
+    """The table of cards. Shared memory is that of an SM, the clock is the boost clock."""
 
     title = "Cards of the virtual GPU"
     header = ("card", "cc", "SMs", "threads/SM", "blocks/SM", "shared KiB", "MHz", "GB/s", "L2 MiB", "GiB")
 
     def __init__(self, chosen: Card):
-        self.caption = f"default: {chosen.name}; LUCE_CARD or card= name another"
+        self.caption = f"default: {chosen.name}; choose another by LUCE_CARD or card="
 
     @property
     def body(self) -> list[list[str]]:
@@ -228,10 +228,10 @@ class CardTable(Tabular):
 
 
 def resident_blocks(limits: Limits, *, threads: int, registers: int = 0, shared_bytes: int = 0) -> int:
-    """Blocks that an SM holds at once; 0 for a kernel that cannot be launched with so many threads.
+    """Return how many blocks an SM holds at once; 0 if a kernel cannot be launched with so many threads.
 
-    registers     a thread, as ptxas reports them
-    shared_bytes  a block, static and dynamic
+    registers     per thread, as ptxas reports them
+    shared_bytes  per block, static and dynamic
     """
     if not 1 <= threads <= limits.threads_per_block or shared_bytes > limits.shared_per_block:
         return 0
@@ -253,12 +253,12 @@ def check_launch(
     card: Card, grid, block, smem: int = 0, registers: int = 0, static_shared: int = 0, cluster=None, *,
     cooperative: bool = False, kernel: str = "kernel",
 ) -> None:  # fmt: skip
-    """Raise LaunchError for a launch that `card` refuses: the limit, what was asked, what the card has.
+    """Raise LaunchError for a launch that `card` refuses, with what was asked and the card's limit.
 
-    grid, block, cluster  an int or up to three: blocks, threads a block, blocks a cluster
-    smem, static_shared   bytes of a block's shared memory, dynamic and static
-    registers             a thread, as ptxas reports them; 0 where they are not known
-    cooperative           all blocks must be on the card at once
+    grid, block, cluster  an int or up to three: blocks, threads per block, blocks per cluster
+    smem, static_shared   shared memory per block in bytes, dynamic and static
+    registers             per thread, as ptxas reports them; 0 if they are unknown
+    cooperative           whether all blocks must be on the card at once
     """
 
     def refuse(what: str):
@@ -276,14 +276,14 @@ def check_launch(
         refuse(f"dynamic shared memory must be 0 or more bytes, got {smem!r}")
     if (shared := smem + static_shared) > card.shared_per_block:
         refuse(
-            f"{shared} bytes of shared memory a block ({static_shared} static, {smem} dynamic); {card.name} has "
+            f"{shared} bytes of shared memory per block ({static_shared} static, {smem} dynamic); {card.name} has "
             f"{card.shared_per_block}"
         )
     if not resident_blocks(card, threads=threads, registers=registers):
         refuse(
             f"too many resources requested: {threads} threads of {registers} registers need {threads * registers}; "
             f"{card.name} has {card.registers_per_block} for a block, and a warp's come in units of "
-            f"{card.register_unit}. Use fewer threads a block, or state them in __launch_bounds__"
+            f"{card.register_unit}. Use fewer threads per block, or state their number in __launch_bounds__"
         )
     if cluster is not None:
         _check_cluster(card, grid, triple(kernel, "cluster", cluster), refuse)
@@ -294,7 +294,7 @@ def check_launch(
 
 
 def triple(kernel: str, what: str, size: int | Sequence[int]) -> tuple[int, int, int]:
-    """One to three sizes as three. Raises LaunchError."""
+    """Extend one to three sizes to three. Raises LaunchError for anything else."""
     sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
     if not 1 <= len(sizes) <= 3 or not all(type(n) is int and n > 0 for n in sizes):
         raise LaunchError(f"{kernel}: {what} must be one to three positive ints, got {size!r}")

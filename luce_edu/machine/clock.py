@@ -1,4 +1,4 @@
-"""The timing constants of every card: what the clock of the virtual GPU counts with, and where each number stands.
+"""The timing constants of every card, with which the clock of the virtual GPU computes, and their sources.
 
 The first words of a source say how well a number is known:
 
@@ -7,12 +7,12 @@ The first words of a source say how well a number is known:
     published                       stated for the architecture by NVIDIA, a paper or the files of a simulator
     assumed                         taken from another chip, scaled, or guessed; the rest says how
 
-`owner/name, path` is a file of a repository on GitHub. "To be checked" marks what was written down from memory of a
-document: right as far as we know, and not compared with it yet. No constant was fitted to a kernel of this course, and
-none comes from a measurement that the clock is held against: of te42kyfo/gpu-benches the strided, cached and chasing
-reads, the watts and the small blocks of the L40 are used here, its other copies, barriers and small kernels are not.
-Its files named h200 read memory at 3,889 GB/s, which is 97 % of what a GH200 has and 81 % of an H200's; they are taken
-as a GH200's.
+`owner/name, path` is a file of a repository on GitHub. "To be checked" marks a number that was written down from memory
+of a document and has not been compared with it yet. No constant was fitted to a kernel of this course, and none comes
+from a measurement with which the clock is compared. From te42kyfo/gpu-benches, the strided, cached and pointer-chasing
+reads, the watts and the small blocks of the L40 are used here; its other copies, barriers and small kernels are not.
+Its files named h200 read memory at 3,889 GB/s, which is 97 % of a GH200's bandwidth and 81 % of an H200's; so they are
+taken as a GH200's.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from types import MappingProxyType
 
 from luce_edu.machine.cards import CARDS, KIB, Card, find_card
 
-LANES = 128  # threads of the four warps that an SM's four schedulers issue in a cycle
+LANES = 128  # threads of the four warps that an SM's four schedulers issue per cycle
 MAY_BE_ZERO = frozenset({"l2_far_extra"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast an SM computes, which the compute capability decides.
+    """The rates and latencies of an SM's arithmetic, which depend on the compute capability.
 
-    Every `_rate` but tensor_rate counts thread instructions a cycle and SM, so that 32 is one warp instruction a cycle
-    for the whole SM. Every `_latency` is in cycles, from issue until an instruction that needs the result may issue.
+    Every `_rate` but tensor_rate is in thread instructions per cycle and SM, so that 32 is one warp instruction per
+    cycle in the whole SM. Every `_latency` is in cycles, from issue until an instruction that needs the result may
+    issue.
 
     fma_rate              fp32 add, multiply, multiply-add
     alu_rate              32-bit integer add, logic, shift, compare, select, minimum and maximum
     imad_rate             32-bit integer multiply and multiply-add
-    half_rate             fp16 and bf16 arithmetic: instructions, of which a packed one gives two results
+    half_rate             fp16 and bf16 arithmetic, in instructions; a packed one gives two results
     mufu_rate             reciprocal, square root, exponential, logarithm, sine, cosine, all approximate
     bit_rate              population count, leading zeros, reversal
     conversion_rate       between types of up to 32 bits
     wide_conversion_rate  to and from types of 64 bits
-    memory_rate           loads and stores that leave a quadrant; the SM's pipe behind it is Clock.shared_floor
-    tensor_rate           multiply-adds of mma.sync, fp16 or bf16 in and fp32 sums, a cycle and SM
+    memory_rate           loads and stores that leave a quadrant; the SM's pipe after it is Clock.shared_floor
+    tensor_rate           multiply-adds of mma.sync per cycle and SM, fp16 or bf16 in and fp32 sums
 
-    predicate_latency     from a compare to an instruction or branch under its predicate
-    wide_imad_latency     32 x 32 + 64 bits, as addresses are computed
+    predicate_latency     from a compare to an instruction or branch with its predicate
+    wide_imad_latency     32 x 32 + 64 bits, for addresses
     tensor_latency        of mma.m16n8k16
 
     sources  by field. Raises ValueError, naming the field, for a number that is missing or impossible.
@@ -102,7 +103,7 @@ class Rates:
 
     @cached_property
     def arithmetic(self) -> tuple[float, ...]:
-        """Its numbers, for telling two apart."""
+        """Return the numbers, to compare two of these."""
         return tuple(getattr(self, name) for name in _numbers(Rates))
 
     @property
@@ -113,9 +114,10 @@ class Rates:
         raise ValueError(f"{self._owner}: {name} {why}")
 
     def busy(self, pipe: str) -> float:
-        """Cycles for which a warp instruction keeps a pipe of its quadrant: `pipe` is a `_rate` without the ending.
+        """Return the cycles for which a warp instruction occupies a pipe of its quadrant.
 
-        Raises ValueError for a pipe that has no rate, and for the tensor core, where the shape decides: mma_busy().
+        pipe  the name of a `_rate` without this ending. ValueError for another one, and for the tensor core, whose
+              cycles depend on the shape: mma_busy()
         """
         if pipe == "tensor" or f"{pipe}_rate" not in _numbers(Rates):
             pipes = [name.removesuffix("_rate") for name in _numbers(Rates) if name.endswith("_rate")]
@@ -123,67 +125,67 @@ class Rates:
         return LANES / getattr(self, f"{pipe}_rate")
 
     def mma_busy(self, m: int, n: int, k: int) -> float:
-        """Cycles for which an mma.sync of this shape keeps the tensor core of its quadrant."""
+        """Return the cycles for which an mma.sync of this shape occupies the tensor core of its quadrant."""
         return m * n * k / (self.tensor_rate / 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clock(Rates):
-    """The constants of a card. Cycles are cycles of the SM's clock, and bytes are bytes.
+    """The timing constants of a card. Cycles are those of the SM clock.
 
     card             its name
     clock_mhz, sm_count, l2_bytes, dram_gb_per_s   from its Card: boost clock, datasheet bandwidth in 10^9 bytes
 
-    Latencies of loads are from issue to the first instruction that needs the value, for 32 bits a lane, with the
-    address ready: tests that chase pointers through an index measure some 5 cycles more.
+    Latencies of loads are from issue to the first instruction that needs the value, for 32 bits per lane, with the
+    address ready. Tests that chase pointers through an index measure some 5 cycles more.
     shared_latency, l1_latency    hits
-    load_64_extra, load_128_extra cycles more for loads of 64 and 128 bits a lane
-    l2_latency       a hit, in the half of L2 that is near
-    l2_far_extra     cycles more for the other half; 0 where L2 has one
-    dram_latency_ns  a miss in L2 with nothing else under way, nanoseconds
+    load_64_extra, load_128_extra additional cycles for loads of 64 and 128 bits per lane
+    l2_latency       a hit in the near half of L2
+    l2_far_extra     additional cycles for the far half; 0 if L2 has one part
+    dram_latency_ns  a miss in L2 with no other request in flight, nanoseconds
 
-    A warp instruction keeps the SM's memory pipe for max(shared_floor, conflicts) cycles, where conflicts are the most
-    words that it asks of one of the 32 banks. In L1 that is at least bytes / l1_bytes_per_cycle, and
-    l1_overhead + lines / l1_lines_per_cycle when more than two lines of 128 bytes are touched: l1_cycles().
+    A warp instruction occupies the SM's memory pipe for max(shared_floor, conflicts) cycles, where conflicts is the
+    largest number of words that it accesses in one of the 32 banks. In L1 it takes at least bytes / l1_bytes_per_cycle,
+    and l1_overhead + lines / l1_lines_per_cycle if it touches more than two lines of 128 bytes: l1_cycles().
     shared_floor, l1_overhead              cycles
-    l1_bytes_per_cycle, l1_lines_per_cycle an SM
+    l1_bytes_per_cycle, l1_lines_per_cycle per SM
 
-    l1_bytes         an SM's L1 and shared memory together; L1 has what the resident blocks do not take
-    l2_share         of L2 that may be read over and over before it misses; below 1 where each half keeps copies
+    l1_bytes         L1 and shared memory of an SM together; L1 gets what the resident blocks leave
+    l2_share         the share of L2 that can be read repeatedly without misses; below 1 if each half keeps copies
     l2_bytes_per_cycle   reads, the whole GPU
-    sm_bytes_per_cycle   the way from L2 to one SM
-    dram_share           of the datasheet's bandwidth that a long read reaches
-    dram_copy_share      of the datasheet's bandwidth that a long copy reaches, read and written bytes together
+    sm_bytes_per_cycle   from L2 to one SM
+    dram_share           the share of the datasheet's bandwidth that a long read reaches
+    dram_copy_share      the share that a long copy reaches, read and written bytes together
 
-    inflight_bytes_per_sm, inflight_lines_per_sm   the most that an SM waits for at once, of bytes and of 128-byte lines
-    queue_per_quadrant   that a quadrant holds for the SM's memory pipe before its warps have to wait
-    slice_interval   cycles between two requests of whatever kind to one line in L2
+    inflight_bytes_per_sm, inflight_lines_per_sm   the most bytes and 128-byte lines that an SM can have in flight
+    queue_per_quadrant   instructions that a quadrant can queue for the SM's memory pipe before its warps must wait
+    slice_interval   cycles between two requests, of any kind, to one line in L2
 
-    atomic_extra     cycles that an atomic with a result takes longer than a hit in L2
-    atomic_interval  cycles between two atomics, of two lanes or two warps, on one address
-    fence            cycles of fence.acq_rel.gpu when all that the thread wrote has arrived
-    sc_fence         of fence.sc.gpu and membar.gl, as which __threadfence() is compiled
-    block_fence, system_fence   of fences for a block and for everything, the host included
-    barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has come, the second for each warp
-    cluster_barrier  cycles of barrier.cluster after its last arrival, with the fence that makes it a release
-    cluster_barrier_relaxed   without that fence: barrier.cluster.arrive.relaxed
-    cluster_latency  of a load from the shared memory of another block of the cluster; how much the way between two SMs
-                     carries is not modelled
-    async_copy_extra, bulk_copy_extra   cycles that cp.async and cp.async.bulk take longer than a load
-    block_interval   cycles between two blocks handed out, the whole GPU
-    block_start      cycles from the end of a block until the block that takes its place begins
+    atomic_extra     additional cycles of an atomic with a result, compared with a hit in L2
+    atomic_interval  cycles between two atomics on one address, of two lanes or two warps
+    fence            cycles of fence.acq_rel.gpu if all writes of the thread have arrived
+    sc_fence         cycles of fence.sc.gpu and membar.gl, to which __threadfence() is compiled
+    block_fence, system_fence   cycles of fences for a block, and for the whole system with the host
+    barrier_base, barrier_per_warp   cycles of bar.sync after its last warp has arrived; the second one per warp
+    cluster_barrier  cycles of barrier.cluster after its last arrival, with the fence of its release
+    cluster_barrier_relaxed   the same without that fence: barrier.cluster.arrive.relaxed
+    cluster_latency  a load from shared memory of another block of the cluster; the bandwidth between two SMs is not
+                     modelled
+    async_copy_extra, bulk_copy_extra   additional cycles of cp.async and cp.async.bulk, compared with a load
+    block_interval   cycles between the starts of two blocks, in the whole GPU
+    block_start      cycles from the end of a block to the start of the block that replaces it
 
-    launch_us        between two launches of a stream, which the host and its driver set
-    graph_gap_us     from node to node of a chain of empty kernels in a graph
-    dependent_gap_us the same with programmatic dependent launch; as without it where the card has none. Launches do not
-                     overlap in this model, so a shorter gap is all that a dependent launch gains
-    cooperative_extra_us  microseconds that a cooperative launch takes longer
+    launch_us        between two launches of a stream; host and driver determine it
+    graph_gap_us     between two nodes in a graph of empty kernels in a row
+    dependent_gap_us the same with programmatic dependent launch; equal to graph_gap_us if the card has none. Launches
+                     do not overlap in this model, so all that a dependent launch gains is the shorter gap
+    cooperative_extra_us  additional microseconds of a cooperative launch
 
     power_limit_w    by the datasheet
     idle_w, active_w watts at rest, and with the clocks up and the SMs waiting
-    pj_per_byte_dram picojoules a byte from DRAM to a register; pj_per_byte_l2, pj_per_byte_l1: from there on
-    pj_per_flop      two a multiply-add, with what its instruction costs
-    pj_per_instruction   a warp's instruction of any other kind
+    pj_per_byte_dram picojoules per byte from DRAM to a register; pj_per_byte_l2, pj_per_byte_l1: from L2, from L1
+    pj_per_flop      picojoules per operation with its share of the instruction; a multiply-add has two operations
+    pj_per_instruction   picojoules per warp instruction of any other kind
     """
 
     card: str
@@ -275,16 +277,17 @@ class Clock(Rates):
         return f"clock of the {self.card}"
 
     def l1_cycles(self, *, lines: int, conflicts: int, moved: int) -> float:
-        """Cycles for which a warp's load that hits in L1 keeps the SM's memory pipe; `moved` is its bytes."""
+        """Return the cycles for which a warp's load that hits in L1 occupies the SM's memory pipe; `moved` in bytes."""
         tags = self.l1_overhead + lines / self.l1_lines_per_cycle if lines > 2 else 0
         return max(self.shared_floor, conflicts, moved / self.l1_bytes_per_cycle, tags)
 
     def at(self, clock_mhz: float) -> Clock:
-        """The same card with its SMs at another clock.
+        """Return the constants of the same card with its SMs at another clock.
 
-        Cycles stay cycles, as L1, L2 and the way between them follow the SMs' clock (assumed for L2). DRAM keeps its
-        bandwidth, and the nanoseconds that a miss takes beyond a hit in L2. Gaps between launches keep theirs (assumed:
-        most of a plain launch is the host's, and what of a graph's gap follows the clock is not known).
+        Constants in cycles stay the same, as L1, L2 and the path between them follow the SM clock (assumed for L2).
+        DRAM keeps its bandwidth, and the nanoseconds that a miss takes longer than a hit in L2. The gaps between
+        launches keep their microseconds (assumed: most of a plain launch is the host's time, and it is not known which
+        part of a graph's gap follows the clock).
         """
         beyond_l2_ns = self.dram_latency_ns - self.l2_latency * 1e3 / self.clock_mhz
         return replace(
@@ -298,12 +301,12 @@ class Clock(Rates):
 
     @property
     def dram_bytes_per_cycle(self) -> float:
-        """What a long read gets from DRAM, the whole GPU."""
+        """Bytes per cycle that a long read gets from DRAM, in the whole GPU."""
         return self.dram_share * self.dram_gb_per_s * 1e3 / self.clock_mhz
 
     @property
     def dram_turn(self) -> float:
-        """Cycles more for each byte that is read and one that is written in turn, so that a copy gets its share."""
+        """Additional cycles for each byte read and byte written in turn, so that a copy reaches dram_copy_share."""
         return 2 * (self.dram_share / self.dram_copy_share - 1) / self.dram_bytes_per_cycle
 
 
@@ -312,12 +315,12 @@ def _numbers(kind: type) -> tuple[str, ...]:
 
 
 def find_clock(card: Card) -> Clock:
-    """The constants of `card`, with the clock, SMs, L2 and bandwidth that it states.
+    """Return the timing constants of `card`, with the clock, SMs, L2 and bandwidth of the Card.
 
-    Raises ValueError, naming the card, where there are none, and naming the field where one is impossible.
+    Raises ValueError with the card's name if there are none, and with the field's name if a value is impossible.
     """
     if card.name not in CLOCKS:
-        raise ValueError(f"{card.name}: no timing constants; there are those of {', '.join(CLOCKS)}")
+        raise ValueError(f"{card.name}: no timing constants; expected one of {', '.join(CLOCKS)}")
     clock = replace(CLOCKS[card.name], **_from_card(card))
     if clock.l1_bytes < card.shared_per_sm:
         clock._refuse("l1_bytes", f"is {clock.l1_bytes}, less than the shared memory of an SM, {card.shared_per_sm}")
@@ -347,11 +350,11 @@ _CHIP = {board: chip for chip, boards in _CHIPS.items() for board in boards}
 class _Number:
     value: float
     source: str
-    board: str | None = None  # that it was measured on
+    board: str | None = None  # on which it was measured
     published: bool = False
 
     def of(self, card: str | None) -> str:
-        """The source, as it reads on this card; None: as it reads for a compute capability."""
+        """Write the source as it reads for this card; None: for a compute capability."""
         if self.published:
             return f"published: {self.source}"
         if self.board is None:
@@ -378,7 +381,7 @@ def _assumed(value: float, source: str) -> _Number:
 
 
 def _parts(kind: type, card: str | None, *tables: Mapping[str, _Number]) -> dict:
-    """Fields of `kind` from tables, of which the later ones win."""
+    """Collect the fields of `kind` from tables; later ones take precedence."""
     known = {name: number for table in tables for name, number in table.items()}
     if missing := set(_numbers(kind)) - set(known):
         raise ValueError(f"{card or 'rates'}: {min(missing)} is missing")
@@ -751,7 +754,7 @@ def _clock(card: Card) -> Clock:
 
 
 def _fictional(laptop: Card, real: Clock) -> Clock:
-    """A real card's constants for one that does not exist: what belongs to a whole GPU, by the number of SMs."""
+    """Make the constants of a fictional card from a real one's; those of the whole GPU are scaled by the SM count."""
     scaled = ("l2_bytes_per_cycle", "power_limit_w", "idle_w", "active_w")
     numbers = _from_card(laptop) | {name: getattr(real, name) * laptop.sm_count / real.sm_count for name in scaled}
     numbers["l1_bytes"] = -(-laptop.shared_per_sm // (64 * KIB)) * 64 * KIB

@@ -1,6 +1,6 @@
-"""The core of the virtual GPU, csrc/machine/: built once by the machine's C++ compiler, kept in the cache, loaded.
+"""Build the core of the virtual GPU, csrc/machine/, once by this machine's C++ compiler; keep it in the cache; load it.
 
-Environment: CXX, the compiler; LUCE_CACHE, the folder for what it makes.
+Environment: CXX is the compiler, LUCE_CACHE the folder of the cache.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from luce_edu.paths import alone, cache_dir, csrc_dir
 
 COMPILERS = ("g++", "clang++", "c++")
 OTHER_COMPILER = "install g++ (Debian: build-essential), or name another compiler in CXX"
-# Contraction: PTX says itself where a product and a sum are one. Aliasing: a register is what the instruction takes it
-# for. Upper halves: instructions hand over to each other without the clearing that a return to older code would need.
+# No contraction: PTX itself says where a product and a sum are one operation. No strict aliasing: the type of a
+# register depends on the instruction. No vzeroupper: instructions pass control to each other, not to older SSE code.
 FLAGS = (
     "-std=c++20 -O2 -march=native -fno-strict-aliasing -ffp-contract=off -fno-math-errno -fno-trapping-math "
     "-fPIC -fvisibility=hidden -pthread"
@@ -102,7 +102,7 @@ STRUCTS = (Tensor, ProgramText, LaunchText, OrderText, Marked, Report, Trace)
 
 @functools.cache
 def core() -> ctypes.CDLL:
-    """The core, one for the process. Raises CompileError: no compiler, or one that does not serve, with what to do."""
+    """Load the core, once per process. Raises CompileError, with what to do, if there is no usable compiler."""
     library = _load(build())
     library.luce_load.restype = ctypes.c_void_p
     library.luce_unload.argtypes = (ctypes.c_void_p,)
@@ -122,7 +122,7 @@ def core() -> ctypes.CDLL:
 
 @functools.cache
 def operations() -> dict[str, int]:
-    """What the core can do: the names of its instructions, each with its number."""
+    """Return the core's instructions: their names with their numbers."""
     count = core().luce_operations(None)
     names = (ctypes.c_char_p * count)()
     core().luce_operations(names)
@@ -133,7 +133,7 @@ def operations() -> dict[str, int]:
 
 
 def thread_count() -> int:
-    """OS threads for blocks: as many as this process may use processors."""
+    """Return the number of OS threads for blocks: as many as processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -141,26 +141,26 @@ def thread_count() -> int:
 
 
 def build() -> Path:
-    """The core's library, from the cache where it is whole.
+    """Build the core's library, unless the cache has an undamaged one.
 
-    An entry's last bytes are the SHA-256 of the rest, so one atomic rename makes it and damage is seen.
+    The last bytes of an entry are the SHA-256 of the rest, and an atomic rename puts it in place, so damage is noticed.
     """
     folder, compiler = csrc_dir() / "machine", find_compiler()
-    # The slowest first, so that the last one to end is a short one.
+    # The slowest file first, so that the last one to be compiled is short.
     sources = sorted(folder.glob("*.cpp"), key=lambda source: (-source.stat().st_size, source.name))
     headers = [path.read_bytes() for path in sorted(folder.glob("*.h"))]
     keys = {source: _key(compiler, [*headers, source.name.encode(), source.read_bytes()]) for source in sources}
     library = cache_dir() / "machine" / f"{_key(compiler, [key.encode() for key in keys.values()])}.so"
     if _is_whole(library):
         return library
-    # Two processes that begin together would each compile all of it.
+    # One process at a time, because two that start together would each compile everything.
     with _scratch_in(library.parent) as scratch, alone(library.parent), ThreadPoolExecutor(thread_count()) as threads:
-        if _is_whole(library):  # another process has built it while this one waited
+        if _is_whole(library):  # built by another process while this one waited
             return library
         objects = [scratch / f"{source.stem}.o" for source in sources]
 
         def compile_source(source: Path, object_: Path) -> None:
-            kept = library.parent / f"{keys[source]}.o"  # a change of one file costs that file
+            kept = library.parent / f"{keys[source]}.o"  # so that after a change of one file only that file is compiled
             if _is_whole(kept):
                 object_.write_bytes(kept.read_bytes()[:-_DIGEST])
                 return
@@ -178,16 +178,16 @@ def build() -> Path:
 
 
 def _keep(content: bytes, scratch: Path, entry: Path) -> None:
-    """Make a cache entry; others see all of it or nothing."""
+    """Make a cache entry; other processes see the whole entry or none."""
     file = scratch / f"{entry.name}.new"
     file.write_bytes(content + hashlib.sha256(content).digest())
     os.replace(file, entry)
 
 
 def try_out() -> None:
-    """Build a small library in the cache as the core is built, load it and call it.
+    """Build a small library in the cache, in the way that the core is built, load it and call it.
 
-    Raises CompileError, as the first kernel would, where one of the three does not work.
+    Raises CompileError, as the first kernel would, if one of the three does not work.
     """
     compiler = find_compiler()
     with _scratch_in(cache_dir() / "machine") as scratch:
@@ -196,11 +196,11 @@ def try_out() -> None:
         _compile(compiler, ["-c", str(source), "-o", str(object_)])
         _link(compiler, [object_], output)
         if _load(output).luce_try_out(14) != 42:
-            raise CompileError(f"the compiler {compiler[0]} made a library that computes wrongly: {OTHER_COMPILER}")
+            raise CompileError(f"the compiler {compiler[0]} made a library with wrong results: {OTHER_COMPILER}")
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler's command: CXX, or the first of g++, clang++, c++ that is there. Raises CompileError."""
+    """Return the C++ compiler's command: CXX, or the first of g++, clang++, c++ that is found. Raises CompileError."""
     named = os.environ.get("CXX")
     for command in [named] if named else COMPILERS:
         try:
@@ -218,7 +218,7 @@ def _flags() -> list[str]:
 
 
 def _compile(compiler: list[str], arguments: list[str]) -> None:
-    plain = os.environ | {"LC_ALL": "C"}  # the same words and quotes everywhere
+    plain = os.environ | {"LC_ALL": "C"}  # so that messages are the same in every locale
     try:
         done = subprocess.run([*compiler, *_flags(), *arguments], capture_output=True, text=True, env=plain)
     except OSError as error:
@@ -231,13 +231,13 @@ def _compile(compiler: list[str], arguments: list[str]) -> None:
 
 def _link(compiler: list[str], objects: list[Path], output: Path) -> None:
     _compile(compiler, ["-shared", *map(str, objects), "-o", str(output)])
-    # A compiler that says it succeeded may still have written something else.
+    # A compiler may report success and still not have written a library.
     if not output.is_file() or output.read_bytes()[:4] != b"\x7fELF":
         raise CompileError(f"the compiler {compiler[0]} wrote no library: {OTHER_COMPILER}")
 
 
 def _with_progress(jobs: list) -> Iterator:
-    """The jobs one after another, with a line in the terminal that says how far they are."""
+    """Yield the jobs one after another, with a line of progress in the terminal."""
     shown = sys.stderr is not None and sys.stderr.isatty()
     for number, job in enumerate(jobs):
         if shown:
@@ -250,7 +250,7 @@ def _with_progress(jobs: list) -> Iterator:
 
 @contextmanager
 def _scratch_in(folder: Path) -> Iterator[Path]:
-    """A folder for a while inside one of the cache. Raises CacheError where that is read-only or full."""
+    """Make a temporary folder inside a folder of the cache. Raises CacheError if that is read-only or full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -268,9 +268,9 @@ def _is_whole(entry: Path) -> bool:
 
 
 def _key(compiler: list[str], texts: list[bytes]) -> str:
-    """A hash of all that decides the machine code: the texts, the compiler, its flags, the processor."""
+    """Hash everything that determines the machine code: the texts, the compiler, its flags, the processor."""
     binary = Path(compiler[0]).resolve()
-    stat = binary.stat()  # stands for the version, which would take a process to ask for
+    stat = binary.stat()  # in place of the version, for which a process would have to be started
     identity = (compiler, _flags(), str(binary), stat.st_size, stat.st_mtime_ns, _processor())
     digest = hashlib.sha256(repr(identity).encode())
     for text in texts:
@@ -279,7 +279,7 @@ def _key(compiler: list[str], texts: list[bytes]) -> str:
 
 
 def _processor() -> str:
-    """What -march=native looks at: the processor's instruction sets."""
+    """Return the processor's instruction sets, on which -march=native depends."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -293,10 +293,10 @@ def _load(library: Path) -> ctypes.CDLL:
     except OSError as error:
         if os.statvfs(library.parent).f_flag & os.ST_NOEXEC:
             raise CacheError(
-                f"the cache for kernels is on a mount that runs no code (noexec), so {library} does not load: name a "
-                "folder elsewhere in LUCE_CACHE"
+                f"the cache of compiled kernels is on a mount that runs no code (noexec), so {library} cannot be "
+                "loaded: set LUCE_CACHE to a folder elsewhere"
             ) from None
         raise CompileError(
-            f"the compiler {find_compiler()[0]} made a library that does not load ({error}): {OTHER_COMPILER}; if the "
-            "folder is to blame, name another in LUCE_CACHE"
+            f"the compiler {find_compiler()[0]} made a library that cannot be loaded ({error}): {OTHER_COMPILER}; if "
+            "the folder is the cause, set LUCE_CACHE to another"
         ) from None

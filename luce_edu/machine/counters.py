@@ -1,4 +1,4 @@
-"""What a launch on the virtual GPU counted: instructions by kind and by line, lanes, bytes, barriers."""
+"""The counts of a launch on the virtual GPU: instructions by kind and by line, lanes, bytes, barriers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one tensor that a launch read and wrote, counted three ways by the virtual GPU.
+    """Bytes of one tensor that a launch read and wrote, counted in three ways.
 
-    asked     what the threads asked for, added up
-    moved     32 bytes for each sector that a warp's access touches: what has to reach the multiprocessors when nothing
-              is kept in L1
-    distinct  what was touched at all: the least that has to come from, or go to, memory
+    asked     the sum of the bytes that all threads request
+    moved     32 bytes for each sector that a warp's access touches: what must reach the SMs if L1 keeps nothing
+    distinct  bytes that are touched at least once: the least that must come from, or go to, memory
     """
 
     asked_read: int = 0
@@ -32,13 +31,13 @@ class Traffic:
 
 
 class Counters:
-    """What one launch counted. All figures are exact counts of what it executed, none is a time.
+    """The counts of one launch. All are exact counts of what it executed; none is a time.
 
-    traffic    by tensor: bytes asked for, moved in sectors of 32, and touched at all
-    gaps       by tensor that was written and not wholly: the first bytes in a row that nobody wrote
-    barriers_a_block  bar.sync that a block passed, on average
-    atomics    of single lanes
-    program    what ran
+    traffic    by tensor, see Traffic
+    gaps       by tensor that was written in part: the first consecutive bytes that were never written
+    barriers_a_block  bar.sync per block, on average
+    atomics    counted per lane
+    program    the program that ran
     """
 
     def __init__(self, launch):
@@ -52,7 +51,7 @@ class Counters:
     @cached_property
     def traffic(self) -> dict[str, Traffic]:
         touched = np.flatnonzero(self._traffic["asked_read"] | self._traffic["asked_write"])
-        # In the order of Traffic's fields, which are the first of a row's.
+        # The first numbers of a row are Traffic's fields, in its order.
         return {self._names[i]: Traffic(*self._traffic[i].item()[:6]) for i in touched.tolist()}
 
     @cached_property
@@ -65,7 +64,7 @@ class Counters:
 
     @cached_property
     def instructions(self) -> int:
-        """PTX instructions that warps executed."""
+        """Number of PTX instructions that warps executed."""
         return int(self._counts["times"] @ self.program.block_lengths.astype("u8"))
 
     def _by(self, key) -> Counter:
@@ -78,22 +77,22 @@ class Counters:
 
     @cached_property
     def by_kind(self) -> Counter:
-        """PTX instructions of warps by opcode, most frequent first."""
+        """Count the warps' PTX instructions by opcode, most frequent first."""
         return self._by(lambda statement: statement.opcode)
 
     @cached_property
     def by_line(self) -> Counter:
-        """PTX instructions of warps by source line, as (file, line), most frequent first."""
+        """Count the warps' PTX instructions by source line, (file, line), most frequent first."""
         return self._by(lambda s: (s.loc.file, s.loc.line) if s.loc else ("", s.line))
 
     @cached_property
     def active_lanes(self) -> float:
-        """Lanes that were on in an instruction, on average."""
+        """Average number of active lanes per instruction."""
         lanes = int(self._counts["lanes"] @ self.program.block_lengths.astype("u8"))
         return lanes / self.instructions if self.instructions else 0.0
 
     @cached_property
     def bank_conflicts(self) -> int:
-        """Passes over the 32 banks of shared memory beyond the fewest that each access needs."""
+        """Number of passes over the 32 banks of shared memory beyond the fewest that the accesses need."""
         fewest = self._sites["times"].astype("i8") * np.array(self.program.least_wavefronts, "i8")
         return int(np.maximum(self._sites["wavefronts"].astype("i8") - fewest, 0).sum())

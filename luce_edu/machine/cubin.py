@@ -1,6 +1,6 @@
-"""Machine code by NVRTC for any architecture, and what the compiler says of it: registers, spills, shared memory.
+"""Compile to machine code for any architecture by NVRTC, and read its report: registers, spills, shared memory.
 
-Needs neither a GPU nor a driver, so the resource report of every kernel can be had on a laptop.
+It needs neither a GPU nor a driver, so it works on a laptop.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from luce_edu.machine import nvrtc
 
-# Turing to Blackwell. What an architecture lacks is refused by name, never silently emulated.
+# Turing to Blackwell. Instructions that an architecture lacks are refused, never silently emulated.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of one kernel: registers a thread; stack and spills in bytes a thread; static shared bytes."""
+    """The report of ptxas on one kernel: per thread registers, and bytes of stack and spills; static shared bytes."""
 
     registers: int
     stack_bytes: int
@@ -30,7 +30,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Binary:
-    """Machine code for one architecture, and its resource report by kernel."""
+    """Machine code for one architecture, with the resources of each kernel."""
 
     arch: str
     cubin: bytes
@@ -43,7 +43,7 @@ def compile_cubin(
 ) -> Binary:  # fmt: skip
     """Compile csrc/`source`, or `text` under its name, for `arch` (such as 'sm_86') with NVRTC. Cached on disk.
 
-    Needs no GPU. Raises CompileError with the compiler's log, or when a kernel in `kernels` is not in the source.
+    Needs no GPU. Raises CompileError with the compiler's log, or if the source lacks a kernel of `kernels`.
     """
     sources = nvrtc.read_sources(source, text, csrc)
 
@@ -59,11 +59,11 @@ def compile_cubin(
 
 
 def parse_ptxas(log: str) -> dict[str, Resources]:
-    """Read the report of `ptxas -v`: one Resources for each kernel it compiled."""
+    """Read the report of `ptxas -v`: the Resources of each kernel that it compiled."""
     report: dict[str, Resources] = {}
     pattern = re.compile(
         r"Function properties for (\w+)\n[^\n]*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        # A device function that is not inlined has properties too, and no registers of its own.
+        # A device function that is not inlined has properties too, but no line of registers.
         r"(\d+) bytes spill loads(?:(?!Function properties).)*?Used (\d+) registers([^\n]*)",
         re.DOTALL,
     )
@@ -79,9 +79,9 @@ def registers_of(
     source: str, text: str | None, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *,
     csrc: Path | None = None,
 ) -> dict[str, int]:  # fmt: skip
-    """Registers that a thread of each kernel has on a real GPU of this architecture; arguments as of `compile_ptx`.
+    """Return the registers per thread of each kernel on a GPU of this architecture; arguments as for `compile_ptx`.
 
-    The first time takes longer than the PTX does, so ask only where the answer is needed. Cached on disk.
+    The first call takes longer than compiling to PTX, so call it only if needed. Cached on disk.
     """
     binary = compile_cubin(source, kernels, defines, arch.replace("compute_", "sm_"), csrc=csrc, text=text)
     return {kernel: binary.resources[kernel].registers for kernel in kernels}

@@ -1,8 +1,8 @@
-"""Makes one instruction of the core out of several, where that is the same to the last bit.
+"""Fuse several instructions of the core into one, if the result is the same to the last bit.
 
-Weights are packed bf16, and PTX widens them by a shift or a mask before it multiplies; an address is a sum before it is
-an address. A GPU overlaps such instructions; here each costs a turn of the interpreter. What a program counts stays as
-it is: the counts are those of the PTX.
+Weights are packed bf16, which PTX widens by a shift or a mask before it multiplies; an address is computed by an
+addition first. A GPU overlaps such instructions, but here each costs a turn of the interpreter. The counts of a program
+do not change, because they are by PTX instruction.
 """
 
 from luce_edu.machine.lower import shape
@@ -16,7 +16,7 @@ FUSED_MMA_PLACES = shape("d d1 d2 d3", "a a1 a2 a3 b c c1 c2 c3")
 
 
 class Product:
-    """fma(half of `packed`, x, c), at `index` of its block; `chain` is the run of products that it ends."""
+    """An fma(half of `packed`, x, c) at `index` of its block; `chain` is the run of products that ends with it."""
 
     __slots__ = ("index", "high", "packed", "x", "c", "op", "chain")
 
@@ -25,7 +25,7 @@ class Product:
 
 
 def fuse(blocks, core):
-    """Fuse what the core has fused instructions for; those whose results are no longer read stay for drop_unread."""
+    """Fuse where the core has a fused instruction; drop_unread later removes the parts, whose results are unread."""
     writes, reads = {}, {}
     for block in blocks:
         for op in block.ops:
@@ -44,7 +44,7 @@ def fuse(blocks, core):
 
 
 def _fuse_block(block, has, writes, reads, sums, halves):
-    """sums and halves of registers that are written once hold everywhere; others hold here, until they change."""
+    """Fuse inside a block. `sums` and `halves` of registers written once hold everywhere; others until they change."""
     ops, products, written = block.ops, {}, {}
     local_sums, local_halves = {}, {}
 
@@ -102,7 +102,7 @@ def _fuse_block(block, has, writes, reads, sums, halves):
 
 
 def _product(op, index, half_of):
-    """The Product that this fma is, or None."""
+    """Return the Product that this fma is, or None."""
     for half, x in ((0, 1), (1, 0)):
         found = half_of(op.uses[half])
         if found:
@@ -112,7 +112,7 @@ def _product(op, index, half_of):
 
 
 def _chain(product, products, reads, writes, has):
-    """Note which run of products this one goes on with: low and high halves in turn, each the next one's sum."""
+    """Find the run of products that this one continues: low and high halves in turn, each added to the one before."""
     before = products.get(product.c)
     fits = (
         before is not None
@@ -129,7 +129,7 @@ def _chain(product, products, reads, writes, has):
 
 
 def _dot8(product, ops, unchanged):
-    """Put the whole run where its last product stands, if all its operands are still there."""
+    """Replace the last product by the whole run, if all its operands still hold their values there."""
     chain = product.chain
     start = chain[0]
     if not all(unchanged(r, p.index) for p in chain for r in (p.packed, p.x)):

@@ -1,4 +1,4 @@
-"""Kernels of the virtual GPU: PTX that is loaded, and its launches with their reports and counters."""
+"""Kernels of the virtual GPU: load PTX, launch its kernels, return reports and counters."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from luce_edu.machine.marks import Marks
 from luce_edu.machine.module import Module as Named
 from luce_edu.machine.report import FAULTS, scene, words
 
-INSTRUCTIONS = 10**13  # of warps, that a launch may execute: days. A cell that should end sooner asks for less
-_GAP = 64  # bytes between variables of a module, so that an index that leaves one is seen
+INSTRUCTIONS = 10**13  # that the warps of a launch may execute by default, which takes days; notebook cells have less
+_GAP = 64  # bytes between variables of a module, so that an index outside of one is detected
 
 _COUNT = np.dtype([("times", "u8"), ("lanes", "u8")])
 _SITE = np.dtype([(name, "u8") for name in ("times", "lanes", "bytes", "sectors", "wavefronts")])
@@ -44,7 +44,7 @@ _TRAFFIC = np.dtype([
 
 @functools.lru_cache(maxsize=16)
 def parsed(text: str) -> ptx.Module:
-    """The same PTX, which tests and cells load again and again, is read once."""
+    """Parse a PTX text; once, because tests and cells load the same text again and again."""
     return ptx.parse(text)
 
 
@@ -54,10 +54,10 @@ def _assembled(text: str, name: str) -> Program:
 
 
 def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> Named[Kernel]:
-    """The kernels of a PTX text, for launching on the virtual GPU.
+    """Load the kernels of a PTX text, to launch them on the virtual GPU.
 
-    card  whose limits hold: a name that `luce-edu cards` lists; None is LUCE_CARD, or else the laptop
-    Raises CompileError, naming line and instruction, for what is not PTX or not known; ValueError for an unknown card.
+    card  the card whose limits apply: a name that `luce-edu cards` lists; None: LUCE_CARD, or else the laptop
+    Raises CompileError, with line and instruction, for bad or unknown PTX; ValueError for an unknown card.
     """
     if not isinstance(card, Card):
         card = find_card(card)
@@ -69,7 +69,7 @@ def load(text: str, *, card: Card | str | None = None, source: str = "PTX") -> N
 
 
 def _check_target(target: str, card: Card) -> None:
-    """Refuse PTX for a newer architecture than the card's, as a driver does; the fictional laptop takes any."""
+    """Refuse PTX for a newer architecture than the card's, as a driver does; the fictional laptop accepts any."""
     named = re.fullmatch(r"(?:sm|compute)_(\d+)([af]?)", target)
     if named is None:  # an option alone, which names no architecture
         return
@@ -83,7 +83,7 @@ def _check_target(target: str, card: Card) -> None:
 
 
 class Variables:
-    """Memory for a module's variables in global and constant memory, filled with their first values."""
+    """Memory for a module's variables in global and constant memory, with their initial values."""
 
     def __init__(self, module: ptx.Module):
         self.ranges: list[tuple[int, int, str, bool, int]] = []  # begin, end, name, read only, bytes of an element
@@ -113,7 +113,7 @@ class Variables:
 
     @cached_property
     def grid_workspace(self) -> np.ndarray:
-        """Two words for a cooperative launch: a size that nobody asks for, and the word of the grid's barrier."""
+        """Two words for a cooperative launch: a size, which is not used, and the word of the grid's barrier."""
         words = np.zeros(2, np.uint32)
         begin = self.address[GRID_WORKSPACE] = words.ctypes.data
         self.ranges.append((begin, begin + words.nbytes, GRID_WORKSPACE, False, 4))
@@ -123,7 +123,7 @@ class Variables:
 class Kernel:
     """A kernel that the virtual GPU can launch.
 
-    registers  a thread, as ptxas reports them for the card; 0 where nobody knows, and they then limit nothing
+    registers  per thread, as ptxas reports them for the card; 0 if they are unknown, and they then limit nothing
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class Kernel:
         return self._text.split("\n")
 
     def text(self, statement: ptx.Instruction) -> str:
-        """The line of the PTX that an instruction stands in."""
+        """Return the line of PTX that holds an instruction."""
         return " ".join(self._lines[statement.line - 1].split())
 
     @property
     def parameters(self) -> Sequence[tuple[str, str, int, int]]:
-        """Name, type, offset and size of each."""
+        """Name, type, offset and size of each parameter."""
         return self.program.parameters
 
     @cached_property
@@ -157,28 +157,28 @@ class Kernel:
         return _Handle(self)
 
     def resident_blocks(self, block, smem: int, *, registers: int | None = None) -> int:
-        """Blocks that the card holds at the same time: the largest cooperative grid."""
+        """Return how many blocks the card holds at the same time, which is the largest cooperative grid."""
         threads = math.prod(block if isinstance(block, tuple) else (block,))
         shared = smem + self.program.shared_bytes
         used = self.registers if registers is None else registers
         return self.card.sm_count * resident_blocks(self.card, threads=threads, registers=used, shared_bytes=shared)
 
     def check(self, grid, block, smem: int, cluster=None) -> None:
-        """Raise LaunchError for a launch that the card refuses, whatever the registers."""
+        """Raise LaunchError for a launch that the card refuses; registers are not checked."""
         check_launch(self.card, grid, block, smem, 0, self.program.shared_bytes, cluster, kernel=self.name)
 
     def prepare(self, grid, block, args: Sequence, **options) -> Prepared:
-        """A launch that is checked and not run; see `Prepared`. `run` starts several together."""
+        """Check a launch without running it; see `Prepared`. `run` starts several together."""
         return Prepared(self, grid, block, args, **options)
 
     def launch(self, grid, block, args: Sequence, **options) -> Counters:
-        """Run to the end. The options are those of `prepare` and of `run`. Returns what it counted."""
+        """Run a launch to its end and return its Counters. The options are those of `prepare` and `run`."""
         how = {name: options.pop(name) for name in RUN_OPTIONS if name in options}
         return run([self.prepare(grid, block, args, **options)], **how)[0]
 
 
 class _Handle:
-    """A program inside the core, for as long as this object lives."""
+    """A program inside the core, freed with this object."""
 
     def __init__(self, kernel: Kernel):
         program, self._core = kernel.program, core()
@@ -206,18 +206,18 @@ _WIDTHS = {"8": "B", "16": "H", "32": "I", "64": "Q"}
 
 
 class Prepared:
-    """A launch, checked, with its arguments.
+    """A checked launch with its arguments.
 
-    grid, block, cluster  an int or a tuple of up to three: blocks, threads a block, blocks a cluster
-    smem         bytes of dynamic shared memory
+    grid, block, cluster  an int or a tuple of up to three: blocks, threads per block, blocks per cluster
+    smem         dynamic shared memory, bytes
     args         in the order of the kernel's parameters: contiguous tensors on the CPU (as pointers), ints,
                  floats, bools
-    tensors      by name, what else it may touch, through pointers in memory
+    tensors      by name: other tensors that it may access, through pointers in memory
     dependent    with a seed, it may start while the launch before it still runs
-    strict       refuse a barrier of the block that one of its threads misses because it has ended, or meets elsewhere
-    memory       what `tensors` and earlier launches have named, kept from launch to launch
-    resident     blocks that are there at the same time; None: as many as the card holds. Registers count in a
-                 cooperative launch only, as it takes the kernel's compiler to know them
+    strict       refuse a barrier of the block that a thread misses because it has exited, or waits for elsewhere
+    memory       the Memory of `tensors` and earlier launches, kept from launch to launch
+    resident     number of blocks that run at the same time; None: as many as the card holds. Registers limit only
+                 cooperative launches, because only ptxas knows them, and it takes time
     Raises LaunchError.
     """
 
@@ -274,15 +274,15 @@ def run(
     launches: Sequence[Prepared], *, seed: int | None = None, hostile: bool = False, races: bool = False,
     marks: Marks | None = None, instructions: int = INSTRUCTIONS, threads: int | None = None,
 ) -> list[Counters]:  # fmt: skip
-    """Run launches to their end, in order; what each counted.
+    """Run launches to their end, in order, and return the Counters of each.
 
-    seed      None: blocks on as many OS threads as `threads` says (all processors unless told), each warp as far as it
-              can. An int: one warp at a time in an order drawn from it, the same each time
-    hostile   stores reach other blocks as late and loads see values as old as the memory model allows; by seed, or 0
-    races     name two accesses to the same bytes that nothing orders; slower
-    marks     elements that nobody has written yet, of which a read is a fault
-    instructions  that warps may execute together before the launch is ended
-    Raises KernelError for what a kernel did wrong, and KeyboardInterrupt for Ctrl-C, which ends the launches.
+    seed      None: blocks run on `threads` OS threads (default: one per processor), each warp as far as it can.
+              An int: one warp runs at a time, in an order that the seed draws
+    hostile   stores reach other blocks as late, and loads see values as old, as the memory model allows; by seed, or 0
+    races     report two accesses to the same bytes that no barrier, fence or atomic orders; slower
+    marks     elements that have not been written yet; reading one is a fault
+    instructions  that all warps may execute before the launch is stopped
+    Raises KernelError for an error of a kernel, and KeyboardInterrupt for Ctrl-C, which ends the launches.
     """
     if not launches:
         return []
@@ -300,17 +300,17 @@ def run(
 
 
 def launch_texts(launches: Sequence[Prepared]) -> ctypes.Array:
-    """The launches as the core takes them, with nothing counted yet."""
+    """Convert launches to the core's structs, with all counts at 0."""
     for launch in launches:
         if launch.kernel.grid_workspace is not None:
-            launch.kernel.grid_workspace.fill(0)  # a launch that was cut off leaves anything
+            launch.kernel.grid_workspace.fill(0)  # a launch that was stopped may have left any value
         for array in (launch.counts, launch.sites, launch.traffic, launch.totals):
             array.fill(0)
     return (LaunchText * len(launches))(*(launch.text for launch in launches))
 
 
 def finish(report: Report, launches: Sequence[Prepared]) -> None:
-    """Show what the kernels printed. Raises KernelError for what the report names, KeyboardInterrupt for Ctrl-C."""
+    """Show what the kernels printed. Raises KernelError for an error in the report, KeyboardInterrupt for Ctrl-C."""
     if printed := core().luce_printed():
         print(printed.decode(errors="replace"), end="")
     if report.fault == FAULT_INTERRUPTED:
@@ -323,18 +323,18 @@ FAULT_INTERRUPTED = FAULTS.index("interrupted")
 
 
 def _interrupt() -> None:
-    """Do what Ctrl-C would have done had the core not been running."""
+    """Do what Ctrl-C does when the core is not running."""
     if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
         signal.raise_signal(signal.SIGINT)
     raise KeyboardInterrupt
 
 
-# ---- Memory that a launch may touch ----
+# ---- Memory that a launch may access ----
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Ranges of memory, sorted and without overlap, as the core takes them, and their names."""
+    """Ranges of memory, sorted and without overlap, as the core needs them, with their names."""
 
     names: tuple[str, ...]
     bounds: tuple[tuple[int, int], ...]
@@ -344,9 +344,9 @@ class Ranges:
 
 
 class Memory:
-    """Tensors by name, and a bit for each of their bytes, with which the core counts what a launch touches.
+    """Tensors by name, with a bit per byte, by which the core counts the bytes that a launch touches.
 
-    Of tensors that overlap, the first named one around them gives the name. The bits are all 0 between launches.
+    Overlapping tensors get the name of the first one that contains them. Between launches all bits are 0.
     """
 
     def __init__(self, named: Mapping[str, torch.Tensor] | None = None):
@@ -356,13 +356,13 @@ class Memory:
         self._spans: list[tuple[int, int]] | None = None  # begin and end of each named tensor, sorted
 
     def with_named(self, named: Mapping[str, torch.Tensor]) -> Memory:
-        """This and more tensors."""
+        """Return a Memory with these tensors too."""
         more = Memory(self.named | dict(named))
         more._bits = self._bits
         return more
 
     def name(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Add tensors to those that every launch may touch."""
+        """Add tensors to those that every launch may access."""
         self.named |= named
         self._ranges.clear()
         self._spans = None
@@ -381,7 +381,7 @@ class Memory:
         return self._ranges[key]
 
     def _covers(self, begin: int, size: int) -> bool:
-        """Whether one of the named tensors holds all of it, so that it needs no range of its own."""
+        """Whether a named tensor contains all these bytes, so that they need no range of their own."""
         if self._spans is None:
             self._spans = sorted({(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.named.values()})
         at = bisect_right(self._spans, (begin, 2**64)) - 1
@@ -392,7 +392,7 @@ class Memory:
         found = [(begin, begin + size, name, False, element) for begin, size, name, element in named + own if size]
         found += kernel._variables.ranges
         ranges: list[tuple[int, int, str, bool, int]] = []
-        # Of equal ranges the first named one stays; Python's sort keeps their order.
+        # Of equal ranges the first named one is kept, because Python's sort is stable.
         for begin, end, *rest in sorted(found, key=lambda r: (r[0], -r[1])):
             if not ranges or begin >= ranges[-1][1]:
                 ranges.append((begin, end, *rest))
@@ -409,9 +409,9 @@ class Memory:
 
     def _bits_of(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         if (begin, end) not in self._bits:
-            if len(self._bits) > 4096:  # of tensors that came and went
+            if len(self._bits) > 4096:  # mostly of tensors that no longer exist
                 self._bits.clear()
-            words = (end - begin) // 64 + 2  # memory that nobody touches stays unmapped
+            words = (end - begin) // 64 + 2  # untouched pages take no memory
             self._bits[begin, end] = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
         return self._bits[begin, end]
 
@@ -423,7 +423,7 @@ def _check_threads(kernel: str, block: tuple[int, int, int], needs: Mapping[str,
     threads = math.prod(block)
     if (most := needs.get("maxntid")) and threads > math.prod(most):
         raise LaunchError(
-            f"{kernel}: {threads} threads a block, but __launch_bounds__ promises at most {math.prod(most)}"
+            f"{kernel}: {threads} threads per block, but its __launch_bounds__ allow at most {math.prod(most)}"
         )
     wanted = needs.get("reqntid")
     if wanted and block != tuple(wanted) + (1,) * (3 - len(wanted)):
@@ -431,7 +431,7 @@ def _check_threads(kernel: str, block: tuple[int, int, int], needs: Mapping[str,
 
 
 def pack(kernel: Kernel, args: Sequence) -> ctypes.Array:
-    """The kernel's parameter space with the arguments in it. Raises LaunchError where one does not fit."""
+    """Pack the arguments into the kernel's parameter space. Raises LaunchError for one that does not fit."""
     if len(args) != len(kernel.parameters):
         raise LaunchError(f"{kernel.name}: expected {len(kernel.parameters)} arguments, got {len(args)}")
     space = (ctypes.c_uint8 * max(kernel.program.parameter_bytes, 8))()

@@ -1,7 +1,7 @@
-"""Turns PTX instructions into instructions of the core, on numbered registers.
+"""Turn PTX instructions into instructions of the core, on numbered registers.
 
-The table says what a family is; the methods here know the operands of those that it sends here by name (`@load`).
-assemble.py says how the core wants the operands of control instructions, csrc/machine says the rest.
+The table describes most families of instructions. Those that it marks with a name (`@load`) are lowered by the method
+of that name here. The operands of the core's control instructions are in assemble.py; the others are in csrc/machine.
 """
 
 import struct
@@ -13,7 +13,7 @@ from luce_edu.machine.ptx import Address, Imm, Label, Not, Pair, Reg, Special, S
 from luce_edu.machine.slots import DOUBLE, PREDICATE, WORD, Block, Op
 from luce_edu.machine.table import BITS
 
-# The fields of an instruction and of the slots behind it, as places in a row of six numbers a slot.
+# The fields of an instruction and of the slots after it, as places in a row of six numbers per slot.
 FIELDS = {"op": 0, "d": 1, "a": 2, "b": 3, "c": 4, "imm": 5}
 
 # Access flags of csrc/machine/machine.h.
@@ -33,7 +33,7 @@ HINTS = {
     "L2::64B", "L2::128B", "L2::256B", "L2::cache_hint",
 }  # fmt: skip
 
-# Special registers with a slot that is filled when a warp starts, in the order of machine.h's enum Special.
+# Special registers whose slot is filled when a warp starts, in the order of enum Special in machine.h.
 SPECIALS = {
     name: number
     for number, name in enumerate(
@@ -55,7 +55,7 @@ CLOCKS = {
 
 
 def _fits(held, kind):
-    """Whether a register declared `held` can be an operand of type `kind`: the same size and sort, or plain bits."""
+    """Whether a register declared as `held` can be an operand of type `kind`: same size and kind, or untyped bits."""
     plain = [name for name in (held, kind) if name[0] == "b" and name[1].isdigit()]
     integers = [name for name in (held, kind) if name[0] in "us" and name[1:].isdigit()]
     return BITS[held] == BITS[kind] and (held == kind or bool(plain) or len(integers) == 2)
@@ -63,7 +63,7 @@ def _fits(held, kind):
 
 ACCEPTS = {kind: frozenset(held for held in BITS if _fits(held, kind)) for kind in BITS}
 
-# What a Lowering knows about the function that it is at.
+# The attributes of a Lowering that belong to the present function.
 OF_A_FUNCTION = (
     "ins",
     "statement",
@@ -79,13 +79,14 @@ OF_A_FUNCTION = (
     "block",
 )
 
-# Of 16 bits whose upper half is zero these make the same as of 32.
+# For registers of 16 bits, whose upper half is zero, these give the same result with 32 bits.
 AS_WORDS = {f"{name}.b16": f"{name}.b32" for name in ("and", "or", "xor", "mov", "selp", "setp.eq", "setp.ne")}
 
 
 @cache
 def shape(defs, uses):
-    """The places of the results and sources of an op, given as field names such as "d a1" (a1: of the next slot)."""
+    """Return the places of an op's results and sources from field names such as "d a1" (a1: field a of the next slot).
+    """
 
     def places(names):
         return tuple(
@@ -96,28 +97,28 @@ def shape(defs, uses):
 
 
 def wide(kind):
-    """The type twice as wide."""
+    """Return the type that is twice as wide."""
     return f"{kind[0]}{2 * BITS[kind]}"
 
 
 def words_of(kind):
-    """The class of a register of this type."""
+    """Return the class of a register of this type."""
     bits = BITS[kind]
     return PREDICATE if bits == 1 else WORD if bits <= 32 else DOUBLE
 
 
-DYNAMIC = "dynamic shared memory"  # stands for the symbol whose address is the size of the static
-# Stands for the symbol of what the driver hands to a cooperative launch: cooperative groups keep their barrier there.
+DYNAMIC = "dynamic shared memory"  # the symbol whose address is the size of static shared memory
+# The symbol of the memory that a driver gives to a cooperative launch, where cooperative groups keep their barrier.
 GRID_WORKSPACE = "the grid's workspace"
 
 
 class Lowering:
-    """The functions of one program: registers are numbers, and for each function a list of Blocks.
+    """The functions of one program: registers are numbers, and a function is a list of Blocks.
 
-    classes, kinds, names   of each register: its class, its declared type (None: only its class counts), its PTX name
+    classes, kinds, names   of each register: its class, its declared type (None: only the class matters), its PTX name
     constants, specials     register -> value; register -> number of the special register
-    pinned                  registers that have a place of their own all the time
-    instructions            the PTX instructions that were lowered, with the name of their function
+    pinned                  registers that keep their place during the whole program
+    instructions            the PTX instructions that were lowered, with the names of their functions
     """
 
     def __init__(self, module, core):
@@ -144,7 +145,7 @@ class Lowering:
         return len(self.classes) - 1
 
     def constant(self, value, cls):
-        """The register that always holds this value: its bits, as an int."""
+        """Return the register that always holds this value, given by its bits as an int."""
         value &= (1, 0xFFFFFFFF, (1 << 64) - 1)[cls]
         register = self._constants.get((value, cls))
         if register is None:
@@ -186,7 +187,7 @@ class Lowering:
     # ---- Operands
 
     def source(self, operand, kind):
-        """The register of a source operand of this type."""
+        """Return the register of a source operand of this type."""
         what = type(operand)
         if what is Reg:
             register = self.reg.get(operand.name)
@@ -206,7 +207,7 @@ class Lowering:
         self.refuse(f"{self.text(operand)} cannot be an operand of type .{kind}")
 
     def result(self, operand, kind):
-        """The register of a result of this type."""
+        """Return the register of a result of this type."""
         if type(operand) is Reg:
             register = self.register(operand)
             if self.kinds[register] not in ACCEPTS[kind]:
@@ -217,7 +218,7 @@ class Lowering:
         self.refuse(f"{self.text(operand)} cannot hold a result of type .{kind}")
 
     def bits(self, imm, kind):
-        """The bits of a constant as a value of this type."""
+        """Return the bits of a constant as a value of this type."""
         if kind == "pred":
             return int(imm.value != 0)
         if imm.kind == "int":
@@ -225,7 +226,7 @@ class Lowering:
                 self.refuse(f"{imm.value} is an integer; a constant of type .{kind} is needed, such as 0f3F800000")
             return imm.bits & ((1 << BITS[kind]) - 1)
         if kind[0] in "us" or BITS[kind] < 32:
-            self.refuse(f"{imm.value} is not an integer; a constant of type .{kind} is needed")
+            self.refuse(f"{imm.value} is not an integer; expected a constant of type .{kind}")
         if BITS[kind] == 64:
             return imm.bits if imm.kind == "f64" else struct.unpack("<Q", struct.pack("<d", imm.value))[0]
         return imm.bits if imm.kind == "f32" else struct.unpack("<I", struct.pack("<f", imm.value))[0]
@@ -287,7 +288,7 @@ class Lowering:
         return found
 
     def offset_of(self, variable):
-        """The offset of a shared, local or parameter variable in its space."""
+        """Return the offset of a shared, local or parameter variable in its space."""
         if variable.space == "shared":
             if variable.extern or variable.size == 0:
                 self.extern_align = max(self.extern_align, variable.align)
@@ -297,7 +298,7 @@ class Lowering:
             return self.allot(self.local, variable, "local_bytes")
         if variable.space == "param" and self.function.entry:
             return self.parameters[variable.name]
-        self.refuse(f"the address of {variable.name} cannot be taken: the parameters of calls live in registers here")
+        self.refuse(f"the address of {variable.name} cannot be taken: parameters of calls are kept in registers here")
 
     def allot(self, places, variable, total):
         place = places.get(variable.name)
@@ -308,7 +309,7 @@ class Lowering:
         return place
 
     def address_of(self, symbol, cls):
-        """The register with a variable's address in its space."""
+        """Return the register that holds a variable's address in its space."""
         variable = self.variable(symbol.name)
         if variable.space in ("global", "const"):
             if cls != DOUBLE:
@@ -323,7 +324,7 @@ class Lowering:
         return self.constant(place + symbol.offset, cls)
 
     def dynamic(self, offset, cls):
-        """The address of dynamic shared memory: it begins behind the static, whose size is known only at the end."""
+        """Return the address of dynamic shared memory, after the static, whose size is known only at the end."""
         result = self.new(cls)
         op = self.emit("mov.b64.i" if cls == DOUBLE else "mov.b32.i", (result,), (), shape("d", ""), imm=offset)
         op.symbol = DYNAMIC
@@ -392,7 +393,7 @@ class Lowering:
         self.__dict__.update(outer)
 
     def start(self):
-        """Begin a block; the one before falls through to it unless it has ended otherwise (fall is False)."""
+        """Begin a block. The block before falls through to it, unless it has ended in another way (fall is False)."""
         block = Block(None, len(self.instructions))
         if self.block is not None and self.block.fall is None:
             self.block.fall = block
@@ -434,7 +435,7 @@ class Lowering:
             lower(ins, line)
             self.guarded = False
             self.emit("end.if", (), (), shape("", ""), keep=True)
-        else:  # what may wait or leave gets a block of its own, which the other lanes branch around
+        else:  # an instruction that may wait or exit gets a block of its own, around which the other lanes branch
             before = self.block
             op = self.emit("bra.p" if ins.negated else "bra.np", (), (predicate,), shape("", "a"), keep=True)
             before.targets.append(None)
@@ -450,7 +451,7 @@ class Lowering:
         return ins.operands
 
     def find(self, ins):
-        """The method that lowers this opcode with these modifiers, its types, and whether a mask can guard it."""
+        """Return the method that lowers this opcode and modifiers, the types, and whether a mask can guard it."""
         opcode, text = ins.opcode, "".join(f".{word}" for word in ins.modifiers)
         lines = table.lines().get(opcode)
         if lines is None:
@@ -461,7 +462,7 @@ class Lowering:
         if not fitting:
             known = ", ".join(line.pattern for line in lines)
             self.refuse(f"unknown modifiers; the virtual GPU knows {known}")
-        # A form that came early may also fit the line of a wider family that came later.
+        # A form of an older architecture may also match the line of a wider family that came later.
         line, types = min(fitting, key=lambda found: int("0" + found[0].needs.rstrip("a")))
         self.require(line.needs)
         if line.method:
@@ -470,7 +471,7 @@ class Lowering:
         return self._simple(line, opcode, ins.modifiers, types), None, True
 
     def require(self, needs):
-        """Refuse what the module's .target does not have."""
+        """Raise CompileError if the module's .target is older than `needs`."""
         if not needs:
             return
         target = next((word for word in self.module.target if word.startswith("sm_")), "sm_0")
@@ -479,7 +480,7 @@ class Lowering:
             self.refuse(f"it needs .target sm_{needs} or later; this PTX is for {target}")
 
     def _simple(self, line, opcode, modifiers, types):
-        """A lowering for an instruction of which the table knows all."""
+        """Make the lowering of an instruction that the table describes completely."""
         name = table.core_name(line, opcode, modifiers, types)
         kinds = []
         for word in line.operands:
@@ -497,7 +498,7 @@ class Lowering:
 
         return lower
 
-    # ---- Arithmetic whose operands the table does not tell
+    # ---- Arithmetic whose operands are not in the table
 
     def _plain(self, ins, _):
         self.only(ins, 0)
@@ -557,7 +558,7 @@ class Lowering:
         name = ".".join([opcode, *ins.modifiers[:-1], kind if exact else f"b{BITS[kind]}"])
         operands = self.only(ins, 4 if opcode[0] == "m" else 3)
         uses = [self.source(operand, kind) for operand in operands[1:]]
-        # The flag is read, written or both; it has a place of its own, so its liveness does not matter.
+        # The carry flag is read, written or both. It keeps its place all the time, so its liveness does not matter.
         fields = shape("d", "a b imm" if len(uses) == 2 else "a b c imm")
         self.emit(name, (self.result(operands[0], kind),), (*uses, carry), fields, keep=True)
 
@@ -576,7 +577,7 @@ class Lowering:
             if not combine and second is None:
                 return
         other = self.source(ins.operands[3], "pred") if combine else None
-        if second is not None and other is not None:  # the first result may be the register that is combined
+        if second is not None and other is not None:  # because the first result may overwrite the combined register
             copy = self.new(PREDICATE)
             self.move(copy, other)
             other = copy
@@ -590,7 +591,7 @@ class Lowering:
                 self.move(self.result(result, "pred"), test)
 
     def compare(self, words, kind, a, b, result=None):
-        """Emit the comparison `words` says; return its predicate."""
+        """Emit the comparison that `words` names; return its predicate."""
         comparison = words[0]
         if kind[0] in "usb" and kind[:2] != "bf":
             unsigned = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
@@ -658,7 +659,7 @@ class Lowering:
             return
         op = self.emit(name, tuple(r for r, _ in wanted), (source,), shape(" ".join(f for _, f in wanted), "a"))
         if len(items) == 4:
-            op.raw = ((6 + FIELDS["imm"], 0),)  # the slot behind is there even if nothing of it is wanted
+            op.raw = ((6 + FIELDS["imm"], 0),)  # the core expects the next slot even if it holds no operand
 
     def _cvt(self, ins, line):
         words = ins.modifiers
@@ -688,7 +689,7 @@ class Lowering:
             self.emit(f"cvt.{to[0]}{BITS[held]}.{narrow}", (result,), (target,), shape("d", "a"))
 
     def narrow(self, operand, kind):
-        """A source of a conversion or store, whose register may be wider than the type: its low bits."""
+        """Return the low bits of a source of a conversion or store, whose register may be wider than the type."""
         if type(operand) is not Reg:
             return self.source(operand, f"u{max(BITS[kind], 16)}" if BITS[kind] == 8 else kind)
         register = self.register(operand)
@@ -742,7 +743,7 @@ class Lowering:
     # ---- Memory
 
     def address(self, operand, space):
-        """(space, registers, offset, symbol) of an address: no register where it is a constant."""
+        """Return (space, registers, offset, symbol) of an address; there is no register if it is a constant."""
         if type(operand) is not Address or operand.rest:
             self.refuse(f"{self.text(operand)} is not an address such as [%rd1+8]")
         base, offset = operand.base, operand.offset
@@ -770,7 +771,7 @@ class Lowering:
         return space, (register,), offset, None
 
     def order(self, words):
-        """(flags, whether it is a synchronising access) from the modifiers of a memory instruction."""
+        """Return (flags, whether it is a synchronising access) from the modifiers of a memory instruction."""
         flags = 0
         for word in words:
             flags |= ORDERS.get(word, 0) | SCOPES.get(word, 0)
@@ -779,7 +780,7 @@ class Lowering:
         return flags, any(word in ORDERS for word in words)
 
     def access(self, ins):
-        """What the modifiers of a load or store say: (space, flags, synchronising, elements, type)."""
+        """Return (space, flags, synchronising, elements, type) from the modifiers of a load or store."""
         space, elements, kind = "gen", 1, ins.modifiers[-1]
         for word in ins.modifiers[:-1]:
             if word in SPACES:
@@ -851,7 +852,7 @@ class Lowering:
         self.memory("st", space, synchronising, BITS[kind], count, (), "", uses, values, fields, offset, symbol, flags)
 
     def stored(self, item, kind):
-        """The register of a value to store: only its low bits are read, so a wider one of the same class will do."""
+        """Return the register of a value to store. It may be wider, as only its low bits are read."""
         if type(item) is Reg:
             register = self.register(item)
             held = self.kinds[register]
@@ -873,7 +874,7 @@ class Lowering:
         op = self.emit(name, defs, (*uses, *values), places, offset, raw, keep=True)
         op.symbol = symbol
 
-    # Parameters of calls are registers, one for each (name, offset, bytes) that is stored.
+    # Parameters of calls are kept in registers, one for each (name, offset, bytes) that is stored.
 
     def piece(self, name, offset, size):
         key = (name, offset, size)
@@ -890,7 +891,7 @@ class Lowering:
         return register
 
     def piece_base(self, operand):
-        """(name, offset) of an operand that is a parameter of a call or of this function; None for a kernel's."""
+        """Return (name, offset) of a parameter of a call or of this function; None for a kernel's parameter."""
         if type(operand) is not Address or type(operand.base) is not Symbol:
             return None
         name = operand.base.name
@@ -1000,7 +1001,7 @@ class Lowering:
         self.emit("fence.proxy", (), (), shape("", ""), keep=True)
 
     def shared_address(self, operand):
-        """(registers, offset, flag 1 if the register has 32 bits, symbol) of a shared or generic address."""
+        """Return (registers, offset, 1 if the register has 32 bits, symbol) of a shared or generic address."""
         space, uses, offset, symbol = self.address(operand, "shared")
         if symbol:
             uses = (self.dynamic(0, DOUBLE),)
@@ -1295,13 +1296,13 @@ class Lowering:
                     self.move(target, register)
 
     def argument(self, actual, offset, size):
-        """The register with one part of an argument: a parameter variable, or a register or constant itself."""
+        """Return the register with one part of an argument, which is a parameter variable, a register or a constant."""
         if type(actual) is Symbol:
             return self.piece(actual.name, offset, size)
         return self.source(actual, f"b{8 * size}")
 
     def call_host(self, name, results, arguments):
-        """printf and assert, which CUDA declares as external functions."""
+        """Lower a call of printf or assert, which CUDA declares as external functions."""
         if name == "vprintf" and len(arguments) == 2:
             uses = tuple(self.argument(item, 0, 8) for item in arguments)
             defs = (self.piece(results[0].name, 0, 4),) if results else ()
@@ -1375,7 +1376,7 @@ class Lowering:
             self.emit(name, (), (*uses, *moved), shape("", "a " + fields), offset, raw, keep=True)
 
 
-# Methods whose instructions never wait, never leave and never look at other lanes.
+# Methods for instructions that never wait, never exit and never read other lanes.
 QUIET = {
     "mad", "shr", "slct", "lop3", "carry", "setp", "set", "mov", "cvt", "cvt2", "cvta", "isspacep", "mapa", "load",
     "store", "prefetch", "policy", "fence", "fence_proxy", "nothing", "refuse",

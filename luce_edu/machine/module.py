@@ -1,4 +1,4 @@
-"""What compiling gives on either backend: the kernels of one source file by name, or an error."""
+"""The result of compiling on either backend: the kernels of one source file, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kernel = TypeVar("Kernel")
 
 
 class Module(Generic[Kernel]):
-    """`module[name]` is a kernel; LaunchError, listing what there is, for a name that is not there."""
+    """The kernels of one source file: `module[name]`. Raises LaunchError, with the known names, for another name."""
 
     def __init__(self, source: str, kernels: dict[str, Kernel]):
         self.source, self._kernels = source, kernels

@@ -1,7 +1,7 @@
-"""NVRTC: a source in csrc/ becomes PTX for the virtual GPU or machine code for a real one. Needs no GPU and no driver.
+"""Compile a source in csrc/ by NVRTC: to PTX for the virtual GPU, or to machine code. Needs no GPU and no driver.
 
-The compiler gets every text in memory, under the name of its #include line. So neither its output nor its messages name
-a folder of this machine. The output is kept on disk.
+The compiler gets every text in memory, under the name of its #include line. So neither its output nor its messages
+contain a folder of this machine. The output is cached on disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luce_edu.paths import cache_dir, csrc_dir
 PACKAGES = (
     "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"
 )  # fmt: skip
-ELSEWHERE = "machine/"  # the folder of csrc/ that a C++ compiler alone reads
+ELSEWHERE = "machine/"  # the folder of csrc/ that only the C++ compiler reads
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^">\n]+)[">]', re.MULTILINE)
 _FILE = re.compile(r'^([ \t]*\.file[ \t]+\d+[ \t]+)"([^"\n]*)"', re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
@@ -51,7 +51,7 @@ _LIMITS = _unless_there(
 _MATH = _unless_there(
     INFINITY="__int_as_float(0x7f800000)", NAN="__int_as_float(0x7fffffff)", M_PI="3.14159265358979323846"
 )
-# What C, C++ and CUDA's runtime have and NVRTC has not. Most of it is built in, so that nothing is missing.
+# Headers of C, C++ and CUDA's runtime that NVRTC lacks. It has most of their contents built in.
 HEADERS = (
     dict.fromkeys(
         (
@@ -68,7 +68,7 @@ HEADERS = {name: f"#pragma once\n{text}" for name, text in HEADERS.items()}
 
 @functools.cache
 def toolkit() -> Path | None:
-    """The folder of CUDA's own headers, such as cuda_fp16.h, in NVIDIA's Python packages; None where there is none."""
+    """Find the folder of CUDA's headers, such as cuda_fp16.h, in NVIDIA's Python packages; None if there is none."""
     spec = find_spec("nvidia")
     folders = [Path(root) / part / "include" for root in (spec and spec.submodule_search_locations) or ()
                for part in (f"cu{_major()}", "cuda_runtime")]  # fmt: skip
@@ -80,7 +80,7 @@ def _major() -> int:
 
 
 def has_header(name: str) -> bool:
-    """Whether `#include <name>` finds something beside the files of csrc/."""
+    """Whether `#include <name>` finds a header outside csrc/."""
     return name in HEADERS or bool(toolkit() and (toolkit() / name).is_file())
 
 
@@ -88,10 +88,11 @@ def compile_ptx(
     source: str, text: str | None, kernels: Sequence[str], defines: Mapping[str, object], arch: str, *,
     csrc: Path | None = None,
 ) -> str:  # fmt: skip
-    """The PTX of csrc/`source`, or of `text` under that name, with line numbers. Cached on disk.
+    """Compile csrc/`source`, or `text` under that name, to PTX with line numbers. Cached on disk.
 
-    kernels  names that it must have;  arch  such as 'compute_86'
-    Raises CompileError with the compiler's log, or when a kernel is not there.
+    kernels  names of kernels that it must have
+    arch     a virtual architecture such as 'compute_86'
+    Raises CompileError with the compiler's log, or if a kernel is missing.
     """
     sources = read_sources(source, text, csrc)
     name = entry_name(sources, defines, arch, "ptx")
@@ -107,7 +108,7 @@ def compile_ptx(
 
 
 def check_kernels(source: str, wanted: Sequence[str], there: Sequence[str]) -> None:
-    """Raise CompileError where a kernel is missing."""
+    """Raise CompileError if a kernel is missing."""
     missing = [name for name in wanted if name not in there]
     if missing:
         raise CompileError(f"{source}: no kernel named {', '.join(missing)}; it has {', '.join(there) or 'none'}")
@@ -117,9 +118,9 @@ def check_kernels(source: str, wanted: Sequence[str], there: Sequence[str]) -> N
 
 
 def read_sources(source: str, text: str | None = None, csrc: Path | None = None) -> dict[str, str]:
-    """csrc/`source`, or `text` in its place, and all that it includes from there, by name; `source` comes first.
+    """Read csrc/`source`, or take `text` in its place, and all that it includes from csrc/; by name, `source` first.
 
-    Raises CompileError where there is no such file. An include that is not found is left for the compiler to report.
+    Raises CompileError if there is no such file. An include that is not found is left to the compiler to report.
     """
     csrc = csrc_dir() if csrc is None else Path(csrc)
     sources = {} if text is None else {source: text}
@@ -131,7 +132,7 @@ def read_sources(source: str, text: str | None = None, csrc: Path | None = None)
                 sources[name] = (csrc / name).read_text(encoding="utf-8", errors="replace")
         if name in sources:
             to_read += [other for other in _INCLUDE.findall(sources[name]) if other not in sources]
-        elif has_header(name):  # CUDA's own, which are read from their folder, include some of ours
+        elif has_header(name):  # CUDA's own headers, read from their folder, include some of HEADERS
             sources |= HEADERS
     if source not in sources:
         raise CompileError(f"{source}: no such file in {csrc.name}/")
@@ -139,7 +140,7 @@ def read_sources(source: str, text: str | None = None, csrc: Path | None = None)
 
 
 def _spelled(path: str, sources: Mapping[str, str]) -> str:
-    """NVRTC puts the working directory before a name; this is the name again."""
+    """Remove the working directory, which NVRTC puts before a name."""
     names = [name for name in sources if path == name or path.endswith(f"/{name}")]
     return max(names, key=len, default=path.rpartition("/")[2])
 
@@ -150,9 +151,9 @@ def _spelled(path: str, sources: Mapping[str, str]) -> str:
 def run(
     sources: Mapping[str, str], defines: Mapping[str, object], arch: str, kind: str, options: Sequence[str] = ()
 ) -> tuple[bytes, str]:
-    """Compile the first of `sources`; return what NVRTC made, of kind 'PTX' or 'CUBIN', and its log.
+    """Compile the first of `sources` to kind 'PTX' or 'CUBIN'; return the result and NVRTC's log.
 
-    Raises CompileError: no NVRTC here (with what to install), or the compiler's log.
+    Raises CompileError if NVRTC is missing, with what to install, or with the compiler's log.
     """
     try:
         from cuda.bindings import nvrtc
@@ -167,12 +168,12 @@ def run(
             )
         )  # fmt: skip
     except RuntimeError as error:  # the library was not found
-        raise CompileError(f"NVRTC does not load; {_INSTALL}", str(error)) from None
+        raise CompileError(f"NVRTC cannot be loaded; {_INSTALL}", str(error)) from None
     try:
         arguments = [f"--gpu-architecture={arch}", "--std=c++17", "-lineinfo", *options]
         headers_of_cuda = toolkit() if HEADERS.keys() <= sources.keys() else None
         if headers_of_cuda:
-            # Cooperative groups then do without libcu++, which is in no package that we need.
+            # With this macro cooperative groups do not need libcu++, which no package here contains.
             arguments += [f"--include-path={headers_of_cuda}", "-D_CG_LIMIT_INCLUDED_DEPENDENCIES"]
         arguments = [argument.encode() for argument in arguments + [f"-D{n}={v}" for n, v in defines.items()]]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
@@ -218,15 +219,15 @@ def _compiler() -> str:
 
 
 def entry_name(sources: Mapping[str, str], defines: Mapping[str, object], arch: str, *more: str) -> str:
-    """A hash of all that decides what NVRTC makes: its version, every source that may be included, the options."""
+    """Hash everything that determines NVRTC's result: its version, every source that may be included, the options."""
     decisive = (_compiler(), list(sources.items()), sorted(defines.items()), arch, more)
     return hashlib.sha256(repr(decisive).encode()).hexdigest()[:32]
 
 
 def cached(entry: str, make: Callable[[], str]) -> str:
-    """The text of a cache entry such as 'ptx/NAME.ptx'; made and stored where it is not there, or is damaged.
+    """Return the text of a cache entry such as 'ptx/NAME.ptx'; make and store it if it is missing or damaged.
 
-    Its first line is the hash of the rest. Raises CacheError where the cache cannot be written.
+    The entry's first line is the hash of the rest. Raises CacheError if the cache cannot be written.
     """
     path = cache_dir() / entry
     try:
@@ -240,7 +241,7 @@ def cached(entry: str, make: Callable[[], str]) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
             file.write(f"{_stamp(text)}\n{text}")
-        os.replace(file.name, path)  # so that no reader ever sees half of it
+        os.replace(file.name, path)  # atomic, so that nobody reads a half-written entry
     except OSError as error:
         raise unusable_cache(error) from None
     return text

@@ -1,16 +1,16 @@
-"""Reads PTX text into dataclasses: the syntax alone, no meaning.
+"""Parse PTX text into dataclasses: the syntax only, not the meaning.
 
-`parse` gives a Module of variables and functions; an Instruction is an opcode with modifiers and operands, all still
-names. What an instruction does, and whether its operands fit, is the business of the instruction table.
+`parse` returns a Module of variables and functions. An Instruction is an opcode with modifiers and operands, which are
+names. The instruction table (table.py) knows what an instruction does and which operands it takes.
 
-Three things are resolved here, since they are what a name means:
-  scopes     a name declared inside a nested { } becomes `name#2`, the number of its block within the function, so that
-             every register, variable and label of a function has a name of its own
-  .loc       an instruction carries its source line, with the chain of calls that the compiler inlined
+Three things are resolved here:
+  scopes     a name declared inside a nested { } becomes `name#2`, with the number of its block in the function, so that
+             every register, variable and label of a function has a unique name
+  .loc       an instruction gets its source line, with the chain of calls that the compiler inlined
   constants  a constant expression becomes one Imm
 
-PTX comes from NVRTC, nvcc, LLVM or a person; versions 1.0 to NEWEST are read. What is malformed raises CompileError
-with its PTX line. Source: PTX ISA 9.x, chapters 4, 5, 7 and 11; the cases in doubt were tried on ptxas 13.0.
+PTX may come from NVRTC, nvcc, LLVM or a person, in versions 1.0 to NEWEST. Malformed text raises CompileError with its
+PTX line. Source: PTX ISA 9.x, chapters 4, 5, 7 and 11; unclear cases were tried with ptxas 13.0.
 """
 
 import re
@@ -22,15 +22,15 @@ from luce_edu.errors import CompileError
 from luce_edu.machine.ptx_tokens import BITS64, WHITE, Malformed, Single, Tokens
 
 NEWEST = (9, 3)
-LARGEST_VARIABLE = 1 << 31  # bytes; an initialiser is kept in full, so a typing error must not fill the memory
+LARGEST_VARIABLE = 1 << 31  # bytes; initial values are stored in full, so a typo must not fill the memory
 DEEPEST_INLINING = 64
 
-SIZES = {  # bytes of the types that a variable or register can have; a predicate has none
+SIZES = {  # bytes of the types of variables and registers; a predicate has no size
     **{f"{letter}{bits}": bits // 8 for letter in "bsu" for bits in (8, 16, 32, 64)},
     "b128": 16, "f16": 2, "bf16": 2, "f16x2": 4, "bf16x2": 4, "f32": 4, "f64": 8,
     "texref": 8, "samplerref": 8, "surfref": 8,
 }  # fmt: skip
-FLOATS = {"f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}  # types whose first value can be a fraction
+FLOATS = {"f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}  # types whose initial value can be a fraction
 LANES = {"v2": 2, "v4": 4}
 
 SPECIAL = frozenset(
@@ -44,7 +44,7 @@ SPECIAL = frozenset(
 )
 
 
-# ---- what a module is made of
+# ---- The parts of a module
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Imm:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """The name of a variable, a label or a function, `offset` bytes further; `_`, a result to drop, is one too."""
+    """The name of a variable, label or function, plus `offset` bytes; also `_`, a result that is not kept."""
 
     name: str
     offset: int = 0
@@ -78,7 +78,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """[base+offset], offset in bytes. `rest` holds what a tensor or texture address lists behind its first comma."""
+    """[base+offset], offset in bytes. `rest` holds the items of a tensor or texture address after its first comma."""
 
     base: Reg | Symbol | None
     offset: int
@@ -116,7 +116,7 @@ class Selector:
 class Loc:
     """A source position; `function` (mangled) is the inlined function that holds it, called from `inlined_at`.
 
-    Line 0 is code that the compiler made for no line in particular.
+    Line 0 is code that the compiler made for no particular line.
     """
 
     file: str
@@ -147,8 +147,8 @@ class Instruction(NamedTuple):
 class Variable:
     """A variable or parameter; `size` in bytes is 0 for an array without bounds.
 
-    `init` is its first content, `size` bytes; None if the text gives none (it is zero then). A relocation (offset,
-    symbol, addend, generic) adds the address of `symbol` into `init`, over the element's size (8 bytes for a mask()).
+    `init` is its initial content, `size` bytes; None if the text gives none, which means zero. A relocation (offset,
+    symbol, addend, generic) adds the address of `symbol` to an element of `init` (8 bytes for a mask()).
     """
 
     name: str
@@ -163,7 +163,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Prototype:
-    """What a .callprototype says about an indirect call."""
+    """The prototype of an indirect call, from a .callprototype."""
 
     returns: tuple[Variable, ...]
     params: tuple[Variable, ...]
@@ -171,7 +171,7 @@ class Prototype:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A kernel or function. `registers` has the ones the body names; `targets` its .branchtargets and .calltargets."""
+    """A kernel or function. `registers` are those named in the body; `targets` its .branchtargets and .calltargets."""
 
     name: str
     entry: bool
@@ -197,14 +197,14 @@ class Module:
     functions: dict[str, Function]
 
 
-# ---- the text
+# ---- The text
 
 COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.S)
 FILE = re.compile(r'\.file\s+(\d{1,9})\s+"([^"\n]*)"')
 STRING_PART = re.compile(r"([A-Za-z_$][\w$]*)\s*:|\.b8\s+((?:\d{1,3}[\s,]*)+)", re.A)
 STRINGS = re.compile(r"\.section\s+\.debug_str\s*\{([^{}]*)\}")
 
-# One match a statement. An opcode is taken whole (possessively), so that `name:` cannot pass for one.
+# One match per statement. An opcode is matched possessively, so that `name:` cannot be taken for one.
 NUMBERS = r"\d{1,9}\s+\d{1,9}\s+\d{1,9}"
 STATEMENT = re.compile(
     rf"""\s*(?:
@@ -226,7 +226,7 @@ HEADER = re.compile(
     r"(?:\s+\.address_size\s+(32|64)\b)?",
     re.A,
 )
-# The operands that nearly all instructions have: a name, an address, two results, a decimal number.
+# The most common operands: a name, an address, two results, a decimal number.
 SIMPLE = re.compile(
     r"([A-Za-z_$%][\w$]*)|\[([A-Za-z_$%][\w$]*)(?:\+(-?(?:0|[1-9]\d{0,17})))?\]"
     r"|(-?(?:0|[1-9]\d{0,17}))|([A-Za-z_$%][\w$]*)\|([A-Za-z_$%][\w$]*)",
@@ -251,7 +251,7 @@ def _unknown(directive):
 
 
 def _imm(value):
-    """The Imm of a constant's value."""
+    """Return the Imm of a constant's value."""
     if isinstance(value, Single):
         return Imm(float(value), "f32", value.bits)
     if isinstance(value, float):
@@ -260,11 +260,11 @@ def _imm(value):
 
 
 class Scope(dict):
-    """The names of one { }, and the cache of the operand texts read in it: scope["[%rd1+8]"] is an Address.
+    """The names of one { }, and a cache of the operands parsed in it: scope["[%rd1+8]"] is an Address.
 
-    names       what a declared name stands for: a Reg, a Symbol, or a Vector of Regs for a .v2 or .v4 register
-    ranges      prefix to (count, type, components), as in %r<12>; a register exists once it is named
-    unresolved  names met before they were known, with their place in the text: labels, mostly
+    names       declared name -> a Reg, a Symbol, or a Vector of Regs for a .v2 or .v4 register
+    ranges      prefix -> (count, type, components), as in %r<12>; a register is created when it is first named
+    unresolved  names used before they were declared, with their place in the text; mostly labels
     """
 
     def __init__(self, parser, parent=None, suffix="", registers=None, first=0):
@@ -301,7 +301,7 @@ class Scope(dict):
         self.clear()
 
     def register(self, name, type, components):
-        """A Reg under its unique name, or a Vector of the components of a vector register."""
+        """Make a Reg with a unique name, or a Vector of the components of a vector register."""
         full = name + self.suffix
         if components > 1:
             return Vector(tuple(self.register(f"{name}.{letter}", type, 1) for letter in "xyzw"[:components]))
@@ -309,7 +309,7 @@ class Scope(dict):
         return Reg(full)
 
     def ranged(self, name):
-        """What `name` means if a range such as %r<12> has it; %r12 may be one of %r<20> or of %r1<3>."""
+        """Look a name up in ranges such as %r<12>; %r12 may belong to %r<20> or to %r1<3>."""
         for cut in range(len(name.rstrip("0123456789")), len(name) if self.ranges else 0):
             count, type, components = self.ranges.get(name[:cut], (0, None, 1))
             digits = name[cut:]
@@ -336,7 +336,7 @@ class Scope(dict):
         return full
 
     def close(self, body):
-        """Resolve the labels of this block; a name that stays unknown may be the outer block's, or the module's."""
+        """Resolve the labels of this block. A name that is still unknown may be the outer block's or the module's."""
         here = {name: self.labels[name] for name in self.unresolved if self.labels.get(name, name) != name}
         for i in range(self.first, len(body)) if here else ():
             if type(body[i]) is Instruction:
@@ -392,7 +392,7 @@ class Scope(dict):
     # Operands
 
     def operands(self, opcode, text):
-        """The operands of an instruction, from the text between opcode and semicolon."""
+        """Parse the operands of an instruction, from the text between opcode and semicolon."""
         tokens = Tokens(text)
         items = self.call(tokens) if opcode == "call" else self.items(tokens) if tokens.kind != "end" else ()
         tokens.done("an operand")
@@ -460,7 +460,7 @@ class Scope(dict):
         return _imm(tokens.constant())
 
     def named(self, tokens):
-        """A name, with what may follow it: a component or a constant offset."""
+        """Parse a name, and a component or constant offset after it."""
         name = tokens.advance()
         operand = self.lookup(name)
         if tokens.kind == "dot":
@@ -493,7 +493,7 @@ class Scope(dict):
 
 
 class Opcodes(dict):
-    """An opcode's text to (opcode, modifiers)."""
+    """A cache from the text of an opcode to (opcode, modifiers)."""
 
     def __missing__(self, text):
         opcode, *modifiers = text.split(".")
@@ -504,17 +504,17 @@ class Opcodes(dict):
 
 
 def _blank(comment):
-    """White space with as many lines as a comment; a string stays, and so does a comment without an end."""
+    """Replace a comment by as many line breaks; strings and comments without an end stay."""
     if comment[0] == '"' or comment[1] == "*" and (len(comment) < 4 or not comment.endswith("*/")):
         return comment
     return "\n" * comment.count("\n") or " "
 
 
 class Parser:
-    """One reading of one text. `where` is the place in the text to name if it turns out malformed."""
+    """Parse one text. `where` is the place in the text that an error names."""
 
     def __init__(self, text):
-        # Comments go first, and their line breaks stay, so that nothing later has to think of them.
+        # Comments are removed first. Their line breaks stay, so that line numbers remain right.
         self.text = COMMENT.sub(lambda found: _blank(found[0]), text)
         self.where = 0
         self.files, self.variables, self.functions, self.unresolved = {}, {}, {}, {}
@@ -531,7 +531,7 @@ class Parser:
         version = int(header[1]), int(header[2])
         if version > NEWEST:
             raise Malformed("PTX {}.{} is newer than {}.{}, the newest known here".format(*version, *NEWEST))
-        self.files = {int(number): name for number, name in FILE.findall(self.text)}  # they may follow their use
+        self.files = {int(number): name for number, name in FILE.findall(self.text)}  # a .file may come after its use
         at = header.end()
         while (found := STATEMENT.match(self.text, at)) is not None:
             self.where = found.start(found.lastindex)
@@ -550,14 +550,14 @@ class Parser:
         return Module(version, target, int(header[4] or 32), self.files, self.variables, self.functions)
 
     def finished(self, at, what):
-        """Raise unless nothing but white space is left of the text."""
+        """Raise Malformed unless only white space is left of the text."""
         rest = self.text[at:]
         self.where = at + len(rest) - len(rest.lstrip(WHITE))
         if self.where < len(self.text):
             raise Malformed(f"no statement of {what} begins like this; is a semicolon or a closing brace missing?")
 
     def reading(self, at, read, *more):
-        """Give `read` the tokens from `at`; return where it stopped."""
+        """Call `read` with the tokens from `at` on; return where it stopped."""
         tokens = Tokens(self.text, at)
         try:
             return read(tokens, *more) or tokens.resume
@@ -566,7 +566,7 @@ class Parser:
             raise
 
     def definition(self, tokens):
-        """A variable or a function of the module; for a function with a body, the place behind it."""
+        """Parse a variable or a function of the module; for a function with a body, return the place after it."""
         linking = set()
         while tokens.kind == "dot" and tokens.value in LINKING:
             linking.add(tokens.advance())
@@ -588,7 +588,7 @@ class Parser:
     # Variables
 
     def declarations(self, tokens, space, extern=False):
-        """The variables of one statement, to its semicolon."""
+        """Parse the variables of one statement, up to its semicolon."""
         kind = self.kind(tokens)
         variables = [self.declarator(tokens, space, extern, *kind)]
         while tokens.sign(","):
@@ -597,9 +597,9 @@ class Parser:
         return variables
 
     def kind(self, tokens):
-        """Type, components and alignment, as they stand before a variable's name."""
+        """Parse type, components and alignment, which stand before a variable's name."""
         type, lanes, align, pointer = None, 1, None, False
-        if tokens.sign("["):  # .const[2], a bank, as PTX 1 and 2 had them
+        if tokens.sign("["):  # a bank such as .const[2], in PTX 1 and 2
             tokens.integer("a bank")
             tokens.expect("]", "after a bank")
         while tokens.kind == "dot":
@@ -608,7 +608,7 @@ class Parser:
                 number = tokens.integer("an alignment")
                 if number < 1 or number & (number - 1):
                     raise Malformed(f"an alignment is a power of two, not {number}")
-                align = align if pointer else number  # behind .ptr it is what the pointer points to that is aligned
+                align = align if pointer else number  # after .ptr, the alignment is that of the pointer's target
             elif word == "attribute":
                 self.skip_parentheses(tokens)
             elif word in SIZES:
@@ -653,7 +653,7 @@ class Parser:
         if not tokens.sign("="):
             return Variable(name, space, type, align, 0 if unbounded else size, extern=extern)
         if space not in ("global", "const") or extern:
-            raise Malformed(f"'{name}' cannot have a first value: only a .global or .const that is defined here can")
+            raise Malformed(f"'{name}' cannot have an initial value: only a .global or .const that is defined here can")
         first = Initialiser(self, tokens, type)
         items = first.read(dims, 0)
         size *= items if unbounded else 1
@@ -662,7 +662,7 @@ class Parser:
     # Functions
 
     def parameters(self, tokens):
-        """Parameters in parentheses; an old function may have registers there."""
+        """Parse parameters in parentheses; in old PTX they may be registers."""
         tokens.expect("(", "before parameters")
         variables = []
         while not tokens.sign(")"):
@@ -712,7 +712,7 @@ class Parser:
         return end
 
     def directives(self, tokens):
-        """The directives between a function's parameters and its body, each with its numbers."""
+        """Parse the directives between a function's parameters and its body, each with its numbers."""
         directives = {}
         while tokens.kind == "dot":
             word = tokens.advance()
@@ -733,7 +733,7 @@ class Parser:
         return directives
 
     def body(self, function, scope, at):
-        """Read the statements of a function from behind its opening brace; return the place behind the closing one."""
+        """Parse the statements of a function after its opening brace; return the place after the closing one."""
         text, match, count, opcodes, make = self.text, STATEMENT.match, self.text.count, self.opcodes, tuple.__new__
         operand = scope.__getitem__
         body, blocks, loc, self.latest = function.body, 0, None, {}
@@ -776,7 +776,7 @@ class Parser:
         raise Malformed(f"the text ends within '{function.name}'")
 
     def local(self, tokens, function, scope):
-        """A declaration inside a body: registers or variables."""
+        """Parse a declaration inside a body: registers or variables."""
         word = tokens.advance()
         if word == "reg":
             return self.register(tokens, scope)
@@ -814,7 +814,7 @@ class Parser:
         tokens.expect(";", "after registers")
 
     def table(self, tokens, function, scope, name, line):
-        """Targets of a branch or call, or a prototype, under the label `name`."""
+        """Parse the targets of a branch or call, or a prototype, under the label `name`."""
         word = tokens.advance()
         if word == "callprototype":
             returns = self.parameters(tokens) if tokens.kind == "sign" else ()
@@ -826,14 +826,14 @@ class Parser:
             targets = [Symbol(name), scope.symbol(tokens, "a target")]
             while tokens.sign(","):
                 targets.append(scope.symbol(tokens, "a target"))
-            # An instruction until the body ends, so that its labels are resolved with those of the branches.
+            # Until the body ends it is kept as an instruction, so that its labels are resolved like those of branches.
             function.body.append(Instruction(".targets", (), tuple(targets), None, False, line, None))
         else:
             raise _unknown(word)
         tokens.expect(";", f"after .{word}")
 
     def hoist(self, function):
-        """Move the targets of branches and calls out of a body that is complete."""
+        """Move the targets of branches and calls out of a complete body."""
         rest = []
         for item in function.body:
             if type(item) is Instruction and item.opcode == ".targets":
@@ -846,7 +846,7 @@ class Parser:
     # Source positions
 
     def loc(self, text):
-        """The Loc of a .loc. Its caller is the newest .loc of this function at the place that it names."""
+        """Make the Loc of a .loc. Its caller is the latest .loc of this function at the place that it names."""
         key, caller_key, function = self.loc_texts.get(text) or self.loc_text(text)
         caller = None
         if caller_key:
@@ -857,7 +857,7 @@ class Parser:
         return loc
 
     def place(self, key, caller, function):
-        """The one Loc of these parts: a body has thousands of equal ones."""
+        """Return the Loc of these parts. Equal ones are shared, as a body has thousands of them."""
         loc = self.locs.get((key, id(caller), function))
         if loc is None:
             number, line, column = key
@@ -879,7 +879,7 @@ class Parser:
         return key, caller, function
 
     def string(self, label, offset):
-        """The string of .debug_str at a label; None if there is none."""
+        """Return the string of .debug_str at a label; None if there is none."""
         if self.strings is None:
             self.strings, self.string_at = bytearray(), {}
             section = STRINGS.search(self.text)
@@ -894,14 +894,14 @@ class Parser:
 
 
 class Initialiser:
-    """Reads the value behind a variable's '=' : numbers, nested lists, addresses."""
+    """Parse the value after a variable's '=' : numbers, nested lists, addresses."""
 
     def __init__(self, parser, tokens, type):
         self.parser, self.tokens, self.type = parser, tokens, type
         self.written, self.relocations, self.masked = bytearray(), [], []
 
     def read(self, dims, at):
-        """Read a list for these dimensions into the bytes from `at`; return how many items it had."""
+        """Parse a list for these dimensions into the bytes from `at` on; return its number of items."""
         tokens = self.tokens
         if not dims:
             self.element(at)
@@ -915,7 +915,7 @@ class Initialiser:
             if items:
                 tokens.expect(",", "between values")
             if items == dims[0]:
-                raise Malformed(f"an array of {items} has more values than that")
+                raise Malformed(f"an array of {items} elements has more values")
             self.read(dims[1:], at + items * stride)
             items += 1
         return items
@@ -940,7 +940,7 @@ class Initialiser:
         self.put(at, bytes(size))
 
     def symbol(self):
-        """name, name+4, generic(name) or generic(name)+4."""
+        """Parse name, name+4, generic(name) or generic(name)+4."""
         tokens = self.tokens
         name = tokens.name("an address")
         generic = name == "generic" and tokens.sign("(")
@@ -952,13 +952,13 @@ class Initialiser:
         return name, addend, generic
 
     def encode(self, value):
-        """The bytes of a constant as an element; an integer too wide is cut, as ptxas does."""
+        """Return the bytes of a constant as an element; an integer that is too wide is cut, as ptxas does."""
         size = SIZES[self.type]
         if isinstance(value, int) and self.type[0] in "bsu" and self.type[1:].isdecimal():
             return (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
         single = isinstance(value, Single)
         if isinstance(value, int) or self.type not in FLOATS or single and size == 8:
-            raise Malformed(f"{value} cannot be the first value of a .{self.type}")
+            raise Malformed(f"{value} cannot be the initial value of a .{self.type}")
         if single:
             return value.bits.to_bytes(4, "little")
         try:
@@ -974,7 +974,7 @@ class Initialiser:
         return bytes(self.written).ljust(size, b"\0")
 
     def all_relocations(self):
-        """The relocations, with each eight bytes that mask() cuts out of one address joined to one."""
+        """Return the relocations; eight single bytes that mask() takes from one address are joined to one."""
         for first in range(0, len(self.masked), 8):
             group = self.masked[first : first + 8]
             at, _, symbol, addend, generic = group[0]
@@ -986,13 +986,13 @@ class Initialiser:
 
 
 def parse(text):
-    """Read PTX text into a Module.
+    """Parse PTX text into a Module.
 
-    Raises CompileError with the line of the PTX and what it holds, if the text is no PTX, is malformed or cut short, or
-    is newer than NEWEST.
+    Raises CompileError, with the line of the PTX and its text, if the text is not PTX, is malformed or cut short, or is
+    newer than NEWEST.
     """
     if not isinstance(text, str):
-        raise CompileError(f"PTX is text, a str, and this is {type(text).__name__}")
+        raise CompileError(f"PTX: expected text (str), got {type(text).__name__}")
     parser = Parser(text.rstrip("\0"))
     try:
         return parser.module()

@@ -1,4 +1,4 @@
-"""The tokens of PTX, and its constant expressions: what declarations and the rarer operands are read with.
+"""The tokens of PTX, and its constant expressions, with which declarations and rarer operands are parsed.
 
 Source: PTX ISA 9.x, chapter 4. Constant expressions give the bits that ptxas 13.0 gives (tests/machine/test_ptx.py).
 """
@@ -29,7 +29,7 @@ class Malformed(Exception):
 
 
 class Single(float):
-    """A constant that is given as the 32 bits of a float, 0f3F800000; `bits` keeps those of a NaN too."""
+    """A constant given as the 32 bits of a float, such as 0f3F800000; `bits` keeps the bits of a NaN too."""
 
     @classmethod
     def of_bits(cls, bits):
@@ -43,19 +43,19 @@ class Unsigned(int):
 
 
 def _typed(number, unsigned):
-    """`number` cut to 64 bits."""
+    """Return `number` cut to 64 bits."""
     number &= BITS64
     return Unsigned(number) if unsigned else number - (number >> 63 << 64)
 
 
 def _divide(a, b):
-    """The quotient rounded to zero, or that of two doubles."""
+    """Divide two integers, rounded to zero, or two doubles."""
     if isinstance(a, float):
         return a / b
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
-LEVELS = (  # binary operators, those that bind least first
+LEVELS = (  # binary operators, in the order of increasing precedence
     {"||": lambda a, b: bool(a) or bool(b)},
     {"&&": lambda a, b: bool(a) and bool(b)},
     {"|": operator.or_},
@@ -71,7 +71,7 @@ LEVEL = {sign: level for level, signs in enumerate(LEVELS) for sign in signs}
 
 
 def _apply(sign, a, b):
-    """One operator of C on two doubles, or on two 64-bit integers, signed unless one is not; ptxas's % never is."""
+    """Apply an operator of C to two doubles or 64-bit integers. They are unsigned if one is; ptxas's % always is."""
     real = isinstance(a, float)
     if real != isinstance(b, float) or real and sign not in "+-*/":
         raise Malformed(f"{a} {sign} {b} is not a constant")
@@ -86,9 +86,11 @@ def _apply(sign, a, b):
 
 
 class Tokens:
-    """The tokens of a text, one ahead: `kind` and `value` are the next one's, `start` and `at` its two ends.
+    """The tokens of a text, with one token of lookahead.
 
-    `resume` is the end of the token before it.
+    kind, value  of the next token
+    start, at    where it begins and ends
+    resume       where the token before it ends
     """
 
     def __init__(self, text, at=0):
@@ -134,7 +136,7 @@ class Tokens:
     # Constant expressions
 
     def constant(self):
-        """The value of a constant expression: an int, a float, or a Single, which stands alone."""
+        """Parse a constant expression; return an int, a float, or a Single, which stands alone."""
         if self.kind == "float" and self.value[:2] in ("0f", "0F"):
             return Single.of_bits(int(self.advance()[2:], 16))
         return self._ternary()
@@ -146,7 +148,7 @@ class Tokens:
         return int(value)
 
     def literal(self, what):
-        """An integer without operators: in %r<12>, '>' ends it."""
+        """Parse an integer without operators, because in %r<12> the '>' ends it."""
         return self.integer(what, self._unary)
 
     def _ternary(self):

@@ -1,19 +1,18 @@
-"""Turns a Program into machine instructions for the clock: what the assembler would make of each basic block.
+"""Turn a Program into machine instructions for the clock, as the assembler would schedule each basic block.
 
 The core executes PTX statements; a GPU issues machine instructions. A table says how many of them the assembler makes
-of a statement, on which pipe, and after how many cycles a result is there. Moves, widenings of an index, packing and
-signs cost nothing; a multiply and the add behind it are one instruction, and so are a shift and an add, two adds, two
-logic operations. Shared loads of 4 or 8 bytes that lie side by side become one of up to 16, where their address is
-known to be aligned.
+from a statement, on which pipe, and after how many cycles the result is ready. Moves, widened indices, packing and
+signs cost nothing. A multiply and the add after it are one instruction; so are a shift and an add, two adds, and two
+logic operations. Neighbouring shared loads of 4 or 8 bytes become one of up to 16, if they are known to be aligned.
 
-Then each piece between two pauses is put in order as a compiler does for straight code: whatever has its operands may
-issue, the longest way to the end first. Loads so come early, as far as the registers of a thread last. A load stays
-behind a store that may write what it reads, and nothing passes a pause: an instruction that other warps may see or wait
-for.
+Then each piece between two pauses is put in order, as a compiler does for straight-line code: among the instructions
+whose operands are ready, the one with the longest path to the end issues first. So loads come early, as far as the
+registers of a thread allow. A load stays after a store that may write what it reads. Nothing moves across a pause,
+which is an instruction that other warps may see or wait for.
 
-How many instructions a statement becomes was measured: ptxas 13.0 for sm_75, sm_86 and sm_90 on PTX with two and with
-six copies of the statement, the difference of the code's size. A division, reciprocal or root with rounding counts the
-instructions of its usual way, without the routine that it calls for denormal and huge numbers.
+How many instructions a statement becomes was measured with ptxas 13.0 for sm_75, sm_86 and sm_90: the difference in
+code size between PTX with two and with six copies of the statement. For a rounded division, reciprocal or root, the
+instructions of the common path are counted, without the routine that it calls for denormal and huge numbers.
 """
 
 from __future__ import annotations
@@ -49,40 +48,41 @@ KINDS = (
 COPIES = (COPY, BYPASS_COPY)
 IN_SHARED = (SHARED_LOAD, SHARED_STORE, SHARED_ATOMIC, *COPIES)
 
-# The order is made before anyone knows where data lies: what the assembler may assume of a load, in cycles.
+# Latencies in cycles that the order assumes for memory. An assembler does not know in which cache the data will be.
 ASSUMED = {
     LOAD: 300.0, BYPASS: 300.0, COPY: 300.0, BYPASS_COPY: 300.0, PREFETCH: 300.0, SHARED_LOAD: 25.0,
     SHARED_ATOMIC: 60.0, PAUSE: 30.0,
 }  # fmt: skip
-# Cycles until a special register such as threadIdx is read, and constant memory at a computed address. Guesses.
+# Cycles to read a special register such as threadIdx, and constant memory at a computed address. Both are guesses.
 SPECIAL_LATENCY, CONSTANT_LATENCY = 20.0, 30.0
 MOST_REGISTERS = 255  # of a thread, on every card
 REGISTERS_PER_SM = 65536
-STATIC = "static shared memory"  # the base of all addresses in it
+STATIC = "static shared memory"  # the common base of its addresses
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The machine instructions of a program, block after block, in the order in which they issue.
+    """The machine instructions of a program, block by block, in the order in which they issue.
 
     entries   rows of ENTRY:
-        row       the slot of the program's code that it stands for; -1 where the core executes nothing for it
-        pipe      index into PIPES; kind: index into KINDS
-        issues    machine instructions that it is; each takes an issue slot. 0 if it is free
-        latency   cycles from its issue until a dependent one may issue; memory adds its own where it reads some
-        busy      cycles that it keeps its pipe of the quadrant, for all its issues together
-        sources   n >= 0: entry n of the same block, counted from the block's first; -1 nothing; -2 - k: the register
-                  slot k, as it was when the block began
-        result    -1 or the register slot whose time this entry sets for later blocks; so are result2 to result4
-        statement its index in Program.instructions; -1 where there is none
-        joined    1, or how many shared loads it makes at once: its own and those of the same size behind it in memory,
-                  for which free entries follow
+        row       the slot of the program's code that it belongs to; -1 if the core executes nothing for it
+        pipe      index into PIPES
+        kind      index into KINDS
+        issues    number of machine instructions; each takes an issue slot. 0 if the entry is free
+        latency   cycles from its issue until a dependent one may issue; a read of memory adds its own
+        busy      cycles for which it occupies its pipe of the quadrant, for all its issues together
+        sources   n >= 0: entry n of the same block, counted from the block's first; -1: none; -2 - k: register slot k,
+                  with the time that it had when the block began
+        result    the register slot whose time this entry sets for later blocks, or -1; result2 to result4 likewise
+        statement its index in Program.instructions, or -1
+        joined    1, or the number of shared loads that it joins: its own, and those of the same size after it in
+                  memory, which follow as free entries
     blocks    int32 [n, 2]: first entry and number of entries, by the number of the basic block
-    slots     how many register slots there are: that of a register is its offset in the arena // 128; predicates, of
-              which many lie in 128 bytes, have the numbers from arena_bytes // 128 on
+    slots     number of register slots. A register's slot is its offset in the arena // 128; predicates, of which many
+              share 128 bytes, have the numbers from arena_bytes // 128 on
 
-    A free entry only hands on the latest time of its sources. A load of a kernel's parameter is one. Each memory
-    instruction of the program, one of Program.sites, is the row of exactly one entry; so is each pause.
+    A free entry, such as the load of a kernel's parameter, only passes on the latest time of its sources. Each memory
+    instruction of the program (Program.sites) and each pause is the row of exactly one entry.
     """
 
     entries: np.ndarray
@@ -91,17 +91,17 @@ class Schedule:
 
 
 def schedule(program: Program, rates: Rates) -> Schedule:
-    """The machine instructions of a program, in an order that its assembler could choose; rates: of the card."""
+    """Return the machine instructions of a program, in an order that an assembler could choose. rates: the card's."""
     return _Scheduler(program, rates).run()
 
 
-# ---- What a statement costs
+# ---- The cost of a statement
 
 
 class Cost:
-    """`issues` instructions, of which `on_pipe` are on `pipe`, at its own rate or at `rate` of Rates.
+    """The cost of a statement: `issues` instructions, of which `on_pipe` use `pipe`, at its rate or `rate` of Rates.
 
-    `fold` says when it may be free (see _Function).
+    `fold` names the case in which it may be free (see _Function).
     """
 
     __slots__ = ("kind", "pipe", "issues", "latency", "busy", "fold")
@@ -109,7 +109,7 @@ class Cost:
     def __init__(self, rates, pipe, issues=1, on_pipe=None, latency=None, kind=PLAIN, fold=None, rate=None):
         self.kind, self.pipe, self.issues, self.fold = kind, pipe, issues, fold
         name = PIPES[pipe]
-        # What a tensor core takes depends on the shape.
+        # The cycles of a tensor core depend on the shape.
         busy = 0.0 if pipe in (NONE, TENSOR) else rates.busy(rate or name)
         self.busy = busy * (issues if on_pipe is None else on_pipe)
         self.latency = getattr(rates, f"{name}_latency", 0.0) if latency is None else latency
@@ -118,15 +118,15 @@ class Cost:
 SPACES = ("global", "shared", "local", "const", "param")
 ORDERED = {"volatile", "relaxed", "acquire", "release", "acq_rel", "sc", "mmio"}
 PAUSES = {"bar", "barrier", "fence", "membar", "nanosleep", "griddepcontrol", "exit", "trap", "brkpt", "mbarrier"}
-WIDTHS_APART = {"and", "or", "xor", "not", "shl", "shr", "selp", "slct", "addc", "subc"}  # 64 bits are two of 32 bits
+WIDTHS_APART = {"and", "or", "xor", "not", "shl", "shr", "selp", "slct", "addc", "subc"}  # two for 64 bits
 LOGIC = {"and", "or", "xor", "not", "lop3", "cnot"}
-TAKES_SIGN = {"add", "sub", "mul", "fma", "mad", "min", "max", "setp"}  # fp32 ones negate a source for nothing
+TAKES_SIGN = {"add", "sub", "mul", "fma", "mad", "min", "max", "setp"}  # in fp32 they negate a source at no cost
 NO_RESULT = {
     "st", "red", "bra", "brx", "ret", "exit", "trap", "brkpt", "prefetch", "prefetchu", "discard", "applypriority",
     "fence", "membar", "cp", "nanosleep", "griddepcontrol", "stmatrix", "pmevent", "setmaxnreg",
 }  # fmt: skip
 CLOCKS = {"%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi"}
-# Special registers that an instruction reads like any constant.
+# Special registers that an instruction can read like a constant.
 IN_CONSTANTS = ("%ntid", "%nctaid", "%dynamic_smem_size", "%total_smem_size", "WARP_SZ")
 
 
@@ -138,7 +138,7 @@ def _space(words):
 
 
 def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
-    """The Cost of an opcode with these modifiers. What is not named here is one instruction of the integer pipe."""
+    """Return the Cost of an opcode with these modifiers. Others than those below are one integer instruction."""
 
     def cost(pipe, *args, **more):
         return Cost(rates, pipe, *args, **more)
@@ -154,7 +154,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode == "cp":
         if "prefetch" in words:
             return cost(MEMORY, kind=PREFETCH)
-        # Others may see what a bulk copy does to an mbarrier.
+        # A bulk copy changes an mbarrier, which other warps may see.
         if "commit_group" not in words and {"wait_group", "wait_all", "mbarrier", "bulk"} & set(words):
             return cost(MEMORY, latency=4, kind=PAUSE)
         return cost(MEMORY, kind=BYPASS_COPY if "cg" in words else COPY)
@@ -188,7 +188,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     if opcode in APPROXIMATE and real:
         issues, turns = APPROXIMATE[opcode]["ftz" if "ftz" in words else ""]
         if opcode in ("rcp", "sqrt", "div", "rsqrt") and not {"approx", "full"} & set(words) or double:
-            if double:  # a start of 32 bits and some multiply-adds, by ptxas for sm_86
+            if double:  # a first estimate of 32 bits and some multiply-adds, as ptxas does for sm_86
                 return cost(FP64, 21, 9, 9 * rates.fp64_latency)
             issues, turns = 8, 5
         elif "full" in words:
@@ -209,8 +209,8 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
         fold = "add" if opcode == "mul" and not high and (wide or BITS[kind] == 32) else None
         return cost(IMAD, 1 if opcode[-1] != "4" else 2, 2 if wide or high else 1,
                     rates.wide_imad_latency if wide or high else rates.imad_latency, fold=fold)  # fmt: skip
-    # A division goes by way of a reciprocal in fp32; 57 cycles from arabel1a/gpu-micro-bench (RTX 2080 SUPER, GA102).
-    # One of 64 bits is a routine: its 70 instructions and 200 cycles are guesses.
+    # An integer division uses a reciprocal in fp32; 57 cycles by arabel1a/gpu-micro-bench (RTX 2080 SUPER, GA102).
+    # One of 64 bits calls a routine: its 70 instructions and 200 cycles are guesses.
     if opcode in ("div", "rem"):
         return cost(MUFU, 70 if double else 25 if kind[0] == "s" else 18, 4 if double else 3, 200 if double else 57)
     if opcode in ("popc", "brev", "bfind", "clz", "fns"):
@@ -225,7 +225,7 @@ def find_cost(opcode: str, words: tuple[str, ...], rates: Rates) -> Cost:
     return cost(ALU, 1 + (double and opcode in WIDTHS_APART), fold=fold)
 
 
-# Of the special functions: how many instructions, and how many of them wait for each other besides the function itself.
+# For special functions: the number of instructions, and how many of them depend on each other besides the function.
 APPROXIMATE = {
     "ex2": {"": (4, 3), "ftz": (1, 0)}, "lg2": {"": (4, 3), "ftz": (1, 0)}, "rcp": {"": (7, 4), "ftz": (1, 0)},
     "rsqrt": {"": (4, 3), "ftz": (1, 0)}, "sqrt": {"": (4, 3), "ftz": (1, 0)}, "div": {"": (5, 3), "ftz": (2, 1)},
@@ -248,7 +248,7 @@ def _memory_cost(opcode, words, rates):
         return Cost(rates, MEMORY, kind=PAUSE)
     if space == "shared":
         kind = SHARED_STORE if store else SHARED_LOAD
-    else:  # a bypass leaves no line in L1
+    else:  # it bypasses L1
         kind = STORE if store else BYPASS if "L1::no_allocate" in words else LOAD
     return Cost(rates, MEMORY, kind=kind)
 
@@ -269,7 +269,7 @@ def _conversion_cost(words, types, rates):
     to, kind = types[-2:] if len(types) > 1 else (types[-1], types[-1])
     real, was_real = (name[0] == "f" or name[:2] == "bf" for name in (to, kind))
     if not (real or was_real or "tf32" in types):
-        # Index arithmetic takes a register or its sign where it needs 64 bits; signed bytes and halves are widened.
+        # 64-bit index arithmetic can use a 32-bit register or its sign; signed bytes and halves must be widened.
         widened = BITS[kind] < 32 and kind[0] == "s" and BITS[to] > BITS[kind] or "sat" in words
         narrow = BITS[to] < 16 or BITS[kind] == 8
         return Cost(rates, ALU) if widened or narrow else Cost(rates, NONE, 0, kind=FREE)
@@ -287,11 +287,11 @@ def _conversion_cost(words, types, rates):
     return Cost(rates, CONVERSION)
 
 
-# ---- What a statement reads and writes
+# ---- Registers that a statement reads and writes
 
 
 def _registers_of(operand, found):
-    """Add the names of an operand's registers to `found`; return the name of the one that is an address, or None."""
+    """Add the names of an operand's registers to `found`; return the name of the address register, or None."""
     kind = type(operand)
     if kind is Reg:
         found.append(operand.name)
@@ -311,7 +311,7 @@ def _registers_of(operand, found):
 
 
 class Statement:
-    """A PTX instruction with the names that it reads and writes; `address` is the one that it uses as an address."""
+    """A PTX instruction with the register names that it reads and writes; `address` is its address register."""
 
     __slots__ = ("ins", "defs", "uses", "address", "cost", "block", "index")
 
@@ -334,7 +334,7 @@ class Statement:
                 self.address = address
         if ins.predicate is not None:
             uses.append(ins.predicate)
-            uses += [name for name in defs if name not in uses]  # which keep their values in the other lanes
+            uses += [name for name in defs if name not in uses]  # because they keep their values in inactive lanes
         if ins.opcode in ("addc", "subc", "madc"):
             uses.append("carry flag")
         if "cc" in ins.modifiers:
@@ -343,21 +343,21 @@ class Statement:
 
 
 class _Function:
-    """Who reads and writes each register of a function, and which statements so cost nothing.
+    """The statements that read and write each register of a function, which show what costs nothing.
 
-    sum         an addition of a constant that is only an address, and the first of two additions
+    sum         an addition of a constant that only makes an address, and the first of two additions
     add         a multiplication or a shift by a constant whose result is only added
-    logic       one of two logic operations of three operands in all
-    sign        the sign of an fp32 number that only arithmetic reads
-    saturate    what limits the result of fp32 arithmetic to 0 … 1
+    logic       one of two logic operations that have three operands together
+    sign        a sign change of an fp32 number that only arithmetic reads
+    saturate    a limit to 0 … 1 on the result of fp32 arithmetic
     predicate   a combination with a comparison that nothing else reads
-    constant    constant memory at an address that the instruction knows
+    constant    a read of constant memory at a fixed address
     """
 
     def __init__(self, statements, slots, words, shared):
         self.slots, self.words = slots, words
         self.width_of = {slots[name][0]: words[name] for name in slots}
-        # Slot, first and last row of its value, registers: each value once, however many names it has.
+        # Slot, first and last row of a value, number of registers: each value once, even if it has several names.
         values = {(*where, words[name]) for name, where in slots.items()}
         self.intervals = np.array(sorted(values), np.int64).reshape(-1, 4)
         self.readers, self.writers = {}, {}
@@ -367,22 +367,22 @@ class _Function:
             for name in statement.defs:
                 self.writers.setdefault(name, []).append(statement)
         self.only_addresses = {}
-        self.joined = {}  # index of a statement that has taken another one in -> that one's cost
+        self.joined = {}  # index of a statement that includes another one -> that one's cost
         self.inherited = {}
         self.shared, self.aligned, self.settled = shared, {}, set()
 
     def only_address(self, name):
-        """Whether a register is an address and nothing else, perhaps after more constants are added."""
+        """Whether a register is used only as an address, perhaps after more constants are added."""
         known = self.only_addresses.get(name)
         if known is None:
-            self.only_addresses[name] = False  # which ends a ring of registers
+            self.only_addresses[name] = False  # ends the recursion for a cycle of registers
             known = self.only_addresses[name] = all(
                 s.address == name and s.uses.count(name) == 1 or self.is_offset(s) for s in self.readers.get(name, ())
             )
         return known
 
     def is_offset(self, statement):
-        """Whether a statement adds a constant to what is only an address."""
+        """Whether a statement adds a constant to a register that is used only as an address."""
         return (
             statement.cost.fold == "sum"
             and statement.ins.opcode == "add"
@@ -393,7 +393,7 @@ class _Function:
         )
 
     def is_dead(self, statement):
-        """Whether nothing reads what a statement makes, and it does nothing else."""
+        """Whether a statement has no effect but its results, and nothing reads them."""
         return (
             bool(statement.defs)
             and statement.cost.kind in (PLAIN, FREE)
@@ -402,7 +402,7 @@ class _Function:
         )
 
     def is_free(self, statement):
-        """Whether the assembler makes this statement a part of another one."""
+        """Whether the assembler makes this statement part of another one."""
         fold = statement.cost.fold
         if fold == "constant":
             return not statement.uses
@@ -461,7 +461,7 @@ class _Function:
         return False
 
     def alignment(self, name):
-        """The power of two that a register is known to be a multiple of, whoever wrote it."""
+        """Return the power of two that a register is known to be a multiple of, whichever statement wrote it."""
         found, asked = self.aligned, [name]
         while asked:
             if (one := asked.pop()) not in found:
@@ -478,14 +478,14 @@ class _Function:
         return found[name]
 
     def outside(self, name):
-        """Where the value of a register comes from that was written in another block: -2 - slot, if any."""
+        """Return the source of a register that was written in another block: -2 - slot, or -1."""
         found = self.inherited.get(name)
         if found is None:
             self.inherited[name] = ()
             slot, writers = self.slots.get(name), self.writers.get(name, ())
             if slot is not None:
                 found = (-2 - slot[0],)
-            elif len(writers) == 1:  # the core has no register for it: what it was made of says when it was there
+            elif len(writers) == 1:  # the core has no register for it, so its time follows from its own sources
                 found = tuple(dict.fromkeys(v for use in writers[0].uses for v in self.outside(use)))[:6]
             else:
                 found = ()
@@ -494,7 +494,7 @@ class _Function:
 
 
 def _alignment(statement, shared, known):
-    """The power of two that the result of integer arithmetic is a multiple of, from those of its operands."""
+    """Return the power of two that the result of integer arithmetic is a multiple of, from those of its operands."""
     ins = statement.ins
 
     def of(operand):
@@ -530,7 +530,7 @@ def _has_constant(statement):
 
 
 class Node:
-    """A machine instruction to be: `sources` as in Schedule, but by number of Node; `after`: what issues before it."""
+    """A machine instruction before it is placed: `sources` as in Schedule, by Node number; `after`: those before it."""
 
     __slots__ = (
         "row", "statement", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined"
@@ -543,10 +543,10 @@ class Node:
 
 
 class _Memory:
-    """Which loads and stores of a piece must stay in their order.
+    """The order of loads and stores in a piece.
 
-    Stores stay in order. Of the stores that a load may not pass it needs to know the last, and each store the loads
-    that came since the last one that already waits for them.
+    Stores stay in order. So a load must follow only the last store that it may not pass, and a store must follow only
+    the loads since the last store that already follows them.
     """
 
     def __init__(self):
@@ -596,7 +596,7 @@ class _Scheduler:
             if offset >= program.image_at:
                 continue  # a constant
             slot = offset // 128
-            bits = BITS.get(kind, 1)  # the carry flag has no type
+            bits = BITS.get(kind, 1)  # 1 for the carry flag, which has no type
             if bits == 1:
                 slot = program.arena_bytes // 128 + predicates.setdefault(offset, len(predicates))
             slots.setdefault(function, {})[name] = (slot, first, last)
@@ -621,7 +621,7 @@ class _Scheduler:
         return Schedule(_table(self.entries), blocks, program.arena_bytes // 128 + len(predicates))
 
     def find_rows(self):
-        """Which row of the code each statement is to be known by, and the block of that row."""
+        """Find the row of the code that stands for each statement, and the block of that row."""
         program = self.program
         rows = np.flatnonzero((program.sources >= 0) & (program.code["op"] >= 0))
         self.row = np.full(len(program.instructions), -1)
@@ -636,13 +636,13 @@ class _Scheduler:
         self.home = home.tolist()
         for index in np.flatnonzero((self.row >= 0) & (there != home)).tolist():
             ins = program.instructions[index]
-            if ins.opcode == "call":  # behind it, in another block, its results are fetched
+            if ins.opcode == "call":  # the block after it fetches its results
                 own = rows[(program.sources[rows] == index) & (rows < program.blocks[home[index] + 1, 0])]
                 self.row[index] = max(own[own > program.blocks[home[index], 0]], default=-1)
             elif ins.predicate is not None and ins.opcode != "bra":
-                self.home[index] = int(there[index])  # a predicate gave it a block of its own
+                self.home[index] = int(there[index])  # its predicate put it into a block of its own
         self.row = self.row.tolist()
-        # An end that the PTX leaves out: neither the head of a block nor a branch.
+        # An exit that the PTX leaves out is neither the head of a block nor a branch.
         code = program.code
         added = (program.sources < 0) & (code["op"] >= 0) & (code["a"] < 0) & (code["imm"] == 0)
         added[program.blocks[:, 0]] = False
@@ -651,7 +651,7 @@ class _Scheduler:
         self.ends = dict(zip(blocks.tolist(), ends.tolist(), strict=True))
 
     def statements(self):
-        """The Statements of each block, without what the assembler leaves out."""
+        """Return the Statements of each block, without those that the assembler leaves out."""
         program, blocks = self.program, [[] for _ in self.program.blocks]
         for index, (ins, home) in enumerate(zip(program.instructions, self.home, strict=True)):
             if home < 0 or ins.opcode == "bra" and ins.predicate is None and self.row[index] < 0:
@@ -695,7 +695,7 @@ class _Scheduler:
             if free and self.row[statement.index] not in self.sites:
                 value = tuple(sources)
             else:
-                if free:  # a parameter or constant that the instruction itself can name
+                if free:  # a parameter or constant that an instruction can use as an operand
                     cost = self.free
                 elif statement.index in function.joined and function.joined[statement.index].pipe == IMAD:
                     cost = function.joined[statement.index]
@@ -708,7 +708,7 @@ class _Scheduler:
                 else:
                     piece.append(at)
                     if "nc" in ins.modifiers:
-                        pass  # of memory that nothing writes, as whoever wrote the kernel has promised
+                        pass  # ld.global.nc: the kernel's author promises that nothing writes this memory
                     elif cost.kind in (LOAD, BYPASS, SHARED_LOAD):
                         where = self.where(statement, origins, versions)
                         node.after = memory.load(at, where)
@@ -741,9 +741,9 @@ class _Scheduler:
         self.write(nodes, order, tail)
 
     def join_loads(self, nodes, pieces, values, sides, function):
-        """Make one load of shared loads that lie side by side.
+        """Join neighbouring shared loads into one.
 
-        sides   (piece, base, bytes, the store that they wait for) -> {offset: number of the node}
+        sides   (piece, base, bytes, the store that they follow) -> {offset: number of the node}
         """
         leader = {}
         for (_, base, size, *_), loads in sides.items():
@@ -773,13 +773,13 @@ class _Scheduler:
             pieces[i] = [number for number in piece if number not in leader]
 
     def alignment(self, base, function):
-        """The power of two that the address `base` is known to be a multiple of."""
+        """Return the power of two that the address `base` is known to be a multiple of."""
         if type(base) is str:
             return 4096 if base == STATIC else 16
         return function.alignment(base[0])
 
     def note_origin(self, statement, origins, versions):
-        """Keep track of addresses that are another register, or a variable, plus a constant."""
+        """Keep track of addresses that are another register or a variable plus a constant."""
         ins, defs = statement.ins, statement.defs
         if len(defs) != 1:
             return
@@ -800,7 +800,7 @@ class _Scheduler:
         origins[name] = found
 
     def variable(self, symbol):
-        """The base and offset of a variable; static shared ones have the same base."""
+        """Return base and offset of a variable; all static shared variables have the same base."""
         place = self.program.shared.get(symbol.name)
         return (symbol.name, symbol.offset) if place is None else (STATIC, place + symbol.offset)
 
@@ -809,7 +809,7 @@ class _Scheduler:
         return origins.get(name) or ((name, versions.get(name, 0)), 0)
 
     def where(self, statement, origins, versions):
-        """(space, base, first byte, byte behind the last) of an access; the base is None if nothing is known of it."""
+        """Return (space, base, first byte, end) of an access; the base is None if it is unknown."""
         words = statement.ins.modifiers
         space = "shared" if statement.cost.kind in IN_SHARED else _space(words)
         address = next((o for o in statement.ins.operands if type(o) is Address), None)
@@ -824,7 +824,7 @@ class _Scheduler:
         return space, base, offset, offset + size
 
     def live_through(self, function, begin, stop, final):
-        """How many registers hold values from before the block for after it; at most half of them all."""
+        """Count the registers that hold a value across the whole block; at most half of all registers."""
         table = function.intervals
         through = (table[:, 1] < begin) & (table[:, 2] >= stop)
         count = int(table[through, 3].sum()) - sum(function.width_of.get(slot, 0) for slot in final)
@@ -833,7 +833,7 @@ class _Scheduler:
     # ---- Order
 
     def order(self, nodes, pieces, registers):
-        """The numbers of the nodes in the order in which they issue."""
+        """Return the numbers of the nodes in the order in which they issue."""
         for piece in pieces:
             for number in piece:
                 for source in nodes[number].sources:
@@ -851,10 +851,10 @@ class _Scheduler:
 
     @staticmethod
     def issue(nodes, number, start, order, state):
-        """Note that a node issues; state is the time behind it and how many registers are live.
+        """Issue a node; update `state`, the time after it and the number of live registers.
 
-        An access counts for two cycles: with that, shared loads come about as far ahead as in the code of ptxas for
-        sm_86, tried on a matrix product with tiles in shared memory.
+        An access counts for two cycles. Then shared loads come about as early as in the code of ptxas for sm_86; this
+        was tried on a matrix product with tiles in shared memory.
         """
         node = nodes[number]
         node.time = start + node.assumed
@@ -884,7 +884,7 @@ class _Scheduler:
             for source in node.after:
                 followers[place[source]].append(at)
                 missing[at] += 1
-        length = [0.0] * len(piece)  # of the longest way to the end
+        length = [0.0] * len(piece)  # of the longest path to the end
         for at in range(len(piece) - 1, -1, -1):
             follow = followers[at]
             length[at] = nodes[piece[at]].assumed + (max([length[f] for f in follow]) if follow else 0.0)
@@ -901,7 +901,7 @@ class _Scheduler:
                 if waiting:
                     state[0] = waiting[0][0]
                     continue
-                # Only what needs more registers is left. What came first in the program needs the fewest.
+                # All that are left need more registers. The one that comes first in the program needs the fewest.
                 key = min(held, key=lambda entry: entry[1])
                 held.remove(key)
                 at = key[1]
@@ -931,7 +931,7 @@ class _Scheduler:
 
     @staticmethod
     def grows(nodes, node):
-        """Whether more registers are live behind a node than before it."""
+        """Whether more registers are live after a node than before it."""
         freed = sum(nodes[s].words for s in node.sources if s >= 0 and nodes[s].readers == 1 and not nodes[s].results)
         return node.words > freed
 
@@ -939,7 +939,7 @@ class _Scheduler:
 
     def write(self, nodes, order, tail):
         place, base = [0] * len(nodes), len(self.entries)
-        last = order[-1:] if order and nodes[order[-1]].cost.pipe == BRANCH else []  # stays last
+        last = order[-1:] if order and nodes[order[-1]].cost.pipe == BRANCH else []  # a branch stays last
         for number in order[: len(order) - len(last)]:
             self.entry(nodes[number], place, base)
             place[number] = len(self.entries) - 1 - base
@@ -971,7 +971,7 @@ def _table(entries):
 
 
 def registers_of_a_thread(needs) -> int:
-    """The most registers that a thread may have so that the kernel's directives can be kept."""
+    """Return the most registers per thread with which the kernel's directives can be satisfied."""
     most = min([MOST_REGISTERS, *needs.get("maxnreg", ())])
     threads = math.prod(needs.get("reqntid") or needs.get("maxntid") or (0,))
     if threads:

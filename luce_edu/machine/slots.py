@@ -1,26 +1,27 @@
-"""Places the registers of a program: which block comes where, what lives when, and the slot of each register.
+"""Order the blocks of a function, find when its registers are live, and assign a slot to each register.
 
-Everything here is about one function at a time, in Ops on numbered registers; lower.py makes them, assemble.py writes
-them out.
+All this works on one function at a time, in Ops on numbered registers; lower.py makes them, assemble.py writes them.
 
-Why ordinary liveness is enough where 32 lanes share one arena: a lane owns a column of every slot, and an instruction
-changes the columns of its active lanes only. So the lanes of a diverged warp cannot touch each other's values, and a
-slot is free for a lane as soon as no path from where that lane is reads the value. A shuffle reads other lanes'
-columns, but only of lanes that are at the same shuffle, where the register is live for all of them.
+Ordinary liveness is enough, although 32 lanes share one arena. Each lane has a column of every slot, and an instruction
+changes only the columns of its active lanes. So the lanes of a diverged warp cannot change each other's values, and a
+slot is free for a lane as soon as no path from that lane's position reads the value. A shuffle reads the columns of
+other lanes, but only of lanes at the same shuffle, where the register is live for all of them.
 """
 
 from heapq import heappop, heappush
 
-PREDICATE, WORD, DOUBLE = range(3)  # classes of registers: a mask, 4 bytes a lane, 8 bytes a lane
+PREDICATE, WORD, DOUBLE = range(3)  # classes of registers: a mask, 4 bytes per lane, 8 bytes per lane
 SLOT_BYTES = (4, 128, 256)
 
 
 class Op:
     """An instruction of the core, on numbered registers.
 
-    `shape` says in which fields the registers of `defs` and `uses` stand; `raw` are (field, value) for other fields.
-    `source` is the number of the PTX instruction that it came from. `partial`: under a predicate, so the result's old
-    value may live on. `keep`: it does something besides its results.
+    shape    the fields of the registers in `defs` and `uses`
+    raw      (field, value) for other fields
+    source   the number of the PTX instruction that it came from
+    partial  it has a predicate, so that its result may keep the old value
+    keep     it has an effect besides its results
     """
 
     __slots__ = ("name", "defs", "uses", "shape", "imm", "raw", "source", "partial", "keep", "symbol", "targets")
@@ -32,7 +33,7 @@ class Op:
 
 
 class Block:
-    """A basic block: `first` and `count` of its PTX instructions, and the blocks behind it, fall-through last."""
+    """A basic block: `first` and `count` of its PTX instructions, and its successors, fall-through last."""
 
     __slots__ = ("ops", "first", "count", "fall", "targets", "label", "number", "live_in", "live_out", "begin", "end")
 
@@ -46,10 +47,11 @@ class Block:
 
 
 def lay_out(entry):
-    """Order the blocks that can be reached so that lanes meet again early: before what follows, after what leads there.
+    """Order the reachable blocks so that diverged lanes meet again early.
 
-    A reverse postorder in which every loop lies together, its head first. In a plain reverse postorder a loop's exit
-    may come before a part of its body; lanes that left the loop would then run ahead of the others to the end.
+    It is a reverse postorder in which the blocks of every loop are together, its head first. In a plain reverse
+    postorder the exit of a loop may come before a part of its body. Lanes that left the loop would then run to the end
+    before the others.
     """
     order = []
     _lay_out(entry, None, order)
@@ -61,11 +63,11 @@ def _lay_out(head, inside, order):
         if len(part) == 1:
             order.append(part[0])
         else:
-            _lay_out(part[-1], set(part), order)  # the one that was found first is the loop's head
+            _lay_out(part[-1], set(part), order)  # the block that was found first is the loop's head
 
 
 def _components(head, inside):
-    """Strongly connected parts of the blocks reachable from head, the last first, without the edges back to head."""
+    """Return the strongly connected components reachable from head, last first, without the edges back to head."""
     found, low, stack, parts = {head: 0}, {head: 0}, [head], []
     waiting = set(stack)
     work = [(head, iter(head.successors))]
@@ -96,7 +98,7 @@ def _components(head, inside):
 
 
 def drop_unread(blocks, pinned):
-    """Remove instructions whose results nothing reads and that do nothing else."""
+    """Remove instructions that have no effect but their results, if nothing reads these."""
     read = {}
     for block in blocks:
         for op in block.ops:
@@ -115,9 +117,9 @@ def drop_unread(blocks, pinned):
 
 
 def find_liveness(blocks, extra, pinned):
-    """Set live_in and live_out of each block, sets of registers as the bits of an int; return register -> bit.
+    """Set live_in and live_out of each block, sets of registers as bits of an int; return register -> bit.
 
-    Registers that live in one block only have no bit, save those of `extra`. `pinned` ones are left out.
+    Registers that are live in one block only have no bit, except those in `extra`. `pinned` registers are left out.
     """
     exposed, killed = [], []
     for block in blocks:
@@ -154,10 +156,10 @@ def find_liveness(blocks, extra, pinned):
 
 
 def coalesce(blocks, bit, moves, classes):
-    """Give the two registers of a move one slot where their values never exist side by side; return register -> root.
+    """Give the two registers of a move one slot if they do not interfere; return register -> root.
 
     A compiler leaves such moves at the end of a loop's body. Two registers interfere if one is written where the other
-    is live; at the move itself both hold the same value, so that one does not count.
+    is live. The move itself does not count, because there both hold the same value.
     """
     if not moves:
         return {}
@@ -204,7 +206,7 @@ def coalesce(blocks, bit, moves, classes):
 
 
 def find_intervals(blocks, bit, root, pinned):
-    """Number the ops; return root -> [first, last] over all places where it is live."""
+    """Number the ops; return root -> [first, last] position where it is live."""
     position = 0
     intervals = {}
     for block in blocks:
@@ -219,7 +221,7 @@ def find_intervals(blocks, bit, root, pinned):
                     else:
                         interval[1] = position
             position += 1
-        position += 1  # the end of a block is a place of its own
+        position += 1  # the end of a block has a position of its own
         block.end = position - 1
     registers = list(bit)
 
@@ -246,9 +248,10 @@ def find_intervals(blocks, bit, root, pinned):
 
 
 def place(intervals, classes, begin):
-    """Give each interval a slot from offset `begin` on; return register -> offset and the offset behind the last.
+    """Give each interval a slot from offset `begin` on; return register -> offset, and the offset after the last slot.
 
-    A result's slot is never a source's of the same instruction, unless it is the same register. Predicates come last.
+    A result never shares a slot with a source of the same instruction, unless it is the same register. Predicates come
+    last.
     """
     slots, free, ending, top = {}, ([], [], []), [], begin
     counts = [0]

@@ -1,8 +1,8 @@
-"""A stepper: one warp of a small kernel, one PTX instruction after another, with the registers of its 32 lanes.
+"""Step through one warp of a small kernel, one PTX instruction after another, with the registers of its 32 lanes.
 
-    steps = step(kernel, grid, block, args)     the kernel has run; this is what one of its warps did
-    steps                                       in a notebook: a view to go forward and back in, or a table
-    steps[3].writes["%f1"]                      what the fourth instruction gave each lane
+    steps = step(kernel, grid, block, args)     run the kernel, and record what one of its warps did
+    steps                                       in a notebook: a view to step forward and back, or a table
+    steps[3].writes["%f1"]                      the result of the fourth instruction in each lane
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from luce_edu.machine.report import words
 
 MOST_STEPS = 2000
 WARP = 32
-_SHOWN_STEPS = 40  # of the table where there are no widgets
+_SHOWN_STEPS = 40  # in the table, which is shown if there are no widgets
 _TYPES = {"pred": None, "f32": "f4", "f64": "f8"}
 
 
@@ -31,7 +31,9 @@ _TYPES = {"pred": None, "f32": "f4", "f64": "f8"}
 class Step:
     """One instruction of the warp.
 
-    number    from 0;  text: as the PTX has it;  place: 'file:line' of the source, or ''
+    number    counted from 0
+    text      the line of PTX
+    place     'file:line' of the source, or ''
     lanes     the mask of active lanes
     reads, writes  by register: its value in each of the 32 lanes, before and after (a predicate: bools)
     touched   for a load, store or atomic: (lane, name of the tensor or space, element in units of the access)
@@ -47,7 +49,7 @@ class Step:
 
     @property
     def active(self) -> int:
-        """How many lanes are on."""
+        """Number of active lanes."""
         return self.lanes.bit_count()
 
 
@@ -55,18 +57,18 @@ def step(
     kernel: Kernel, grid, block, args: Sequence, *, at_block: int = 0, warp: int = 0, most: int = MOST_STEPS,
     seed: int = 0, **options,
 ) -> Steps:  # fmt: skip
-    """Run a launch, in the order that `seed` decides, and keep what one warp did at each instruction.
+    """Run a launch in the order that `seed` draws, and record what one warp does at each instruction.
 
-    at_block, warp  whose: the block's number in a row, and the warp's in the block
-    most            instructions to keep; the launch ends there. 32 registers of each take some kilobytes
+    at_block, warp  the block's number, counted along the grid, and the warp's number in the block
+    most            the most instructions to record, after which the launch is stopped; each takes some kilobytes
     options         those of a launch, such as smem
-    Raises LaunchError for a warp that is not there; what a launch raises.
+    Raises LaunchError for a block or warp that does not exist, and the errors of a launch.
     """
     launch = Prepared(kernel, grid, block, args, **options)
     blocks, threads = (size[0] * size[1] * size[2] for size in (launch.grid, launch.block))
     for what, number, count in (("block", at_block, blocks), ("warp", warp, -(-threads // WARP))):
         if type(number) is not int or not 0 <= number < count:
-            raise LaunchError(f"{kernel.name}: {what} {number!r} is not there; there are {count}, counted from 0")
+            raise LaunchError(f"{kernel.name}: expected {what} from 0 to {count - 1}, got {number!r}")
     check_int(f"{kernel.name}: most", most, 1, 100_000, LaunchError)
     program = kernel.program
     at, mask = np.zeros(most, np.int32), np.zeros(most, np.uint32)
@@ -81,13 +83,13 @@ def step(
 
 
 class Steps:
-    """What a warp did, a Step for each PTX instruction; see `step`."""
+    """The record of a warp, with a Step for each PTX instruction; see `step`."""
 
     def __init__(self, launch: Prepared, block: int, warp: int, at, mask, registers):
         self.kernel, self.block, self.warp = launch.kernel, block, warp
         self._launch, self._at, self._mask, self._registers = launch, at, mask, registers
         program = launch.kernel.program
-        # A PTX instruction may be several of the core's; those that the assembler added belong to none.
+        # A PTX instruction may be several of the core's. Those that the assembler added belong to none.
         self._firsts = [
             i for i in range(len(at))
             if program.sources[at[i]] >= 0 and (i == 0 or program.sources[at[i]] != program.sources[at[i - 1]]
@@ -123,7 +125,7 @@ class Steps:
         return places
 
     def _value(self, name: str, slot: int, moment: int, written: bool = False) -> np.ndarray | None:
-        """What a register holds in each lane before the core's instruction `moment`; None where it has no place."""
+        """Return a register's value in each lane before the core's instruction `moment`; None if it has no place."""
         for kind, offset, first, last in self._places.get(name, ()):
             if not first <= slot <= last:
                 continue
@@ -174,7 +176,7 @@ class Steps:
         return f"{self.kernel.name}: block {self.block}, warp {self.warp}, {len(self)} instructions"
 
     def _repr_html_(self) -> str:
-        """A table of the first instructions, for where widgets do not render."""
+        """Return a table of the first instructions, for viewers without widgets."""
         cells = "".join(
             f"<tr><td>{s.number}</td><td>{s.active}</td><td><code>{html.escape(s.place)}</code></td>"
             f"<td style='text-align:left'><code>{html.escape(s.text)}</code></td>"
@@ -188,7 +190,7 @@ class Steps:
         )
 
     def page(self, number: int) -> str:
-        """One step as HTML: the instruction, and its registers and memory for each lane."""
+        """Return one step as HTML: the instruction, and its registers and memory for each lane."""
         s = self[number]
         touched = {lane: f"{name}[{index}]" for lane, name, index in s.touched}
         columns = [(f"{name} before", v) for name, v in s.reads.items()]
@@ -206,12 +208,12 @@ class Steps:
         )
 
     def lines(self) -> list[int]:
-        """The numbers of the steps at which another source line begins."""
+        """Return the numbers of the steps at which another source line begins."""
         places = [s.place for s in self]
         return [n for n, place in enumerate(places) if place and (n == 0 or place != places[n - 1])]
 
     def view(self):
-        """Widgets to go forward and back, by instruction and by source line. ImportError without ipywidgets."""
+        """Make widgets to step forward and back, by instruction and by source line. ImportError without ipywidgets."""
         import ipywidgets as widgets
 
         slider = widgets.IntSlider(0, 0, max(len(self) - 1, 0), description="step")
@@ -240,7 +242,7 @@ class Steps:
         except ImportError:
             display(HTML(self._repr_html_()))
             return
-        # Where a notebook is only read, the table stands in the widget's place.
+        # A viewer that cannot run widgets shows the table instead.
         table = {"text/plain": repr(self), "text/html": self._repr_html_()}
         display((view._repr_mimebundle_() or {}) | table, raw=True)
 
@@ -260,7 +262,7 @@ _STORES = ("st", "red", "bar", "barrier", "bra", "ret", "exit", "call", "fence",
 
 
 def _registers_of(statement: ptx.Instruction) -> tuple[list[str], list[str]]:
-    """Names of the registers that an instruction reads, and of those that it writes."""
+    """Return the names of the registers that an instruction reads, and of those that it writes."""
     found = [list(_names(operand)) for operand in statement.operands]
     written = [] if statement.opcode in _STORES or not found else found[0]
     read = [name for names in (found if written == [] else found[1:]) for name in names]

@@ -1,16 +1,15 @@
-"""The instruction table: what PTX instructions there are, what they read and write, and what the core calls them.
+"""The instruction table: the PTX instructions, their operands, and their names in the core.
 
-One line for a family: `opcode.modifiers | operands | core | needs`.
+A line describes a family: `opcode.modifiers | operands | core | needs`.
 
-modifiers  `{a b}` one of these, `[a b]` one of these or none, `a?` this or nothing, anything else itself. The last
-           `{}` is T, the type of the instruction; a `{}` before it that holds types is U.
-operands   in PTX's order. The first letter is d (result) or s (source), then a type: T and U as above, W (twice as
-           wide as T), or one by name: `s32` in the fourth column of `shl` would be `sb32`. A source predicate may be
-           negated. Lines that end in `@name` are lowered by the method of that name in assemble.py, which knows their
-           operands.
-core       how the core spells it: empty for as PTX does, `b` for the type's bits alone (where the sign makes no
-           difference), or a name with `*` for T. Words that say nothing to the core (DROPPED) are left out.
-needs      the first architecture that has it, as ptxas says: `80` is sm_80, `90a` only sm_90a.
+modifiers  `{a b}`: one of these; `[a b]`: one of these or none; `a?`: this or nothing; other words stand for
+           themselves. The last `{}` is T, the type of the instruction; a `{}` before it that holds types is U.
+operands   in the order of PTX. The first letter is d (result) or s (source); the type follows: T or U as above, W
+           (twice as wide as T), or a name, as in `sb32`, a source of 32 bits. A source predicate may be negated. Lines
+           that end in `@name` are lowered by the method of that name in lower.py, which knows their operands.
+core       the name in the core: empty if it is that of PTX, `b` for the type's bits (if the sign makes no difference),
+           or a name with `*` for T. Words without meaning for the core (DROPPED) are left out.
+needs      the first architecture that has it, by ptxas: `80` is sm_80 or newer, `90a` only sm_90a.
 
 Source: PTX ISA 9.0, chapter 9, the syntax and "Target ISA Notes" of each instruction.
 """
@@ -18,7 +17,7 @@ Source: PTX ISA 9.0, chapter 9, the syntax and "Target ISA Notes" of each instru
 import re
 from functools import lru_cache
 
-BITS = {  # of each type a register or an instruction can have
+BITS = {  # of each type that a register or an instruction can have
     **{f"{letter}{bits}": bits for letter in "bsu" for bits in (8, 16, 32, 64, 128)},
     "f16": 16, "bf16": 16, "f16x2": 32, "bf16x2": 32, "u16x2": 32, "s16x2": 32, "f32": 32, "f64": 64, "tf32": 32,
     "e4m3x2": 16, "e5m2x2": 16, "pred": 1,
@@ -243,7 +242,7 @@ stmatrix.sync.aligned.m8n8.{{x1 x2 x4}}.trans?.[shared shared::cta].b16 | @stmat
 movmatrix.sync.aligned.m8n8.trans.b16  | db32 sb32 | | 75
 """
 
-# The shapes of mma, as shape.result:inputs: registers of A, of B, of C and D, and the first architecture.
+# The shapes of mma, as shape.result:inputs -> registers of A, of B, of C and D, and the first architecture.
 MMA = {
     "m8n8k4.f16:f16": (2, 2, 4, 70), "m16n8k8.f16:f16": (2, 1, 2, 75), "m16n8k16.f16:f16": (4, 2, 2, 80),
     "m8n8k4.f32:f16": (2, 2, 8, 70), "m16n8k8.f32:f16": (2, 1, 4, 75), "m16n8k16.f32:f16": (4, 2, 4, 80),
@@ -254,7 +253,7 @@ MMA = {
 }  # fmt: skip
 MMA_KIND = {"s8": "int8", "u8": "int8", "e4m3": "fp8", "e5m2": "fp8"}
 
-# Instructions that PTX has and this machine does not, by the start of their name, and what to say.
+# PTX instructions that the virtual GPU does not support: the start of the name, and the words for the message.
 UNSUPPORTED = {
     "tex": "textures", "tld4": "textures", "txq": "textures", "istypep": "textures", "suld": "surfaces",
     "sust": "surfaces", "sured": "surfaces", "suq": "surfaces", "wmma": "wmma; use mma.sync", "wgmma": "wgmma",
@@ -267,7 +266,7 @@ UNSUPPORTED = {
 
 
 class Line:
-    """One line of the table: `match` recognises modifiers, the rest says what to do with them."""
+    """One line of the table: `match` recognises its modifiers, the other fields are its columns."""
 
     __slots__ = ("pattern", "operands", "core", "method", "needs", "match")
 
@@ -283,7 +282,7 @@ class Line:
         self.match = None
 
     def fits(self, modifiers):
-        """The types {T: …, U: …} if these modifiers, each with a dot before it, are this line's; else None."""
+        """Return the types {T: …, U: …} if this line has these modifiers, each with a dot before it; else None."""
         if self.match is None:
             self.match = re.compile(_expression(self.pattern.partition(".")[2])).fullmatch
         found = self.match(modifiers)
@@ -296,7 +295,7 @@ class Line:
 
 
 def _expression(pattern):
-    """The regular expression for the modifiers of a line."""
+    """Return the regular expression for the modifiers of a line."""
     if pattern == "*":
         return ".*"
     text = ""
@@ -315,7 +314,7 @@ def _expression(pattern):
 
 @lru_cache(maxsize=1)
 def lines():
-    """The table: opcode -> its lines."""
+    """Return the table: opcode -> its lines."""
     table = {}
     for text in TABLE.splitlines():
         if text and not text.startswith("#"):
@@ -325,7 +324,7 @@ def lines():
 
 
 def core_name(line, opcode, modifiers, types):
-    """What the core calls this instruction."""
+    """Return the core's name of this instruction."""
     words = [word for word in modifiers if word not in DROPPED]
     kind = types["T"]
     if line.core == "b" and kind:

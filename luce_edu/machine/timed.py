@@ -1,6 +1,6 @@
-"""Launches with the clock on: when each machine instruction issues, on a card that its constants describe.
+"""Run launches with the clock on, which models when each machine instruction issues on a card.
 
-What is computed is what every run computes. All times are modelled, for the card that they name.
+The kernels' results are the same as without a clock. All times are modelled, for the card that they name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WAIT = np.dtype([
 _REASONS = ("slot", "operand", "memory", "barrier")
 INSTRUCTION_TIMES = np.dtype([(name, "f8") for name in ("issued", *_REASONS)])
 QUADRANTS = 4  # of an SM
-_ALIGNMENT = 512  # bytes, as cudaMalloc and PyTorch have it
+_ALIGNMENT = 512  # bytes, as with cudaMalloc and PyTorch
 _NO_WAITS = 1e300
 _MOST_WAITS = 1_000_000
 _MOST_BUCKETS = 1 << 20
@@ -71,15 +71,15 @@ class ClockText(ctypes.Structure):
 
 @dataclass(frozen=True)
 class LaunchTimes:
-    """What the clock says of one launch; modelled.
+    """The modelled times of one launch.
 
-    begin_us, us     from the start of the run, and from its first block to its last
-    gap_us           between the end of the launch before it and its begin
-    dram_read_bytes, dram_written_bytes, l2_bytes  moved
+    begin_us, us     its start, counted from the start of the run, and its duration from the first block to the last
+    gap_us           time between the end of the launch before it and its start
+    dram_read_bytes, dram_written_bytes, l2_bytes  bytes moved
     l1_hits, l1_misses   sectors of 32 bytes
     issued           machine instructions of warps
     waited_us        of all warps together, for: an issue slot or pipe, operands, memory, barriers
-    instructions     by machine instruction (INSTRUCTION_TIMES), in cycles; `schedule` says which they are
+    instructions     by machine instruction (INSTRUCTION_TIMES), in cycles; `schedule` describes them
     """
 
     kernel: str
@@ -100,11 +100,12 @@ class LaunchTimes:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What happened when, on which SM. Times are in cycles from the start of the run.
+    """The time line of a run, SM by SM. Times are in cycles from the start of the run.
 
-    waits       rows of WAIT: a block at a barrier, from its first warp's coming until it opened; `launch` counts from
-                0, and `row` is a slot of the kernel's code. Row -1: from when to when the block was on its SM
-    dram_bytes  that DRAM has moved, by bucket
+    waits       rows of WAIT: a block at a barrier, from the arrival of its first warp until the barrier opened.
+                `launch` counts from 0, and `row` is a slot of the kernel's code. Row -1: the time of the block on its
+                SM
+    dram_bytes  bytes that DRAM moved, by bucket
     """
 
     waits: np.ndarray
@@ -113,7 +114,7 @@ class Timeline:
 
 
 class Device:
-    """A card with a clock. Its L2 stays warm from run to run."""
+    """A card with a clock. Its L2 keeps its contents from run to run."""
 
     def __init__(self, clock: Clock):
         self.clock = clock
@@ -124,7 +125,7 @@ class Device:
         self._end = 0
 
     def place(self, launch: Prepared) -> np.ndarray:
-        """Addresses of a launch's tensors here. They get their places by name, so that each run has the same."""
+        """Return the addresses of a launch's tensors on this card, which depend only on the names."""
         tensors = launch.tensors
         for _, bounds in sorted(zip(tensors.names, tensors.bounds, strict=True)):
             if bounds not in self._places:
@@ -138,7 +139,7 @@ class Device:
 
 
 def times_of(clock: Clock) -> Times:
-    """A card's constants as the core takes them."""
+    """Convert a card's constants to the core's struct."""
     return Times(
         sm_count=clock.sm_count, shared_latency=clock.shared_latency, l1_latency=clock.l1_latency,
         l2_latency=clock.l2_latency, dram_latency=clock.dram_cycles, load_64_extra=clock.load_64_extra,
@@ -163,12 +164,12 @@ _schedules: dict[tuple, tuple[Program, Schedule]] = {}
 
 
 def schedule_of(program: Program, clock: Clock) -> Schedule:
-    """The machine instructions of a program on a card; found once."""
+    """Return the machine instructions of a program on a card; computed once."""
     key = id(program), clock.arithmetic
     if key not in _schedules:
         if len(_schedules) > 256:
             _schedules.clear()
-        _schedules[key] = program, schedule(program, clock)  # the program stays, and with it its id
+        _schedules[key] = program, schedule(program, clock)  # keeps the program alive, so that no other gets its id
     return _schedules[key][1]
 
 
@@ -176,12 +177,12 @@ def run_timed(
     launches: Sequence[Prepared], device: Device | None = None, *, gap_us: float | Sequence[float] = 0.0,
     threads: int | None = None, wait_from_us: float | None = None, bucket_us: float = 1.0,
 ) -> tuple[list[LaunchTimes], Timeline]:  # fmt: skip
-    """Run launches one after another with the clock on. A dependent one does not overlap the one before it.
+    """Run launches one after another with the clock on. A dependent launch does not overlap the one before it.
 
-    device   the card; None: the launches' own, with nothing in L2
-    gap_us   from the end of the launch before to the first block of each
-    wait_from_us  waits this long go into the time line; None: no time line
-    Raises LaunchError for no launch; KernelError and KeyboardInterrupt as `run` does.
+    device   the card; None: that of the launches, with an empty L2
+    gap_us   by launch: time from the end of the launch before to its first block
+    wait_from_us  the shortest wait that goes into the time line; None: no time line
+    Raises LaunchError if there is no launch; KernelError and KeyboardInterrupt as `run` does.
     """
     if not launches:
         raise LaunchError("nothing to time: no launch")
@@ -222,8 +223,8 @@ def run_timed(
         for launch, t, times, s, gap in zip(launches, timed, instructions, schedules, gaps, strict=True)
     ]  # fmt: skip
     if text.waits_count > len(waits):
-        raise LaunchError(f"the time line has room for {len(waits):,} waits, and there are {text.waits_count:,}")
-    waits = waits[: text.waits_count].copy()  # of both arrays only what was written takes memory
+        raise LaunchError(f"the time line has room for {len(waits):,} waits, got {text.waits_count:,}")
+    waits = waits[: text.waits_count].copy()  # only the written part of both arrays takes memory
     for end in ("begin", "end"):
         waits[end] -= origin
     timeline = Timeline(waits, dram_use[: min(text.dram_count, len(dram_use))].copy(), bucket_us)
