@@ -18,6 +18,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luce_edu.errors import NotMeasured
+
 if TYPE_CHECKING:
     from luce_edu.measure.records.rows import NotRun
 
@@ -38,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"luce-edu: {error}", file=sys.stderr)
         return BAD_INPUT
+    except NotMeasured as error:
+        print(f"luce-edu: {args.command}: {error}", file=sys.stderr)
+        return NOT_MEASURED
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -50,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description="From plain PyTorch to one launch per token, every stage checked against the one before.",
     )
     parser.add_argument("--version", action="version", version=luce_edu.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="show what this machine has, and how to get what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
@@ -295,7 +300,6 @@ def _bench(args) -> int:
     import torch
 
     import luce_edu
-    from luce_edu.errors import NotMeasured
     from luce_edu.measure.bench.bench import CONTEXTS, PROMPTS, STEPS, bench
     from luce_edu.measure.bench.systems import make_systems
     from luce_edu.measure.constants import datasheet_bandwidth
@@ -312,18 +316,13 @@ def _bench(args) -> int:
         baselines=not args.no_baselines, gguf=args.gguf,
     )  # fmt: skip
     if not torch.cuda.is_available():
-        print("luce-edu: bench: no CUDA GPU found, and the virtual GPU cannot be timed", file=sys.stderr)
-        return NOT_MEASURED
+        raise NotMeasured("no CUDA GPU found, and the virtual GPU cannot be timed")
     where = f"{torch.cuda.get_device_name()}, {args.model} (measured now)"
-    try:
-        with _console(stderr=True).status("measuring") as status:
-            result = bench(
-                model, makers, contexts=contexts, prompts=prompts, where=where,
-                datasheet_gb_per_s=datasheet_bandwidth(), progress=status.update,
-            )  # fmt: skip
-    except NotMeasured as error:
-        print(f"luce-edu: bench: {error}", file=sys.stderr)
-        return NOT_MEASURED
+    with _console(stderr=True).status("measuring") as status:
+        result = bench(
+            model, makers, contexts=contexts, prompts=prompts, where=where,
+            datasheet_gb_per_s=datasheet_bandwidth(), progress=status.update,
+        )  # fmt: skip
     if args.json:
         parts = {name: as_json(getattr(result, name)) for name in ("decode", "prefill", "not_run")}
         print(json.dumps({"kind": "measured", "where": result.where} | parts, indent=2))
@@ -434,16 +433,10 @@ def _gpu(args) -> int:
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        print(f"luce-edu: gpu: PyTorch cannot be imported ({error}); type: pip install torch", file=sys.stderr)
-        return NOT_MEASURED
-    from luce_edu.errors import NotMeasured
+        raise NotMeasured(f"PyTorch cannot be imported ({error}); type: pip install torch") from None
     from luce_edu.measure.bench.gpu import run
 
-    try:
-        return _recorded(*run(args.out, draw=_draw, model_name=args.model, say=partial(print, flush=True)), args)
-    except NotMeasured as error:
-        print(f"luce-edu: gpu: {error}", file=sys.stderr)
-        return NOT_MEASURED
+    return _recorded(*run(args.out, draw=_draw, model_name=args.model, say=partial(print, flush=True)), args)
 
 
 def _recorded(record, drawn: Sequence[Path], args) -> int:
@@ -470,7 +463,6 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
 
 
 def _sweep(args) -> int:
-    from luce_edu.errors import NotMeasured
     from luce_edu.measure.bench.bench import WrongChoice
 
     if args.restore:
@@ -482,9 +474,6 @@ def _sweep(args) -> int:
     except WrongChoice as error:
         print(f"luce-edu: sweep: {args.stage}: {error}", file=sys.stderr)
         return DOES_NOT_HOLD
-    except NotMeasured as error:
-        print(f"luce-edu: sweep: {error}", file=sys.stderr)
-        return NOT_MEASURED
 
 
 def _sweep_limits(args) -> int:

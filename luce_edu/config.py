@@ -32,6 +32,7 @@ _SIZES = {
     "max_position_embeddings": 32768,
 }
 _QUANTISED = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
+BF16_COPY = "quantised weights are not supported; take the bf16 checkpoint that they were made from"
 _RMS_NORM_EPS, _FULL_ATTENTION_INTERVAL = 1e-6, 4
 _ROPE_THETA, _PARTIAL_ROTARY_FACTOR = 1e4, 0.25
 
@@ -80,10 +81,7 @@ class ModelConfig:
         for part, name in itertools.product((config, text), _QUANTISED):
             if quantised := part.get(name):
                 method = quantised.get("quant_method", quantised) if isinstance(quantised, Mapping) else quantised
-                raise ConfigError(
-                    f"config: {name} ({method!r:.60}): quantised weights are not supported; take the bf16 checkpoint "
-                    "that they were made from"
-                )
+                raise ConfigError(f"config: {name} ({method!r:.60}): {BF16_COPY}")
         sizes = {name: _positive_int(text, name, default) for name, default in _SIZES.items()}
         rope = _rope(config, text)
         ties = [part.get("tie_word_embeddings", False) for part in (config, text)]

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from luce_edu.checkpoint import check_start, safetensors_files
-from luce_edu.config import LINEAR_ATTENTION, ModelConfig
+from luce_edu.config import BF16_COPY, LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CheckpointError, check_seed
 
 _DTYPES = ("BF16", "F16", "F32", "F64")  # dtypes in which a text tensor may be stored, by safetensors' names
@@ -37,7 +37,6 @@ _QUANTISED = re.compile(
     r"|.*(absmax|quant_map|quant_state\..*|_scale|_scale_inv|_scale_2|_zero_point))"
 )
 _SAME = "take the weights and their own config.json, in transformers' layout"
-_BF16_COPY = "quantised weights are not supported; take the bf16 checkpoint that they were made from"
 
 
 @dataclass
@@ -238,7 +237,7 @@ def load_weights(folder: str | Path, config: ModelConfig) -> Weights:
 def _check_kind(entry: _Entry) -> None:
     """Raise CheckpointError if a tensor's name shows a quantised checkpoint or one of another project."""
     if _QUANTISED.fullmatch(entry.name):
-        raise CheckpointError(f"{entry.name}: in {entry.path}: {_BF16_COPY}")
+        raise CheckpointError(f"{entry.name}: in {entry.path}: {BF16_COPY}")
     for prefix, remedy in _FOREIGN.items():
         if entry.name.startswith(prefix):
             raise CheckpointError(f"{entry.name}: in {entry.path}: the prefix {prefix!r} is {remedy}")
@@ -283,7 +282,7 @@ def _check_entries(entries: dict[str, _Entry], expected: dict[str, tuple[int, ..
         entry = entries[name]
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}; {_BF16_COPY}"
+                f"{name}: expected dtype {', '.join(_DTYPES)}, got {entry.dtype} in {entry.path}; {BF16_COPY}"
             )
         if entry.shape != shape:
             raise CheckpointError(
