@@ -1,7 +1,7 @@
 """Find the rules that a kernel breaks, with source lines, threads and the element of memory.
 
     sanitize("megakernel")                                              one token of a stage, on tiny
-    sanitize("per_layer.delta_rule", "race")                            the token in which the kernel runs, one tool
+    sanitize("per_layer.delta_rule", "race")                            a token with this kernel, with one tool
     sanitize(source, kernel="barrier", grid=8, block=64, args={"x": x}) CUDA C++ in a string
     sanitize(source, kernel="mine", against="torch.add")                the same on the inputs of a %%kernel cell
     sanitize(verdict)                                                   a %%kernel cell, kept with --as
@@ -41,7 +41,7 @@ RACE_ORDERS = (None, 0, 1)  # seeds for `race`; None is the usual order
 ORDERS, STAGE_ORDERS = 20, 3  # orders for `sync` and `order`; fewer for a stage, which launches hundreds of kernels
 LINE_CHARACTERS = 64  # of a source line in a table
 
-# What each tool looks for.
+# The faults that each tool finds.
 TOOLS = {
     "race": "two accesses that nothing orders",
     "mem": "accesses outside of tensors, misaligned ones, writes to constant memory",

@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 
 def progress_file() -> Path | None:
-    """Where the names of solved exercises are kept; LUCE_PROGRESS names another file, or none where it is empty."""
+    """Return the file of solved exercises. LUCE_PROGRESS names another one; if it is empty, there is none."""
     if "LUCE_PROGRESS" in os.environ:
         return Path(os.environ["LUCE_PROGRESS"]) if os.environ["LUCE_PROGRESS"] else None
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "luce_edu" / "progress.json"
@@ -32,7 +32,7 @@ def progress_file() -> Path | None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process at a time is inside, for each folder; the system frees it where a process ends."""
+    """Let only one process at a time run the body, for each folder. The system releases the lock if a process ends."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

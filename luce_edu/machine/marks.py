@@ -1,4 +1,4 @@
-"""Marks on memory: elements that nobody has written yet, and elements whose writer is looked for."""
+"""Marks on memory: elements that have not been written yet, and elements whose writer is searched."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _POISON = 0xFF  # a NaN in every float format, and -1 in an integer
 
 
 class Marks:
-    """What `run` is to watch in memory. A kernel's read of an element that holds nothing yet is then a fault.
+    """The elements that `run` watches. If a kernel reads one that has not been written yet, that is a fault.
 
-    unwritten  tensors and views of tensors, on the CPU, that hold nothing yet. They are filled with 0xFF bytes. An
-               element that holds something else when a launch starts was written by the host, and loses its mark; an
-               element that a kernel writes loses it as well
+    unwritten  tensors and views of tensors, on the CPU, that have not been written yet. They are filled with 0xFF
+               bytes. An element with other bytes when a launch starts was written by the host, and loses its mark; so
+               does an element that a kernel writes
     """
 
     def __init__(self, unwritten: Iterable[torch.Tensor] = ()):
-        self._marks: dict[int, torch.Tensor] = {}  # by address of the storage, a byte for each of its bytes
+        self._marks: dict[int, torch.Tensor] = {}  # by address of the storage: a mark per byte
         self._unwritten: list[tuple[torch.Tensor, torch.Tensor]] = []
         for tensor in unwritten:
             if not tensor.numel():
@@ -34,11 +34,11 @@ class Marks:
             self._unwritten.append((memory, marks))
 
     def guard(self, tensor: torch.Tensor, element: int) -> None:
-        """Make a write to the element of this flat index a fault, which says who writes it."""
+        """Make a write to the element of this flat index a fault, whose report names the thread that writes it."""
         _bytes_of(tensor, self._marks_of(tensor)).view(-1, tensor.element_size())[element] = GUARDED
 
     def written(self, tensor: torch.Tensor) -> None:
-        """Take the marks off a tensor that the host has written, whatever its elements are now."""
+        """Remove the marks of a tensor that the host has written, whatever its elements are now."""
         if tensor.untyped_storage().data_ptr() in self._marks:
             _bytes_of(tensor, self._marks_of(tensor)).zero_()
 
@@ -49,7 +49,7 @@ class Marks:
         return self._marks[storage.data_ptr()]
 
     def ranges(self) -> ctypes.Array:
-        """What the core takes; asked for before each run, as the host may have written since the last."""
+        """Return the core's structs. Called before each run, because the host may have written since the last."""
         for memory, marks in self._unwritten:
             is_written = (memory != _POISON).any(-1, keepdim=True)
             marks.masked_fill_(is_written & (marks == UNWRITTEN), 0)
@@ -59,7 +59,7 @@ class Marks:
 
 
 def _bytes_of(tensor: torch.Tensor, storage: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor in a copy of its storage, uint8 [*tensor.shape, bytes of an element]."""
+    """View a tensor's bytes in a copy of its storage: uint8 [*tensor.shape, bytes of an element]."""
     size = tensor.element_size()
     strides = [size * stride for stride in tensor.stride()]
     return storage.as_strided([*tensor.shape, size], [*strides, 1], size * tensor.storage_offset())
