@@ -262,7 +262,7 @@ def _walkthrough(args) -> int:
     except NotebookError as error:
         print(f"luce-edu: {error}", file=sys.stderr)
         return DOES_NOT_HOLD
-    if args.only:  # whoever runs a single notebook does not wait for the table
+    if args.only:  # for a single notebook, the table would take longer than the run
         return HOLDS
     with console.status("verifying the stages") as status:
         table = luce_edu.stage_table(luce_edu.load_model("tiny"), progress=status.update)

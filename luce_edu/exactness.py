@@ -306,13 +306,13 @@ class PromptListener:
         ]
 
     def _of_chunks(self, dtype, qkv, chunks):
-        """q, k [chunks, CHUNK, value heads, key_width] and v [chunks, CHUNK, value heads, V]."""
+        """Return q, k [chunks, CHUNK, value heads, key_width] and v [chunks, CHUNK, value heads, V]."""
         c = self.config
         width = _key_width(qkv, c)
         rows = qkv[: chunks * CHUNK].to(dtype).unflatten(0, (chunks, CHUNK))
         q, k, v = rows.split([c.linear_num_key_heads * width] * 2 + [c.value_dim], dim=-1)
-        served = c.linear_num_value_heads // c.linear_num_key_heads
-        q, k = (x.unflatten(-1, (-1, width)).repeat_interleave(served, dim=-2) for x in (q, k))
+        repeats = c.linear_num_value_heads // c.linear_num_key_heads
+        q, k = (x.unflatten(-1, (-1, width)).repeat_interleave(repeats, dim=-2) for x in (q, k))
         return q, k, v.unflatten(-1, (c.linear_num_value_heads, -1))
 
     def _gated_rms_norm(self, dtype, before, o, projected, tokens, weight, mixed):
@@ -341,7 +341,7 @@ class PromptListener:
         ]
 
     def _projected(self, dtype, projected, length):
-        """q, gate [length, heads, head_dim], k and v [length, kv heads, head_dim]."""
+        """Return q, gate [length, heads, head_dim], k and v [length, kv heads, head_dim]."""
         c = self.config
         kv_dim = c.num_key_value_heads * c.head_dim
         q_dim = c.num_attention_heads * c.head_dim
@@ -352,8 +352,8 @@ class PromptListener:
     def _attention(self, dtype, before, q, k_cache, v_cache, projected, tokens, mixed, room):
         c, (position, length) = self.config, tokens[:2].tolist()
         _, gate, _, _ = self._projected(dtype, projected, length)
-        served, seen = c.num_attention_heads // c.num_key_value_heads, position + length
-        k, v = (cache[:, :seen].to(dtype).repeat_interleave(served, dim=0) for cache in (k_cache, v_cache))
+        repeats, seen = c.num_attention_heads // c.num_key_value_heads, position + length
+        k, v = (cache[:, :seen].to(dtype).repeat_interleave(repeats, dim=0) for cache in (k_cache, v_cache))
         queries = q[:length].to(dtype).unflatten(-1, (-1, c.head_dim)).transpose(0, 1)
         future = torch.ones(length, seen, dtype=torch.bool, device=q.device).triu(position + 1)
         scores = (queries @ k.mT).masked_fill(future, float("-inf"))

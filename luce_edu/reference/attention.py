@@ -12,7 +12,7 @@ def causal_attention(q, k, v):
     """Return softmax(q k^T / sqrt(D)) v; q [..., T, H, D], k, v [..., S, Hkv, D], S >= T; the result has q's shape.
 
     The T queries are those of the last T of the S positions. Each sees the positions up to its own.
-    Each key head serves H / Hkv consecutive query heads. The softmax is fp32 or wider.
+    H / Hkv consecutive query heads share a key head. The softmax is fp32 or wider.
     """
     tokens, heads, head_dim = q.shape[-3:]
     total, kv_heads = k.shape[-3:-1]

@@ -23,9 +23,9 @@ def deltanet(x, layer, config, *, conv_state, recurrent_state, chunked=True):
     key_dim, heads = config.linear_key_head_dim, config.linear_num_value_heads
     qkv = at_least_fp32(causal_conv(project("in_proj_qkv"), layer["linear_attn.conv1d.weight"], conv_state))
     q, k, v = qkv.split([config.key_dim, config.key_dim, config.value_dim], dim=-1)
-    # Each key head serves consecutive value heads.
-    served = heads // config.linear_num_key_heads
-    q, k = (l2_norm(h.unflatten(-1, (-1, key_dim))).repeat_interleave(served, dim=-2) for h in (q, k))
+    # Consecutive value heads share a key head.
+    repeats = heads // config.linear_num_key_heads
+    q, k = (l2_norm(h.unflatten(-1, (-1, key_dim))).repeat_interleave(repeats, dim=-2) for h in (q, k))
     v = v.unflatten(-1, (heads, -1))
     g, beta = delta_rule_gates(
         project("in_proj_a"), project("in_proj_b"), layer["linear_attn.A_log"], layer["linear_attn.dt_bias"]
