@@ -1,4 +1,4 @@
-"""What a launch, a grid barrier and a byte cost on the GPU that is there: the constants of the cost model."""
+"""Measure the constants of the cost model on a GPU: the cost of a launch, of a grid barrier and of a byte."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from luce_edu.measure.schema import Positive
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS
 
 SOURCE, KERNELS = "microbench.cu", ("nothing", "barriers", "read_all", "copy_all")
-MANY = 200  # launches or barriers a round
-PASSES = 4  # over the memory a round
-BYTES = 2**30  # larger than any L2, so that a pass comes from memory
+MANY = 200  # launches or barriers per round
+PASSES = 4  # over the memory, per round
+BYTES = 2**30  # larger than any L2, so that every pass reads from memory
 ROUNDS = 15
-LOAD_US = 5e5  # of work before the first round: an idle GPU has a low clock, an H200 345 of its 1980 MHz
+LOAD_US = 5e5  # of work before the first round, as an idle GPU has a low clock: an H200 345 of its 1980 MHz
 
 
 @dataclass(frozen=True)
 class LaunchCosts:
-    """Microseconds each, of many back to back; dependent_us is None before Hopper.
+    """µs per launch or barrier, of many back to back. dependent_us is None on GPUs before Hopper.
 
-    plain_us is what takes longer, the CPU to ask for a launch or the GPU to do it.
+    plain_us is the longer of two times: the CPU's to enqueue a launch and the GPU's to start it.
     """
 
     plain_us: Positive
@@ -36,7 +36,7 @@ class LaunchCosts:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """GB/s (10^9 bytes): reading alone; copying, bytes read plus bytes written; the datasheet's, where it is known."""
+    """GB/s (10^9 bytes) of reading, of copying (bytes read plus written), and of the datasheet, None if unknown."""
 
     read: Positive
     copy: Positive
@@ -44,7 +44,7 @@ class Bandwidth:
 
 
 def measure_launch_costs(backend=None) -> LaunchCosts:
-    """Raises ValueError where there is no GPU that can serve."""
+    """Time launches and grid barriers on the GPU. Raises ValueError without a GPU that can run our kernels."""
     backend = backend or make_backend("cuda")
     plain = _loaded(backend, dependent=False)
     graph, prepared = backend.capture(plain), backend.prepare(plain)
@@ -65,16 +65,16 @@ def measure_launch_costs(backend=None) -> LaunchCosts:
         plain_us=us["plain"] / MANY,
         graph_us=us["graph"] / MANY,
         dependent_us=us["dependent"] / MANY if "dependent" in us else None,
-        barrier_us=(us["long"] - us["short"]) / (2 * MANY),  # of two lengths, so that the launch itself drops out
+        barrier_us=(us["long"] - us["short"]) / (2 * MANY),  # the difference removes the launch
     )
 
 
 def _round_us(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median microseconds of what each of `works` enqueues.
+    """Return the median µs of each of `works`, by name.
 
-    The GPU is put under load first, so that its clock has risen; then the works take turns, so that a clock which still
-    drifts changes all of them alike. Each is enqueued twice in a turn and timed the second time: the GPU is busy with
-    the first while the CPU asks for the second, so the CPU's time to ask for it is not counted.
+    The GPU runs under load first, so that its clock rises. Then the works take turns, so that a drifting clock changes
+    all of them alike. In its turn, each is enqueued twice and timed the second time. The GPU is still busy with the
+    first while the CPU enqueues the second, so the CPU's time is not counted.
     """
     worked = 0.0
     while worked < LOAD_US:
@@ -88,13 +88,13 @@ def _round_us(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _blocks(backend, kernel) -> int:
-    """A block for each multiprocessor, as the stages' kernels have it or nearly so."""
+    """Return one block per SM, about the grid of the stages' kernels."""
     resident = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)
     return min(resident, torch.cuda.get_device_properties(backend.device).multi_processor_count)
 
 
 def _loaded(backend, *, dependent: bool):
-    """Enqueues MANY launches of the kernel that does nothing; has done so once, as no kernel may load in a capture."""
+    """Return a function that enqueues MANY empty launches. It has run once, as a capture must not load a kernel."""
     defines = {"BLOCK_THREADS": BLOCK_THREADS} | ({"DEPENDENT_LAUNCH": 1} if dependent else {})
     kernel = backend.compile(SOURCE, KERNELS, defines)["nothing"]
     blocks = _blocks(backend, kernel)
@@ -108,7 +108,7 @@ def _loaded(backend, *, dependent: bool):
 
 
 def measure_bandwidth(backend=None, *, size: int = BYTES) -> Bandwidth:
-    """Read and copy `size` bytes of random bits; raises ValueError where there is no GPU that can serve."""
+    """Time reading and copying `size` random bytes. Raises ValueError without a GPU that can run our kernels."""
     backend = backend or make_backend("cuda")
     module = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})
     vectors = size // 16
@@ -117,7 +117,7 @@ def measure_bandwidth(backend=None, *, size: int = BYTES) -> Bandwidth:
 
     def passes(name: str, *args):
         kernel = module[name]
-        blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)  # asked here, as it takes the CPU's time
+        blocks = backend.max_resident_blocks(kernel, BLOCK_THREADS, 0)  # outside `enqueue`, as it takes CPU time
 
         def enqueue():
             for _ in range(PASSES):
@@ -135,6 +135,6 @@ def measure_bandwidth(backend=None, *, size: int = BYTES) -> Bandwidth:
 
 
 def datasheet_bandwidth() -> float | None:
-    """GB/s by the datasheet of the GPU that is there, found by its name; None for one that is not in the table."""
+    """Return the datasheet's GB/s of the current GPU, by its name; None if it is not in the table of cards."""
     card = card_of(torch.cuda.get_device_name())
     return card and card.memory_gb_per_s

@@ -1,7 +1,7 @@
-"""Joules of a loop that runs for seconds: from NVML's energy counter, with power samples beside it.
+"""Measure the joules of a loop that runs for seconds, by NVML's energy counter and by power samples.
 
-Gross: whatever the board drew in the window, idle included. The idle draw just before is kept, so that a reader can
-take it off. No joules are given for a single kernel: the counter is far too coarse for one.
+Joules are gross: all that the board draws in the window, its idle draw included. The idle draw before the window is
+kept, so that it can be subtracted. The counter is too coarse to measure a single kernel.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
 
-LEAST_SECONDS = 2.0  # the counter ticks every 10 to 100 ms, so a window of 2 s is known to 5 % at worst
+LEAST_SECONDS = 2.0  # the counter advances every 10 to 100 ms, so a window of 2 s is at most 5 % off
 SAMPLE_EVERY = 0.02  # seconds
 
 
 @dataclass(frozen=True)
 class Energy:
-    """One window. joules from `method`; sampled_joules from power samples alone, where there were some."""
+    """One window: joules by `method` ("counter" or "samples"), and by power samples if there were any."""
 
     work: int
     seconds: float
@@ -31,12 +31,12 @@ class Energy:
 
     @property
     def per_joule(self) -> float:
-        """Work for a joule, gross: tokens, if the work was counted in tokens."""
+        """Work per joule, gross: tokens per joule if the work is counted in tokens."""
         return self.work / self.joules
 
 
 def measure_idle(sensors: Sensors, *, seconds: float = LEAST_SECONDS, wait=time.sleep) -> float:
-    """Mean draw in watts over a window in which the caller does nothing; NotMeasured where power cannot be read."""
+    """Return the mean draw in watts over a window without work. Raises NotMeasured if power cannot be read."""
     samples = []
     for _ in range(max(1, round(seconds / SAMPLE_EVERY))):
         samples.append(sensors.power_w())
@@ -52,10 +52,12 @@ def measure_energy(
     idle_w: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Energy:
-    """Call `run`, which does some work, waits for it and returns how much it was, until `seconds` have passed.
+    """Call `run` until `seconds` have passed, and return the work and the joules of this window.
 
-    Raises ValueError for a window below LEAST_SECONDS, and NotMeasured, with the reason, where neither the counter nor
-    power can be read, where the counter went backwards or stood still, or where nothing was done.
+    run     does some work, waits for it and returns its amount
+    idle_w  the idle draw, which is kept in the result
+    Raises ValueError for a window below LEAST_SECONDS. Raises NotMeasured, with the reason, if neither the counter nor
+    power can be read, if the counter did not advance or went back, or if no work was done.
     """
     if not seconds >= LEAST_SECONDS:
         raise ValueError(f"seconds: expected {LEAST_SECONDS:g} or more, got {seconds!r}")
@@ -81,14 +83,15 @@ def measure_energy(
     if after < before:
         raise NotMeasured(f"energy counter: it went back from {before:.3f} to {after:.3f} J, so it has wrapped")
     if after == before:
-        raise NotMeasured(f"energy counter: it stood still for {elapsed:.1f} s")
+        raise NotMeasured(f"energy counter: it did not advance for {elapsed:.1f} s")
     return Energy(work, elapsed, after - before, sampled, idle_w, "counter")
 
 
 class _Sampler:
-    """Mean power over a window, from a thread of its own.
+    """Samples power in its own thread and gives the mean over the window.
 
-    mean_w is None, and `missing` says why, where power cannot be read to the window's end: half of it is no mean.
+    mean_w is None, and `missing` says why, if power cannot be read until the end of the window, as samples of a part
+    do not give its mean.
     """
 
     def __init__(self, sensors: Sensors, clock: Callable[[], float]):

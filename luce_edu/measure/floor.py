@@ -1,4 +1,4 @@
-"""The least that a decode step and a prompt can cost: the bytes that must move, and the operations. All modelled."""
+"""The least bytes and operations of a decode step and of a prompt, from the config. All modelled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from luce_edu.config import ModelConfig
 
 @dataclass(frozen=True)
 class DecodeBytes:
-    """Bytes that one token must move at batch 1, each weight once and in bf16.
+    """The least bytes that one token moves at batch 1, each weight once and in bf16.
 
-    layers: all weights between embedding and head;  lm_head: the head's weights;  recurrent_state: read and
-    written, fp32;  conv_state: read and written, bf16;  kv_cache: read up to the position, bf16
+    layers           all weights between embedding and head
+    lm_head          the weights of the head
+    recurrent_state  read and written, fp32
+    conv_state       read and written, bf16
+    kv_cache         read up to the position, bf16
     """
 
     layers: int
@@ -27,12 +30,12 @@ class DecodeBytes:
         return self.layers + self.lm_head + self.recurrent_state + self.conv_state + self.kv_cache
 
     def floor_us(self, gb_per_s: float) -> float:
-        """Microseconds to move them all at a bandwidth in GB/s (10^9 bytes)."""
+        """Return the µs to move all of them at a bandwidth in GB/s (10^9 bytes)."""
         return self.total / (gb_per_s * 1e3)
 
 
 def decode_bytes(config: ModelConfig, position: int) -> DecodeBytes:
-    """The bytes of the step that decodes the token at `position`: so many tokens are in the cache."""
+    """Return the least bytes of the step that decodes the token at `position`, with `position` tokens in the cache."""
     from luce_edu.weights import expected_tensors
 
     weights = sum(
@@ -51,20 +54,20 @@ def decode_bytes(config: ModelConfig, position: int) -> DecodeBytes:
 
 
 def recurrent_state_bytes(config: ModelConfig) -> int:
-    """What all DeltaNet layers remember, however long the text: [key, value] in fp32 for each value head."""
+    """Return the bytes of state of all DeltaNet layers, at any context: [key dim, value dim] in fp32 per value head."""
     head_state = config.linear_key_head_dim * config.linear_value_head_dim
     return len(config.linear_layers) * config.linear_num_value_heads * head_state * 4
 
 
 def kv_bytes_per_token(config: ModelConfig) -> int:
-    """What the KV cache of all attention layers grows by with each token: k and v in bf16."""
+    """Return the bytes per token of the KV cache of all attention layers: k and v in bf16."""
     return len(config.attention_layers) * 2 * config.num_key_value_heads * config.head_dim * 2
 
 
 def prompt_operations(config: ModelConfig, tokens: int, *, logits: int = 1) -> dict[str, float]:
-    """Operations of a prompt that is read together, by part, each once. A multiplication and an addition are two.
+    """Return the operations of a prompt, by part. A multiplication and an addition count as two.
 
-    logits  for how many of the tokens the head is computed
+    logits  the number of tokens for which the head is computed
     """
     from luce_edu.weights import expected_tensors
 
@@ -79,10 +82,10 @@ def prompt_operations(config: ModelConfig, tokens: int, *, logits: int = 1) -> d
 
 
 def delta_rule_operations(config: ModelConfig, chunk: int = 64) -> float:
-    """Operations of the delta rule for one token, all layers, where a prompt is read in chunks of so many tokens."""
+    """Return the operations per token of the delta rule in all layers, for a prompt in chunks of `chunk` tokens."""
     K, V = config.linear_key_head_dim, config.linear_value_head_dim
     with_state = 6 * K * V  # W S, q S, k d^T
-    with_tokens = chunk / 2 * (6 * K + 4 * V)  # half a chunk comes before a token
+    with_tokens = chunk / 2 * (6 * K + 4 * V)  # on average half a chunk is before a token
     return len(config.linear_layers) * config.linear_num_value_heads * (with_state + with_tokens)
 
 

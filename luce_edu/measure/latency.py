@@ -1,4 +1,4 @@
-"""Times on a GPU: CUDA events around enqueued work, warmed up, medians with quartiles. Never a virtual GPU's clock."""
+"""Measure times on a GPU: CUDA events around enqueued work, after a warm-up, as medians with quartiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luce_edu.measure.schema import Positive, Size
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Median and quartiles of `count` repetitions, in whatever unit went in."""
+    """Median and quartiles of `count` values, in the unit of the values."""
 
     median: Positive
     q1: Positive
@@ -23,7 +23,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
-        """ValueError for fewer than two values, or for one that is not a positive number."""
+        """Return the quartiles of `values`. Raises ValueError unless there are two or more, all positive and finite."""
         if len(values) < 2 or not all(0 < value < float("inf") for value in values):
             raise ValueError(f"expected two or more positive times, got {values!r}")
         q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -34,7 +34,7 @@ class Quartiles:
 
 
 def elapsed_us(enqueue: Callable[[], object]) -> float:
-    """Microseconds between two events around what `enqueue` puts on the current stream."""
+    """Return the µs between two events around the work that `enqueue` puts on the current stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     enqueue()
@@ -51,12 +51,11 @@ def time_rounds(
     each: int = 1,
     before: Callable[[], object] = lambda: None,
 ) -> Quartiles:
-    """Microseconds of one of the `each` things that a call of `enqueue` does: quartiles over rounds.
+    """Return quartiles over rounds of the µs per item, where a call of `enqueue` does `each` items.
 
-    before  enqueued on the same stream ahead of each round's first event, so it is done by then and not counted; it
-            decides what the caches hold. While the GPU is at it the CPU asks for the round, which then takes the GPU's
-            time alone
-    The rounds before are not counted: module loads, clocks and caches settle there.
+    before   enqueued on the same stream before the first event of each round, so it is not counted. It decides what
+             the caches hold, and keeps the GPU busy while the CPU enqueues the round.
+    warm_up  calls before the first round, which are not counted: modules load, and clocks and caches settle
     """
     for _ in range(warm_up):
         enqueue()
@@ -68,11 +67,11 @@ def time_rounds(
 
 
 def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8) -> tuple[list[float], float]:
-    """(GPU microseconds of each step, CPU microseconds to ask for one), both by themselves.
+    """Return (GPU µs of each step, median CPU µs to enqueue one step).
 
-    All steps are enqueued back to back with an event between each two, so a GPU that is fast waits for a CPU that is
-    slow, as it would in use; that the GPU waited shows where the two numbers are the same. The second is the median
-    over single steps asked of an idle GPU, so no full queue holds the CPU back.
+    All steps are enqueued back to back with an event between every two. A fast GPU then waits for a slow CPU, as in
+    use, and the two numbers are about equal. The second number is the median over single steps on an idle GPU, where
+    no full queue makes the CPU wait.
     """
     for _ in range(warm_up):
         step()
@@ -94,9 +93,9 @@ def time_steps(step: Callable[[], object], *, steps: int = 64, warm_up: int = 8)
 
 
 def l2_emptier(device: torch.device | str) -> Callable[[], object]:
-    """A function that enqueues writing a buffer of twice the device's L2 or more, after which L2 holds nothing else.
+    """Return a function that enqueues a write of a buffer of at least twice the L2, which then holds nothing else.
 
-    The buffer takes 2**28 bytes at least, so that the GPU is at it for longer than the CPU needs to ask for a launch.
+    The buffer has at least 2**28 bytes, so that writing it takes longer than the CPU needs to enqueue a launch.
     """
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(max(2 * l2_bytes, 2**28), dtype=torch.uint8, device=device).zero_

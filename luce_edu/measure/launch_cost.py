@@ -1,4 +1,4 @@
-"""What a launch carries and what it costs: bytes counted on the virtual GPU, times from CUDA events on a GPU."""
+"""The bytes of each launch, counted on the virtual GPU, and the time of a launch, by CUDA events on a GPU."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from luce_edu.measure.latency import Quartiles, l2_emptier, time_rounds
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.tables import Tabular
 
-VOCABULARY = 4096  # rows of the head that are counted; all of them would take ten seconds
-# CPU's time for an operation of PyTorch called from Python, without a launch: about 2 µs for `x * x`, half of it
-# Python's. Published by a developer of PyTorch in github.com/pytorch/pytorch/issues/41383.
+VOCABULARY = 4096  # rows of the head that are run and counted; all of them would take ten seconds
+# CPU µs for a PyTorch operation called from Python, without the launch: about 2 for `x * x`, half of it in Python.
+# Published by a developer of PyTorch in github.com/pytorch/pytorch/issues/41383.
 PYTORCH_US = 2.0
 
 
 @dataclass(frozen=True)
 class LaunchBytes:
-    """`launches` of one kernel that each touch `bytes` bytes of memory, read and written, everything once."""
+    """`launches` launches of one kernel, each of which reads and writes `bytes` bytes, each counted once."""
 
     kernel: str
     launches: int
     bytes: int
 
     def us(self, gb_per_s: float) -> float:
-        """Microseconds that these bytes take at a bandwidth in GB/s (10^9 bytes)."""
+        """Return the µs to move these bytes at a bandwidth in GB/s (10^9 bytes)."""
         return self.bytes / (gb_per_s * 1e3)
 
 
 def count_launch_bytes(config: ModelConfig, *, position: int = 520) -> list[LaunchBytes]:
-    """What each launch of one token of stage `per_op` touches, in the order in which kernel and size first come.
+    """Return the bytes of each launch of one token of stage `per_op`, in order of the first launch of its kind.
 
-    One layer of each kind runs at full width on the virtual GPU, at `position`, and stands for all of its kind.
-    The head is counted on VOCABULARY rows and scaled to all of them.
-    Raises what `luce_edu.decoder` raises for a config that kernels cannot serve.
+    One layer of each kind runs at full width on the virtual GPU, at `position`, and is counted for all of its kind.
+    The head is counted on VOCABULARY rows and scaled to all rows.
+    Raises what `luce_edu.decoder` raises for a config that the kernels do not support.
     """
     counted = {kind: _count_one_layer(config, kind, position) for kind in dict.fromkeys(config.layer_types)}
     embed, *_, norm, head, argmax = next(iter(counted.values()))
@@ -54,7 +54,7 @@ def count_launch_bytes(config: ModelConfig, *, position: int = 520) -> list[Laun
 
 
 def _count_one_layer(config: ModelConfig, kind: str, position: int) -> Sequence[Launch]:
-    """The ledger of one token of a model that is this one layer, with a narrow vocabulary."""
+    """Return the ledger of one token of a model of one layer with a small vocabulary."""
     from luce_edu.models import Model
     from luce_edu.stages import decoder
     from luce_edu.weights import random_weights
@@ -64,7 +64,7 @@ def _count_one_layer(config: ModelConfig, kind: str, position: int) -> Sequence[
     model = Model("one layer", one, random_weights(one), tokenizer=None, folder=None)
     backend = make_backend("host")
     dec = decoder("per_op", model, max_seq_len=position + 1, backend=backend)
-    dec.state.position = position  # of a text of zeros: what is in the cache does not change how much is read
+    dec.state.position = position  # the cache holds zeros, which does not change the bytes
     dec.step(0)
     return dec.ledger.entries
 
@@ -75,20 +75,20 @@ def _size(entry: Launch, scale: float = 1) -> tuple[str, int]:
 
 
 def eager_us(operations: int, clock: Clock) -> float:
-    """Microseconds of so many operations of PyTorch that each launch one short kernel; modelled.
+    """Return the modelled µs of `operations` PyTorch operations that each launch one short kernel.
 
-    The CPU asks for one after another and sets the pace. What a kernel itself takes is taken to hide behind that.
+    The CPU enqueues one after another, and each kernel is assumed to be shorter than that.
     """
     return operations * (PYTORCH_US + clock.launch_us)
 
 
 @dataclass(frozen=True)
 class LaunchTime:
-    """Microseconds a launch.
+    """µs per launch.
 
     what  the kernel
-    how   many, "one by one" from Python or "as a graph", recorded once and replayed as one request; or one "alone",
-          with "warm L2", where it has just run, or "cold L2", which was filled with something else
+    how   of many: "one by one" from Python, or "as a graph" that is replayed; of one: "alone, warm L2" after the same
+          launch, or "alone, cold L2" after a write of other data
     """
 
     what: str
@@ -98,7 +98,7 @@ class LaunchTime:
 
 @dataclass(repr=False)
 class LaunchTimes(Tabular):
-    """Result of `measure_launches`."""
+    """The result of `measure_launches`, as a table."""
 
     gpu: str
     launches: int
@@ -113,17 +113,16 @@ class LaunchTimes(Tabular):
     @property
     def caption(self) -> str:
         return (
-            f"{self.gpu}: measured now, with CUDA events around {self.launches} launches back to back, all data in "
-            "cache, or around one alone; median of rounds"
+            f"{self.gpu}: measured now, by CUDA events around {self.launches} launches back to back with all data in "
+            "cache, or around a single launch; median of rounds"
         )
 
 
 def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 15) -> LaunchTimes:
-    """Time a kernel that has nothing to do, and one RMSNorm of hidden_size floats, on the GPU that is there.
+    """Time a kernel without work, and an RMSNorm of hidden_size floats, on the current GPU.
 
-    The first is stage `per_op`'s `add` of no elements: it starts, sees that there is none for it, and ends. Alone, it
-    shows how much of a time is the events' and the start's; a cold L2 has to fetch code as well as data.
-    Raises ValueError where there is no GPU that can serve.
+    The first is `add` of stage `per_op` with no elements. Timed alone, it shows the cost of events and start. With a
+    cold L2, code has to be fetched as well as data. Raises ValueError without a GPU that can run our kernels.
     """
     backend = make_backend("cuda")
     module = backend.compile("per_op.cu", ["add", "rms_norm"], kernel_defines(config))
@@ -142,10 +141,10 @@ def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 
             for _ in range(launches):
                 launch()
 
-        one_by_one()  # loads the kernel, which a capture must not
+        one_by_one()  # loads the kernel, as a capture must not load one
         graph = backend.capture(one_by_one)
         for how, enqueue in (("one by one", one_by_one), ("as a graph", lambda graph=graph: backend.replay(graph))):
-            # Behind itself: while the GPU is at it the CPU asks for the graph that is timed.
+            # The same work goes before it, so that the GPU is busy while the CPU enqueues the work that is timed.
             us = time_rounds(enqueue, rounds=rounds, each=launches, before=enqueue)
             times.append(LaunchTime(what, how, us))
 
@@ -153,7 +152,7 @@ def measure_launches(config: ModelConfig, *, launches: int = 500, rounds: int = 
             empty_l2()
             launch()
 
-        # Both empty L2 first, so that they differ in nothing but what it holds when the launch comes.
+        # Both first empty the L2, so that they differ only in what it holds at the launch.
         for how, before in (("alone, warm L2", empty_and_run), ("alone, cold L2", empty_l2)):
             times.append(LaunchTime(what, how, time_rounds(launch, rounds=rounds, before=before)))
     return LaunchTimes(torch.cuda.get_device_name(), launches, times)

@@ -1,4 +1,4 @@
-"""Where the microseconds of a stage, a prompt or a kernel go, modelled for a card that need not be there.
+"""Model where the time of a stage, a prompt or a kernel goes, for a card that need not be present.
 
     luce_edu.profile("megakernel", card="RTX 3090")
     luce_edu.profile("prompt", tokens=128)
@@ -31,7 +31,7 @@ from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 from luce_edu.paths import csrc_dir
 from luce_edu.tables import Tabular
 
-CARD = "RTX 3090"  # where nobody names one
+CARD = "RTX 3090"  # the default
 POSITION, TOKENS = 520, 128
 PROMPT = "prompt"
 SHOWN_LINES = 12
@@ -44,12 +44,12 @@ EVENT = np.dtype([
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Microseconds by what the warps did: their time in a kernel, as shares of the kernel's time.
+    """µs by what warps do: the time of a kernel, divided as the time of its warps is.
 
     issue    instructions, and waits for an issue slot, a pipe or a result
-    memory   waits for what a load or an atomic brings
-    barrier  waits for other warps: at barriers, and for a word in memory that another block is to write
-    launch   between kernels, when the GPU does nothing
+    memory   waits for the result of a load or an atomic
+    barrier  waits for other warps: at barriers, and for a word in memory that another block writes
+    launch   between kernels, when the GPU is idle
     """
 
     issue_us: float
@@ -64,10 +64,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelTimes(Split):
-    """All launches of one kernel. us: with what stands between a launch and the one before it; share: of the total.
+    """All launches of one kernel. us includes the gap before each launch; share is of the total.
 
-    A product of matrices is a library's, whose code does not run here. Its time is the least that it can be: its bytes
-    at DRAM's speed, or its multiply-adds at full rate.
+    Matrix products are those of a library, whose code does not run here. Their time is the least possible: the bytes
+    at DRAM's speed, or the multiply-adds at full rate.
     """
 
     kernel: str
@@ -83,9 +83,9 @@ class KernelTimes(Split):
 class PhaseTimes:
     """A phase of the megakernel: from one completion of its grid barrier to the next.
 
-    dram_bytes    moved in the phase, whoever asked for them
-    warps_active  of an SM, on average: not yet at the grid barrier that ends the phase
-    dram_idle     share of the time in which DRAM had nothing to do
+    dram_bytes    moved during the phase, also for other phases
+    warps_active  warps per SM, on average, that are not yet at the grid barrier that ends the phase
+    dram_idle     share of the time in which DRAM is idle
     """
 
     phase: str
@@ -100,9 +100,9 @@ class PhaseTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class LineTimes:
-    """A source line. issued: machine instructions of warps. The others: cycles that warps waited before they issued.
+    """A source line. issued: machine instructions of warps. Others: cycles that warps waited before they issued them.
 
-    A line waits for what it needs, so a load's wait is found at the line that uses the value.
+    The wait for a load is counted at the line that uses the value, as that line waits.
     share  of all waits of all lines
     """
 
@@ -132,20 +132,20 @@ class Table(Tabular):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Profile(Split):
-    """What the model says of one run; see `profile`. Times in µs, energy in joules, bytes in bytes.
+    """The modelled times, bytes and energy of one run; see `profile`. Times in µs, energy in joules.
 
     what, model, position, tokens   what ran; None where it does not apply
     dram_share       of the datasheet's bandwidth, over the whole time
-    warps_active     a multiprocessor, on average while a kernel runs; most_warps: that it holds
+    warps_active     per SM, on average while a kernel runs; most_warps: that an SM holds
     instructions     machine instructions of warps
     bank_conflicts   passes over shared memory's banks beyond the fewest
     sectors          of 32 bytes that the warps' accesses touched
     energy           joules by part: active (clocks up, nothing done), dram, l2, l1, flops, instructions
-    idle_j           what a card at rest takes in the same time; it is part of `active`
+    idle_j           what an idle card takes in the same time; it is part of `active`
     kernels, phases, lines   the longest first; phases in their order, of the megakernel only
     events           rows of EVENT: a block at a barrier (place: index into `places`), or on its SM (place -1)
     spans            by launch: name, begin and length in µs
-    order            names of the phases, from first to last; empty but for the megakernel
+    order            names of the megakernel's phases, from first to last; empty for other runs
     calls            by source line and the lines into which it was inlined, innermost first: machine instructions of
                      warps, and the cycles that they waited, as in LineTimes
     dram_use         bytes of DRAM in each BUCKET_US from the start
@@ -187,16 +187,16 @@ class Profile(Split):
 
     @property
     def power_w(self) -> float:
-        """On average."""
+        """The average power in watts."""
         return self.energy_j / self.total_us * 1e6
 
     @property
     def on_card(self) -> str:
-        """The card with its article."""
+        """The card with its article, such as "an RTX 3090"."""
         return _article(self.card)
 
     def to_dict(self) -> dict:
-        """All fields but those for drawing, for JSON."""
+        """Return all fields except those for drawing, for JSON."""
         drawing = ("events", "places", "spans", "order", "calls", "dram_use", "kernels", "phases", "lines")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in drawing}
         tables = {name: [asdict(row) for row in getattr(self, name)] for name in ("kernels", "phases", "lines")}
@@ -211,7 +211,7 @@ class Profile(Split):
 
     @property
     def tables(self) -> list[Table]:
-        """What __str__ and a notebook show."""
+        """The tables that __str__ and a notebook show."""
         shown = [self._summary(), self._kernels()]
         shown += [self._phases()] if self.phases else []
         return [*shown, *([self._lines()] if self.lines else [])]
@@ -223,17 +223,17 @@ class Profile(Split):
             ["  read", f"{number(self.dram_read_bytes / 1e6)} MB", ""],
             ["  written", f"{number(self.dram_written_bytes / 1e6)} MB", ""],
             ["L2", f"{number(self.l2_bytes / 1e6)} MB", ""],
-            ["warps active, of an SM", f"{self.warps_active:.1f}", f"of {self.most_warps}"],
+            ["warps active per SM", f"{self.warps_active:.1f}", f"of {self.most_warps}"],
             ["machine instructions", f"{self.instructions:,.0f}", ""],
             ["bank conflicts", f"{self.bank_conflicts:,}", ""],
             ["sectors", f"{self.sectors:,}", ""],
             ["energy", f"{number(self.energy_j * 1e3)} mJ", f"{number(self.power_w)} W"],
-            ["  of it at rest", f"{number(self.idle_j * 1e3)} mJ", ""],
+            ["  of which idle", f"{number(self.idle_j * 1e3)} mJ", ""],
         ]
         more = "" if self.power_w <= self.power_limit_w else (
-            f" More than the card's limit of {self.power_limit_w:g} W: it would lower its clock."
+            f" The power is above the card's limit of {self.power_limit_w:g} W, so a real card would lower its clock."
         )  # fmt: skip
-        caption = "Times, rates and joules: modelled. Bytes of DRAM and L2: of the modelled caches. The rest: counted."
+        caption = "Modelled: times, rates, joules, and bytes of DRAM and L2, by the modelled caches. The rest: counted."
         return Table(self.title, ["", "", ""], rows, caption + more)
 
     def _kernels(self) -> Table:
@@ -248,9 +248,9 @@ class Profile(Split):
         header = [
             "kernel", "launches", "µs each", "µs", "share", "issue", "memory", "barrier", "launch", "DRAM MB", "L2 MB"
         ]  # fmt: skip
-        library = "matmul: a library's, whose time is the least that it can be. "
+        library = "matmul is a library's, at the least possible time. "
         said = library if any(k.kernel == "matmul" for k in self.kernels) else ""
-        return Table("By kernel (modelled)", header, rows, said + "µs with the gap before each launch.")
+        return Table("By kernel (modelled)", header, rows, said + "µs include the gap before each launch.")
 
     def _phases(self) -> Table:
         rows = [
@@ -258,7 +258,7 @@ class Profile(Split):
              number(p.dram_bytes / 1e6), number(p.dram_gb_per_s), f"{p.warps_active:.1f}", _percent(p.dram_idle)]
             for p in self.phases
         ]  # fmt: skip
-        header = ["phase", "times", "µs each", "µs", "share", "DRAM MB", "DRAM GB/s", "warps of an SM", "DRAM idle"]
+        header = ["phase", "times", "µs each", "µs", "share", "DRAM MB", "DRAM GB/s", "warps per SM", "DRAM idle"]
         return Table("By phase, from one grid barrier to the next (modelled)", header, rows)
 
     def _lines(self) -> Table:
@@ -269,7 +269,7 @@ class Profile(Split):
             for line in self.lines[:SHOWN_LINES]
         ]  # fmt: skip
         header = ["line", "instructions", "of all waits", "slot", "operand", "memory", "barrier"]
-        return Table(f"The {len(rows)} lines that warps wait at most (modelled)", header, rows)
+        return Table(f"The {len(rows)} lines with the longest waits (modelled)", header, rows)
 
     def __rich__(self):
         from rich.console import Group
@@ -289,21 +289,21 @@ def profile(
     what: str | Prepared | Sequence[Prepared], *, card: Card | str | None = None, model="tiny",
     position: int | None = None, tokens: int | None = None, clock: Clock | None = None, threads: int | None = None,
 ) -> Profile:  # fmt: skip
-    """Run something with the clock on, and say where its time goes.
+    """Run something on the virtual GPU with the clock on, and return its modelled profile.
 
-    what      a stage made of kernels: one token, with L2 as the token before it has left it; "prompt": a prompt, as
-              from the second one of its length on, with nothing in L2; the name of a kernel, such as "rms_norm" or
-              "per_layer.delta_rule": its launches in the token or prompt of its stage, which runs as a whole; or
-              launches that `Kernel.prepare` gives, with nothing in L2, which run one after another on their own card
+    what      one of
+              - a stage made of kernels: one token, with L2 as the token before left it
+              - "prompt": a prompt, as from the second of its length on, with an empty L2
+              - a kernel, such as "rms_norm" or "per_layer.delta_rule": its launches in one token or prompt of its stage
+              - launches that `Kernel.prepare` returns: they run one after another on their card, with an empty L2
     card      a name that `luce-edu cards` lists, or a Card; None: LUCE_CARD, or an RTX 3090
     model     a name that `load_model` takes, or a model
     position  of a stage's token, from 1 on; None: 520
     tokens    of a prompt; None: 128
-    clock     constants in place of the card's own
-    threads   OS threads; nothing depends on them
-    Raises ValueError for an unknown stage, kernel or card, one without constants, and a position or length that the
-    model has no room for, before anything runs, and for a kernel that this model does not launch; what `decoder`
-    raises.
+    clock     constants to use instead of the card's own
+    threads   OS threads; the result does not depend on them
+    Raises ValueError for an unknown stage, kernel or card, for a card without constants, for a position or length
+    beyond the model's, and for a kernel that this model does not launch; also what `decoder` raises.
     """
     if isinstance(what, Prepared):
         what = [what]
@@ -348,10 +348,10 @@ def profile(
 
 
 def find_profiled(what: str) -> tuple[str, str | None]:
-    """The stage that `what` names, or "prompt", and the kernel where it names one. ValueError for an unknown name.
+    """Return (the stage that `what` names, or "prompt"; the kernel or None). Raises ValueError for an unknown name.
 
-    A kernel is that of the first stage which has one of this name, per_op before per_layer before a prompt. A stage
-    before the name, as in "per_layer.delta_rule", asks for another.
+    A kernel's name alone means that of the first stage that has it: per_op, then per_layer, then a prompt. Name the
+    stage for another, as in "per_layer.delta_rule".
     """
     from luce_edu.stages import KERNEL_STAGES
 
@@ -370,7 +370,7 @@ def find_profiled(what: str) -> tuple[str, str | None]:
 
 
 def profiled_kernels() -> dict[str, tuple[str, ...]]:
-    """The kernels that `profile` knows by name: those of the stages that launch several, and of a prompt."""
+    """Return, by stage, the kernels that `profile` accepts by name: of stages that launch several, and of a prompt."""
     from luce_edu.stages import KERNEL_STAGES, stage_class
     from luce_edu.stages.prefill import KERNELS
 
@@ -379,7 +379,7 @@ def profiled_kernels() -> dict[str, tuple[str, ...]]:
 
 
 def find_profiled_card(name: str | None) -> Card:
-    """The card to model: the one named, that of LUCE_CARD, or an RTX 3090. ValueError for an unknown one."""
+    """Return the card to model: the named one, that of LUCE_CARD, or an RTX 3090. Raises ValueError if unknown."""
     card = find_card(name or os.environ.get("LUCE_CARD") or CARD)
     find_clock(card)
     return card
@@ -407,14 +407,14 @@ def _of_launches(launches: list[Prepared], clock: Clock | None, threads: int | N
     )
 
 
-# ---- From launches to a profile ----
+# From launches to a profile.
 
 
 def _put_together(
     entries: Sequence[Launch], timelines: Sequence[Timeline], card: Card, clock: Clock, *, order: Sequence[str],
     kernel: str | None = None, **named,
 ) -> Profile:  # fmt: skip
-    """kernel: whose launches alone the profile is to be of."""
+    """Return the profile of launches; kernel: of this kernel's launches alone."""
     parts = [part for entry in entries for part in _parts(entry, clock)]
     events, places, spans, use = _events(parts, timelines, clock)
     if kernel is not None:
@@ -463,7 +463,7 @@ _SPLIT = ("issue_us", "memory_us", "barrier_us", "launch_us")
 
 @dataclass(frozen=True)
 class _Part:
-    """One kernel that ran: a launch, or a product of a library without `times`. shares: issue, memory, barrier."""
+    """One kernel that ran: a launch, or a library's matrix product without `times`. shares: issue, memory, barrier."""
 
     kernel: str
     gap_us: float
@@ -502,7 +502,7 @@ def _product(entry: Launch, gap_us: float, clock: Clock) -> _Part:
 
 
 def _is_poll(times: LaunchTimes) -> np.ndarray:
-    """By machine instruction: whether it loads a word that others write, to wait for it."""
+    """Return, by machine instruction, whether it loads a word in a loop until another block has written it."""
     program, entries = times.counters.program, times.schedule.entries
     statements = [program.statement(row) for row in entries["row"].tolist()]
     loads = np.array([s is not None and s.opcode == "ld" for s in statements], bool)
@@ -529,7 +529,7 @@ def _kernel(name: str, parts: list[_Part], total_us: float) -> KernelTimes:
 
 
 def _warp_us(times: Sequence[LaunchTimes], clock: Clock) -> float:
-    """Time of all warps together."""
+    """Return the time of all warps together, in µs."""
     return sum(t.issued / clock.clock_mhz + sum(t.waited_us.values()) for t in times)
 
 
@@ -537,7 +537,7 @@ _FLOATS = {FMA, HALF, FP64}
 
 
 def _flops(statement, pipe: int) -> float:
-    """Of a warp's instruction on a floating-point pipe; 0 for all else."""
+    """Return the operations of a warp's instruction on a floating-point pipe; 0 on another."""
     if statement is None:
         return 0.0
     if pipe == TENSOR:
@@ -551,7 +551,7 @@ def _flops(statement, pipe: int) -> float:
 
 
 def _by_call(times: Sequence[LaunchTimes]) -> tuple[dict[tuple, np.ndarray], float, float, float]:
-    """Profile.calls, and of all launches: machine instructions, flops, and instructions without any."""
+    """Return Profile.calls and, over all launches, machine instructions, flops, and instructions without flops."""
     groups: dict[int, list[LaunchTimes]] = defaultdict(list)
     for t in times:
         groups[id(t.schedule)].append(t)
@@ -579,7 +579,7 @@ def _by_call(times: Sequence[LaunchTimes]) -> tuple[dict[tuple, np.ndarray], flo
 
 
 def _by_line(calls: Mapping[tuple, np.ndarray]) -> tuple[LineTimes, ...]:
-    """By innermost line, of whatever calls."""
+    """Return the sums by innermost line, over all calls."""
     lines: dict[tuple[str, int], np.ndarray] = defaultdict(lambda: np.zeros(5))
     for call, row in calls.items():
         lines[call[0]] += row
@@ -596,15 +596,15 @@ def _by_line(calls: Mapping[tuple, np.ndarray]) -> tuple[LineTimes, ...]:
 
 
 def place_of(statement) -> tuple[str, int]:
-    """Where a statement comes from: the line of the function that was inlined, not that of the call.
+    """Return (file, line) of a statement: the line in the inlined function, not that of its call.
 
-    Line 0 is code that the compiler made for no line in particular.
+    Line 0 means code that the compiler made for no particular line.
     """
     return _call_of(statement)[0]
 
 
 def _call_of(statement) -> tuple[tuple[str, int], ...]:
-    """place_of, and outwards from there the lines that call, where the compiler has inlined."""
+    """Return `place_of` a statement and then, outwards, the lines of the calls that were inlined."""
     if statement is None:
         return (("", 0),)
     if statement.loc is None:
@@ -621,11 +621,11 @@ def _path(file: str) -> str:
     return f"csrc/{file}" if (csrc_dir() / file).is_file() else file
 
 
-# ---- What happened when ----
+# Events over time.
 
 
 def _events(parts: Sequence[_Part], timelines: Sequence[Timeline], clock: Clock):
-    """Events, their places, the launches' spans, and DRAM's bytes by bucket, on one time axis in µs."""
+    """Return events, their places, the launches' spans and DRAM's bytes by bucket, on one time axis in µs."""
     spans, at = [], 0.0
     for part in parts:
         spans.append((part.kernel, at + part.gap_us, part.us))
@@ -661,7 +661,7 @@ def _events(parts: Sequence[_Part], timelines: Sequence[Timeline], clock: Clock)
 
 
 def _events_of(own: list[int], spans, events: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What of the events and of DRAM's bytes belongs to some launches, with `spans`; on the time axis of all."""
+    """Return the events and DRAM's bytes of some launches, with these `spans`, on the time axis of all."""
     events = events[np.isin(events["launch"], own)].copy()
     events["launch"] = np.searchsorted(own, events["launch"])
     there = np.zeros(len(use), bool)
@@ -671,7 +671,7 @@ def _events_of(own: list[int], spans, events: np.ndarray, use: np.ndarray) -> tu
 
 
 def _phases_of(config) -> tuple[str, ...]:
-    """The phases of csrc/megakernel.cu in their order; a grid barrier stands between two of them."""
+    """Return the phases of csrc/megakernel.cu in order; a grid barrier separates each two."""
     names = ["embed"]
     for kind in config.layer_types:
         linear = kind == LINEAR_ATTENTION
@@ -682,9 +682,9 @@ def _phases_of(config) -> tuple[str, ...]:
 
 
 def grid_waits(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
-    """By block: its waits at grid barriers, in their order, as rows [begin, end] in µs.
+    """Return, by block, its waits at grid barriers in order, as rows [begin, end] in µs.
 
-    A block waits where the second __syncthreads of a grid barrier stands; it opens when the block has passed.
+    A block waits at the second __syncthreads of a grid barrier, until thread 0 has passed the barrier.
     """
     lines = [line for file, line in places if file == "csrc/grid_barrier.cuh"]
     place = places.index(("csrc/grid_barrier.cuh", max(lines))) if lines else -2
@@ -694,7 +694,7 @@ def grid_waits(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[in
 
 
 def completions(events: np.ndarray, places: Sequence[tuple[str, int]]) -> dict[int, np.ndarray]:
-    """By block: when it passed each grid barrier, in µs."""
+    """Return, by block, the times in µs at which it passed each grid barrier."""
     return {block: waits[:, 1] for block, waits in grid_waits(events, places).items()}
 
 
@@ -704,14 +704,14 @@ def _phase_times(order, launch: Launch, events, places, spans, use, clock: Clock
     counts = {len(times) for times in by_block.values()}
     if counts != {len(order) - 1}:
         raise LaunchError(
-            f"megakernel: blocks passed {' or '.join(map(str, sorted(counts))) or 'no'} grid barriers, and "
-            f"{len(order)} phases have {len(order) - 1} between them"
+            f"megakernel: blocks passed {' or '.join(map(str, sorted(counts))) or 'no'} grid barriers; expected "
+            f"{len(order) - 1}, between {len(order)} phases"
         )
     _, begin, us = spans[0]
     times = [begin, *np.max(list(by_block.values()), axis=0).tolist(), begin + us]
     moved = np.concatenate([[0.0], np.cumsum(use)])
     at = np.interp(np.array(times) / BUCKET_US, np.arange(len(moved)), moved)
-    # Each block works until it comes to the barrier; the last phase has none at its end.
+    # A block works until it reaches the barrier. The last phase has no barrier at its end.
     at_work = sum(np.append(w[:, 0], times[-1]) - times[:-1] for w in waits.values())
     warp_us = at_work * math.prod(launch.block) / 32
     parts: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
@@ -731,11 +731,11 @@ def _phase_times(order, launch: Launch, events, places, spans, use, clock: Clock
     return tuple(rows)
 
 
-# ---- Words ----
+# Text.
 
 
 def number(value: float) -> str:
-    """As text: three digits, or all before the point."""
+    """Return a number as text: three digits, or all digits before the point."""
     if not value or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -1,7 +1,7 @@
-"""A GPU whose truth is known, to try a way of measuring on. Its constants are invented, and its clock is its own.
+"""A simulated GPU whose true times are known, to test a way of measuring on. Its constants are invented.
 
-A CPU asks for launches, a queue holds them, a device works them off one after the other. Nothing here takes time, and
-no number that comes out of it is any hardware's.
+A CPU enqueues launches, a queue holds them, and the device runs one after another. Its clock is simulated too: nothing
+here takes time, and no number is that of any hardware.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from luce_edu.measure import latency
 
 
 class SimulatedGPU:
-    """One GPU and the CPU that asks it, both idle at 0. Times in microseconds.
+    """A GPU and its CPU, both idle at time 0. Times in µs.
 
-    ask_us   what the CPU needs to ask for a launch
-    load_us  what it needs besides when it asks for a kernel for the first time
-    depth    launches that the queue holds; before the CPU can ask for one more, the oldest must have ended
-    pace     how many times as long as asked for a launch takes, by the time at which it starts
+    ask_us   CPU time to enqueue a launch
+    load_us  additional CPU time for the first launch of a kernel
+    depth    launches that the queue holds; when it is full, the CPU waits until the oldest has ended
+    pace     factor on the time of a launch, by the time at which it starts
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class SimulatedGPU:
         pace: Callable[[float], float] = lambda us: 1.0,
     ):
         self.ask_us, self.load_us, self.depth, self.pace = ask_us, load_us, depth, pace
-        self.cpu = self.gpu = 0.0  # what time it is for the CPU; when the GPU will have worked off all
+        self.cpu = self.gpu = 0.0  # the CPU's time; the time at which the GPU will have finished all work
         self._ends: deque[float] = deque(maxlen=depth)
         self._loaded: set[str] = set()
 
     def launch(self, us: float, kernel: str = "kernel") -> None:
-        """Ask for a launch that keeps the GPU busy for `us` at a pace of 1; returns when the CPU has asked."""
+        """Enqueue a launch that takes `us` at a pace of 1. Returns when it is enqueued."""
         if len(self._ends) == self.depth:
             self.cpu = max(self.cpu, self._ends[0])
         if kernel not in self._loaded:
@@ -52,11 +52,11 @@ class SimulatedGPU:
         self._ends.append(self.gpu)
 
     def now(self) -> float:
-        """The CPU's clock."""
+        """Return the CPU's time in µs."""
         return self.cpu
 
     def wait(self) -> None:
-        """Returns when all that was asked for is done."""
+        """Return when the GPU has finished all work in the queue."""
         self.cpu = max(self.cpu, self.gpu)
         self._ends.clear()
 
@@ -65,7 +65,7 @@ class SimulatedGPU:
 
     @contextmanager
     def as_cuda(self) -> Iterator[None]:
-        """Inside, the functions of `latency` time this GPU: its events, its waiting, its CPU's clock."""
+        """Within this context the functions of `latency` use this GPU's events, wait and clock."""
         clock = SimpleNamespace(perf_counter=lambda: self.now() / 1e6)
         with (
             patch.object(torch.cuda, "Event", self.event),
@@ -76,7 +76,7 @@ class SimulatedGPU:
 
 
 class SimulatedEvent:
-    """A mark in the queue that notes the time at which the GPU comes by."""
+    """An event in the queue that takes the time at which the GPU reaches it."""
 
     def __init__(self, of: SimulatedGPU):
         self._of = of
@@ -89,5 +89,5 @@ class SimulatedEvent:
         self._of.cpu = max(self._of.cpu, self.at)
 
     def elapsed_time(self, end: SimulatedEvent) -> float:
-        """Milliseconds, as of CUDA's events."""
+        """Return milliseconds, as CUDA's events do."""
         return (end.at - self.at) / 1e3

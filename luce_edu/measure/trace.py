@@ -1,8 +1,8 @@
-"""A profile as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: SM by SM over time.
+"""Write a profile as a trace over time for Perfetto (ui.perfetto.dev) and chrome://tracing.
 
-The format is Chrome's JSON: a list of events, times in µs. A track has the launches, and inside the megakernel's its
-phases. Each SM has a track, or one for each block that it holds at a time: the kernel or phase that the block is in,
-and inside it the block's waits at barriers. A counter has DRAM's rate. Source: "Trace Event Format", a document of the
+The format is Chrome's JSON, a list of events with times in µs. One track shows the launches and, inside the megakernel,
+its phases. Each SM has one track per block that it holds at a time, with the kernel or phase of the block and inside it
+the block's waits at barriers. A counter shows the rate of DRAM. Source: "Trace Event Format", a document of the
 Chromium project.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 
 from luce_edu.measure.profile import BUCKET_US, Profile, completions
 
-# To the format the card is a process, and its tracks are threads. Perfetto shows the thread with the process's number
-# first, then the others in the order of their numbers, which it writes behind their names.
+# In the format, the card is a process and its tracks are threads. Perfetto shows the thread with the process's number
+# first, then the others in order of their numbers.
 GPU = 1
-FIRST_SM, SLOTS = 10_000, 100  # the number of SM 0's first track; from one SM to the next, more than an SM holds blocks
+FIRST_SM, SLOTS = 10_000, 100  # number of SM 0's first track; tracks per SM, more than it can hold blocks
 
 
 def trace(profile: Profile) -> dict:
-    """The trace as JSON would hold it."""
+    """Return the trace of a profile as a dict for JSON."""
     events = [_name("process", f"{profile.card}, modelled"), _name("thread", "launches"), *_launches(profile)]
     passed = completions(profile.events, profile.places) if profile.order else {}
     events += _phases(profile, passed) if passed else []
@@ -37,7 +37,7 @@ def trace(profile: Profile) -> dict:
 
 
 def check_writable(path: str | Path) -> None:
-    """OSError, naming the file, where it cannot be written. Leaves no file behind."""
+    """Raise OSError, which names the file, if it cannot be written. Leaves no new file."""
     path = Path(path)
     there = path.exists()
     with path.open("a"):
@@ -52,7 +52,7 @@ def write_trace(profile: Profile, path: str | Path) -> None:
 
 
 def _us(time: float) -> float:
-    """To whole nanoseconds, as Perfetto keeps time. If it has to round, slices overlap, and it drops them."""
+    """Round to whole nanoseconds. Perfetto would round otherwise, and drop slices that then overlap."""
     return round(time, 3)
 
 
@@ -61,7 +61,7 @@ def _name(kind: str, name: str, tid: int = GPU) -> dict:
 
 
 def _slice(name: str, begin: float, end: float, tid: int = GPU, **args) -> dict:
-    """A box on a track; one that begins and ends within another, written before it, lies inside that."""
+    """Return a slice on a track. A slice within an earlier one is shown inside it."""
     begin, end = _us(begin), _us(end)
     event = {"ph": "X", "name": name, "pid": GPU, "tid": tid, "ts": begin, "dur": _us(end - begin)}
     return event | ({"args": args} if args else {})
@@ -81,7 +81,7 @@ def _phases(profile: Profile, passed: dict[int, np.ndarray]) -> Iterator[dict]:
 
 
 def _blocks(profile: Profile, passed: dict[int, np.ndarray]) -> Iterator[dict]:
-    """Blocks on the tracks of their SM, of which there are as many as it had blocks at the same time."""
+    """Yield the blocks on the tracks of their SM, which has as many tracks as blocks at the same time."""
     events = profile.events
     free: dict[int, list[float]] = {}  # by SM: when each of its tracks is free
     tracks: dict[tuple[int, int], int] = {}

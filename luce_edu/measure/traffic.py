@@ -1,4 +1,4 @@
-"""The bytes that a decode step moves, counted load by load on the virtual GPU, for any stage made of kernels."""
+"""Count the bytes that a decode step moves, load by load on the virtual GPU, for any stage made of kernels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from luce_edu.machine.counters import Traffic
 from luce_edu.tables import Tabular
 
 KINDS = ("weights", "state", "activations")
-MOST_BLOCKS = 1024  # more than any GPU holds of a kernel of ours
+MOST_BLOCKS = 1024  # more blocks of our kernels than any GPU holds at once
 
 
 @dataclass(repr=False)
 class StepTraffic(Tabular):
-    """What one token of one stage launched and moved; see `count_traffic`.
+    """The launches of one token of one stage and the bytes that they move, as a table; see `count_traffic`.
 
-    entries  the ledger's lines, each with its traffic by tensor
-    kinds    the kind of each tensor: one of KINDS
+    entries  the launches of the ledger, each with its traffic by tensor
+    kinds    by tensor: its kind, one of KINDS
     """
 
     stage: str
@@ -27,7 +27,7 @@ class StepTraffic(Tabular):
     kinds: dict[str, str]
 
     def total(self, kind: str | None = None) -> Traffic:
-        """All launches together, of one kind of tensor or of all."""
+        """Return the traffic of all launches together, for one kind of tensor or for all."""
         parts = [
             traffic
             for entry in self.entries
@@ -51,18 +51,18 @@ class StepTraffic(Tabular):
         ]
 
     caption = (
-        "read, written: 32 bytes for each sector that a warp touches; at least: bytes that each launch touches, once"
+        "read, written: 32 bytes per sector that a warp touches; at least: the bytes that a launch touches, each once"
     )
 
 
 def count_traffic(
     stage: str, model, tokens: Sequence[int], *, blocks: Mapping[str, int] | None = None
 ) -> StepTraffic:
-    """Decode `tokens` from a fresh state on the virtual GPU; the traffic of the last one.
+    """Decode `tokens` from an empty state on the virtual GPU and return the traffic of the last one.
 
-    stage   a stage made of kernels, so not "eager", which launches none of ours
-    blocks  by kernel, how many blocks the device holds at once, which is the grid of a fused kernel (see occupancy.py);
-            for a kernel that it does not name, and with None, what the card holds
+    stage   any stage but "eager", which launches none of our kernels
+    blocks  by kernel: how many blocks the device holds at once, which is the grid of a fused kernel (see occupancy.py).
+            The default for a kernel is what the card holds.
     Raises ValueError for "eager" or a bad number of blocks, KernelError for an access outside every tensor, and what
     `decoder` raises.
     """

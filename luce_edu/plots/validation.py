@@ -51,10 +51,10 @@ def modelled_against_published(of: Validated, *, provenance: str = "") -> Pictur
     right.axvspan(1 / within, within, color=GREY, alpha=0.25, linewidth=0)
     right.axvline(1, color=INK, linewidth=1)
     label_rows(right, list(picks))
-    right.set(xscale="log", xlim=(1 / 12, 12), xlabel="modelled / published (grey: within 15 %)")
+    right.set(xscale="log", xlim=(1 / 12, 12), xlabel="below 1: too fast (grey: within 15 %)")
     right.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
     right.xaxis.minorticks_off()
-    right.set_title("Ratio by comparison (below 1: too fast)", loc="left", fontweight="bold", fontsize=12)
+    right.set_title("Modelled / published", loc="left", fontweight="bold", fontsize=12)
     return figure
 
 

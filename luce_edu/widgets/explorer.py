@@ -206,7 +206,7 @@ class PowerExplorer(ipywidgets.VBox):
             self.price = price_of(change["new"])
             self._told.pop("price", None)
         except ValueError as error:
-            self._told["price"] = f"{error}; the costs below still use {self.price:g}"
+            self._told["price"] = f"{error}; the costs below are still at {self.price:g}"
         self._show()
 
     def _add(self, change) -> None:

@@ -111,7 +111,7 @@ SEEN = {
     "lost": (fake_nvml.NVMLError_GpuIsLost(), "the GPU is gone from the bus"),
     "no driver": (fake_nvml.NVMLError_LibraryNotFound(), "no NVIDIA driver here"),
     "driver not loaded": (fake_nvml.NVMLError_DriverNotLoaded(), "the NVIDIA driver is not loaded"),
-    "an old driver": (fake_nvml.NVMLError_FunctionNotFound(), "this driver does not know the question"),
+    "an old driver": (fake_nvml.NVMLError_FunctionNotFound(), "this driver does not have the function"),
     "something else": (fake_nvml.NVMLError_Unknown("Unknown Error"), "Unknown Error"),
 }
 
@@ -221,7 +221,7 @@ def test_a_gpu_by_its_uuid_is_found_with_mig_on_so_that_a_setting_can_be_put_bac
 
 def test_a_missing_pynvml_is_named_with_the_package_that_has_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(NotMeasured, match="pynvml is not there; pip install nvidia-ml-py"):
+    with pytest.raises(NotMeasured, match="pynvml is not installed; pip install nvidia-ml-py"):
         Sensors.open()
 
 
@@ -242,7 +242,7 @@ def test_a_counter_that_wraps_gives_no_joules():
 
 @pytest.mark.planted
 def test_a_counter_that_stands_still_gives_no_joules():
-    with pytest.raises(NotMeasured, match=r"energy counter: it stood still for 2\.5 s"):
+    with pytest.raises(NotMeasured, match=r"energy counter: it did not advance for 2\.5 s"):
         measured(*gpu(stuck=True))
 
 

@@ -1,1 +1,1 @@
-"""Power limits: setting and restoring one, sweeps, and models of a sweep."""
+"""Power limits: set and restore one, sweep over them, model a sweep."""

@@ -1,13 +1,13 @@
-"""Power limits for our stages, modelled: dynamic voltage and frequency scaling (DVFS) of a token.
+"""Model our stages under a power limit, by dynamic voltage and frequency scaling (DVFS).
 
-    microseconds a token   t(f), from the clock, run at some clocks f of the SMs; between them straight in 1/f
-    watts                  level * P(f), where P is the model of a published sweep on the same card (power_model.py)
-    level                  what the clock says that the stage draws at the card's boost clock, over P(boost)
+    µs per token   t(f): modelled by the clock at some frequencies f of the SMs, and linear in 1/f between them
+    watts          level * P(f), where P is the model of a published sweep on the same card (model.py)
+    level          the stage's modelled draw at the card's boost clock, over P(boost)
 
-So the joules of a stage come from its own bytes, flops and instructions, and how they change with clock and voltage
-comes from somebody's sweep of another program. That a stage's draw follows the clock in the same proportions is
-assumed. The sweep leaves open where the voltage begins to rise; each figure has a band, of all the knees that the
-sweep does not refute.
+So the joules of a stage at the boost clock come from its own bytes, flops and instructions. Their change with clock and
+voltage comes from a published sweep of another program, and we assume that it is the same for our stages. The sweep
+does not determine the knee, the clock at which the voltage begins to rise. So each figure has a band over all knees
+that the sweep allows.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from luce_edu.measure.records.predictions import SWEPT, SWEPT_STAGES, Prediction
 from luce_edu.measure.records.published import PUBLISHED
 from luce_edu.tables import Tabular
 
-LOSS = 0.05  # of the speed, for the watts that buy next to nothing
-LEAST_CLOCKS = 3  # between which times are straight in 1/f
-TRIED = 9  # of the admissible knees, the lowest and the highest among them
+LOSS = 0.05  # of the speed
+LEAST_CLOCKS = 3  # clocks at which a token must have been modelled
+TRIED = 9  # admissible knees that are used, the lowest and the highest among them
 
 
 @dataclass(frozen=True)
 class StagePower:
-    """A stage at any clock between the lowest and the highest that was modelled. Its methods are those of PowerModel.
+    """A stage at any clock between the lowest and the highest modelled one. It has the methods of PowerModel.
 
     tokens  predictions of the stage, the lowest clock first
-    power   of the swept program; level: of our draw over it
+    power   the model of the swept program
+    level   the stage's draw over that of the swept program
     """
 
     tokens: tuple[Prediction, ...]
@@ -52,34 +53,34 @@ class StagePower:
 
     @property
     def least_w(self) -> float:
-        """The draw at the lowest clock. What happens under a lower limit is not modelled."""
+        """The draw at the lowest clock. Lower limits are not modelled."""
         return self.draw_w(self.tokens[0].clock_mhz)
 
     def clock_mhz(self, limit_w: float) -> float:
-        """The clock that a limit leaves; ValueError for a limit below `least_w`."""
+        """Return the clock under a limit. Raises ValueError for a limit below `least_w`."""
         if not limit_w >= self.least_w:
             raise ValueError(f"limit_w: expected {self.least_w:.0f} W or more, as at the lowest clock, got {limit_w}")
         return self.power.clock_mhz(limit_w / self.level)
 
     def at(self, limit_w: float) -> Point:
-        """What the model expects under a limit; errors as of `clock_mhz`."""
+        """Return the modelled point under a limit. Raises what `clock_mhz` raises."""
         clock = self.clock_mhz(limit_w)
         return Point(limit_w, clock, self.draw_w(clock), 1e6 / self.us_per_token(clock))
 
     @functools.cached_property
     def curve(self) -> tuple[Point, ...]:
-        """At every whole watt from the least draw to the one that no limit holds down."""
+        """The points at every whole watt from the least draw to the draw without a limit."""
         low, high = self.least_w, self.draw_w(self.power.top_mhz)
         return tuple(map(self.at, range(math.ceil(low), math.ceil(high) + 1)))
 
 
 @dataclass(frozen=True)
 class StageCurve:
-    """A stage under a power limit, and what the knee leaves open.
+    """A stage under a power limit, with the band over the admissible knees.
 
-    model       the name of what decodes
-    best_knee   with the knee that fits the sweep best
-    admissible  with some of those that the sweep does not refute, from the lowest to the highest
+    model       name of the decoded model
+    best_knee   the stage with the knee that fits the sweep best
+    admissible  the stage with some of the knees that the sweep allows, from the lowest to the highest
     """
 
     system: str
@@ -100,25 +101,25 @@ class StageCurve:
         return f"modelled for {self.gpu}: {self.source}"
 
     def at(self, limit_w: float) -> Point:
-        """Under a limit; under one that is too low to be modelled, at the lowest clock."""
+        """Return the point under a limit; at the lowest clock if the limit is too low to be modelled."""
         return self.best_knee.at(max(limit_w, self.best_knee.least_w))
 
     def over(self, low_w: float, high_w: float) -> list[tuple[Point, list[Point]]]:
-        """For drawing, in steps of 3 W: the point under a limit, and what the admissible knees make of it."""
+        """Return, in steps of 3 W, the point under a limit and those of the admissible knees."""
         limits = np.arange(max(low_w, self.best_knee.least_w), high_w + 1, 3).tolist()
         return [(self.best_knee.at(w), [m.at(w) for m in self.admissible if w >= m.least_w]) for w in limits]
 
     @property
     def top(self) -> Point:
-        """Without a limit. Each watt of a limit above this draw buys nothing."""
+        """The point without a limit. A limit above its draw changes nothing."""
         return self.best_knee.curve[-1]
 
     def best(self) -> tuple[Point, float, float]:
-        """The point of most tokens a joule; and the lowest and highest limit at which it is, over the knees."""
+        """Return the point of most tokens per joule, and the lowest and highest limit of that point over the knees."""
         return self._over_knees(lambda curve: max(curve, key=lambda point: point.tokens_per_joule))
 
     def spot(self, loss: float = LOSS) -> tuple[Point, float, float]:
-        """The point of least draw that loses a share of the speed at most; limits as of `best`."""
+        """Return the point of least draw that loses at most this share of the speed; limits as for `best`."""
         return self._over_knees(lambda curve: sweet_spot(curve, loss))
 
     def _over_knees(self, choose: Callable[[Sequence[Point]], Point]) -> tuple[Point, float, float]:
@@ -127,14 +128,14 @@ class StageCurve:
 
 
 def stage_curve(tokens: Sequence[Prediction]) -> StageCurve:
-    """The curve of a stage from predictions of its token at three clocks or more, the card's boost clock among them.
+    """Return the curve of a stage from predictions at three clocks or more, one of them the card's boost clock.
 
-    Raises ValueError for other clocks, and for a card of which no sweep is published that a model can be fitted to.
+    Raises ValueError for other clocks, and for a card without a published sweep to which a model can be fitted.
     """
     first = tokens[0]
     swept = [sweep for sweep in sweeps(PUBLISHED) if (card := card_of(sweep.gpu)) and card.name == first.card]
     if first.card != SWEPT or not swept:
-        raise ValueError(f"{first.card}: no published sweep says how it draws at each clock; there is one of {SWEPT}")
+        raise ValueError(f"{first.card}: there is no published sweep of this card, only of {SWEPT}")
     found, boost_mhz = fit(swept[0]), find_card(first.card).boost_clock_mhz
     ordered = tuple(sorted(tokens, key=lambda token: token.clock_mhz))
     if len(ordered) < LEAST_CLOCKS or boost_mhz not in [token.clock_mhz for token in ordered]:
@@ -145,7 +146,7 @@ def stage_curve(tokens: Sequence[Prediction]) -> StageCurve:
     powers = (found.model, *(found.admissible[i] for i in dict.fromkeys(chosen.tolist())))
     best, *others = (StagePower(ordered, power, boost.power_w / power.draw_w(boost_mhz)) for power in powers)
     source = (
-        f"{first.source}; how the draw follows the clock, assumed from the sweep of "
+        f"{first.source}; the change of the draw with the clock is assumed to be that of the sweep of "
         f"{swept[0].system}, {swept[0].source}"
     )
     return StageCurve(first.stage, first.model, first.card, source, best, tuple(others))
@@ -153,19 +154,19 @@ def stage_curve(tokens: Sequence[Prediction]) -> StageCurve:
 
 @functools.cache
 def stage_curves() -> tuple[StageCurve, ...]:
-    """Those of the full-size model's stages that are stored at enough clocks; fitted once."""
+    """Return the curves of all stages of the full-size model that are stored at enough clocks; computed once."""
     found = (find(stage, SWEPT) for stage in SWEPT_STAGES)
     return tuple(stage_curve(tokens) for tokens in found if len(tokens) >= LEAST_CLOCKS)
 
 
 @dataclass(frozen=True, repr=False)
 class StageCurves(Tabular):
-    """A table of curves: what each stage draws without a limit, and which watts buy nothing or next to nothing."""
+    """A table of curves: the draw without a limit, and the limits of most tokens per joule and of a small loss."""
 
     curves: Sequence[StageCurve]
 
     title = "Power limits for our stages (modelled)"
-    header = ("stage", "µs", "W", "J/token", "most tok/J at", "band", f"{100 * LOSS:g} % slower at", "band")
+    header = ("stage", "µs", "W", "J/token", "most tok/J at", "range", f"{100 * LOSS:g} % slower at", "range")
 
     @property
     def body(self) -> list[list[str]]:
@@ -181,7 +182,7 @@ class StageCurves(Tabular):
 
     @property
     def caption(self) -> str:
-        said = "µs, W and joules without a limit. Bands: of all knees that the sweep does not refute"
+        said = "µs, W and J are without a limit. Ranges: over all knees that the sweep allows"
         return f"{said}; {'; '.join(dict.fromkeys(curve.provenance for curve in self.curves))}."
 
 

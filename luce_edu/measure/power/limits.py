@@ -1,15 +1,15 @@
-"""The one place that changes a setting of a GPU: its power limit, for the length of a `with` block.
-
-Nothing is set unless the caller says allow=True and the driver grants it. The limit before is put back on every way
-out: the block's end, an exception, Ctrl-C, a signal that ends the process, the interpreter's exit (a kernel that is
-restarted). Against a kill that leaves no time for any of that a marker file, written before the limit is set, says what
-to put back; the next PowerLimit on that GPU, or `luce-edu sweep --restore`, does.
+"""Set the power limit of a GPU for the length of a `with` block. Nothing else in the project changes a GPU's setting.
 
     with PowerLimit(200, allow=True):
         ...
 
-A GPU is held by one process at a time: by a lock on a file beside the marker, which the kernel drops with the process,
-however that ends. So a marker whose lock is free is a leftover, and one whose lock is held is left alone.
+Nothing is set without allow=True and the driver's permission. The earlier limit is restored at the end of the block, on
+an exception, Ctrl-C, a signal that ends the process, and at the interpreter's exit, as when a kernel is restarted. A
+process may also be killed without time to restore. Therefore a marker file is written before the limit is set, and says
+what to restore; the next PowerLimit on that GPU, or `luce-edu sweep --restore`, does it.
+
+One process at a time holds a GPU, by a lock on a file beside the marker. The operating system releases the lock when
+the process ends. So a marker whose lock is free is a leftover, and one whose lock is held belongs to a live process.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
 from luce_edu.paths import cache_dir
 
-TAKEN_W = 0.5  # a limit that reads back further off than this is another one
+TAKEN_W = 0.5  # a limit that differs by more than this is another one
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by default these end Python without its exit hooks
 
 
 class NotPermitted(NotMeasured):
-    """A limit that was not to be set, or that the driver does not let this user set. Nothing was."""
+    """The caller did not allow the limit, or the driver does not permit this user to set it. Nothing was set."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A limit that was set, as its marker file keeps it: watts now and before, and the process that set it."""
+    """A limit that was set, as stored in its marker file: the new and the earlier watts, and the process."""
 
     uuid: str
     limit_w: float
@@ -50,19 +50,19 @@ class Change:
     pid: int
 
     def __post_init__(self) -> None:
-        """ValueError for anything else, such as a file that somebody edited."""
+        """Raise ValueError for bad values, such as those of an edited file."""
         watts = (self.limit_w, self.before_w)
         sound = isinstance(self.uuid, str) and isinstance(self.pid, int)
         if not sound or not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in watts):
-            raise ValueError(f"no change of a GPU's limit: {self}")
+            raise ValueError(f"not a valid change of a GPU's limit: {self}")
 
     @property
     def path(self) -> Path:
-        """The marker file."""
+        """The path of the marker file."""
         return _marker(self.uuid)
 
     def command(self, limit_w: float) -> str:
-        """What an administrator would type for a limit."""
+        """Return the shell command with which an administrator sets a limit."""
         return f"sudo nvidia-smi -i {self.uuid} -pl {limit_w:g}"
 
     def __str__(self) -> str:
@@ -71,10 +71,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A marker file that was found. `change` is None for one that cannot be read; said: one line on it.
+    """A marker file that was found. change: None if it cannot be read; said: one line about it.
 
-    alive  its process is at work: the limit is that one's affair
-    done   put back, or nothing to put back any more
+    alive  its process is running, so the limit is left alone
+    done   the limit was restored, or needs no restoring
     """
 
     path: Path
@@ -85,24 +85,24 @@ class Leftover:
 
 
 class PowerLimit:
-    """At most `limit_w` watts for the GPU of `sensors` (None: PyTorch's current one); see the top of this file.
+    """A power limit of `limit_w` watts for the GPU of `sensors` (None: PyTorch's current one), as a context manager.
 
-    Raises ValueError, with the range, for a limit outside it; NotPermitted without allow=True or permission, with what
-    an administrator would type; NotMeasured without NVML, for a GPU that has no such limit or does not take this one,
-    and where another process, or a block around this one, has set one. The GPU is then as it was.
-    Used from another thread than the main one, signals that end the process leave it to the marker.
+    Raises ValueError, with the range, for a limit outside it. Raises NotPermitted without allow=True or without
+    permission, with the command for an administrator. Raises NotMeasured without NVML, for a GPU that has no limit or
+    that refuses this one, and if another process or an enclosing block has set one. In all cases the GPU is as before.
+    Outside the main thread, signals cannot be caught; then only the marker file restores the limit.
     """
 
     def __init__(self, limit_w: float, *, sensors: Sensors | None = None, allow: bool = False):
         self.limit_w, self.sensors = limit_w, Sensors.open() if sensors is None else sensors
         self.change: Change | None = None
         self._lock: int | None = None
-        self._refused = False  # by the driver, so that there is nothing to put back
+        self._refused = False  # by the driver, so that there is nothing to restore
         low, high = self.sensors.power_limit_range_w()
         if not low <= limit_w <= high:
             raise ValueError(f"power limit: this GPU takes {low:g} to {high:g} W, got {limit_w:g}")
         if allow is not True:
-            raise NotPermitted(f"{self}: it is set only where the caller says so, with allow=True")
+            raise NotPermitted(f"{self}: not set, as allow=True was not given")
 
     def __str__(self) -> str:
         return f"power limit of {self.limit_w:g} W"
@@ -110,7 +110,7 @@ class PowerLimit:
     def __enter__(self) -> PowerLimit:
         global _active
         if _active is not None:
-            raise NotMeasured(f"{_active.change}: this process has set it already; leave that block first")
+            raise NotMeasured(f"{_active.change}: this process has already set it; leave that block first")
         uuid = self.sensors.uuid()
         try:
             self._lock = _hold(uuid)
@@ -125,7 +125,7 @@ class PowerLimit:
             _write(self.change)
             self._apply()
             self.check()
-        except BaseException:  # Ctrl-C too: `with` asks for no exit where the entry did not succeed
+        except BaseException:  # also Ctrl-C, as `with` does not call __exit__ if __enter__ fails
             self.restore()
             raise
         return self
@@ -134,7 +134,7 @@ class PowerLimit:
         self.restore()
 
     def restore(self) -> None:
-        """Put back the limit before; once is enough. NotMeasured where the driver refuses: the marker stays."""
+        """Restore the earlier limit; further calls do nothing. Raises NotMeasured, and keeps the marker, if refused."""
         global _active
         try:
             if _active is self:
@@ -154,10 +154,10 @@ class PowerLimit:
                 self._lock = None
 
     def check(self) -> None:
-        """NotMeasured where the GPU says that another limit is in force than this one."""
+        """Raise NotMeasured if the GPU reports another limit than this one."""
         now = self.sensors.chosen_power_limit_w()
         if not _is(now, self.limit_w):
-            raise NotMeasured(f"{self}: the GPU says that its limit is {now:g} W")
+            raise NotMeasured(f"{self}: the GPU reports a limit of {now:g} W")
 
     def _apply(self) -> None:
         nvml = self.sensors.nvml
@@ -175,7 +175,7 @@ class PowerLimit:
 
 
 def _set(sensors: Sensors, limit_w: float) -> None:
-    """Raises what NVML raises."""
+    """Set a limit. Raises what NVML raises."""
     sensors.nvml.nvmlDeviceSetPowerManagementLimit(sensors.handle, round(1e3 * limit_w))
 
 
@@ -183,16 +183,16 @@ def _is(now_w: float, limit_w: float) -> bool:
     return abs(now_w - limit_w) <= TAKEN_W
 
 
-# ---- Leftovers ----
+# Leftovers.
 
 
 def leftovers() -> list[Leftover]:
-    """What marker files say, those of living processes too. Reads only, and never raises for what it finds."""
+    """Return what the marker files say, also those of live processes. Reads only, and does not raise for a bad file."""
     return [_look_at(path) for path in _markers()]
 
 
 def restore_leftovers(nvml: ModuleType | None = None) -> list[Leftover]:
-    """Put back what processes that are gone have left; what cannot be put back is said, and the others go on."""
+    """Restore the limits that ended processes have left, and return what was done. A failure does not stop the rest."""
     results = []
     for path in _markers():
         found = _look_at(path)
@@ -211,7 +211,7 @@ def restore_leftovers(nvml: ModuleType | None = None) -> list[Leftover]:
 
 
 def _put_back_leftover(path: Path, nvml: ModuleType | None) -> Leftover:
-    """Of a GPU that this process holds."""
+    """Restore the limit of a GPU that this process holds."""
     change = None
     try:
         change = _read(path)
@@ -221,12 +221,12 @@ def _put_back_leftover(path: Path, nvml: ModuleType | None) -> Leftover:
 
 
 def _put_back(change: Change, nvml: ModuleType | None) -> str:
-    """Undo a change, and forget it; one line on what was done. NotMeasured where it cannot be undone."""
+    """Undo a change, delete its marker, and return what was done. Raises NotMeasured if it cannot be undone."""
     failed = f"power limit of {change.uuid} not put back to {change.before_w:g} W"
     remedy = f"an administrator would type: {change.command(change.before_w)}"
     try:
         sensors = Sensors.open(change.uuid, nvml)
-        # Not where somebody else has set another one meanwhile, or the machine was started anew.
+        # Another program may have set another limit since, or the machine may have been restarted.
         ours = _is(sensors.chosen_power_limit_w(), change.limit_w)
         if ours and change.before_w != change.limit_w:
             _set(sensors, change.before_w)
@@ -250,7 +250,7 @@ def _look_at(path: Path) -> Leftover:
     return Leftover(path, change, f"{change} (process {change.pid}, which set it, is gone)")
 
 
-# ---- Files: the marker, and the lock beside it ----
+# Files: the marker, and the lock beside it.
 
 
 def _folder() -> Path:
@@ -266,7 +266,7 @@ def _markers() -> list[Path]:
 
 
 def _write(change: Change) -> None:
-    """On the disk, whole, before anything is set."""
+    """Write the marker so that it is complete on disk when this returns."""
     unfinished = change.path.with_suffix(".unfinished")
     with open(unfinished, "w", encoding="utf-8") as file:
         json.dump(asdict(change), file)
@@ -294,7 +294,7 @@ def _read(path: Path) -> Change:
 
 
 def _hold(uuid: str) -> int:
-    """A lock that this process alone has, until it is closed; NotMeasured, by name, where another one has the GPU."""
+    """Return an exclusive lock on a GPU, held until it is closed. Raises NotMeasured if another process has it."""
     _folder().mkdir(parents=True, exist_ok=True)
     lock = os.open(_folder() / f"{uuid}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -312,15 +312,15 @@ def _is_held(uuid: str) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:  # it is, or cannot be asked: left alone either way
+    except OSError:  # it is held, or it is unknown; both mean to leave it alone
         return True
     return False
 
 
-# ---- Ways out ----
+# Restoring at exit and on signals.
 
 _active: PowerLimit | None = None  # in force
-_handlers: dict[signal.Signals, object] = {}  # what handled a signal before
+_handlers: dict[signal.Signals, object] = {}  # by signal: its earlier handler
 
 
 def _restore_active() -> None:
@@ -332,7 +332,7 @@ def _restore_active() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Put the limit back, then let the signal do what it would have done."""
+    """Restore the limit, then handle the signal as before."""
     handler = _handlers.get(number, signal.SIG_DFL)
     _restore_active()
     _leave_signals()
@@ -347,7 +347,7 @@ def _catch_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number in ENDING:
-        # Not one that is ignored, as under nohup, or handled by something that is not Python and cannot be put back.
+        # Leave a signal that is ignored, as under nohup, or whose handler is not Python and could not be restored.
         if number not in _handlers and signal.getsignal(number) not in (signal.SIG_IGN, None):
             _handlers[number] = signal.signal(number, _on_signal)
 
@@ -363,7 +363,7 @@ def _leave_signals() -> None:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """A second Ctrl-C must not cut a restoration short: signals come after it."""
+    """Hold signals back until the block has ended, so that a second Ctrl-C does not interrupt a restoration."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -377,12 +377,12 @@ def _signals_wait() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in sorted(came, key=lambda number: number == signal.SIGINT):  # which raises, so it comes last
+        for number in sorted(came, key=lambda number: number == signal.SIGINT):  # SIGINT raises, so it is last
             signal.raise_signal(number)
 
 
 def _forget_in_child() -> None:
-    """What a process has set is its own to put back, not its child's; closed, not unlocked, as the lock is shared."""
+    """In a forked child, drop the limit: the parent restores it. The lock is closed, as unlocking would affect both."""
     global _active
     if _active is not None:
         os.close(_active._lock)

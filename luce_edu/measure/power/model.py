@@ -1,12 +1,12 @@
-"""Power limit, clock, draw and speed: sweeps as they were measured, and a model of the curve through their points.
+"""Measured sweeps of the power limit, and a model of speed and draw that is fitted to their points.
 
-    microseconds a token   t(f) = sqrt((cycles / f)^2 + memory_us^2)
-    watts                  P(f) = static_w + watts_per_mhz * f * max(1, f / knee_mhz)^2
-    a limit of L watts     the clock f with P(f) = L, or the highest one where the card draws less than L anyway
+    µs per token         t(f) = sqrt((cycles / f)^2 + memory_us^2)
+    watts                P(f) = static_w + watts_per_mhz * f * max(1, f / knee_mhz)^2
+    a limit of L watts   the clock f with P(f) = L, or the highest clock if the card draws less than L at it
 
-t: what waits for the clock of the SMs, and for memory, which has a clock of its own. The two overlap in part, so they
-add as the sides of a right angle do; a plain sum would put an RTX 3090's plateau above what its memory can do.
-P: chips draw f V^2; V is flat up to the knee, and grows with f above. All of it is modelled, and marked so where shown.
+t: one part of the time follows the SMs' clock f, the other the memory's own clock. The two overlap in part, so they add
+as the sides of a right angle do. With a plain sum, an RTX 3090's plateau would be above its memory's bandwidth.
+P: a chip draws f V^2. The voltage V is constant up to the knee and grows with f above it. All figures are modelled.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from luce_edu.measure.records.rows import Figures, PublishedSweep, SweepRow
 from luce_edu.tables import Tabular
 
 LEAST_POINTS = 4  # one point can then be left out, and five parameters meet six numbers
-LEAST_SPAN = 1.1  # highest clock over lowest; closer together, they say nothing about how speed goes with the clock
-GAP = 1.5  # two neighbours whose clocks are further apart than by this factor say nothing about what is between
-CLIFF = 0.5  # a clock below this share of the highest is a state of its own, into which the driver has dropped
-DOUBT = 0.1  # an error of a point left out that is worth a sentence
-NEAR = 0.08  # a model that misses no draw by more is not refuted by a sweep: as near as notebook 14 asks the fit to be
+LEAST_SPAN = 1.1  # highest clock over lowest; a smaller span does not show how speed depends on the clock
+GAP = 1.5  # largest ratio of neighbouring clocks between which the curve is trusted
+CLIFF = 0.5  # below this share of the highest clock, the driver has dropped to another power state
+DOUBT = 0.1  # larger errors of a point left out are reported
+NEAR = 0.08  # a model within this share of every draw is admissible; notebook 14 asks the same of the fit
 
 
 class CannotFit(ValueError):
-    """Points that no curve can be fitted to; the message says why."""
+    """No curve can be fitted to the points. The message says why."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A way to run: under a limit, at a clock of the SMs. None where it is not known, or there is no such thing."""
+    """Speed and draw under a limit, at a clock of the SMs. A limit or clock may be None: unknown, or none."""
 
     limit_w: float | None
     clock_mhz: float | None
@@ -46,12 +46,12 @@ class Point:
 
     @property
     def tokens_per_joule(self) -> float:
-        """Gross: of all that the board drew."""
+        """Tokens per joule, gross: of all energy that the board drew."""
         return self.tokens_per_s / self.draw_w
 
     @property
     def kwh_per_million(self) -> float:
-        """Kilowatt-hours for a million tokens, of the accelerator alone."""
+        """Kilowatt-hours per million tokens, of the accelerator alone."""
         return 1e6 / self.tokens_per_joule / 3.6e6
 
 
@@ -60,7 +60,7 @@ class Sweep:
     """The points of one system on one GPU, from the lowest limit to the highest.
 
     kind    published or recorded
-    source  where it stands or when it was measured, for a caption
+    source  where it was published or when it was measured, for a caption
     """
 
     system: str
@@ -88,7 +88,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One figure of a system that nobody swept: a point without a limit."""
+    """One figure of a system without a sweep: a point without a limit."""
 
     system: str
     model: str
@@ -107,7 +107,7 @@ class Baseline:
 
 
 def sweeps(record: Record) -> list[Sweep]:
-    """The sweeps that a record holds, without points that had not settled; RecordError for one without any other."""
+    """Return the sweeps of a record without points that had not settled. Raises RecordError if a sweep has no other."""
     content = record.checked().content
     if isinstance(content, Figures):
         found = [(row, row.model, row.gpu, row.source, row.points) for row in content.sweeps]
@@ -123,7 +123,7 @@ def sweeps(record: Record) -> list[Sweep]:
 
 def _sweep(record: Record, number: int, row: SweepRow | PublishedSweep, model, gpu, source, settled) -> Sweep:
     if not settled:
-        raise RecordError(f"{record.name}.json: sweep {number}: it has no point that had settled")
+        raise RecordError(f"{record.name}.json: sweep {number}: none of its points had settled")
     if len(settled) < len(row.points):
         source += f"; {len(row.points) - len(settled)} of {len(row.points)} points had not settled and are left out"
     points = [Point(point.limit_w, point.clock_mhz, point.draw_w, point.tokens_per_s) for point in settled]
@@ -132,7 +132,7 @@ def _sweep(record: Record, number: int, row: SweepRow | PublishedSweep, model, g
 
 
 def baselines(record: Record) -> list[Baseline]:
-    """Stages and systems of a record's energy, one point each; empty for a record without."""
+    """Return the systems of a record's energy part, one point each; empty if it has none."""
     content = record.content
     if isinstance(content, Figures):
         return [
@@ -153,14 +153,14 @@ BASELINES = tuple(baselines(PUBLISHED))
 
 @dataclass(frozen=True)
 class PowerModel:
-    """The curve; formulas above.
+    """The fitted model; its formulas are at the top of this file.
 
-    cycles         clock cycles a token that do not wait for memory
-    memory_us      microseconds a token that no clock of the SMs shortens: the plateau
-    static_w       drawn whatever the clock: leakage, memory, fans
-    watts_per_mhz  below the knee, where the voltage is flat
-    knee_mhz       from here up the voltage rises with the clock
-    top_mhz        the highest clock: what the card runs at when no limit holds it
+    cycles         clock cycles per token that do not wait for memory
+    memory_us      µs per token that do not depend on the SMs' clock: the plateau
+    static_w       watts that do not depend on the clock: leakage, memory, fans
+    watts_per_mhz  below the knee, where the voltage is constant
+    knee_mhz       the clock above which the voltage rises
+    top_mhz        the clock without a limit
     """
 
     cycles: float
@@ -170,7 +170,7 @@ class PowerModel:
     knee_mhz: float
     top_mhz: float
 
-    PARAMETERS = 5  # top_mhz is read off the points, not fitted
+    PARAMETERS = 5  # fitted; top_mhz is taken from the points
 
     def us_per_token(self, clock_mhz: float) -> float:
         return math.hypot(self.cycles / clock_mhz, self.memory_us)
@@ -179,7 +179,7 @@ class PowerModel:
         return self.static_w + self.watts_per_mhz * clock_mhz * max(1, clock_mhz / self.knee_mhz) ** 2
 
     def clock_mhz(self, limit_w: float) -> float:
-        """The clock that a limit leaves; ValueError for a limit at which, by the model, nothing would run."""
+        """Return the clock under a limit. Raises ValueError for a limit that is not above `static_w`."""
         if limit_w >= self.draw_w(self.top_mhz):
             return self.top_mhz
         if not limit_w > self.static_w:
@@ -188,14 +188,14 @@ class PowerModel:
         return clock if clock <= self.knee_mhz else (clock * self.knee_mhz**2) ** (1 / 3)
 
     def at(self, limit_w: float) -> Point:
-        """What the model expects under a limit; errors as of `clock_mhz`."""
+        """Return the modelled point under a limit. Raises what `clock_mhz` raises."""
         clock = self.clock_mhz(limit_w)
         return Point(limit_w, clock, self.draw_w(clock), 1e6 / self.us_per_token(clock))
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Modelled over measured, less one, at one point's clock."""
+    """Modelled over measured, minus 1, at the clock of one point."""
 
     draw: float
     tokens: float
@@ -203,10 +203,11 @@ class Errors:
 
 @dataclass(frozen=True, repr=False)
 class Fit(Tabular):
-    """A model, the points that it is fitted to, and how far it is off at each: fitted, and with that point left out.
+    """A model, the points to which it is fitted, and its errors at each point, as a table.
 
-    left_out    None where the other points do not determine a curve
-    admissible  the models that the points do not refute, see `admissible`
+    errors      of the model that is fitted to all points
+    left_out    by point: of a model that is fitted to the other points; None if they do not determine a curve
+    admissible  the models that agree with the points, see `admissible`
     """
 
     sweep: Sweep
@@ -216,7 +217,7 @@ class Fit(Tabular):
     admissible: tuple[PowerModel, ...]
 
     def is_trusted(self, limit_w: float) -> bool:
-        """Whether a limit was measured, or lies between two whose clocks are close enough to speak for it."""
+        """Return whether a limit was measured, or lies between two measured ones whose clocks differ by at most GAP."""
         points = self.sweep.points
         return any(limit_w == point.limit_w for point in points) or any(
             low.limit_w <= limit_w <= high.limit_w and high.clock_mhz <= GAP * low.clock_mhz
@@ -224,7 +225,7 @@ class Fit(Tabular):
         )
 
     def runs(self) -> list[tuple[bool, list[Point]]]:
-        """The curve at every whole watt of the sweep, cut where it starts or stops to be trusted; the pieces meet."""
+        """Return the curve at every whole watt as pieces (trusted, points). Neighbours share a point."""
         runs: list[tuple[bool, list[Point]]] = []
         low, high = self.sweep.limits_w
         for limit_w in range(math.ceil(low), math.floor(high) + 1):
@@ -238,45 +239,45 @@ class Fit(Tabular):
 
     @property
     def curve(self) -> list[Point]:
-        """All of it, in order of the limit."""
+        """All points of the curve, in order of the limit."""
         return [point for _, run in self.runs() for point in run]
 
     def among(self, limit_w: float) -> list[Point]:
-        """What each admissible model expects under a limit, without those by which nothing would run there."""
+        """Return the points of the admissible models under a limit; models that draw more at any clock are left out."""
         return [model.at(limit_w) for model in self.admissible if limit_w > model.static_w]
 
     @property
     def doubts(self) -> list[str]:
-        """Where the model should not be believed, in sentences."""
+        """Sentences on where the model is uncertain."""
         points = self.sweep.points
         clocks = sorted(point.clock_mhz for point in points)
         said = [
-            f"Between {low:,.0f} and {high:,.0f} MHz there is no point: what is drawn there is a guess."
+            f"Between {low:,.0f} and {high:,.0f} MHz there is no point, so the curve there is uncertain."
             for low, high in zip(clocks, clocks[1:], strict=False)
             if high > GAP * low
         ]
         said += [
-            f"At {point.limit_w:g} W the driver has dropped to {point.clock_mhz:,.0f} MHz, beyond the cliff: a state "
-            "of its own, which the curve is bent to pass."
+            f"At {point.limit_w:g} W the driver has dropped to {point.clock_mhz:,.0f} MHz, another power state, and "
+            "the curve is fitted through this point too."
             for point in points
             if point.clock_mhz < CLIFF * clocks[-1]
         ]
         if not clocks[0] < self.model.knee_mhz < clocks[-1]:
-            said.append("No knee is seen within the clocks of the sweep.")
+            said.append("The sweep shows no knee within its clocks.")
         if len(self.admissible) > 1:
             low, high = self.admissible[0].knee_mhz, self.admissible[-1].knee_mhz
             said.append(
-                f"The knee is not known: of the clocks tried, every one from {low:,.0f} to {high:,.0f} MHz meets "
-                f"the draws within {100 * NEAR:.0f} %."
+                f"The knee is not known: every tried clock from {low:,.0f} to {high:,.0f} MHz gives the draws within "
+                f"{100 * NEAR:.0f} %."
             )
         for point, errors in zip(points, self.left_out, strict=True):
             if errors is None:
-                said.append(f"Without the point at {point.limit_w:g} W the others determine no curve.")
+                said.append(f"Without the point at {point.limit_w:g} W the other points determine no curve.")
                 continue
             for what, error in (("draw", errors.draw), ("speed", errors.tokens)):
                 if not abs(error) <= DOUBT:
                     at = f"the point at {point.limit_w:g} W"
-                    said.append(f"Without {at} the others miss its {what} by {_percent(error)}.")
+                    said.append(f"A fit without {at} misses its {what} by {_percent(error)}.")
         return [*said, f"Below {clocks[0]:,.0f} and above {clocks[-1]:,.0f} MHz nothing was measured."]
 
     @property
@@ -301,10 +302,10 @@ class Fit(Tabular):
     def caption(self) -> str:
         return (
             f"{PowerModel.PARAMETERS} parameters, {2 * len(self.sweep.points)} numbers; {self.sweep.provenance}. "
-            "Modelled at the measured clock. Left out: the error there of a model fitted to the other points."
+            "Modelled at the measured clock. Left out: the error of a model fitted to the other points."
             + (
-                " The draw's three parameters then pass through three points, so its column says what each point alone "
-                "decides, and does not test the formula."
+                " The draw's three parameters then fit three points exactly, so its column shows the influence of each "
+                "point, and does not test the formula."
                 if len(self.sweep.points) == LEAST_POINTS
                 else ""
             )
@@ -312,13 +313,13 @@ class Fit(Tabular):
 
 
 def fit(sweep: Sweep) -> Fit:
-    """The model through a sweep's points, by least squares of relative errors; CannotFit says why there is none."""
+    """Fit the model to a sweep by least squares of relative errors. Raises CannotFit, with the reason, if it cannot."""
     points = sweep.points
     without = sum(point.clock_mhz is None for point in points)
     if without:
         raise CannotFit(f"{without} of {len(points)} points have no clock, and the model is a function of the clock")
     if len(points) < LEAST_POINTS:
-        raise CannotFit(f"{len(points)} points; with fewer than {LEAST_POINTS} none can be left out to test the rest")
+        raise CannotFit(f"{len(points)} points; expected {LEAST_POINTS} or more, so that one can be left out as a test")
     model = _fit(points)
     errors = tuple(_errors(model, point) for point in points)
     left_out = []
@@ -331,10 +332,9 @@ def fit(sweep: Sweep) -> Fit:
 
 
 def admissible(points: Sequence[Point], within: float = NEAR) -> tuple[PowerModel, ...]:
-    """For each knee, from the lowest on, the model nearest to the points, if it meets every draw `within` that share.
+    """Return the best model for each knee, from the lowest on, that gives every draw `within` this share.
 
-    They differ in the draw alone, as the speed knows no knee. Empty where no model meets the points so well; CannotFit
-    as from `fit`.
+    The models differ only in the draw, as the speed does not depend on the knee. Raises CannotFit as `fit` does.
     """
     return tuple(
         model
@@ -353,13 +353,13 @@ def _fit(points: Sequence[Point]) -> PowerModel:
 
 
 def _by_knee(points: Sequence[Point]) -> list[tuple[PowerModel, float]]:
-    """For each of 401 knees from the lowest clock to the highest: the best model with it, and the squares left."""
+    """Return (best model, remaining squares) for each of 401 knees from the lowest clock to the highest."""
     clocks = np.array([point.clock_mhz for point in points], dtype=float)
     draws = np.array([point.draw_w for point in points], dtype=float)
     us = np.array([1e6 / point.tokens_per_s for point in points])
     low, top = clocks.min(), clocks.max()
     if top < LEAST_SPAN * low:
-        raise CannotFit(f"the clocks, {low:,.0f} to {top:,.0f} MHz, lie too close together for a curve")
+        raise CannotFit(f"the clocks, {low:,.0f} to {top:,.0f} MHz, are too close together for a curve")
     # t^2 is linear in cycles^2 and memory_us^2, and P in static_w and watts_per_mhz once a knee is chosen.
     (cycles_2, memory_2), _ = _least_squares(1 / clocks**2, us**2)
     found = []
@@ -374,12 +374,12 @@ def _by_knee(points: Sequence[Point]) -> list[tuple[PowerModel, float]]:
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """(slope, offset) >= 0 with slope * x + offset nearest to y in relative terms, and the squares that are left."""
+    """Return (slope, offset) >= 0 that minimise the relative errors of slope * x + offset, and the squares left."""
     return non_negative_least_squares(np.stack([x, np.ones_like(x)], axis=1) / y[:, None], np.ones_like(y))
 
 
 def sweet_spot(points: Sequence[Point], loss: float) -> Point:
-    """The point of least draw among those that lose at most the share `loss` of the best speed, such as 0.05."""
+    """Return the point of least draw among those that lose at most the share `loss` of the best speed."""
     if not 0 <= loss < 1:
         raise ValueError(f"loss: expected a share from 0 to 1, such as 0.05, got {loss}")
     least = (1 - loss) * max(point.tokens_per_s for point in points)
@@ -387,12 +387,12 @@ def sweet_spot(points: Sequence[Point], loss: float) -> Point:
 
 
 def expected(sweep: Sweep, fit: Fit | None, limit_w: float) -> Point:
-    """What to expect under a limit: modelled, or the nearest point where there is no model of it."""
+    """Return the expected point under a limit: modelled, or the nearest point if there is no model."""
     return fit.model.at(limit_w) if fit and limit_w > fit.model.static_w else sweep.nearest(limit_w)
 
 
 def price_of(text: str) -> float:
-    """A price as somebody types it, with a point or a comma; ValueError unless it is a finite number above 0."""
+    """Return a typed price, with a point or a comma, as a float. Raises ValueError unless it is above 0 and finite."""
     try:
         price = float(text.strip().replace(",", "."))
     except ValueError:

@@ -1,6 +1,6 @@
-"""Decode at one power limit after another: what each leaves of speed, and what it saves.
+"""Measure speed and draw of decoding at one power limit after another.
 
-A point is measured once draw and clock have settled under its limit, which is checked and not slept through.
+A point is measured after draw and clock have settled under its limit, which is checked by readings.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.power.limits import PowerLimit
 from luce_edu.measure.records.rows import SweepPoint, SweepRow
 
-SETTLE_WINDOW_S = 1.0  # the drivers' own average of the draw takes about as long
-SETTLE_WINDOWS = 3  # two may agree on the two sides of a wave
-SETTLED_WITHIN = 0.02  # from the lowest window to the highest
+SETTLE_WINDOW_S = 1.0  # about the time over which the driver averages the draw
+SETTLE_WINDOWS = 3  # two may agree by chance while the draw swings
+SETTLED_WITHIN = 0.02  # relative, between the lowest and the highest window
 SETTLE_AT_MOST_S = 40.0
 MEASURED_S = 4.0
-LOOK_EVERY_S = 0.25  # at the clock, while a point is measured
+LOOK_EVERY_S = 0.25  # between readings of the clock while a point is measured
 
 Progress = Callable[[str], None]
 
 
 def check_limits(limits_w: Sequence[float], sensors: Sensors) -> None:
-    """ValueError, with the range, for a limit that this GPU does not take, before the first is set; or for none."""
+    """Raise ValueError, with the range, if a limit is out of the GPU's range, or if there is none. Sets nothing."""
     if not limits_w:
         raise ValueError("limits: expected at least one, such as 200")
     for limit_w in limits_w:
-        PowerLimit(limit_w, sensors=sensors, allow=True)  # looked at, and not entered
+        PowerLimit(limit_w, sensors=sensors, allow=True)  # checks the limit without setting it
 
 
 def sweep(
@@ -45,14 +45,14 @@ def sweep(
     progress: Progress = lambda _: None,
     save: Callable[[SweepRow], None] = lambda _: None,
 ) -> SweepRow:
-    """Measure each limit in the order given; the limit before comes back after each.
+    """Measure at each limit in the given order, and restore the earlier limit after each.
 
-    run   decodes for a moment, waits for it, and returns how many tokens that was; of `system`, after `context` tokens
-    save  called with what there is after each point, so that an interruption does not lose it
-    Raises as PowerLimit does, ValueError for the limits before anything is set.
+    run   decodes with `system` after `context` tokens for a short time, waits for it and returns the number of tokens
+    save  called with the row after each point, so that an interruption does not lose it
+    Raises what PowerLimit raises; ValueError for a bad limit before anything is set.
     """
     check_limits(limits_w, sensors)
-    run()  # loads and captures what the first step has to
+    run()  # the first step loads kernels and captures graphs
     progress("idle draw")
     default_w, range_w, idle_w = (
         sensors.default_power_limit_w(), tuple(sensors.power_limit_range_w()), measure_idle(sensors, wait=wait)
@@ -64,14 +64,14 @@ def sweep(
             settled = settle(run, sensors, clock=clock)
             progress(f"{limit_w:g} W: measuring")
             points += (_measure(run, sensors, limit_w, settled, clock),)
-            limit.check()  # nobody else has set another one meanwhile
+            limit.check()  # another program may have set another limit meanwhile
         row = SweepRow(system, context, default_w, range_w, idle_w, points)
         save(row)
     return row
 
 
 def settle(run: Callable[[], int], sensors: Sensors, *, clock: Callable[[], float] = time.perf_counter) -> bool:
-    """Decode until SETTLE_WINDOWS in a row agree in draw and clock; False where they have not in SETTLE_AT_MOST_S."""
+    """Decode until SETTLE_WINDOWS in a row agree in draw and clock; return False if they do not in SETTLE_AT_MOST_S."""
     windows: list[tuple[float, float]] = []  # mean draw in watts, mean clock in MHz
     started = clock()
     while clock() - started < SETTLE_AT_MOST_S:
@@ -95,7 +95,7 @@ def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> Swe
     def watched() -> int:
         nonlocal looked
         tokens = run()
-        if not clocks or clock() - looked >= LOOK_EVERY_S:  # not after each run: the GPU waits meanwhile
+        if not clocks or clock() - looked >= LOOK_EVERY_S:  # not after each run, as the GPU idles meanwhile
             clocks.append(sensors.sm_clock_mhz())
             slowed.update(or_none(sensors.slowed_by) or ())
             looked = clock()
@@ -110,7 +110,7 @@ def _measure(run, sensors: Sensors, limit_w: float, settled: bool, clock) -> Swe
 
 
 def decode_run(system, context: int, steps: int) -> Callable[[], int]:
-    """What `sweep` runs: `steps` tokens of a system of `luce_edu.measure.bench.systems`, from `context` tokens on."""
+    """Return a `run` for `sweep`: `steps` tokens of a system of `luce_edu.measure.bench.systems` from `context` on."""
     system.pretend(context)
 
     def run() -> int:
@@ -124,14 +124,14 @@ def decode_run(system, context: int, steps: int) -> Callable[[], int]:
 
 
 def plan(sensors: Sensors, limits_w: Sequence[float]) -> str:
-    """What a sweep would do, in words, for a user who has not allowed it yet; ValueError for a limit out of range."""
+    """Return in words what a sweep would do, for a user who has not allowed it. Raises ValueError for a bad limit."""
     check_limits(limits_w, sensors)
     low, high = sensors.power_limit_range_w()
     limits = ", ".join(f"{limit_w:g}" for limit_w in limits_w)
     about = len(limits_w) * (SETTLE_WINDOWS * SETTLE_WINDOW_S + MEASURED_S)
     return (
         f"would set the power limit of {sensors.uuid()} to {limits} W in turn, decode under each, {about:.0f} s "
-        f"in all or more, and put it back to {sensors.chosen_power_limit_w():g} W (it takes {low:g} to {high:g} W). "
+        f"or more in all, and put it back to {sensors.chosen_power_limit_w():g} W (allowed: {low:g} to {high:g} W). "
         "Nothing was set; add --allow-power-limit"
     )
 

@@ -1,1 +1,1 @@
-"""Figures that are kept: recorded, published, modelled; what is fitted to them, and the clock held against them."""
+"""Stored figures: recorded, published and modelled; models fitted to them; the validation of the clock."""

@@ -1,4 +1,4 @@
-"""Least squares with few columns, where no coefficient may be negative."""
+"""Least squares with non-negative coefficients, for a few columns."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def non_negative_least_squares(matrix: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, float]:
-    """The x >= 0 with matrix @ x nearest to `wanted`, and the sum of squares that is left.
+    """Return the x >= 0 for which matrix @ x is nearest to `wanted`, and the remaining sum of squares.
 
-    matrix  [rows, columns]. With a handful of columns, every choice of those that are not 0 can be tried
+    matrix  [rows, columns]. Every choice of columns whose coefficient is not 0 is tried, so it may have only a few.
     """
     columns = matrix.shape[1]
     best, least = np.zeros(columns), float("inf")

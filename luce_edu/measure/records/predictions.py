@@ -1,10 +1,10 @@
-"""What the clock predicts for the full-size model on each card, stored, as one stage takes it 20 s and more.
+"""The clock's predictions for the full-size model on each card. They are stored, as one stage takes 20 s or more.
 
     python -m luce_edu.measure.records.predictions               # every card: an hour on two cores
-    python -m luce_edu.measure.records.predictions "RTX 3090"    # this one anew; the other cards' rows stay
+    python -m luce_edu.measure.records.predictions "RTX 3090"    # this card again; the rows of the others stay
 
-It writes luce_edu/data/predictions.json. `evidence` puts these figures beside what it measures, and the power curves of
-our stages (luce_edu/measure/power/dvfs.py) are drawn from them. All of them are modelled.
+This writes luce_edu/data/predictions.json. `evidence` compares these figures with what it measures, and the power
+curves of our stages (luce_edu/measure/power/dvfs.py) are drawn from them. All of them are modelled.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FILE = Path(__file__).resolve().parents[2] / "data" / "predictions.json"
 MODEL = "random-0.8b"
 POSITION = 520  # as PROMPT of luce_edu/measure/bench/bench.py
 STAGES = KERNEL_STAGES[::-1]
-SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # a graph's curve is nearly the megakernel's
+SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # the curve of `graph` is close to the megakernel's
 PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "RTX 4090", "RTX 5090", "T4")]
-SWEPT = "RTX 3090"  # the card of the published sweep, from whose lowest clock to its highest the curves go
+SWEPT = "RTX 3090"  # the card of the published sweep; the curves cover its clocks
 SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
-CANARY = "tiny"  # its token is modelled in less than a second, and tells whether the clock is still the one that wrote
+CANARY = "tiny"  # its token is modelled in less than a second, and shows whether the clock has changed since
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Prediction:
 
     us      in µs, at clock_mhz
     energy  joules by part, as in a Profile; their constants are those of the card at its boost clock
-    source  the commit and the date of the clock that said so
+    source  commit and date of the clock
     """
 
     stage: str
@@ -66,28 +66,29 @@ class Prediction:
 
 @functools.cache
 def stored() -> tuple[Prediction, ...]:
-    """The predictions in the package."""
+    """Return the predictions that the package has stored."""
     return tuple(Prediction(**row) for row in json.loads(FILE.read_text(encoding="utf-8"))["rows"])
 
 
 def find(stage: str, card: str, *, model: str = MODEL) -> list[Prediction]:
-    """The stored ones of a stage, the lowest clock first; empty where there are none."""
+    """Return the stored predictions of a stage, the lowest clock first; empty if there is none."""
     found = [row for row in stored() if (row.stage, row.card, row.model) == (stage, card, model)]
     return sorted(found, key=lambda row: row.clock_mhz)
 
 
 def at_boost(stage: str, card: Card) -> Prediction | None:
-    """The stored one of a stage at the card's boost clock."""
+    """Return the stored prediction of a stage at the card's boost clock, or None."""
     return next((row for row in find(stage, card.name) if row.clock_mhz == card.boost_clock_mhz), None)
 
 
 def predict(
     stage: str, card: Card, *, model=MODEL, clock_mhz: float | None = None, position: int = POSITION
 ) -> Prediction:  # fmt: skip
-    """One token, modelled now.
+    """Model one token now.
 
-    model      a name or a model; clock_mhz: of the SMs, None for the boost clock
-    Raises as `profile` does.
+    model      a name or a model
+    clock_mhz  of the SMs; None for the boost clock
+    Raises what `profile` raises.
     """
     from luce_edu.measure.profile import profile
 
@@ -100,13 +101,13 @@ def predict(
 
 @functools.cache
 def _source() -> str:
-    """Asked for once, as the file that a run writes makes the checkout another than the commit."""
+    """Return commit and date. Read once, as the file that a run writes changes the checkout."""
     now = commit() or "unknown"
     return f"the clock at commit {now[:12]}{'+' * now.endswith('+')}, {datetime.date.today().isoformat()}"
 
 
 def beside(row: DecodeRow | EnergyRow, gpu: str, config: ModelConfig) -> Modelled | None:
-    """What a record keeps beside a row; None where nothing was predicted: another GPU, model, system or context."""
+    """Return the prediction for a row of a record; None if there is none for its GPU, model, system and context."""
     card = card_of(gpu)
     if card is None or row.context != POSITION or not _is_full_size(config):
         return None
@@ -115,17 +116,17 @@ def beside(row: DecodeRow | EnergyRow, gpu: str, config: ModelConfig) -> Modelle
 
 
 def _is_full_size(config: ModelConfig) -> bool:
-    """Whether a model's weights and states are as large as those that were predicted: by the shapes, not the name."""
+    """Return whether a model is as large as the predicted one, by its shapes; its name does not matter."""
     from luce_edu.models import RANDOM_CONFIG
 
     return decode_bytes(config, POSITION) == decode_bytes(ModelConfig.from_file(RANDOM_CONFIG), POSITION)
 
 
-# ---- Writing them ----
+# Writing predictions.
 
 
 def wanted(card: Card) -> list[tuple[str, str, float]]:
-    """Stage, model and clock of every prediction for a card."""
+    """Return (stage, model, clock in MHz) of every prediction for a card."""
     boost = float(card.boost_clock_mhz)
     found = [(stage, MODEL, boost) for stage in STAGES]
     if card.name == SWEPT:
@@ -135,9 +136,9 @@ def wanted(card: Card) -> list[tuple[str, str, float]]:
 
 
 def write(names: Sequence[str] = (), *, file: Path = FILE, say: Callable[[str], None] = print) -> None:
-    """Predict anew for the cards that are named, or for all; each figure goes into the file at once.
+    """Predict again for the named cards, or for all. Each prediction is written to the file at once.
 
-    Raises ValueError for a card that is not predicted.
+    Raises ValueError for a card that is not in PREDICTED.
     """
     from luce_edu.models import load_model
 

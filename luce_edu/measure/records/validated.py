@@ -1,4 +1,4 @@
-"""How far to trust the clock: its times beside those that others published, as `luce-edu validate` stored them.
+"""The validation of the clock, as `luce-edu validate` stored it: modelled times beside published ones.
 
     clock = stored()
     print(f"{clock.median_error:.0%} off at the median, {clock.within_15:.0%} of the rows within 15 %")
@@ -34,15 +34,16 @@ from luce_edu.measure.records.validation import (
 
 STORED = Path(__file__).parents[2] / "data" / "validation.json"
 CARDS, STAGES = ("RTX 3090", "H200"), ("graph", "megakernel")  # of the tokens beside the rows
-TARGET = 0.15  # the median error to reach, and the error within which a row counts as met
+TARGET = 0.15  # of the median error; also the error within which a row counts as met
 
 
 @dataclass(frozen=True)
 class Row:
-    """A published figure and the modelled one beside it, in `unit`; `pick` is a name of validation.PICKS.
+    """A published figure and the modelled one, in `unit`. pick: a name of validation.PICKS.
 
-    us     modelled microseconds;  ratio: modelled time to published time, above 1 where the clock is too slow
-    fit    the row was used to fit constants, so it proves nothing
+    us     modelled microseconds
+    ratio  modelled over published time; above 1 the clock is too slow
+    fit    the row was used to fit constants, so it does not test the clock
     """
 
     id: str
@@ -58,22 +59,22 @@ class Row:
 
     @classmethod
     def of(cls, pick: str, result: Result) -> Row:
-        """A row with figures to five digits, which is more than a model knows."""
+        """Return a row with figures rounded to five digits."""
         row = result.measurement
         figures = (float(f"{figure:.5g}") for figure in (result.figure, result.us, result.ratio))
         return cls(row.id, pick, row.ladder, row.card, row.published, row.unit, *figures, row.fit)
 
     @property
     def error(self) -> float:
-        """By what share the slower of the two times is longer: 0.15 for 15 % too slow and for 15 % too fast."""
+        """Return by what share the longer of the two times is longer: 0.15 if it is 15 % too slow or 15 % too fast."""
         return max(self.ratio, 1 / self.ratio) - 1
 
 
 @dataclass(frozen=True)
 class Token:
-    """The modelled time of one token of random-0.8b at position 520, by a stage of the course.
+    """The modelled time of one token of random-0.8b at position 520, by a stage.
 
-    phases  name, how often, microseconds each; of the megakernel only
+    phases  (name, count, µs each) of the megakernel's phases; empty for other stages
     """
 
     card: str
@@ -84,7 +85,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Validated:
-    """The rows of a run, with its date and the commit of its checkout, and tokens to hold against earlier models."""
+    """The rows of a run, its date and commit, and tokens to compare with earlier models."""
 
     date: str
     commit: str | None
@@ -93,37 +94,37 @@ class Validated:
 
     @property
     def held_out(self) -> tuple[Row, ...]:
-        """The rows that no constant was fitted to."""
+        """The rows that were not used to fit a constant."""
         return tuple(row for row in self.rows if not row.fit)
 
     @property
     def median_error(self) -> float:
-        """Median error of the rows held out."""
+        """The median error of the rows held out."""
         return median(row.error for row in self.held_out)
 
     @property
     def within_15(self) -> float:
-        """Share of the rows held out whose error is within TARGET."""
+        """The share of rows held out whose error is within TARGET."""
         return sum(row.error <= TARGET for row in self.held_out) / len(self.held_out)
 
     @property
     def reached(self) -> bool:
-        """The median error is within TARGET, and every ladder is in order."""
+        """Whether the median error is within TARGET and every ladder is in order."""
         return self.median_error <= TARGET and all(self.ladders().values())
 
     def band(self, us: float) -> tuple[float, float]:
-        """What a modelled time may be: half of the rows held out lie within these bounds of their modelled time."""
+        """Return the range for a modelled time: it holds for half of the rows held out."""
         return us / (1 + self.median_error), us * (1 + self.median_error)
 
     def by_pick(self) -> Mapping[str, tuple[Row, ...]]:
-        """The rows by pick, in their order."""
+        """Return the rows by pick, in order."""
         picks: dict[str, list[Row]] = {}
         for row in self.rows:
             picks.setdefault(row.pick, []).append(row)
         return {pick: tuple(rows) for pick, rows in picks.items()}
 
     def ladders(self) -> Mapping[tuple[str, str], bool]:
-        """By card and ladder of two rows or more: whether the model puts their times in the order that was measured."""
+        """Return, by (card, ladder) of two rows or more, whether the modelled times have the published order."""
         groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in self.rows:
             groups[row.card, row.ladder].append(row)
@@ -134,7 +135,7 @@ class Validated:
         }
 
     def to_dict(self) -> dict:
-        """As in the stored file; of_dict turns it back."""
+        """Return the content of the stored file; `of_dict` reads it."""
         return {"kind": "modelled"} | dataclasses.asdict(self)
 
     @classmethod
@@ -145,7 +146,7 @@ class Validated:
         return cls(content["date"], content["commit"], tuple(Row(**row) for row in content["rows"]), tokens)
 
     def to_json(self) -> str:
-        """A row a line, so that two runs can be compared line by line."""
+        """Return JSON with one row per line, so that two runs can be compared by lines."""
         content = self.to_dict()
         lists = [
             f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in content.pop(name)) + "\n  ]"
@@ -155,7 +156,7 @@ class Validated:
 
 
 def worst(of: Validated) -> list[Row]:
-    """The worst row held out of each ladder of a card, the worst first."""
+    """Return the worst row held out of each card and ladder, the worst first."""
     by_ladder: dict[tuple[str, str], Row] = {}
     for row in sorted(of.held_out, key=lambda row: -row.error):
         by_ladder.setdefault((row.card, row.ladder), row)
@@ -164,14 +165,14 @@ def worst(of: Validated) -> list[Row]:
 
 @functools.cache
 def stored() -> Validated:
-    """The run of all picks that the package carries."""
+    """Return the run of all picks that the package has stored."""
     return Validated.of_dict(json.loads(STORED.read_text(encoding="utf-8")))
 
 
 def rows_named(names: Sequence[str]) -> list[tuple[str, Measurement]]:
-    """Rows with their picks: of picks and ids by name, or of all picks where none is named.
+    """Return (pick, row) for the named picks and row ids, or for all picks if no name is given.
 
-    ValueError for a name that is neither.
+    Raises ValueError for an unknown name.
     """
     wanted = []
     pick_of = {row.id: pick for pick in PICKS for row in picked(pick)}
@@ -189,10 +190,10 @@ def rows_named(names: Sequence[str]) -> list[tuple[str, Measurement]]:
 def run(
     rows: Sequence[tuple[str, Measurement]], *, commit: str | None = None, progress: Callable[[str], object] = str
 ) -> Iterable[Row]:
-    """Model rows one after another, and give each as soon as it is there.
+    """Model rows one after another, and yield each as soon as it is done.
 
-    commit  of the checkout, where no file differs from it: its rows are kept in the cache for kernels, so that an
-            interrupted run goes on where it was
+    commit  of the checkout if no file differs from it. Rows are then kept in the cache, so that an interrupted run
+            continues where it stopped.
     """
     for i, (pick, row) in enumerate(rows, 1):
         progress(f"{i} of {len(rows)}: {row.id} ({pick})")
@@ -204,7 +205,7 @@ def run(
 
 
 def tokens(progress: Callable[[str], object] = str) -> tuple[Token, ...]:
-    """The tokens of STAGES on CARDS; some 20 s each."""
+    """Model the tokens of STAGES on CARDS; each takes some 20 s."""
     found = []
     for card in CARDS:
         for stage in STAGES:
@@ -216,7 +217,7 @@ def tokens(progress: Callable[[str], object] = str) -> tuple[Token, ...]:
 
 
 def of_rows(rows: Sequence[tuple[str, Measurement]], progress: Callable[[str], object] = str) -> Validated:
-    """Rows with their picks, modelled now."""
+    """Model rows now, given with their picks."""
     now = commit()
     kept = None if now is None or now.endswith("+") else now
     done = tuple(run(rows, commit=kept, progress=progress))
@@ -224,5 +225,5 @@ def of_rows(rows: Sequence[tuple[str, Measurement]], progress: Callable[[str], o
 
 
 def run_all(progress: Callable[[str], object] = str) -> Validated:
-    """All picks and the tokens, some 15 minutes on two cores."""
+    """Model all picks and the tokens; it takes some 15 minutes on two cores."""
     return dataclasses.replace(of_rows(rows_named(()), progress), tokens=tokens(progress))

@@ -1,11 +1,11 @@
-"""Kernels that others described and timed, written anew in csrc/validation, to hold the virtual GPU's clock against.
+"""Kernels that others described and timed, written again in csrc/validation, to validate the virtual GPU's clock.
 
     for row in MEASUREMENTS:
         result = validate(row, backend_for(row), modelled_us)
         print(row.id, row.published, row.unit, result.figure, result.ratio)
 
-A row is data: kernel, launch, arguments, the published figure, what that figure includes and where it stands. Nobody
-needs the whole of a large launch: a row says which part is run, and how the rest follows from it.
+A row is data: kernel, launch, arguments, the published figure, what that figure includes and its source. Of a large
+launch only a part is run; the row says which part, and how the whole is computed from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from luce_edu.machine.kernels import Kernel, Prepared
 from luce_edu.machine.timed import Device, run_timed
 from luce_edu.stages.dims import GRID_BARRIER_WORDS
 
-# ---- What a published figure includes ----
+# What a published figure includes.
 
 KERNEL = "the kernel alone, from the start of its first block to the end of its last, as a profiler gives it"
 ROW = "launches in a row, their time divided by their number: what a launch adds to a queue that is never empty"
@@ -38,7 +38,7 @@ INCLUDES = (KERNEL, ROW, SINGLE, WALL)
 # on an RTX 3060 laptop (R100001/Programming-Massively-Parallel-Processors, convolution, cold runs of nvbench).
 AROUND_US = {KERNEL: 0.0, SINGLE: 4.0, WALL: 5.0}
 
-UNITS = {  # figure from `work`, microseconds and the clock in MHz; each can be turned round
+UNITS = {  # by unit: the figure from `work`, µs and the clock in MHz
     "GFLOP/s": lambda work, us, mhz: work / us / 1e3,
     "GB/s": lambda work, us, mhz: work / us / 1e3,
     "us": lambda work, us, mhz: us / work,
@@ -47,14 +47,14 @@ UNITS = {  # figure from `work`, microseconds and the clock in MHz; each can be 
 }
 
 
-# ---- One measurement ----
+# One measurement.
 
 
 @dataclass(frozen=True)
 class Array:
-    """Memory for a kernel: `elements` numbers of a NumPy type, all 0 unless they are a chain.
+    """Memory for a kernel: `elements` numbers of a NumPy type, all 0 unless they are a chain of pointers.
 
-    chain  bytes between the places of a chain of pointers that visits each once in random order; 0: no chain
+    chain  bytes between the elements of a chain that visits each once in random order; 0: no chain
     """
 
     dtype: str
@@ -62,7 +62,7 @@ class Array:
     chain: int = 0
 
     def allocate(self) -> torch.Tensor:
-        """New memory. Zeros take no room until a kernel writes to them."""
+        """Return new memory. Zeros take no physical memory until a kernel writes to them."""
         values = np.zeros(self.elements, self.dtype)
         if self.chain:
             step = self.chain // values.itemsize
@@ -70,34 +70,34 @@ class Array:
             order = np.random.default_rng(0).permutation(places[1:])
             order = np.concatenate([places[:1], order])
             values[order] = values.ctypes.data + np.roll(order, -1) * values.itemsize
-        # PyTorch has no arithmetic for the larger unsigned types, but needs none here.
+        # PyTorch has no large unsigned types with arithmetic, so the signed ones stand for them.
         return torch.from_numpy(values.view(values.dtype.str.replace("u", "i")))
 
 
-SIZE = "size"  # stands among the arguments for the size that a cut run has: a depth of a loop, a number of steps
+SIZE = "size"  # an argument that stands for the size of a cut run: a depth of a loop, a number of steps
 WHOLE, WAVES, BLOCKS, LOOP, DEPTH, LAUNCHES = "whole", "waves", "blocks", "loop", "depth", "launches"
 CUTS = (WHOLE, WAVES, BLOCKS, LOOP, DEPTH, LAUNCHES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Launches of one kernel, and how they are cut down.
+    """Launches of one kernel, and which part of them is run.
 
     grid, block   blocks and threads of the published launch; shared: bytes of dynamic shared memory
     args          Arrays to allocate (the same object is the same memory), ints, floats, bools, SIZE
-    swap          positions of two arguments that change places from each launch to the next
-    cooperative   all blocks at once, for a kernel with barriers of the grid
-    blocks_per_sm as many, whatever else would fit; None: as registers, threads and shared memory allow
-    cut           what `sizes` counts, and what follows for the whole:
-                  WHOLE     nothing is cut; the time is that of `full` launches in a row (1 unless told)
-                  WAVES     resident blocks of the whole card, from the first block on; the rest takes as long a wave
-                  BLOCKS    blocks, from the first on; the rest takes as long a block
-                  LOOP      the argument SIZE, the grid as published; the rest takes as long a unit
-                  DEPTH     the argument SIZE, the grid cut to one wave. The whole depth follows as for LOOP; then an
-                            SM's time is in proportion to its blocks, and the SM with the most blocks decides
-                  LAUNCHES  launches in a row; the rest takes as long a launch
-    sizes         of the cut runs, ascending; two or more give the line from which the whole follows
-    full          the published size in the same unit; None: what one more unit takes (the slope of that line)
+    swap          positions of two arguments that are exchanged from each launch to the next
+    cooperative   all blocks at once, for a kernel with grid barriers
+    blocks_per_sm resident blocks per SM; None: as registers, threads and shared memory allow
+    cut           what `sizes` counts, and how the whole is computed:
+                  WHOLE     nothing is cut; the time is that of `full` launches in a row (1 by default)
+                  WAVES     waves of resident blocks of the whole card, from the first block on; linear in waves
+                  BLOCKS    blocks, from the first on; linear in blocks
+                  LOOP      the argument SIZE, with the published grid; linear in SIZE
+                  DEPTH     the argument SIZE, with the grid cut to one wave. The whole depth is computed as for LOOP;
+                            the time of an SM is then proportional to its blocks, and the SM with most blocks counts
+                  LAUNCHES  launches in a row; linear in launches
+    sizes         of the cut runs, ascending; two or more define the line that is extrapolated
+    full          the published size in the same unit; None: the slope of that line, the time of one more unit
     """
 
     kernel: str
@@ -119,12 +119,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A published figure and all that it takes to model it.
+    """A published figure, and what is needed to model it.
 
-    id, ladder     rows of one ladder are steps towards the same result on one card, and their order counts
+    id, ladder     rows of one ladder are steps to the same result on one card, whose order is compared
     card           a name for `card_of`
     source_file    in csrc/;  defines: -D name=value
-    parts          launches one after another; their times add up
+    parts          launches one after another, whose times are added
     work           floating-point operations or bytes of the whole, or how many units the time is divided by; for
                    cycles, how many of the counted instructions one more unit of `sizes` brings
     published, unit  the figure, in a unit of UNITS
@@ -132,7 +132,7 @@ class Measurement:
     cold           L2 holds nothing of the arrays when a launch starts;  before: launches that come first, uncounted
     fit            may be used to fit constants; all else is held out
     confidence     A: kernel and launch are fixed by the source. B: one or two things were chosen, named in `note`
-    source         where the figure stands;  note: what was chosen, what stands beside the figure
+    source         where the figure is published;  note: what was chosen, and further figures
     """
 
     id: str
@@ -154,23 +154,23 @@ class Measurement:
     note: str = ""
 
     def figure(self, us: float, clock_mhz: float) -> float:
-        """The figure in the published unit for a time of the whole; clock_mhz is the clock that the model ran at."""
+        """Return the figure in the published unit for the time of the whole, at the modelled clock."""
         return UNITS[self.unit](self.work, us, clock_mhz)
 
     def published_us(self, clock_mhz: float) -> float:
-        """The time that the published figure means."""
-        # Every unit is proportional to the time or to its inverse, so 1 us is enough to know.
+        """Return the µs that the published figure corresponds to."""
+        # Every unit is proportional to the time or to its inverse, so the figure of 1 µs is enough.
         at_one = self.figure(1.0, clock_mhz)
         return at_one / self.published if self.unit.endswith("/s") else self.published / at_one
 
 
 @dataclass(frozen=True)
 class Run:
-    """Launches to be timed together, prepared and not yet run.
+    """Prepared launches that are timed together.
 
-    before    launches that come first and are not counted;  launches: those that are, in their order
+    before    launches that run first and are not timed;  launches: those that are timed, in order
     size      in the unit of the part's `sizes`;  full: the published size in that unit, None for the slope alone
-    scale     the part's time is this many times the run's
+    scale     the time of the part over that of the run
     """
 
     measurement: Measurement
@@ -186,7 +186,7 @@ TimeUs = Callable[[Run], float]  # microseconds of run.launches, including what 
 
 @dataclass(frozen=True)
 class Result:
-    """A modelled figure beside the published one; ratio: modelled time to published time."""
+    """The modelled time and figure of a measurement; ratio: modelled over published time."""
 
     measurement: Measurement
     us: float
@@ -194,11 +194,11 @@ class Result:
     ratio: float
 
 
-# ---- From a row to launches, and from their times to a figure ----
+# From a row to launches, and from their times to a figure.
 
 
 def card_of(measurement: Measurement) -> Card:
-    """The card that a row was measured on. A variant of a card has the name of the one whose constants it shares."""
+    """Return the card of a row. A variant of a card has the name of the card whose constants it shares."""
     return _card(measurement.card)
 
 
@@ -210,17 +210,17 @@ def _card(name: str) -> Card:
 
 
 def backend_for(measurement: Measurement, **options) -> HostBackend:
-    """A virtual GPU that is the row's card."""
+    """Return a virtual GPU of the row's card."""
     return HostBackend(card=card_of(measurement), **options)
 
 
 def prepare(
     measurement: Measurement, backend: HostBackend, *, sizes: Sequence[int] | None = None
 ) -> tuple[tuple[Run, ...], ...]:
-    """Compile a row's kernels and make its launches: the cut runs of each part, in the order of its sizes.
+    """Compile a row's kernels and prepare the runs of each part, in the order of its sizes.
 
-    sizes  instead of the parts' own, for all parts that are cut
-    Every run has memory of its own. Raises CompileError, LaunchError, and ValueError for another card's backend.
+    sizes  replace the parts' own, for all parts that are cut
+    Every run has its own memory. Raises CompileError, LaunchError, and ValueError for the backend of another card.
     """
     wanted = card_of(measurement)
     if (backend.card.name, backend.card.sm_count) != (wanted.name, wanted.sm_count):
@@ -237,7 +237,7 @@ def prepare(
 
 
 def resident_blocks(part: Part, kernel: Kernel) -> int:
-    """Blocks that the whole card holds at once."""
+    """Return the blocks that the whole card holds at once."""
     if part.blocks_per_sm is not None:
         return part.blocks_per_sm * kernel.card.sm_count
     return kernel.resident_blocks(part.block, part.shared)
@@ -283,7 +283,7 @@ def _allocated(args: Sequence) -> list:
 
 
 def _first(grid: int | tuple[int, ...], blocks: int) -> int | tuple[int, ...]:
-    """A grid of the first `blocks` of a grid that is long in one dimension."""
+    """Return the grid of about the first `blocks` blocks, cut along the longest dimension."""
     if not isinstance(grid, tuple):
         return blocks
     axis = grid.index(max(grid))
@@ -291,7 +291,7 @@ def _first(grid: int | tuple[int, ...], blocks: int) -> int | tuple[int, ...]:
 
 
 def whole_us(runs: Sequence[Run], times_us: Sequence[float]) -> float:
-    """Microseconds of a part as published, from those of its cut runs in the order of their sizes."""
+    """Return the µs of a whole part from those of its cut runs, in the order of their sizes."""
     last, us = runs[-1], times_us[-1]
     if last.full is not None and last.size >= last.full:
         return us * last.scale
@@ -308,9 +308,9 @@ def validate(
     measurement: Measurement, backend: HostBackend, time_us: TimeUs, *, clock_mhz: float | None = None,
     sizes: Sequence[int] | None = None,
 ) -> Result:  # fmt: skip
-    """Prepare a row, time its runs with `time_us`, and set the figure that follows beside the published one.
+    """Prepare a row, time its runs with `time_us`, and return the figure with its ratio to the published one.
 
-    clock_mhz  the clock that time_us runs at, for figures in cycles; the card's boost clock unless told
+    clock_mhz  the clock of time_us, for figures in cycles; None for the card's boost clock
     """
     mhz = backend.card.boost_clock_mhz if clock_mhz is None else clock_mhz
     parts = prepare(measurement, backend, sizes=sizes)
@@ -319,10 +319,10 @@ def validate(
 
 
 def modelled_us(run: Run) -> float:
-    """Microseconds that the clock gives to a run, with the launch costs that its figure includes.
+    """Return the modelled µs of a run, with the launch costs that its figure includes.
 
-    L2 holds what `before` has left there, or nothing. A single launch is surrounded by AROUND_US. A variant of a card
-    has the constants of the card whose name it bears.
+    L2 holds what `before` has left there, or nothing. A single launch has AROUND_US added. A variant of a card has the
+    constants of the card whose name it has.
     """
     clock = find_clock(run.launches[0].kernel.card)
     device = Device(clock)
@@ -334,16 +334,15 @@ def modelled_us(run: Run) -> float:
         return sum(us) + AROUND_US[measurement.includes]
     if measurement.graph:
         return sum(clock.graph_gap_us + one for one in us)
-    # The host starts a launch at least this long after the one before; the GPU needs a while between two.
+    # The host needs `launch_us` per launch, and the GPU `graph_gap_us` between two; the slower of them counts.
     extra = clock.cooperative_extra_us if any(part.cooperative for part in measurement.parts) else 0.0
     return sum(max(clock.launch_us + extra, clock.graph_gap_us + one) for one in us)
 
 
 def misordered(results: Iterable[Result], *, clock_mhz: float = 1000.0, tie: float = 0.05) -> list[tuple[str, str]]:
-    """Pairs of ids of one ladder that the model puts in another order than was measured: (faster, slower) as measured.
+    """Return pairs of ids (faster, slower as measured) of one ladder that the model puts in another order.
 
-    Steps whose published times differ by less than `tie` count as equal. Rows that are timed in different ways are not
-    compared.
+    Steps whose published times differ by less than `tie` count as equal. Rows with different units are not compared.
     """
     results = list(results)
     wrong = []
@@ -358,7 +357,7 @@ def misordered(results: Iterable[Result], *, clock_mhz: float = 1000.0, tie: flo
     return wrong
 
 
-# ---- Cards that are variants of others: the same chip with other counts or memory ----
+# Cards that are variants of others: the same chip with other counts or memory.
 
 VARIANTS: Mapping[str, tuple[str, Mapping]] = {
     "RTX 3080": ("RTX 3090", {
@@ -377,7 +376,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping]] = {
 }  # fmt: skip
 
 
-# ---- The SGEMM ladders ----
+# The SGEMM ladders.
 
 SGEMM_CUDA = "siboehm/SGEMM_CUDA, README.md, table of kernels"
 SGEMM_STEPS = {  # id: kernel, block, edge of C's tile
@@ -397,7 +396,7 @@ SGEMM_STEPS = {  # id: kernel, block, edge of C's tile
 def _product(
     kernel: str, block, tile: int, *, n: int = 4096, alpha: float = 0.5, beta: float = 3.0, sizes=(256, 512), cut=DEPTH
 ) -> dict:
-    """The source, the defines and the part of an n x n x n product."""
+    """Return the source, the defines and the part of an n x n x n product."""
     tiles = -(-n // tile)
     a, b, c = (Array("f4", n * n) for _ in range(3))
     depth = SIZE if cut == DEPTH else n
@@ -440,7 +439,7 @@ def _sgemm() -> Iterable[Measurement]:
     for i, (kernel, (block, tile, ms, beside)) in enumerate(independent.items(), 1):
         row = _product(kernel, block, tile, alpha=1.0, beta=0.0)
         defines = (*row["defines"], ("OVERWRITE", 1), ("X_IS_COLUMN", 1))
-        if kernel == "square_of_8":  # its build had so many registers that one block fitted an SM
+        if kernel == "square_of_8":  # in the source's build, registers allowed one block per SM
             row["parts"] = (dataclasses.replace(row["parts"][0], blocks_per_sm=1),)
         yield Measurement(
             id=f"H6.{i}", ladder="SGEMM, independent", card="RTX A6000", source_file="validation/sgemm.cu",
@@ -498,7 +497,7 @@ def _sgemm() -> Iterable[Measurement]:
         )  # fmt: skip
 
 
-# ---- Launches, graphs, barriers ----
+# Launches, graphs, barriers.
 
 MEGAQWEN = "Infatoshi/MegaQwen, experiments/RESULTS.md"
 SMALL_KERNELS = "te42kyfo/gpu-benches, gpu-small-kernels"
@@ -561,7 +560,7 @@ def _launches() -> Iterable[Measurement]:
         ("L40", {4: 121, 8: 242, 16: 484}),
     ):
         for block, gb_per_s in figures.items():
-            n = 2**28  # 2 GiB an array: anything this large gave the same
+            n = 2**28  # 2 GiB per array; the source found the same for all large arrays
             arrays = Array("f8", n), Array("f8", n)
             yield Measurement(
                 id=f"B5.{card}.{block}", ladder="block dispatch", card=card, source_file="validation/launches.cu",
@@ -605,7 +604,7 @@ def _launches() -> Iterable[Measurement]:
 
 
 def _scale(name: str, ladder: str, card: str, n: int, block: int, kind: str, gb_per_s: float) -> Measurement:
-    """A row for a step of A = B / 4: "launches", nodes of a "graph", or one kernel with a barrier of the grid a step.
+    """Return a row for steps of A = B / 4: "launches", nodes of a "graph", or one kernel with a grid barrier per step.
 
     "grid" has the barrier of cooperative groups, "hand" that of its authors.
     """
@@ -616,7 +615,7 @@ def _scale(name: str, ladder: str, card: str, n: int, block: int, kind: str, gb_
             full=None,
         )  # fmt: skip
     else:
-        words = GRID_BARRIER_WORDS if kind == "grid" else 128  # "hand" takes a word a step
+        words = GRID_BARRIER_WORDS if kind == "grid" else 128  # "hand" uses a word per step
         part = Part(
             kernel=f"scale_{kind}", grid=min(n // block, _FULL.get((card, block), 2**31)), block=block,
             args=(a, b, n, SIZE, Array("u4", words)), cooperative=True, cut=LOOP, sizes=(8, 24), full=None,
@@ -629,14 +628,14 @@ def _scale(name: str, ladder: str, card: str, n: int, block: int, kind: str, gb_
     )  # fmt: skip
 
 
-# Blocks that the card holds at once, by card and threads a block, where n would give more.
+# Blocks that the card holds at once, by card and threads per block, where n would give more.
 _FULL = {
     ("GH200", 1024): 264, ("GH200", 32): 4224, ("L40", 1024): 142, ("L40", 32): 3408, ("A40", 1024): 84,
     ("A40", 32): 1344, ("A40", 256): 504, ("A100", 1024): 216, ("A100", 32): 3456,
 }  # fmt: skip
 
 
-# ---- Strides, copies, caches ----
+# Strides, copies, caches.
 
 STRIDES = "te42kyfo/gpu-benches, gpu-strides"
 STREAM = "te42kyfo/gpu-benches, gpu-stream"
@@ -699,7 +698,7 @@ STREAM_BYTES = {"init": 8, "read": 8, "scaled": 16, "triad": 24, "stencil3": 16,
 
 
 def _waves(card: str, block: int, bytes_a_thread: int, blocks_per_sm: int | None = None, writes: bool = True):
-    """Two numbers of waves: enough to be past the start, and past what L2 can hold back where a kernel writes."""
+    """Return two numbers of waves, past the start and past what L2 holds back of a kernel's writes."""
     limits = _card(card)
     blocks = blocks_per_sm or min(limits.blocks_per_sm, limits.threads_per_sm // block)
     wave = limits.sm_count * blocks * block * bytes_a_thread
@@ -845,7 +844,7 @@ def _streams() -> Iterable[Measurement]:
 
     for card, figures in (("L40", (36, 276, 631)), ("A100", (36, 211, 570))):
         for where, places, cycles in zip(("L1", "L2", "DRAM"), (2**8, 2**15, 2**22), figures, strict=True):
-            # The first round warms a cache that holds the chain; the second is what counts.
+            # The first round fills the cache that holds the chain; the second is counted.
             sizes = (2048, 6144) if where == "DRAM" else (max(places, 1024), 2 * max(places, 1024))
             part = Part(
                 kernel="chase", grid=1, block=64,
@@ -859,7 +858,7 @@ def _streams() -> Iterable[Measurement]:
             )  # fmt: skip
 
 
-# ---- Sums, norms, matrix times vector, atomics ----
+# Sums, norms, matrix-vector products, atomics.
 
 REDUCTIONS = "MasterSkepticista/parallel_reductions_cuda, README.md"
 SIMVEIT = "simveit/effective_reduction, README.md"
@@ -873,7 +872,7 @@ def _sums() -> Iterable[Measurement]:
         "6": ("sum_last_warp", 2, 859),
     }  # fmt: skip
     for step, (kernel, each, gb_per_s) in steps.items():
-        atomics = step in ("1", "1b")  # one word decides, whatever the blocks
+        atomics = step in ("1", "1b")  # additions to one word set the time, for any number of blocks
         for block in (256,) if atomics else (256, 512, 1024):
             part = Part(
                 kernel=kernel, grid=n // (block * each), block=block, shared=0 if atomics else 4 * block,
@@ -904,7 +903,7 @@ def _sums() -> Iterable[Measurement]:
                     kernel=kernel, grid=-(-n // (block * each)), block=block,
                     args=(Array("i4", blocks), Array("i4", n), n), cut=WAVES, sizes=(16, 48),
                 ))  # fmt: skip
-            else:  # one block adds up the partial sums of all
+            else:  # one block adds the partial sums of all blocks
                 made.append(Part(
                     kernel=kernel, grid=1, block=block, args=(Array("i4", 1), Array("i4", blocks), blocks)
                 ))  # fmt: skip
@@ -993,7 +992,7 @@ def _sums() -> Iterable[Measurement]:
 MEASUREMENTS: tuple[Measurement, ...] = (*_sgemm(), *_launches(), *_strides(), *_streams(), *_sums())
 
 
-# The sixteen comparisons that cover the clock, with the beginnings of their rows' ids.
+# The sixteen comparisons that validate the clock, with the beginnings of their rows' ids.
 PICKS: Mapping[str, tuple[str, ...]] = {
     "launch, graph node, barrier, empty": ("L1",),
     "launch, graph node, barrier, with work": ("L2.", "L3."),
@@ -1015,12 +1014,12 @@ PICKS: Mapping[str, tuple[str, ...]] = {
 
 
 def picked(pick: str) -> tuple[Measurement, ...]:
-    """The rows of one of PICKS, in the order of MEASUREMENTS."""
+    """Return the rows of one of PICKS, in the order of MEASUREMENTS."""
     return tuple(row for row in MEASUREMENTS if row.id.startswith(PICKS[pick]))
 
 
 def measurement(name: str) -> Measurement:
-    """The row of that id; ValueError where there is none."""
+    """Return the row of this id. Raises ValueError if there is none."""
     for row in MEASUREMENTS:
         if row.id == name:
             return row

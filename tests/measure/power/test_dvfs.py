@@ -73,7 +73,7 @@ def test_bands_hold_the_best_knee_and_come_from_all():
 
 @pytest.mark.parametrize(
     "found, said",
-    [(tokens(card="T4"), "T4: no published sweep"), (tokens(clocks=CLOCKS[2:]), "expected 3 clocks or more"),
+    [(tokens(card="T4"), "T4: there is no published sweep"), (tokens(clocks=CLOCKS[2:]), "expected 3 clocks or more"),
      (tokens(clocks=(405.0, 900.0, 1980.0)), "1695 MHz among them")],
 )  # fmt: skip
 def test_what_no_curve_can_be_made_of_is_refused(found, said):

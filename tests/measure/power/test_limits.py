@@ -152,7 +152,7 @@ def test_a_gpu_without_power_limits_says_so():
 
 def test_without_nvml_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(NotMeasured, match="pynvml is not there"):
+    with pytest.raises(NotMeasured, match="pynvml is not installed"):
         PowerLimit(200, allow=True)
 
 

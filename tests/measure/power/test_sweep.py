@@ -197,7 +197,7 @@ def test_a_limit_that_somebody_else_changes_meanwhile_is_found_out():
         return decode()
 
     gpu.decode = disturbed
-    with pytest.raises(NotMeasured, match="the GPU says that its limit is 300 W"):
+    with pytest.raises(NotMeasured, match="the GPU reports a limit of 300 W"):
         swept(gpu, [200])
 
 

@@ -73,7 +73,7 @@ def test_as_many_rows_as_constants_are_refused(count):
 
 def test_times_that_do_not_grow_with_bytes_are_refused():
     rows = [row("megakernel", size=1e-9, barriers=count, us=10.0 * count) for count in (10, 20, 40)]
-    with pytest.raises(ValueError, match="do not tell bytes from launches"):
+    with pytest.raises(ValueError, match="do not separate bytes from launches"):
         fit(rows)
 
 
