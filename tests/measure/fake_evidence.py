@@ -67,7 +67,6 @@ class Machine:
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
         self.hangs_at = 0  # the context at which a step never ends
-        self.capability = 9, 0
         self.token, self.decode_us = 4, 100.0  # what every system chooses, and how fast
         self.nvml = FakeNvml(Clock())
         self.no_sensors: Exception | None = None
@@ -152,9 +151,6 @@ class Machine:
 
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "init", lambda: self.happens("init"))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: self.capability)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: self.description.gpu)
-        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
         monkeypatch.setattr(evidence, "make_backend", make_backend)
         monkeypatch.setattr(evidence, "make_systems", lambda *args, **options: {
             name: (lambda name=name: Quick(self, name)) for name in (*STAGES, *self.BASELINES)

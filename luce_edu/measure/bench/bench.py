@@ -1,4 +1,4 @@
-"""Stages and baselines side by side, in one run: same weights, same prompt, correct before timed, interleaved."""
+"""Time stages and baselines in one run: the same weights and prompts, checked before they are timed, in turns."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from luce_edu.reference.model import forward
 from luce_edu.tables import Tabular
 from luce_edu.verification import true_fp32
 
-PROMPT = 520  # pp520 and tg128, as other people's tables have them
+PROMPT = 520  # tokens, as in the tables of others (pp520)
 PROMPTS = (PROMPT, 4096)
 CONTEXTS = (1, 512, PROMPT, 2048, 8192, 32768)
-STEPS = 64  # a round at each context
+STEPS = 64  # per round, at each context
 PROMPT_WARM_UP = 3  # the first loads kernels, the second captures a graph
 PROMPT_ROUNDS = 5
-ROUNDS = 2  # there and back, so that a GPU that warms up or throttles favours nobody
-CHECKED_TEXT = 48  # random tokens, among which the reference decides some choices ...
-CHECKED_CHOICES = 6  # ... and so many of them are asked of every system
+ROUNDS = 2  # the second in reverse order, so that a GPU that warms up or throttles favours no system
+CHECKED_TEXT = 48  # random tokens; after each the reference chooses a next one
+CHECKED_CHOICES = 6  # of these, how many every system must repeat
 
 Progress = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -39,9 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(repr=False)
 class Bench(Tabular):
-    """What a run measured, in the rows of a record.
+    """The results of a run, as rows of a record.
 
-    clocks   sm_clock_mhz and memory_clock_mhz just after a decode loop, None for one that cannot be read; {} without
+    clocks   sm_clock_mhz and memory_clock_mhz just after a decode loop; None for one that cannot be read, {} for no
+             sensors
     running  the part that is being measured: decode, prefill or energy; None before and after
     """
 
@@ -90,20 +91,21 @@ class Bench(Tabular):
     def reported(
         self, *parts: str, system: str | None = None, at: int | None = None, loading: bool = False, doing: str = ""
     ) -> Iterator[None]:
-        """A context in which a failure becomes a row of `not_run`.
+        """Turn a failure inside the context into a row of `not_run`.
 
-        loading  what is not measured here is not there at all
-        doing    what failed, where that is less than the whole measurement
+        loading  whether the system is being loaded: if that raises NotMeasured, the system is absent
+        doing    which step of the measurement may fail; "" for all of it
         """
         try:
             yield
-        except Exception as error:  # not Ctrl-C, which is no measurement that failed
+        except Exception as error:  # Ctrl-C is no Exception, and ends the run
             kind = "absent" if loading and isinstance(error, NotMeasured) else "failed"
             kind = "wrong" if isinstance(error, WrongChoice) else kind
             why = f"{doing}: {reason(error)}" if doing else reason(error)
             self.not_run.append(NotRun(parts, why, system, at, kind=kind))
 
     def has_failed(self, system: str, part: str, at: int | None = None) -> bool:
+        """Whether a row says so of exactly this measurement."""
         return any(row.system == system and row.at == at and part in row.parts for row in self.not_run)
 
 
@@ -121,14 +123,15 @@ def bench(
     progress: Progress = lambda _: None,
     save: Callable[[Bench], None] = lambda _: None,
 ) -> Bench:
-    """Check every system against the fp32 reference, then time those that are right.
+    """Check every system against the fp32 reference, then time those that agree with it.
 
-    makers          from `make_systems`
-    contexts        tokens in the cache before a decode step; prompts: lengths to read; () for neither
-    energy_seconds  the window for joules at a context of PROMPT, from `sensors`; None for no energy
-    save            called with what there is after each context and each prompt, lest an interruption lose it
-    A system that cannot be had, is wrong, or fails is listed in `not_run` with the reason; the others go on. Raises
-    NotMeasured where the reference decides nothing, so that no system can be checked.
+    makers          as `make_systems` returns them
+    contexts        tokens in the cache before a decode step; prompts: lengths in tokens; () to time none
+    energy_seconds  length of the window in which energy is measured, at a context of PROMPT; None to measure none
+    save            called with the results so far after each context and each prompt, so that an interruption does not
+                    lose them
+    A system that is absent, wrong, or fails is listed in `not_run` with the reason, and the others go on. Raises
+    NotMeasured if the reference decides no choice, because then no system can be checked.
     """
     result = Bench(where, datasheet_gb_per_s)
     asked = {"decode": contexts, "prefill": prompts, "energy": energy_seconds is not None}
@@ -143,7 +146,7 @@ def bench(
             _check(systems[name], choices)
         if any(row.system == name for row in result.not_run):
             systems.pop(name, None)
-            gc.collect()  # its memory is for the others
+            gc.collect()  # frees its memory before the next system is loaded
     result.running = "decode"
     for context in contexts:
         _time_decode(result, systems, context, steps, decode_bytes(model.config, context).total, sensors, progress)
@@ -159,13 +162,13 @@ def bench(
         _measure_energy(result, systems, sensors, energy_seconds, progress)
     result.running = None
     for name, system in systems.items():
-        with result.reported(*parts, system=name, doing="closing it"):  # fails, too, after an error of the GPU itself
+        with result.reported(*parts, system=name, doing="closing it"):  # after a CUDA error this fails as well
             system.close()
     return result
 
 
 def reason(error: Exception) -> str:
-    """One line for the table of what was not run; the whole of it goes to the log, for who listens to it."""
+    """Return an error in one line; the log gets its traceback."""
     log.debug("not run", exc_info=error)
     if isinstance(error, NotMeasured):
         return str(error)
@@ -175,9 +178,10 @@ def reason(error: Exception) -> str:
 
 
 def _decided_choices(model, progress: Progress) -> list[tuple[list[int], int, int | None]]:
-    """Prompts, the fp32 reference's greedy token after each, and the one after that; None where bf16 may decide it.
+    """Return (prompt, the fp32 reference's greedy next token, the token after that) for some prompts.
 
-    The first is decided by more than bf16 may move it. Raises NotMeasured where none is.
+    The reference prefers the first token by more than bf16's error can change. The second is None where it does not.
+    Raises NotMeasured if there is no such prompt.
     """
     progress("fp32 reference")
     text = torch.randint(model.config.vocab_size, (CHECKED_TEXT,), generator=torch.Generator().manual_seed(7)).tolist()
@@ -204,13 +208,13 @@ def _decided_choice(model, prompt: list[int]) -> int | None:
 
 
 class WrongChoice(NotMeasured):
-    """A system chose otherwise than the reference, so its times would be nobody's."""
+    """A system chose another token than the reference, so it does not compute the model and is not timed."""
 
 
 def check_system(system: System, model, progress: Progress = lambda _: None) -> None:
-    """WrongChoice for a system that chooses otherwise than the fp32 reference where that one is decided.
+    """Raise WrongChoice if a system chooses another token than the fp32 reference where bf16's error cannot decide.
 
-    NotMeasured where the reference decides nothing.
+    Raises NotMeasured if the reference decides no choice.
     """
     _check(system, _decided_choices(model, progress))
 
@@ -243,7 +247,7 @@ def _time_decode(
             with result.reported("decode", system=name, at=context):
                 systems[name].pretend(context)
                 more, asked[name] = systems[name].time_decode(steps=steps)
-                if sensors is not None:  # at once: a GPU that idles lowers its clocks
+                if sensors is not None:  # right after the loop, because an idle GPU lowers its clocks
                     result.clocks = {
                         "sm_clock_mhz": or_none(sensors.sm_clock_mhz),
                         "memory_clock_mhz": or_none(sensors.memory_clock_mhz),
@@ -252,7 +256,7 @@ def _time_decode(
     for name, system in systems.items():
         if result.has_failed(name, "decode", context):
             continue
-        if system.launches is None and not result.has_failed(name, "decode"):  # which a second try would not mend
+        if system.launches is None and not result.has_failed(name, "decode"):  # counting is tried once
             with result.reported("decode", system=name, doing="counting its launches"):
                 system.launches = system.count_launches()
         with result.reported("decode", system=name, at=context):
@@ -268,14 +272,15 @@ def _time_prompts(result: Bench, systems: dict[str, System], model, tokens: int,
     for system in systems.values():
         readers.setdefault(system.reader, system)
     for name, system in readers.items():
-        with result.reported("prefill", system=name, at=tokens):
+        one = {"system": name} if name in systems else {"doing": name}  # stages share a way to read prompts
+        with result.reported("prefill", at=tokens, **one):
             times = []
             for number in range(PROMPT_WARM_UP + PROMPT_ROUNDS):
                 progress(f"prompt of {tokens}: {name}, {number + 1} of {PROMPT_WARM_UP + PROMPT_ROUNDS}")
                 system.wait()
                 started = time.perf_counter()
                 system.prefill(prompt)
-                system.choice()  # waits
+                system.choice()  # waits for the GPU
                 times.append(1e6 * (time.perf_counter() - started))
             result.prefill.append(checked(PrefillRow(name, tokens, Quartiles.of(times[PROMPT_WARM_UP:]))))
 

@@ -1,7 +1,7 @@
-"""All measurements of one machine in one call: verification, constants, decode, prefill, energy; one record.
+"""Measure everything about one machine in one call: verification, constants, decode, prefill, energy; one record.
 
-Runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; what is missing beside these is said
-in the record. It reads NVML and never writes: no setting of a GPU is changed.
+It runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; the record lists what could not be
+measured without other packages. It reads NVML and changes no setting of the GPU.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from luce_edu.measure.schema import checked
 from luce_edu.stages import STAGES
 from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 
-BENCHED = ("decode", "prefill", "energy")  # they share loaded systems
+BENCHED = ("decode", "prefill", "energy")  # by one call of `bench`, so that each system is loaded once
 VERIFIED = ("verify", "verify_paths", "verify_prefill")
 PARTS = (*VERIFIED, "launch", "bandwidth", *BENCHED)
 RECORD = "record.json"
-# Fewer than `luce-edu verify --prefill` takes: logits of the full vocabulary are kept for each token.
+# Fewer than `luce-edu verify --prefill` runs: the logits of every token are kept, and the vocabulary is large.
 VERIFIED_PROMPTS = (1, 65, 520, 1000)
 PACKAGES = ("torch", "transformers", "cuda-core", "flash-linear-attention", "llama-cpp-python", "nvidia-ml-py")
 
@@ -51,15 +51,15 @@ def gather(
     gguf: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Record:
-    """Measure, and write out/record.json after every part, so that what is interrupted can go on.
+    """Measure, and write out/record.json after every part, so that a second call goes on after an interruption.
 
-    model     what load_model(model_name) returned, where it has been called already
-    only      the parts to run; the others are taken from a record that is there already, if it is of this machine,
-              model, commit and versions of packages. Without it every part that such a record lacks is run
-    systems   these alone, by the names of make_systems; what the record has of others stays. With `only`
-    contexts  of the decode part
-    Raises ValueError for an unknown part or model, RecordError for a record of something else, OSError for a folder
-    that cannot be written. A part that cannot run is listed in the record's not_run, with its reason.
+    model     the loaded model, if load_model(model_name) has been called already
+    only      the parts to run; () for all that the record in `out` lacks. The record must be of the same machine,
+              model, commit and package versions
+    systems   names from make_systems; with `only`, measure these and keep the record's rows of the others
+    contexts  of the decode part, in tokens
+    Raises ValueError for an unknown part or model, RecordError for a record of another machine, model, commit or
+    version, and OSError for a folder that cannot be written. A part that cannot run is listed in the record's not_run.
     """
     from luce_edu.models import load_model
 
@@ -76,7 +76,7 @@ def gather(
             raise NotMeasured("no CUDA GPU here; nothing is measured on the virtual GPU")
         backend = make_backend("cuda")
         model.weights_on(backend.device)
-    except (NotMeasured, ValueError, RuntimeError) as error:  # too old, too small, or a driver that does not work
+    except (NotMeasured, ValueError, RuntimeError) as error:  # old GPU, little memory, broken driver
         content.not_run.append(_failed(wanted, systems, error))
         record.save(path)
         return record
@@ -98,13 +98,13 @@ def gather(
 
 
 def lacks(content: Recorded, part: str) -> bool:
-    """Whether a record lacks a part, or an interruption left it half done."""
+    """Whether a record lacks a part, or has it only in part because of an interruption."""
     unfinished = (row for row in content.not_run if row.kind == "unfinished")
     return part not in content.parts or any(row.concerns([part]) for row in unfinished)
 
 
 def begin_record(out: str | Path, model_name: str) -> tuple[Recorded, Path]:
-    """The content that a record of this machine starts with, or goes on with, and its file in the folder `out`.
+    """Start a record of this machine in the folder `out`, or continue the one there; return its content and file.
 
     Raises as `gather` does.
     """
@@ -118,7 +118,7 @@ def begin_record(out: str | Path, model_name: str) -> tuple[Recorded, Path]:
 
 
 def _bench(content: Recorded, model, wanted, systems, contexts, gguf: str | None, progress: Progress, save) -> None:
-    """The wanted ones among the parts that share loaded systems."""
+    """Run the wanted parts of BENCHED; `save` is called after each context and prompt."""
     sensors = None
     if {"decode", "energy"} & set(wanted):
         try:
@@ -137,7 +137,7 @@ def _bench(content: Recorded, model, wanted, systems, contexts, gguf: str | None
             content.parts.pop(part, None)
             if old or new:
                 content.parts[part] = sorted([*old, *new], key=lambda row: row.key[1])
-        # Of some systems alone, whoever asked for them knows what is still to be done.
+        # A call for some systems is a step of `luce-edu gpu`, which keeps its own list of what is unfinished.
         ahead = BENCHED[BENCHED.index(result.running) :] if result.running and systems is None else ()
         unfinished = [NotRun((part,), "it was interrupted", kind="unfinished") for part in ahead if part in wanted]
         content.not_run = before + result.not_run + unfinished
@@ -164,14 +164,14 @@ def _bench(content: Recorded, model, wanted, systems, contexts, gguf: str | None
 
 
 def _with_prediction(row: DecodeRow | PrefillRow | EnergyRow, gpu: str, model) -> DecodeRow | PrefillRow | EnergyRow:
-    """A row with what the clock had predicted for it, where it had."""
+    """Add the clock's prediction to a row, if there is one."""
     if isinstance(row, PrefillRow):
         return row
     return replace(row, modelled=beside(row, gpu, model.config))
 
 
 def _verified(part: str, content: Recorded, model, systems: Sequence[str] | None, progress: Progress) -> Verified:
-    """One of VERIFIED for these stages or all, with the rows that the record has of others; all on the same tokens."""
+    """Verify these stages, or all, and add the record's rows of other stages; all use the record's seed."""
     stages = None if systems is None else [stage for stage in STAGES if stage in systems]
     seed = content.parts["verify"].seed if "verify" in content.parts else None
     result = _verify(part, model, seed=seed, stages=stages, progress=progress)
@@ -182,7 +182,7 @@ def _verified(part: str, content: Recorded, model, systems: Sequence[str] | None
 def _verify(part: str, model, **options) -> Verified:
     if part == "verify":
         return Verified.of(verify(model, device="cuda", **options))
-    if part == "verify_paths":  # of a small model, whichever is measured
+    if part == "verify_paths":  # always on the small model random-odd
         return Verified.of(verify_paths(device="cuda", **options))
     lengths = [n for n in VERIFIED_PROMPTS if n <= model.config.max_position_embeddings - DECODED]
     return Verified.of(verify_prefill(model, device="cuda", prompts=lengths, **options))
@@ -190,7 +190,7 @@ def _verify(part: str, model, **options) -> Verified:
 
 @contextmanager
 def _reported(content: Recorded, parts: Sequence[str], systems: Sequence[str] | None) -> Iterator[None]:
-    """A context in which a failure becomes a row of not_run."""
+    """Turn a failure inside the context into a row of not_run."""
     try:
         yield
     except Exception as error:
@@ -198,12 +198,12 @@ def _reported(content: Recorded, parts: Sequence[str], systems: Sequence[str] | 
 
 
 def _failed(parts: Sequence[str], systems: Sequence[str] | None, error: Exception) -> NotRun:
-    """The row of a failure: of the system, where there is only one."""
+    """Return the row for a failure; it names the system if there is only one."""
     return NotRun(tuple(parts), reason(error), systems[0] if systems and len(systems) == 1 else None)
 
 
 def _forget(content: Recorded, wanted: Sequence[str], systems: Sequence[str] | None = None) -> None:
-    """Drop what an earlier run said of the parts that this one does again, for these systems alone or for all."""
+    """Drop what the record says of parts that are measured again, for these systems or for all."""
     for part in wanted:
         report = content.parts.get(part)
         if report and systems is None:
@@ -217,7 +217,7 @@ def _forget(content: Recorded, wanted: Sequence[str], systems: Sequence[str] | N
 
 
 def _take_over(content: Recorded, old: Record, path: Path) -> None:
-    """Go on with the record of an interrupted run; RecordError for one of another machine, model, commit or version."""
+    """Continue an earlier record; raise RecordError if machine, model, commit or a version differs."""
     if old.kind != "recorded":
         raise RecordError(f"{path.name}: a {old.kind} record is there already; name another folder")
     was, now = old.content.machine, content.machine
@@ -232,13 +232,13 @@ def _take_over(content: Recorded, old: Record, path: Path) -> None:
             raise RecordError(
                 f"{path.name}: a record of {what} {before} is there already, this is {here}; name another folder"
             )
-    # The clocks are those of a decode part that is kept.
+    # The clocks belong to the decode part, which is kept.
     content.machine = replace(now, sm_clock_mhz=was.sm_clock_mhz, memory_clock_mhz=was.memory_clock_mhz)
     content.parts, content.not_run = old.parts, old.not_run
 
 
 def machine() -> Machine:
-    """What a record says of this machine. Without a GPU its fields say so."""
+    """Describe this machine for a record; without a GPU its name is "none"."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
@@ -261,11 +261,11 @@ def machine() -> Machine:
 
 
 def floor_gb_per_s(record: Record) -> float | None:
-    """The bandwidth that a record's decode times are held against: the datasheet's, else what reading reached."""
+    """Return the bandwidth of the floor: the datasheet's, else the measured one; None without either."""
     bandwidth = record.parts.get("bandwidth")
     return bandwidth and (bandwidth.datasheet or bandwidth.read)
 
 
 def bench_table(record: Record) -> Bench:
-    """A record's decode, prefill and energy as a table."""
+    """Return a record's decode, prefill and energy as a table."""
     return Bench(record.provenance, floor_gb_per_s(record), *(record.parts.get(part, []) for part in BENCHED))

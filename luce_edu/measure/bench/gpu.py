@@ -1,11 +1,11 @@
-"""`luce-edu gpu`: the tests and the parts of `evidence`, most valuable first, within six minutes, whatever fails.
+"""`luce-edu gpu`: the parts of `evidence` and the tests within six minutes, the most valuable first.
 
-Each step runs in a process of its own, so that a kernel that crashes, hangs or leaves the CUDA context unusable costs
-that step alone. The processes are forked from this one, which has imported PyTorch and loaded the model once for all of
-them. It never calls CUDA itself, since a process that has cannot be forked. No step changes a setting of the GPU.
+Each step runs in its own process, so a kernel that crashes, hangs or breaks the CUDA context costs one step. The
+processes are forked from this one, which imports PyTorch and loads the model once. This process never calls CUDA,
+because CUDA does not work in a fork of a process that has used it. No step changes a setting of the GPU.
 
-The record says at every moment what is still to be done: a step is a line of `not_run` until it has ended well. A
-second call in the same folder runs the steps that are listed there.
+The record always says what is still to be done: a step has a row in `not_run` until it has ended without a failure. A
+second call in the same folder runs the steps that have such a row.
 """
 
 from __future__ import annotations
@@ -42,24 +42,23 @@ from luce_edu.stages import STAGES
 from luce_edu.stages.dims import BLOCK_THREADS
 
 BUDGET = 350.0  # seconds for everything: six minutes with the start and the end of Python
-DRAWING = 15.0  # of these, kept for the figures at the end
-LOOKING = 60.0  # for a look at the GPU: a driver in trouble can hang
-OLDEST_CUDA_CORE = (1, 0)  # before, a cooperative launch was asked for by another name
+DRAWING = 15.0  # of these, for the figures at the end
+LOOKING = 60.0  # seconds for the first look, in which a broken driver may hang
+OLDEST_CUDA_CORE = (1, 0)  # older versions have another name for a cooperative launch
 TESTS = Path(__file__).resolve().parents[3] / "tests"
-PR_SET_PDEATHSIG = 1  # of prctl(2): a signal to get when the parent ends
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work that runs in a process of its own.
+    """A piece of work that runs in its own process.
 
-    parts     of the record that it fills
-    estimate  seconds on an H100 or alike, counted from what it runs, as no GPU has run it yet; it is not begun where
-              less time is left
-    limit     seconds after which it is cut off
-    run       called with folder, model's name, model and progress; returns what failed or was left out, "" for nothing
+    parts     the parts of the record that it fills
+    estimate  seconds on a card such as an H100, estimated from the work; the step is not begun if less time is left
+    limit     seconds after which it is stopped
+    run       called with folder, model name, model and progress; returns what failed or was left out, else ""
     """
 
     name: str
@@ -70,9 +69,9 @@ class Step:
 
 
 def steps() -> list[Step]:
-    """In order of value, should the machine be taken away.
+    """Return the steps in order of value, because the machine may be taken away at any time.
 
-    First come the two stages that the course sets against each other and what the hardware allows, then the others.
+    First the two stages that the course compares, and the constants of the hardware; then the other stages.
     """
     side_by_side = [*STAGES, "transformers"]
     last, rival, *others = [
@@ -88,13 +87,13 @@ def steps() -> list[Step]:
         _measured("side by side", 70, 120, ["decode", "prefill", "energy"], side_by_side),
         _measured("contexts", 75, 120, ["decode"], side_by_side, [n for n in CONTEXTS if n != PROMPT]),
         Step("tests", ["tests"], 40, 90, _run_tests),
-        # torch.compile takes a minute or more of the CPU for a model of 24 layers.
+        # Last, because torch.compile of 24 layers takes a minute or more on the CPU.
         _measured("compiled", 90, 150, ["decode"], ["transformers, compiled"]),
     ]
 
 
 def _measured(name, estimate, limit, parts: Sequence[str], systems=None, contexts: Sequence[int] = (PROMPT,)) -> Step:
-    """A step that is some parts of `evidence`, for some systems or all."""
+    """Return a step that runs parts of `evidence`, for some systems or all."""
 
     def run(out: Path, model_name: str, model, progress: Progress) -> str:
         left_out = [] if "verify" in parts or systems is None else _unverified(out, systems)
@@ -112,14 +111,14 @@ def _measured(name, estimate, limit, parts: Sequence[str], systems=None, context
 
 
 def _unverified(out: Path, systems: Sequence[str]) -> list[str]:
-    """Stages whose verification did not come to an end: they would take the others of their process with them."""
+    """Return the stages whose verification crashed or hung; in one process they would stop the other stages too."""
     report = Record.load(out / evidence.RECORD).parts.get("verify")
     ended = {row.stage for row in report.rows} if report else ()
     return [stage for stage in STAGES if stage in systems and stage not in ended]
 
 
 def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
-    """`pytest -m gpu` on the files that have such tests; listed as absent where there is no pytest or no tests."""
+    """Run `pytest -m gpu` on the files with such tests; without pytest or tests, list them as absent."""
     absent = "" if TESTS.is_dir() else "there are no tests here; run from a checkout"
     if not importlib.util.find_spec("pytest"):
         absent = "pytest is not installed; pip install pytest"
@@ -134,7 +133,7 @@ def _run_tests(out: Path, model_name: str, model, progress: Progress) -> str:
     files = [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text("utf-8")]
     report = out.resolve() / "tests.xml"
     report.unlink(missing_ok=True)
-    without = ["-p", "no:cacheprovider", "-p", "no:nbval"]  # nbval takes a second or two to load
+    without = ["-p", "no:cacheprovider", "-p", "no:nbval"]  # loading nbval takes a second or two
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *without, f"--junitxml={report}", *files]
     progress(" ".join(command))
     done = subprocess.run(command, cwd=TESTS.parent, stdin=subprocess.DEVNULL)
@@ -154,17 +153,17 @@ def _has(case: ElementTree.Element, *tags: str) -> bool:
 
 def run(out: str | Path, *, draw: Callable[[Record, Path], list[Path]], model_name: str = "random-0.8b",
         say: Progress = print) -> tuple[Record, list[Path]]:  # fmt: skip
-    """Look at the machine, run every step that a record in `out` does not have yet, and draw; record and figures.
+    """Look at the machine, run the steps that the record in `out` lacks, draw figures; return record and figures.
 
     draw  writes the figures of a record into a folder, and returns their paths
-    Raises NotMeasured, before anything runs, for a machine that cannot serve, with what to type; ValueError and OSError
-    as `evidence.gather` does.
+    Raises NotMeasured, with a line to type, for a machine that cannot be used, before anything runs; ValueError and
+    OSError as `evidence.gather` does.
     """
     from luce_edu.models import load_model
 
     begun, out = time.monotonic(), Path(out)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a pool of threads would not come along into the forked processes, and they would hang
+    torch.set_num_threads(1)  # a fork has no copies of a thread pool's threads, and waits for them forever
     with _signals_interrupt():
         try:
             for line in _apart(look, LOOKING, threads=threads):
@@ -190,7 +189,7 @@ def run(out: str | Path, *, draw: Callable[[Record, Path], list[Path]], model_na
 
 
 def _run_step(step: Step, out: Path, model_name: str, model, left: float, threads: int) -> str:
-    """Run one step and write into the record how it ended; the same, "" for well."""
+    """Run one step; write into the record what failed, and return it; "" for nothing."""
     if left < step.estimate:
         outcome = f"not begun: it takes about {step.estimate:.0f} s, and of {BUDGET:.0f} s {max(0, left):.0f} are left"
         _list(out, step, outcome)
@@ -203,7 +202,7 @@ def _run_step(step: Step, out: Path, model_name: str, model, left: float, thread
             return f"{reason(error)}; see {log.name}"
 
     log = out / f"{step.name.replace(' ', '-')}.log"
-    _list(out, step, "it was interrupted")  # until it has ended
+    _list(out, step, "it was interrupted")  # replaced when the step ends
     try:
         outcome = _apart(attempt, min(step.limit, left), log, threads)
     except NotMeasured as error:
@@ -213,7 +212,7 @@ def _run_step(step: Step, out: Path, model_name: str, model, left: float, thread
 
 
 def _begin(out: Path, model_name: str) -> list[str]:
-    """Begin a record or go on with the one that is there; the names of the steps to run, which are listed in it."""
+    """Begin or continue the record in `out`, list the steps to run in it, and return their names."""
     content, path = evidence.begin_record(out, model_name)
     listed = {row.step for row in content.not_run}
     todo = [
@@ -231,12 +230,12 @@ def _edit(out: Path, change: Callable[[Recorded], object]) -> None:
 
 
 def _open(step: Step, why: str) -> NotRun:
-    """The row of a step that is still to be done."""
+    """Return the row of a step that is still to be done."""
     return NotRun(tuple(step.parts), why, step=step.name, kind="unfinished")
 
 
 def _list(out: Path, step: Step, why: str) -> None:
-    """Say in the record why a step is still to be done; "" takes it off the list."""
+    """Write into the record why a step is still to be done; "" removes its row."""
 
     def change(content: Recorded) -> None:
         content.not_run = [row for row in content.not_run if row.step != step.name]
@@ -249,10 +248,11 @@ def _list(out: Path, step: Step, why: str) -> None:
 
 
 def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = None, threads: int = 1):
-    """What `task` returns, run in a forked process; NotMeasured for one that died, was cut off or failed.
+    """Run `task` in a forked process and return its result.
 
-    A ValueError or OSError of its own comes back as such.
-    log  a file for what it prints, its progress with the time, and the traceback where it fails
+    Raises NotMeasured if the process died or took longer than `limit` seconds, and for any error of the task except
+    ValueError and OSError, which are raised again here.
+    log  a file for its output, its progress with the time, and tracebacks
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -269,7 +269,7 @@ def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = 
             raise NotMeasured(f"ended with status {process.exitcode}{_last_line(log)}")
         answer = receive.recv()
     finally:
-        for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):  # its own children first
+        for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):  # its children too
             with suppress(ProcessLookupError):
                 kill()
         process.join(10)
@@ -281,10 +281,10 @@ def _apart(task: Callable[[Progress], object], limit: float, log: Path | None = 
 
 
 def _child(task, send, log: Path | None, threads: int) -> None:
-    os.setpgid(0, 0)  # a group of its own: a Ctrl-C is for the parent, which then ends the whole group
-    with suppress(AttributeError):  # of Linux alone
+    os.setpgid(0, 0)  # Ctrl-C goes to the parent alone, which then ends this group
+    with suppress(AttributeError):  # only Linux has prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the parent was started with
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent may ignore them
         signal.signal(number, signal.SIG_DFL)
     with open(log or os.devnull, "w", buffering=1) as file, open(os.devnull) as nothing:
         for source, target in ((nothing, 0), (file, 1), (file, 2)):
@@ -299,13 +299,13 @@ def _child(task, send, log: Path | None, threads: int) -> None:
             answer = task(lambda line: print(f"{time.monotonic() - begun:6.1f} s  {line}"))
         except Exception as error:
             kinds = (kind for kind in (NotMeasured, ValueError, OSError) if isinstance(error, kind))
-            # Of plain kinds alone: not every exception can be sent.
+            # A new exception of a plain type, because not every exception can be pickled.
             answer = next((kind(str(error)) for kind in kinds), NotMeasured(reason(error)))
         send.send(answer)
 
 
 def _last_line(log: Path | None) -> str:
-    """What a process was at when it ended."""
+    """Return the last progress of a process that ended, from its log."""
     lines = log.read_text(errors="replace").split("\n") if log and log.exists() else []
     said = [line.partition(" s  ")[2] for line in lines if re.match(r" *\d+\.\d s  ", line)]
     return f", at: {said[-1]}" if said else ""
@@ -313,7 +313,7 @@ def _last_line(log: Path | None) -> str:
 
 @contextmanager
 def _signals_interrupt():
-    """SIGTERM and SIGHUP end this command as Ctrl-C does; one that was ignored at the start, as by nohup, still is."""
+    """Let SIGTERM and SIGHUP end this command as Ctrl-C does, unless they were ignored at the start (nohup)."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
@@ -331,7 +331,7 @@ def _signals_interrupt():
 
 
 def look(progress: Progress) -> list[str]:
-    """What is here, a line each. Raises NotMeasured for what is missing or too old, with what to type."""
+    """Describe this machine, a line each; raise NotMeasured, with a line to type, if something is missing."""
     progress("packages")
     if not torch.version.cuda:
         raise NotMeasured(f"PyTorch {torch.__version__} is built without CUDA; type: pip install torch")
@@ -355,16 +355,9 @@ def look(progress: Progress) -> list[str]:
         ) from None
     progress("backend")
     try:
-        backend = evidence.make_backend("cuda")  # refuses what is older than Turing
+        backend = evidence.make_backend("cuda")  # refuses a GPU that is too old, or that PyTorch has no code for
     except ValueError as error:
         raise NotMeasured(str(error)) from None
-    capability, archs = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
-    if not _serves(archs, capability):
-        raise NotMeasured(
-            f"PyTorch {torch.__version__} is not built for {torch.cuda.get_device_name()} (compute capability "
-            f"{capability[0]}.{capability[1]}), only for {', '.join(archs)}; update the driver to {driver} or newer "
-            "and type: pip install --upgrade torch"
-        )
     progress("first kernel")
     try:
         kernel = backend.compile(SOURCE, KERNELS, {"BLOCK_THREADS": BLOCK_THREADS})["nothing"]
@@ -376,20 +369,8 @@ def look(progress: Progress) -> list[str]:
     return _describe()
 
 
-def _serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether PyTorch has machine code for a GPU, or PTX that its driver can compile for it."""
-    for arch in archs:
-        kind, major, minor = re.fullmatch(r"(\w+?)_(\d+)(\d)[a-z]?", arch).groups()
-        made_for = int(major), int(minor)
-        if kind == "compute" and made_for <= capability:
-            return True
-        if kind == "sm" and made_for[0] == capability[0] and made_for[1] <= capability[1]:
-            return True
-    return False
-
-
 def _describe() -> list[str]:
-    """Versions, and the GPU as it was found."""
+    """Return the versions and the state of the GPU, a line each."""
     machine = evidence.machine()
     lines = [f"{name} {number or 'not installed'}" for name, number in machine.versions.items()]
     lines += [

@@ -1,4 +1,4 @@
-"""All that a benchmark sets side by side, behind one small interface: our stages, and other people's programs."""
+"""The systems that a benchmark compares, behind one interface: our stages, transformers and llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from luce_edu.measure.latency import time_steps
 from luce_edu.measure.launches import profiled_launches
 from luce_edu.stages import STAGES, decoder
 
-READER = "cuBLAS and chunked kernels"  # how all of our stages read a prompt, but for eager
+READER = "cuBLAS and chunked kernels"  # how every stage except eager reads a prompt
 
 
 class System(ABC):
-    """A program that decodes one sequence, greedily, from the weights that it was given.
+    """A program that decodes one sequence greedily.
 
-    launches, kernels, barriers  of a step, where they can be counted
-    reader  whose way of reading a prompt this is; systems with the same one are timed once
+    launches, kernels, barriers  per step; None if they cannot be counted
+    reader  a name for how this system reads a prompt; of the systems with the same reader, one is timed
     """
 
     name: str
@@ -39,38 +39,38 @@ class System(ABC):
         """Read a prompt from a fresh state."""
 
     def ways_to_read(self) -> Sequence[Callable[[Sequence[int]], None]]:
-        """`prefill`, and what else must read a prompt right before this system is timed."""
+        """All functions that must read a prompt correctly before this system is timed."""
         return (self.prefill,)
 
     @abstractmethod
     def step(self) -> None:
-        """Decode the own choice after the last token; enqueued, and not waited for where that can be helped."""
+        """Enqueue the decoding of this system's own last choice, without waiting for it if possible."""
 
     @abstractmethod
     def choice(self) -> int:
-        """The greedy next token; waits for it."""
+        """Wait, and return the greedy next token."""
 
     @abstractmethod
     def pretend(self, context: int) -> None:
-        """Stand where `context` tokens have been read, with room for a timing loop; their content does not matter."""
+        """Go to the state after `context` tokens of any content, with room for a timing loop."""
 
     def rewind(self, context: int) -> None:  # noqa: B027
-        """Back to where `pretend` stood, if that costs next to nothing; else go on from where it is."""
+        """Go back to the position after `pretend` if that takes no time; otherwise do nothing."""
 
     def time_decode(self, *, steps: int) -> tuple[list[float], float | None]:
-        """(GPU microseconds of each step, CPU microseconds to ask for one)."""
+        """Return (GPU microseconds of each step, CPU microseconds to enqueue one)."""
         return time_steps(self.step, steps=steps)
 
     def count_launches(self) -> int | None:
-        """Launches of a step, by running one under a profiler where nothing else counts them; may raise NotMeasured."""
+        """Return the launches per step; runs a profiler if nothing else counts them, and may raise NotMeasured."""
         return self.launches
 
     def wait(self) -> None:
-        """Until all that was enqueued is done."""
+        """Wait until all enqueued work is done."""
         torch.cuda.synchronize()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -81,12 +81,12 @@ class StageSystem(System):
     def __init__(self, stage: str, model, *, max_seq_len: int, device: str | None = None):
         self.name = stage
         self._decoder = decoder(stage, model, device, max_seq_len=max_seq_len)
-        self._decoder.step(0)  # counted once, with the ledger listening
+        self._decoder.step(0)  # the ledger counts the launches of this step
         entries = self._decoder.ledger.entries
         self.launches, self.barriers = self._decoder.launches, self._decoder.barriers
         self.kernels = sum(len(entry.captured) or 1 for entry in entries)
         if stage == "eager":
-            self.kernels, self._decoder.counts = None, False  # listening to PyTorch slows it down
+            self.kernels, self._decoder.counts = None, False  # counting PyTorch's operations slows it down
 
     @property
     def reader(self):
@@ -100,7 +100,7 @@ class StageSystem(System):
         return (self.prefill, self._prefill_by_steps)
 
     def _prefill_by_steps(self, tokens) -> None:
-        """By the step that decodes, which is what is timed."""
+        """Read the prompt with the decode step, which is what is timed."""
         self._decoder.reset()
         for token in tokens:
             self._decoder.step(token)
@@ -115,7 +115,7 @@ class StageSystem(System):
         self._decoder.pretend(context)
 
     def rewind(self, context):
-        self._decoder.state.position = context  # the states go on from what they are: a step costs the same
+        self._decoder.state.position = context  # the other states stay: a step takes the same time
 
     def close(self):
         del self._decoder
@@ -123,10 +123,10 @@ class StageSystem(System):
 
 
 class TransformersSystem(System):
-    """Qwen3.5 of the transformers library on the same weights, in bf16, as its documentation runs it.
+    """Qwen3.5 of the transformers library with the same weights, in bf16, as its documentation runs it.
 
     compiled  a static cache and torch.compile(mode="reduce-overhead"), which captures CUDA graphs
-    Raises NotMeasured where the library is not there or has no Qwen3.5.
+    Raises NotMeasured if the library is not installed or has no Qwen3.5.
     """
 
     def __init__(self, model, *, max_seq_len: int, device: str | torch.device = "cuda", compiled: bool = False):
@@ -139,7 +139,7 @@ class TransformersSystem(System):
         self.device, self._room, self._compiled = torch.device(device), max_seq_len, compiled
         config = Qwen3_5TextConfig(**_config_fields(model.config))
         with torch.device(self.device):
-            # Made in bf16, not turned into it: that would round the angles of RoPE too, which stay fp32.
+            # Converting a whole fp32 model to bf16 would round the angles of RoPE as well.
             self._model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         self._model.eval().requires_grad_(False)
         weights = dict(model.weights_on(self.device).named_tensors())
@@ -188,7 +188,7 @@ class TransformersSystem(System):
 
 
 def _config_fields(config) -> dict:
-    """Our config as transformers spells it."""
+    """Return our config in the field names of transformers."""
     from dataclasses import asdict
 
     fields = asdict(config)
@@ -203,9 +203,9 @@ def _config_fields(config) -> dict:
 
 
 class LlamaCppSystem(System):
-    """llama.cpp through llama-cpp-python, on a GGUF file of the same model, all layers on the GPU.
+    """llama.cpp through llama-cpp-python, with a GGUF file of the same model and all layers on the GPU.
 
-    Raises NotMeasured where the package is not there or refuses the file.
+    Raises NotMeasured if the package is not installed or refuses the file.
     """
 
     name = "llama.cpp"
@@ -235,7 +235,7 @@ class LlamaCppSystem(System):
         self.prefill(torch.randint(self._llama.n_vocab(), (context,), generator=generator).tolist())
 
     def time_decode(self, *, steps):
-        """By the host's clock: its work is on a stream of its own, and a step ends when its logits are here."""
+        """Time with the host's clock: llama.cpp has its own stream, and a step returns when its logits are there."""
         for _ in range(8):
             self.step()
         times = []
@@ -246,7 +246,7 @@ class LlamaCppSystem(System):
         return times, None
 
     def wait(self):
-        """A step has ended when it returns."""
+        """Nothing to wait for: a step has ended when it returns."""
 
     def close(self):
         self._llama.close()
@@ -256,7 +256,7 @@ class LlamaCppSystem(System):
 def make_systems(
     model, *, max_seq_len: int, stages: Sequence[str] | None = None, baselines: bool = True, gguf: str | None = None
 ) -> dict[str, Callable[[], System]]:
-    """By name, what makes each system that a benchmark may run on the GPU; making it may raise NotMeasured."""
+    """Return a function for each system, by name, that loads it on the GPU and may raise NotMeasured."""
     chosen = STAGES if stages is None else tuple(stages)
     unknown = [stage for stage in chosen if stage not in STAGES]
     if unknown:

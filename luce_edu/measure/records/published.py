@@ -1,9 +1,8 @@
-"""What other people published, each figure with its source. The numbers are in figures/records/published.json.
+"""Figures that others published, each with its source. The numbers are in figures/records/published.json.
 
     published("prefill", system="Luce megakernel", source="Luce-Org/lucebox#5").tokens_per_s
 
-A text that needs one takes it from there, so that it stands in one place. `RESULTS` are the decode results: batch 1,
-bf16 weights.
+Notebooks and pictures take them from there. `RESULTS` are the decode results: batch 1, bf16 weights.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from luce_edu.measure.records.rows import Figures, Published
 
 
 def decode_results(record: Record) -> tuple[Published, ...]:
-    """The decode rows of a published record, in its order; ValueError for one of another kind or without sources."""
+    """Return the decode rows of a published record, in its order; raise ValueError for a recorded one."""
     if not isinstance(record.checked().content, Figures):
         raise ValueError(f"{record.name}: expected a published record, got a {record.kind} one")
     return record.content.decode
 
 
 def once_each(results: Iterable[Published]) -> tuple[Published, ...]:
-    """Each system on the first GPU that it comes with, so that a picture compares systems and not GPUs."""
+    """Keep the first result of each system and model, because the pictures compare systems and not GPUs."""
     first: dict[tuple[str, str], Published] = {}
     for result in results:
         first.setdefault((result.system, result.model), result)
@@ -34,9 +33,9 @@ RESULTS = once_each(decode_results(PUBLISHED))
 
 
 def published(part: str, **wanted: object):
-    """The one row of a part ("decode", "prefill", "launch", ...) whose fields are `wanted`.
+    """Return the one row of a part ("decode", "prefill", "launch", ...) that has the wanted fields.
 
-    ValueError where there is none, or more than one.
+    Raises ValueError if there is no such row, or more than one.
     """
     rows = getattr(PUBLISHED.content, part)
     found = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
@@ -46,6 +45,6 @@ def published(part: str, **wanted: object):
 
 
 def launch_us(what: str) -> float:
-    """Microseconds for one of what was timed: "plain launch", "kernel in a graph" or "grid barrier", on an RTX 3090."""
+    """Return the µs of one "plain launch", "kernel in a graph" or "grid barrier", on an RTX 3090."""
     row = published("launch", what=what)
     return row.total_us / row.count

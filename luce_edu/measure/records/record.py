@@ -22,11 +22,11 @@ KINDS = {"recorded": Recorded, "published": Figures}
 
 
 class RecordError(ValueError):
-    """A file that is no record of this schema; the message names file and field."""
+    """A file that is not a record of this schema; the message names file and field."""
 
 
 def records_dir() -> Path:
-    """Where the records are: inside an installed package, or in figures/ of a checkout."""
+    """Return the folder of the records: inside an installed package, or in figures/ of a checkout."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "records"
     return installed if installed.is_dir() else package.parent / "figures" / "records"
@@ -34,9 +34,10 @@ def records_dir() -> Path:
 
 @dataclass(frozen=True)
 class Record:
-    """One file's content, checked, so that every record has a provenance. `name` is the file's, without .json.
+    """The content of one file, checked, so that every record has a provenance.
 
-    Raises RecordError for any other content.
+    name  of the file, without .json
+    Raises RecordError if the content does not fit the schema.
     """
 
     name: str
@@ -46,13 +47,13 @@ class Record:
         self.checked()
 
     def checked(self) -> Record:
-        """Itself; asked again where it counts, as the content of a record in the making changes."""
+        """Check the content again, which may have changed since the record was made, and return the record."""
         _read(self.to_json(), f"{self.name}.json")
         return self
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
-        """Read and check one file; raises RecordError."""
+        """Read and check one file; raise RecordError."""
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -62,14 +63,14 @@ class Record:
 
     @classmethod
     def from_json(cls, name: str, content: object) -> Record:
-        """What `to_json` returned, or a file holds; raises RecordError."""
+        """Make a record from what `to_json` returns; raise RecordError if it does not fit the schema."""
         return cls(name, _read(content, f"{name}.json"))
 
     def to_json(self) -> dict:
         return {"schema": SCHEMA, "kind": self.kind} | as_json(self.content)
 
     def save(self, path: str | Path) -> None:
-        """Write it so that no reader sees half of it; raises RecordError for content that `load` would refuse."""
+        """Replace the file at once, so that no reader sees half of it; raise RecordError as `load` would."""
         self.checked()
         unfinished = Path(path).with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -81,12 +82,12 @@ class Record:
 
     @property
     def parts(self) -> Parts:
-        """Of a recorded one: what was measured, by part."""
+        """What was measured, by part; empty for a published record."""
         return self.content.parts if isinstance(self.content, Recorded) else {}
 
     @property
     def not_run(self) -> list[NotRun]:
-        """Of a recorded one: what was not measured, and why."""
+        """What was not measured, and why; for a recorded one."""
         return self.content.not_run
 
     @property
@@ -95,7 +96,10 @@ class Record:
 
     @cached_property
     def provenance(self) -> str:
-        """One line for a caption: kind, GPU, power limit, driver, date, commit; RecordError where it has no source."""
+        """A line for captions: kind, GPU, power limit, driver, date, commit; or kind and sources.
+
+        Raises RecordError if a published record has no row, and so no source.
+        """
         content = self.checked().content
         if isinstance(content, Figures):
             if not content.sources:
@@ -109,7 +113,7 @@ class Record:
 
 
 def _read(content: object, name: str) -> Recorded | Figures:
-    """The content of a file; RecordError naming the first field that is not as the schema says."""
+    """Return the content of a file; raise RecordError with the first field that does not fit the schema."""
     content = dict(content) if isinstance(content, dict) else {"schema": type(content).__name__}
     if (found := content.pop("schema", None)) != SCHEMA:
         raise RecordError(f"{name}: expected schema {SCHEMA!r}, found {found!r}")
@@ -122,23 +126,23 @@ def _read(content: object, name: str) -> Recorded | Figures:
 
 
 def load_records(folder: str | Path | None = None) -> list[Record]:
-    """Every record in a folder, by name; None for the project's own. Raises RecordError for a file that is none."""
+    """Return the records in a folder, sorted by name; None: the project's own. Raises RecordError."""
     return [Record.load(path) for path in sorted(Path(folder or records_dir()).glob("*.json"))]
 
 
 def recorded(records: Iterable[Record], part: str) -> list[Record]:
-    """Those that hold a part, the newest first."""
+    """Return the records that have a part, the newest first."""
     having = [record for record in records if record.parts.get(part)]
     return sorted(having, key=lambda record: record.content.date, reverse=True)
 
 
 def commit() -> str | None:
-    """The commit of the checkout that runs, with a + where code differs from it; None without git."""
+    """Return the commit of this checkout, with a + if code was changed since; None without git."""
     top = Path(__file__).resolve().parents[3]
     git = ["git", "-C", os.fspath(top)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        # Not all files: a record that is written into the checkout would make its own second run another commit's.
+        # Only code: a record that is written into the checkout must not change the commit of the next run.
         status = [*git, "status", "--porcelain", "--", "luce_edu", "csrc"]
         changed = subprocess.run(status, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,6 +1,6 @@
-"""The schema of records: a dataclass for each kind of row. `luce_edu.measure.schema` reads them from JSON.
+"""The schema of records: a dataclass for each kind of row, which `luce_edu.measure.schema` reads from JSON.
 
-Two kinds of content: `Recorded`, measured by this project on a named GPU, and `Figures`, published by others.
+A record holds either `Recorded`, measured by this project on a named GPU, or `Figures`, published by others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from luce_edu.verification import Report
 
 @dataclass(frozen=True)
 class Machine:
-    """A GPU and what is installed beside it. Clocks are those under load, during the decode part."""
+    """A GPU, its driver and the versions of packages. Clocks are read under load, during the decode part."""
 
     gpu: Text
     arch: str
@@ -38,7 +38,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class VerifiedStage:
-    """The verdict on one stage. figures: the other fields of luce_edu.verification.StageResult; None: no bound."""
+    """The verdict on one stage. figures: the other fields of luce_edu.verification.StageResult."""
 
     stage: Text
     passed: bool
@@ -58,7 +58,7 @@ class Verified:
 
     @classmethod
     def of(cls, report: Report) -> Verified:
-        """A number that is not finite, which JSON cannot hold, becomes None."""
+        """Convert a report. A number that is not finite becomes None, because JSON has no such number."""
         rows = []
         for row in report.rows:
             figures = {name: value for name, value in vars(row).items() if name not in ("stage", "problems")}
@@ -74,7 +74,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class GpuTests:
-    """Of `pytest -m gpu`; `failed` has names."""
+    """Results of `pytest -m gpu`: two counts, and the names of the tests that failed."""
 
     passed: Count
     skipped: Count
@@ -83,7 +83,7 @@ class GpuTests:
 
 @dataclass(frozen=True)
 class Modelled:
-    """What the clock predicted for a token on the record's own card. source: commit and date of the clock."""
+    """The clock's prediction for a token on the record's card. source: commit and date of the clock."""
 
     us: Positive
     joules: Positive
@@ -98,9 +98,9 @@ class DecodeRow:
 
     system      a stage, or a baseline by name
     context     tokens in the cache before the step
-    enqueue_us  the CPU's time to ask for a step; None where a step is one library call
-    kernels     those of graphs counted one by one
-    bytes       the least that a step must move (modelled)
+    enqueue_us  the CPU's time to enqueue a step; None if a step is one library call
+    kernels     launched, with each kernel of a graph counted
+    bytes       that a step must at least move (modelled)
     """
 
     system: Text
@@ -115,7 +115,7 @@ class DecodeRow:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What no two rows of a part have in common."""
+        """What identifies a row within its part."""
         return self.system, self.context
 
 
@@ -137,10 +137,10 @@ class PrefillRow:
 class EnergyRow:
     """The energy of `tokens` tokens.
 
-    joules          of the whole window of `seconds`, idle draw included
-    sampled_joules  power samples times their spacing
-    idle_w          draw just before, with a context and no work
-    method          where `joules` come from
+    joules          over a window of `seconds`, with the idle draw
+    sampled_joules  the same from power samples
+    idle_w          power just before, with a CUDA context and no work
+    method          of `joules`: NVML's energy counter, or power samples
     """
 
     system: Text
@@ -163,9 +163,9 @@ class EnergyRow:
 class SweepPoint:
     """Decode under one power limit.
 
-    clock_mhz      of the SMs, mean;  draw_w: joules over seconds, gross
-    temperature_c  at the end;  slowed_by: what held the clock down at any time
-    settled        whether draw and clock stood still before
+    clock_mhz      mean clock of the SMs;  draw_w: joules over seconds, with the idle draw
+    temperature_c  at the end;  slowed_by: every reason for a lower clock that the driver gave
+    settled        whether power and clock were steady before the measurement
     """
 
     limit_w: Positive
@@ -191,9 +191,9 @@ class SweepRow:
 
 
 class Parts(TypedDict, total=False):
-    """What was measured, by part; a part that was not is not there.
+    """What was measured, by part; a part that was not measured is missing.
 
-    verify_paths  of random-odd, on few blocks: luce_edu.verification.verify_paths()
+    verify_paths  of random-odd on few blocks, by luce_edu.verification.verify_paths
     """
 
     verify: Verified
@@ -215,13 +215,13 @@ Part = Annotated[str, Check(f"one of {', '.join(Parts.__annotations__)}", Parts.
 class NotRun:
     """What was not measured, and why.
 
-    parts   of the record, that lack it
-    reason  a line
-    system  whose measurement it is; None: of no single one
-    at      the context, or the length of the prompt; None: all of them
-    step    of `luce-edu gpu`, in whose list of what is still to be done this row is
-    kind    wrong: the system chose otherwise than the reference;  absent: what cannot be had here, such as a baseline
-            that is not installed;  unfinished: what a next run goes on with;  failed: any other
+    parts   of the record, in which it is missing
+    reason  in one line
+    system  that was to be measured; None if it is not about a single one
+    at      the context, or the length of the prompt; None for all of them
+    step    of `luce-edu gpu`, if the row says that this step is still to be done
+    kind    wrong: the system chose another token than the reference;  absent: not available here, such as a baseline
+            that is not installed;  unfinished: a next run continues with it;  failed: everything else
     """
 
     parts: tuple[Part, ...]
@@ -232,12 +232,12 @@ class NotRun:
     kind: Literal["failed", "wrong", "absent", "unfinished"] = "failed"
 
     def concerns(self, parts: Collection[str], systems: Collection[str] | None = None) -> bool:
-        """Whether it is of any of these parts, and of one of these systems or of no single one."""
+        """Whether it is about one of these parts, and about one of these systems or no single one."""
         mine = self.step is None and not set(self.parts).isdisjoint(parts)
         return mine and (systems is None or self.system is None or self.system in systems)
 
     def without(self, parts: Collection[str], systems: Collection[str] | None = None) -> NotRun | None:
-        """What is left to say when these parts run again, for these systems or for all; None for nothing."""
+        """Return what remains of the row when these parts run again, for these systems or all; None for nothing."""
         if not self.concerns(parts, systems):
             return self
         left = tuple(part for part in self.parts if part not in parts)
@@ -245,7 +245,7 @@ class NotRun:
 
     @property
     def what(self) -> str:
-        """In words, to be shown. A system that took part in nothing goes by its name alone."""
+        """What is missing, in words. If a system lacks several parts, its name stands for them."""
         if self.step:
             return self.step
         parts = self.parts if self.system is None or len(self.parts) == 1 else ()
@@ -258,9 +258,9 @@ class NotRun:
 
 @dataclass
 class Recorded:
-    """Measurements of one machine. It can be altered, as a run adds to it part by part.
+    """Measurements of one machine. It is mutable, because a run adds part after part.
 
-    commit  of this repository; ends in + where files had changed; None without git
+    commit  of this repository, with a + if code was changed; None without git
     """
 
     date: Day
@@ -276,7 +276,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Published:
-    """A decode result. `gpu` is a name in DATASHEET_GB_PER_S, `source` where the number stands, `note` what it adds."""
+    """A decode result. gpu: a name in DATASHEET_GB_PER_S; source: where the number is; note: a remark on it."""
 
     system: Text
     model: str
@@ -291,13 +291,13 @@ class Published:
 
     @property
     def share(self) -> float:
-        """Share of the datasheet bandwidth that the model's bytes took (modelled: each weight moves once)."""
+        """Share of the datasheet bandwidth that the model's bytes need (modelled: each weight moves once)."""
         return bytes_per_token(self.model) * self.tokens_per_s / (DATASHEET_GB_PER_S[self.gpu] * 1e9)
 
 
 @dataclass(frozen=True)
 class PublishedPrefill:
-    """The rate at which a prompt of so many tokens is read."""
+    """The rate for a prompt of `tokens` tokens."""
 
     system: Text
     model: str
@@ -310,7 +310,7 @@ class PublishedPrefill:
 
 @dataclass(frozen=True)
 class PublishedLaunch:
-    """Microseconds for `count` of them together."""
+    """Microseconds for `count` launches, kernels or barriers together."""
 
     what: Literal["plain launch", "kernel in a graph", "grid barrier"]
     gpu: str
@@ -321,7 +321,7 @@ class PublishedLaunch:
 
 @dataclass(frozen=True)
 class PublishedEnergy:
-    """Draw and speed of decoding, where no limit is said."""
+    """Power and speed of decoding; the source states no power limit."""
 
     system: Text
     model: str
@@ -354,7 +354,7 @@ class PublishedSweep:
 
 @dataclass(frozen=True)
 class Figures:
-    """What others published, each row with its source."""
+    """Figures that others published, each row with its source."""
 
     decode: tuple[Published, ...]
     prefill: tuple[PublishedPrefill, ...] = ()

@@ -285,6 +285,13 @@ def test_times_that_are_none_make_no_row(us, log):
     assert all("two or more positive times" in row.reason for row in result.not_run)
 
 
+@pytest.mark.planted
+def test_a_row_that_no_record_takes_is_listed_when_it_is_made(log):
+    result = run(log, others={"odd": lambda: type("Odd", (Toy,), {"launches": "many"})("odd", log)})
+    assert timed(result) == GOOD
+    assert [row.reason for row in result.not_run] == ["ValueError: launches: expected an integer, got 'many'"] * 2
+
+
 def test_a_prompt_that_cannot_be_read_is_listed(log):
     class ReadsLittle(Toy):
         def prefill(self, tokens):
@@ -295,6 +302,19 @@ def test_a_prompt_that_cannot_be_read_is_listed(log):
     result = run(log, others={"short": lambda: ReadsLittle("short", log)})
     assert result.not_run == [NotRun(("prefill",), "ValueError: tokens: 16 tokens do not fit", "short", at=16)]
     assert len(result.decode) == 6 and len(result.prefill) == 2
+
+
+def test_a_way_to_read_prompts_that_fails_for_several_stages_is_of_no_single_system(log):
+    class Stage(Toy):
+        reader = "kernels"
+
+        def prefill(self, tokens):
+            if len(tokens) > 10:
+                raise ValueError("no room")
+            super().prefill(tokens)
+
+    result = run(log, others={name: lambda name=name: Stage(name, log) for name in ("graph", "megakernel")})
+    assert result.not_run == [NotRun(("prefill",), "kernels: ValueError: no room", at=16)]
 
 
 def test_a_system_that_failed_is_let_go_before_the_next_is_made(log):

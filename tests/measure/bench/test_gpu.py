@@ -335,10 +335,6 @@ def old_gpu(machine, patch):
     machine.on["backend"] = ValueError("device 'cuda': Tesla V100 has compute capability 7.0; Turing (7.5) or newer")
 
 
-def new_gpu(machine, patch):
-    machine.capability = 12, 0
-
-
 def no_kernel(machine, patch):
     machine.on["probe"] = RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
@@ -355,7 +351,6 @@ REFUSED = {
     old_driver: ("too old (found version 12040)", "sudo apt install nvidia-driver-580"),
     no_gpu: ("Found no NVIDIA driver", "sudo apt install nvidia-driver-580"),
     old_gpu: ("Tesla V100 has compute capability 7.0; Turing (7.5) or newer", ""),
-    new_gpu: ("is not built for NVIDIA Fake 80GB (compute capability 12.0), only for sm_90", "pip install --upgrade"),
     no_kernel: ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "pip install --upgrade 'cuda-core[cu13]'"),
     hanging_driver: ("cut off after 1 s", "restart the machine"),
 }
@@ -387,15 +382,6 @@ def test_a_record_of_another_machine_is_refused_and_stays(machine, tmp_path, mon
 def test_an_unknown_model_is_refused_and_nothing_is_written(machine, tmp_path, capfd):
     assert cli.main(["gpu", "--out", str(tmp_path / "out"), "--model", "huge"]) == 2
     assert "unknown name 'huge'" in capfd.readouterr().err and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("archs, capability, serves", [
-    (["sm_80", "sm_90"], (9, 0), True), (["sm_80"], (8, 6), True), (["sm_86"], (8, 0), False),
-    (["sm_90"], (10, 0), False), (["sm_90", "compute_90"], (12, 0), True), (["sm_100", "sm_120"], (12, 0), True),
-    (["sm_75", "sm_90a"], (9, 0), True), (["compute_120"], (9, 0), False), ([], (9, 0), False),
-])  # fmt: skip
-def test_pytorch_serves_a_gpu_by_its_machine_code_or_by_older_ptx(archs, capability, serves):
-    assert gpu._serves(archs, capability) == serves
 
 
 # ---- The tests that need a GPU ----
