@@ -277,7 +277,7 @@ sys.exit(cli.main(["gpu", "--out", sys.argv[2], "--model", "tiny"]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_ended_half_way_leaves_a_record_of_what_was_done_and_no_process(number, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parents[1]), str(tmp_path)], cwd=ROOT, text=True,

@@ -183,12 +183,6 @@ def test_what_is_no_record_is_refused(tmp_path, content, said):
     assert said in refusal(tmp_path, content)
 
 
-def test_a_record_cut_anywhere_is_refused(tmp_path):
-    whole = json.dumps(CONTENTS["recorded"], indent=1)
-    for length in range(0, len(whole), len(whole) // 50):
-        assert "not a readable record" in refusal(tmp_path, whole[:length])
-
-
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{}")
