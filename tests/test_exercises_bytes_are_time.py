@@ -1,8 +1,11 @@
 """The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
 
+import textwrap
+
 import numpy as np
 import torch
 from answers import checker_tests
+from cells import A_WARP_A_ROW
 
 from luce_edu.exercises import bytes_are_time as exercises
 
@@ -47,15 +50,7 @@ SECTORS = {function.__name__: function for function in (by_lanes, by_bytes, clos
 
 # Exercise 2: a whole kernel.
 HEAD = "__global__ void product(const bf16* W, const float* x, float* y, int rows, int cols) {\n"
-WARP_A_ROW = HEAD + """\
-    const int row = blockIdx.x * block_warps + warp_id();
-    if (row >= rows) return;
-    float sum = 0.0f;
-    for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
-    sum = warp_sum(sum);
-    if (lane_id() == 0) y[row] = sum;
-}
-"""
+WARP_A_ROW = HEAD + textwrap.indent(A_WARP_A_ROW, "    ") + "}\n"
 PRODUCTS = {
     "a warp for each row": WARP_A_ROW,
     "the whole block on one row after another": HEAD + """\

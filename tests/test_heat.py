@@ -4,20 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from cells import A_WARP_A_ROW
 
 import luce_edu
 from luce_edu.heat import find_heat, show_heat
 from luce_edu.inline.trial import Attempt, try_kernel
 from luce_edu.machine.cards import find_card
-
-# Nothing but a function of csrc/ that is inlined uses the weights that are loaded, in line 5 of the cell.
-SUM = """const int row = blockIdx.x * block_warps + warp_id();
-if (row >= rows) return;
-float sum = 0.0f;
-for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
-sum = warp_sum(sum);
-if (lane_id() == 0) y[row] = sum;
-"""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +19,8 @@ def token():
 
 @pytest.fixture(scope="module")
 def verdict():
-    return try_kernel(Attempt("sums", "F.linear", SUM, grid="rows/8", profile_on=find_card("laptop")))
+    """Of a cell in whose line 5 only an inlined function of csrc/ uses the loaded weights."""
+    return try_kernel(Attempt("sums", "F.linear", A_WARP_A_ROW, grid="rows/8", profile_on=find_card("laptop")))
 
 
 def test_a_cell_has_all_waits_with_those_of_what_was_inlined(verdict):
@@ -71,7 +64,7 @@ def test_bad_input_is_one_clear_line(arguments, word, token, verdict):
 
 
 def test_a_verdict_without_a_profile_says_what_to_type(verdict):
-    plain = try_kernel(Attempt("sums", "F.linear", SUM, grid="rows/8"))
+    plain = try_kernel(Attempt("sums", "F.linear", A_WARP_A_ROW, grid="rows/8"))
     with pytest.raises(ValueError, match="--profile"):
         find_heat(plain)
     with pytest.raises(ValueError, match="--profile"):

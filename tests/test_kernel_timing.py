@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cells import A_WARP_A_ROW
 
 from luce_edu.backends import make_backend
 from luce_edu.inline import timing
@@ -10,20 +11,12 @@ from luce_edu.inline.trial import Attempt, Verdict, prepare
 from luce_edu.measure.latency import Quartiles
 from luce_edu.verification import relative_error
 
-BODY = """\
-const int row = blockIdx.x * block_warps + warp_id();
-if (row >= rows) return;
-float sum = 0.0f;
-for (int c = lane_id(); c < cols; c += 32) sum += to_float(W[row * cols + c]) * x[c];
-sum = warp_sum(sum);
-if (lane_id() == 0) y[row] = sum;
-"""
 SHAPE = {"rows": 37, "cols": 264}
 
 
 def test_a_prepared_launch_computes_what_the_cell_says():
     tensors = {"W": torch.randn(37, 264).bfloat16(), "x": torch.randn(264), "y": torch.full((37,), torch.nan)}
-    prepare(Attempt("warps", "F.linear", BODY, "rows/8"), SHAPE, tensors, make_backend("host"))()
+    prepare(Attempt("warps", "F.linear", A_WARP_A_ROW, "rows/8"), SHAPE, tensors, make_backend("host"))()
     assert relative_error(tensors["y"], F.linear(tensors["x"], tensors["W"].float())) <= 1e-5
 
 
@@ -36,7 +29,7 @@ def test_a_table_of_times_gives_quartiles_and_the_bandwidth_they_mean():
 @pytest.mark.gpu
 def test_kernels_of_a_notebook_are_timed(monkeypatch):
     monkeypatch.setattr(timing, "SHAPE", {"rows": 4096, "cols": 1024})
-    table = timing.time_matvecs([Verdict(Attempt("warps", "F.linear", BODY, "rows/8"))], rounds=4)
+    table = timing.time_matvecs([Verdict(Attempt("warps", "F.linear", A_WARP_A_ROW, "rows/8"))], rounds=4)
     assert list(table.times) == ["warps", "torch.mv, x in bf16"]
     assert all(0 < t.q1 <= t.median <= t.q3 for t in table.times.values())
 
@@ -45,6 +38,6 @@ def test_kernels_of_a_notebook_are_timed(monkeypatch):
 @pytest.mark.planted
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(timing, "SHAPE", {"rows": 4096, "cols": 1024})
-    wrong = Attempt("warps", "F.linear", BODY.replace("row >= rows", "row >= rows - 1"), "rows/8")
+    wrong = Attempt("warps", "F.linear", A_WARP_A_ROW.replace("row >= rows", "row >= rows - 1"), "rows/8")
     with pytest.raises(AssertionError, match="warps is wrong"):
         timing.time_matvecs([Verdict(wrong)])

@@ -57,35 +57,23 @@ def test_a_baseline_that_is_not_finite_allows_nothing(value):
     assert problems and problems[0].startswith("layer 1 is the first of 1 parts")
 
 
-def spoil_logit(trace):
-    trace.logits[3, 7] = math.nan
+def put(tensor, at, value):
+    tensor[at] = value
 
 
-def spoil_hidden(trace):
-    trace.hidden_states[2, 2] *= 1.05
+SPOILS = {  # what is done to a trace, and the first part that must be named
+    "a logit of NaN": (lambda t: put(t.logits, (3, 7), math.nan), "logits"),
+    "a layer 5 % too large": (lambda t: t.hidden_states[2, 2].mul_(1.05), "layer 1"),
+    "an embedding that is not exact": (lambda t: t.hidden_states[0, 0, :1].add_(1e-6), "embedding"),
+    "a row of the state lost": (lambda t: put(t.states["recurrent_state"], (1, 2), 0.0), "recurrent_state"),
+    "a cache one position late": (
+        lambda t: t.states.update(k_cache=t.states["k_cache"].roll(1, dims=2)), "k_cache"),
+    "the logits of the token before": (lambda t: put(t.logits, 4, t.logits[3]), "logits"),
+}  # fmt: skip
 
 
-def spoil_embedding(trace):
-    trace.hidden_states[0, 0, 0] += 1e-6
-
-
-def spoil_state(trace):
-    trace.states["recurrent_state"][1, 2] = 0.0
-
-
-def spoil_cache(trace):
-    trace.states["k_cache"] = trace.states["k_cache"].roll(1, dims=2)
-
-
-def spoil_stale(trace):
-    trace.logits[4] = trace.logits[3]
-
-
-@pytest.mark.parametrize(
-    "spoil, part",
-    [(spoil_logit, "logits"), (spoil_hidden, "layer 1"), (spoil_embedding, "embedding"),
-     (spoil_state, "recurrent_state"), (spoil_cache, "k_cache"), (spoil_stale, "logits")],
-)  # fmt: skip
+@pytest.mark.planted
+@pytest.mark.parametrize("spoil, part", SPOILS.values(), ids=SPOILS)
 def test_a_planted_fault_is_named_by_its_first_part(spoil, part):
     truth, baseline, stage = make_traces()
     spoil(stage)

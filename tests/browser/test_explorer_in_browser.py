@@ -196,16 +196,6 @@ def test_the_screen_shows_the_published_and_the_modelled_numbers_at_220_w(page, 
     assert marks.count() == 6  # star and diamond, in three panels
 
 
-def test_the_diamond_moves_along_the_curve(page, explorer):
-    def place() -> list[str]:
-        return [mark.get_attribute("transform") for mark in explorer.locator("svg polygon").all()]
-
-    set_limit(page, explorer, 300)
-    at_300 = place()
-    set_limit(page, explorer, 220)
-    assert place() != at_300
-
-
 def test_all_controls_are_reached_by_tab_and_have_names(page, explorer):
     """A name is what a screen reader says. The handles have none in ipywidgets; the field before each has one."""
     explorer.get_by_label("GPU and sweep").focus()
@@ -229,14 +219,6 @@ def test_the_handle_and_the_field_are_one_value(page, explorer):
     page.keyboard.press("ArrowRight")
     page.locator('.luce-now[data-limit-w="251"]').wait_for()
     page.wait_for_function("e => e.value === '251'", arg=explorer.get_by_label("Power limit, W").element_handle())
-
-
-def test_another_system_stands_beside_it(page, explorer):
-    explorer.get_by_label("Compare with").select_option(
-        label="Apple M5 Max · LM Studio (llama.cpp), Qwen3.5-0.8B (published, one point)"
-    )
-    explorer.locator("table", has_text="Apple M5 Max").wait_for()
-    assert "1.76" in explorer.locator("table").inner_text()
 
 
 def test_our_megakernel_stands_beside_it_with_its_band(page, explorer, artefacts):
@@ -270,11 +252,6 @@ def test_bad_input_is_said_in_the_widget_and_changes_nothing(page, explorer):
     add.fill("")
     add.press("Enter")
     alert.wait_for(state="detached")
-
-
-def test_picture_and_data_are_saved_beside_the_notebook(page, explorer):
-    explorer.get_by_role("button", name="Save picture and data").click()
-    explorer.get_by_text("saved: power_explorer_rtx-3090-luce-megakernel.png").wait_for()
 
 
 def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer, artefacts):

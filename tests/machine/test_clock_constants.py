@@ -101,7 +101,8 @@ def test_the_laptop_has_its_share_of_an_rtx_4090():
 # 62 % of wgmma, which has 1,071 at this clock (the datasheet's 989 are at a lower one).
 @pytest.mark.parametrize("name, fp32, tensor", [
     ("T4", 8.1, 65), ("RTX 3090", 35.6, 71), ("RTX 4090", 82.6, 165), ("A100", 19.5, 312), ("H100", 66.9, 0.62 * 1071),
-    ("RTX A6000", 38.7, 154.8), ("A40", 37.4, 149.7), ("L40", 90.5, 181), ("RTX 5090", 104.8, 209.5),
+    ("H200", 66.9, 0.62 * 1071), ("RTX A6000", 38.7, 154.8), ("A40", 37.4, 149.7), ("L40", 90.5, 181),
+    ("RTX 5090", 104.8, 209.5),
 ])  # fmt: skip
 def test_rates_give_the_published_flops(name, fp32, tensor):
     found = clock(name)

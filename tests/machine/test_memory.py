@@ -255,20 +255,6 @@ def test_a_bulk_reduction_adds_in_global_memory():
 
 
 @pytest.mark.parametrize(
-    "width, stride, sectors",
-    [("u32", 4, 4), ("u32", 8, 8), ("u32", 32, 32), ("u32", 0, 1), ("v4.u32", 16, 16), ("u8", 1, 1), ("u16", 6, 6)],
-)
-def test_sectors_are_those_that_the_addresses_touch(width, stride, sectors):
-    registers = "{%r10, %r11, %r12, %r13}" if width.startswith("v4") else "%h1" if width in ("u8", "u16") else "%r10"
-    body = f"mul.wide.u32 %rd9, %r1, {stride}; add.u64 %rd9, %rd1, %rd9; ld.global.{width} {registers}, [%rd9];"
-    counters = kernel(body, params=1).launch(1, WARP, [torch.zeros(4096, dtype=torch.uint8)])
-    traffic = counters.traffic["argument 0"]
-    size = {"u32": 4, "v4.u32": 16, "u8": 1, "u16": 2}[width]
-    distinct = WARP * size if stride else size
-    assert (traffic.asked_read, traffic.moved_read, traffic.distinct_read) == (WARP * size, 32 * sectors, distinct)
-
-
-@pytest.mark.parametrize(
     "width, stride, conflicts",
     [("u32", 4, 0), ("u32", 8, 1), ("u32", 128, 31), ("u32", 0, 0), ("u32", 132, 0), ("u64", 16, 2)],
 )

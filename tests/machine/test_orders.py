@@ -106,31 +106,6 @@ def test_missing_syncthreads_shows_under_every_seed(module, seed):
         assert kind == ("right" if with_barrier else "wrong")
 
 
-@pytest.mark.planted
-@pytest.mark.parametrize("seed", SEEDS)
-def test_missing_grid_barrier_shows_under_every_seed(module, seed):
-    expected = (torch.arange(8.0) + 1) % 8
-    for with_barrier in (True, False):
-        first, second = torch.full((2, 8), torch.nan)
-        args = [words(1), first, second, int(with_barrier)]
-        kind = wrong_or_right(module["pass_on"], 8, 32, args, second, expected, seed=seed, cooperative=True)
-        assert kind == ("right" if with_barrier else "wrong")
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("name", ["reverse_warps", "exchange_halves"])
-def test_missing_syncwarp_shows_as_a_race(module, name):
-    """Lanes run together as long as nothing parts them, so numbers do not show it."""
-    x = torch.randn(2, 4, 32)
-    expected = x.flip(2) if name == "reverse_warps" else torch.cat([x[..., 16:] * 2, x[..., :16] + 1], 2)
-    for seed in (None, *SEEDS):
-        out = torch.full_like(x, torch.nan)
-        module[name].launch(2, 128, [x, out, 1], races=True, seed=seed)
-        assert torch.equal(out, expected)
-        with pytest.raises(KernelError):
-            module[name].launch(2, 128, [x, out, 0], races=True, seed=seed)
-
-
 def wrong_or_right(kernel, grid, block, args, out, expected, **options) -> str:
     """A read of shared memory that nobody wrote yet may be reported, which is as good as a wrong number."""
     try:

@@ -1,5 +1,4 @@
-// orders.cu: kernels whose results must not depend on the order of warps and blocks, and some whose results must
-// Where a kernel takes with_barrier, the barrier that it needs can be left out.
+// orders.cu: kernels whose results must not depend on the order of warps and blocks, and one whose result must
 #include "words.cuh"
 
 // The order in which threads arrive: order[k] is the thread that came as number k.
@@ -8,32 +7,13 @@ extern "C" __global__ void arrival(unsigned* count, unsigned* order) {
     order[place] = blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// Each block reverses its part of x.
+// Each block reverses its part of x; the barrier that this needs can be left out.
 extern "C" __global__ void reverse(const float* x, float* out, int with_barrier) {
     __shared__ float shared[256];
     const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
     shared[i] = x[offset + i];
     if (with_barrier) __syncthreads();
     out[offset + i] = shared[blockDim.x - 1 - i];
-}
-
-// The same within each warp, where __syncwarp is the barrier.
-extern "C" __global__ void reverse_warps(const float* x, float* out, int with_barrier) {
-    __shared__ float shared[256];
-    const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
-    shared[i] = x[offset + i];
-    if (with_barrier) __syncwarp();
-    out[offset + i] = shared[i ^ 31];
-}
-
-// The halves of a warp take different ways before they exchange.
-extern "C" __global__ void exchange_halves(const float* x, float* out, int with_barrier) {
-    __shared__ float shared[256];
-    const int i = threadIdx.x, offset = blockIdx.x * blockDim.x;
-    if (i % 32 < 16) shared[i] = x[offset + i] + 1.0f;
-    else shared[i] = x[offset + i] * 2.0f;
-    if (with_barrier) __syncwarp();
-    out[offset + i] = shared[i ^ 16];
 }
 
 __device__ __forceinline__ void grid_barrier(unsigned* barrier) {
@@ -44,13 +24,6 @@ __device__ __forceinline__ void grid_barrier(unsigned* barrier) {
         while (((load_acquire(barrier) ^ before) & top) == 0) {}
     }
     __syncthreads();
-}
-
-// Block b passes on what block b + 1 wrote.
-extern "C" __global__ void pass_on(unsigned* barrier, float* first, float* second, int with_barrier) {
-    if (threadIdx.x == 0) first[blockIdx.x] = static_cast<float>(blockIdx.x);
-    if (with_barrier) grid_barrier(barrier);
-    if (threadIdx.x == 0) second[blockIdx.x] = first[(blockIdx.x + 1) % gridDim.x];
 }
 
 // ---- Deterministic: float sums whose order the code fixes ----
