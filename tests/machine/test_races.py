@@ -3,6 +3,9 @@
 import pytest
 import torch
 from planted.kernels import line, planted, says, words
+from test_hostile import INSTRUCTIONS
+from test_hostile import RUNS as HOSTILE
+from test_hostile import SOUND as HOSTILE_SOUND
 
 from luce_edu import machine
 from luce_edu.errors import KernelError
@@ -27,11 +30,6 @@ SHARED = {
     "shared_half_warp": (1, 32, [32]),
     "shared_atomics": (1, 64, [64]),
     "shared_named_barrier": (1, 96, [96]),
-    "async_copy_unwaited": (1, 64, [256, 64]),
-    "async_copy_no_barrier": (1, 64, [256, 64]),
-    "async_copy_slot_reused": (1, 64, [256, 64]),
-    "bulk_copy_unwaited": (1, 64, [256, 64]),
-    "bulk_copy_slot_reused": (1, 64, [256, 64]),
     "cluster_shared": (2, 64, [128]),
 }
 GLOBAL = {
@@ -40,16 +38,8 @@ GLOBAL = {
     "blocks_count": (4, 32, [8]),
     "blocks_atomic_and_plain": (2, 64, [64, 64]),
     "blocks_scope": (4, 32, [8]),
-    "flag_release_relaxed": (2, 64, [1, 64, 64]),
-    "flag_release_block": (2, 64, [1, 64, 64]),
-    "flag_acquire_relaxed": (2, 64, [1, 64, 64]),
-    "flag_no_barrier": (2, 64, [1, 64, 64]),
-    "flag_early": (2, 64, [1, 64, 64]),
     "answer_relaxed": (2, 1, [64, 1, ROUNDS, "rounds"]),
     "chain_broken": (3, 1, [64, 1, 1]),
-    "lock_no_fences": (4, 1, [1, 1, "rounds"]),
-    "last_block_relaxed": (4, 64, [1, 256, 64]),
-    "grid_no_barrier": (4, 64, [1, 256, 256]),
 }
 PLANTED = SHARED | GLOBAL
 SOUND = {f"{name}_sound": PLANTED[name] for name in (
@@ -59,15 +49,8 @@ SOUND = {f"{name}_sound": PLANTED[name] for name in (
 )} | {
     "bytes_apart_sound": (1, 64, [64]),
     "registers_sound": (1, 64, [64, 64]),
-    "async_copy_sound": PLANTED["async_copy_unwaited"],
-    "bulk_copy_sound": PLANTED["bulk_copy_unwaited"],
-    "flag_sound": PLANTED["flag_early"],
-    "flag_fences_sound": PLANTED["flag_early"],
     "answer_sound": PLANTED["answer_relaxed"],
     "chain_sound": PLANTED["chain_broken"],
-    "lock_sound": PLANTED["lock_no_fences"],
-    "last_block_sound": PLANTED["last_block_relaxed"],
-    "grid_sound": PLANTED["grid_no_barrier"],
 }  # fmt: skip
 
 LINES = {  # kernel: markers of the lines that its report must name
@@ -79,32 +62,19 @@ LINES = {  # kernel: markers of the lines that its report must name
     "shared_half_warp": ["halves write", "halves read"],
     "shared_atomics": ["counts", "reads the count"],
     "shared_named_barrier": ["three warps write", "two warps read"],
-    "async_copy_unwaited": ["reads what was copied"],
-    "async_copy_no_barrier": ["reads what was copied"],
-    "async_copy_slot_reused": ["reads what was copied"],
-    "bulk_copy_unwaited": ["reads what was copied in bulk"],
-    "bulk_copy_slot_reused": ["reads what was copied in bulk"],
     "global_exchange": ["block writes", "block reads"],
     "blocks_two_writers": ["first writer", "second writer"],
     "blocks_count": ["plain count"],
     "blocks_atomic_and_plain": ["atomic side", "plain side"],
-    "flag_release_relaxed": ["hands over", "takes over"],
-    "flag_release_block": ["for its block alone"],  # the flag itself: neither side has the other in its scope
-    "flag_acquire_relaxed": ["hands over", "takes over"],
-    "flag_no_barrier": ["hands over", "takes over"],
-    "flag_early": ["hands over", "takes over"],
     "answer_relaxed": ["fills again", "reads, then answers"],
     "chain_broken": ["chain begins", "chain ends"],
-    "lock_no_fences": ["under the lock"],
-    "last_block_relaxed": ["partial sums", "adds up"],
-    "grid_no_barrier": ["before the grid barrier", "after the grid barrier"],
 }
 
 
 def launch(module, name, cases, **how):
     grid, block, sizes = cases[name]
     args = [ROUNDS if size == "rounds" else words(size) for size in sizes]
-    together = {"cooperative": True} if name.startswith(("flag", "answer", "chain", "lock", "grid")) else {}
+    together = {"cooperative": True} if name.startswith(("answer", "chain")) else {}
     module[name].launch(grid, block, args, **together, **how)
 
 
@@ -122,6 +92,37 @@ def test_sound_twin_gives_no_report(module, name):
     for seed in SOUND_SEEDS:
         launch(module, name, SOUND, races=True, seed=seed)
         launch(module, name, SOUND, races=True, seed=seed, hostile=True)
+
+
+HOSTILE_LINES = {  # of hostile.cu, by family
+    "channel": ["hands over", "takes over"], "message": ["writes its message", "reads its message"],
+    "grid": ["before the grid barrier", "after the grid barrier"], "last": ["partial sums", "adds up"],
+    "locked": ["under the lock"], "ring": ["reads what was copied"], "bulk": ["reads what was copied in bulk"],
+}  # fmt: skip
+# The race is on the flag itself: a plain access, or one whose scope leaves the other side out.
+ON_THE_FLAG = {
+    "channel_release_plain", "channel_release_block", "channel_acquire_plain", "channel_acquire_block",
+    "grid_acquire_block",
+}  # fmt: skip
+# Relaxed accesses are no race, and who waits for the wrong phase may wait for ever.
+NO_RACE = {"announce_fence_missing", "bulk_wait_parity"}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name not in NO_RACE])
+def test_race_of_a_hostile_kernel_is_reported_with_its_lines(name, seed):
+    with pytest.raises(KernelError, match="race on") as error:
+        HOSTILE[name](planted("hostile.cu")[name], races=True, seed=seed, instructions=INSTRUCTIONS)
+    markers = [] if name in ON_THE_FLAG else HOSTILE_LINES[name.partition("_")[0]]
+    says(str(error.value), name, *(line("hostile.cu", marker) for marker in markers))
+
+
+@pytest.mark.parametrize("name", HOSTILE_SOUND)
+def test_sound_twin_of_a_hostile_kernel_gives_no_report(name):
+    for seed in SOUND_SEEDS:
+        for hostile in (False, True):
+            assert HOSTILE_SOUND[name](planted("hostile.cu")[name], races=True, seed=seed, hostile=hostile)
 
 
 @pytest.mark.planted

@@ -56,13 +56,13 @@ WORD void channel(unsigned* flags, unsigned* data, unsigned* out, unsigned round
             if (i == 0) while (load_acquire(seen) != round - 1) {}
             __syncthreads();
             if (fault == flag_before_data && i == 0) store_release(sent, round);
-            data[i] = round * 1000 + i;
+            data[i] = round * 1000 + i;  // hands over
             if (fault != barrier_missing) __syncthreads();
             if (fault != flag_before_data && i == 0) say<fault>(sent, round);
         } else {
             if (i == 0) while (look<fault>(sent) != round) {}
             if (fault != barrier_missing_after) __syncthreads();
-            out[(round - 1) * blockDim.x + i] = fault == data_nc ? load_nc(&data[i]) : data[i];
+            out[(round - 1) * blockDim.x + i] = fault == data_nc ? load_nc(&data[i]) : data[i];  // takes over
             __syncthreads();
             if (i == 0) store_release(seen, round);
         }
@@ -93,14 +93,14 @@ template <Fault fault>
 WORD void message(unsigned* flags, unsigned* data, unsigned* out) {
     const unsigned i = threadIdx.x;
     if (blockIdx.x == 0) {
-        data[i] = 1000 + i;
+        data[i] = 1000 + i;  // writes its message
         if (fault == sound) fence();
         store_relaxed(&flags[i], 1);
         if (fault == fence_late) fence();
     } else {
         while (load_relaxed(&flags[i]) == 0) {}
         fence();
-        out[i] = data[i];
+        out[i] = data[i];  // reads its message
     }
 }
 
@@ -149,11 +149,11 @@ WORD void grid_barrier(unsigned* word) {
 template <Fault fault>
 WORD void rounds_of_grid(unsigned* word, unsigned* buffer, unsigned rounds) {  // buffer [2, blocks, threads]
     const unsigned i = threadIdx.x, blocks = gridDim.x, threads = blockDim.x;
-    buffer[blockIdx.x * threads + i] = blockIdx.x;
+    buffer[blockIdx.x * threads + i] = blockIdx.x;  // before the grid barrier
     for (unsigned round = 0; round < rounds; ++round) {
         grid_barrier<fault>(word);
         const unsigned* from = buffer + (round % 2) * blocks * threads + (blockIdx.x + 1) % blocks * threads + i;
-        const unsigned value = fault == data_nc ? load_nc(from) : *from;
+        const unsigned value = fault == data_nc ? load_nc(from) : *from;  // after the grid barrier
         buffer[((round + 1) % 2) * blocks * threads + blockIdx.x * threads + i] = value + 1;
     }
 }
@@ -176,7 +176,7 @@ template <Fault fault>
 WORD void last_block(const unsigned* x, unsigned* partial, unsigned* counter, unsigned* out) {
     __shared__ unsigned last;
     const unsigned i = threadIdx.x, threads = blockDim.x;
-    partial[blockIdx.x * threads + i] = x[blockIdx.x * threads + i];
+    partial[blockIdx.x * threads + i] = x[blockIdx.x * threads + i];  // partial sums
     if (fault != barrier_missing) __syncthreads();
     if (i == 0) {
         if (fault == release_fence_block) fence_block();
@@ -187,7 +187,7 @@ WORD void last_block(const unsigned* x, unsigned* partial, unsigned* counter, un
     __syncthreads();
     if (!last) return;
     unsigned sum = 0;
-    for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * threads + i];
+    for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * threads + i];  // adds up
     out[i] = sum;
 }
 
@@ -208,7 +208,7 @@ WORD void locked(unsigned* lock, unsigned* total, unsigned rounds) {
     for (unsigned round = 0; round < rounds; ++round) {
         while (take(lock) != 0) {}
         if (fault != acquire_relaxed) fence();
-        *total = *total + 1;
+        *total = *total + 1;  // under the lock
         if (fault != release_relaxed) fence();
         store_relaxed(lock, 0);
     }
@@ -241,7 +241,7 @@ WORD void ring(const unsigned* x, unsigned* out, unsigned tiles) {
         if (fault != barrier_missing_after) __syncthreads();  // the copies of the other threads have come as well
         for (unsigned k = 0; k < 4; ++k) {
             const unsigned place = k * ring_threads + i;
-            out[tile * ring_words + place] = slots[tile % 2][ring_words - 1 - place];
+            out[tile * ring_words + place] = slots[tile % 2][ring_words - 1 - place];  // reads what was copied
         }
         if (fault != slot_reused) __syncthreads();  // nobody reads this slot any more
     }
@@ -284,7 +284,7 @@ WORD void bulk(const unsigned* x, unsigned* out, unsigned tiles) {
         else mbarrier_wait(&full[tile % 2], fault == wait_parity ? parity ^ 1u : parity);
         for (unsigned k = 0; k < 4; ++k) {
             const unsigned place = k * ring_threads + i;
-            out[tile * ring_words + place] = slots[tile % 2][ring_words - 1 - place];
+            out[tile * ring_words + place] = slots[tile % 2][ring_words - 1 - place];  // reads what was copied in bulk
         }
         fence_async();
         if (fault != slot_reused) __syncthreads();

@@ -1,5 +1,5 @@
 // races.cu: kernels with a race, and for each the sound twin that must give no report
-// The sound twin's name ends in _sound; most are made by TWINS of one function. Markers in comments name the lines that a report must
+// Flags, locks, grid barriers and asynchronous copies are those of hostile.cu. The sound twin's name ends in _sound; most are made by TWINS of one function. Markers in comments name the lines that a report must
 // name. Where a report must name threads and an element too, exactly two threads race, on one element.
 #include "words.cuh"
 
@@ -118,60 +118,7 @@ extern "C" __global__ void registers_sound(const unsigned* x, unsigned* out) {
     out[threadIdx.x] = __shfl_xor_sync(~0u, x[threadIdx.x] + x[threadIdx.x ^ 3], 5);
 }
 
-// ---- One block, asynchronous copies ----
-
-template <bool wait, bool barrier, bool last>
-WORD void copies(const unsigned* x, unsigned* out) {
-    __shared__ __align__(16) unsigned s[256];
-    const unsigned i = threadIdx.x;
-    copy_16(&s[4 * i], &x[4 * i]);
-    commit();
-    if (wait) wait_for_all_but<0>();
-    if (barrier) __syncthreads();
-    out[i] = s[255 - i];                               // reads what was copied
-    if (last) __syncthreads();
-    copy_16(&s[4 * i], &x[4 * i]);
-    commit();
-    wait_for_all_but<0>();
-}
-extern "C" __global__ void async_copy_unwaited(const unsigned* x, unsigned* out) { copies<false, true, true>(x, out); }
-extern "C" __global__ void async_copy_no_barrier(const unsigned* x, unsigned* out) {
-    copies<true, false, true>(x, out);
-}
-extern "C" __global__ void async_copy_slot_reused(const unsigned* x, unsigned* out) {
-    copies<true, true, false>(x, out);
-}
-extern "C" __global__ void async_copy_sound(const unsigned* x, unsigned* out) { copies<true, true, true>(x, out); }
-
 #if __CUDA_ARCH__ >= 900
-template <bool wait, bool last>
-WORD void bulk_copies(const unsigned* x, unsigned* out) {
-    __shared__ __align__(16) unsigned s[256];
-    __shared__ unsigned long long full;
-    const unsigned i = threadIdx.x;
-    if (i == 0) {
-        mbarrier_init(&full, 1);
-        fence_async();
-    }
-    __syncthreads();
-    constexpr unsigned rounds = wait ? 2 : 1;
-    for (unsigned round = 0; round < rounds; ++round) {
-        if (i == 0) {
-            mbarrier_expect(&full, sizeof(s));
-            copy_bulk(s, x, sizeof(s), &full);
-        }
-        if (wait) mbarrier_wait(&full, round);
-        else __syncthreads();
-        out[i] = s[255 - i];                           // reads what was copied in bulk
-        fence_async();
-        if (last) __syncthreads();
-    }
-    mbarrier_wait(&full, rounds - 1);
-}
-extern "C" __global__ void bulk_copy_unwaited(const unsigned* x, unsigned* out) { bulk_copies<false, true>(x, out); }
-extern "C" __global__ void bulk_copy_slot_reused(const unsigned* x, unsigned* out) { bulk_copies<true, false>(x, out); }
-extern "C" __global__ void bulk_copy_sound(const unsigned* x, unsigned* out) { bulk_copies<true, true>(x, out); }
-
 // Two blocks of a cluster, and each reads what the other has in its shared memory.
 template <bool sound>
 WORD void cluster_shared_of(unsigned* out) {
@@ -238,61 +185,6 @@ WORD void blocks_scope_of(unsigned* x) {
 }
 TWINS(blocks_scope, (unsigned* x), (x))
 
-// A buffer from block 0 to block 1, and a flag.
-enum Flag { good, release_relaxed, release_block, acquire_relaxed, no_barrier, early };
-
-template <Flag how>
-WORD void hand_over(unsigned* flag, unsigned* x, unsigned* out) {
-    const unsigned i = threadIdx.x;
-    if (blockIdx.x == 0) {
-        if (how == early && i == 0) store_release(flag, 1);
-        x[i] = i;                                      // hands over
-        if (how != no_barrier) __syncthreads();
-        if (i == 0 && how == release_relaxed) store_relaxed(flag, 1);
-        else if (i == 0 && how == release_block) store_release_block(flag, 1);  // for its block alone
-        else if (i == 0 && how != early) store_release(flag, 1);
-    } else {
-        if (i == 0 && how == acquire_relaxed) while (load_relaxed(flag) == 0) {}
-        else if (i == 0) while (load_acquire(flag) == 0) {}
-        __syncthreads();
-        out[i] = x[i];                                 // takes over
-    }
-}
-extern "C" __global__ void flag_release_relaxed(unsigned* flag, unsigned* x, unsigned* out) {
-    hand_over<release_relaxed>(flag, x, out);
-}
-extern "C" __global__ void flag_release_block(unsigned* flag, unsigned* x, unsigned* out) {
-    hand_over<release_block>(flag, x, out);
-}
-extern "C" __global__ void flag_acquire_relaxed(unsigned* flag, unsigned* x, unsigned* out) {
-    hand_over<acquire_relaxed>(flag, x, out);
-}
-extern "C" __global__ void flag_no_barrier(unsigned* flag, unsigned* x, unsigned* out) {
-    hand_over<no_barrier>(flag, x, out);
-}
-extern "C" __global__ void flag_early(unsigned* flag, unsigned* x, unsigned* out) { hand_over<early>(flag, x, out); }
-extern "C" __global__ void flag_sound(unsigned* flag, unsigned* x, unsigned* out) { hand_over<good>(flag, x, out); }
-
-// The same with fences and relaxed words, which order as much.
-extern "C" __global__ void flag_fences_sound(unsigned* flag, unsigned* x, unsigned* out) {
-    const unsigned i = threadIdx.x;
-    if (blockIdx.x == 0) {
-        x[i] = i;
-        __syncthreads();
-        if (i == 0) {
-            fence();
-            store_relaxed(flag, 1);
-        }
-    } else {
-        if (i == 0) {
-            while (load_relaxed(flag) == 0) {}
-            fence();
-        }
-        __syncthreads();
-        out[i] = x[i];
-    }
-}
-
 // The reader answers; only then may the buffer be filled again. The answer must be a release too.
 template <bool release>
 WORD void answered(unsigned* flags, unsigned* x, unsigned* out, unsigned rounds) {
@@ -332,64 +224,6 @@ WORD void chain(unsigned* flags, unsigned* x, unsigned* out) {  // one thread a 
 }
 extern "C" __global__ void chain_broken(unsigned* flags, unsigned* x, unsigned* out) { chain<false>(flags, x, out); }
 extern "C" __global__ void chain_sound(unsigned* flags, unsigned* x, unsigned* out) { chain<true>(flags, x, out); }
-
-// A lock around a plain sum.
-template <bool fences>
-WORD void locked(unsigned* lock, unsigned* x, unsigned rounds) {
-    for (unsigned round = 0; round < rounds; ++round) {  // one thread a block
-        while (take(lock) != 0) {}
-        if (fences) fence();
-        x[0] = x[0] + 1;                               // under the lock
-        if (fences) fence();
-        store_relaxed(lock, 0);
-    }
-}
-extern "C" __global__ void lock_no_fences(unsigned* lock, unsigned* x, unsigned rounds) {
-    locked<false>(lock, x, rounds);
-}
-extern "C" __global__ void lock_sound(unsigned* lock, unsigned* x, unsigned rounds) { locked<true>(lock, x, rounds); }
-
-// The last block to arrive adds up.
-template <bool fences>
-WORD void last_arrival(unsigned* counter, unsigned* partial, unsigned* out) {
-    __shared__ unsigned last;
-    const unsigned i = threadIdx.x;
-    partial[blockIdx.x * blockDim.x + i] = blockIdx.x + i;  // partial sums
-    __syncthreads();
-    if (i == 0) last = (fences ? add_acq_rel(counter, 1) : add_relaxed(counter, 1)) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    unsigned sum = 0;
-    for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * blockDim.x + i];  // adds up
-    out[i] = sum;
-}
-extern "C" __global__ void last_block_relaxed(unsigned* counter, unsigned* partial, unsigned* out) {
-    last_arrival<false>(counter, partial, out);
-}
-extern "C" __global__ void last_block_sound(unsigned* counter, unsigned* partial, unsigned* out) {
-    last_arrival<true>(counter, partial, out);
-}
-
-// A grid barrier, as in csrc/grid_barrier.cuh; block b reads what block b + 1 wrote.
-template <bool barrier>
-WORD void neighbours(unsigned* word, unsigned* x, unsigned* out) {
-    const unsigned i = threadIdx.x, n = blockDim.x;
-    x[blockIdx.x * n + i] = blockIdx.x;                // before the grid barrier
-    if (barrier) {
-        __syncthreads();
-        if (i == 0) {
-            const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
-            const unsigned before = add_release(word, share);
-            while (((load_acquire(word) ^ before) & top) == 0) {}
-        }
-        __syncthreads();
-    }
-    out[blockIdx.x * n + i] = x[(blockIdx.x + 1) % gridDim.x * n + i];  // after the grid barrier
-}
-extern "C" __global__ void grid_no_barrier(unsigned* word, unsigned* x, unsigned* out) {
-    neighbours<false>(word, x, out);
-}
-extern "C" __global__ void grid_sound(unsigned* word, unsigned* x, unsigned* out) { neighbours<true>(word, x, out); }
 
 // A launch comes after the launch before it.
 extern "C" __global__ void launch_writes(unsigned* x) { x[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x; }
