@@ -87,7 +87,6 @@ NO_PRODUCTS = {
         WARP_A_ROW.replace("W[row * cols + c]) * x[c]", "W[row * cols + c / 2 * 2]) * x[c / 2 * 2]"), "is wrong"),
     "NaN": (WARP_A_ROW.replace("y[row] = sum", "y[row] = sum * (0.0f / 0.0f)"), r"is wrong.*y\["),
     "the last row never written": (WARP_A_ROW.replace("row >= rows", "row >= rows - 1"), r"is wrong.*y\["),
-    "not C++": (WARP_A_ROW.replace("to_float(", "float("), "does not compile"),
 }  # fmt: skip
 
 
@@ -184,7 +183,6 @@ NOT_WITHIN = {
     "the first 8 rows only": (RIGHT.replace("row += block_warps", "row += 16"), r"is wrong. rows 33.*y\[8\]"),
     "off by one in the tail": (RIGHT.replace("row < last", "row <= last"), "out of bounds"),
     "the last row never written": (RIGHT.replace("row < last", "row < last - 1"), r"the kernel never wrote y\[0\]"),
-    "not C++": (RIGHT.replace("float sum = 0.0f;", ""), "does not compile"),
 }  # fmt: skip
 
 

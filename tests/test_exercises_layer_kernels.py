@@ -46,7 +46,6 @@ WRONG_UPDATE = {
     "a row too far": (update("i < K", "i <= K"), "out of bounds"),
     "the last row left as it was": (update("i < K", "i < K - 1"), "S\\["),
     "o never written": (update("o[head * V + j] = ", "const float unused = "), "o\\[0, 0\\]"),
-    "no C++": (UPDATE.replace(";", ""), "does not compile"),
 }
 
 

@@ -168,16 +168,8 @@ def test_head_norm_and_rope_equal_reference_and_leave_gates_alone(kernels):
     cos, sin = rope_tables(torch.arange(64), rotary_dim=c.rotary_dim, theta=c.rope_theta)
     half = c.rotary_dim // 2
     kernels.run("head_norm", warps(heads), q, weight, heads, 2 * c.head_dim)
-    kernels.run(
-        "rope",
-        warps(heads),
-        q,
-        cos[:, :half].contiguous(),
-        sin[:, :half].contiguous(),
-        position,
-        heads,
-        2 * c.head_dim,
-    )
+    tables = [table[:, :half].contiguous() for table in (cos, sin)]
+    kernels.run("rope", warps(heads), q, *tables, position, heads, 2 * c.head_dim)
     normed = rms_norm(before[:, 0], weight, eps=c.rms_norm_eps)
     expected = apply_rope(normed[:, None], cos[position : position + 1], sin[position : position + 1])[:, 0]
     assert_close(q[:, 0], expected)

@@ -277,20 +277,9 @@ WRONG = {
     # Memory
     "a read past the end": (INDEX + "y[i] = i < n ? x[i + 1] + r[i] : 0;",
         "kernel", "thread 0 " + outside("reads", 4, 4, "x", 4, 3)),
-    "four at once past the end": (
-        INDEX + "*reinterpret_cast<float4*>(y + 4 * i) = make_float4(0, 0, 0, 0);", "kernel",
-        "thread 0 " + outside("writes", 16, 0, "y", 4, 3)),
-    "four at once from anywhere": (
-        INDEX + "if (n < 257) { if (i < n) y[i] = x[i] + r[i]; }\n"
-        "else if (i == 1) {\n    const float4 v = *reinterpret_cast<const float4*>(x + i);\n    y[0] = v.x + v.y;\n}",
-        "kernel",
-        "n 257: .* reads 16 bytes at .*byte 4 of x, which has 1028 bytes: misaligned at cell:5.* multiple of 16"),
     "null": (FROM_NULL + "p[0] = 1.0f;", "kernel", "writes 4 bytes at address 0, a null pointer: .* cell:3"),
     "memory of its own": (
         "volatile float* p = static_cast<float*>(malloc(1ull << 46));\np[0] = 1.0f;", "compile", "malloc is external"),
-    "shared memory without --smem": (
-        "DYNAMIC_SHARED(float, s);\ns[threadIdx.x] = 0;", "kernel",
-        "writes 4 bytes at .*byte 0 of shared memory, of which the block has 0 bytes: out of bounds at cell:3"),
     "shared memory that nobody filled": (
         "__shared__ volatile float s[64];\nif (threadIdx.x < 63) s[threadIdx.x] = 0;\n__syncthreads();\n"
         + ADD.replace("x[i]", "s[63] + x[i]"), "kernel",

@@ -15,8 +15,8 @@ from models import TINY
 
 from luce_edu.errors import CompileError
 from luce_edu.machine import ptx
+from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.ptx import Address, Imm, Label, Loc, Not, Pair, Reg, Selector, Special, Symbol, Vector, parse
-from luce_edu.paths import csrc_dir
 from luce_edu.stages.dims import kernel_defines
 
 SAMPLES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "samples").glob("*.ptx"))}
@@ -66,17 +66,7 @@ def spelled(operand):
 
 
 def compiled(source, arch):
-    """PTX of a shipped source by NVRTC, which needs no GPU."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    options = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{csrc_dir()}", "-lineinfo"]
-    options += [f"-D{name}={value}" for name, value in kernel_defines(TINY).items()]
-    _, program = nvrtc.nvrtcCreateProgram((csrc_dir() / source).read_bytes(), source.encode(), 0, [], [])
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    _, size = nvrtc.nvrtcGetPTXSize(program)
-    text = b" " * size
-    nvrtc.nvrtcGetPTX(program, text)
-    return text.decode()
+    return compile_ptx(source, None, [], kernel_defines(TINY), arch)
 
 
 @pytest.mark.parametrize("source, arch", [("per_op.cu", "compute_75"), ("per_layer.cu", "compute_90a")])

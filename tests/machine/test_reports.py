@@ -43,7 +43,7 @@ def inside(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return everything[64 : 64 + n], everything
 
 
-# ---- Memory ----
+# ---- Memory; tests/backends/test_host_traffic.py has loads, atomics and vectors outside a tensor ----
 
 OUTSIDE = [128, 133, -1, 1 << 40, -(1 << 40)]  # elements of a tensor of 128
 
@@ -59,32 +59,6 @@ def test_store_outside_a_tensor_is_named_and_nothing_else_is_touched(where, seed
     says(said, where if abs(where) < 1000 else "store_outside")  # far away, an index says nothing
     x[x == 1.0] = before[64:-64][x == 1.0]  # threads before that one may have stored
     assert torch.equal(everything, before)
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("seed", ORDERS)
-@pytest.mark.parametrize("where", OUTSIDE)
-def test_load_outside_a_tensor_is_named(where, seed):
-    x, everything = inside(128)
-    before, out = everything.clone(), torch.zeros(128)
-    says(report("load_outside", 2, 64, [x, out, where], seed=seed), at("load outside"), 37)
-    assert torch.equal(everything, before)
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("where", OUTSIDE)
-def test_atomic_outside_a_tensor_is_named(where):
-    everything = words(64 + 128 + 64)
-    says(report("atomic_outside", 2, 64, [everything[64:192], where]), at("atomic outside"), 37)
-    assert not everything[:64].any() and not everything[192:].any()
-
-
-@pytest.mark.planted
-def test_vector_of_which_a_part_lies_outside_is_named(module):
-    x, out = torch.randn(64)[:63], torch.zeros(32)
-    says(report("vector_across_the_end", 1, 32, [x, out, 60]), at("vector across the end"))
-    module["vector_across_the_end"].launch(1, 32, [x, out, 56])
-    torch.testing.assert_close(out, x[56:60].sum().expand(32))
 
 
 @pytest.mark.planted
@@ -109,13 +83,6 @@ def test_dynamic_shared_memory_that_was_not_asked_for_is_named():
 @pytest.mark.parametrize("where", [1000, 1 << 26, -1000])
 def test_access_outside_local_memory_is_named(where):
     says(report("local_outside", 1, 64, [torch.zeros(64), where]), at("local outside"), 37)
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("where", [1, 2, 7])
-def test_misaligned_access_is_named(where):
-    x, out = torch.randn(64), torch.zeros(64)
-    says(report("misaligned", 1, 64, [x, out, where]), at("misaligned load"), 37)
 
 
 @pytest.mark.planted

@@ -25,16 +25,6 @@ extern "C" __global__ void load_outside(const float* x, float* out, long long wh
     out[i] = x[blockIdx.x == 1 && threadIdx.x == 37 ? where : i];  // load outside
 }
 
-extern "C" __global__ void atomic_outside(unsigned* x, long long where) {
-    atomicAdd(&x[blockIdx.x == 1 && threadIdx.x == 37 ? where : threadIdx.x], 1u);  // atomic outside
-}
-
-// A 16-byte load whose last 4 bytes lie outside.
-extern "C" __global__ void vector_across_the_end(const float* x, float* out, int where) {
-    const float4 v = *reinterpret_cast<const float4*>(x + where);  // vector across the end
-    out[threadIdx.x] = v.x + v.y + v.z + v.w;
-}
-
 extern "C" __global__ void shared_outside(float* out, int where) {
     __shared__ float s[64];
     s[threadIdx.x] = 1.0f;
@@ -56,12 +46,6 @@ extern "C" __global__ void local_outside(float* out, int where) {
     for (unsigned k = 0; k < 8; ++k) local[(k + where) % 8u] = k;
     local[threadIdx.x == 37 ? where : 3] = 1.0f;  // local outside
     out[threadIdx.x] = local[threadIdx.x % 8];
-}
-
-extern "C" __global__ void misaligned(const float* x, float* out, int where) {
-    const int at = threadIdx.x == 37 ? where : 4 * (threadIdx.x % 4);
-    const float4 v = *reinterpret_cast<const float4*>(x + at);  // misaligned load
-    out[threadIdx.x] = v.x + v.y + v.z + v.w;
 }
 
 extern "C" __global__ void misaligned_shared(unsigned* out, int where) {
