@@ -1,9 +1,11 @@
 """The two tests of every exercise: its checker takes right answers however written, and refuses wrong ones by name."""
 
+import math
 import re
 from collections.abc import Mapping
 
 import pytest
+import torch
 
 from luce_edu.exercises.base import Exercise, WrongAnswer
 
@@ -37,3 +39,15 @@ def checker_tests(*exercises: tuple[Exercise, Mapping, Mapping], times: int = 1)
                 exercise.check(answer)
 
     return test_right_answers_pass, test_wrong_answers_are_refused
+
+
+def edits(text: str, faults: Mapping[str, tuple[str, str, str]]) -> dict:
+    """Wrong answers: the function that a text of Python defines, each time with an edit (old, new, what is said)."""
+
+    def edited(old, new):
+        assert text.count(old) == 1, old
+        names = {"torch": torch, "math": math}
+        exec(text.replace(old, new), names)
+        return list(names.values())[-1]
+
+    return {name: (edited(old, new), said) for name, (old, new, said) in faults.items()}

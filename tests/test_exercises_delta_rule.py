@@ -3,7 +3,7 @@
 import math
 
 import torch
-from answers import checker_tests
+from answers import checker_tests, edits
 
 from luce_edu.exercises.delta_rule import RULES, four_rules, grouped_step, next_conv_state
 from luce_edu.reference.causal_conv import causal_conv
@@ -82,45 +82,32 @@ def in_one_pass(S, q, k, v, beta, g):
     return decay[..., None] * S + k[..., None] * delta[:, None], o
 
 
-def faulty(fault):
-    def answer(S, q, k, v, beta, g):
-        spread = len(v) // len(k)
-        q, k = (x.repeat(spread, 1) if fault == "repeat" else x.repeat_interleave(spread, 0) for x in (q, k))
-        if fault == "beta and g swapped":
-            beta, g = g, beta
-        decay = (g if fault == "g is the decay" else g.exp())[:, None, None]
-        old, S = S, S * decay
-        predicted = ((old if fault == "asked before the decay" else S) * k[..., None]).sum(1)
-        delta = beta[:, None] * (v - predicted)
-        if fault == "beta on the prediction only":
-            delta = v - beta[:, None] * predicted
-        if fault == "no delta":
-            delta = beta[:, None] * v
-        new = S + k[..., None] * delta[:, None]
-        if fault == "decay after the write":
-            new = (old + k[..., None] * (beta[:, None] * (v - (old * k[..., None]).sum(1)))[:, None]) * decay
-        o = ((S if fault == "read before the write" else new) * q[..., None]).sum(1)
-        if fault == "one NaN":
-            o[-1, -1] = NAN
-        if fault == "the state of the last head is stale":
-            new = torch.cat([new[:-1], old[-1:]])
-        return (o, new) if fault == "o first" else new if fault == "S alone" else (new, o)
-
-    return answer
-
-
+STEP = """
+def step(S, q, k, v, beta, g):
+    q, k = (x.repeat_interleave(len(v) // len(k), 0) for x in (q, k))
+    old, decayed = S, S * g.exp()[:, None, None]
+    predicted = (decayed * k[..., None]).sum(1)
+    new = decayed + k[..., None] * (beta[:, None] * (v - predicted))[:, None]
+    o = (new * q[..., None]).sum(1)
+    return new, o
+"""
 STEP_RIGHT = {"the package": with_einsum, "loops, in place": with_loops, "in one pass": in_one_pass}
 STEP_WRONG = {
-    "repeat": "S of value head 1 is the first.*Which key head",
-    "asked before the decay": "S of value head 0 is the first.*the order of decay",
-    "decay after the write": "S of value head 0",
-    "no delta": "S of value head 0",
-    "g is the decay": "S of value head 0",
-    "read before the write": "o of value head 0 is the first.*S is right in every head",
-    "one NaN": "o: not every element is a finite",
-    "the state of the last head is stale": "S of value head",
-    "S alone": "expected two tensors",
-}
+    "repeat": ("x.repeat_interleave(len(v) // len(k), 0)", "x.repeat(len(v) // len(k), 1)",
+               "S of value head 1 is the first.*Which key head"),
+    "asked before the decay": ("(decayed * k", "(old * k", "S of value head 0 is the first.*the order of decay"),
+    "decay after the write": (
+        "decayed + k[..., None] * (beta[:, None] * (v - predicted))[:, None]",
+        "(old + k[..., None] * (beta[:, None] * (v - (old * k[..., None]).sum(1)))[:, None]) * g.exp()[:, None, None]",
+        "S of value head 0"),
+    "no delta": ("(v - predicted)", "v", "S of value head 0"),
+    "g is the decay": ("g.exp()", "g", "S of value head 0"),
+    "read before the write": ("(new * q", "(decayed * q", "o of value head 0 is the first.*S is right in every head"),
+    "one NaN": ("return", "o[-1, -1] = math.nan\n    return", "o: not every element is a finite"),
+    "the state of the last head is stale": (
+        "return new, o", "return torch.cat([new[:-1], old[-1:]]), o", "S of value head"),
+    "S alone": ("return new, o", "return new", "expected two tensors"),
+}  # fmt: skip
 
 # Four rules
 
@@ -165,9 +152,8 @@ RULES_WRONG = {
     "text": ({"A": A | {"v": "ten"}, "B": B, "D": D}, "expected tensors or numbers"),
 }  # fmt: skip
 
-STEP_FAULTS = {name: (faulty(name), reason) for name, reason in STEP_WRONG.items()}
 test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
-    (next_conv_state, CONV_RIGHT, CONV_WRONG), (grouped_step, STEP_RIGHT, STEP_FAULTS),
+    (next_conv_state, CONV_RIGHT, CONV_WRONG), (grouped_step, STEP_RIGHT, edits(STEP, STEP_WRONG)),
     (four_rules, RULES_RIGHT, RULES_WRONG), times=5,
 )  # fmt: skip
 

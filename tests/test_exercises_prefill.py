@@ -5,18 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from answers import checker_tests
+from answers import checker_tests, edits
 
 import luce_edu
 from luce_edu.exercises.prefill import blocks, prepare, scan
 
-NAN = math.nan
 
-
-def system(k, beta, g, *, diagonal=-1):
+def system(k, beta, g):
     G = g.cumsum(0)
     decay = (G[:, None] - G[None, :]).exp()
-    return (beta[:, None] * decay * (k @ k.T)).tril(diagonal), G
+    return (beta[:, None] * decay * (k @ k.T)).tril(-1), G
 
 
 # U and W
@@ -52,79 +50,40 @@ def by_arrays(k, v, beta, g):
     return torch.from_numpy(U), torch.from_numpy(W)
 
 
-def prepared_wrongly(fault):
-    def answer(k, v, beta, g):
-        L, G = system(k, beta, g)
-        decay = (G[:, None] - G[None, :]).exp()
-        right_k = beta * G.exp()
-        right_v = beta
-        if fault == "diagonal counted twice":
-            L = system(k, beta, g, diagonal=0)[0]
-        if fault == "decay on the wrong side":
-            L = (beta[:, None] * decay.T * (k @ k.T)).tril(-1)
-        if fault == "no decay between tokens":
-            L = (beta[:, None] * (k @ k.T)).tril(-1)
-        if fault == "no beta in the system":
-            L = (decay * (k @ k.T)).tril(-1)
-        if fault == "beta of the other token":
-            L = (beta[None, :] * decay * (k @ k.T)).tril(-1)
-        if fault == "added in place of taken back":
-            L = -L
-        if fault == "no beta on the right":
-            right_v, right_k = torch.ones_like(beta), G.exp()
-        if fault == "W without decay":
-            right_k = beta
-        if fault == "decay one token early":
-            right_k = beta * (G - g).exp()
-        if fault == "masked by a product":
-            L = beta[:, None] * decay * (k @ k.T) * torch.ones_like(L).tril(-1)
-        if fault == "decays divided":
-            L = (beta[:, None] * (G.exp()[:, None] / G.exp()) * (k @ k.T)).tril(-1)
-        if fault == "of four tokens":
-            L = L * (torch.arange(len(k)) < 4)
-        right = torch.cat([right_v[:, None] * v, right_k[:, None] * k], 1)
-        solved = torch.linalg.solve_triangular(torch.eye(len(k)) + L, right, upper=False)
-        if fault == "masked by a product":
-            solved = torch.linalg.solve(torch.eye(len(k)) + L, right)
-        if fault == "right-hand sides, not solutions":
-            solved = right - L @ right
-        if fault == "not solved":
-            solved = right
-        U, W = solved.split([v.shape[1], k.shape[1]], dim=1)
-        if fault == "one NaN":
-            U = U.clone()
-            U[-1, -1] = NAN
-        if fault == "W without its sign":
-            W = -W
-        if fault == "what was given":
-            U, W = v, k
-        return U if fault == "U alone" else (U.T, W) if fault == "columns" else (U, W)
-
-    return answer
-
-
+PREPARE = """
+def prepare(k, v, beta, g):
+    G = g.cumsum(0)
+    decay = (G[:, None] - G).exp()
+    L = (beta[:, None] * decay * (k @ k.T)).tril(-1)
+    right = beta[:, None] * torch.cat([v, G.exp()[:, None] * k], 1)
+    U, W = torch.linalg.solve(torch.eye(len(k)) + L, right).split([v.shape[1], k.shape[1]], dim=1)
+    return U, W
+"""
 PREPARE_RIGHT = {"a solver": by_solver, "row by row": by_rows, "NumPy": by_arrays}
-PREPARE_WRONG = {
-    "diagonal counted twice": "U of token 0 .* has a diagonal",
-    "decay on the wrong side": "token 1 .* decay in L has the wrong sign",
-    "no decay between tokens": "token 1 .* L lacks the decay",
-    "no beta in the system": "token 1 .* L has no beta",
-    "beta of the other token": "token 1 .* the beta of token j",
-    "added in place of taken back": "token 1 .* L has the wrong sign",
-    "no beta on the right": "right-hand sides have no beta",
-    "W without decay": "W of token 0 .* has no decay",
-    "decay one token early": "W of token 0 .* stops one token early",
-    "masked by a product": "g around .* overflows to inf",
-    "decays divided": "g around .* overflows to inf",
-    "of four tokens": "token 5 is the first .* Tokens 0 and 1 are right",
-    "what was given": "U of token 0 .* No token comes before it",
-    "right-hand sides, not solutions": "token 2 .* Which rows of U and W",
-    "not solved": "token 1 .* not solved",
-    "one NaN": "finite",
-    "W without its sign": "W of token 0 .* wrong sign",
-    "columns": "expected shape",
-    "U alone": "expected two tensors",
-}
+PREPARE_WRONG = {  # an edit of PREPARE, and what the refusal must say
+    "diagonal counted twice": ("tril(-1)", "tril(0)", "U of token 0 .* has a diagonal"),
+    "decay on the wrong side": ("decay * (k", "decay.T * (k", "token 1 .* decay in L has the wrong sign"),
+    "no decay between tokens": ("decay * (k", "(k", "token 1 .* L lacks the decay"),
+    "no beta in the system": ("beta[:, None] * decay", "decay", "token 1 .* L has no beta"),
+    "beta of the other token": ("beta[:, None] * decay", "beta[None, :] * decay", "token 1 .* the beta of token j"),
+    "added in place of taken back": ("+ L", "- L", "token 1 .* L has the wrong sign"),
+    "no beta on the right": ("beta[:, None] * torch", "torch", "right-hand sides have no beta"),
+    "W without decay": ("G.exp()[:, None] * k", "k", "W of token 0 .* has no decay"),
+    "decay one token early": (
+        "G.exp()[:, None] * k", "(G - g).exp()[:, None] * k", "W of token 0 .* stops one token early"),
+    "masked by a product": (".tril(-1)", " * torch.ones(len(k), len(k)).tril(-1)", "g around .* overflows to inf"),
+    "decays divided": ("(G[:, None] - G).exp()", "G.exp()[:, None] / G.exp()", "g around .* overflows to inf"),
+    "of four tokens": (
+        ".tril(-1)", ".tril(-1) * (torch.arange(len(k)) < 4)", "token 5 is the first .* Tokens 0 and 1 are right"),
+    "what was given": ("return U, W", "return v, k", "U of token 0 .* No token comes before it"),
+    "right-hand sides, not solutions": (
+        "torch.linalg.solve(torch.eye(len(k)) + L, right)", "(right - L @ right)", "token 2 .* Which rows of U and W"),
+    "not solved": ("torch.linalg.solve(torch.eye(len(k)) + L, right)", "right", "token 1 .* not solved"),
+    "one NaN": ("return", "U[-1, -1] = math.nan\n    return", "finite"),
+    "W without its sign": ("return U, W", "return U, -W", "W of token 0 .* wrong sign"),
+    "columns": ("return U, W", "return U.T, W", "expected shape"),
+    "U alone": ("return U, W", "return U", "expected two tensors"),
+}  # fmt: skip
 
 # o and the state
 
@@ -186,79 +145,40 @@ LOOPS = {
 }
 
 
-def scanned_wrongly(fault):
-    def answer(q, k, g, U, W, S):
-        G = g.cumsum(0)
-        left = (G[:, None] - G[None, :]).exp().tril()
-        reads = (G - g if fault == "decay one token early" else G).exp()[:, None]
-        d = U + W @ S if fault == "added" else U if fault == "no state in d" else U - W @ (G[-1].exp() * S)
-        if fault not in ("added", "no state in d", "d from the state at the end"):
-            d = U - W @ S
-        if fault == "d decayed twice":
-            d = U - reads * (W @ S)
-        scores = q @ k.T
-        if fault == "q scaled twice":
-            q, scores = q * q.shape[1] ** -0.5, scores * q.shape[1] ** -0.5
-        if fault == "itself not seen":
-            left_o = left.tril(-1)
-        elif fault == "the future seen":
-            left_o = (G[:, None] - G[None, :]).exp()
-        elif fault == "no decay in o":
-            left_o = torch.ones_like(left).tril()
-        else:
-            left_o = left
-        o = reads * (q @ S) + (left_o * scores) @ d
-        if fault == "old state not read":
-            o = (left_o * scores) @ d
-        at_end = {
-            "writes not decayed": torch.ones_like(left[-1]),
-            "from the start": left[:, 0],
-            "as o reads the state": G.exp(),
-        }.get(fault, left[-1])
-        kept = torch.tensor(1.0) if fault == "state not decayed" else G[-1].exp()
-        after = kept * S + (at_end[:, None] * k).T @ d
-        if fault == "stale state":
-            after = S
-        if fault == "decays divided":
-            o = reads * (q @ S) + ((G.exp()[:, None] * (-G).exp()).tril() * scores) @ d
-        if fault == "masked by a product":
-            o = reads * (q @ S) + ((G[:, None] - G).exp() * torch.ones_like(left).tril() * scores) @ d
-        if fault == "no old state":
-            after = after - kept * S
-        if fault == "what was given":
-            o, after = U, S
-        if fault == "one NaN":
-            after = after.clone()
-            after[0, 0] = NAN
-        return o if fault == "o alone" else (o, after)
-
-    return answer
-
-
+SCAN = """
+def scan(q, k, g, U, W, S):
+    G = g.cumsum(0)
+    left = (G[:, None] - G).exp().tril()
+    d = U - W @ S
+    o = G.exp()[:, None] * (q @ S) + (left * (q @ k.T)) @ d
+    after = G[-1].exp() * S + (left[-1][:, None] * k).T @ d
+    return o, after
+"""
 SCAN_RIGHT = {"in one go": in_one_go, "in place": in_place, "NumPy": scanned_by_arrays}
 SCAN_WRONG = {
-    "added": "o of token 0 .* W S with the wrong sign",
-    "no state in d": "o of token 0 .* corrections are U alone",
-    "d from the state at the end": "o of token 0 .* use a decayed state",
-    "d decayed twice": "o of token 0 .* W contains it already",
-    "decay one token early": "o of token 0 .* stops one token early",
-    "decays divided": "g around .* overflows to inf",
-    "masked by a product": "g around .* overflows to inf",
-    "no old state": "S is not. The state before the chunk is missing",
-    "what was given": "o of token 0",
-    "old state not read": "o of token 0 .* is missing in o",
-    "q scaled twice": "scaled already",
-    "itself not seen": "o of token 0 .* its own write too",
-    "the future seen": "o of token 0 .* writes of later tokens",
-    "no decay in o": "o of token 1 .* without their decay",
-    "writes not decayed": "S is not. The writes are added without",
-    "from the start": "S is not. Check how much",
-    "as o reads the state": "S is not. The writes decay by",
-    "state not decayed": "S is not. The state before the chunk has not decayed",
-    "stale state": "S is not. This is the state before",
-    "one NaN": "finite",
-    "o alone": "expected two tensors",
-}
+    "added": ("U - W @ S", "U + W @ S", "o of token 0 .* W S with the wrong sign"),
+    "no state in d": ("U - W @ S", "U", "o of token 0 .* corrections are U alone"),
+    "d from the state at the end": ("W @ S", "W @ (G[-1].exp() * S)", "o of token 0 .* use a decayed state"),
+    "d decayed twice": ("W @ S", "G.exp()[:, None] * (W @ S)", "o of token 0 .* W contains it already"),
+    "decay one token early": ("o = G", "o = (G - g)", "o of token 0 .* stops one token early"),
+    "decays divided": ("(left * (q", "((G.exp()[:, None] * (-G).exp()).tril() * (q", "g around .* overflows to inf"),
+    "masked by a product": (
+        "(left * (q", "((G[:, None] - G).exp() * torch.ones_like(left).tril() * (q", "g around .* overflows to inf"),
+    "no old state": ("after = G[-1].exp() * S +", "after =", "S is not. The state before the chunk is missing"),
+    "what was given": ("return o, after", "return U, S", "o of token 0"),
+    "old state not read": ("o = G.exp()[:, None] * (q @ S) +", "o =", "o of token 0 .* is missing in o"),
+    "q scaled twice": ("G = g.cumsum(0)", "G, q = g.cumsum(0), q * q.shape[1] ** -0.5", "scaled already"),
+    "itself not seen": ("(left * (q", "(left.tril(-1) * (q", "o of token 0 .* its own write too"),
+    "the future seen": ("(left * (q", "((G[:, None] - G).exp() * (q", "o of token 0 .* writes of later tokens"),
+    "no decay in o": ("(left * (q", "(torch.ones_like(left).tril() * (q", "o of token 1 .* without their decay"),
+    "writes not decayed": ("(left[-1][:, None] * k)", "k", "S is not. The writes are added without"),
+    "from the start": ("left[-1]", "left[:, 0]", "S is not. Check how much"),
+    "as o reads the state": ("left[-1]", "G.exp()", "S is not. The writes decay by"),
+    "state not decayed": ("G[-1].exp() * S", "S", "S is not. The state before the chunk has not decayed"),
+    "stale state": ("return o, after", "return o, S", "S is not. This is the state before"),
+    "one NaN": ("return", "after[0, 0] = math.nan\n    return", "finite"),
+    "o alone": ("return o, after", "return o", "expected two tensors"),
+}  # fmt: skip
 
 # Blocks
 
@@ -306,8 +226,8 @@ def called(function):
 
 LOOPED = {name: (loop, r"Python .* \[T, T\]") for name, loop in LOOPS.items()}
 test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
-    (prepare, PREPARE_RIGHT, {name: (prepared_wrongly(name), reason) for name, reason in PREPARE_WRONG.items()}),
-    (scan, SCAN_RIGHT, {name: (scanned_wrongly(name), reason) for name, reason in SCAN_WRONG.items()} | LOOPED),
+    (prepare, PREPARE_RIGHT, edits(PREPARE, PREPARE_WRONG)),
+    (scan, SCAN_RIGHT, edits(SCAN, SCAN_WRONG) | LOOPED),
     (blocks, BLOCKS_RIGHT, {name: (called(answer), reason) for name, (answer, reason) in BLOCKS_WRONG.items()}),
     times=3,
 )
