@@ -208,26 +208,17 @@ def test_a_prompt_after_tokens_and_tokens_after_a_prompt_find_each_others_state(
 
 # ---- What is refused ----
 
-BAD = {
-    "empty": ([], "empty"),
-    "one more than there is room for": ([1] * 9, "9 tokens do not fit; there is room for 8"),
-    "negative in the middle": ([1, 2, -1, 3], "0 to 255, got -1"),
-    "too large at the end": ([1, 2, 256], "0 to 255, got 256"),
-    "a float at the end": ([1, 2, 3.0], "expected integers, got 3.0"),
-}
-
-
+# test_stages.py has every kind of bad token.
 @pytest.mark.parametrize("position", [0, 70])
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("tokens", [[1] * 9, [1, 2, 256]], ids=["one too many", "the last too large"])
 @pytest.mark.parametrize("stage", ["eager", "per_layer"])
-def test_a_bad_prompt_is_refused_before_anything_runs(stage, bad, position, small):
-    tokens, message = BAD[bad]
+def test_a_bad_prompt_is_refused_before_anything_runs(stage, tokens, position, small):
     dec = decoder(stage, small, "host", position + 8)
     if position:
         dec.prefill(drawn(position))
     everything = [tensor.clone() for tensor in (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)]
     before, launches = snapshot(dec), dec.launches
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="tokens: .*(9|256)"):
         dec.prefill(tokens)
     assert_same_bits(snapshot(dec), before)
     after = (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)
