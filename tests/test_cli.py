@@ -108,10 +108,7 @@ def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
     "arguments, said",
     [
         (["generate", ""], "luce-edu: prompt: expected at least one token, got none\n"),
-        (
-            ["generate", "x", "--max-new-tokens", "0"],
-            "luce-edu: --max-new-tokens: expected 1 or more, got 0\n",
-        ),
+        (["generate", "x", "--max-new-tokens", "0"], "luce-edu: --max-new-tokens: expected 1 or more, got 0\n"),
         (
             ["generate", "x", "--model", "random-0.8b"],
             "luce-edu: model 'random-0.8b' has no tokenizer.json, which text needs; try --model tiny\n",
@@ -162,9 +159,7 @@ def test_verify_ends_with_1_when_a_check_does_not_hold(report, capsys):
 
 
 @pytest.mark.parametrize("found, status", [("ok", 0), ("missing", 1)])
-def test_doctor_prints_json_and_says_by_status_whether_the_walkthrough_runs(
-    monkeypatch, capsys, found, status
-):
+def test_doctor_prints_json_and_says_by_status_whether_the_walkthrough_runs(monkeypatch, capsys, found, status):
     findings = [doctor.Finding("compiler", found, "seen", "do this", needed=True)]
     monkeypatch.setattr(doctor, "diagnose", lambda: findings)
     assert cli.main(["doctor", "--json"]) == status

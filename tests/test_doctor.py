@@ -66,10 +66,7 @@ def test_no_driver_is_no_problem(machine):
 
 def test_a_cuda_13_driver_with_a_gpu_is_ok(machine):
     found = machine(nvml())
-    assert (
-        found["driver"].status == "ok"
-        and "580.65.06, knows CUDA up to 13.0; extra cu13" in found["driver"].detail
-    )
+    assert found["driver"].status == "ok" and "580.65.06, knows CUDA up to 13.0; extra cu13" in found["driver"].detail
     assert found["gpu 0"].detail == "Tesla T4, 16 GiB, compute capability 7.5"
     assert found["gpu 0"].status == "ok"
 
@@ -151,11 +148,7 @@ def test_a_missing_compiler_is_named_with_its_package(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "body, status, said",
     [
-        (
-            'case "$1" in --version) ;; *) echo "error: -std=c++20" >&2; exit 1; esac',
-            "problem",
-            "error: -std=c++20",
-        ),
+        ('case "$1" in --version) ;; *) echo "error: -std=c++20" >&2; exit 1; esac', "problem", "error: -std=c++20"),
         ('[ "$1" != --version ] || echo "g++ 99.1"', "ok", "g++ 99.1; C++20 works"),
     ],
 )

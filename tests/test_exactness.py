@@ -115,7 +115,5 @@ def test_sums_of_unbounded_gates_are_caught():
             dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
             return dec
 
-        report = verify_prefill(
-            model, stages=["per_layer"], device="host", prompts=[70], steps=4, seed=1, make=make
-        )
+        report = verify_prefill(model, stages=["per_layer"], device="host", prompts=[70], steps=4, seed=1, make=make)
     assert not report.passed

@@ -133,9 +133,7 @@ DECIDED_WRONG = {
     "one error for all steps": lambda r, b: margin(r) > 2 * (b - r).abs().max(),
     "only upwards": lambda r, b: margin(r) > 2 * (b - r).amax(1),
     "the mean error": lambda r, b: margin(r) > 2 * (b - r).abs().mean(1),
-    "the error of the best": lambda r, b: (
-        margin(r) > 2 * (b - r).abs().gather(1, r.argmax(1, keepdim=True))[:, 0]
-    ),
+    "the error of the best": lambda r, b: margin(r) > 2 * (b - r).abs().gather(1, r.argmax(1, keepdim=True))[:, 0],
     "the same choice": lambda r, b: r.argmax(1) == b.argmax(1),
     "the first two": lambda r, b: (r[:, 0] - r[:, 1]).abs() > 2 * (b - r).abs().amax(1),
     "shifted by a step": lambda r, b: by_topk(r, b).roll(1),

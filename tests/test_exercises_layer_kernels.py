@@ -36,8 +36,7 @@ WRONG_UPDATE = {
     "o read before the update": (update(" + delta * k_q", ""), "from the state before the update"),
     "the state does not decay": (update("decay * column", "column"), "old state is in the new one"),
     "g in place of exp(g)": (update("expf(g[head])", "g[head]"), "the factor is exp\\(g\\)"),
-    "the decay in neither sum": (
-        UPDATE.replace("decay * S_", "S_"), "Both sums lack the decay"),
+    "the decay in neither sum": (UPDATE.replace("decay * S_", "S_"), "Both sums lack the decay"),
     "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is missing everywhere"),
     "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "race on S|out of bounds"),
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),

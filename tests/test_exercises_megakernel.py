@@ -71,6 +71,5 @@ WRONG_COUNTS = {
     "three a layer": lambda n: 1 + 3 * n, "of one model": lambda n: 41, "nothing": lambda n: None, "a number": 41,
 }  # fmt: skip
 test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
-    (exercises.fewer_barriers, {"own copy": (OWN_COPY, "40 .*41")}, WRONG),
-    (exercises.barriers, COUNTS, WRONG_COUNTS),
+    (exercises.fewer_barriers, {"own copy": (OWN_COPY, "40 .*41")}, WRONG), (exercises.barriers, COUNTS, WRONG_COUNTS)
 )

@@ -211,10 +211,7 @@ BLOCKS_WRONG = {
         "chunks per block .* of all heads",
     ),
     "the answer for 520 tokens": (lambda t, h, v, c: (144, 64, 9), "64 tokens.*blocks of prepare"),
-    "True": (
-        lambda t, h, v, c: (h * -(-t // 64), h * v // c, -(-t // 64) == 9 or -(-t // 64)),
-        "is not 1",
-    ),
+    "True": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, -(-t // 64) == 9 or -(-t // 64)), "is not 1"),
     "fractions": (lambda t, h, v, c: (h * -(-t // 64), h * v // c, t / 64), "chunks per block .* as a whole one"),
     "text": (lambda t, h, v, c: ("144", "64", "9"), "expected three numbers"),
 }

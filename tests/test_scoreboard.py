@@ -20,9 +20,7 @@ LAPTOP = find_card("laptop")
 
 def report(stages):
     rows = [
-        StageResult(
-            stage, 1e-3, None, 0.1, "logits", 0.5, "logits", 3, 3, True, launches=1, kernels=42, barriers=0
-        )
+        StageResult(stage, 1e-3, None, 0.1, "logits", 0.5, "logits", 3, 3, True, launches=1, kernels=42, barriers=0)
         for stage in stages
     ]
     return Report("random-0.8b", "host", 4, 1, rows)

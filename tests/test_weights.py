@@ -266,8 +266,7 @@ def test_tensor_in_two_shards_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "index",
-    ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../a"}}'],
+    "index", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../a"}}']
 )
 def test_bad_index_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)

@@ -11,19 +11,14 @@ from luce_edu.paths import csrc_dir
 from luce_edu.stages import KERNEL_STAGES, prefill, stage_class
 from luce_edu.stages.dims import kernel_defines
 
-STAGES = {
-    kind.source: (kind.kernels, kernel_defines)
-    for kind in map(stage_class, KERNEL_STAGES)
-} | {"prefill.cu": (prefill.KERNELS, prefill.prefill_defines)}
+STAGES = {kind.source: (kind.kernels, kernel_defines) for kind in map(stage_class, KERNEL_STAGES)} | {
+    "prefill.cu": (prefill.KERNELS, prefill.prefill_defines)
+}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 
 
 def spilling(binary: Binary) -> list[str]:
-    return [
-        name
-        for name, r in binary.resources.items()
-        if r.spill_store_bytes or r.spill_load_bytes or r.stack_bytes
-    ]
+    return [name for name, r in binary.resources.items() if r.spill_store_bytes or r.spill_load_bytes or r.stack_bytes]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

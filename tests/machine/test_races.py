@@ -127,10 +127,7 @@ def test_sound_twin_of_a_hostile_kernel_gives_no_report(name):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    "name, numbers",
-    [("shared_pair", (5, 41, 4 * 17)), ("blocks_two_writers", (1, 9, 2, 33, 77))],
-)
+@pytest.mark.parametrize("name, numbers", [("shared_pair", (5, 41, 4 * 17)), ("blocks_two_writers", (1, 9, 2, 33, 77))])
 def test_report_names_both_threads_and_the_element(module, name, numbers, seed):
     with pytest.raises(KernelError) as error:
         launch(module, name, PLANTED, races=True, seed=seed)

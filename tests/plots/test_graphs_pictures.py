@@ -6,9 +6,7 @@ from luce_edu.plots.graphs import launch_timeline
 WORK = {"up": 4.0, "rule": 0.5, "down": 1.0}
 LANES_OF_KERNELS = timelines(WORK, launch_us=3, gap_us=1.5, prefetch_us={"up": 4, "down": 1})
 
-PICTURES = {
-    "timeline": lambda provenance: launch_timeline(LANES_OF_KERNELS, provenance=provenance),
-}
+PICTURES = {"timeline": lambda provenance: launch_timeline(LANES_OF_KERNELS, provenance=provenance)}
 
 
 def test_a_timeline_draws_every_span_where_it_is_and_names_each_end():

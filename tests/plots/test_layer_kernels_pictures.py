@@ -12,14 +12,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.machine.counters import Traffic
 from luce_edu.machine.step import step
 from luce_edu.models import RANDOM_CONFIG
-from luce_edu.plots.layer_kernels import (
-    dataflow,
-    delta_tile,
-    online_softmax,
-    softmax_workers,
-    state_owners,
-    tile_part,
-)
+from luce_edu.plots.layer_kernels import dataflow, delta_tile, online_softmax, softmax_workers, state_owners, tile_part
 from luce_edu.plots.style import BLUE, GREEN, ORANGE, VERMILLION
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 

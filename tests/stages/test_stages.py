@@ -69,9 +69,7 @@ def test_many_splits_and_an_uneven_last_one_equal_one_split():
 def test_any_order_of_threads_gives_the_same_bits(stage, seed, tiny):
     tokens = [3, 250, 17]
     usual, _ = stage_trace(decoder(stage, tiny, "host", 8), tokens)
-    shuffled, _ = stage_trace(
-        decoder(stage, tiny, "host", 8, backend=make_backend("host", seed=seed)), tokens
-    )
+    shuffled, _ = stage_trace(decoder(stage, tiny, "host", 8, backend=make_backend("host", seed=seed)), tokens)
     for name, part in usual.parts().items():
         assert torch.equal(part, shuffled.parts()[name]), name
 
@@ -221,10 +219,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
         ({"linear_value_head_dim": 24}, "linear_value_head_dim to be a multiple of 16, got 24"),
         ({"linear_conv_kernel_dim": 18}, "linear_conv_kernel_dim from 2 to 17, got 18"),
         ({"num_attention_heads": 64, "num_key_value_heads": 1, "head_dim": 256}, "48 KiB"),
-        (
-            {"linear_num_value_heads": 3, "linear_num_key_heads": 1},
-            "linear_num_value_heads to be a multiple of 2",
-        ),
+        ({"linear_num_value_heads": 3, "linear_num_key_heads": 1}, "linear_num_value_heads to be a multiple of 2"),
     ],
 )
 @pytest.mark.parametrize("stage", KERNEL_STAGES)

@@ -47,10 +47,7 @@ def ptx(instruction, name="kernel"):
     ]
 
     def address(reg, kind):
-        return [
-            f"ld.param.u64 %at, [p_{reg}];",
-            f"mad.wide.u32 %at, %i0, {stored_bits(kind) // 8}, %at;",
-        ]
+        return [f"ld.param.u64 %at, [p_{reg}];", f"mad.wide.u32 %at, %i0, {stored_bits(kind) // 8}, %at;"]
 
     for reg, kind in ins:
         lines += address(reg, kind)

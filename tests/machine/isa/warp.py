@@ -38,12 +38,7 @@ def shuffle(mode):
         """`c` holds the last lane of a segment in bits 0 to 4 and, in bits 8 to 12, which bits of a lane name one."""
         shift, clamp, segment = b[lane] & 31, c[lane] & 31, c[lane] >> 8 & 31
         first, last = lane & segment, lane & segment | clamp & ~segment
-        source = {
-            "up": lane - shift,
-            "down": lane + shift,
-            "bfly": lane ^ shift,
-            "idx": first | shift & ~segment,
-        }[mode]
+        source = {"up": lane - shift, "down": lane + shift, "bfly": lane ^ shift, "idx": first | shift & ~segment}[mode]
         inside = source >= last if mode == "up" else source <= last
         source = source if inside else lane
         return a[source] if source in active else ANY, int(inside)
