@@ -100,9 +100,10 @@ def roofline(
 
 
 def loads_over_time(runs: Mapping[str, Loads], *, provenance: str = "") -> Picture:
-    """When each load of a warp is issued and when its value is used, run by run, and below the bytes in flight.
+    """Draw when each load of a warp is issued and when its value is used, run by run, and below the bytes in flight.
 
-    runs  by name, on one card, from `luce_edu.measure.probes.time_loads`; ValueError for several cards or none
+    runs  by name, on one card, from `luce_edu.measure.probes.time_loads`
+    Raises ValueError for runs on several cards, or none.
     """
     if len({run.card for run in runs.values()}) != 1:
         raise ValueError(f"runs: expected loads on one card, got {[run.card for run in runs.values()]}")
@@ -129,7 +130,7 @@ def loads_over_time(runs: Mapping[str, Loads], *, provenance: str = "") -> Pictu
 
 
 def bytes_in_flight(run: Loads) -> tuple[list[float], list[int]]:
-    """When the bytes in flight of a warp change, and how many there are from then on."""
+    """Return the times at which the bytes in flight of a warp change, and how many there are from then on."""
     changes = [(begin, run.bytes_each) for begin in run.begin_ns] + [(end, -run.bytes_each) for end in run.end_ns]
     times, steps = zip(*sorted(changes), strict=True)
     return list(times), np.cumsum(steps).tolist()
@@ -138,7 +139,7 @@ def bytes_in_flight(run: Loads) -> tuple[list[float], list[int]]:
 def bandwidth_by_warps(
     needed: float, patterns: Mapping[str, int], resident: Mapping[str, int], *, most_warps: int, provenance: str = ""
 ) -> Picture:
-    """What share of the bandwidth the warps of an SM can keep busy, by Little's law.
+    """Draw the share of the bandwidth that the warps of an SM can use at most, by Little's law.
 
     needed      bytes that an SM must have in flight for the whole of its share
     patterns    by name: bytes that one warp has in flight
@@ -171,10 +172,10 @@ def bandwidth_by_warps(
 
 
 def shared_banks(orders: Mapping[str, tuple[Sequence[int], int]], *, provenance: str = "") -> Picture:
-    """Which words of shared memory a warp's 16-byte loads take, a column for each bank, and the words of each bank.
+    """Draw which words of shared memory a warp's 16-byte load takes, a column per bank, and how many each bank gives.
 
-    orders  by name: the first of the four words that each of 32 lanes reads, and the conflicts that were counted.
-            ValueError where the words of the fullest bank don't explain that count
+    orders  by name: the first of the four words that each of 32 lanes reads, and the conflicts that were counted
+    Raises ValueError where the words of the fullest bank do not explain that count.
     """
     figure = picture(10.5, 3.9 + 0.9 * len(orders), provenance)
     grid = figure.add_gridspec(2, len(orders), height_ratios=(2.6, 1))

@@ -115,10 +115,11 @@ def _grid(axes: Axes, rows: int, columns: int) -> None:
 
 
 def chunk_triangles(matrices: Mapping[str, Sequence], *, provenance: str = "") -> Picture:
-    """L of some chunks as heatmaps: how much of an earlier token's correction a later token subtracts.
+    """Draw L of some chunks as heatmaps: how much of an earlier token's correction a later token subtracts.
 
     matrices  by name: [T, T], zero on the diagonal and above, as nested lists, arrays or CPU tensors. Up to eight
-              tokens have their numbers written in. ValueError for a matrix with anything else on or above its diagonal
+              tokens have their numbers written in
+    Raises ValueError for a matrix with anything else on or above its diagonal.
     """
     figure = picture(1.5 + 4.8 * len(matrices), 4.9, provenance)
     colours = LinearSegmentedColormap.from_list("signed", [VERMILLION, "white", BLUE])

@@ -150,9 +150,9 @@ def launches_by_size(sizes: Sequence[LaunchBytes], launch_us: float, gb_per_s: f
 
 
 def memory_levels(card: Card, *, provenance: str = "") -> Picture:
-    """A card from a thread to its DRAM, box in box, with the size of each memory and what a load from it takes.
+    """Draw a card from a thread to its DRAM, box in box, with the size of each memory and the latency of a load.
 
-    ValueError for a card that does not exist, such as the laptop, and for one without timing constants.
+    Raises ValueError for a card that does not exist, such as the laptop, and for one without timing constants.
     """
     if card.registers_per_sm is None:
         raise ValueError(f"card: {card.name} does not exist, so its registers have no number; name a real card")
@@ -210,7 +210,7 @@ def memory_levels(card: Card, *, provenance: str = "") -> Picture:
 
 
 def _size(size: float) -> str:
-    """Bytes in the largest unit of 1,024 that leaves 1 or more."""
+    """Return bytes in the largest unit of 1,024 that leaves 1 or more."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:g} {unit}"

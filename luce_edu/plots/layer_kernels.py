@@ -143,18 +143,18 @@ def _machine(axes: Axes, blocks: int, sm_count: int) -> None:
 
 
 def tile_part(thread: int, *, key_dim: int, tile_columns: int, block_threads: int) -> list[tuple[int, int]]:
-    """(row, first of four columns) of what a thread of delta_rule_tile in csrc/delta_rule.cuh keeps in registers."""
+    """Return (row, first of four columns) of what a thread of delta_rule_tile in csrc/delta_rule.cuh keeps."""
     quads = tile_columns // 4
     return [(row, thread % quads * 4) for row in range(thread // quads, key_dim, block_threads // quads)]
 
 
 def delta_tile(*, key_dim: int, tile_columns: int, block_threads: int, thread: int = 37, provenance: str = ""
                ) -> Picture:  # fmt: skip
-    """How a block shares out a tile of the state, and how its threads' products become a sum for each column.
+    """Draw how a block shares out a tile of the state, and how its products become one sum per column.
 
     Left the tile, a band for each warp; middle the warps' partial sums in shared memory; right the sums. One thread
-    stands out, with the lanes of its warp that hold the same columns. ValueError for a tile that a warp's lanes do not
-    divide evenly, and for a thread that holds nothing.
+    stands out, with the lanes of its warp that hold the same columns. Raises ValueError for a tile that the lanes of a
+    warp do not divide evenly, and for a thread that holds nothing.
     """
     quads, warps = tile_columns // 4, block_threads // WARP
     if tile_columns % 4 or quads not in (1, 2, 4, 8, 16, 32) or block_threads % WARP or block_threads < WARP:
@@ -216,7 +216,7 @@ class Turn(NamedTuple):
 
 
 def online_softmax(scores: Sequence[float], workers: int) -> list[list[Turn]]:
-    """The turns of each worker, where worker w takes positions w, w + workers, and so on."""
+    """Return the turns of each worker, where worker w takes positions w, w + workers, and so on."""
     turns: list[list[Turn]] = [[] for _ in range(workers)]
     for position, score in enumerate(scores):
         own = turns[position % workers]
@@ -228,9 +228,9 @@ def online_softmax(scores: Sequence[float], workers: int) -> list[list[Turn]]:
 
 
 def softmax_workers(scores: Sequence[float], workers: int, *, provenance: str = "") -> Picture:
-    """Online softmax by several workers: each one's running maximum and weight, turn by turn, and their merging.
+    """Draw online softmax by several workers: the running maximum and weight of each, turn by turn, and the merge.
 
-    ValueError for more workers than scores, as a worker without a position has nothing to draw.
+    Raises ValueError for more workers than scores, as a worker without a position has nothing to draw.
     """
     if not 1 <= workers <= len(scores):
         raise ValueError(f"workers: expected 1 to {len(scores)}, one or more scores for each, got {workers}")

@@ -87,10 +87,10 @@ def _in_order(threads: Mapping[str, Sequence[str]], arrows: Sequence[Arrow]) -> 
 
 
 def barrier_wait(profile: Profile, phase: str, nth: int = 0) -> Picture:
-    """The grid barrier after a phase: when each block arrives, and how long it waits, those that arrive first on top.
+    """Draw the grid barrier after a phase: when each block arrives and how long it waits, the first arrival on top.
 
-    phase, nth  the barrier after the nth phase of that name in `profile.order`; IndexError where there are fewer
-    ValueError for a phase without a barrier behind it: one that is not there, or the last one.
+    phase, nth  the barrier after the nth phase of that name in `profile.order`
+    Raises ValueError for a phase without a barrier behind it: one that is not there, or the last one.
     """
     places = [i for i, name in enumerate(profile.order[:-1]) if name == phase]
     if not places:

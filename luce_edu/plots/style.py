@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 
@@ -27,6 +28,24 @@ class Picture(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=120)
         return file.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        """Return the PNG with its alt text, which pages made by nbconvert give to screen readers."""
+        image = base64.b64encode(self._repr_png_()).decode()
+        return {"image/png": image}, {"image/png": {"alt": self.alt}}
+
+    @property
+    def alt(self) -> str:
+        """What the picture says in words: titles, axes and caption; the text inside where it has no titles and axes."""
+        words = []
+        for axes in self.axes:
+            words += [axes.get_title(loc) for loc in ("left", "center")]
+            named = {"horizontal": axes.get_xlabel(), "vertical": axes.get_ylabel()}
+            words += [f"{way} axis: {label}" for way, label in named.items() if label]
+        if not any(words):
+            words = [text.get_text() for axes in self.axes for text in axes.texts]
+        plain = [" ".join(part.split()) for part in [*words, self.get_supxlabel()]]
+        return ". ".join(dict.fromkeys(part.rstrip(".") for part in plain if part)) + "."
 
 
 def colour_of(system: str) -> str:

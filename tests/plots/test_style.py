@@ -1,5 +1,7 @@
 """Every picture says where its numbers come from, and shows itself in a notebook."""
 
+import base64
+
 import pytest
 import test_bytes_are_time_pictures
 import test_delta_rule_pictures
@@ -45,6 +47,15 @@ def test_a_picture_shows_itself_and_only_with_provenance(picture):
 def test_a_caption_that_names_no_kind_is_refused(provenance):
     with pytest.raises(ValueError, match="provenance"):
         empty(4, 3, provenance)
+
+
+def test_a_picture_carries_its_titles_axes_and_caption_as_alt_text():
+    data, metadata = PICTURES["bytes_are_time-in flight"]("modelled here")._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    words = metadata["image/png"]["alt"]
+    for said in ("in turn: 1,024 bytes in 20 ns", "horizontal axis: ns", "vertical axis: bytes in flight", "here."):
+        assert said in words
+    assert "L2: 6 MiB" in PICTURES["first_kernel-levels"]("modelled").alt, "no axes: the text inside"
 
 
 def test_provenance_has_no_default_that_passes():
