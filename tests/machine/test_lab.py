@@ -7,7 +7,6 @@ import pytest
 import torch
 from models import TINY, make_model
 from planted.kernels import HERE, planted, words
-from test_races import PLANTED as RACES
 
 from luce_edu import cli, load_model
 from luce_edu.backends.host import HostBackend
@@ -33,12 +32,6 @@ def tensors(sizes) -> list:
 TOGETHER = {"cooperative": True}
 
 
-def race(name: str):
-    grid, block, sizes = RACES[name]
-    together = name.startswith(("flag", "answer", "chain", "lock", "grid"))
-    return "races.cu", grid, block, lambda: tensors(sizes), {"cooperative": together}
-
-
 def of_reports(grid, block, make, twin, **options):
     """twin: the arguments with which the same kernel is sound."""
     return ("reports.cu", grid, block, make, options), ("reports.cu", grid, block, twin, options)
@@ -54,6 +47,10 @@ def of_lab(name, grid, block, *sizes, unwritten=(), **options):
     return with_twin("lab.cu", name, grid, block, lambda: tensors(sizes), unwritten=named, **options)
 
 
+def of_races(name, grid, block, *sizes):
+    return with_twin("races.cu", name, grid, block, lambda: tensors(sizes))
+
+
 def hostile(family, faults, *launch, **options):
     case = ("hostile.cu", *launch, options)
     return {f"{family}_{one}": (case, (f"{family}_sound", *case)) for one in faults}
@@ -64,29 +61,34 @@ def memory(name, grid, block, make, twin, **options):
     return {name: (wrong, (name, *right))}
 
 
+CHANNEL = 2, 64, lambda: [words(64), words(64), words(6, 64), 6]
+GRID = 4, 64, lambda: [words(1), words(2, 4, 64), 6]
+RING = 1, 64, lambda: [torch.arange(1792).int().view(7, 256), words(7, 256), 7]
+
+
 def x():
     return X.clone()
 
 
-RACE = {
-    name: (race(name), (twin, *race(name)))
-    for name, twin in (
-        ("shared_pair", "shared_pair_sound"), ("shared_write_after_read", "shared_write_after_read_sound"),
-        ("shared_lanes", "shared_lanes_sound"), ("async_copy_no_barrier", "async_copy_sound"),
-        ("blocks_two_writers", "blocks_two_writers_sound"), ("blocks_scope", "blocks_scope_sound"),
-        ("flag_release_relaxed", "flag_sound"), ("lock_no_fences", "lock_sound"),
-        ("last_block_relaxed", "last_block_sound"), ("grid_no_barrier", "grid_sound"),
-    )
-}  # fmt: skip
+RACE = (
+    of_races("shared_pair", 1, 64, 1)
+    | of_races("shared_write_after_read", 1, 64, 64, "rounds")
+    | of_races("shared_lanes", 1, 32, 32)
+    | of_races("shared_named_barrier", 1, 96, 96)
+    | of_races("global_exchange", 1, 64, 64, 64)
+    | of_races("blocks_two_writers", 3, 64, 128)
+    | of_races("blocks_scope", 4, 32, 8)
+    | hostile("channel", ["release_relaxed"], *CHANNEL, **TOGETHER)
+    | hostile("grid", ["barrier_missing"], *GRID, **TOGETHER)
+    | hostile("ring", ["wait_missing"], *RING)
+)
 MEM = (
     memory("store_outside", 2, 64, lambda: [x(), 128], lambda: [x(), 101])
     | memory("load_outside", 2, 64, lambda: [x(), x(), -1], lambda: [x(), x(), 5])
-    | memory("atomic_outside", 2, 64, lambda: [words(128), 133], lambda: [words(128), 5])
-    | memory("vector_across_the_end", 1, 32, lambda: [x()[:63], x(), 60], lambda: [x()[:63], x(), 56])
     | memory("shared_outside", 2, 64, lambda: [x(), 64], lambda: [x(), 37])
     | memory("dynamic_shared_outside", 2, 64, lambda: [x(), 64], lambda: [x(), 37], smem=256)
     | memory("local_outside", 1, 64, lambda: [x(), 1000], lambda: [x(), 3])
-    | memory("misaligned", 1, 64, lambda: [x(), x(), 2], lambda: [x(), x(), 8])
+    | memory("misaligned_shared", 1, 64, lambda: [words(64), 2], lambda: [words(64), 8])
 )
 INIT = (
     of_lab("adds_to_output", 1, 64, 64, 64, unwritten=[1])
@@ -107,8 +109,6 @@ SYNC = (
     | {"meet": (("reports.cu", 300, 1024, lambda: [words(2)], {}),
                 ("meet", "reports.cu", 200, 1024, lambda: [words(2)], {}))}
 )  # fmt: skip
-CHANNEL = 2, 64, lambda: [words(64), words(64), words(6, 64), 6]
-GRID = 4, 64, lambda: [words(1), words(2, 4, 64), 6]
 ORDER = (
     hostile("channel", ["release_relaxed", "acquire_relaxed"], *CHANNEL, **TOGETHER)
     | hostile("message", ["fence_missing"], 2, 64, lambda: tensors([64, 64, 64]), **TOGETHER)
@@ -116,7 +116,7 @@ ORDER = (
               lambda: [torch.arange(384).int(), words(6, 64), words(1), words(64)])
     | hostile("grid", ["release_relaxed"], *GRID, **TOGETHER)
     | hostile("locked", ["acquire_relaxed"], 4, 1, lambda: [words(1), words(1), 8], **TOGETHER)
-    | hostile("ring", ["wait_missing"], 1, 64, lambda: [torch.arange(1792).int().view(7, 256), words(7, 256), 7])
+    | hostile("ring", ["wait_missing"], *RING)
     | with_twin("lab.cu", "sum_in_any_order", 8, 32, lambda: [torch.randn(8), torch.zeros(1)])
     | of_lab("rows_as_they_come", 8, 1, 1, 8)
 )  # fmt: skip
@@ -127,11 +127,11 @@ SAYS = {  # kernel: what stands in the lines that its finding must name, or some
     "shared_pair": ["s[17] = 7", "out[0] = s[17]"],
     "shared_lanes": ["s[threadIdx.x] = threadIdx.x", "s[threadIdx.x ^ 1]"],
     "blocks_two_writers": ["first writer", "second writer"],
-    "grid_no_barrier": ["before the grid barrier", "after the grid barrier"],
+    "global_exchange": ["block writes", "block reads"],
     "store_outside": ["store outside"],
     "load_outside": ["load outside"],
     "shared_outside": ["shared outside"],
-    "misaligned": ["misaligned load"],
+    "misaligned_shared": ["misaligned shared"],
     "adds_to_output": ["adds to what nobody wrote"],
     "counts_from_nothing": ["counts from nothing"],
     "buffer_with_a_hole": ["reads the buffer"],
@@ -147,7 +147,7 @@ WHO = {  # kernel: block and thread of its sides, in any order; None: whichever
     "shared_pair": {(0, 41), (0, 5)},
     "blocks_two_writers": {(1, 9), (2, 33)},
     "store_outside": {(1, 37)},
-    "misaligned": {(0, 37)},
+    "misaligned_shared": {(0, 37)},
     "buffer_with_a_hole": {(0, 26)},
     "shared_with_a_hole": {(0, 26)},
 }
@@ -331,7 +331,7 @@ BAD = {
     "a stage without kernels": (("eager",), {}, "PyTorch's kernels"),
     "a reference": (("torch.add",), {}, "--against torch.add"),
     "an unknown tool": (("megakernel", "races"), {}, "unknown tool 'races'; expected one of race, mem"),
-    "an unknown card": (("megakernel",), {"card": "RTX 9999"}, "no card named 'RTX 9999'"),
+    "an unknown card": (("megakernel",), {"card": "RTX 9999"}, "'RTX 9999'"),
     "no orders": (("megakernel",), {"orders": 0}, "orders: .*got 0"),
     "neither name nor kernel": ((3,), {}, "got int"),
     "a source without its kernel's name": ((EXCHANGE,), {}, "needs kernel="),
