@@ -240,22 +240,13 @@ def test_a_hole_stands_once_in_its_skeleton(skeleton, times):
 @pytest.mark.parametrize(
     "skeleton, text, filled",
     [
-        ("HOLE\n", "x = 1", True),
-        ("HOLE\n", "HOLE", False),
-        ("x = HOLE", "x = 1", True),
-        ("x = HOLE", "x = HOLE", False),
-        ("x = HOLE", "x = ", False),
-        ("x = HOLE\n", "x = HOLE\n\ncheck(x)", False),
-        ("x = HOLE\n", "before()\nx = 1\n\ncheck(x)", True),
-        ("x = HOLE\n", "", False),
-        ("f(HOLE)\n", "f(1)", True),
-        ("f(HOLE)\n", "f(1", False),
-        ("f(HOLE)\n", "f(g(1), HOLE)", False),
-        ("f(HOLE)\n", "f( )", False),
-        ("f(HOLE)\ng()\n", "f(1)", False),
-        ("f(HOLE)\ng()\n", "f(1)\ng()", True),
+        ("HOLE\n", "x = 1", True), ("HOLE\n", "HOLE", False), ("x = HOLE", "x = 1", True),
+        ("x = HOLE", "x = HOLE", False), ("x = HOLE", "x = ", False), ("x = HOLE\n", "x = HOLE\n\ncheck(x)", False),
+        ("x = HOLE\n", "before()\nx = 1\n\ncheck(x)", True), ("x = HOLE\n", "", False), ("f(HOLE)\n", "f(1)", True),
+        ("f(HOLE)\n", "f(1", False), ("f(HOLE)\n", "f(g(1), HOLE)", False), ("f(HOLE)\n", "f( )", False),
+        ("f(HOLE)\ng()\n", "f(1)", False), ("f(HOLE)\ng()\n", "f(1)\ng()", True),
     ],
-)
+)  # fmt: skip
 def test_filled_is_the_skeleton_with_something_else_in_the_hole(skeleton, text, filled):
     exercise = Exercise(name="x", judge=judge, spec="", skeleton=skeleton, hole="HOLE", budget="")
     assert exercise.is_filled(text) == filled

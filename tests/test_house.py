@@ -12,30 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "luce_edu"
 # From the ground up. A room may import itself and what stands on a floor below; rooms of one floor do not know each
 # other. A file alone is a room too.
 FLOORS = (
-    ("errors", "paths", "tables"),
-    ("checkpoint",),
-    ("config",),
-    ("weights", "state"),
-    ("odd_model",),
-    ("models", "reference"),
-    ("machine",),
-    ("backends", "overlap"),
-    ("stages", "faults"),
-    ("exactness",),
-    ("verification",),
-    ("measure",),
-    ("measure.records",),
-    ("measure.bench", "measure.power"),
-    ("scoreboard", "plots"),
-    ("inline", "widgets"),
-    ("show", "lab"),
-    ("comparison", "heat"),
-    ("exercises",),
-    ("magic", "predict"),
-    ("__init__", "doctor", "train_tiny", "walkthrough"),
-    ("cli",),
-    ("__main__",),
-)
+    ("errors", "paths", "tables"), ("checkpoint",), ("config",), ("weights", "state"), ("odd_model",),
+    ("models", "reference"), ("machine",), ("backends", "overlap"), ("stages", "faults"), ("exactness",),
+    ("verification",), ("measure",), ("measure.records",), ("measure.bench", "measure.power"),
+    ("scoreboard", "plots"), ("inline", "widgets"), ("show", "lab"), ("comparison", "heat"), ("exercises",),
+    ("magic", "predict"), ("__init__", "doctor", "train_tiny", "walkthrough"), ("cli",), ("__main__",),
+)  # fmt: skip
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 
 

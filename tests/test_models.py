@@ -15,12 +15,8 @@ from luce_edu.models import DATA, TextStream, Tokenizer, load_model
 from luce_edu.weights import random_weights
 
 TOY = json.loads(models.RANDOM_CONFIG.read_text(encoding="utf-8"))["text_config"] | {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "eos_token_id": 7,
-}
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "eos_token_id": 7,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -22,25 +22,16 @@ def module():
 ROUNDS = 4
 # kernel: grid, block, arguments. A tensor is given as its number of words.
 SHARED = {
-    "shared_exchange": (1, 64, [64]),
-    "shared_pair": (1, 64, [1]),
-    "shared_write_after_read": (1, 64, [64, "rounds"]),
-    "shared_two_writers": (1, 64, [64]),
-    "shared_lanes": (1, 32, [32]),
-    "shared_half_warp": (1, 32, [32]),
-    "shared_atomics": (1, 64, [64]),
-    "shared_named_barrier": (1, 96, [96]),
-    "cluster_shared": (2, 64, [128]),
-}
+    "shared_exchange": (1, 64, [64]), "shared_pair": (1, 64, [1]),
+    "shared_write_after_read": (1, 64, [64, "rounds"]), "shared_two_writers": (1, 64, [64]),
+    "shared_lanes": (1, 32, [32]), "shared_half_warp": (1, 32, [32]), "shared_atomics": (1, 64, [64]),
+    "shared_named_barrier": (1, 96, [96]), "cluster_shared": (2, 64, [128]),
+}  # fmt: skip
 GLOBAL = {
-    "global_exchange": (1, 64, [64, 64]),
-    "blocks_two_writers": (3, 64, [128]),
-    "blocks_count": (4, 32, [8]),
-    "blocks_atomic_and_plain": (2, 64, [64, 64]),
-    "blocks_scope": (4, 32, [8]),
-    "answer_relaxed": (2, 1, [64, 1, ROUNDS, "rounds"]),
-    "chain_broken": (3, 1, [64, 1, 1]),
-}
+    "global_exchange": (1, 64, [64, 64]), "blocks_two_writers": (3, 64, [128]), "blocks_count": (4, 32, [8]),
+    "blocks_atomic_and_plain": (2, 64, [64, 64]), "blocks_scope": (4, 32, [8]),
+    "answer_relaxed": (2, 1, [64, 1, ROUNDS, "rounds"]), "chain_broken": (3, 1, [64, 1, 1]),
+}  # fmt: skip
 PLANTED = SHARED | GLOBAL
 SOUND = {f"{name}_sound": PLANTED[name] for name in (
     "shared_exchange", "shared_pair", "shared_write_after_read", "shared_two_writers", "shared_lanes",

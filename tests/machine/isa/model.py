@@ -385,13 +385,10 @@ def prmt(a, b, selector, mode=""):
         chosen = [bytes_[x & 7] if x < 8 else 255 * (bytes_[x & 7] >> 7) for x in nibbles]
     else:
         places = {
-            "f4e": [low, low + 1, low + 2, low + 3],
-            "b4e": [low, (low - 1) & 7, (low - 2) & 7, (low - 3) & 7],
-            "rc8": [low] * 4,
-            "ecl": [max(low, i) for i in range(4)],
-            "ecr": [min(low, i) for i in range(4)],
+            "f4e": [low, low + 1, low + 2, low + 3], "b4e": [low, (low - 1) & 7, (low - 2) & 7, (low - 3) & 7],
+            "rc8": [low] * 4, "ecl": [max(low, i) for i in range(4)], "ecr": [min(low, i) for i in range(4)],
             "rc16": [0, 1, 0, 1] if low & 1 == 0 else [2, 3, 2, 3],
-        }[mode]
+        }[mode]  # fmt: skip
         chosen = [bytes_[place] for place in places]
     return sum(byte << 8 * i for i, byte in enumerate(chosen))
 
@@ -436,13 +433,9 @@ define("slct.b32.f32", "b32", "b32 b32 f32", slct_f32, rare=True)
 
 # Comparisons. Of floats, lt and its like are false for NaN, ltu and its like true.
 COMPARE = {
-    "eq": lambda o: o == 0,
-    "ne": lambda o: o != 0,
-    "lt": lambda o: o < 0,
-    "le": lambda o: o <= 0,
-    "gt": lambda o: o > 0,
-    "ge": lambda o: o >= 0,
-}
+    "eq": lambda o: o == 0, "ne": lambda o: o != 0, "lt": lambda o: o < 0, "le": lambda o: o <= 0,
+    "gt": lambda o: o > 0, "ge": lambda o: o >= 0,
+}  # fmt: skip
 COMPARE |= {"lo": COMPARE["lt"], "ls": COMPARE["le"], "hi": COMPARE["gt"], "hs": COMPARE["ge"]}
 FLOAT_COMPARE = [*list(COMPARE)[:6], "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
 
