@@ -62,6 +62,8 @@ def _parser() -> _Parser:
 
 @magics_class
 class KernelMagics(Magics):
+    """The magics %%kernel and %kernels."""
+
     @cell_magic
     def kernel(self, line: str, cell: str) -> None:
         """Compile the cell as CUDA C++, check it, and show verdict, registers and traffic."""

@@ -143,6 +143,7 @@ def show_ptx(what: object, name: str | None = None, *, line: int | None = None, 
 
 
 def display(shown: object) -> None:
+    """Display an object in a notebook; print it in plain Python."""
     try:
         from IPython import display as ipython
     except ImportError:  # plain Python, without IPython

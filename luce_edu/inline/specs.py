@@ -54,6 +54,7 @@ class Spec:
 
     @property
     def signature(self) -> str:
+        """The parameters as they stand in a kernel's parentheses."""
         return ", ".join(f"{kind} {name}" for name, kind in self.parameters.items())
 
 

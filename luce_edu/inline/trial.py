@@ -132,10 +132,12 @@ class Verdict(Tabular):
 
     @property
     def passed(self) -> bool:
+        """Whether the kernel is right."""
         return self.problem is None
 
     @property
     def total(self) -> Traffic:
+        """The traffic of all parameters together."""
         return sum(self.traffic.values(), Traffic())
 
     @property
@@ -145,6 +147,7 @@ class Verdict(Tabular):
 
     @property
     def bytes_written(self) -> int:
+        """Bytes written: 32 for each sector that a warp's store touches (Traffic.moved_write)."""
         return self.total.moved_write
 
     @property

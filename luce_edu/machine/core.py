@@ -39,10 +39,14 @@ _DIGEST = 32  # bytes of the SHA-256 at the end of each cache entry
 
 
 class Tensor(ctypes.Structure):
+    """A range of memory that a launch may access, with its bits for bytes read and written."""
+
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("begin", "end", "read", "written", "read_only"))
 
 
 class ProgramText(ctypes.Structure):
+    """A program for the core; see assemble.Program."""
+
     _fields_ = (
         ("code", ctypes.c_void_p), ("count", ctypes.c_int32), ("arena_bytes", ctypes.c_int32),
         ("image", ctypes.c_void_p), ("image_at", ctypes.c_int32), ("image_bytes", ctypes.c_int32),
@@ -53,6 +57,8 @@ class ProgramText(ctypes.Structure):
 
 
 class LaunchText(ctypes.Structure):
+    """A launch, with the arrays into which the core counts."""
+
     _fields_ = (
         ("program", ctypes.c_void_p), ("parameters", ctypes.c_void_p),
         ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("cluster", ctypes.c_uint32 * 3),
@@ -65,6 +71,8 @@ class LaunchText(ctypes.Structure):
 
 
 class OrderText(ctypes.Structure):
+    """How launches run: threads, seed, checks and limit; see kernels.run."""
+
     _fields_ = (
         ("threads", ctypes.c_uint32), ("seeded", ctypes.c_uint32), ("seed", ctypes.c_uint64),
         ("instructions", ctypes.c_uint64), ("hostile", ctypes.c_uint32), ("races", ctypes.c_uint32),
@@ -73,10 +81,14 @@ class OrderText(ctypes.Structure):
 
 
 class Marked(ctypes.Structure):
+    """A range of memory with a mark per byte; see marks.Marks."""
+
     _fields_ = (("begin", ctypes.c_uint64), ("end", ctypes.c_uint64), ("marks", ctypes.c_void_p))
 
 
 class Report(ctypes.Structure):
+    """The fault of a launch: what, where, by which thread; report.py puts it in words."""
+
     _fields_ = (
         ("fault", ctypes.c_int32), ("ins", ctypes.c_int32), ("block", ctypes.c_uint32 * 3), ("thread", ctypes.c_uint32),
         ("space", ctypes.c_int32), ("is_write", ctypes.c_int32), ("address", ctypes.c_uint64),
@@ -87,6 +99,8 @@ class Report(ctypes.Structure):
 
 
 class Trace(ctypes.Structure):
+    """The record of one warp, step by step; see step.py."""
+
     _fields_ = (
         ("block", ctypes.c_uint32), ("warp", ctypes.c_uint32), ("program", ctypes.c_void_p), ("code", ctypes.c_void_p),
         ("most", ctypes.c_uint64), ("steps", ctypes.c_uint64), ("at", ctypes.c_void_p), ("mask", ctypes.c_void_p),

@@ -50,12 +50,14 @@ class Counters:
 
     @cached_property
     def traffic(self) -> dict[str, Traffic]:
+        """Bytes by tensor, for the tensors that were touched."""
         touched = np.flatnonzero(self._traffic["asked_read"] | self._traffic["asked_write"])
         # The first numbers of a row are Traffic's fields, in its order.
         return {self._names[i]: Traffic(*self._traffic[i].item()[:6]) for i in touched.tolist()}
 
     @cached_property
     def gaps(self) -> dict[str, tuple[int, int]]:
+        """By tensor: begin and end of the first consecutive bytes that were never written."""
         return {
             name: (int(row["gap_begin"]), int(row["gap_end"]))
             for name, row in zip(self._names, self._traffic, strict=True)

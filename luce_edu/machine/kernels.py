@@ -368,6 +368,7 @@ class Memory:
         self._spans = None
 
     def for_launch(self, kernel: Kernel, args: Sequence) -> Ranges:
+        """Return the ranges that a launch may access: named tensors, arguments, module variables."""
         own = [
             (arg.data_ptr(), arg.nbytes, f"argument {i}", arg.element_size())
             for i, arg in enumerate(args)

@@ -139,6 +139,7 @@ class Lowering:
     # ---- Registers
 
     def new(self, cls, kind=None, name=None):
+        """Make a register of this class; return its number."""
         self.classes.append(cls)
         self.kinds.append(kind)
         self.names.append(name)
@@ -155,6 +156,7 @@ class Lowering:
         return register
 
     def special(self, name):
+        """Return the register that holds a special register of PTX."""
         register = self._specials.get(name)
         if register is None:
             register = self._specials[name] = self.new(WORD)
@@ -163,6 +165,7 @@ class Lowering:
         return register
 
     def register(self, reg):
+        """Return the number of a PTX register."""
         found = self.reg.get(reg.name)
         if found is None:
             kind = self.function.registers[reg.name]
@@ -174,9 +177,11 @@ class Lowering:
     # ---- Errors
 
     def refuse(self, why):
+        """Raise CompileError with the instruction that is being lowered."""
         raise CompileError(f"{self.place()}: {why}")
 
     def place(self):
+        """Name the instruction that is being lowered, with its lines in PTX and source."""
         ins = self.ins
         if ins is None:
             return f"kernel {self.function.name}"
@@ -232,6 +237,7 @@ class Lowering:
         return imm.bits if imm.kind == "f32" else struct.unpack("<I", struct.pack("<f", imm.value))[0]
 
     def read_special(self, operand, kind):
+        """Return the register of a special register, resized to this type."""
         name = operand.name[1:]
         if name in SPECIALS:
             register = self.special(name)
@@ -264,6 +270,7 @@ class Lowering:
         self.refuse(f"the virtual GPU has no special register {operand.name}")
 
     def resized(self, register, cls, wanted):
+        """Return a register of the wanted class with the same low bits."""
         if cls == wanted:
             return register
         result = self.new(wanted)
@@ -271,14 +278,17 @@ class Lowering:
         return result
 
     def negated(self, predicate):
+        """Return a new predicate that is the negation of this one."""
         result = self.new(PREDICATE)
         self.emit("not.pred", (result,), (predicate,), shape("d", "a"))
         return result
 
     def text(self, operand):
+        """Name an operand for a message."""
         return getattr(operand, "name", None) or str(operand)
 
     def variable(self, name):
+        """Find a variable of the function or module by name."""
         found = self.function.variables.get(name) or self.module.variables.get(name)
         if found is None:
             for parameter in self.function.params:
@@ -301,6 +311,7 @@ class Lowering:
         self.refuse(f"the address of {variable.name} cannot be taken: parameters of calls are kept in registers here")
 
     def allot(self, places, variable, total):
+        """Return a variable's offset; if it has none yet, put it after the others, aligned."""
         place = places.get(variable.name)
         if place is None:
             place = -(-getattr(self, total) // variable.align) * variable.align
@@ -333,6 +344,7 @@ class Lowering:
     # ---- Emitting
 
     def emit(self, name, defs, uses, shape, imm=0, raw=(), keep=False):
+        """Append an instruction of the core to the block."""
         name = AS_WORDS.get(name, name)
         if self.core(name) is None:
             self.refuse(f"the virtual GPU's core has no instruction {name}")
@@ -342,9 +354,11 @@ class Lowering:
         return op
 
     def move(self, result, source):
+        """Emit a move between registers of one class."""
         self.emit(("mov.pred", "mov.b32", "mov.b64")[self.classes[result]], (result,), (source,), shape("d", "a"))
 
     def has(self, name):
+        """Whether the core has an instruction of this name."""
         return self.core(name) is not None
 
     # ---- Functions and blocks
@@ -411,6 +425,7 @@ class Lowering:
         self.block.targets.append(target)
 
     def instruction(self, ins):
+        """Lower one PTX instruction, with its predicate."""
         if self.block.fall is False or self.block.targets:
             self.start()
         self.ins = ins
@@ -446,6 +461,7 @@ class Lowering:
             op.targets = [self.block]
 
     def only(self, ins, count):
+        """Return the operands; refuse another number of them."""
         if len(ins.operands) != count:
             self.refuse(f"it has {len(ins.operands)} operands; {count} are needed")
         return ins.operands
@@ -631,18 +647,21 @@ class Lowering:
             self.move(self.result(d, kind), self.source(a, kind))
 
     def part_kind(self, kind, count):
+        """Return the type of each of `count` parts of a value; refuse sizes that the core cannot pack."""
         bits = BITS[kind] // count
         if bits not in (16, 32) or count not in (2, 4):
             self.refuse(f"{count} parts of .{kind} are not supported; two or four of 16 or 32 bits are")
         return f"b{bits}"
 
     def pack(self, result, items, kind):
+        """Emit the packing of parts into one register."""
         part = self.part_kind(kind, len(items))
         uses = tuple(self.source(item, part) for item in items)
         name = "pack.b32" if kind[1:] == "32" else f"pack.b64.v{len(items)}"
         self.emit(name, (result,), uses, shape("d", ("a b", "a b c a1")[len(items) > 2]))
 
     def unpack(self, items, source, kind):
+        """Emit the unpacking of a register into parts, of which some may be dropped."""
         part = self.part_kind(kind, len(items))
         name = "unpack.b32" if kind[1:] == "32" else f"unpack.b64.v{len(items)}"
         wanted = [
@@ -799,6 +818,7 @@ class Lowering:
         return space, flags, synchronising, elements, kind
 
     def elements(self, operand, count):
+        """Return the registers of a vector operand; refuse another number than `count`."""
         items = operand.items if type(operand) is Vector else (operand,)
         if len(items) != count:
             self.refuse(f"it moves {count} values; {len(items)} registers are given")
@@ -865,6 +885,7 @@ class Lowering:
     def memory(
         self, opcode, space, synchronising, bits, count, defs, results, uses, values, fields, offset, symbol, flags
     ):
+        """Emit a memory instruction whose address is a register plus a constant offset, or constant."""
         if uses and uses[0] in self.constants:
             offset, uses = offset + self.constants[uses[0]], ()
         form = ".k" if not uses else ".a32" if self.classes[uses[0]] == WORD else ""
@@ -877,6 +898,7 @@ class Lowering:
     # Parameters of calls are kept in registers, one for each (name, offset, bytes) that is stored.
 
     def piece(self, name, offset, size):
+        """Return the register that holds part of a parameter of a call."""
         key = (name, offset, size)
         register = self.pieces.get(key)
         if register is None:
@@ -900,6 +922,7 @@ class Lowering:
         return name, operand.base.offset + operand.offset
 
     def piece_load(self, items, operand, kind):
+        """Load from a parameter of a call, if the operand is one; return whether it is."""
         base = self.piece_base(operand)
         if base is None:
             if not self.function.entry:
@@ -922,6 +945,7 @@ class Lowering:
         return True
 
     def piece_store(self, operand, items, kind):
+        """Store into a parameter of a call."""
         base = self.piece_base(operand)
         if base is None:
             self.refuse("a kernel's parameters cannot be written")
@@ -1034,11 +1058,13 @@ class Lowering:
             self.copy_small(ins, operands)
 
     def number(self, operand):
+        """Return the value of an operand that must be a constant integer."""
         if type(operand) is not Imm or operand.kind != "int":
             self.refuse(f"{self.text(operand)} must be a constant")
         return operand.value
 
     def copy_small(self, ins, operands):
+        """Lower cp.async, a copy of 4, 8 or 16 bytes per lane."""
         if "L2::cache_hint" in ins.modifiers:
             operands.pop()
         to, at, narrow = self.shared_address(operands[0])
@@ -1069,6 +1095,7 @@ class Lowering:
         self.emit("cp.async", (), tuple(uses), shape("", fields), at, raw, keep=True)
 
     def bulk(self, ins, operands):
+        """Lower a bulk copy or a bulk reduction."""
         words = ins.modifiers
         reduce = words[0] == "reduce"
         spaces = [SPACES[word] for word in words if word in SPACES]
@@ -1219,6 +1246,7 @@ class Lowering:
         self.emit(f"shfl.{mode}", tuple(defs), tuple(uses), shape(fields, "a b b1 a1"), raw=((11, 0),), keep=True)
 
     def membermask(self, ins, sync):
+        """Return the register of an instruction's mask of lanes; all lanes if it has none."""
         return self.source(ins.operands[-1], "b32") if sync else self.constant(0xFFFFFFFF, WORD)
 
     def _vote(self, ins, line):
@@ -1348,6 +1376,7 @@ class Lowering:
         self.emit(name, tuple(lists[0]), uses, shape(fields[0], " ".join(fields[1:])), raw=raw, keep=False)
 
     def matrix_name(self, ins, space, narrow):
+        """Return the core's name of a matrix load or store."""
         words = [w for w in ins.modifiers if w not in ("sync", "aligned") and w not in SPACES and w != "b16"]
         return ".".join([ins.opcode, *words, space, *(["a32"] if narrow else []), "b16"])
 

@@ -49,6 +49,8 @@ SPECIAL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reg:
+    """A register, by its unique name in the function."""
+
     name: str
 
 
@@ -87,6 +89,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
+    """Several operands in braces, as in `{%r1, %r2}`."""
+
     items: tuple
 
 
@@ -100,6 +104,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Not:
+    """A negated predicate, as in `!%p1`."""
+
     reg: Reg
 
 
@@ -127,6 +133,8 @@ class Loc:
 
 
 class Label(NamedTuple):
+    """A label, with its line in the PTX text."""
+
     name: str
     line: int
 
@@ -189,6 +197,8 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Module:
+    """A parsed PTX text. `files` are its .file entries by number."""
+
     version: tuple[int, int]
     target: tuple[str, ...]
     address_size: int

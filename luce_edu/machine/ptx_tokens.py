@@ -118,18 +118,22 @@ class Tokens:
         return False
 
     def expect(self, value, after):
+        """Step over this sign; raise Malformed if another token is next."""
         if not self.sign(value):
             raise Malformed(f"expected '{value}' {after}, found {self.found()}")
 
     def name(self, what):
+        """Step over a name and return it; raise Malformed if another token is next."""
         if self.kind != "name":
             raise Malformed(f"expected {what}, found {self.found()}")
         return self.advance()
 
     def found(self):
+        """Describe the next token for a message."""
         return "the end of it" if self.kind == "end" else repr(self.value.strip()[:40])
 
     def done(self, what):
+        """Raise Malformed unless all tokens are used."""
         if self.kind != "end":
             raise Malformed(f"{what} is followed by {self.found()}; is a comma or a semicolon missing?")
 
@@ -142,6 +146,7 @@ class Tokens:
         return self._ternary()
 
     def integer(self, what, read=None):
+        """Parse a constant expression that must be an integer."""
         value = (read or self._ternary)()
         if isinstance(value, float):
             raise Malformed(f"{what} must be an integer, not {value}")

@@ -36,6 +36,8 @@ def _doubles(*names: str):
 
 
 class Times(ctypes.Structure):
+    """The constants of a card, from a Clock."""
+
     _fields_ = _doubles(
         "sm_count", "shared_latency", "l1_latency", "l2_latency", "dram_latency", "load_64_extra", "load_128_extra",
         "memory_floor", "lines_base", "lines_per_cycle", "l1_bytes_per_cycle", "l1_bytes", "l2_bytes",
@@ -47,6 +49,8 @@ class Times(ctypes.Structure):
 
 
 class Found(ctypes.Structure):
+    """The times and traffic of a launch."""
+
     _fields_ = (
         *_doubles("begin", "end", "dram_read", "dram_written", "l2_bytes", "l1_hits", "l1_misses", "issued"),
         ("waited", ctypes.c_double * 4),
@@ -54,6 +58,8 @@ class Found(ctypes.Structure):
 
 
 class TimedText(ctypes.Structure):
+    """A launch for the clock: its machine instructions, addresses, and results."""
+
     _fields_ = (
         ("instructions", ctypes.c_void_p), ("blocks", ctypes.c_void_p), ("blocks_count", ctypes.c_int32),
         ("instructions_count", ctypes.c_int32), ("slots_count", ctypes.c_int32), ("addresses", ctypes.c_void_p),
@@ -63,6 +69,8 @@ class TimedText(ctypes.Structure):
 
 
 class ClockText(ctypes.Structure):
+    """A card for the clock, and the arrays of its time line."""
+
     _fields_ = (
         ("times", Times), ("wait_from", ctypes.c_double), ("bucket", ctypes.c_double), ("waits", ctypes.c_void_p),
         ("dram_use", ctypes.c_void_p), ("waits_count", ctypes.c_uint64), ("dram_count", ctypes.c_uint64),
