@@ -103,7 +103,7 @@ def _short(points: Sequence[Mapping]) -> str:
 knee = Exercise(
     name="knee",
     judge=_knee,
-    spec="Find the point of a sweep that draws least among those that lose no more than the allowed speed.",
+    spec="Find the point of a sweep that draws least among those that lose no more speed than allowed.",
     skeleton='''\
 def knee(points, loss):
     """Return the point of least draw among those that lose at most `loss` of the best speed.

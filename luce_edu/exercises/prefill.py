@@ -281,7 +281,7 @@ def _state_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
         "The state before the chunk has not decayed.": S + (left * k).T @ d,
         "The state before the chunk is missing.": (left * k).T @ d,
         "The writes are added without their decay.": kept * S + k.T @ d,
-        "The writes decay by exp(G_i). That is the decay before token i; which one follows it?": (
+        "The writes decay by exp(G_i), which is the decay up to token i. Which decay comes after it?": (
             kept * S + (G.exp()[:, None] * k).T @ d),
         "The writes are U alone, without the part that depends on the state before the chunk.": (
             kept * S + (left * k).T @ U),
