@@ -260,12 +260,8 @@ def machine() -> Machine:
     )  # fmt: skip
 
 
-def floor_gb_per_s(record: Record) -> float | None:
-    """Return the bandwidth of the floor: the datasheet's, else the measured one; None without either."""
-    bandwidth = record.parts.get("bandwidth")
-    return bandwidth and (bandwidth.datasheet or bandwidth.read)
-
-
 def bench_table(record: Record) -> Bench:
-    """Return a record's decode, prefill and energy as a table."""
-    return Bench(record.provenance, floor_gb_per_s(record), *(record.parts.get(part, []) for part in BENCHED))
+    """Return a record's decode, prefill and energy as a table, its floor by the datasheet's or measured bandwidth."""
+    bandwidth = record.parts.get("bandwidth")
+    gb_per_s = bandwidth and (bandwidth.datasheet or bandwidth.read)
+    return Bench(record.provenance, gb_per_s, *(record.parts.get(part, []) for part in BENCHED))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import fcntl
 import json
-import math
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from types import FrameType, ModuleType
 
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.nvml import Sensors
+from luce_edu.measure.schema import Positive, read
 from luce_edu.paths import cache_dir
 
 TAKEN_W = 0.5  # a limit that differs by more than this is another one
@@ -45,16 +45,9 @@ class Change:
     """A limit that was set, as stored in its marker file: the new and the earlier watts, and the process."""
 
     uuid: str
-    limit_w: float
-    before_w: float
+    limit_w: Positive
+    before_w: Positive
     pid: int
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for bad values, such as those of an edited file."""
-        watts = (self.limit_w, self.before_w)
-        sound = isinstance(self.uuid, str) and isinstance(self.pid, int)
-        if not sound or not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in watts):
-            raise ValueError(f"not a valid change of a GPU's limit: {self}")
 
     @property
     def path(self) -> Path:
@@ -282,11 +275,11 @@ def _write(change: Change) -> None:
 
 def _read(path: Path) -> Change:
     try:
-        change = Change(**json.loads(path.read_text(encoding="utf-8")))
+        change = read(Change, json.loads(path.read_text(encoding="utf-8")))
         if change.path != path:
             raise ValueError("another GPU's")
         return change
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         raise NotMeasured(
             f"{path}: not readable as a marker of a power limit; compare the limits that `nvidia-smi -q -d POWER` "
             "shows with the defaults beside them, then delete the file"
