@@ -275,8 +275,9 @@ def _counted(noun: str, numbers: str) -> str:
 
 
 def _lost_launch(report, launch) -> str:
+    blocks = "1 block has" if report.value == 1 else f"{report.value} blocks have"
     return (
-        f"deadlock, no thread can continue, and {report.value} blocks have not started, because the card "
+        f"deadlock, no thread can continue, and {blocks} not started, because the card "
         f"({launch.kernel.card.name}) holds no more at the same time. {_waits(report, launch)}. Blocks that wait for "
         "each other need a cooperative launch, whose grid must fit the card"
     )
