@@ -259,6 +259,7 @@ def sanitize(
         else:
             raise ValueError(f"what: expected a name, CUDA C++, a Kernel or a %%kernel cell, got {type(what).__name__}")
         for subject in subjects:
+            subject.backend.threads = 1  # so that a report repeats, also of a kernel whose result depends on the order
             if instructions is not None:
                 subject.backend.instructions = instructions
         try:
