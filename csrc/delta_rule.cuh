@@ -43,7 +43,7 @@ __device__ __forceinline__ void delta_rule_column(const float* q, const float* k
 // rows in registers, so S is read once and written once, 16 bytes per thread. Both products need only the old state:
 //     S_new^T q = exp(g) * S^T q + delta * (k . q)
 // So one pass over S and one reduction compute both.
-constexpr int tile_columns = 16;
+constexpr int tile_columns = TILE_COLUMNS;
 constexpr int tile_quads = tile_columns / 4;                              // threads per row of the tile
 constexpr int tile_rows = block_threads / tile_quads;                     // rows that the block covers at once
 constexpr int rows_per_thread = (key_head_dim + tile_rows - 1) / tile_rows;

@@ -6,6 +6,7 @@ from luce_edu.config import ModelConfig
 from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
+TILE_COLUMNS = 16  # of a head's state, which a block of csrc/delta_rule.cuh takes at a time
 MAX_SPLITS = (
     64  # at most so many blocks share the positions of a kv head; each writes head_dim + 4 floats, which are merged
 )
@@ -21,6 +22,7 @@ def kernel_defines(config: ModelConfig) -> dict[str, object]:
     return {
         "BLOCK_THREADS": BLOCK_THREADS,
         "MAX_SPLITS": MAX_SPLITS,
+        "TILE_COLUMNS": TILE_COLUMNS,
         "VOCAB_SIZE": config.vocab_size,
         "HIDDEN_SIZE": config.hidden_size,
         "INTERMEDIATE_SIZE": config.intermediate_size,
@@ -46,7 +48,7 @@ def check_kernels_serve(config: ModelConfig) -> None:
         "intermediate_size": (config.intermediate_size, 8),
         "linear_num_value_heads": (config.linear_num_value_heads, 2),
         "linear_key_head_dim": (config.linear_key_head_dim, 2),
-        "linear_value_head_dim": (config.linear_value_head_dim, 16),
+        "linear_value_head_dim": (config.linear_value_head_dim, TILE_COLUMNS),
         "linear_num_value_heads * linear_value_head_dim": (config.value_dim, 8),
         "num_attention_heads * head_dim": (q_dim, 8),
     }
