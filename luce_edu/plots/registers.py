@@ -39,13 +39,18 @@ def blocks_by_registers(
             held = resident_blocks(limits, threads=threads, registers=count)
             colour = VERMILLION if held < max(grids, default=0) else INK
             axes.plot([count], [held], "o", color=colour, markersize=6, zorder=3)
-            axes.annotate(f"{tile}", (count, held), xytext=(4, 6), textcoords="offset points", fontsize=11,
+            side = "left" if count < MOST_REGISTERS - 20 else "right"  # inside the panel
+            axes.annotate(f"{tile}", (count, held), xytext=(3, 6), textcoords="offset points", fontsize=11, ha=side,
                           fontweight="bold", color=colour)  # fmt: skip
         axes.set_title(f"{arch}: {limits.warps_per_sm} warps per SM", fontsize=11)
         axes.set_xlabel("registers per thread")
         axes.set_xlim(16, MOST_REGISTERS + 20)
         axes.set_ylim(0, 17)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines["top"].set_visible(False)
+        share = 100 * threads / limits.threads_per_sm
+        right = axes.secondary_yaxis("right", functions=(lambda n, x=share: n * x, lambda n, x=share: n / x))
+        right.set_yticks(range(0, 101, 25), [f"{percent}%" for percent in range(0, 101, 25)])
+    right.set_ylabel("occupancy")
     panels[0].set_ylabel(f"blocks of {threads} threads on an SM")
     return figure
 
