@@ -80,7 +80,8 @@ total = kernel_exercise(
     against="torch.sum",
     accept=_by_all_threads,
     neighbours=("x",),
-    hint="Each thread adds some elements. Are the sums of all 256 threads then added, and in a fixed order?",
+    hint="Each thread adds some elements. Are the sums of all 256 threads then added, in a fixed order, and after a "
+    "barrier if they are in shared memory? y[0] starts as NaN, and one thread must store the whole sum there.",
     mistakes=(
         Mistake("y holds the sum of thread 0 only.", partial(_part_of_sum, turn=256, threads=1)),
         Mistake("y holds the sum of the first warp only.", partial(_part_of_sum, turn=256, threads=32)),
