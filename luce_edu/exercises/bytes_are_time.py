@@ -104,7 +104,8 @@ product = kernel_exercise(
     against="F.linear",
     grid="rows/8",
     accept=_every_byte_once,
-    hint="Which row does a warp compute, which columns does a lane take, and where are the sums of 32 lanes added?",
+    hint="Which row does a warp compute, and does this row exist? Which columns does a lane take? Where are the sums "
+    "of the 32 lanes added, and which lane writes the result?",
     mistakes=(
         Mistake("y holds the sum of lane 0 only.", partial(_some_columns, turn=LANES, lanes=1)),
         Mistake("y holds only the first 32 columns.", partial(_some_columns, turn=1 << 20, lanes=LANES)),
