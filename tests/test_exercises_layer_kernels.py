@@ -40,6 +40,8 @@ WRONG_UPDATE = {
     "the decay nowhere": (UPDATE.replace("decay * ", ""), "The decay is missing everywhere"),
     "a row for each thread": (UPDATE.replace("column[i * V]", "column[i]"), "race on S|out of bounds"),
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
+    "beta on v only": (update("(v[head * V + j] - decay * S_k)", "v[head * V + j] - decay * S_k"), "scales v only"),
+    "delta turned round": (update("beta[head] * (", "-beta[head] * ("), "wrong sign"),
     # With equal heads nobody would see it.
     "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are wrong"),
     "a row too far": (update("i < K", "i <= K"), "out of bounds"),

@@ -27,17 +27,20 @@ def _any_walks(verdict: Verdict) -> str:
     return f"S is read {read} and written {written}. Exercise 3 asks for once each."
 
 
-def _token(inputs, shape, *, beta=True, decay_k=True, decay_q=True, decay_S=True, update=True, log=False):
+def _token(
+    inputs, shape, *, beta=True, decay_k=True, decay_q=True, decay_S=True, update=True, log=False, beta_v=False, sign=1
+):
     """One token of the delta rule from the sums over the old state. An argument that is False leaves its factor out.
 
-    log  use g as the decay, not exp(g)
+    log     use g as the decay, not exp(g)
+    beta_v  scale v by beta, and not the whole difference
+    sign    of delta
     """
     S, q, k, v = (inputs[name] for name in "Sqkv")
     decay = (inputs["g"] if log else inputs["g"].exp())[:, None]
     S_k, S_q = (torch.einsum("hkv,hk->hv", S, x) for x in (k, q))
-    delta = v - (decay if decay_k else 1) * S_k
-    if beta:
-        delta = inputs["beta"][:, None] * delta
+    scale, read = inputs["beta"][:, None] if beta else 1, (decay if decay_k else 1) * S_k
+    delta = sign * (scale * v - read if beta_v else scale * (v - read))
     o = (decay if decay_q else 1) * S_q + (delta * (k * q).sum(-1, keepdim=True) if update else 0)
     new = (decay[:, :, None] if decay_S else 1) * S + k[:, :, None] * delta[:, None]
     return {"o": o, "S": new}
@@ -56,6 +59,9 @@ TOKEN_MISTAKES = (
             partial(_token, update=False)),
     Mistake("The old state is in the new one without its decay.", partial(_token, decay_S=False)),
     Mistake("delta is not scaled by beta.", partial(_token, beta=False)),
+    Mistake("beta scales v only. It scales the whole difference between v and what the state says.",
+            partial(_token, beta_v=True)),
+    Mistake("delta has the wrong sign: the state has to move towards v.", partial(_token, sign=-1)),
     Mistake("g is the logarithm of the decay; the factor is exp(g).", partial(_token, log=True)),
 )  # fmt: skip
 
@@ -65,7 +71,8 @@ delta_update = kernel_exercise(
     kernel="delta_update",
     against="reference.delta_rule_step",
     accept=_any_walks,
-    hint="Both sums are over the old state. Which steps of the rule come before S^T k, and which before S^T q?",
+    hint="Both sums are over the old state. Which steps of the rule come before S^T k, and which before S^T q? Does "
+    "each index belong to this head?",
     mistakes=TOKEN_MISTAKES,
     neighbours=("S",),
     spec="Complete one token of the delta rule: from the sums over the old state, compute delta, the new state and o.",
@@ -132,12 +139,11 @@ merge_softmax = kernel_exercise(
     kernel="merge_softmax",
     against="F.scaled_dot_product_attention",
     accept=_merged,
-    hint="Each warp's weight and sum are relative to its own maximum. A warp may have had no position. A thread may "
-    "read what another thread wrote only after a barrier.",
+    hint="Each warp's weight and sum are relative to its own maximum. A warp may have had no position. All scores may "
+    "be far below zero. A thread may read what another thread wrote only after a barrier.",
     mistakes=MERGE_MISTAKES,
     spec="Attention in one pass: four warps have a softmax each, over a quarter of the positions. Merge the four.",
     skeleton="""\
-// One block per head. Warp w takes positions w, w + 4, ... and keeps its own softmax.
 __shared__ float maxima[4], weights[4], sums[4][128];
 const int head = blockIdx.x, w = warp_id(), lane = lane_id(), c = threadIdx.x;
 for (int e = lane; e < 128; e += 32) sums[w][e] = 0.0f;
@@ -185,7 +191,8 @@ one_walk = kernel_exercise(
     against="reference.delta_rule_step",
     accept=_one_walk,
     block=512,
-    hint="Four threads share a column, so each thread has a quarter of each sum. Is a row beyond K left out?",
+    hint="Four threads share a column, so each thread has a quarter of each sum. Is a row beyond K left out? A thread "
+    "may read what another thread wrote only after a barrier.",
     mistakes=TOKEN_MISTAKES,
     neighbours=("S",),
     spec="Compute the same token with S read once and written once, and no register spilled.",
