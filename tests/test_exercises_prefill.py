@@ -164,6 +164,10 @@ SCAN_WRONG = {
     "decays divided": ("(left * (q", "((G.exp()[:, None] * (-G).exp()).tril() * (q", "g around .* overflows to inf"),
     "masked by a product": (
         "(left * (q", "((G[:, None] - G).exp() * torch.ones_like(left).tril() * (q", "g around .* overflows to inf"),
+    "key and query exchanged": ("q @ k.T", "k @ q.T", "o of token 1 .* its own query"),
+    "o of the state at the end": (
+        "return o, after", "return q @ after, after", "o of token 0 .* reads the state after the chunk"),
+    "the last decay alone": ("G[-1].exp() * S", "g[-1].exp() * S", "S is not. .* decayed at the last token only"),
     "no old state": ("after = G[-1].exp() * S +", "after =", "S is not. The state before the chunk is missing"),
     "what was given": ("return o, after", "return U, S", "o of token 0"),
     "old state not read": ("o = G.exp()[:, None] * (q @ S) +", "o =", "o of token 0 .* is missing in o"),

@@ -251,7 +251,7 @@ def _o_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
     decay, scores, reads = (G[:, None] - G[None, :]).exp(), q @ k.T, G.exp()[:, None]
     seen = decay.tril()
 
-    def o(reads=reads, left=seen, d=d):
+    def o(reads=reads, left=seen, d=d, scores=scores):
         return reads * (q @ S) + (left * scores) @ d
 
     return {
@@ -269,6 +269,9 @@ def _o_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
         "A token reads the writes of later tokens.": o(left=decay),
         "The writes of earlier tokens are read without their decay.": o(left=torch.ones_like(decay).tril()),
         "The decay between two tokens has the wrong sign.": o(left=decay.T.tril()),
+        "Token i reads token j's write with its own query, q_i . k_j; these are k_i . q_j.": o(scores=scores.T),
+        "Every token reads the state after the chunk. It should see the writes up to its own only.": (
+            q @ (G[-1].exp() * S + ((G[-1] - G).exp()[:, None] * k).T @ d)),
     }  # fmt: skip
 
 
@@ -280,6 +283,8 @@ def _state_mistakes(q, k, g, U, W, S) -> dict[str, torch.Tensor]:
         "This is the state before the chunk.": S,
         "The state before the chunk has not decayed.": S + (left * k).T @ d,
         "The state before the chunk is missing.": (left * k).T @ d,
+        "The state before the chunk has decayed at the last token only. It decays at every token.": (
+            g[-1].exp() * S + (left * k).T @ d),
         "The writes are added without their decay.": kept * S + k.T @ d,
         "The writes decay by exp(G_i), which is the decay up to token i. Which decay comes after it?": (
             kept * S + (G.exp()[:, None] * k).T @ d),
@@ -324,6 +329,7 @@ def _blocks_mistakes(tokens: int, heads: int, value_dim: int, columns: int) -> t
          "In prepare, a block has a whole chunk; its columns are not divided.": heads * up * strips},
         {"These are the blocks of one head. Each head has its own state.": strips,
          "You count one block per head. A block keeps only `columns` columns of a head's state.": heads,
+         "You count one block per column. A block keeps `columns` of them.": heads * value_dim,
          "You count the blocks once per chunk. A block of scan goes through all chunks.": heads * strips * up},
         rounding | {"These are tokens. Return chunks.": tokens,
                     "You count the chunks of all heads. They go through their chunks at the same time.": heads * up},
