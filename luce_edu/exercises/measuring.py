@@ -153,7 +153,7 @@ careful = Exercise(
 def careful(gpu, work):
     """Return the microseconds that the GPU takes for one call of `work`: the median of 20 or more.
 
-    It is warm after five calls.
+    The GPU is warm after five calls.
     work()      launches some kernels and returns at once
     gpu.now()   the CPU's time in microseconds
     gpu.wait()  returns when the GPU has finished all work in its queue
