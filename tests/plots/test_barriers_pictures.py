@@ -1,8 +1,8 @@
-"""Notebook 09's picture finds the path that the arrows make, and draws what it was given."""
+"""Notebook 08's pictures find the path that the arrows make, and the blocks that a block waits for."""
 
 import pytest
 
-from luce_edu.plots.megakernel import Arrow, happens_before, memory_order
+from luce_edu.plots.barriers import Arrow, barrier_waits, happens_before, memory_order, who_waits
 
 THREADS = {"a": ["write x"], "b": ["release", "later"], "c": ["acquire", "read x"]}
 ARROWS = [Arrow("write x", "release", "barrier"), Arrow("release", "acquire", "word")]
@@ -38,3 +38,30 @@ def test_unknown_steps_and_circles_are_refused():
         happens_before(THREADS, ARROWS, "nobody", "read x")
     with pytest.raises(ValueError, match="circle"):
         picture_of([*ARROWS, Arrow("acquire", "write x", "back")])
+
+
+UNEVEN = [3, 3, 1, 3], [1, 1, 1, 1]
+TOO_MANY = [2, 2, 2], [0, 0, None]
+
+
+def test_a_block_waits_for_those_that_have_not_arrived():
+    assert who_waits(*UNEVEN) == {0: [2], 1: [2], 3: [2]}
+    assert who_waits(*TOO_MANY) == {0: [2], 1: [2], 2: [0, 1]}
+    assert who_waits([3, 3], [1, None]) == {0: [1], 1: [0]}
+    assert who_waits([2, 1], [2, 1]) == {}
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("passed, said", [([1, 1], "4 and 2"), ([0, 0, 0, 0], "barrier 1")])
+def test_what_cannot_be_is_refused(passed, said):
+    with pytest.raises(ValueError, match=said):
+        who_waits(UNEVEN[0], passed)
+
+
+@pytest.mark.parametrize("case, arrows", [(UNEVEN, 3), (TOO_MANY, 4)])
+def test_a_picture_has_a_row_for_each_block_and_an_arrow_for_each_wait(case, arrows):
+    (axes,) = barrier_waits(*case, provenance="measured").axes
+    assert len(axes.get_yticklabels()) == len(case[0])
+    assert sum(hasattr(text, "arrow_patch") and text.arrow_patch is not None for text in axes.texts) == arrows
+    states = [text.get_text() for text in axes.texts if text.get_text()]
+    assert len(states) == len(case[0]) and len(set(states)) == 2
