@@ -31,7 +31,7 @@ def test_the_glossary_is_in_order_and_short():
 @pytest.mark.planted
 @pytest.mark.parametrize("old, new, said", [
     ("### acquire", "### zebra", "out of order"), ("### fence", "### deadlock", "out of order"),
-    (" [09](09_the_megakernel.ipynb)\n\n### arith", "\n\n### arith", "acquire: no notebook"),
+    (" [08](08_barriers_races_deadlocks.ipynb)\n\n### arith", "\n\n### arith", "acquire: no notebook"),
     ("### arithmetic", "### lonely\n\n### arithmetic", "a term without a text"),
     ("A load that", "It is short. A load that", "acquire: more than two sentences"),
 ])  # fmt: skip
