@@ -128,7 +128,8 @@ def barrier_waits(comes_to: Sequence[int], passed: Sequence[int | None], *, prov
         for nth, other in enumerate(waits.get(block, ())):
             bend = 0.18 + 0.06 * nth
             look = {"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 1.3, "shrinkA": 8, "shrinkB": 5}
-            look["connectionstyle"] = f"arc3,rad={bend if other > block else -bend}"
+            to_the_left = other > block or passed[block] is None  # an arrow back from a square takes the other side
+            look["connectionstyle"] = f"arc3,rad={bend if to_the_left else -bend}"
             axes.annotate("", xy=(ends[other][0], other), xytext=(end, block), arrowprops=look, zorder=1)
     label_rows(axes, [f"block {block}" for block in range(len(passed))])
     axes.set_xlim(-0.2, most + 1.6)
