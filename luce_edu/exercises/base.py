@@ -132,6 +132,22 @@ def as_number(value: object) -> float | None:
         return None
 
 
+def edited(text: str, edits: object, where: str) -> str:
+    """Return `text` with the reader's edits, a dict of texts that occur exactly once in it and their replacements.
+
+    where  names the text in messages. Raises WrongAnswer for anything else.
+    """
+    if not isinstance(edits, dict) or not edits:
+        raise WrongAnswer(f"expected a dict of texts and their replacements, got {edits!r}")
+    for old, new in edits.items():
+        if not isinstance(old, str) or not isinstance(new, str):
+            raise WrongAnswer(f"expected text on both sides, got {old!r}: {new!r}")
+        if text.count(old) != 1:
+            raise WrongAnswer(f"this text occurs {text.count(old)} times in {where}, not once:\n{old}")
+        text = text.replace(old, new)
+    return text
+
+
 def find_exercise(path: str) -> Exercise:
     """Return the exercise "module.name" of luce_edu.exercises. Raises ValueError if there is none."""
     module, _, name = path.partition(".")

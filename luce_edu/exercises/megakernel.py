@@ -9,7 +9,7 @@ import torch
 from luce_edu.backends import make_backend
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError
-from luce_edu.exercises.base import Exercise, WrongAnswer, call, close
+from luce_edu.exercises.base import Exercise, WrongAnswer, call, close, edited
 from luce_edu.faults import Fault, planted
 from luce_edu.models import DATA, Model
 from luce_edu.paths import csrc_dir
@@ -59,14 +59,8 @@ def barriers(num_hidden_layers):
 
 
 def _fewer_barriers(answer) -> str:
-    before = (csrc_dir() / KERNEL).read_text(encoding="utf-8")
-    if not isinstance(answer, dict) or not answer:
-        raise WrongAnswer(f"expected a dict of texts and their replacements, got {answer!r}")
-    for old, new in answer.items():
-        if not isinstance(old, str) or not isinstance(new, str):
-            raise WrongAnswer(f"expected text on both sides, got {old!r}: {new!r}")
-        if before.count(old) != 1:
-            raise WrongAnswer(f"this text occurs {before.count(old)} times in csrc/{KERNEL}, not once:\n{old}")
+    edited((csrc_dir() / KERNEL).read_text(encoding="utf-8"), answer, f"csrc/{KERNEL}")
+    for new in answer.values():
         waiting = [word for word in WAITING if word in new]
         if waiting:
             raise WrongAnswer(f"Your edit contains {waiting[0]}. After it, no block should wait for another.")
