@@ -17,6 +17,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -288,6 +289,7 @@ class Profile(Split):
 def profile(
     what: str | Prepared | Sequence[Prepared], *, card: Card | str | None = None, model="tiny",
     position: int | None = None, tokens: int | None = None, clock: Clock | None = None, threads: int | None = None,
+    csrc_dir: Path | None = None,
 ) -> Profile:  # fmt: skip
     """Run something on the virtual GPU with the clock on, and return its modelled profile.
 
@@ -302,6 +304,7 @@ def profile(
     tokens    of a prompt; None: 128
     clock     constants to use instead of the card's own
     threads   OS threads; the result does not depend on them
+    csrc_dir  another source tree for a stage, a kernel or a prompt, such as one that `planted` makes
     Raises ValueError for an unknown stage, kernel or card, for a card without constants, for a position or length
     beyond the model's, and for a kernel that this model does not launch; also what `decoder` raises.
     """
@@ -324,7 +327,9 @@ def profile(
     check_int(f"{name} of {model.name}", size, 1, room)
     from luce_edu.backends.host import HostBackend
 
-    backend = HostBackend(card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US)
+    backend = HostBackend(
+        csrc_dir=csrc_dir, card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US
+    )
     stage = STAGES[-1] if of_prompt else run
     dec = decoder(stage, model, max_seq_len=size + 1 if not of_prompt else size, backend=backend)
     if of_prompt:

@@ -8,6 +8,7 @@ import torch
 
 import luce_edu
 from luce_edu.cli import main
+from luce_edu.faults import Fault, planted
 from luce_edu.machine import load
 from luce_edu.machine.cards import find_card
 from luce_edu.machine.clock import find_clock
@@ -133,3 +134,9 @@ def test_the_time_lines_of_many_launches_take_little_memory():
 def _reads(blocks: int):
     read = load(compile_ptx("read.cu", SOURCE, ["read"], {}, LAPTOP.arch), card=LAPTOP)["read"]
     return read.prepare(blocks, 256, [torch.zeros(4096), torch.zeros(256 * blocks), 1024, 1])
+
+
+def test_another_source_tree_is_profiled():
+    with planted(Fault("wider", "delta_rule.cuh", "tile_columns = TILE_COLUMNS;", "tile_columns = 32;")) as tree:
+        changed = luce_edu.profile("per_layer.delta_rule", card="laptop", position=5, csrc_dir=tree)
+    assert changed.total_us != luce_edu.profile("per_layer.delta_rule", card="laptop", position=5).total_us
