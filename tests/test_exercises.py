@@ -117,12 +117,15 @@ def test_an_untouched_skeleton_is_not_tried_yet(full_name, capsys):
     assert capsys.readouterr().out == f"{EXERCISES[full_name].name}: not tried yet\n"
 
 
+CASES = {"15_find_the_bug": 5}  # its five cases are five exercises
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_has_two_or_three_exercises_under_numbered_headings(path):
     names = [name for name, exercise in EXERCISES.items() if path in notebooks_with(name, exercise, NOTEBOOKS)]
     cells = nbformat.read(path, as_version=4).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    assert len(names) in (2, 3), names
+    assert len(names) in ((CASES[path.stem],) if path.stem in CASES else (2, 3)), names
     assert re.findall(r"^## Exercise (\d+): \S", text, re.MULTILINE) == [str(i + 1) for i in range(len(names))], names
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("errors", "paths", "tables"), ("checkpoint",), ("config",), ("weights", "state"), ("odd_model",),
     ("models", "reference"), ("machine",), ("backends", "overlap"), ("stages", "faults"), ("exactness",),
     ("verification",), ("measure",), ("measure.records",), ("measure.bench", "measure.power"),
-    ("scoreboard", "plots"), ("inline", "widgets"), ("show", "lab"), ("comparison", "heat"), ("exercises",),
+    ("scoreboard", "plots"), ("inline", "widgets", "course"), ("show", "lab"), ("comparison", "heat"), ("exercises",),
     ("magic", "predict"), ("__init__", "doctor", "train_tiny", "walkthrough"), ("cli",), ("__main__",),
 )  # fmt: skip
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
