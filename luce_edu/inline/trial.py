@@ -520,8 +520,10 @@ def _judge(attempt: Attempt, spec: Spec, shape, inputs: dict, results: Sequence[
             got = result.tensors[name]
             if relative_error(got, want) <= spec.limit:
                 continue
-            made = (m for m in attempt.mistakes if _is_made(m, spec, shape, inputs, result.tensors))
-            hint = next((f". {mistake.hint}" for mistake in made), "")
+            distances = [(_distance(m, shape, inputs, result.tensors), m.hint) for m in attempt.mistakes]
+            # At small sizes several mistakes may be within the limit. The nearest is most likely the one that was made.
+            near = [pair for pair in distances if pair[0] <= spec.limit]
+            hint = f". {min(near, key=lambda pair: pair[0])[1]}" if near else ""
             wrong = _worst(name, got, want, spec.limit, _unwritten(name, got, result.launch))
             raise _Problem("wrong", f"{_words(shape)}{result.hostile}: {wrong}{hint}")
         if not all(torch.equal(result.tensors[name], results[0].tensors[name]) for result in results):
@@ -541,10 +543,11 @@ def _unwritten(name: str, tensor: torch.Tensor, launch: Launch) -> tuple[int, in
     return begin // tensor.element_size(), (end - 1) // tensor.element_size()
 
 
-def _is_made(mistake: Mistake, spec: Spec, shape, inputs: dict, result: dict) -> bool:
-    """Whether a kernel's result is that of a mistake; NaN never is."""
+def _distance(mistake: Mistake, shape, inputs: dict, result: dict) -> float:
+    """Return the largest relative error of a kernel's result against that of a mistake; infinity if either has NaN."""
     made = mistake.computes(inputs, shape)
-    return all(relative_error(result[name], made[name]) <= spec.limit for name in made)
+    errors = [relative_error(result[name], made[name]) for name in made]
+    return max(errors) if all(error < float("inf") for error in errors) else float("inf")
 
 
 def _worst(

@@ -9,7 +9,7 @@ from kernels import ADD, CAUSAL_CONV, LINEAR, RMS_NORM, whole
 
 from luce_edu.inline import trial
 from luce_edu.inline.specs import SPECS
-from luce_edu.inline.trial import Attempt, try_kernel
+from luce_edu.inline.trial import Attempt, Mistake, try_kernel
 from luce_edu.machine.core import core
 from luce_edu.machine.counters import Traffic
 from luce_edu.measure.occupancy import registers_allowed
@@ -354,6 +354,14 @@ def test_a_wrong_kernel_is_refused_for_its_mistake_and_the_next_one_passes(what)
 
 
 @pytest.mark.planted
+def test_of_two_mistakes_within_the_limit_the_nearest_is_named():
+    near = Mistake("the near one", lambda inputs, shape: {"y": inputs["x"] * (1 + 5e-6)})
+    made = Mistake("the one that was made", lambda inputs, shape: {"y": inputs["x"]})
+    for mistakes in ((near, made), (made, near)):
+        title = attempt(ADD.replace("x[i] + r[i]", "x[i]"), mistakes=mistakes).title
+        assert title.endswith("the one that was made")
+
+
 def test_data_that_are_all_alike_hide_a_wrong_index():
     wrong = RMS_NORM.replace("weight[c]", "weight[0]")
     assert attempt(wrong, "uniform.rms_norm").passed
