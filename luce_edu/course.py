@@ -110,30 +110,44 @@ def tiny_rows(model, *, steps: int = 4, seed: int = 1, progress: Callable[[str],
     return [*rows, prompt]
 
 
-def stored_rows() -> list[Row]:
-    """Make the rows of the full-size model on each card that has stored predictions. No GPU has run them.
+def full_size() -> dict[str, dict[str, Modelled]]:
+    """Return the modelled token of every stage of the full-size model, by card, from the stored predictions.
 
-    Launches are counted now, with narrow matrices. The time of eager follows from its operations. The first row of a
-    card is its floor: the bytes of a token over the datasheet's bandwidth.
+    No GPU has run them. The time of eager follows from its operations, which are counted now with narrow matrices.
     """
-    config = ModelConfig.from_file(RANDOM_CONFIG)
-    counts, token = count_launches(config), decode_bytes(config, POSITION)
-    megabytes = f"{token.total / 1e6:,.0f}"
-    rows = []
+    operations = count_launches(_full_config(), ["eager"])["eager"].launches
+    found = {}
     for card in PREDICTED:
-        found = {stage: at_boost(stage, card) for stage in KERNEL_STAGES}
-        if None in found.values():
-            continue
-        modelled = {stage: Modelled(one.us, one.joules, one.position) for stage, one in found.items()}
-        modelled["eager"] = model_stage(None, "eager", card, operations=counts["eager"].launches)
-        floor_us = f"{token.floor_us(card.memory_gb_per_s):,.0f}"
-        rows.append(Row("the floor", MODEL, card.name, *3 * [NEITHER], megabytes, floor_us, NEITHER, NEITHER,
+        stages = {stage: at_boost(stage, card) for stage in KERNEL_STAGES}
+        if None not in stages.values():
+            found[card.name] = {"eager": model_stage(None, "eager", card, operations=operations)} | {
+                stage: Modelled(one.us, one.joules, one.position) for stage, one in stages.items()
+            }
+    return found
+
+
+def floors() -> dict[str, float]:
+    """Return the floor of the full-size model's token by card, in µs: its bytes over the datasheet's bandwidth."""
+    token = decode_bytes(_full_config(), POSITION)
+    return {card.name: token.floor_us(card.memory_gb_per_s) for card in PREDICTED}
+
+
+def _full_config() -> ModelConfig:
+    return ModelConfig.from_file(RANDOM_CONFIG)
+
+
+def stored_rows() -> list[Row]:
+    """Make the rows of `full_size`: for each card its floor, then its stages. Launches are counted now."""
+    counts, megabytes = count_launches(_full_config()), f"{decode_bytes(_full_config(), POSITION).total / 1e6:,.0f}"
+    rows = []
+    for card, stages in full_size().items():
+        rows.append(Row("the floor", MODEL, card, *3 * [NEITHER], megabytes, f"{floors()[card]:,.0f}", NEITHER, NEITHER,
                         CELLS["the floor"]))  # fmt: skip
         for stage in STAGES:
             count = counts[stage]
             rows.append(
-                Row(stage, MODEL, card.name, f"{count.launches:,}", f"{count.kernels:,}", str(count.barriers),
-                    megabytes, *modelled[stage].cells, NEITHER, CELLS[MODEL])
+                Row(stage, MODEL, card, f"{count.launches:,}", f"{count.kernels:,}", str(count.barriers), megabytes,
+                    *stages[stage].cells, NEITHER, CELLS[MODEL])
             )  # fmt: skip
     return rows
 

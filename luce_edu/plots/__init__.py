@@ -6,6 +6,7 @@ Pictures of records are in luce_edu/plots/records.py; `luce-edu figures` writes 
 from luce_edu.plots.bytes_are_time import bandwidth_by_warps, loads_over_time, roofline, shared_banks, warp_loads
 from luce_edu.plots.delta_rule import answers_by_write, chunk_triangles, conv_windows, state_update
 from luce_edu.plots.equality import error_by_part, margins_against_slack
+from luce_edu.plots.find_the_bug import above_the_floor
 from luce_edu.plots.first_kernel import blocks_over_rows, grid_over_array, launches_by_size, memory_levels, tree_sum
 from luce_edu.plots.graphs import launch_timeline
 from luce_edu.plots.hybrid_model import model_shapes, state_against_kv
@@ -16,8 +17,8 @@ from luce_edu.plots.prefill import intensity_by_tokens, prefill_against_ceiling,
 from luce_edu.plots.start_here import ladder, published_against_floor
 
 __all__ = [
-    "answers_by_write", "bandwidth_by_warps", "blocks_over_rows", "chunk_triangles", "conv_windows", "dataflow",
-    "delta_tile", "energy_windows", "error_by_part", "grid_over_array", "intensity_by_tokens", "ladder",
+    "above_the_floor", "answers_by_write", "bandwidth_by_warps", "blocks_over_rows", "chunk_triangles", "conv_windows",
+    "dataflow", "delta_tile", "energy_windows", "error_by_part", "grid_over_array", "intensity_by_tokens", "ladder",
     "launch_timeline", "launches_by_size", "loads_over_time", "margins_against_slack", "memory_levels", "mistakes",
     "model_shapes", "power_band", "power_curves", "power_errors", "prefill_against_ceiling", "published_against_floor",
     "roofline", "shared_banks", "shown_by_steps", "softmax_workers", "spread", "stage_powers", "state_against_kv",

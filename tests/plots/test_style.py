@@ -6,6 +6,7 @@ import pytest
 import test_bytes_are_time_pictures
 import test_delta_rule_pictures
 import test_equality_pictures
+import test_find_the_bug_pictures
 import test_first_kernel_pictures
 import test_graphs_pictures
 import test_hybrid_model_pictures
@@ -23,7 +24,7 @@ from luce_edu.plots.style import picture as empty
 NOTEBOOKS = (
     test_start_here_pictures, test_hybrid_model_pictures, test_delta_rule_pictures, test_equality_pictures,
     test_first_kernel_pictures, test_bytes_are_time_pictures, test_layer_kernels_pictures, test_graphs_pictures,
-    test_prefill_pictures, test_measuring_pictures, test_power_pictures,
+    test_prefill_pictures, test_measuring_pictures, test_power_pictures, test_find_the_bug_pictures,
 )  # fmt: skip
 PICTURES = {
     f"{notebook.__name__[5:-9]}-{name}": picture
