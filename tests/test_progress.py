@@ -42,6 +42,7 @@ def toy(monkeypatch):
 def file(tmp_path, monkeypatch):
     path = tmp_path / "data" / "progress.json"
     monkeypatch.setenv("LUCE_PROGRESS", str(path))
+    forget(monkeypatch)  # what other tests of this process have solved
     return path
 
 
