@@ -176,7 +176,7 @@ def test_case_a_agrees_with_itself_and_not_with_the_reference():
     assert all(relative_error(*pair) < 1e-5 for pair in zip(results["decode"], results["prompt"], strict=True))
     for got, _ in results.values():
         errors = (got.double() - o).norm(dim=1) / o.norm(dim=1).max()
-        assert errors[0] < bugs.LIMIT and errors[1:].min() > 100 * bugs.LIMIT
+        assert errors[0] < bugs.LIMIT and errors[1:].min() > 10 * bugs.LIMIT
 
 
 def test_case_b_accepts_everything():

@@ -108,8 +108,7 @@ extern "C" __global__ void prompt(const float* q, const float* k, const float* v
         for (int i = 0; i < D; ++i) s[i] = keep * s[i] + change * k[i];
     }
     for (int i = 0; i < D; ++i) S[i * D + j] = s[i];
-}
-""")  # fmt: skip
+}""")  # fmt: skip
 WIDTH, TOKENS = 32, 6
 
 
@@ -117,8 +116,9 @@ def draw_head(seed: int) -> dict[str, torch.Tensor]:
     """Draw the inputs of one head for TOKENS tokens: q, k, v [TOKENS, WIDTH]; beta, g [TOKENS]; S [WIDTH, WIDTH]."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, TOKENS, WIDTH, generator=generator)
-    k = k + torch.randn(WIDTH, generator=generator)  # keys that have something in common, so that reads matter
-    beta, g = torch.rand(TOKENS, generator=generator), -0.2 - torch.rand(TOKENS, generator=generator)
+    common = torch.randn(WIDTH, generator=generator)  # so that every token reads what the ones before wrote
+    q, k = q + common, k + common
+    beta, g = 0.2 + 0.8 * torch.rand(TOKENS, generator=generator), -0.2 - torch.rand(TOKENS, generator=generator)
     return {"q": l2_norm(q) / WIDTH**0.5, "k": l2_norm(k), "v": v, "beta": beta, "g": g,
             "S": torch.zeros(WIDTH, WIDTH)}  # fmt: skip
 
@@ -192,8 +192,7 @@ def check(kernel, reference, inputs):
         got = kernel(x, out)
         error = torch.linalg.vector_norm(got - want) / torch.linalg.vector_norm(want)
         worst = max(worst, error.item())
-    assert worst <= 1e-4, f"relative error {worst:.1e}"
-""")  # fmt: skip
+    assert worst <= 1e-4, f'relative error {worst:.1e}'""")  # fmt: skip
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
@@ -290,8 +289,7 @@ extern "C" __global__ void total(const float* x, float* partials, unsigned* arri
         result[0] = all;
         *arrived = 0u;
     }
-}
-""")  # fmt: skip
+}""")  # fmt: skip
 BLOCKS, COUNT = 4, 1000
 
 
@@ -370,15 +368,13 @@ class Session:
         \"\"\"Take the next token, x [32]; return y [32].\"\"\"
         self.x.copy_(x)
         self.gpu.replay(self.graph)
-        return self.y.clone()
-""")  # fmt: skip
+        return self.y.clone()""")  # fmt: skip
 LEAKY_SUM = Source("leaky_sum.cu", 1, """\
 extern "C" __global__ void leaky_sum(const float* x, float* state, float* y) {
     const int i = threadIdx.x;
     state[i] = 0.5f * state[i] + x[i];
     y[i] = state[i];
-}
-""")  # fmt: skip
+}""")  # fmt: skip
 
 
 class Gpu:
