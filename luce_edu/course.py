@@ -100,7 +100,7 @@ def tiny_rows(model, *, steps: int = 4, seed: int = 1, progress: Callable[[str],
         Row(stage, model.name, card, *numbers, cell=CELLS[stage])
         for stage, *numbers, _ in table.body  # without the verdict
     ]
-    report = verify_prefill(model, stages=["per_layer"], prompts=(TOKENS,), steps=16, seed=seed, progress=progress)
+    report = verify_prefill(model, stages=["per_layer"], prompts=(TOKENS,), steps=steps, seed=seed, progress=progress)
     read = next(row for row in report.rows if row.pieces == 1)
     found = profile("prompt", model=model, tokens=TOKENS, card=card)
     us, joules = Modelled(found.total_us, found.energy_j, TOKENS).cells

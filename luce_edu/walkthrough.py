@@ -134,7 +134,7 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
     """Run notebooks in order and show progress: a bar in a terminal, else a line per notebook.
 
     in_place  run each one's solution after it, and store the outputs in the files
-    Two notebooks run at the same time, unless they measure on a GPU or their outputs are stored.
+    Three notebooks run at the same time, unless they measure on a GPU or their outputs are stored.
     Raises NotebookError at the first failing cell; that notebook's file stays as it was.
     """
     columns = (
@@ -148,7 +148,7 @@ def walkthrough(notebooks: Sequence[Path], *, in_place: bool = False, console: C
 
     console = console or Console()
     paths = list(with_solutions(notebooks) if in_place else notebooks)
-    at_once = 1 if in_place or torch.cuda.is_available() else 2
+    at_once = 1 if in_place or torch.cuda.is_available() else 3
     running: deque[tuple[Path, int, _Execution]] = deque()
 
     def finish_first(progress: Progress) -> None:

@@ -64,6 +64,11 @@ class _RecordOperations(TorchDispatchMode):
         super().__init__()
         self.ledger = ledger
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing here is compiled: otherwise PyTorch imports its compiler first, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name, writes = func._schema.name, func._schema.is_mutable
