@@ -10,7 +10,7 @@ tests/comparison/test_beside.py says what that is worth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,7 @@ from luce_edu.machine.counters import Counters
 from luce_edu.machine.cubin import Resources, compile_cubin
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.measure.profile import Profile, number, profile
+from luce_edu.measure.records.record import Record, load_records, recorded
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.show import find_source
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
@@ -238,8 +239,18 @@ class Beside(Tabular):
             f"{sizes}. Every kernel was checked against the fp32 reference first. Bytes: 32 for each sector that a "
             "warp touches, counted on the virtual GPU. Registers and spills: NVIDIA's compiler; for Triton "
             f"{made.triton}, its own ptxas {made.ptxas}. Shared memory, instructions, barriers and bytes: of the code "
-            f"for an {CARDS[0]}. Time: with nothing in L2 before. torch.compile and cuBLAS: not recorded yet."
+            f"for an {CARDS[0]}. Time: with nothing in L2 before. {on_gpus(load_records())}"
         )
+
+
+def on_gpus(records: Iterable[Record]) -> str:
+    """Say what torch.compile, cuBLAS and our kernels took on GPUs, from the part "tasks" of records."""
+    found = []
+    for record in recorded(records, "tasks"):
+        rows = [row for row in record.parts["tasks"].rows if row.latency_us]
+        times = ", ".join(f"{row.task} by {row.system} {number(row.latency_us.median)} µs" for row in rows)
+        found.append(f"{times} ({record.provenance}).")
+    return " ".join(found) or "torch.compile and cuBLAS: not recorded yet."
 
 
 def beside() -> Beside:

@@ -7,13 +7,17 @@ from dataclasses import replace
 import pytest
 
 from luce_edu.comparison import stored as storage
-from luce_edu.comparison.beside import CARDS, beside, check, code_lines, ours, timed, tritons
+from luce_edu.comparison.beside import CARDS, beside, check, code_lines, on_gpus, ours, timed, tritons
 from luce_edu.comparison.stored import ARCHITECTURES, KERNELS, compile_triton, source_digest, stored
 from luce_edu.config import ModelConfig
 from luce_edu.errors import CompileError, KernelError
 from luce_edu.machine import load
 from luce_edu.machine.cards import find_card
 from luce_edu.machine.nvrtc import compile_ptx
+from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.records.record import Record
+from luce_edu.measure.records.rows import Machine, Recorded
+from luce_edu.measure.tasks import TaskRow, Tasks
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.stages.dims import kernel_defines
 
@@ -38,6 +42,16 @@ def test_all_four_are_right_and_no_figure_is_below_the_least(table):
 def test_the_table_has_a_cell_for_every_figure(table):
     assert len(table.header) == 1 + 3 * len(KERNELS) and {len(row) for row in table.body} == {len(table.header)}
     assert table.caption and "<table>" in table._repr_html_()
+
+
+def test_a_record_of_a_gpu_stands_in_the_caption_with_what_ran_there():
+    quartiles = Quartiles(3.25, 3.0, 3.5, 15)
+    rows = (TaskRow("matvec", "cuBLAS", quartiles), TaskRow("matvec", "torch.compile", None, "no compiler"))
+    machine = Machine("NVIDIA H200", "sm_90", 132, 2**37, 50 * 2**20, "580", 700.0, {})
+    content = Recorded("2026-11-29", "0" * 40, "random-0.8b", machine, {"tasks": Tasks(rows)}, [])
+    said = on_gpus([Record("h200", content)])
+    assert "matvec by cuBLAS 3.25 µs" in said and "NVIDIA H200" in said and "torch.compile" not in said
+    assert "not recorded" in on_gpus([])
 
 
 # A branch around loads and what follows them, to the label behind.

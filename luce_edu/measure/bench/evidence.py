@@ -1,4 +1,4 @@
-"""Measure everything about one machine in one call: verification, constants, decode, prefill, energy; one record.
+"""Measure everything about one machine in one call and one record: verification, constants, tasks, decode and energy.
 
 It runs from a checkout with Python, PyTorch, transformers, cuda-core and matplotlib; the record lists what could not be
 measured without other packages. It reads NVML and changes no setting of the GPU.
@@ -26,12 +26,13 @@ from luce_edu.measure.records.predictions import beside
 from luce_edu.measure.records.record import Record, RecordError, commit
 from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Machine, NotRun, PrefillRow, Recorded, Verified
 from luce_edu.measure.schema import checked
+from luce_edu.measure.tasks import measure_tasks
 from luce_edu.stages import STAGES
 from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 
 BENCHED = ("decode", "prefill", "energy")  # by one call of `bench`, so that each system is loaded once
 VERIFIED = ("verify", "verify_paths", "verify_prefill")
-PARTS = (*VERIFIED, "launch", "bandwidth", *BENCHED)
+PARTS = (*VERIFIED, "launch", "bandwidth", "tasks", *BENCHED)
 RECORD = "record.json"
 # Fewer than `luce-edu verify --prefill` runs: the logits of every token are kept, and the vocabulary is large.
 VERIFIED_PROMPTS = (1, 65, 520, 1000)
@@ -87,7 +88,8 @@ def gather(
                 if part in VERIFIED:
                     found = _verified(part, content, model, systems, progress)
                 else:
-                    found = {"launch": measure_launch_costs, "bandwidth": measure_bandwidth}[part](backend)
+                    measure = {"launch": measure_launch_costs, "bandwidth": measure_bandwidth, "tasks": measure_tasks}
+                    found = measure[part](backend)
                 content.parts[part] = checked(found)
             record.save(path)
     benched = [part for part in wanted if part in BENCHED]

@@ -87,6 +87,7 @@ def steps() -> list[Step]:
         _measured("side by side", 70, 120, ["decode", "prefill", "energy"], side_by_side),
         _measured("contexts", 75, 120, ["decode"], side_by_side, [n for n in CONTEXTS if n != PROMPT]),
         Step("tests", ["tests"], 40, 90, _run_tests),
+        _measured("tasks", 30, 60, ["tasks"]),  # torch.compile of a few lines takes some ten seconds
         # Last, because torch.compile of 24 layers takes a minute or more on the CPU.
         _measured("compiled", 90, 150, ["decode"], ["transformers, compiled"]),
     ]

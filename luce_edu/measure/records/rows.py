@@ -15,6 +15,7 @@ from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.floor import bytes_per_token
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.schema import Check, Count, Day, NotNegative, Positive, Scalar, Size, Text
+from luce_edu.measure.tasks import Tasks
 from luce_edu.verification import Report
 
 # ---- Recorded ----
@@ -202,6 +203,7 @@ class Parts(TypedDict, total=False):
     tests: GpuTests
     launch: LaunchCosts
     bandwidth: Bandwidth
+    tasks: Tasks
     decode: list[DecodeRow]
     prefill: list[PrefillRow]
     energy: list[EnergyRow]
