@@ -244,7 +244,7 @@ def test_bad_input_is_said_in_the_widget_and_changes_nothing(page, explorer):
     add = explorer.get_by_label("Add a record")
     add.fill(NOTEBOOK.name)
     add.press("Enter")
-    alert.filter(has_text="expected schema 'luce_edu record 1'").wait_for()
+    alert.filter(has_text="expected schema 'luce_edu record 2'").wait_for()
     assert now(page) == before
     price.fill("0.40")
     price.press("Enter")
