@@ -91,7 +91,7 @@ class Side:
     resources: Resources
 
     def prepare(self, shape: Shape, inputs: Mapping[str, object]) -> tuple[Prepared, torch.Tensor]:
-        """A launch, and its output, full of NaN until the launch has run."""
+        """Return a launch, and its output, which is full of NaN until the launch has run."""
         y = torch.full(find_spec(self.task.spec).outputs(shape)["y"], torch.nan)
         values = dict(shape) | dict(inputs) | {"y": y}
         args = [values[name] for name in self.arguments]
@@ -141,10 +141,10 @@ def check(side: Side) -> Counters:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the table says of one kernel. What differs between the cards is given by card; the rest is the first card's.
+    """The figures of one kernel in the table: by card where the cards differ, else of the first card.
 
     lines         of source without comments;  lines_with_calls: and those of the functions of csrc/ that it calls
-    registers     a thread;  spilled: bytes a thread, stored and loaded
+    registers     per thread;  spilled: bytes per thread, stored and loaded
     instructions  of warps, in machine code;  barriers: that a block passes
     bytes_read, bytes_written  32 for each sector that a warp's access touches
     us            from the first block to the last, with nothing in L2 before; modelled
@@ -183,7 +183,7 @@ def measure(sides: Mapping[str, Side], lines: Sequence[int]) -> Figures:
 
 
 def timed(side: Side) -> Profile:
-    """The last shape with the clock on."""
+    """Time the last shape with the clock."""
     spec, shape = find_spec(side.task.spec), side.task.shapes[-1]
     generator = torch.Generator().manual_seed(0)
     launch, _ = side.prepare(shape, spec.make(shape, lambda *size: torch.randn(size, generator=generator)))
@@ -219,12 +219,12 @@ class Beside(Tabular):
         return [
             row("lines of the kernel", lambda f: f"{f.lines}"),
             row("with the functions that it calls", lambda f: f"{f.lines_with_calls}"),
-            row("threads a block", lambda f: f"{f.threads}"),
-            row("shared memory a block, bytes", lambda f: f"{f.shared_bytes:,}"),
-            *(row(f"registers a thread, {card}", lambda f, card=card: f"{f.registers[card]}") for card in CARDS),
-            row("bytes spilled a thread", lambda f: f"{max(f.spilled.values())}", lambda _: "0"),
+            row("threads per block", lambda f: f"{f.threads}"),
+            row("shared memory per block, bytes", lambda f: f"{f.shared_bytes:,}"),
+            *(row(f"registers per thread, {card}", lambda f, card=card: f"{f.registers[card]}") for card in CARDS),
+            row("bytes spilled per thread", lambda f: f"{max(f.spilled.values())}", lambda _: "0"),
             row("machine instructions of warps", lambda f: f"{f.instructions:,.0f}"),
-            row("barriers a block", lambda f: f"{f.barriers:g}"),
+            row("barriers per block", lambda f: f"{f.barriers:g}"),
             row("bytes read", lambda f: f"{f.bytes_read:,}", lambda name: f"{self.least[name][0]:,}"),
             row("bytes written", lambda f: f"{f.bytes_written:,}", lambda name: f"{self.least[name][1]:,}"),
             *(row(f"µs, {card}, modelled", lambda f, card=card: number(f.us[card]), partial(least_us, card=card))

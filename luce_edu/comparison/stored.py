@@ -36,7 +36,7 @@ class Compiled:
     source          the SHA-256 of triton_kernels.py
     arguments       that a launch has, in order
     constants       arguments that were given at compile time
-    threads         of a block;  shared_bytes: of dynamic shared memory, a block
+    threads         of a block;  shared_bytes: of dynamic shared memory per block
     resources       what Triton's ptxas reports
     """
 
@@ -58,13 +58,13 @@ class Compiled:
 
 
 def source_digest() -> str:
-    """What `Compiled.source` is for the kernels as they stand now."""
+    """Return the value of `Compiled.source` for the present source."""
     return hashlib.sha256(SOURCE.read_bytes()).hexdigest()
 
 
 @functools.cache
 def stored() -> Mapping[tuple[str, str], Compiled]:
-    """What is in the package, by kernel and architecture."""
+    """Load the stored kernels, by kernel and architecture."""
     rows = json.loads((FOLDER / INDEX).read_text(encoding="utf-8"))
     found = {}
     for row in rows:

@@ -17,7 +17,7 @@ _OPENING = re.compile(r'"""Exercises of notebook (\d\d)\b')  # how the file of a
 
 @dataclass(frozen=True, repr=False)
 class Progress(Tabular):
-    """What `progress` gives. solved: by notebook, and by exercise whether it is solved."""
+    """The result of `progress`. solved: by notebook and exercise, whether it is solved."""
 
     solved: Mapping[str, Mapping[str, bool]]
 
@@ -38,7 +38,7 @@ class Progress(Tabular):
 
 
 def progress(notebook: str | None = None) -> Progress:
-    """Which exercises have been solved on this machine; of one notebook, such as "09", or of all.
+    """Show which exercises were solved on this machine, of one notebook such as "09", or of all.
 
     Raises ValueError for a notebook without exercises.
     """
@@ -52,7 +52,7 @@ def progress(notebook: str | None = None) -> Progress:
 
 
 def notebook_files() -> dict[str, str]:
-    """The file of exercises, without its ending, by the number of its notebook: {"00": "start_here", ...}."""
+    """Return the file of exercises, without its ending, by the number of its notebook: {"00": "start_here", ...}."""
     found = {}
     for path in Path(__file__).parent.glob("*.py"):
         if opening := _OPENING.match(path.read_text(encoding="utf-8")):

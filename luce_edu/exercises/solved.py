@@ -16,7 +16,7 @@ _here: set[str] = set()  # what this process has seen solved
 
 
 def solved() -> set[str]:
-    """Full names, such as "megakernel.count_barriers". A file that is damaged is moved aside, which a line says."""
+    """Return full names, such as "megakernel.count_barriers". A damaged file is moved aside, with a line on stderr."""
     path = progress_file()
     return _here | (_read(path) if path else set())
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> set[str]:
 
 
 def _aside(path: Path) -> Path:
-    """A name that is free."""
+    """Return an unused name for the damaged file."""
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1

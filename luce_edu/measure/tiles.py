@@ -13,6 +13,7 @@ import torch
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import ModelConfig
+from luce_edu.errors import check_int
 from luce_edu.faults import Fault, planted
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.cubin import Binary, Resources, compile_cubin
@@ -58,8 +59,7 @@ class Tile:
     def __post_init__(self):
         if self.rows not in ROWS:
             raise ValueError(f"rows: expected one of {', '.join(map(str, ROWS))}, got {self.rows!r}")
-        if not isinstance(self.at_least, int) or self.at_least < 1:
-            raise ValueError(f"at_least: expected a number of blocks from 1 on, got {self.at_least!r}")
+        check_int("at_least", self.at_least, 1)
         find_card(self.card)
 
     @property

@@ -16,8 +16,7 @@ from luce_edu.machine.cards import find_card
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.records.record import Record
-from luce_edu.measure.records.rows import Machine, Recorded
-from luce_edu.measure.tasks import TaskRow, Tasks
+from luce_edu.measure.records.rows import Machine, Recorded, TaskRow, Tasks
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.stages.dims import kernel_defines
 
@@ -86,11 +85,10 @@ def test_the_stored_ptx_is_of_the_kernels_as_they_stand():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_triton_makes_the_same_again(kernel):
-    triton = pytest.importorskip("triton")
-    made = stored()[kernel, ARCHITECTURES[0]]
-    if triton.__version__ != made.triton:
-        pytest.skip(f"Triton {triton.__version__} is installed; {made.triton} made the stored PTX")
-    assert compile_triton(kernel, ARCHITECTURES[0]) == made
+    pytest.importorskip("triton")
+    made, before = compile_triton(kernel, ARCHITECTURES[0]), stored()[kernel, ARCHITECTURES[0]]
+    check(tritons(kernel, CARDS[0], made))  # another version of Triton may write it differently, and must be right
+    assert made == before or made.triton != before.triton
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch):

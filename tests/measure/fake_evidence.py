@@ -14,8 +14,7 @@ from luce_edu.measure.bench.systems import System
 from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.records.rows import Machine as Description
-from luce_edu.measure.records.rows import Verified, VerifiedStage
-from luce_edu.measure.tasks import TaskRow, Tasks
+from luce_edu.measure.records.rows import TaskRow, Tasks, Verified, VerifiedStage
 from luce_edu.stages import STAGES
 
 MACHINE = Description(

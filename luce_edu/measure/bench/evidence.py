@@ -20,13 +20,13 @@ from luce_edu.backends import make_backend
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, PROMPTS, STEPS, Bench, bench, reason
 from luce_edu.measure.bench.systems import make_systems
+from luce_edu.measure.bench.tasks import measure_tasks
 from luce_edu.measure.constants import measure_bandwidth, measure_launch_costs
 from luce_edu.measure.nvml import Sensors, or_none
 from luce_edu.measure.records.predictions import beside
 from luce_edu.measure.records.record import Record, RecordError, commit
 from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Machine, NotRun, PrefillRow, Recorded, Verified
 from luce_edu.measure.schema import checked
-from luce_edu.measure.tasks import measure_tasks
 from luce_edu.stages import STAGES
 from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 

@@ -15,7 +15,6 @@ from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.floor import bytes_per_token
 from luce_edu.measure.latency import Quartiles
 from luce_edu.measure.schema import Check, Count, Day, NotNegative, Positive, Scalar, Size, Text
-from luce_edu.measure.tasks import Tasks
 from luce_edu.verification import Report
 
 # ---- Recorded ----
@@ -158,6 +157,28 @@ class EnergyRow:
     def key(self) -> tuple[str, int]:
         """As of a DecodeRow."""
         return self.system, self.context
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """The time of one task in one system, with nothing in L2 before.
+
+    task       rms_norm: of a vector of 1,024;  matvec: gate_proj of Qwen3.5-0.8B, bf16 weights
+    system     ours: csrc/per_op.cu; cuBLAS: torch.mv in bf16; torch.compile: of the same line of PyTorch
+    latency_us None if it could not run;  reason: why, in one line
+    """
+
+    task: Literal["rms_norm", "matvec"]
+    system: Text
+    latency_us: Quartiles | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Every task in every system."""
+
+    rows: tuple[TaskRow, ...]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ import torch
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.faults import Fault, planted
-from luce_edu.measure import tasks
+from luce_edu.measure.bench import tasks
+from luce_edu.measure.bench.tasks import measure_tasks
 from luce_edu.measure.latency import Quartiles
+from luce_edu.measure.records.rows import TaskRow
 from luce_edu.measure.schema import checked
-from luce_edu.measure.tasks import TaskRow, measure_tasks
 
 SYSTEMS = [("rms_norm", "ours"), ("rms_norm", "torch.compile"), ("matvec", "ours"), ("matvec", "cuBLAS"),
            ("matvec", "torch.compile")]  # fmt: skip
@@ -38,18 +39,23 @@ def test_every_system_does_both_tasks_right_and_the_rows_can_be_stored(backend):
 
 @pytest.mark.planted
 def test_a_system_that_is_wrong_is_not_timed(backend, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: 1.05 * function(*args))
-    assert {key: "off by 5.0e-02" in why for key, why in reasons(backend).items()} == {
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: 1.001 * function(*args))
+    assert {key: "off by 1.0e-03" in why for key, why in reasons(backend).items()} == {
         ("rms_norm", "torch.compile"): True, ("matvec", "torch.compile"): True,
     }  # fmt: skip
 
 
 @pytest.mark.planted
-def test_a_kernel_of_ours_that_is_wrong_is_not_timed(backend):
-    with planted(Fault("no 1 +", "rms_norm.cuh", "1.0f + weight[", "weight[")) as tree:
+@pytest.mark.parametrize("fault", [
+    Fault("no 1 +", "rms_norm.cuh", "1.0f + weight[", "weight["),
+    Fault("a small scale", "rms_norm.cuh", "1.0f + weight[", "1.0001f + weight["),
+])  # fmt: skip
+def test_a_kernel_of_ours_that_is_wrong_fails_the_part(backend, fault):
+    with planted(fault) as tree:
         broken = HostBackend(csrc_dir=tree)
         broken.device = torch.device("cpu")
-        assert list(reasons(broken)) == [("rms_norm", "ours")]
+        with pytest.raises(AssertionError, match="rms_norm by ours is off"):
+            measure_tasks(broken)
 
 
 @pytest.mark.planted
@@ -58,7 +64,9 @@ def test_a_compiler_that_is_missing_costs_its_own_rows_alone(backend, monkeypatc
         raise RuntimeError("Cannot find a working triton installation.\nAnd more.")
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert reasons(backend) == dict.fromkeys([SYSTEMS[1], SYSTEMS[4]], "Cannot find a working triton installation.")
+    assert reasons(backend) == dict.fromkeys(
+        [SYSTEMS[1], SYSTEMS[4]], "RuntimeError: Cannot find a working triton installation."
+    )
 
 
 def test_a_row_says_why_it_has_no_time():
