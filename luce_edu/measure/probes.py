@@ -68,7 +68,9 @@ def time_loads(kernel: str, *, card: str = "RTX 3090", loads: int = 8) -> Loads:
 
 
 def issue_cycles(times: LaunchTimes) -> np.ndarray:
-    """When each machine instruction of a kernel issues that one warp runs from top to bottom, in cycles from its start.
+    """Return the cycle, counted from the start, at which each machine instruction issues.
+
+    The kernel must be run by one warp, once from top to bottom.
 
     A warp issues in order, so an instruction comes after all issues and waits before it. ValueError where instructions
     were issued more than once: by a loop, or by several warps.
@@ -81,7 +83,7 @@ def issue_cycles(times: LaunchTimes) -> np.ndarray:
 
 
 def bank_conflicts(first_words: Sequence[int]) -> int:
-    """Turns beyond the fewest that shared memory takes where lane l of a warp reads 16 bytes from word first_words[l].
+    """Return the turns beyond the fewest of a shared load in which lane l reads 16 bytes from word first_words[l].
 
     Counted by the virtual GPU. ValueError unless there are 32 multiples of 4 from 0 to 252.
     """

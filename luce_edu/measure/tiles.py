@@ -64,12 +64,12 @@ class Tile:
 
     @property
     def columns(self) -> int:
-        """Of the state, that a block has."""
+        """The number of columns of the state in a block's tile."""
         return COLUMNS * THREADS * self.rows // _config().linear_key_head_dim
 
     @property
     def tiles(self) -> int:
-        """In one layer of Qwen3.5-0.8B: the blocks that have work."""
+        """The number of tiles in a layer of Qwen3.5-0.8B, and so of blocks that have work."""
         return _config().value_dim // self.columns
 
     @property
@@ -85,7 +85,7 @@ class Tile:
 
     @cached_property
     def ptx(self) -> str:
-        """What NVRTC makes of the source, and what the virtual GPU executes."""
+        """PTX by NVRTC, which the virtual GPU executes."""
         with planted(*_ROLLED * self.local_memory) as tree:
             return compile_ptx(SOURCE, None, [KERNEL], self._defines, self._card.arch, csrc=tree)
 
@@ -101,7 +101,7 @@ class Tile:
 
     @property
     def resident(self) -> int:
-        """Blocks that an SM holds at once."""
+        """The number of blocks that an SM holds at once."""
         return blocks_per_sm(self.resources, THREADS, arch=self.arch)
 
     @property

@@ -59,7 +59,7 @@ class Bench(Tabular):
     def title(self) -> str:
         return self.where
 
-    header = ("system", "test", "µs a token", "quartiles", "tok/s", "CPU to enqueue, µs", "launches", "of the floor")
+    header = ("system", "test", "µs per token", "quartiles", "tok/s", "CPU to enqueue, µs", "launches", "of the floor")
 
     @property
     def body(self) -> list[list[str]]:

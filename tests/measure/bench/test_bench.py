@@ -484,7 +484,7 @@ def test_the_table_gives_times_rates_and_the_share_of_the_floor(log):
     assert result.title == "a GPU, random (measured now)"
     row = dict(zip(result.header, result.body[0], strict=True))
     assert row["system"] == "first" and row["test"] == "decode at 512"
-    assert (row["µs a token"], row["tok/s"], row["quartiles"]) == ("100", "10,000", "100 to 100")
+    assert (row["µs per token"], row["tok/s"], row["quartiles"]) == ("100", "10,000", "100 to 100")
     assert row["of the floor"] == f"{100 / floor:.2f} ×"
     assert "prompt of 16" in str(result) and len(result.body) == 4
     assert "–" in str(run(log, contexts=(512,))), "no floor without a bandwidth"
