@@ -39,8 +39,9 @@ def blocks_by_registers(
             held = resident_blocks(limits, threads=threads, registers=count)
             colour = VERMILLION if held < max(grids, default=0) else INK
             axes.plot([count], [held], "o", color=colour, markersize=6, zorder=3)
-            side = "left" if count < MOST_REGISTERS - 20 else "right"  # inside the panel
-            axes.annotate(f"{tile}", (count, held), xytext=(3, 6), textcoords="offset points", fontsize=11, ha=side,
+            # Inside the panel, and below the dashed line that may be one block higher.
+            ha, right = ("left", 5) if count < MOST_REGISTERS - 20 else ("right", -5)
+            axes.annotate(f"{tile}", (count, held), xytext=(right, 3), textcoords="offset points", fontsize=11, ha=ha,
                           fontweight="bold", color=colour)  # fmt: skip
         axes.set_title(f"{arch}: {limits.warps_per_sm} warps per SM", fontsize=11)
         axes.set_xlabel("registers per thread")
@@ -56,7 +57,7 @@ def blocks_by_registers(
 
 
 def time_by_tile(times: Mapping[str, Mapping[int, tuple[float, float]]], *, provenance: str = "") -> Picture:
-    """Microseconds against the size of the tile, as bars from the lower to the upper end of each range.
+    """Microseconds against the size of the tile, as boxes from the lower to the upper end of each range.
 
     times  by series, such as a card: (lower, upper) by tile
     """

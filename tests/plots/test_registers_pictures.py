@@ -37,6 +37,16 @@ def test_a_tile_is_red_where_the_launch_is_refused_and_only_there():
     assert not any(red for axes in panels(grids={}) for *_, red in points(axes))
 
 
+def test_no_tile_s_label_lies_on_a_dashed_line():
+    axes, *_ = panels({"sm_86": {4: 48, 8: 64, 16: 96, 32: 161}}, grids={8: "eight", 4: "four"})
+    axes.figure.draw_without_rendering()
+    heights = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    dashed = [axes.transData.transform((0, height))[1] for height in heights]
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().isdigit()]
+    assert len(dashed) == 2 and len(boxes) == 4
+    assert not any(box.y0 <= y <= box.y1 for box in boxes for y in dashed)
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match="sm_1"):
         panels({"sm_1": {4: 48}})
