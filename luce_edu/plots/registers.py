@@ -19,7 +19,7 @@ def blocks_by_registers(
     tiles    by architecture, such as "sm_86": registers by tile
     threads  of a block
     grids    blocks per SM that a cooperative launch may ask for, with a label: dashed lines. Tiles that miss the
-             highest line are red
+             highest line are orange
     ValueError for an architecture that is not in LIMITS.
     """
     if unknown := sorted(set(tiles) - set(LIMITS)):

@@ -16,7 +16,7 @@ def panels(tiles=TILES, grids=None):
 
 
 def points(axes):
-    """Of each tile: its registers, its blocks, and whether it is red."""
+    """Of each tile: its registers, its blocks, and whether it is orange."""
     return [(line.get_xdata()[0], line.get_ydata()[0], to_hex(line.get_color()) == VERMILLION.lower())
             for line in axes.lines if line.get_marker() == "o"]  # fmt: skip
 
@@ -25,16 +25,16 @@ def test_a_panel_has_the_steps_of_its_limits_and_the_tiles_on_them():
     for axes, (arch, registers) in zip(panels(), TILES.items(), strict=True):
         steps = dict(zip(axes.lines[0].get_xdata(), axes.lines[0].get_ydata(), strict=True))
         assert steps[16] == LIMITS[arch].threads_per_sm // 128 and steps[255] == 2
-        for (used, held, red), count in zip(points(axes), registers.values(), strict=True):
+        for (used, held, orange), count in zip(points(axes), registers.values(), strict=True):
             assert used == count
             assert held == steps[used] == resident_blocks(LIMITS[arch], threads=128, registers=count)
-            assert red == (held < 8)
+            assert orange == (held < 8)
 
 
 @pytest.mark.planted
-def test_a_tile_is_red_where_the_launch_is_refused_and_only_there():
-    assert [red for axes in panels(grids={4: "four"}) for *_, red in points(axes)] == [False, False, False, True]
-    assert not any(red for axes in panels(grids={}) for *_, red in points(axes))
+def test_a_tile_is_orange_where_the_launch_is_refused_and_only_there():
+    assert [orange for axes in panels(grids={4: "four"}) for *_, orange in points(axes)] == [False, False, False, True]
+    assert not any(orange for axes in panels(grids={}) for *_, orange in points(axes))
 
 
 def test_no_tile_s_label_lies_on_a_dashed_line():
