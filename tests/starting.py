@@ -1,5 +1,6 @@
 """How a test starts a child process, so that it does not matter how the tests themselves were started."""
 
+import multiprocessing
 import signal
 import sys
 
@@ -19,3 +20,14 @@ def default_signals(ignored: tuple[signal.Signals, ...] = ()) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def in_two_processes(function) -> None:
+    """Call a function in two forked processes at once; both must end well."""
+    context = multiprocessing.get_context("fork")
+    pair = [context.Process(target=function) for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]

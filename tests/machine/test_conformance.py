@@ -100,7 +100,7 @@ def test_a_wrong_expectation_is_seen():
 
 @pytest.mark.planted
 def test_a_wrong_instruction_is_seen():
-    """A machine that took sub for add, rounded the other way or flushed where it must not would fail."""
+    """A machine that subtracts instead of adding, rounds another way or flushes where it must not fails the check."""
     for right, planted in (("add.s32", "sub.s32"), ("add.rz.f32", "add.rn.f32"), ("mul.rn.f32", "mul.rn.ftz.f32")):
         rows = kernel.inputs(INSTRUCTIONS[right], 512, "planted")
         expected = kernel.expectations(INSTRUCTIONS[right], rows)

@@ -4,23 +4,17 @@ import pytest
 from isa.kernel import UNWRITTEN, entry, launch, patterns, tensor
 
 
-def _flag(number, pointer="%p1"):
-    """Read this thread's word into %r4 and whether it is set into %q0."""
-    return f"""
-    mad.wide.u32 %x0, %t, 4, {pointer};
-    ld.global.u32 %r4, [%x0];
-    setp.ne.u32 %q{number}, %r4, 0;"""
-
-
 @pytest.mark.parametrize("bar", ("bar", "barrier"))
 @pytest.mark.parametrize("count", ("", ", 96"))
 def test_barriers_reduce_a_predicate_over_the_block(bar, count):
-    word = "bar.red" if bar == "bar" else "barrier.red"
-    body = f"""{_flag(0)}
-    {word}.popc.u32 %r5, 0{count}, %q0;
-    {word}.popc.u32 %r6, 1{count}, !%q0;
-    {word}.and.pred %q1, 2{count}, %q0;
-    {word}.or.pred %q2, 3{count}, %q0;
+    body = f"""
+    mad.wide.u32 %x0, %t, 4, %p1;
+    ld.global.u32 %r4, [%x0];
+    setp.ne.u32 %q0, %r4, 0;
+    {bar}.red.popc.u32 %r5, 0{count}, %q0;
+    {bar}.red.popc.u32 %r6, 1{count}, !%q0;
+    {bar}.red.and.pred %q1, 2{count}, %q0;
+    {bar}.red.or.pred %q2, 3{count}, %q0;
     selp.b32 %r7, 1, 0, %q1;
     selp.b32 %r8, 1, 0, %q2;
     mad.wide.u32 %x1, %t, 16, %p0;
@@ -63,7 +57,7 @@ LOOP:
 
 
 def test_a_producer_arrives_and_does_not_wait():
-    """One warp fills and arrives; the other waits for it, then reads: bar.arrive with bar.sync of 64 threads."""
+    """One warp writes and arrives with bar.arrive; the other waits with bar.sync of 64 threads, then reads."""
     body = """
     .shared .align 4 .b32 words[32];
     mov.u64 %x1, words;
@@ -87,7 +81,7 @@ DONE:"""
 
 
 def test_barriers_count_threads_that_have_not_exited():
-    """Half of the warps leave; the rest still meet, with the block's barrier of no stated count."""
+    """Half of the warps exit; the others still meet at a barrier that states no count."""
     body = """
     .shared .align 4 .b32 words[64];
     setp.ge.u32 %q0, %me, 64;

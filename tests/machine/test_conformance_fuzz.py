@@ -32,13 +32,13 @@ def test_machine_agrees_with_the_model(name):
 
 
 MODIFIERS = (".ftz", ".sat", ".NaN", ".relu", ".xorsign.abs", ".cc", ".clamp", ".shiftamt")
-# These change nothing: a subnormal number rounds to the same integer, and .approx is a bound in any case.
+# The modifier changes nothing here: a subnormal number rounds to the same integer, and within the bound of .approx.
 SAME = ("cvt.rni.ftz", "cvt.rzi.ftz", "cvt.rmi.ftz.u", "sin.approx.ftz", "cos.approx.ftz", "setp.num", "setp.nan")
 
 
 @pytest.mark.planted
 def test_rows_tell_an_instruction_from_the_one_without_a_modifier():
-    """A machine that passed over a modifier would fail above: on these rows the model's results differ."""
+    """The model's results differ on these rows, so the test above fails for a machine that ignores a modifier."""
     pairs = []
     for text, modifier in itertools.product(INSTRUCTIONS, MODIFIERS):
         plain = text.replace(modifier, "", 1)
@@ -72,7 +72,7 @@ def test_constants_are_operands_too(name):
     assert kernel.check(jobs) == []
 
 
-# Under a predicate goes one instruction; behind a branch also two.
+# A predicate guards one instruction; behind a branch there may be two.
 GUARDS = [(text, guard) for text in warp.WARP for guard in (False, True) if not (guard and ";" in text)]
 
 

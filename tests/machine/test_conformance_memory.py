@@ -15,7 +15,7 @@ TYPES = [letter + bits for letter, bits in itertools.product("bus", ("8", "16", 
 
 
 def extended(value, kind, bits):
-    """What a register of so many bits holds after a load: signed types fill it with their sign, others with zeros."""
+    """A register of so many bits after a load: signed types are extended with their sign, others with zeros."""
     return (signed(value, width(kind)) if kind[0] == "s" else value) & (1 << bits) - 1
 
 
@@ -29,7 +29,7 @@ PREFIX = {16: "%h", 32: "%r", 64: "%x"}
 
 
 def vectors(kind):
-    """1, 2 and 4 elements, as long as they fit 16 bytes."""
+    """1, 2 and 4 elements, if they fit 16 bytes."""
     return [count for count in (1, 2, 4) if count * width(kind) <= 128]
 
 
@@ -41,7 +41,7 @@ def operand(bits, count, first=4):
 @pytest.mark.parametrize("space", ("global", "global.nc", "shared", "local", ""))
 @pytest.mark.parametrize("kind", TYPES)
 def test_loads_extend_and_stores_cut(kind, space):
-    """Elements go through the space with this type's loads and stores, and out as whole registers."""
+    """Elements pass through the space by loads and stores of this type; then whole registers are stored."""
     rng = random.Random(f"{kind} {space}")
     size = width(kind) // 8
     jobs, source = [], HEADER
@@ -52,7 +52,7 @@ def test_loads_extend_and_stores_cut(kind, space):
         body = [f"mad.wide.u32 %x0, %t, {bytes_}, %p1;"]
         base = "%x0"
         if space in ("shared", "local"):
-            # First there with a store of this type, from registers that hold more than it.
+            # Written there first by a store of this type, from registers that are at least as wide.
             at = "room" if space == "local" else "%x2"
             if space == "shared":
                 body += ["mov.u64 %x2, tile;", f"mad.wide.u32 %x2, %me, {bytes_}, %x2;"]
@@ -283,7 +283,7 @@ def test_special_registers_of_a_launch_in_three_dimensions():
         assert row == expected, number
 
 
-# Atomics. Each is a function from what is there and the operands to what is there after it.
+# Atomics: each is a function from the old value and the operands to the new value.
 
 
 def wrap_up(old, value):
@@ -325,7 +325,7 @@ SPACES = {"global": "[%x2]", "shared": "[%x3]", "": "[%x2]"}
 
 
 def _atomic(name, space, red):
-    """Every thread on a cell of its own, in global memory, in shared memory or by a generic address."""
+    """Every thread acts on a cell of its own, in global memory, in shared memory or by a generic address."""
     kind = name.split(".")[-1]
     bits = width(kind)
     reg = PREFIX[bits]
@@ -386,7 +386,7 @@ def test_atomics_return_the_old_value_and_store_the_new(name, space):
 
 @pytest.mark.parametrize("space", ("global", "shared"))
 def test_atomics_on_one_cell_lose_nothing(space):
-    """1,024 threads count on one cell: the old values are all different; a float sum of small integers is exact."""
+    """1,024 threads add to one cell: all old values differ, and a float sum of small integers is exact."""
     at = "[%p0]" if space == "global" else "[cell]"
     at_float = "[%p0+4]" if space == "global" else "[cell+4]"
     body = f"""
@@ -410,7 +410,7 @@ def test_atomics_on_one_cell_lose_nothing(space):
 
 
 def test_atomics_of_one_warp_on_few_cells_with_predicates():
-    """Lanes of one warp on the same cell each take their turn, and lanes that are off take none."""
+    """Active lanes of a warp on the same cell act one after another; lanes that are off do nothing."""
     body = """
     and.b32 %r4, %me, 3;
     mad.wide.u32 %x0, %r4, 4, %p0;
@@ -430,7 +430,7 @@ def test_atomics_of_one_warp_on_few_cells_with_predicates():
     ]
     got = patterns(olds)
     assert [got[lane] for lane in off] == [77] * len(off)
-    for cell in range(4):  # some order of the lanes explains what they saw
+    for cell in range(4):  # the old values fit some order of the lanes
         seen = {lane: signed(got[lane], 32) for lane in on if lane % 4 == cell}
         assert -1 in seen.values() and all(old == -1 or old in seen for old in seen.values())
 
@@ -456,8 +456,6 @@ def test_orders_and_scopes_change_no_value_in_one_thread(order, scope):
     cells = tensor([*range(64)] + [0] * 64, 32)
     launch(entry(["cells"], body), 1, 64, [cells])
     assert patterns(cells) == [n + 11 for n in range(64)] + [n + 101 for n in range(64)]
-
-
 
 
 def test_registers_may_have_plain_names_types_and_scopes():

@@ -1,7 +1,7 @@
-"""Tensor-core instructions of the virtual GPU: who holds which element of a tile, and what the products are.
+"""Tensor-core instructions of the virtual GPU: which lane holds which element of a tile, and what the products are.
 
-Tiles of small integers have one right result whatever the order of the sum; tiles of random numbers are held against
-exact sums, within what the order of a sum in single precision can change.
+Products of tiles of small integers are exact in any order of the sum. Those of random numbers are compared with exact
+sums; the limit is the error that a sum in single precision can have, whatever its order.
 """
 
 from fractions import Fraction
@@ -50,8 +50,7 @@ def b_4x8_words(lane):
     return [(lane % 4, lane // 4)]
 
 
-def c_16x8(lane):
-    return a_16x8(lane)
+c_16x8 = a_16x8
 
 
 SHAPES = {
@@ -124,7 +123,7 @@ def test_tiles_of_small_integers_are_exact(shape):
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in RARE])
 def test_tiles_of_random_numbers_are_within_the_order_of_the_sum(shape):
-    """Each of k additions may cut the sum of magnitudes by one unit of single precision."""
+    """Each of the k additions may err by one unit of single precision of the sum of magnitudes."""
     k, form, *_ = SHAPES[shape]
     rng = np.random.default_rng(1)
     a, b = tile(form, rng.standard_normal((16, k))), tile(form, rng.standard_normal((k, 8)))
@@ -175,7 +174,7 @@ def _ldmatrix(count, trans):
 @pytest.mark.parametrize("trans", ("", ".trans"))
 @pytest.mark.parametrize("count", (1, 2, 4))
 def test_ldmatrix_hands_out_rows(count, trans):
-    """Lane 8 i + j names row j of matrix i; rows here lie 32 bytes apart, in an order of the lanes' own."""
+    """Lane 8 i + j gives the address of row j of matrix i. Here rows lie 32 bytes apart, and lane l gives row l ^ 5."""
     elements = list(range(1000, 1000 + 32 * 8))  # 32 rows of 8 elements of 16 bits
     words = [low | high << 16 for low, high in zip(elements[::2], elements[1::2], strict=True)]
     out = tensor([UNWRITTEN] * 32 * count, 32)

@@ -1,11 +1,11 @@
-"""The core's library is built once, found again, and built anew where it is damaged; a compiler that fails is named."""
+"""The core's library is built once, reused, and rebuilt where it is damaged; a compiler that fails is named."""
 
-import multiprocessing
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from starting import in_two_processes
 
 from luce_edu.errors import CompileError
 from luce_edu.machine import core
@@ -43,8 +43,8 @@ def compiled(monkeypatch) -> list[str]:
 
 
 def kept(tree: Path, suffix: str) -> list[Path]:
-    """What is in the cache; nothing else is left there."""
-    entries = [path for path in (tree / "cache" / "machine").rglob("*")]
+    """The files of this suffix in the cache, which has only objects and libraries."""
+    entries = list((tree / "cache" / "machine").rglob("*"))
     assert all(path.suffix in (".o", ".so") for path in entries), entries
     return [path for path in entries if path.suffix == suffix]
 
@@ -87,13 +87,7 @@ def test_what_is_damaged_is_made_again(tree, compiled, damage):
 
 
 def test_two_processes_build_at_once_and_a_third_finds_it(tree):
-    context = multiprocessing.get_context("fork")
-    pair = [context.Process(target=core.build) for _ in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join()
-    assert [process.exitcode for process in pair] == [0, 0]
+    in_two_processes(core.build)
     assert len(kept(tree, ".so")) == 1
     started = time.monotonic()
     core.build()
@@ -113,7 +107,7 @@ def test_a_terminal_is_shown_how_far_it_is(tree, monkeypatch, capsys):
     assert "1 of 2 files" in capsys.readouterr().err
 
 
-def test_elsewhere_nothing_is_shown(tree, capsys):
+def test_without_a_terminal_nothing_is_shown(tree, capsys):
     core.build()
     assert capsys.readouterr().err == ""
 

@@ -70,7 +70,7 @@ def test_cp_async_copies_and_fills_with_zeros(copy, want):
 
 
 def test_an_mbarrier_lets_a_warp_through_once_all_threads_have_arrived():
-    # Thread t writes t; all arrive; each then reads what its neighbour of the other warp wrote. Twice, by parity.
+    # Thread t writes t, all threads arrive, and thread t reads what thread t ^ 32 wrote. The second wait is by parity.
     body = """
     mov.u32 %r2, buffer;
     setp.ne.u32 %p1, %r1, 0;
@@ -104,7 +104,7 @@ second:
     y, pending = torch.zeros(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
     kernel(body).launch(1, 64, [y, pending])
     assert y.tolist() == [t ^ 32 for t in range(64)]
-    assert sorted(pending.tolist()) == list(range(1, 65))  # each saw how many were still to come
+    assert sorted(pending.tolist()) == list(range(1, 65))  # how many arrivals each thread found pending
 
 
 BULK = """
@@ -140,8 +140,9 @@ def test_a_bulk_copy_completes_its_mbarrier_and_a_bulk_group_brings_the_bytes_ba
 
 def test_bytes_that_never_come_are_a_deadlock():
     x = torch.zeros(64)
-    with pytest.raises(KernelError):
+    with pytest.raises(KernelError) as error:
         kernel(BULK.replace("BYTES", "512").replace("SIZE", "256")).launch(1, 64, [x, torch.zeros(64)])
+    assert error.value.fault == "deadlock"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_bytes_that_never_come_are_a_deadlock():
         "mbarrier.init.shared.b64 [%r2], 1; mbarrier.inval.shared.b64 [%r2]; mbarrier.arrive.shared.b64 %rd8, [%r2];",
         "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 4;",
         "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 5;",
-        "mbarrier.arrive.shared.b64 %rd8, [%r2];",  # memory that nobody wrote
+        "mbarrier.arrive.shared.b64 %rd8, [%r2];",  # memory that was never written
         "mbarrier.init.shared.b64 [%r2 + 4], 1;",  # not a multiple of 8
     ],
 )
@@ -176,7 +177,6 @@ def test_blocks_of_a_cluster_read_write_and_add_in_each_other():
     mul.lo.u32 %r7, %r2, 10;
     st.shared::cluster.u32 [%r6 + 4], %r7;
     ld.shared::cluster.u32 %r8, [%r6];
-    cvta.shared.u64 %rd3, 0;
     mov.u32 %r9, 0;
     cvt.u64.u32 %rd4, %r20;
     cvta.shared.u64 %rd4, %rd4;
@@ -200,7 +200,6 @@ def test_blocks_of_a_cluster_read_write_and_add_in_each_other():
     st.global.u32 [%rd6 + 16], %r12;
     st.global.u32 [%rd6 + 20], %r13;
     """
-    body = body.replace("    cvta.shared.u64 %rd3, 0;\n", "")
     out = torch.zeros(8, 6, dtype=torch.int32)
     kernel(body, params=1).launch(8, 1, [out], cluster=4)
     for block, row in enumerate(out.tolist()):
@@ -273,8 +272,8 @@ def test_bank_conflicts_are_passes_beyond_the_fewest(width, stride, conflicts):
     [
         "mov.u32 %r2, buffer; ld.shared.u32 %r3, [%r2 + 4096];",
         "mov.u32 %r2, buffer; st.shared.u32 [%r2+-4], %r1;",
-        "mov.u32 %r2, buffer; ld.shared.u32 %r3, [%r2];",  # nobody wrote it
-        "mov.u32 %r2, buffer; st.shared.u16 [%r2 + 8], 1; ld.shared.u32 %r3, [%r2 + 8];",  # half of it
+        "mov.u32 %r2, buffer; ld.shared.u32 %r3, [%r2];",  # never written
+        "mov.u32 %r2, buffer; st.shared.u16 [%r2 + 8], 1; ld.shared.u32 %r3, [%r2 + 8];",  # only half of it was written
         "ld.global.u32 %r3, [%rd1 + 64];",
         "ld.global.u32 %r3, [%rd1+-1];",
         "ld.global.u32 %r3, [%rd1 + 2];",

@@ -1,11 +1,11 @@
-"""NVRTC's PTX: kernels by name, lines by file, no folder of this machine, and a cache that is right or made again."""
+"""NVRTC's PTX: kernels by name, lines by file, no folder of this machine; a damaged cache entry is made again."""
 
-import multiprocessing
 import re
 import sys
 import time
 
 import pytest
+from starting import in_two_processes
 
 from luce_edu.errors import CacheError, CompileError
 from luce_edu.machine import nvrtc
@@ -44,7 +44,7 @@ def tree(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """A list that grows by one for each time that NVRTC runs."""
+    """A list with an entry for each run of NVRTC."""
     runs, run = [], nvrtc.run
 
     def counted(*args):
@@ -60,7 +60,7 @@ def ptx(tree, text=None, *, kernels=("f",), defines=None, arch=ARCH, source="ker
 
 
 def strings(text: str) -> list[str]:
-    """The constant strings of a module: what printf and assert say."""
+    """The constant strings of a module: those of printf and assert."""
     arrays = re.findall(r"\.b8 [\w$]+\[\d+\] = \{([\d, ]+)\}", text)
     return [bytes(map(int, numbers.split(", "))).rstrip(b"\0").decode() for numbers in arrays]
 
@@ -227,13 +227,7 @@ def test_two_processes_that_store_the_same_entry_leave_one(tree):
     def store():
         assert nvrtc.cached("ptx/one.ptx", lambda: time.sleep(0.1) or "text") == "text"
 
-    context = multiprocessing.get_context("fork")
-    pair = [context.Process(target=store) for _ in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join()
-    assert [process.exitcode for process in pair] == [0, 0]
+    in_two_processes(store)
     assert [path.name for path in (tree.parent / "cache" / "ptx").iterdir()] == ["one.ptx"]
     assert nvrtc.cached("ptx/one.ptx", None) == "text"
 

@@ -1,4 +1,4 @@
-"""A seed decides the order of warps and blocks: right kernels do not notice, and wrong ones show."""
+"""A seed decides the order of warps and blocks; results of sound kernels do not depend on it."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from planted.kernels import planted, words
 from luce_edu.errors import KernelError
 
 SEEDS = range(10)
-ORDERS = (None, *range(20))  # None: blocks in parallel, as fast as may be
+ORDERS = (None, *range(20))  # None: blocks run in parallel, in no fixed order
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_seed_is_the_same_order_with_another_launch_before_it(module):
     assert order_of_arrival(module, 3) == alone
 
 
-# ---- What is deterministic has the same bits in any order ----
+# ---- Deterministic kernels give the same bits in any order ----
 
 
 def block_sums(module, **order):
@@ -93,7 +93,7 @@ def test_lanes_that_wait_for_each_other_all_get_their_turn(module, seed):
     assert token.item() == 32 and out.tolist() == list(range(31, -1, -1))
 
 
-# ---- What needs a barrier shows without it ----
+# ---- A missing barrier changes the result ----
 
 
 @pytest.mark.planted
@@ -107,7 +107,7 @@ def test_missing_syncthreads_shows_under_every_seed(module, seed):
 
 
 def wrong_or_right(kernel, grid, block, args, out, expected, **options) -> str:
-    """A read of shared memory that nobody wrote yet may be reported, which is as good as a wrong number."""
+    """Also "wrong" where the launch is ended by a report, as of a read of shared memory before it is written."""
     try:
         kernel.launch(grid, block, args, **options)
     except KernelError:

@@ -1,7 +1,7 @@
-"""The same bits from every build of the core: launches that this process ran, run again by code for other processors.
+"""Every build of the core gives the same bits: launches of this process are run again by code for other processors.
 
 A driver (replay/replay.cpp) is linked with the core and given the launches as the core takes them. All memory that they
-may touch is at the addresses that it had here, so pointers in memory mean what they meant.
+may touch is at the addresses that it had here, so pointers in memory stay valid.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ HERE = Path(__file__).parent
 CONFORMANCE = ("conformance", "conformance_blocks", "conformance_fuzz", "conformance_memory", "conformance_tiles")
 CARDS = ("T4", "H100")  # compute_75 and compute_90a, whose code differs most
 
-# Optimised less than the core itself, which builds in half the time and must not change a bit. Each instruction calls
-# the next; that these calls take no stack is not in -O1.
+# Less optimised than the core, which halves the time of the build and must not change a bit. Each instruction calls the
+# next one; with -O1 alone these calls would use the stack.
 FLAGS = [flag for flag in core.FLAGS if flag not in ("-O2", "-march=native")] + ["-O1", "-foptimize-sibling-calls"]
 X86 = [*FLAGS, *core.X86_FLAGS, "-no-pie"]
 AARCH64 = ("aarch64-linux-gnu-g++", "qemu-aarch64")
@@ -46,7 +46,7 @@ def decoded() -> Recording:
             dec.prefill(list(range(1, 40)))
             dec.step(7)
             decoder("megakernel", model, "host", 16, backend=HostBackend(card=card, seed=5)).step(9)
-        for how in ({"hostile": True}, {"races": True}):  # on the smallest card: both look at every block's knowledge
+        for how in ({"hostile": True}, {"races": True}):  # on the smallest card, since both keep state per block
             decoder("megakernel", model, "host", 16, backend=HostBackend(card="laptop", seed=5, **how)).step(9)
     return recorder.recording()
 
@@ -76,7 +76,7 @@ def native(tmp_path_factory) -> list[str]:
 
 def test_another_process_gets_the_same_from_every_order(decoded, native, tmp_path):
     assert decoded.differences(replayed(native, decoded.image, tmp_path)) == []
-    # How often a warp looks for what it waits for is no property of the kernel, so counters are left out.
+    # How often a waiting warp polls depends on the order, so counters are left out.
     for order in ({"seed": 6}, {"seeded": 0, "threads": 3}, {"seeded": 0, "threads": 1}):
         assert decoded.differences(replayed(native, decoded.ordered(**order), tmp_path), [MEMORY, REPORT]) == []
 

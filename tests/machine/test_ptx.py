@@ -1,7 +1,7 @@
 """The PTX parser: what it reads from NVRTC, LLVM, Triton-like text and people, and what it refuses.
 
 The files in samples/ were all accepted by ptxas 13.0; it gives the constants these values
-and refuses what is refused here, but for a variable above our limit, deep brackets and a shift by 64.
+and refuses what is refused here, except a variable above our limit, deep brackets and a shift by 64.
 """
 
 import random
@@ -256,7 +256,7 @@ def test_a_block_has_names_of_its_own():
     assert function.registers["r#2"] == "f32"
 
 
-def test_a_range_holds_what_it_says():
+def test_a_range_declares_its_registers_and_no_others():
     function = parse(kernel("mov.b32 %r0, %r19; mov.b32 %x10, %x12;")).functions["k"]
     assert set(function.registers) >= {"%r0", "%r19", "%x10", "%x12"} and "%r20" not in function.registers
     for name in ("%r20", "%r01", "%x13", "%r", "%p4"):
@@ -264,7 +264,7 @@ def test_a_range_holds_what_it_says():
             parse(kernel(f"mov.b32 %r0, {name};"))
 
 
-def test_a_huge_range_costs_nothing():
+def test_a_huge_range_is_not_expanded():
     assert instructions(kernel(".reg .b32 big<2000000000>; mov.b32 r, big1999999999;"))[0].operands[1].name[:3] == "big"
 
 
@@ -365,7 +365,7 @@ def test_a_malformed_module_is_refused_with_its_line(text):
 @pytest.mark.parametrize("body", REFUSED_BODIES, ids=range(len(REFUSED_BODIES)))
 def test_a_malformed_body_is_refused_with_its_line(body):
     with pytest.raises(CompileError) as refused:
-        parse(kernel(f"{body}"))
+        parse(kernel(body))
     assert line_of(refused.value) in (6, 7, 8)  # 7 and 8 where the statement swallowed the closing brace
 
 
@@ -406,7 +406,7 @@ def test_text_with_changed_bytes_is_refused_or_read(name):
 
 
 def outcome(text):
-    """Anything but a CompileError fails the test."""
+    """Whether the text is read or refused; any other exception fails the test."""
     try:
         parse(text)
     except CompileError as refused:
@@ -419,4 +419,4 @@ def outcome(text):
 def test_text_made_to_be_slow_is_refused_soon(text):
     start = time.process_time()
     assert outcome(kernel(text)) == "refused"
-    assert time.process_time() - start < 5  # seconds; one that grew with the square would take minutes
+    assert time.process_time() - start < 5  # seconds; time that grows with the square of the length would be minutes

@@ -1,4 +1,4 @@
-"""A kernel that is wrong ends with a report that names the place, harms nothing, and leaves the next launch to work."""
+"""A wrong kernel ends with a report that names the place; other memory is untouched, and the next launch works."""
 
 import time
 
@@ -38,7 +38,7 @@ def at(marker: str) -> str:
 
 
 def inside(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """n floats in the middle of others that a kernel must not touch, and all of them."""
+    """n floats in the middle of a larger tensor, and that tensor, whose rest a kernel must not touch."""
     everything = torch.randn(n + 128)
     return everything[64 : 64 + n], everything
 
@@ -56,8 +56,8 @@ def test_store_outside_a_tensor_is_named_and_nothing_else_is_touched(where, seed
     before = everything.clone()
     said = report("store_outside", 2, 64, [x, where], seed=seed)
     says(said, at("store outside"), 37)  # of block 1
-    says(said, where if abs(where) < 1000 else "store_outside")  # far away, an index says nothing
-    x[x == 1.0] = before[64:-64][x == 1.0]  # threads before that one may have stored
+    says(said, where if abs(where) < 1000 else "store_outside")  # an index far outside is not named
+    x[x == 1.0] = before[64:-64][x == 1.0]  # other threads may have stored before that one
     assert torch.equal(everything, before)
 
 
@@ -103,13 +103,12 @@ def test_uninitialised_shared_memory_is_named(seed):
 @pytest.mark.planted
 @pytest.mark.parametrize("how", [{}, {"seed": 0}, {"seed": 1, "races": True}, {"seed": 1, "hostile": True}], ids=str)
 def test_uninitialised_local_memory_is_named(module, how):
-    """In one thread, whose neighbours have written the same element of theirs; nothing stays of the launch before."""
+    """Neither the other threads' writes to their local memory nor those of the launch before count as written."""
     out = torch.zeros(64)
     for where in (5, 13):
         module["uninitialised_local"].launch(2, 26, [out, where], **how)  # without thread 26
         said = report("uninitialised_local", 2, 64, [out, where], **how)
         says(said, "reports.cu", "local memory", "uninitialised", 26)
-
 
 
 @pytest.mark.planted
@@ -130,7 +129,7 @@ def test_null_and_foreign_pointers_are_named(module):
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("strict", [True, False])
-def test_barriers_in_both_ways_of_a_warp_are_refused(strict, seed):
+def test_barriers_on_both_paths_of_a_warp_are_refused(strict, seed):
     said = report("two_barriers_of_a_warp", 3, 32, [words(32)], seed=seed, strict=strict)
     assert at("first barrier of a warp") in said or at("second barrier of a warp") in said
 
@@ -213,7 +212,7 @@ def test_spin_that_never_ends_is_named(kernel, marker, start, seed):
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_blocks_that_never_start_are_named(module, seed):
-    """`laptop` holds 2 blocks of 1024 threads; those wait for 6 more, which wait for their place."""
+    """`laptop` holds 2 blocks of 1024 threads. They wait for 6 more, which cannot start before these end."""
     module["meet"].launch(2, 1024, [words(2)], seed=seed)
     says(report("meet", 8, 1024, [words(2)], seed=seed), at("wait in the grid barrier"))
 
@@ -257,7 +256,7 @@ def test_recursion_is_refused():
     assert not out.any()
 
 
-# ---- What is refused before anything runs ----
+# ---- Refused before anything runs ----
 
 
 @pytest.mark.planted
@@ -266,7 +265,7 @@ def test_recursion_is_refused():
     [("unknown_instruction", ["frobnicate", "guess.cu:18"]), ("unknown_modifier", ["frob", "guess.cu:23"]),
      ("newer", ["99"])],
 )  # fmt: skip
-def test_ptx_that_is_not_known_is_refused_by_name(file, words_of_it):
+def test_unknown_ptx_is_refused_by_name(file, words_of_it):
     with pytest.raises(CompileError) as error:
         machine.load((HERE / f"{file}.ptx").read_text())
     says(str(error.value), *words_of_it)

@@ -8,7 +8,7 @@ from luce_edu.machine.cubin import ARCHITECTURES, compile_cubin
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.sass import memory_instructions
 
-# Nothing here that the compiler could merge or leave out: one load and store of each kind for each that is written.
+# The compiler can neither merge nor remove accesses here, so each one in the source is one instruction.
 TEXT = """
 extern "C" __global__ void moves(float* x) {
     __shared__ float s[256];
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_ptx_and_of_the_report_of_spills(arch):
     assert spilled["LDG"] == spilled["STG"] == 100
 
 
-def test_a_kernel_that_is_not_there_is_named():
+def test_a_missing_kernel_is_named():
     binary = compile_cubin("moves.cu", ["moves"], {"LOADS": 5}, "sm_86", text=TEXT)
     with pytest.raises(ValueError, match="text.other"):
         memory_instructions(binary, "other")

@@ -61,7 +61,7 @@ def program_of(body):
 
 
 def entries(body, rates=GA102):
-    """[(text of the statement, entry)] of what stands for the body; sources count in this list."""
+    """[(text of the statement, entry)] of the body; a source is an index into this list."""
     text = KERNEL.replace("BODY", body).split("\n")
     program, kept, places = program_of(body), [], {}
     for at, entry in enumerate(schedule(program, rates).entries):
@@ -119,7 +119,7 @@ def test_independent_loads_come_before_arithmetic_that_waits_for_another_load():
     assert names(body) == ["ld.global.f32"] * 2 + ["ld.shared.f32"] + ["fma.rn.f32"] * 3 + ["st.global.f32"]
 
 
-STORES = {  # what a load may pass: nothing that may write what it reads
+STORES = {  # address of a store, address of the load behind it, whether the load may pass the store
     "another pointer": ("[%rd1]", "[%rd2]", False),
     "the same bytes": ("[%rd1+16]", "[%rd1+16]", False),
     "overlapping bytes": ("[%rd1+16]", "[%rd1+18]", False),
@@ -141,7 +141,7 @@ def test_a_load_passes_only_a_store_that_cannot_write_what_it_reads(case):
     assert (order.index("ld.global.f32") < order.index("st.global.f32")) == passes
 
 
-def test_a_load_of_what_nobody_writes_passes_every_store():
+def test_a_load_of_read_only_data_passes_every_store():
     body = """cvt.rn.f32.s32 %f9, %r1;
     st.global.f32 [%rd1], %f9;
     ld.global.nc.f32 %f1, [%rd1];
@@ -198,7 +198,7 @@ def test_nothing_passes_a_pause(pause):
     assert found[at + 1][0].startswith("ld.global")
 
 
-def test_a_shared_atomic_and_a_warp_barrier_are_no_pauses_but_keep_their_place():
+def test_a_shared_atomic_and_a_warp_barrier_are_no_pauses_and_keep_their_place():
     body = """st.shared.u32 [tile], %r1;
     bar.warp.sync -1;
     atom.shared.add.u32 %r5, [tile+4], 1;
@@ -254,7 +254,7 @@ def test_the_launch_bounds_say_how_many_registers_a_thread_has():
     assert registers_of_a_thread({"maxnreg": (64,)}) == 64
 
 
-# ---- What folds
+# ---- Instructions that fold
 
 
 def test_a_multiplication_and_the_addition_behind_it_are_one_instruction():
@@ -334,7 +334,7 @@ def test_multiply_and_add_are_fused_only_where_ptx_says_so():
     assert names(body) == ["ld.global.f32", "mul.f32", "add.f32", "st.global.f32"]
 
 
-COUNTS = {  # by ptxas 13.0 for sm_86
+COUNTS = {  # machine instructions that ptxas 13.0 makes for sm_86
     "ex2.approx.f32": 4, "ex2.approx.ftz.f32": 1, "lg2.approx.f32": 4, "rcp.rn.f32": 8, "sqrt.rn.f32": 8,
     "rsqrt.approx.f32": 4, "sin.approx.f32": 2, "tanh.approx.f32": 1, "cvt.rni.f32.f32": 1,
 }  # fmt: skip
@@ -394,7 +394,7 @@ def test_a_predicated_pause_is_in_the_block_that_the_core_gives_it():
     assert first < found.entries["row"][at] < program.blocks[block + 1][0] and found.entries["row"][at] in program.sites
 
 
-SIDE_BY_SIDE = {  # what lies before the four loads, between the second and the third, and how many each load makes
+SIDE_BY_SIDE = {  # code before four loads, code between the second and the third, how many loads each entry joins
     "a variable": ("mov.u64 %rd3, tile;", "", [4]),
     "a row of 128 bytes for each thread": ("mul.wide.u32 %rd4, %r1, 128; add.s64 %rd3, %rd5, %rd4;", "", [4]),
     "pairs": ("mul.wide.u32 %rd4, %r1, 8; add.s64 %rd3, %rd5, %rd4;", "", [2, 2]),
@@ -426,7 +426,7 @@ def test_shared_loads_side_by_side_are_one_where_their_address_is_known_to_be_al
         for i in range(1, entry["joined"]):
             assert found[at + i][0].startswith("ld.shared") and sources(found[at + i][1]) == [at]
     asked = {source for name, e in found if name.startswith("add.f32 %f5") for source in sources(e)}
-    assert asked == {at for at, _ in loads[: 1 if joined[0] > 1 else 2]}, "the sum waits for what loads"
+    assert asked == {at for at, _ in loads[: 1 if joined[0] > 1 else 2]}, "the sum waits for the joined loads"
 
 
 def test_a_pointer_that_a_loop_moves_is_as_aligned_as_its_step():
@@ -452,9 +452,9 @@ def test_a_carry_is_waited_for():
 
 def test_a_kernel_ends_with_a_pause_also_where_its_ptx_has_no_ret():
     program = assemble(ptx.parse(KERNEL.replace("ret;", "").replace("BODY", "bar.sync 0;")), "k", operations())
-    found = schedule(program, GA102).entries
-    assert [KINDS[e["kind"]] for e in found][-2:] == ["pause", "pause"]
-    check(program, schedule(program, GA102))
+    found = schedule(program, GA102)
+    assert [KINDS[e["kind"]] for e in found.entries][-2:] == ["pause", "pause"]
+    check(program, found)
 
 
 CALL = """.version 8.0
@@ -535,7 +535,7 @@ def programs(which):
 
 
 def check(program, found):
-    """Everything that a Schedule promises, whatever the kernel."""
+    """Assert everything that a Schedule promises for any kernel."""
     entries, blocks = found.entries, found.blocks
     names = {number: name for name, number in operations().items()}
     op = [names.get(number, "") for number in program.code["op"].tolist()]
@@ -545,7 +545,7 @@ def check(program, found):
     paused = {rows[i] for i in np.flatnonzero(entries["kind"] == PAUSE)}
     for row, name in enumerate(op):
         assert not pauses(name) or row in paused, f"{name} is no pause"
-    assert all(pauses(op[row]) for row in paused), "only what is a pause is one"
+    assert all(pauses(op[row]) for row in paused), "only a pausing instruction has a pause"
     starts = set(slots_of(program).values())
     assert all(slot < found.slots for slot in starts)
     for number, (first, count) in enumerate(blocks.tolist()):
@@ -557,7 +557,7 @@ def check(program, found):
             assert entry["row"] == -1 or begin < entry["row"] < end
             assert entry["row"] == -1 or entry["statement"] == program.sources[entry["row"]]
             for source in sources(entry):
-                assert source < i and (source >= -1 or -2 - source in starts), "it comes before, or from a register"
+                assert source < i and (source >= -1 or -2 - source in starts), "a source comes before, or is a register"
             for other in entries[first + i + 1 : first + i + entry["joined"]]:
                 assert other["kind"] == FREE and sources(other) == [i] and other["row"] in program.sites
             for result in results(entry):
@@ -604,12 +604,12 @@ def slots_of(program):
 
 
 def spelled(operand):
-    """The names of an operand's registers, read from how it prints."""
+    """The names of an operand's registers, from its printed form."""
     return re.findall(r"Reg\(name='([^']*)'\)", str(operand))
 
 
 def reads_and_writes(statements):
-    """Of a block, by the names of PTX: what it reads from before it, and name -> the last statement that writes it."""
+    """The registers that a block reads before it writes them, and {register: the last statement that writes it}."""
     reads, writes = set(), {}
     for ins in statements:
         results = spelled(ins.operands[0]) if ins.operands and ins.opcode not in ("st", "red", "bra", "bar") else []
@@ -621,7 +621,7 @@ def reads_and_writes(statements):
 
 
 def test_a_block_reads_and_sets_the_registers_that_its_statements_name():
-    """What a block reads from before it comes from a slot; what others read gets one, unless it was always there."""
+    """A block reads slots for values of earlier blocks, and writes slots for later ones, except constants."""
     for program, found in programs("megakernel.cu compute_80"):
         slots = {name: slot for (_, name), slot in slots_of(program).items()}
         of_block = [reads_and_writes(statements) for statements in program.block_instructions]
@@ -631,7 +631,7 @@ def test_a_block_reads_and_sets_the_registers_that_its_statements_name():
             entries = found.entries[first : first + count]
             read = {-2 - s for s in entries["sources"].ravel().tolist() if s < -1}
             written = {slot for entry in entries for slot in results(entry)}
-            assert len(read - {slots[n] for n in reads if n in slots}) <= 1, "one for what the core has fused away"
+            assert len(read - {slots[n] for n in reads if n in slots}) <= 1, "one for a fused register"
             assert written <= {slots[n] for n in writes if n in slots}
             for name, ins in writes.items():
                 if name in everywhere and slots.get(name, -1) not in written and name in slots:
@@ -646,10 +646,10 @@ PLANTED = {
     "an access with two entries": lambda e: e["row"].__setitem__(
         np.flatnonzero(e["kind"] == BYPASS)[:2], e["row"][e["kind"] == BYPASS][0]
     ),
-    "an operand from the future": lambda e: e["sources"].__setitem__((slice(None), 0), 10**6),
-    "a register that no value has": lambda e: e["result"].__setitem__(slice(None), 10**6),
+    "a source that comes later": lambda e: e["sources"].__setitem__((slice(None), 0), 10**6),
+    "a register that does not exist": lambda e: e["result"].__setitem__(slice(None), 10**6),
     "another statement": lambda e: e["statement"].__setitem__(slice(None), e["statement"] + 1),
-    "something for nothing": lambda e: e["issues"].__setitem__(slice(None), 0),
+    "an instruction that is not issued": lambda e: e["issues"].__setitem__(slice(None), 0),
 }
 
 

@@ -84,12 +84,12 @@ def test_widgets_go_forward_and_back(steps):
 
 
 @pytest.mark.parametrize("wrong", [{"at_block": 2}, {"warp": 1}, {"warp": -1}, {"most": 0}, {"at_block": "0"}])
-def test_what_is_not_there_is_refused(kernel, wrong):
+def test_a_block_or_warp_that_does_not_exist_is_refused(kernel, wrong):
     with pytest.raises(LaunchError):
         step(kernel, 2, 32, [torch.zeros(40), torch.zeros(2), 40], **wrong)
 
 
 @pytest.mark.planted
-def test_a_kernel_that_goes_astray_is_reported(kernel):
+def test_a_read_out_of_bounds_is_reported(kernel):
     with pytest.raises(KernelError, match="out of bounds"):
         step(kernel, 2, 32, [torch.zeros(40), torch.zeros(2), 41])

@@ -1,4 +1,4 @@
-"""With the clock on a launch computes and reports what it always does, and when does not depend on the OS threads."""
+"""With the clock on, a launch computes and reports the same as without; times do not depend on the OS threads."""
 
 import dataclasses
 
@@ -123,37 +123,6 @@ def test_what_is_counted_is_what_is_always_counted(kernels):
     assert one.counters.instructions == usual.instructions and one.counters.traffic == usual.traffic
 
 
-def test_a_chain_of_loads_takes_the_latency_of_each():
-    card = find_card("RTX 3090")
-    chase = load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card)["chase"]
-    clock, following = find_clock(card), torch.tensor([32, *range(1, 32), 0], dtype=torch.int32)
-    out = torch.zeros(1, dtype=torch.int32)
-
-    def us(steps, clock):
-        return run_timed([chase.prepare(1, 1, [following, out, steps])], Device(clock))[0][0].us
-
-    def cycles_a_step(clock):
-        return (us(3000, clock) - us(1000, clock)) / 2000 * clock.clock_mhz
-
-    slower = dataclasses.replace(clock, l1_latency=clock.l1_latency + 100)
-    assert cycles_a_step(slower) - cycles_a_step(clock) == pytest.approx(100, rel=0.02)
-
-
-def test_a_load_that_is_waited_for_in_the_next_round_of_a_loop_takes_its_latency():
-    card = find_card("RTX 3090")
-    pointers = load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card)["chase_behind"]
-    clock, out = find_clock(card), torch.zeros(1, dtype=torch.int32)
-
-    def us(steps, clock):  # each load is of a line that nobody has read
-        following = torch.zeros(32 * 3000, dtype=torch.int32)
-        following[::32] = torch.arange(1, 3001, dtype=torch.int32) * 32
-        return run_timed([pointers.prepare(1, 1, [following, out, steps])], Device(clock))[0][0].us
-
-    slower = dataclasses.replace(clock, dram_latency_ns=clock.dram_latency_ns + 1000)
-    a_step = [(us(600, one) - us(200, one)) / 400 for one in (clock, slower)]
-    assert a_step[1] - a_step[0] == pytest.approx(1, rel=0.02)
-
-
 def test_blocks_meet_at_a_barrier_of_the_grid(kernels):
     card = kernels["count"].card
     word = torch.zeros(1, dtype=torch.int32)
@@ -166,7 +135,7 @@ def test_blocks_meet_at_a_barrier_of_the_grid(kernels):
     assert (timeline.waits["end"] >= timeline.waits["begin"]).all()
 
 
-# ---- Each part of the card moves what it should ----
+# ---- Each constant changes the times that it should ----
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +144,37 @@ def ga102():
     return load(compile_ptx("timing.cu", SOURCE, NAMES, {}, card.arch), card=card), find_clock(card)
 
 
+def cycles(launch, clock, threads=None):
+    return run_timed([launch], Device(clock), threads=threads)[0][0].us * clock.clock_mhz
+
+
+def test_a_chain_of_loads_takes_the_latency_of_each(ga102):
+    kernels, clock = ga102
+    following, out = torch.tensor([32, *range(1, 32), 0], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+
+    def per_step(clock):
+        long, short = (cycles(kernels["chase"].prepare(1, 1, [following, out, n]), clock) for n in (3000, 1000))
+        return (long - short) / 2000
+
+    slower = dataclasses.replace(clock, l1_latency=clock.l1_latency + 100)
+    assert per_step(slower) - per_step(clock) == pytest.approx(100, rel=0.02)
+
+
+def test_a_load_that_is_waited_for_in_the_next_round_of_a_loop_takes_its_latency(ga102):
+    kernels, clock = ga102
+    following, out = torch.zeros(32 * 3000, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    following[::32] = torch.arange(1, 3001, dtype=torch.int32) * 32  # each load reads a new line
+
+    def per_step(clock):
+        long, short = (cycles(kernels["chase_behind"].prepare(1, 1, [following, out, n]), clock) for n in (600, 200))
+        return (long - short) / 400
+
+    slower = dataclasses.replace(clock, dram_latency_ns=clock.dram_latency_ns + 1000)
+    assert per_step(slower) - per_step(clock) == pytest.approx(clock.clock_mhz, rel=0.02)
+
+
 def test_each_of_an_sms_blocks_ends_at_its_own_time(ga102):
-    """Also where several end so close together that the clock sees them end at once."""
+    """Also where several end within one step of the clock."""
     module, clock = ga102
     blocks = 8 * clock.sm_count
     launch = module["fill"].prepare(blocks, 32, [torch.zeros(32 * blocks)])
@@ -184,10 +182,6 @@ def test_each_of_an_sms_blocks_ends_at_its_own_time(ga102):
     lives = waits[waits["row"] == -1]
     assert sorted(lives["block"]) == list(range(blocks)) and (lives["end"] > lives["begin"]).all()
     assert len(set(lives[["sm", "end"]].tolist())) == blocks
-
-
-def cycles(launch, clock):
-    return run_timed([launch], Device(clock))[0][0].us * clock.clock_mhz
 
 
 def test_writing_takes_as_long_as_dram_needs_once_l2_is_full(ga102):
@@ -224,14 +218,14 @@ def test_a_fence_and_a_release_wait_for_the_stores_under_way(ga102):
     further = dataclasses.replace(clock, l2_latency=clock.l2_latency + 50)
     x, word = torch.zeros(2**12, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
 
-    def longer(name, *args):  # by how much a round is, with L2 50 cycles further away
+    def longer(name, *args):  # cycles that a round takes longer with L2 50 cycles further away
         times = [cycles(kernels[name].prepare(1, 1, [*args[:-1], n, *args[-1]]), c)
                  for c in (clock, further) for n in (20, 100)]  # fmt: skip
         return (times[3] - times[2] - times[1] + times[0]) / 80
 
     assert longer("fences", x, (1, 0)) == pytest.approx(50, abs=2)
     assert longer("fences", x, (0, 0)) == pytest.approx(0, abs=1)
-    # The atomic's own way and, before its fence, the store's.
+    # The atomic's trip to L2 and, before it, the store's, for which its fence waits.
     assert longer("stores_and_releases", x, word, ()) == pytest.approx(100, abs=2)
     assert longer("releases", word, ()) == pytest.approx(50, abs=2)
 
@@ -248,12 +242,12 @@ def test_an_atomic_is_further_away_where_its_word_lies_in_the_other_half_of_l2(g
     halves = dataclasses.replace(clock, l2_far_extra=200)
     words = torch.zeros(64, dtype=torch.int32)
 
-    def longer(at):  # on the first SM; lines of L2 lie in one half and the other in turn
+    def longer(at):  # on the first SM; lines alternate between the halves of L2
         launch = kernels["adds"].prepare(1, 1, [words, at, 50])
         return (cycles(launch, halves) - cycles(launch, clock)) / 50
 
     assert longer(0) == pytest.approx(0, abs=1) and longer(32) == pytest.approx(200, abs=4)
-    x, y = torch.zeros(2, 2**14)  # loads find copies in either half
+    x, y = torch.zeros(2, 2**14)  # either half has a copy for loads
     copy = kernels["add"].prepare(64, 256, [x, x, y, 2**14])
     assert cycles(copy, halves) == cycles(copy, clock)
 

@@ -1,9 +1,10 @@
-"""With the clock on, whoever waits for asynchronous copies waits until they have landed, and not longer."""
+"""With the clock on, a wait for asynchronous copies lasts until they have landed, and no longer."""
 
 import dataclasses
 
 import pytest
 import torch
+from test_timing import cycles
 
 from luce_edu.errors import KernelError
 from luce_edu.machine import load
@@ -63,7 +64,7 @@ template <int depth> __device__ void ring_of(const int4* x, int* y, int n) {
 }
 extern "C" __global__ void ring1(const int4* x, int* y, int n) { ring_of<1>(x, y, n); }
 extern "C" __global__ void ring8(const int4* x, int* y, int n) { ring_of<8>(x, y, n); }
-// A line is asked for or not, then there is work, then it is loaded.
+// With `ask` a line is prefetched; then comes work, then a load of the line.
 extern "C" __global__ void prefetches(const int* x, int* y, int n, int ask) {
     int sum = 0;
     float a = 1;
@@ -106,7 +107,7 @@ __device__ void multiply(float& a, int times) {
 #pragma unroll 1
     for (int i = 0; i < times; ++i) asm volatile("fma.rn.f32 %0, %0, %0, %0;" : "+f"(a));
 }
-// One thread reads n bytes into shared memory; `other` says whether another warp waits for them, or it does itself.
+// Thread 0 reads `bytes` bytes into shared memory; warp `waiter` waits for them.
 extern "C" __global__ void bulk_read(const int* x, int* y, u32 bytes, int waiter) {
     extern __shared__ __align__(128) int tile[];
     __shared__ u64 barrier;
@@ -139,7 +140,7 @@ template <int depth> __device__ void bulk_ring(const int* x, int* y, int n) {
 }
 extern "C" __global__ void bulk_ring1(const int* x, int* y, int n) { bulk_ring<1>(x, y, n); }
 extern "C" __global__ void bulk_ring6(const int* x, int* y, int n) { bulk_ring<6>(x, y, n); }
-// A warp brings tiles of 4 KiB for two others, which say when they are done with one.
+// A warp copies tiles of 4 KiB for two others, which arrive at `empty` when they are done with a tile.
 template <int depth> __device__ void pipeline(const int* x, int* y, int n) {
     __shared__ __align__(128) int tile[depth][1024];
     __shared__ u64 full[depth], empty[depth];
@@ -240,7 +241,7 @@ template <bool relaxed> __device__ void meet_in_cluster(float* y, int late, int 
 }
 CLUSTER(4) clusters(float* y, int late, int n) { meet_in_cluster<false>(y, late, n); }
 CLUSTER(4) relaxed(float* y, int late, int n) { meet_in_cluster<true>(y, late, n); }
-// A chain of loads through the shared memory of the block that is `away`, 0 or 1, from the own one.
+// A chain of loads through the shared memory of the own block (away = 0) or of the other one (away = 1).
 CLUSTER(2) chase(u32* y, int n, u32 away) {
     __shared__ u32 word;
     u32 rank, at;
@@ -253,7 +254,7 @@ CLUSTER(2) chase(u32* y, int n, u32 away) {
     y[blockIdx.x] = at;
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-// Some lanes, or all, wait for what nobody brings.
+// Some lanes, or all, wait for an arrival that never comes.
 extern "C" __global__ void forgotten(int lanes) {
     __shared__ u64 barrier;
     if (threadIdx.x == 0) init(&barrier, 2);
@@ -274,12 +275,8 @@ def ga102():
     return load(compile_ptx("copies.cu", SOURCE, NAMES, {}, card.arch), card=card), find_clock(card)
 
 
-def cycles(launch, clock, threads=None):
-    return run_timed([launch], Device(clock), threads=threads)[0][0].us * clock.clock_mhz
-
-
 def each(kernel, clock, *more, rounds=(100, 300)):
-    """Cycles of a round of a loop: of one warp, on lines that nobody has read."""
+    """Cycles per round of a loop of one warp, whose loads read new lines."""
     x, y = torch.ones(rounds[1] * 128, dtype=torch.int32), torch.zeros(32, dtype=torch.int32)
     short, long = (cycles(kernel.prepare(1, 32, [x, y, n, *more]), clock) for n in rounds)
     return (long - short) / (rounds[1] - rounds[0])
@@ -355,7 +352,7 @@ def test_a_bulk_copy_takes_its_latency_and_its_bytes(h100):
     assert large - small == pytest.approx((2**15 - 128) / clock.sm_bytes_per_cycle, rel=0.05)
     far = dataclasses.replace(clock, dram_latency_ns=clock.dram_latency_ns + 1000)
     slow = dataclasses.replace(clock, bulk_copy_extra=clock.bulk_copy_extra + 500)
-    for waiter in (0, 1):  # the mbarrier holds back the thread that has copied, and another
+    for waiter in (0, 1):  # the copying warp waits at the mbarrier, or another one
         assert of(128, far, waiter) - of(128, clock, waiter) == pytest.approx(clock.clock_mhz, rel=0.02)
         assert of(2**15, slow, waiter) - of(2**15, clock, waiter) == pytest.approx(500, abs=1)
 
@@ -376,7 +373,7 @@ def test_a_warp_that_copies_for_others_keeps_them_busy_and_does_not_overtake_the
     shallow, deep = (timed(kernels, clock, name, blocks, 96, [x, y, n]) for name in ("pipeline1", "pipeline6"))
     assert (y == n).all() and deep < 0.5 * shallow
     slow = dataclasses.replace(clock, bulk_copy_extra=clock.bulk_copy_extra + 500)
-    for name, rounds in (("pipeline1", n), ("pipeline6", n // 6)):  # each tile waits for the one before it in its place
+    for name, rounds in (("pipeline1", n), ("pipeline6", n // 6)):  # each tile waits for the one before it in its slot
         longer = timed(kernels, slow, name, blocks, 96, [x, y, n]) - timed(kernels, clock, name, blocks, 96, [x, y, n])
         assert longer == pytest.approx(500 * rounds, rel=0.05)
 
@@ -401,7 +398,7 @@ def test_a_bulk_write_is_waited_for_until_it_has_read_or_until_it_has_landed(h10
         assert write[1] - write[0] == pytest.approx(500 * wait, abs=1)
 
 
-def test_a_bulk_prefetch_reads_its_bytes_and_nobody_waits(h100):
+def test_a_bulk_prefetch_reads_its_bytes_without_a_wait(h100):
     kernels, clock = h100
     x = torch.zeros(2**14, dtype=torch.int32)
     runs = [run_timed([kernels["bulk_prefetch"].prepare(1, 1, [x, size])], Device(clock))[0][0] for size in (16, 2**16)]
@@ -482,7 +479,7 @@ def test_hopper_takes_the_same_time_on_any_threads(h100):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("lanes", [1, 32])
-def test_an_mbarrier_that_nobody_completes_is_a_deadlock(h100, lanes):
+def test_an_mbarrier_that_is_never_completed_is_a_deadlock(h100, lanes):
     with pytest.raises(KernelError) as error:
         timed(*h100, "forgotten", 1, 32, [lanes])
     assert error.value.fault == "deadlock"

@@ -1,6 +1,6 @@
 """Cases derived by hand from the ISA's text, as bit patterns: instruction, inputs, outputs.
 
-They judge the model as well as the machine: what the model gets wrong here would also go unseen in the machine.
+The model is checked against them as well as the machine: an error of the model would hide the same one of the machine.
 """
 
 from isa.model import ANY, Either
@@ -64,7 +64,7 @@ CASES = [
     ("dp4a.u32.s32", (0x00000080, 0x000000FF, 0), (0xFFFFFF80,)),
     ("dp2a.lo.s32.s32", (0xFFFF0002, 0x04030201, 100), (100,)),
     ("dp2a.hi.s32.s32", (0xFFFF0002, 0x04030201, 100), (102,)),
-    # Shift counts are clamped to the width, and are not cut.
+    # Shift counts are clamped to the width, not reduced modulo the width.
     ("shl.b32", (1, 31), (INT_MIN,)),
     ("shl.b32", (1, 32), (0,)),
     ("shl.b32", (1, ALL), (0,)),

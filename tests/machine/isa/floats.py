@@ -1,6 +1,6 @@
 """Exact floating-point arithmetic on bit patterns: every result is a fraction that is rounded once.
 
-Slow and plain on purpose. A bit pattern is an int; a format says how it is read; only `encode` rounds.
+It is slow and plain on purpose. A bit pattern is an int, a format gives its meaning, and only `encode` rounds.
 """
 
 from fractions import Fraction
@@ -54,7 +54,7 @@ def negative(form, bits):
 
 
 def flush(form, bits):
-    """What .ftz makes of a subnormal number: a zero that keeps the sign."""
+    """The number after .ftz: a subnormal one becomes a zero of its sign."""
     return bits & form.sign if is_subnormal(form, bits) else bits
 
 
@@ -155,7 +155,7 @@ def div(form, a, b, mode="rn"):
 
 
 def root(value):
-    """The square root of a positive fraction, to 200 bits; what is cut off shows as a last bit that is set."""
+    """The square root of a positive fraction, to 200 bits; the last bit is set where digits were cut off."""
     scale = 1 << 2 * max(200, value.denominator.bit_length())
     square = value.numerator * scale // value.denominator
     down = isqrt(square)

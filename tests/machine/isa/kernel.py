@@ -10,6 +10,7 @@ from isa import floats
 from isa.floats import FORMATS
 from isa.model import INPUTS, OUTPUTS, Instruction, agrees, evaluate, signed, width
 from luce_edu.errors import CompileError
+from luce_edu.machine import load
 
 HEADER = ".version 8.0\n.target sm_90\n.address_size 64\n"
 THREADS = 128
@@ -80,7 +81,7 @@ def patterns(values):
 
 
 def run(kernel, instruction, rows):
-    """Launch with one row of inputs a thread; return one row of output patterns for each."""
+    """Launch with one row of inputs per thread; return one row of output patterns per row."""
     blocks = -(-len(rows) // THREADS) or 1
     threads = THREADS if len(rows) >= THREADS else -(-len(rows) // 32) * 32
     padded = rows + [rows[-1]] * (blocks * threads - len(rows))
@@ -92,7 +93,7 @@ def run(kernel, instruction, rows):
 
 
 def wrong(instruction, rows, expected, got):
-    """Rows whose outputs are not what is expected, each as a line of hexadecimal patterns."""
+    """Rows with other outputs than expected, each as a line of hexadecimal patterns."""
     lines = []
     for inputs, wanted, found in zip(rows, expected, got, strict=True):
         if not all(agrees(kind, w, g) for kind, w, g in zip(instruction.outs, wanted, found, strict=True)):
@@ -102,12 +103,6 @@ def wrong(instruction, rows, expected, got):
 
 def words(values):
     return "(" + ", ".join(f"{value:#x}" if isinstance(value, int) else str(value) for value in values) + ")"
-
-
-def load(source):
-    from luce_edu import machine
-
-    return machine.load(source)
 
 
 def entry(params, body, name="kernel"):
@@ -138,9 +133,9 @@ def launch(text, grid, block, args, **options):
 
 
 def check(jobs):
-    """Run (instruction, rows, expected) jobs; return what is wrong, a line each.
+    """Run (instruction, rows, expected) jobs; return a line for each wrong result.
 
-    An instruction that the machine refuses is wrong too, unless it is a rare one.
+    An instruction that the machine refuses is wrong too, unless it is rare.
     """
     try:
         source = HEADER + "".join(ptx(instruction, f"k{n}") for n, (instruction, *_) in enumerate(jobs))
@@ -161,7 +156,7 @@ def expectations(instruction, rows):
     return [evaluate(instruction, row) for row in rows]
 
 
-# Inputs, with a bias to the values at which instructions change their mind.
+# Inputs, with a bias to the values near which results change in kind.
 
 
 @cache
@@ -241,7 +236,7 @@ def with_constants(instruction):
             continue
         value = rng.choice(_edges(kind))
         if instruction.text.startswith(("bfe", "bfi")) and kind == "u32" and place:
-            value &= 255  # the assembler takes no more
+            value &= 255  # the assembler refuses larger ones
         names = list(INPUTS[: len(instruction.ins) - 1])
         operands = ["%" + name for name in names]
         operands.insert(place, literal(kind, value))

@@ -2,7 +2,7 @@
 
 A key of INSTRUCTIONS is PTX: a bare opcode, or text with its operands, where outputs are named %d, %e, %f … and inputs
 %a, %b, %c …. Types are PTX's: a function gets s types as signed integers and all others as bit patterns, and returns
-one value or a tuple of them. A result can also say less than all bits, where the ISA does: ANY, Either, Masked, Near.
+one value or a tuple of them. Where the ISA leaves bits of a result open, it is ANY, Either, Masked or Near.
 """
 
 import math
@@ -18,7 +18,7 @@ from isa.floats import BF16, E4M3, E5M2, F16, F32, F64, FORMATS, TF32, decode, i
 class Instruction(NamedTuple):
     """`outs` and `ins` are types; a `~` behind a float type means that the ISA leaves the NaN's bits open.
 
-    `rare`: NVRTC seldom emits it, so the machine may refuse it by name; what it does not refuse must be right.
+    `rare`: NVRTC seldom emits the instruction, so the machine may refuse it; if it runs it, the result must be right.
     """
 
     text: str
@@ -29,21 +29,21 @@ class Instruction(NamedTuple):
 
 
 class Either(NamedTuple):
-    """One of two results: the ISA does not say which."""
+    """One of two results; the ISA allows both."""
 
     first: int
     second: int
 
 
 class Masked(NamedTuple):
-    """A result of which only the bits of `mask` are said."""
+    """A result of which the ISA gives only the bits of `mask`."""
 
     value: int
     mask: int
 
 
 class Near(NamedTuple):
-    """An approximation: a real value and how far off a result may be."""
+    """An approximation: a real value and the largest error allowed."""
 
     value: float
     limit: float
@@ -86,7 +86,7 @@ def define(text, outs, ins, run, *, rare=False):
 
 
 def evaluate(instruction, bits):
-    """Results of one lane as a tuple of bit patterns, or of what the ISA says of them, from patterns of its inputs."""
+    """The results of one lane from the patterns of its inputs: a tuple of patterns, ANY, Either, Masked or Near."""
     arguments = [
         signed(value, width(kind)) if kind[0] == "s" else value & (1 << width(kind)) - 1
         for kind, value in zip(instruction.ins, bits, strict=True)
@@ -145,7 +145,7 @@ ROUNDINGS = ("rn", "rz", "rm", "rp")
 
 
 def divide(a, b, kind):
-    """Towards zero. The ISA leaves a division by zero open, and so the one that overflows."""
+    """The quotient, rounded towards zero; ANY for a division by zero, which the ISA leaves open, or that overflows."""
     if b == 0 or (a, b) == (limits(kind)[0], -1):
         return ANY
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
@@ -297,7 +297,7 @@ def bfe(a, start, length, kind):
     """Bits start to start + length - 1; a signed field is filled with its top bit, or with that of `a` past its end."""
     n = width(kind)
     if n == 64 and max(start, length) > 255:
-        return ANY  # NVIDIA's assembler does not cut these to 8 bits, as the text has it
+        return ANY  # the ISA cuts these to 8 bits, NVIDIA's assembler does not
     start, length = start & 255, length & 255
     if length == 0:
         return 0
@@ -512,14 +512,14 @@ for form in (F16, BF16):
 
 
 def flushed(form, result, towards_zero):
-    """The result of .ftz; whether a number that rounds up to the smallest normal one was subnormal is not said."""
+    """The result of .ftz. The ISA leaves open whether it flushes a number that rounds up to the smallest normal one."""
     if floats.is_subnormal(form, towards_zero) and result & ~form.sign == form.min_normal:
         return Either(result, result & form.sign)
     return floats.flush(form, result)
 
 
 def saturated(form, result):
-    """Clamped to [0, 1]; NaN is +0, and whether -0 becomes +0 is not said."""
+    """Clamped to [0, 1]; NaN becomes +0. The ISA leaves open whether -0 becomes +0."""
     if isinstance(result, Either):  # the smallest normal number or zero, both of one sign
         return Either(0, form.sign) if negative(form, result.first) else result
     if is_nan(form, result):
@@ -530,7 +530,7 @@ def saturated(form, result):
 
 
 def rectified(form, result):
-    """Negative results are zero, of a sign that is not said; NaN stays."""
+    """Negative results become a zero whose sign the ISA leaves open; NaN stays."""
     if is_nan(form, result) or not negative(form, result):
         return result
     return Either(0, form.sign)
@@ -553,7 +553,7 @@ def rounding(operation, form, mode="rn", ftz=False, sat=False, relu=False):
 
 
 def halves(run):
-    """The same on both halves of a 32-bit register."""
+    """`run` on both halves of a 32-bit register."""
 
     def packed(*args):
         low, high = run(*(a & 0xFFFF for a in args)), run(*(a >> 16 for a in args))
@@ -582,7 +582,7 @@ def rcp(form, a, mode="rn"):
 
 
 def is_normal(form, a):
-    """As testp has it: zeros are normal numbers."""
+    """The result of testp.normal, which counts zeros as normal numbers."""
     return floats.is_zero(form, a) or form.min_normal <= a & ~form.sign < form.inf
 
 
@@ -656,7 +656,7 @@ for form in (F16, BF16, F32, F64):
             continue
         run = extreme(form, name == "max", bool(nan), bool(ftz), bool(sign))
         kind, flags = form.name, f"{name}{ftz}{nan}{sign}"
-        # With .xorsign.abs the sign of a NaN is not said.
+        # With .xorsign.abs the ISA leaves the sign of a NaN open.
         define(f"{flags}.{kind}", kind + "~" * bool(sign), f"{kind} {kind}", run, rare=bool(sign))
         if width(kind) == 16:
             pair = f"{kind}x2"
@@ -682,7 +682,7 @@ for form in (F16, BF16):
 
 
 def to_range(value, kind):
-    """An integer in a register of its type; 8-bit ones are extended to the 16 bits of theirs."""
+    """An integer as its register holds it; 8-bit integers are extended to 16 bits."""
     n = width(kind)
     return signed(value, n) if kind[0] == "s" else value & (1 << n) - 1
 
@@ -803,7 +803,7 @@ for form in (E4M3, E5M2):
     define(text, "f16x2~", "b16", run, rare=True)
 
 
-# Approximations: how far off they may be is the ISA's bound, in units of the result or absolute.
+# Approximations, with the error that the ISA allows: relative to the result, or absolute.
 
 
 def approximate(form, function, relative=0.0, absolute=0.0, ftz=False):
@@ -825,7 +825,7 @@ def approximate(form, function, relative=0.0, absolute=0.0, ftz=False):
         smallest = float(decode(form, form.min_normal))
         if abs(value) > largest:
             return Near(math.copysign(math.inf, value), 0)
-        if ftz and abs(value) < smallest - limit and form is F32:  # of bf16 only the inputs are surely flushed
+        if ftz and abs(value) < smallest - limit and form is F32:  # the ISA flushes only inputs of bf16
             return form.sign if value < 0 else 0
         return Near(value, limit + smallest if ftz and abs(value) < smallest else limit)
 
@@ -867,7 +867,7 @@ def square_root(a):
 
 
 def wave(function):
-    """sin or cos, whose bound holds from -pi to pi; further out the ISA gives none."""
+    """sin or cos. Their bound holds from -pi to pi; outside, the ISA gives none."""
     inside = approximate(F32, function, absolute=2.0**-20.5)
 
     def run(a):

@@ -1,6 +1,6 @@
 """Instructions across the lanes of a warp: for each a function of the active lanes and of every lane's inputs.
 
-The kernel runs the instruction in the lanes of %mask only; the others keep what they had.
+The kernel runs the instruction in the lanes of %mask only; the registers of other lanes keep their values.
 """
 
 import random
@@ -12,7 +12,7 @@ from isa.model import ANY, INPUTS, Instruction, Masked, signed
 
 
 class WarpInstruction(NamedTuple):
-    """`run(lane, active, *columns)` gives one lane's outputs; of the inputs, "lane" and "clamp" are words."""
+    """`run(lane, active, *columns)` gives one lane's outputs; the kinds "lane" and "clamp" are 32-bit words."""
 
     text: str
     outs: tuple[str, ...]
@@ -21,7 +21,7 @@ class WarpInstruction(NamedTuple):
 
     @property
     def plain(self):
-        """As an instruction whose last input is the mask."""
+        """This instruction as one of isa.model, with the mask as its last input."""
         ins = [{"lane": "b32", "clamp": "b32"}.get(kind, kind) for kind in self.kinds]
         return Instruction(self.text, self.outs, (*ins, "b32"), None, False)
 
@@ -101,7 +101,7 @@ for name, step in (("add", lambda x, y: x + y), ("min", min), ("max", max)):
 define("redux.sync.and.b32 %d, %a, %mask", "b32", "b32", reduce(lambda x, y: x & y))
 define("redux.sync.or.b32 %d, %a, %mask", "b32", "b32", reduce(lambda x, y: x | y))
 define("redux.sync.xor.b32 %d, %a, %mask", "b32", "b32", reduce(lambda x, y: x ^ y))
-# Which lanes run together is open, apart from the lane itself, and from those that are elsewhere.
+# The ISA leaves open which lanes of the mask run together; the lane itself runs, lanes outside the mask do not.
 define("activemask.b32 %d", "b32", "b32", lambda lane, on, a: Masked(1 << lane, 1 << lane | ~bits(on)))
 define("bar.warp.sync %mask; mov.b32 %d, %a", "b32", "b32", lambda lane, on, a: a[lane])
 
@@ -175,7 +175,7 @@ def inputs(instruction, warps, seed):
 
 
 def expectations(instruction, rows):
-    """Outputs of each row; a lane outside the mask keeps what it had before."""
+    """Outputs of each row; a lane outside the mask keeps its values."""
     kept = tuple(0 if kind == "pred" else UNWRITTEN & 0xFFFFFFFF for kind in instruction.outs)
     results = []
     for start in range(0, len(rows), 32):

@@ -33,7 +33,7 @@ extern "C" __global__ void without_its_last_block(const float* x, float* y, floa
     reverse(x, y, out, [] { cg::this_grid().sync(); });
 }
 
-// What needs no barrier needs no cooperative launch.
+// A kernel without a grid barrier needs no cooperative launch.
 extern "C" __global__ void ranks(int* out) {
     const auto grid = cg::this_grid();
     out[grid.thread_rank()] = static_cast<int>(grid.num_threads());

@@ -1,31 +1,31 @@
-// hostile.cu: kernels that x86 forgives and a GPU does not, each beside its sound twin
-// A kernel is named for its family and its fault; the fault `sound` is the twin. The families are small patterns that
-// real kernels are made of. Flags lie 32 words apart, and start as zeros.
+// hostile.cu: kernels whose faults show on a GPU and most of them not on x86, each beside its sound twin
+// A kernel's name is its family and its fault; with `sound` it is the twin. The families are small patterns of real
+// kernels. Flags lie 32 words apart, and start as zeros.
 #include "words.cuh"
 
 enum Fault {
     sound,
     release_relaxed,            // the flag is stored with relaxed order
     release_plain,              // the flag is stored by a plain store
-    release_block,              // a release that only the own block may rely on
-    release_fence_block,        // a fence that only the own block may rely on
+    release_block,              // a release whose scope is the block
+    release_fence_block,        // a fence whose scope is the block
     fence_missing,              // no fence between the data and the flag
     fence_late,                 // the fence comes after the flag
-    flag_before_data,           // the flag says that data is there before it is
+    flag_before_data,           // the flag is stored before the data
     acquire_relaxed,            // the flag is read with relaxed order
     acquire_volatile,           // the flag is read by a volatile load, which is relaxed too
-    acquire_block,              // an acquire of the own block
-    acquire_plain,              // the flag is read by a plain load, which may show the same value for ever
-    barrier_missing,            // no __syncthreads between what the block did and the flag that thread 0 handles
+    acquire_block,              // an acquire whose scope is the block
+    acquire_plain,              // the flag is read by a plain load, which may return the old value for ever
+    barrier_missing,            // no __syncthreads between the block's accesses and thread 0's access to the flag
     barrier_missing_after,      // no __syncthreads between the flag that thread 0 has read and the block's reads
-    data_nc,                    // ld.global.nc on what this launch writes
+    data_nc,                    // ld.global.nc on data that this launch writes
     wait_missing,               // an asynchronous copy is read before any wait
     wait_short,                 // a wait that leaves one group too many under way
     wait_parity,                // a wait for the phase that is over already
     slot_reused,                // a copy into a slot that other threads may still read
 };
 
-// ---- Two blocks and a buffer: block 0 fills it, block 1 reads it and says so, round after round ----
+// ---- Two blocks and a buffer: in each round block 0 fills it, block 1 reads it and sets a flag ----
 
 template <Fault fault>
 WORD void say(unsigned* flag, unsigned round) {
@@ -87,7 +87,7 @@ CHANNEL(barrier_missing)
 CHANNEL(barrier_missing_after)
 CHANNEL(data_nc)
 
-// ---- One message a thread: thread i of block 0 to thread i of block 1, once, each with a flag of its own ----
+// ---- One message per thread, from thread i of block 0 to thread i of block 1, each with its own flag ----
 
 template <Fault fault>
 WORD void message(unsigned* flags, unsigned* data, unsigned* out) {
@@ -112,7 +112,7 @@ MESSAGE(sound)
 MESSAGE(fence_missing)
 MESSAGE(fence_late)
 
-// ---- Store buffering: two blocks announce themselves and look for the other; not both may miss it ----
+// ---- Store buffering: two blocks each set a flag and read the other's; at least one must see the other's ----
 
 template <Fault fault>
 WORD void announce(unsigned* met, unsigned* here, unsigned* out, unsigned rounds) {
@@ -133,7 +133,7 @@ WORD void announce(unsigned* met, unsigned* here, unsigned* out, unsigned rounds
 ANNOUNCE(sound)
 ANNOUNCE(fence_missing)
 
-// ---- A grid barrier, as in csrc/grid_barrier.cuh: block b takes what block b + 1 had a round before, and adds 1 ----
+// ---- A grid barrier, as in csrc/grid_barrier.cuh: block b adds 1 to the last value of block b + 1 ----
 
 template <Fault fault>
 WORD void grid_barrier(unsigned* word) {
@@ -170,7 +170,7 @@ GRID(acquire_block)
 GRID(barrier_missing)
 GRID(data_nc)
 
-// ---- The last block to arrive adds up what all have written: out[i] is the sum over blocks of x[b, i] ----
+// ---- The last block to arrive adds up the values of all: out[i] is the sum over blocks of x[b, i] ----
 
 template <Fault fault>
 WORD void last_block(const unsigned* x, unsigned* partial, unsigned* counter, unsigned* out) {
@@ -201,7 +201,7 @@ LAST(fence_missing)
 LAST(release_fence_block)
 LAST(barrier_missing)
 
-// ---- A lock of atomics around a plain sum; one thread a block, each `rounds` times ----
+// ---- A lock of atomics around a plain sum; one thread per block, each `rounds` times ----
 
 template <Fault fault>
 WORD void locked(unsigned* lock, unsigned* total, unsigned rounds) {
@@ -222,7 +222,7 @@ LOCKED(sound)
 LOCKED(acquire_relaxed)
 LOCKED(release_relaxed)
 
-// ---- A ring of two slots that asynchronous copies fill, 16 bytes a thread: out[tile, i] = x[tile, words - 1 - i] ----
+// ---- A ring of two slots for asynchronous copies, 16 bytes per thread: out[tile, i] = x[tile, words - 1 - i] ----
 
 constexpr unsigned ring_threads = 64, ring_words = 4 * ring_threads;
 
@@ -243,7 +243,7 @@ WORD void ring(const unsigned* x, unsigned* out, unsigned tiles) {
             const unsigned place = k * ring_threads + i;
             out[tile * ring_words + place] = slots[tile % 2][ring_words - 1 - place];  // reads what was copied
         }
-        if (fault != slot_reused) __syncthreads();  // nobody reads this slot any more
+        if (fault != slot_reused) __syncthreads();  // all threads have read this slot
     }
 }
 
@@ -259,7 +259,7 @@ RING(barrier_missing_after)
 RING(slot_reused)
 
 #if __CUDA_ARCH__ >= 900
-// ---- The same ring of bulk copies, one a tile; a slot's mbarrier counts the bytes ----
+// ---- The same ring with bulk copies, one per tile; a slot's mbarrier counts the bytes ----
 
 template <Fault fault>
 WORD void bulk(const unsigned* x, unsigned* out, unsigned tiles) {
@@ -301,7 +301,7 @@ BULK(wait_missing)
 BULK(wait_parity)
 BULK(slot_reused)
 
-// ---- Dependent launches: each lets its successor start at once, and touches what is not its own after its wait ----
+// ---- Dependent launches: each lets its successor start at once, and touches shared tensors only after its wait ----
 
 extern "C" __global__ void first_kernel(unsigned* data) {
     wait_for_predecessor();
@@ -327,8 +327,8 @@ SECOND_KERNEL(sound, false, true)
 SECOND_KERNEL(reads_early, true, true)
 SECOND_KERNEL(never_waits, false, false)
 
-// Between the first and the second: it touches neither's tensors. Without a wait of its own, its successor's wait does
-// not cover the first kernel.
+// A kernel between the first and the second that touches neither's tensors. If it does not wait, the wait of its
+// successor does not cover the first kernel.
 template <bool waits>
 WORD void kernel_between(unsigned* other) {
     if (waits) wait_for_predecessor();
@@ -338,7 +338,7 @@ WORD void kernel_between(unsigned* other) {
 extern "C" __global__ void kernel_between_sound(unsigned* other) { kernel_between<true>(other); }
 extern "C" __global__ void kernel_between_never_waits(unsigned* other) { kernel_between<false>(other); }
 
-// Copies n words to out; the kernel behind it clears them, which the copy may still be reading.
+// Copies n words to out; the next kernel clears them, and the copy may still be reading.
 extern "C" __global__ void copy_kernel(const unsigned* data, unsigned* out, unsigned n) {
     wait_for_predecessor();
     let_successor_start();
@@ -356,9 +356,9 @@ extern "C" __global__ void clear_kernel_sound(unsigned* data, unsigned n) { clea
 extern "C" __global__ void clear_kernel_writes_early(unsigned* data, unsigned n) { clear_kernel<true>(data, n); }
 #endif
 
-// ---- What always holds, however hostile the memory is ----
+// ---- Guarantees that hold under hostile memory too ----
 
-// A thread sees what it wrote itself: plain, over an old value that it has read before.
+// A thread reads its own plain writes, also over an old value that it has read before.
 extern "C" __global__ void own_writes(unsigned* data, unsigned* out, unsigned rounds) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     unsigned wrong = 0;
@@ -369,7 +369,7 @@ extern "C" __global__ void own_writes(unsigned* data, unsigned* out, unsigned ro
     out[i] = wrong;
 }
 
-// A block sees what it wrote before a barrier, in global memory too.
+// Threads of a block read what the block wrote before a barrier, in global memory too.
 extern "C" __global__ void block_writes(unsigned* data, unsigned* out, unsigned rounds) {
     const unsigned i = threadIdx.x, threads = blockDim.x, base = blockIdx.x * threads;
     unsigned wrong = 0;
@@ -383,7 +383,7 @@ extern "C" __global__ void block_writes(unsigned* data, unsigned* out, unsigned 
     out[base + i] = wrong;
 }
 
-// Relaxed loads of one word never go back in time, and every addition is found in it at the end.
+// Relaxed loads of one word never return an older value than before, and no addition to it is lost.
 extern "C" __global__ void one_word(unsigned* word, unsigned* out, unsigned rounds) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     unsigned before = 0, wrong = 0;
@@ -397,8 +397,8 @@ extern "C" __global__ void one_word(unsigned* word, unsigned* out, unsigned roun
     out[i] = wrong;
 }
 
-// Block 0 writes; block b passes the flag on to block b + 1. The last block reads what it never exchanged with block 0
-// itself: releases and acquires add up along a chain.
+// Block 0 writes; block b passes the flag on to block b + 1. The last block reads data of block 0, with which it
+// has not synchronised directly: releases and acquires work along a chain.
 extern "C" __global__ void chain(unsigned* flags, unsigned* data, unsigned* out) {
     const unsigned i = threadIdx.x, b = blockIdx.x;
     if (b == 0) data[i] = 1000 + i;
@@ -411,8 +411,8 @@ extern "C" __global__ void chain(unsigned* flags, unsigned* data, unsigned* out)
     if (i == 0 && b + 1 < gridDim.x) store_release(&flags[32 * (b + 1)], 1);
 }
 
-// Only the first addition is a release; relaxed additions of other blocks come after it. An acquire that reads the last
-// of them has still read what became of the first.
+// Only the first addition is a release; relaxed additions of other blocks come after it. An acquire that reads the
+// last of them synchronises with the first.
 extern "C" __global__ void release_sequence(unsigned* counter, unsigned* data, unsigned* out) {
     const unsigned i = threadIdx.x, b = blockIdx.x, last = gridDim.x - 1;
     if (b == 0) {
@@ -431,7 +431,7 @@ extern "C" __global__ void release_sequence(unsigned* counter, unsigned* data, u
     }
 }
 
-// What a kernel wrote by plain stores is there for the next launch, and after it for the host.
+// The next launch reads what a kernel wrote by plain stores, and so does the host.
 extern "C" __global__ void plus_one(const unsigned* x, unsigned* y) {
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     y[i] = load_nc(&x[i]) + 1;

@@ -1,4 +1,4 @@
-"""The planted kernels, compiled and loaded once, and what tests ask of their sources."""
+"""The planted kernels, compiled and loaded once, and the lines of their sources that reports must name."""
 
 import re
 from functools import cache
@@ -39,5 +39,5 @@ def says(report: str, *what: str | int) -> None:
 
 
 def words(*shape: int) -> torch.Tensor:
-    """Zeros of 4 bytes."""
+    """Zeros of int32."""
     return torch.zeros(*shape, dtype=torch.int32)

@@ -1,18 +1,18 @@
-// lab.cu: kernels that break a rule of luce_edu/lab.py, where the other files of this folder have none, and sound twins
-// A kernel that ends in _sound is the twin of the one before it. The comments mark lines that a report must name.
+// lab.cu: kernels that break those rules of luce_edu/lab.py that no other file of this folder breaks, and their twins
+// A kernel that ends in _sound is the sound twin of the one before it. A report must name the lines with comments.
 #include "words.cuh"
 
-// ---- Memory that nobody has written ----
+// ---- Memory that was never written ----
 
 extern "C" __global__ void adds_to_output(const unsigned* x, unsigned* y) {
-    y[threadIdx.x] += x[threadIdx.x];  // adds to what nobody wrote
+    y[threadIdx.x] += x[threadIdx.x];  // adds to unwritten memory
 }
 extern "C" __global__ void adds_to_output_sound(const unsigned* x, unsigned* y) {
     y[threadIdx.x] = 0;
     y[threadIdx.x] += x[threadIdx.x];
 }
 
-// The counter is an output, and the launch before should have cleared it.
+// The counter is an output that an earlier launch should have cleared.
 extern "C" __global__ void counts_from_nothing(unsigned* count) {
     if (threadIdx.x == 0) atomicAdd(&count[3], 1u);  // counts from nothing
 }
@@ -21,7 +21,7 @@ extern "C" __global__ void counts_from_nothing_sound(unsigned* count) {
     if (threadIdx.x == 0) atomicAdd(&count[3 + blockIdx.x], 1u);
 }
 
-// Element 37 of a buffer between two phases stays unwritten; thread 26 reads it.
+// Element 37 of a buffer between two phases is never written; thread 26 reads it.
 template <int left_out>
 WORD void through_memory(unsigned* buffer, unsigned* out) {
     const int i = threadIdx.x;
@@ -67,7 +67,7 @@ WORD void grid_barrier(unsigned* word) {  // as in csrc/grid_barrier.cuh
     __syncthreads();
 }
 
-// A barrier in the loop over tokens, and a number of tokens that differs by block.
+// A barrier in the loop over tokens, whose number differs from block to block.
 extern "C" __global__ void token_loop(unsigned* word, const unsigned* tokens) {
     for (unsigned token = 0; token < tokens[blockIdx.x]; ++token) grid_barrier(word);
 }
@@ -92,13 +92,13 @@ extern "C" __global__ void shuffle_in_a_branch_sound(unsigned* out) {
     if (threadIdx.x != 3) out[threadIdx.x] = other;
 }
 
-// Both blocks take two locks, in orders that differ; whoever has one waits for the other.
+// Both blocks take two locks, in different orders: each can hold one lock and wait for the other.
 template <bool same>
 WORD void two_locks(unsigned* locks, unsigned* out) {  // one thread a block
     const unsigned first = same ? 0 : 32 * blockIdx.x, second = 32 - first;
     while (take(&locks[first]) != 0) {}
 #pragma unroll 1
-    for (unsigned k = 0; k < 100; ++k) load_relaxed(&out[0]);  // some work, so that both may come so far
+    for (unsigned k = 0; k < 100; ++k) load_relaxed(&out[0]);  // some work, so that both blocks can come here
     while (take(&locks[second]) != 0) {}  // waits for the second lock
     fence();
     out[0] = out[0] + 1;
@@ -134,7 +134,7 @@ extern "C" __global__ void mbarrier_counts_two_sound(unsigned* out) { arrive<1>(
 
 // ---- Order ----
 
-// Sums of floats in the order in which blocks come.
+// A sum of floats in the order in which blocks arrive.
 extern "C" __global__ void sum_in_any_order(const float* x, float* sum) {
     if (threadIdx.x == 0) atomicAdd(sum, x[blockIdx.x]);  // adds when it comes
 }

@@ -1,7 +1,7 @@
 // orders.cu: kernels whose results must not depend on the order of warps and blocks, and one whose result must
 #include "words.cuh"
 
-// The order in which threads arrive: order[k] is the thread that came as number k.
+// The order in which threads arrive: order[k] is the thread that came at place k.
 extern "C" __global__ void arrival(unsigned* count, unsigned* order) {
     const unsigned place = atomicAdd(count, 1u);
     order[place] = blockIdx.x * blockDim.x + threadIdx.x;
@@ -43,7 +43,7 @@ extern "C" __global__ void block_sums(const float* x, float* sums) {
     }
 }
 
-// out[b] after many rounds in which every block mixes what its neighbours have; two buffers and a grid barrier a round.
+// Many rounds in which every block mixes the values of its neighbours; two buffers, and a grid barrier per round.
 extern "C" __global__ void mixing(unsigned* barrier, float* buffer, int rounds) {  // buffer [2, blocks, threads]
     const int i = threadIdx.x, n = blockDim.x, blocks = gridDim.x, b = blockIdx.x;
     for (int round = 0; round < rounds; ++round) {
@@ -67,7 +67,7 @@ extern "C" __global__ void histogram(const unsigned* x, unsigned* bins, int n) {
     if (threadIdx.x < 16) atomicAdd(&bins[threadIdx.x], mine[threadIdx.x]);
 }
 
-// Lanes of one warp hand a token round: lane k waits for lane k - 1, so each needs a turn of its own.
+// Lanes of one warp pass a token: each waits for the next lane, so the warp must let all of them make progress.
 extern "C" __global__ void token_in_a_warp(unsigned* token, unsigned* out) {
     const unsigned lane = threadIdx.x;
     while (load_acquire(token) != 31 - lane) {}

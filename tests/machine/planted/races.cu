@@ -1,6 +1,7 @@
 // races.cu: kernels with a race, and for each the sound twin that must give no report
-// Flags, locks, grid barriers and asynchronous copies are those of hostile.cu. The sound twin's name ends in _sound; most are made by TWINS of one function. Markers in comments name the lines that a report must
-// name. Where a report must name threads and an element too, exactly two threads race, on one element.
+// Flags, locks, grid barriers and asynchronous copies are in hostile.cu. A sound twin's name ends in _sound; TWINS
+// makes most of them from one function. A report must name the lines that end in a comment. Where it must also name
+// threads and an element, exactly two threads race, on one element.
 #include "words.cuh"
 
 #define TWINS(name, parameters, arguments)                                     \
@@ -67,7 +68,7 @@ WORD void shared_lanes_of(unsigned* out) {
 }
 TWINS(shared_lanes, (unsigned* out), (out))
 
-// A barrier of half a warp orders nothing for the other half.
+// A barrier of half a warp does not order the other half.
 template <bool sound>
 WORD void shared_half_warp_of(unsigned* out) {
     __shared__ unsigned s[32];
@@ -78,7 +79,7 @@ WORD void shared_half_warp_of(unsigned* out) {
 }
 TWINS(shared_half_warp, (unsigned* out), (out))
 
-// Atomics count, and a plain read that nothing orders.
+// Atomic additions, and a plain read that is not ordered after them.
 template <bool sound>
 WORD void shared_atomics_of(unsigned* out) {
     __shared__ unsigned count;
@@ -90,7 +91,7 @@ WORD void shared_atomics_of(unsigned* out) {
 }
 TWINS(shared_atomics, (unsigned* out), (out))
 
-// A named barrier of the first two warps says nothing about the third.
+// A named barrier of the first two warps does not order the third.
 template <bool sound>
 WORD void shared_named_barrier_of(unsigned* out) {
     __shared__ unsigned s[96];
@@ -105,7 +106,7 @@ WORD void shared_named_barrier_of(unsigned* out) {
 }
 TWINS(shared_named_barrier, (unsigned* out), (out))
 
-// Neighbouring bytes are different elements, and what all only read is nobody's race.
+// Neighbouring bytes are different elements, and reads alone do not race.
 extern "C" __global__ void bytes_apart_sound(unsigned* out) {
     __shared__ unsigned char s[64];
     s[threadIdx.x] = static_cast<unsigned char>(threadIdx.x);
@@ -113,13 +114,13 @@ extern "C" __global__ void bytes_apart_sound(unsigned* out) {
     out[threadIdx.x] = s[threadIdx.x ^ 33] + s[threadIdx.x ^ 34];
 }
 
-// What a shuffle carries through registers needs no barrier.
+// A shuffle moves values through registers and needs no barrier.
 extern "C" __global__ void registers_sound(const unsigned* x, unsigned* out) {
     out[threadIdx.x] = __shfl_xor_sync(~0u, x[threadIdx.x] + x[threadIdx.x ^ 3], 5);
 }
 
 #if __CUDA_ARCH__ >= 900
-// Two blocks of a cluster, and each reads what the other has in its shared memory.
+// Each of the two blocks of a cluster reads the shared memory of the other.
 template <bool sound>
 WORD void cluster_shared_of(unsigned* out) {
     __shared__ unsigned s[64];
@@ -132,7 +133,7 @@ WORD void cluster_shared_of(unsigned* out) {
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(&s[i])), "r"(rank ^ 1u));
     asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
     out[64 * blockIdx.x + i] = value;
-    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");  // s lives until here
+    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");  // may read s so far
 }
 extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared(unsigned* out) { cluster_shared_of<false>(out); }
 extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_shared_sound(unsigned* out) {
@@ -152,7 +153,7 @@ TWINS(global_exchange, (unsigned* x, unsigned* out), (x, out))
 
 // ---- Global memory, several blocks ----
 
-// Thread 9 of block 1 writes element 77, which thread 33 of block 2 writes too.
+// Thread 9 of block 1 and thread 33 of block 2 write element 77.
 template <bool sound>
 WORD void blocks_two_writers_of(unsigned* x) {
     if (blockIdx.x == 1 && threadIdx.x == 9) x[77] = 1;                   // first writer
@@ -169,7 +170,7 @@ WORD void blocks_count_of(unsigned* x) {
 }
 TWINS(blocks_count, (unsigned* x), (x))
 
-// An atomic of one block, and a plain read of another.
+// An atomic of one block, and a plain read by another.
 template <bool sound>
 WORD void blocks_atomic_and_plain_of(unsigned* x, unsigned* out) {
     if (blockIdx.x == 0) atomicAdd(&x[threadIdx.x], 1u);          // atomic side
@@ -178,7 +179,7 @@ WORD void blocks_atomic_and_plain_of(unsigned* x, unsigned* out) {
 }
 TWINS(blocks_atomic_and_plain, (unsigned* x, unsigned* out), (x, out))
 
-// Atomics whose scope is the own block, on an element that two blocks share.
+// Atomics whose scope is the block, on an element that two blocks share.
 template <bool sound>
 WORD void blocks_scope_of(unsigned* x) {
     if (threadIdx.x == 0) add_relaxed_block(&x[sound ? 3 + blockIdx.x : 3], 1);  // too narrow
@@ -208,7 +209,7 @@ extern "C" __global__ void answer_sound(unsigned* flags, unsigned* x, unsigned* 
     answered<true>(flags, x, out, rounds);
 }
 
-// Three blocks in a row: what the first wrote reaches the third through the second.
+// A chain of three blocks: the third reads data of the first after a flag of the second.
 template <bool acquires>
 WORD void chain(unsigned* flags, unsigned* x, unsigned* out) {  // one thread a block
     if (blockIdx.x == 0) {

@@ -1,8 +1,8 @@
-// reports.cu: kernels that are wrong, each in one way; a report must name the way and the place
-// A test finds the line that a report must name by the marker in its comment.
+// reports.cu: kernels with one fault each; a report must name the fault and its place
+// A test finds the line that a report must name by the comment at its end.
 #include "words.cuh"
 
-// ---- A kernel that is right; it runs after each of the others ----
+// ---- A kernel that is right; a test runs it after each of the others ----
 
 extern "C" __global__ void good(const float* x, float* out, int n) {
     __shared__ float s[64];
@@ -14,7 +14,7 @@ extern "C" __global__ void good(const float* x, float* out, int n) {
 
 // ---- Memory ----
 
-// Thread 37 of block 1 goes past what x holds, or before it.
+// Thread 37 of block 1 writes past the end of x, or before its start.
 extern "C" __global__ void store_outside(float* x, long long where) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     x[blockIdx.x == 1 && threadIdx.x == 37 ? where : i] = 1.0f;  // store outside
@@ -56,7 +56,7 @@ extern "C" __global__ void misaligned_shared(unsigned* out, int where) {
     out[threadIdx.x] = *reinterpret_cast<unsigned*>(s + at);  // misaligned shared
 }
 
-// Nobody writes element 37; thread 26 reads it.
+// Element 37 is never written; thread 26 reads it.
 extern "C" __global__ void uninitialised(float* out) {
     __shared__ float s[64];
     if (threadIdx.x != 37) s[threadIdx.x] = 1.0f;
@@ -71,7 +71,7 @@ extern "C" __global__ void uninitialised_dynamic(float* out) {
     out[threadIdx.x] = dynamic[63 - threadIdx.x];  // uninitialised dynamic
 }
 
-// Thread 26 does not write its element `where`, and all read theirs; as a byte, where `where` is 8 or more.
+// Each thread reads its element `where % 8`, which thread 26 has not written; as a byte if `where` is 8 or more.
 extern "C" __global__ void uninitialised_local(float* out, int where) {
     float local[8];
     for (int k = 0; k < 8; ++k)
@@ -88,7 +88,7 @@ extern "C" __global__ void two_barriers_of_a_warp(int* out) {
     out[threadIdx.x] = 1;
 }
 
-// As bar.sync counts arrivals alone, hardware lets this pass.
+// Hardware accepts this, because bar.sync only counts arrivals.
 extern "C" __global__ void two_barriers_of_a_block(int* out) {
     if (threadIdx.x < 32) __syncthreads();  // first barrier of a block
     else {
@@ -110,7 +110,7 @@ extern "C" __global__ void barrier_of_some_warps(int* out) {
     out[threadIdx.x] = 1;
 }
 
-// Thread 0 waits at a barrier that the others will only reach when it has answered.
+// Thread 0 waits at a barrier that the others only reach after thread 0 has set the flag behind it.
 extern "C" __global__ void barrier_against_flag(unsigned* flag) {
     if (threadIdx.x == 0) {
         __syncthreads();  // barrier of thread 0
@@ -225,7 +225,7 @@ extern "C" __global__ void each_waits_for_the_other(unsigned* flags) {
     if (threadIdx.x == 0) store_release(&flags[32 * blockIdx.x], 1);
 }
 
-// Never the same twice, so no wait: only a budget ends it.
+// The word read differs each time, so this is no wait for a word; only the budget of instructions ends it.
 extern "C" __global__ void endless(unsigned* out) {
     unsigned x = threadIdx.x;
     while (load_relaxed(&out[threadIdx.x]) == x) {
@@ -240,7 +240,7 @@ extern "C" __global__ void endless_in_registers(unsigned* out, unsigned step) {
     out[threadIdx.x] = x;
 }
 
-// Long, and it ends: `rounds` steps for each thread.
+// A long loop that ends: `rounds` steps for each thread.
 extern "C" __global__ void long_loop(unsigned* out, unsigned rounds) {
     unsigned x = threadIdx.x;
     for (unsigned round = 0; round < rounds; ++round) x = x * 1664525u + (x >> 7);
@@ -259,7 +259,7 @@ extern "C" __global__ void asserts(const int* x, int* out) {
     out[threadIdx.x] = 1;
 }
 
-// ---- What a launch may not ask for ----
+// ---- Launches that are refused ----
 
 extern "C" __global__ void __launch_bounds__(64) at_most_64(int* out) { out[threadIdx.x] = 1; }
 

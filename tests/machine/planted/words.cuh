@@ -1,6 +1,6 @@
-// words.cuh: the PTX that the planted kernels are made of, one instruction a function
-// Each is `asm volatile` with memory clobbered, so that the compiler keeps the order that is written: what a planted
-// kernel does wrong is then wrong on the machine, and not in the compiler.
+// words.cuh: the PTX that the planted kernels are made of, one instruction per function
+// Each is `asm volatile` with memory clobbered, so that the compiler keeps the written order and the fault of a planted
+// kernel reaches the machine.
 #pragma once
 
 #define WORD __device__ __forceinline__
@@ -39,7 +39,7 @@ ADD(add_acquire, "atom.acquire.gpu.global.add.u32")
 ADD(add_release, "atom.release.gpu.global.add.u32")
 ADD(add_acq_rel, "atom.acq_rel.gpu.global.add.u32")
 
-WORD unsigned take(unsigned* lock) {  // 0 to whom the lock was free
+WORD unsigned take(unsigned* lock) {  // returns 0 if the lock was free
     unsigned old;
     asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], 0, 1;" : "=r"(old) : "l"(lock) : "memory");
     return old;
@@ -56,7 +56,7 @@ WORD void copy_16(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 WORD void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int newest>  // groups that need not have come
+template <int newest>  // this many groups may still be under way
 WORD void wait_for_all_but() {
     asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
@@ -87,7 +87,7 @@ WORD void copy_bulk(void* to, const void* from, unsigned bytes, unsigned long lo
         "l"(from), "r"(bytes), "r"(shared_address(barrier))
         : "memory");
 }
-// What threads did to shared memory before comes before what bulk copies do to it after.
+// Orders earlier accesses of threads to shared memory before later ones of bulk copies.
 WORD void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 WORD void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

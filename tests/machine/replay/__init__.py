@@ -19,27 +19,27 @@ MEMORY, COUNTERS, REPORT = "memory", "counters", "report"
 
 
 class Image:
-    """Bytes in which every pointer is an offset; all parts are aligned as any of the core's structs may need."""
+    """Bytes in which every pointer is an offset; parts are aligned to 64 bytes, as much as any struct needs."""
 
     def __init__(self):
         self.content = bytearray(64)  # the header's place
         self._shared: dict[bytes, int] = {}
 
     def room(self, size: int) -> int:
-        """Where `size` bytes of zeros are now."""
+        """Append `size` zero bytes; return their offset."""
         at = -(-len(self.content) // 64) * 64
         self.content += bytes(at - len(self.content) + size)
         return at
 
     def add(self, content: bytes) -> int:
-        """Where a copy of `content` is that nothing writes to."""
+        """Append `content`, which nothing may write to, or find it; return its offset."""
         if content not in self._shared:
             at = self._shared[content] = self.room(len(content))
             self.content[at : at + len(content)] = content
         return self._shared[content]
 
     def add_array(self, parts: Sequence) -> int:
-        """Where a copy of its own is of these structs or bytes, one after another."""
+        """Append these structs or bytes, one after another; return their offset."""
         content = b"".join(bytes(part) for part in parts)
         at = self.room(len(content))
         self.content[at : at + len(content)] = content
@@ -48,7 +48,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Recording:
-    """Runs of launches, and what this process got.
+    """Runs of launches, and their results in this process.
 
     image     for the driver
     orders    where each run's OrderText is in it
@@ -60,7 +60,7 @@ class Recording:
     expected: tuple[tuple[int, str, int, bytes], ...]
 
     def ordered(self, **order: int) -> bytes:
-        """The image with these fields of OrderText in every run in place of its own."""
+        """The image with these fields of OrderText changed in every run."""
         image = bytearray(self.image)
         for at in self.orders:
             text = OrderText.from_buffer(image, at)
@@ -69,7 +69,7 @@ class Recording:
         return bytes(image)
 
     def differences(self, output: bytes, what: Sequence[str] = (MEMORY, COUNTERS, REPORT)) -> list[str]:
-        """Where a replay's output is not what this process got."""
+        """Where a replay's output differs from the results of this process."""
         return [
             f"run {run}, {kind} at {at}: {len(content)} bytes"
             for run, kind, at, content in self.expected
@@ -78,9 +78,9 @@ class Recording:
 
 
 class Recorder:
-    """Stands between Python and the core, in place of `kernels.core()`, and records what passes.
+    """Replaces `kernels.core()` while it is entered: passes calls on to the core, and records them.
 
-    order    fields of OrderText that every run gets in place of its own
+    order    fields of OrderText that are changed in every run
     """
 
     def __init__(self, **order: int):
@@ -158,7 +158,7 @@ class Recorder:
         return at
 
     def recording(self) -> Recording:
-        """What was recorded; the recorder is of no use afterwards."""
+        """Everything that was recorded; to be called once, at the end."""
         names, image = b"".join(name.encode() + b"\0" for name in operations()), self._image
         parts = (
             image.add(names), len(operations()), image.add_array(self._programs), len(self._programs),
@@ -169,7 +169,7 @@ class Recorder:
 
 
 def replayed(command: Sequence[str], image: bytes, folder: Path) -> bytes:
-    """What the driver makes of the image. An address that the driver itself lies at is drawn anew, three times."""
+    """The driver's output. A driver that itself lies at an address of the image is started again, three times."""
     (folder / "image").write_bytes(image)
     for _ in range(3):
         done = subprocess.run([*command, folder / "image", folder / "output"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A plugin for pytest: records all launches of a run of tests, and pickles them to where REPLAY_RECORDING says."""
+"""A plugin for pytest: records all launches of a run of tests, and pickles them into the file REPLAY_RECORDING."""
 
 import os
 import pickle
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from replay import Recorder
 
-# Blocks one after another: what atomics return must not depend on which block was first.
+# Blocks run one after another, so that results of atomics do not depend on which block was first.
 recorder = Recorder(threads=1)
 
 

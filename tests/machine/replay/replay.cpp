@@ -1,6 +1,6 @@
 // replay.cpp: runs launches of the virtual GPU that another process has recorded (tests/machine/replay/__init__.py)
-// An image holds all that the core took, in its own structs, with offsets into the image in place of pointers; what the
-// launches wrote and counted goes back to where the image has room for it.
+// An image holds the core's input in the core's structs, with offsets into the image in place of pointers. It also has
+// room for everything that the launches write and count.
 //
 //   replay IMAGE OUTPUT     exit status 2: not an image for this core; 3: memory that a recorded pointer names is taken
 #include <sys/mman.h>
@@ -32,7 +32,7 @@ struct ProgramText {
     const int32_t *block_lengths, *lines;
 };
 struct LaunchText {
-    Program* program;  // in the image: which
+    Program* program;  // in the image: its number
     const uint8_t* parameters;
     uint32_t grid[3], block[3], cluster[3];
     uint32_t dynamic_shared_bytes, sm_count, resident, cooperative, dependent, strict;
@@ -52,7 +52,7 @@ struct OrderText {
     uint64_t marked_count;
 };
 
-// The image's own.
+// The structs of the image itself.
 struct Header {
     uint64_t magic, names_at, names_count, programs_at, programs_count, runs_at, runs_count;
 };
@@ -91,7 +91,7 @@ void locate(T*& pointer) {
     exit(status);
 }
 
-// Maps the pages of a region that are not there yet.
+// Maps those pages of a region that are not mapped yet.
 void map_pages(const Region& region) {
     constexpr uint64_t page = 4096;
     static std::set<uint64_t> mapped;
