@@ -1,4 +1,4 @@
-"""Packages that a bare machine lacks, for the scripts of child processes."""
+"""Hides the packages that a bare machine lacks, for scripts of child processes."""
 
 import sys
 
@@ -18,5 +18,5 @@ class _Missing:
 
 
 def hide(*more: str) -> None:
-    """From here on the packages of BARE, and these, cannot be imported."""
+    """Make imports of the packages of BARE, and of these, fail from here on."""
     sys.meta_path.insert(0, _Missing({*BARE, *more}))

@@ -1,4 +1,4 @@
-"""A GPU's time for tests: a CPU that asks, a queue, a GPU that works it off, and events; all by a clock of its own."""
+"""A GPU's times for tests: a model of the CPU that launches, the queue, the GPU and events, with a clock of its own."""
 
 from collections import deque
 from types import SimpleNamespace
@@ -9,14 +9,14 @@ from luce_edu.measure import latency
 
 
 class FakeCuda:
-    """Times in microseconds. The queue holds `depth` launches; asked for one more, the CPU waits for the oldest.
+    """Times in microseconds. The queue holds `depth` launches; if it is full, the CPU waits for the oldest.
 
-    Memory takes 2 TB/s. L2 forgets for certain only what twice as many bytes as it holds have been written after.
-    slowness  how many times longer a launch takes once the GPU has worked for so many microseconds: its clock
+    Memory takes 2 TB/s. Data leave L2 for certain once twice its size has been written after them.
+    slowness  function of the microseconds that the GPU has worked: how many times longer a launch then takes
     """
 
     def __init__(self, depth: int = 4, l2_bytes: int = 48 * 2**20, slowness=lambda worked_us: 1.0):
-        self.cpu = self.gpu = 0.0  # what time it is for the CPU; when the GPU will have worked off all
+        self.cpu = self.gpu = 0.0  # the CPU's time; the time at which the queue will be empty
         self.worked, self.slowness = 0.0, slowness
         self.depth, self._ends = depth, deque()
         self.l2_bytes, self.warm = l2_bytes, False  # warm: L2 holds what `read` reads
@@ -31,12 +31,12 @@ class FakeCuda:
         self._ends.append(self.gpu)
 
     def read(self, *, cold_us: float, warm_us: float, ask_us: float) -> None:
-        """A launch that takes as long as where its data are found says; the next one finds them in L2."""
+        """A launch that reads its data from memory, or from L2 where the last launch has left them."""
         self.launch(warm_us if self.warm else cold_us, ask_us)
         self.warm = True
 
     def empty(self, size: int, *, dtype: torch.dtype, device) -> SimpleNamespace:
-        """In the place of torch.empty, for a buffer that is only written."""
+        """Replaces torch.empty, for a buffer that is only written."""
 
         def zero_():
             self.launch(size * dtype.itemsize / 2e6, ask_us=5)
@@ -52,7 +52,7 @@ class FakeCuda:
         return _Event(self, enable_timing)
 
     def install(self, monkeypatch, module=latency) -> None:
-        """Put it in the place of torch.cuda's events and memory, and of the clock that `module` reads."""
+        """Replace torch.cuda's events and memory, and the clock that `module` reads."""
         monkeypatch.setattr(torch.cuda, "Event", self.event)
         monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
         properties = SimpleNamespace(L2_cache_size=self.l2_bytes)
@@ -72,7 +72,7 @@ class _Event:
         self._cuda.cpu = max(self._cuda.cpu, self.at)
 
     def elapsed_time(self, end) -> float:
-        """Milliseconds, as of a real event, and refused where a real one would refuse."""
+        """Milliseconds; raises where a real event raises."""
         for event in (self, end):
             if not event._timing or event.at is None or event.at > self._cuda.cpu:
                 raise RuntimeError("an event without timing, not recorded, or not completed")

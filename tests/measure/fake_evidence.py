@@ -1,4 +1,4 @@
-"""A machine with a GPU that measures everything at once, for tests of what `evidence` does with it."""
+"""A fake machine with a GPU, on which everything is measured instantly, for tests of `evidence`."""
 
 import os
 import signal
@@ -21,15 +21,13 @@ MACHINE = Description(
     "NVIDIA Fake 80GB", "sm_90", 132, 80 * 2**30, 50 * 2**20, driver="580.65.06", power_limit_w=350.0,
     versions={"python": "3.12.3", "torch": "2.11.0"},
 )  # fmt: skip
-
-
 TASKS = Tasks((
     TaskRow("rms_norm", "ours", Quartiles(2.0, 1.9, 2.2, 15)), TaskRow("matvec", "torch.compile", None, "no compiler"),
 ))  # fmt: skip
 
 
 class Quick(System):
-    """Always right, and as fast as it says."""
+    """A system that chooses as its machine says, and takes the time that its machine says."""
 
     launches, kernels, barriers = 1, 42, 0
 
@@ -62,7 +60,7 @@ class Quick(System):
 
 
 class Machine:
-    """What happened, in order, in `happened`; `on` holds by name what is to be raised when it happens."""
+    """`happened` lists the events in order; `on` holds, by the name of an event, the error to raise at it."""
 
     BASELINES = ("transformers", "transformers, compiled")
 
@@ -73,7 +71,7 @@ class Machine:
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
         self.hangs_at = 0  # the context at which a step never ends
-        self.token, self.decode_us = 4, 100.0  # what every system chooses, and how fast
+        self.token, self.decode_us = 4, 100.0  # the token that every system chooses, and its time per step
         self.nvml = FakeNvml(Clock())
         self.no_sensors: Exception | None = None
         self.launch = LaunchCosts(4.0, 1.5, 0.9, 1.2)
@@ -86,7 +84,7 @@ class Machine:
             raise self.on[what]
 
     def verify(self, part, model, *, seed, stages, progress) -> Verified:
-        """What verification says of these stages; None for all."""
+        """The verdicts on these stages; None for all."""
         self.happens(part)
         if self.crashes & set(stages or STAGES):
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -97,7 +95,7 @@ class Machine:
         return Verified("tiny", "cuda", 24, 1, tuple(rows))
 
     def install(self, monkeypatch) -> None:
-        """Put it in the place of PyTorch's GPU and of all that measures it."""
+        """Replace PyTorch's GPU and everything that measures it."""
 
         def answer(what, value):
             def measure(*args, **options):
@@ -146,7 +144,7 @@ class Machine:
         monkeypatch.setattr(energy, "SAMPLE_EVERY", 0.001)
 
     def install_look(self, monkeypatch) -> None:
-        """What `luce-edu gpu` looks at before it measures, and all systems."""
+        """Also replace what `luce-edu gpu` checks before it measures; make_systems then gives all systems."""
         backend = SimpleNamespace(
             device=torch.device("cpu"), compile=lambda source, kernels, defines: dict.fromkeys(kernels),
             launch=lambda *args: self.happens("probe"), synchronize=lambda: None,

@@ -1,4 +1,4 @@
-"""A GPU's sensors for tests: NVML as far as it is read here, over a clock that tests move. It cannot be set."""
+"""A GPU's sensors for tests: the functions of NVML that are read here, by a clock that tests move. It cannot be set."""
 
 import math
 import threading
@@ -49,7 +49,7 @@ class NVMLError_Unknown(NVMLError):
 
 
 class Clock:
-    """Seconds that pass when `wait` says so."""
+    """A clock in seconds that only `wait` moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -62,12 +62,12 @@ class Clock:
 
 
 class FakeNvml:
-    """Stands in for the module pynvml: one GPU that draws 200 W, and 40 W more and less in a wave of 3 s.
+    """Replaces the module pynvml: one GPU whose draw swings by 40 W about 200 W with a period of 3 s.
 
     faults    by function name, an exception to raise in place of the answer
     lost_at   the time from which every question about the GPU ends in NVMLError_GpuIsLost
-    slices    UUIDs of MIG slices ("MIG-…"), which is all that it knows where there are some
-    cut       MIG is on: the GPU is there, and CUDA runs on slices of it
+    slices    UUIDs of MIG slices ("MIG-…"); if there are any, NVML knows no others
+    cut       MIG is on: NVML knows the GPU, and CUDA runs on slices of it
     wraps_at  joules of the energy counter at which it starts from 0 again;  stuck: the counter stands still
     asked     the names of all functions that were called
     """
@@ -93,7 +93,7 @@ class FakeNvml:
     nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
     nvmlClocksThrottleReasonHwThermalSlowdown = 0x40
     nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80
-    held_by = 0x01  # the bits of what holds the clock: it idles; tests set others
+    held_by = 0x01  # the reasons for the clock, as bits: here that the GPU idles; tests set others
     LIMITS_MW, DEFAULT_MW = (100_000, 350_000), 350_000
 
     def __init__(
@@ -110,18 +110,18 @@ class FakeNvml:
         return self.MEAN_W + self.WAVE_W * math.sin(2 * math.pi * time / self.WAVE_S)
 
     def joules(self, since: float, until: float) -> float:
-        """What the GPU really drew."""
+        """The joules that the GPU drew between two times."""
         wave = self.WAVE_W * self.WAVE_S / (2 * math.pi)
         angles = (2 * math.pi * time / self.WAVE_S for time in (since, until))
         low, high = (-wave * math.cos(angle) for angle in angles)
         return self.MEAN_W * (until - since) + high - low
 
     def work(self, seconds: float = 0.02) -> int:
-        """Keep the GPU busy for a while, and give whoever samples its power the time to do so; one unit of work."""
+        """Keep the GPU busy for a while, until a sample of its power is taken; return one unit of work."""
         self.clock.wait(seconds)
         with self._power_was_asked:
             before = self._times_asked
-            # Whoever was refused does not ask again.
+            # A sampler that was refused does not ask again.
             self._power_was_asked.wait_for(lambda: self._times_asked > before or self._power_refused, timeout=1)
         return 1
 
@@ -137,7 +137,7 @@ class FakeNvml:
 
     def nvmlSystemGetDriverVersion(self):
         self._answer("nvmlSystemGetDriverVersion", of_gpu=False)
-        return b"580.65.06"  # as older bindings give it
+        return b"580.65.06"  # older bindings return bytes
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
         self._answer("nvmlDeviceGetHandleByUUID")
@@ -176,7 +176,7 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, handle):
         self._answer("nvmlDeviceGetUUID")
-        return self.UUID.encode()  # as older bindings give it
+        return self.UUID.encode()  # older bindings return bytes
 
     def nvmlDeviceGetPowerManagementLimit(self, handle):
         self._answer("nvmlDeviceGetPowerManagementLimit")

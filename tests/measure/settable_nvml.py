@@ -1,4 +1,4 @@
-"""A GPU whose power limit can be set, with the driver's ranges and permissions, and a draw that follows."""
+"""A fake GPU whose power limit can be set, with the driver's ranges and permissions; its draw follows the limit."""
 
 import json
 import math
@@ -10,7 +10,7 @@ AS_SHIPPED = {"limit_mw": 350_000}
 
 
 def clock_mhz(limit_w: float) -> float:
-    """The SMs' clock that a limit leaves: the draw goes with its cube, above 40 W that nothing takes away."""
+    """The SM clock at a power limit: the draw is 40 W and a part that grows with the cube of the clock."""
     return min(1980.0, 1980 * ((limit_w - 40) / 280) ** (1 / 3))
 
 
@@ -19,25 +19,25 @@ def draw_w(clock: float) -> float:
 
 
 class SettableNvml(FakeNvml):
-    """As FakeNvml, and it can be set.
+    """A FakeNvml whose power limit can be set.
 
-    hardware   a file that holds the settings, and so outlives a process; None for a GPU of this process only
+    hardware   a file that holds the settings and outlives the process; None for a GPU of this process only
     permitted  whether this user may set anything
-    lag_s      the time in which draw and clock go 63 % of the way to where a new setting leads
-    wave_w     draw that comes and goes, so that no window is like the next
-    deaf       takes a power limit without a word, and keeps the one it has
+    lag_s      time constant with which draw and clock follow a new setting
+    wave_w     amplitude of a periodic draw, so that no window is like the next
+    ignores    accepts a power limit and keeps the old one
     calls      the limits asked for, in watts and in order
     """
 
     WAVE_W = 0.0
 
-    def __init__(self, clock=None, *, hardware=None, permitted=True, lag_s=0.5, wave_w=0.0, deaf=False, **faults):
+    def __init__(self, clock=None, *, hardware=None, permitted=True, lag_s=0.5, wave_w=0.0, ignores=False, **faults):
         super().__init__(clock or Clock(), **faults)
-        self.hardware, self.permitted, self.lag_s, self.deaf = hardware, permitted, lag_s, deaf
+        self.hardware, self.permitted, self.lag_s, self.ignores = hardware, permitted, lag_s, ignores
         self.WAVE_W = wave_w
         self.calls: list[float] = []
         self._settings = dict(AS_SHIPPED)
-        # Where the clock started and leads to, since when, and the joules up to then.
+        # The time of the last setting, the clock then, and the joules up to then.
         self._since, self._from_mhz, self._joules = self.clock(), clock_mhz(350), 0.0
 
     @property
@@ -47,7 +47,7 @@ class SettableNvml(FakeNvml):
         return self._settings
 
     def change(self, **setting) -> None:
-        """Somebody sets it, with or without this program."""
+        """Change a setting, as this program or another one does."""
         now = self.clock()
         self._joules, self._from_mhz, self._since = self.joules(0, now), self.mhz(now), now
         self._settings = self.settings | setting
@@ -62,7 +62,7 @@ class SettableNvml(FakeNvml):
         return draw_w(self.mhz(time)) + self.WAVE_W * math.sin(2 * math.pi * time / self.WAVE_S)
 
     def joules(self, since, until):
-        """By Simpson's rule, from the last setting on."""
+        """The joules drawn, by Simpson's rule from the last setting on."""
         assert since == 0 and until >= self._since - self.TICK
         steps = 2 * max(1, math.ceil((until - self._since) / 0.1))
         width = (until - self._since) / steps
@@ -97,5 +97,5 @@ class SettableNvml(FakeNvml):
         if not self.LIMITS_MW[0] <= limit_mw <= self.LIMITS_MW[1]:
             raise NVMLError_InvalidArgument("Invalid Argument")
         self.calls.append(limit_mw / 1e3)
-        if not self.deaf:
+        if not self.ignores:
             self.change(limit_mw=limit_mw)

@@ -1,6 +1,6 @@
-"""Records of machines that do not exist, for tests: shaped as `luce-edu evidence` writes them, from planted constants.
+"""Records of machines that do not exist, for tests: as `luce-edu evidence` writes them, from planted constants.
 
-Never to be stored under figures/records/; each says "synthetic" in its GPU's name.
+They must never be stored under figures/records/; the name of each GPU contains "synthetic".
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ from luce_edu.measure.records.rows import (
     VerifiedStage,
 )
 
-COUNTS = {  # launches, kernels one by one, barriers
+COUNTS = {  # launches, kernels, barriers
     "eager": (2041, None, 0),
     "per_op": (460, 460, 0),
     "per_layer": (122, 122, 0),
@@ -54,7 +54,7 @@ def h100() -> Record:
 
 
 def rtx_3090() -> Record:
-    """Without dependent launch, without a memory clock, its energy from power samples for one system."""
+    """Without dependent launch and memory clock; the energy of one system is from power samples."""
     machine = Machine(
         "NVIDIA GeForce RTX 3090 Founders Edition with a very long name (synthetic)", "sm_86", 82, 25_000_000_000,
         6_291_456, "570.133.20", 350.0, {"torch": "2.13.0"}, sm_clock_mhz=1860.0,
@@ -71,7 +71,7 @@ def of_machine(record: Record, **changes) -> Record:
 
 
 def with_parts(record: Record, **parts) -> Record:
-    """A record in which these parts stand in the place of its own."""
+    """A copy of a record with these parts in place of its own."""
     return replace(record, content=replace(record.content, parts=record.parts | parts))
 
 
@@ -91,7 +91,7 @@ def _record(name, machine, bandwidth, launch, costs, baselines_us, idle_w) -> Re
         for system, (launches, kernels, barriers) in COUNTS.items():
             row = DecodeRow(system, context, quartiles(1), 6.5 * launches + 11, launches, kernels, barriers, size)
             median = costs.us(row) if system in STARTS else max(baselines_us[0], 9.5 * launches)
-            # What the model cannot know: a few percent at one context, which no constant can take up.
+            # An error of a few percent at one context, which no constant of the model explains.
             if context == PROMPT:
                 median *= UNEXPLAINED.get(system, 1.0)
             decode.append(replace(row, latency_us=quartiles(median)))

@@ -1,4 +1,4 @@
-"""The bytes of a decode step agree with what FACTS of the model and the tensors themselves say."""
+"""The bytes of a decode step agree with the published figures of the model and with the sizes of the tensors."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_the_08b_model_moves_1_550_gb_at_position_520():
     assert round((parts.conv_state + parts.kv_cache) / 1e6, 1) == 7.7
 
 
-def test_the_state_is_passed_by_the_cache_at_1536_tokens():
+def test_the_cache_is_as_large_as_the_recurrent_state_at_1536_tokens():
     assert kv_bytes_per_token(BIG) == 12_288
     assert recurrent_state_bytes(BIG) == 1536 * 12_288
 
@@ -35,7 +35,7 @@ def test_sizes_equal_those_of_the_tensors():
     assert recurrent_state_bytes(tiny.config) == state.recurrent_state.nbytes
     assert 10 * kv_bytes_per_token(tiny.config) == state.k_cache.nbytes + state.v_cache.nbytes
     matrices = sum(t.nbytes for layer in tiny.weights.layers for t in layer.values() if t.dim() == 2)
-    # The vectors are few; the floor counts them in bf16, as the checkpoint stores them.
+    # The rest is vectors; the floor counts them in bf16, as the checkpoint stores them.
     assert matrices < decode_bytes(tiny.config, 0).layers < 1.02 * matrices
 
 
@@ -47,8 +47,8 @@ def test_a_prompt_does_two_operations_for_each_weight_and_token_and_attention_gr
     last, every = (prompt_operations(BIG, 520, logits=rows) for rows in (1, 520))
     head = 2 * BIG.vocab_size * BIG.hidden_size
     assert every["products with weights"] - last["products with weights"] == 519 * head
-    matrices = (last["products with weights"] - head) / 520  # two operations a weight, as many as its bytes in bf16
-    assert 0.999 < matrices / decode_bytes(BIG, 0).layers < 1  # which have the vectors and the convolution besides
+    matrices = (last["products with weights"] - head) / 520  # two operations per weight, which has two bytes in bf16
+    assert 0.999 < matrices / decode_bytes(BIG, 0).layers < 1  # the bytes also include vectors and the convolution
     assert prompt_operations(BIG, 1041)["attention"] == pytest.approx(4 * last["attention"], rel=0.01)
     assert round(sum(every.values()) / sum(last.values()), 2) == 1.48
 

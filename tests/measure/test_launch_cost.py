@@ -1,4 +1,4 @@
-"""The launches of a token, sized by counting one layer of each kind, are those of the whole model."""
+"""The launches of a token and their bytes, counted on one layer of each kind, are those of the whole model."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ BIG = ModelConfig.from_file(RANDOM_CONFIG)
 SIZES = count_launch_bytes(BIG)
 
 
-def test_they_are_as_many_as_the_ledger_of_a_whole_model_holds():
+def test_there_are_as_many_launches_as_in_the_ledger_of_a_whole_model():
     assert sum(size.launches for size in SIZES) == count_launches(BIG, ["per_op"])["per_op"].launches
 
 
@@ -43,7 +43,7 @@ def test_a_small_model_counted_whole_gives_the_same_launches():
 
 
 class FakeBackend:
-    """RMSNorm takes 3 µs with a warm L2 and 8 with a cold one, nothing 1 and 2; a launch is asked for in 20."""
+    """RMSNorm takes 3 µs with a warm L2 and 8 with a cold one, an empty kernel 1 and 2; the CPU launches in 20."""
 
     device = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class FakeBackend:
         self._cuda.read(cold_us=cold_us, warm_us=warm_us, ask_us=20)
 
     def capture(self, enqueue):
-        """The launches that one call of `enqueue` asks for, and of which kernel."""
+        """The kernels that one call of `enqueue` launches, in order."""
         found = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self, "launch", lambda kernel, *_: found.append(kernel))
@@ -104,7 +104,7 @@ def test_an_l2_that_is_not_emptied_does_not_pass_for_a_cold_one(emptier, cuda, m
 
 @pytest.mark.planted
 def test_a_graph_that_is_timed_on_an_idle_gpu_is_seen(cuda, monkeypatch):
-    """There the CPU's time to ask for it counts."""
+    """On an idle GPU the CPU's time to launch the graph would count."""
     alone = launch_cost.time_rounds
     monkeypatch.setattr(launch_cost, "time_rounds", lambda enqueue, before, **how: alone(
         enqueue, before=before if before is not enqueue else lambda: None, **how))  # fmt: skip

@@ -15,7 +15,7 @@ def report(registers=16, shared_bytes=0):
     return Resources(registers, 0, 0, 0, shared_bytes)
 
 
-# The rows of NVIDIA's occupancy calculator: what decides, and how many blocks it leaves on compute capability 8.6.
+# The rows of NVIDIA's occupancy calculator: the limit that decides, and the blocks per SM on compute capability 8.6.
 CASES = {
     "threads": (report(16), 512, 0, 3),
     "threads, blocks of 1024": (report(16), 1024, 0, 1),

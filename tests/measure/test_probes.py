@@ -35,7 +35,7 @@ def test_loads_that_need_no_value_are_all_in_flight_before_the_first_is_used():
 
 
 @pytest.mark.planted
-def test_loads_that_were_meant_to_be_independent_and_are_not_show(monkeypatch):
+def test_loads_that_depend_on_each_other_by_mistake_are_noticed(monkeypatch):
     apart, chained = "value += mixed(load_weights(zeros + (i", "value = mixed(load_weights(zeros + value + (i"
     with planted(Fault("", "probes.cu", apart, chained)) as tree:
         monkeypatch.setattr(probes, "HostBackend", partial(HostBackend, csrc_dir=tree))

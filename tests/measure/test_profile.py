@@ -1,4 +1,4 @@
-"""Where modelled time goes: shares add up, constants move it the right way, and nothing depends on threads."""
+"""Profiles of modelled time: shares add up, constants change the time the right way, threads do not change it."""
 
 import dataclasses
 import json
@@ -112,7 +112,7 @@ def test_a_line_and_the_lines_that_call_it_hold_the_same_cycles(megakernel):
 
 @pytest.mark.planted
 def test_a_wait_for_a_load_is_for_memory_also_in_another_block_of_code():
-    """Here what is loaded under an `if` is used behind it, where another basic block begins."""
+    """A value that is loaded under an `if` is used behind it, in another basic block."""
     source = """extern "C" __global__ void late(const float* x, float* y, int n) {
         float v[4], sum = 0.0f;
         for (int i = 0; i < 4; ++i) {
@@ -128,7 +128,7 @@ def test_a_wait_for_a_load_is_for_memory_also_in_another_block_of_code():
 
 def test_the_time_lines_of_many_launches_take_little_memory():
     waits = run_timed([_reads(4)], wait_from_us=0.0)[1].waits
-    assert waits.base is None and len(waits) < 100  # no view of an array with room for a million
+    assert waits.base is None and len(waits) < 100  # a copy, not a view of an array for a million waits
 
 
 def _reads(blocks: int):

@@ -1,4 +1,4 @@
-"""The simulated GPU takes the times that it was given, and the functions of `latency` find them."""
+"""The simulated GPU takes the given times, and the functions of `latency` measure them."""
 
 import statistics
 
@@ -9,7 +9,7 @@ from luce_edu.measure import latency
 from luce_edu.measure.simulated import SimulatedGPU
 
 
-def test_the_cpu_has_asked_long_before_the_gpu_has_done():
+def test_the_cpu_has_launched_everything_before_the_gpu_is_done():
     gpu = SimulatedGPU(ask_us=2.0)
     for _ in range(10):
         gpu.launch(50.0)

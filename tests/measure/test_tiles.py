@@ -1,4 +1,4 @@
-"""Tiles of every size are right before they are timed; registers, spills and refusals follow the compiler's report."""
+"""Tiles are checked before they are timed; registers, spills and refusals agree with the compiler's report."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from luce_edu.faults import Fault
 from luce_edu.measure import tiles
 from luce_edu.measure.tiles import ROWS, Tile
 
-tile = cache(Tile)  # and with it what it has compiled
+tile = cache(Tile)  # compiles each tile once
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -18,7 +18,7 @@ def test_a_tile_is_right_and_holds_its_rows_in_registers(rows):
     assert one.columns * one.tiles == 16 * 128 and one.columns == rows * 4
     assert one.launch() < 1e-6
     assert one.resources.registers > 4 * rows and one.resources.stack_bytes == 0
-    assert one.memory_instructions["STG"] == rows + 1, "16 bytes a row, and o"
+    assert one.memory_instructions["STG"] == rows + 1, "one store of 16 bytes per row, and one of o"
 
 
 def test_a_cap_on_registers_keeps_blocks_and_spills_where_the_state_does_not_fit():
@@ -45,7 +45,7 @@ def test_a_cooperative_launch_is_refused_one_block_beyond_what_is_resident():
 
 
 @pytest.mark.planted
-def test_a_wrong_tile_is_neither_launched_in_silence_nor_timed(monkeypatch):
+def test_a_wrong_tile_fails_its_launch_and_is_not_timed(monkeypatch):
     wrong = Fault("a wrong decay", "delta_rule.cuh", "decay * k_sum)", "k_sum)")
     monkeypatch.setattr(tiles, "_ROLLED", (wrong,))
     for ask in (Tile.launch, Tile.time_us):
@@ -54,6 +54,6 @@ def test_a_wrong_tile_is_neither_launched_in_silence_nor_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("given", [{"rows": 12}, {"rows": 8, "at_least": 0}, {"rows": 8, "card": "abacus"}])
-def test_a_tile_that_cannot_be_is_refused(given):
+def test_an_impossible_tile_is_refused(given):
     with pytest.raises(ValueError, match="12|0|abacus"):
         Tile(**given)

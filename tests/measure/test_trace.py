@@ -1,4 +1,4 @@
-"""A trace keeps the rules of Chrome's trace event format, as Perfetto reads it, and says what the profile holds."""
+"""A trace follows Chrome's trace event format, as Perfetto reads it, and has the figures of its profile."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def events(profile):
 
 
 def broken_rules(events):
-    """What of the format the events break, in words; empty for a trace that can be read."""
+    """A line for each rule of the format that an event breaks; empty for a valid trace."""
     found, named, tracks = [], set(), defaultdict(list)
     for event in events:
         where = json.dumps(event)
@@ -55,16 +55,17 @@ def broken_rules(events):
         for begin, end in sorted(slices):
             while ends and ends[-1] <= begin:
                 ends.pop()
-            if ends and -end > ends[-1]:  # a slice lies beside another or inside it
+            if ends and -end > ends[-1]:  # two slices of a track are apart, or one contains the other
                 found.append(f"slices cross on {pid}, {tid} at {begin} ns")
             ends.append(-end)
     return found
 
 
-def test_a_trace_keeps_the_rules_of_the_format(events):
+def test_a_trace_follows_the_format(events):
     assert broken_rules(events) == []
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -76,7 +77,7 @@ def test_a_trace_keeps_the_rules_of_the_format(events):
         lambda slice_: slice_ | {"ts": round(slice_["ts"] + 0.001, 3)},
     ],
 )
-def test_a_spoilt_trace_does_not(events, spoil):
+def test_a_spoilt_trace_does_not_follow_the_format(events, spoil):
     longest = max((e for e in events if e["ph"] == "X" and e["tid"] >= FIRST_SM), key=lambda e: e["dur"])
     assert broken_rules([*events, spoil(longest)])
 

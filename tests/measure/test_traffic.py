@@ -1,4 +1,4 @@
-"""A decode step moves what the config says: every weight once, the state, and nothing outside the named tensors."""
+"""A decode step moves the bytes that follow from the config: every weight once and the state, and no others."""
 
 import re
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_every_weight_is_read_whole_and_once_and_of_the_embedding_one_row(name, 
     embedding = "model.embed_tokens.weight"
     if not tied:
         wanted[embedding] = row
-    elif stage != "megakernel":  # its row is among what the head reads, which another launch does
+    elif stage != "megakernel":  # the head, another launch, reads that row again
         wanted[embedding] += row
     step = traffic(name, stage)
     read = {key: part.distinct_read for key, part in by_tensor(step).items() if step.kinds[key] == "weights"}
@@ -66,7 +66,7 @@ def test_the_state_is_read_and_written_as_the_config_says(name, stage):
     heads = c.linear_num_value_heads, c.linear_key_head_dim, c.linear_value_head_dim
     recurrent = 4 * len(c.linear_layers) * prod(heads)
     position = len(c.attention_layers) * c.num_key_value_heads * c.head_dim * 2
-    wanted = {  # read, written; the cache is full, so all of its positions are read
+    wanted = {  # bytes read, bytes written; all positions of the cache are in use
         "conv_state": (conv, conv),
         "recurrent_state": (recurrent, recurrent),
         "k_cache": (len(TOKENS) * position, position),
@@ -140,7 +140,7 @@ def named(value) -> str:
     return getattr(value, "name", str(value))
 
 
-MISSED = [  # kind, what is then touched less
+MISSED = [  # fault, kind of tensor, the count that gets smaller
     ("last row not written", "weights", "distinct_read"),
     ("conv_state does not move on", "state", "distinct_write"),
     ("newest position not read", "state", "distinct_read"),
@@ -181,5 +181,5 @@ def test_a_row_past_the_end_is_named_with_its_tensor(wrong, stage, monkeypatch):
     )
     assert found, str(error.value)
     tensor = dict(model("odd").weights_on("cpu").named_tensors())[found[2]]
-    row = range(tensor.nbytes, tensor.nbytes + tensor[0].nbytes)  # which of its lanes comes first is open
+    row = range(tensor.nbytes, tensor.nbytes + tensor[0].nbytes)  # the report may name any lane of that row
     assert int(found[1]) in row and int(found[3]) == tensor.nbytes

@@ -1,4 +1,4 @@
-"""Right before timed, side by side, interleaved; and what fails is a line with its reason, while the others go on."""
+"""Systems are checked, then timed in turns; one that fails is listed with its reason, and the others go on."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from luce_edu.measure.records.rows import Machine, NotRun, Recorded
 from luce_edu.reference.model import forward
 
 MODEL = make_model(UNTIED)
-# Every system below knows these by heart: after 1, 2, 3 comes 4, then 5; after 9 comes 8, and then nothing is decided.
+# Prompt, next token, the one after it. A Toy gives these answers. None: the reference decides no token.
 CHOICES = [([1, 2, 3], 4, 5), ([9], 8, None)]
 
 
 class Toy(System):
-    """Says what CHOICES ask for, and times that its name decides. `log` has what was asked of all systems, in order."""
+    """Chooses as in CHOICES, and takes 100 µs per step. `log` lists the calls to all systems, in order."""
 
     launches, kernels, barriers = 7, 70, 3
     us = 100.0
@@ -64,7 +64,7 @@ class Toy(System):
 
 @pytest.fixture
 def log(monkeypatch):
-    """An empty log, for systems that are asked for CHOICES."""
+    """An empty log; the reference's choices are CHOICES."""
     monkeypatch.setattr(bench_module, "_decided_choices", lambda model, progress: CHOICES)
     return []
 
@@ -136,13 +136,13 @@ def test_a_row_has_the_steps_of_both_rounds_and_what_the_system_says_of_itself(l
     assert row.bytes == decode_bytes(MODEL.config, 1).total
 
 
-def test_what_there_is_can_be_saved_after_each_context_and_each_prompt(log):
+def test_the_rows_so_far_can_be_saved_after_each_context_and_each_prompt(log):
     seen = []
     run(log, save=lambda result: seen.append((result.running, len(result.decode), len(result.prefill))))
     assert seen == [("decode", 2, 0), ("decode", 4, 0), ("prefill", 4, 0), ("prefill", 4, 2), ("energy", 4, 2)]
 
 
-# ---- What is wrong is not timed ----
+# ---- Wrong systems are not timed ----
 
 
 class Foreign(Toy):
@@ -214,11 +214,11 @@ def test_a_choice_that_bf16_may_decide_is_not_held_against_a_system(log):
     assert run(log, others={"other": lambda: OtherWhereUndecided("other", log)}).not_run == []
 
 
-# ---- What fails is listed, and the rest goes on ----
+# ---- Failures are listed, and the rest goes on ----
 
 
 def failing(error, log, *, at=None, name="fails"):
-    """A system that fails where `at` says: a method's name, with its only argument where it is to fail only then."""
+    """A system that fails at `at`: the name of a method, and the argument at which it fails; None: when it is made."""
     if at is None:
         raise error
     method, *argument = at
@@ -275,7 +275,7 @@ def test_a_failure_at_one_place_costs_that_place_alone_and_is_listed_once(at, pa
     ({"us": math.nan}, "two or more positive times"),
     ({"launches": "many"}, "launches: expected an integer, got 'many'"),
 ])  # fmt: skip
-def test_what_no_record_takes_makes_no_row(fields, why, log):
+def test_a_row_that_no_record_takes_is_listed_instead(fields, why, log):
     result = run(log, others={"odd": lambda: type("Odd", (Toy,), fields)("odd", log)})
     assert timed(result) == GOOD
     assert [(row.system, row.parts, row.at) for row in result.not_run] == [("odd", ("decode",), at) for at in (1, 512)]
@@ -294,7 +294,7 @@ def test_a_prompt_that_cannot_be_read_is_listed(log):
     assert len(result.decode) == 6 and len(result.prefill) == 2
 
 
-def test_a_way_to_read_prompts_that_fails_for_several_stages_is_of_no_single_system(log):
+def test_a_failed_way_to_read_prompts_of_several_stages_is_listed_without_a_system(log):
     class Stage(Toy):
         reader = "kernels"
 
@@ -307,12 +307,12 @@ def test_a_way_to_read_prompts_that_fails_for_several_stages_is_of_no_single_sys
     assert result.not_run == [NotRun(("prefill",), "kernels: ValueError: no room", at=16)]
 
 
-def test_a_system_that_failed_is_let_go_before_the_next_is_made(log):
+def test_a_system_that_failed_is_freed_before_the_next_is_made(log):
     alive = []
 
     def wrong():
         system = WrongAtOnce("wrong", log)
-        system.itself = system  # as large models have it
+        system.itself = system  # a cycle of references, as in large models
         alive.append(weakref.ref(system))
         return system
 
@@ -328,11 +328,11 @@ def test_ctrl_c_is_no_measurement_that_failed(log):
         run(log, others={"slow": lambda: failing(KeyboardInterrupt(), log, at=("pretend", 512))})
 
 
-# ---- Real stages, on the virtual GPU, with times that a fake says ----
+# ---- Real stages on the virtual GPU, with made-up times ----
 
 
 class TimedStage(StageSystem):
-    """A stage that decodes on the virtual GPU; its times are made up."""
+    """A stage that decodes on the virtual GPU and takes made-up times."""
 
     def time_decode(self, *, steps):
         for _ in range(steps):
@@ -348,14 +348,14 @@ def on_the_host(stage, kind=TimedStage):
 
 
 class ForgetsItsState(TimedStage):
-    """Every token is the first."""
+    """Treats every token of a prompt as the first."""
 
     def prefill(self, tokens):
         super().prefill(tokens[-1:])
 
 
 class DecodesAsIfFresh(TimedStage):
-    """Reads a prompt together as it should, and forgets with every step that decodes."""
+    """Reads a prompt correctly as a whole, and forgets its state at every decoding step."""
 
     def _prefill_by_steps(self, tokens):
         for token in tokens:
@@ -377,7 +377,7 @@ def test_stages_pass_the_check_against_the_reference_and_one_without_memory_does
 
 
 def assert_record_takes(result: Bench) -> None:
-    """Its parts are those of a record, by the schema."""
+    """Assert that the parts fit the schema of a record."""
     parts = {name: getattr(result, name) for name in ("decode", "prefill", "energy") if getattr(result, name)}
     machine = Machine("a GPU", "sm_90", 132, 1, 1, None, None, {}, **result.clocks)
     record = Record("record", Recorded("2026-01-02", None, "random", machine, parts, result.not_run))
@@ -387,14 +387,14 @@ def assert_record_takes(result: Bench) -> None:
 # ---- The reference's choices ----
 
 
-def test_the_choices_asked_for_are_those_that_the_reference_decides():
+def test_systems_are_checked_on_choices_that_the_reference_decides():
     tiny = load_model("tiny")
     choices = bench_module._decided_choices(tiny, lambda _: None)
     assert len(choices) == bench_module.CHECKED_CHOICES
     for prompt, first, second in choices:
         assert first == choose(tiny, prompt)
         assert second is None or second == choose(tiny, [*prompt, first])
-    assert len({first for _, first, _ in choices}) > 1, "a system that says the same always would pass"
+    assert len({first for _, first, _ in choices}) > 1, "a system that always chooses the same would pass"
     assert any(first != prompt[-1] for prompt, first, _ in choices), "a system that echoes would pass"
 
 
@@ -427,7 +427,7 @@ def gpu(monkeypatch):
 
 
 class Drawing(Toy):
-    """Takes 0.25 s for a loop of STEPS steps on the fake GPU."""
+    """Takes 0.25 s of the fake GPU for a loop of STEPS steps."""
 
     def __init__(self, name, log, fake):
         super().__init__(name, log)
@@ -471,7 +471,7 @@ def test_sensors_that_fail_cost_the_energy_alone(gpu, log):
     assert_record_takes(result)
 
 
-def test_energy_without_sensors_is_said(log):
+def test_energy_without_sensors_is_listed(log):
     assert run(log, energy_seconds=4.0).not_run == [NotRun(("energy",), "NVML cannot be had")]
 
 

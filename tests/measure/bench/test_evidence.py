@@ -1,4 +1,4 @@
-"""One call measures a machine, or says of every part why not; an interrupted one goes on; no record is overwritten."""
+"""One call measures a machine or gives a reason for each part; it continues a record, and overwrites no other one."""
 
 import dataclasses
 import os
@@ -42,18 +42,18 @@ def measured(out, **options) -> Record:
 
 
 def written(out) -> Record:
-    """What is in the folder, checked as a record is when it is loaded."""
+    """The record in the folder, checked as it is loaded."""
     return Record.load(out / "record.json")
 
 
 def reasons(record) -> dict[str, str]:
-    """Why each thing was not run, by its name as it is shown."""
+    """The reasons of the rows that were not run, by the name shown."""
     found = {row.what: row.reason for row in record.not_run}
-    assert len(found) == len(record.not_run), "each is said once"
+    assert len(found) == len(record.not_run), "each is listed once"
     return found
 
 
-# ---- Everything ----
+# ---- Everything is measured ----
 
 
 def test_a_machine_is_measured_part_by_part_into_one_record(machine, tmp_path):
@@ -90,7 +90,7 @@ def test_a_model_without_room_to_time_anything_says_so(machine, tmp_path, monkey
     assert reasons(measured(tmp_path)) == {", ".join(BENCHED): "the model has room for 200 tokens, too few to time"}
 
 
-# ---- Nothing ----
+# ---- Nothing can be measured ----
 
 
 @WITHOUT_GPU
@@ -152,7 +152,7 @@ def test_a_part_that_fails_is_listed_and_the_others_go_on(part, machine, tmp_pat
 
 @pytest.mark.planted
 @pytest.mark.parametrize("part", ["decode", "prefill", "energy"])
-def test_a_benchmark_that_no_system_survives_is_no_part(part, machine, tmp_path):
+def test_a_benchmark_in_which_every_system_fails_is_no_part(part, machine, tmp_path):
     machine.on[part] = RuntimeError("out of order")
     record = measured(tmp_path)
     assert set(record.parts) == set(PARTS) - {part}
@@ -169,7 +169,7 @@ def test_a_system_that_cannot_be_closed_costs_no_measurement(machine, tmp_path):
 
 
 @pytest.mark.planted
-def test_a_constant_that_is_none_is_not_recorded_and_the_rest_is(machine, tmp_path):
+def test_an_impossible_constant_is_not_recorded_and_the_rest_is(machine, tmp_path):
     machine.launch = dataclasses.replace(machine.launch, barrier_us=-0.2)
     record = measured(tmp_path)
     assert set(written(tmp_path).parts) == set(PARTS) - {"launch"}
@@ -189,7 +189,7 @@ def test_a_part_without_a_result_ends_with_3(machine, tmp_path):
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny"]) == 3
 
 
-# ---- Going on ----
+# ---- Records that are continued ----
 
 
 def test_parts_that_are_there_are_kept_and_only_the_others_run(machine, tmp_path):
@@ -219,7 +219,7 @@ def test_only_runs_what_it_names_again_and_leaves_the_rest(machine, tmp_path):
     assert cli.main(["evidence", "--out", str(tmp_path), "--model", "tiny", "--only", "launch"]) == 0
 
 
-def test_what_was_said_of_a_part_is_said_anew_when_it_runs_again(machine, tmp_path):
+def test_reasons_of_a_part_are_replaced_when_it_runs_again(machine, tmp_path):
     machine.on = {what: RuntimeError("out of order") for what in ("launch", "decode", "energy")}
     before = measured(tmp_path).not_run
     assert {("launch", None), ("decode", None), ("decode", "graph"), ("energy", "graph")} < {
@@ -239,7 +239,7 @@ def test_what_was_said_of_a_part_is_said_anew_when_it_runs_again(machine, tmp_pa
     assert {(row.parts, row.system) for row in left} == {(("prefill",), system) for system in (*SYSTEMS, None)}
 
 
-def test_a_bench_that_could_not_begin_is_forgotten_when_it_could(machine, tmp_path, monkeypatch):
+def test_a_failed_start_of_the_bench_is_removed_when_it_starts(machine, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise NotMeasured("the reference decides nothing")
 
@@ -271,7 +271,7 @@ def test_an_interruption_leaves_a_record_of_what_was_done_and_the_next_call_goes
 
 @pytest.mark.planted
 def test_parts_that_are_saved_only_at_the_end_are_lost_to_an_interruption(machine, tmp_path, monkeypatch):
-    """The twin of the test above: a benchmark that saves nothing on the way."""
+    """The planted fault for the test above: a benchmark that does not save after each part."""
     real = evidence.bench
     monkeypatch.setattr(evidence, "bench", lambda *args, save, **options: real(*args, save=lambda _: None, **options))
     machine.on["energy"] = KeyboardInterrupt()
@@ -284,11 +284,11 @@ def test_parts_that_are_saved_only_at_the_end_are_lost_to_an_interruption(machin
 
 
 def rows(record, part) -> dict:
-    """By system and context, what tells one measurement of a part from another."""
+    """The medians of a part, by system and context."""
     return {(row.system, row.context): row.latency_us.median for row in record.parts[part]}
 
 
-def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(machine, tmp_path):
+def test_rows_of_some_systems_are_added_to_those_of_others(machine, tmp_path):
     first = rows(measured(tmp_path, only=["verify", "decode"]), "decode")
     machine.decode_us = 50.0
     record = measured(tmp_path, only=["verify", "decode"], systems=["graph"], contexts=[512])
@@ -298,7 +298,7 @@ def test_some_systems_alone_are_measured_into_what_the_record_has_of_others(mach
 
 
 def test_real_verification_of_one_stage_after_another_makes_one_report(machine, tmp_path, monkeypatch):
-    """On the virtual GPU, which stands in for the GPU here."""
+    """On the virtual GPU in place of a GPU."""
     monkeypatch.setattr(evidence, "_verify", REAL_VERIFY)
     for part, check, options in (
         ("verify", verify, {"steps": 2}), ("verify_paths", verify_paths, {"steps": 2}),
@@ -338,7 +338,7 @@ def test_what_fails_for_one_system_takes_nothing_from_the_others(machine, tmp_pa
 
 
 @pytest.mark.planted
-def test_the_times_of_a_system_that_has_become_wrong_go(machine, tmp_path):
+def test_the_times_of_a_system_that_has_become_wrong_are_removed(machine, tmp_path):
     first = rows(measured(tmp_path, only=["decode"]), "decode")
     machine.token = 5
     record = measured(tmp_path, only=["decode"], systems=["graph"], contexts=[512])
@@ -369,20 +369,19 @@ def test_an_interrupted_decode_keeps_its_contexts_and_is_done_again(machine, tmp
     assert record.not_run == []
 
 
-# ---- Other people's records ----
+# ---- Records of other machines, commits or versions ----
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"gpu": "NVIDIA Other"}, "a record of GPU NVIDIA Fake 80GB is there already, this is NVIDIA Other; name"),
-        ({"commit": "2" * 40}, f"a record of commit {'1' * 40} is there already, this is {'2' * 40}; name"),
-        ({"commit": "1" * 40 + "+"}, "name another folder"),
-        ({"model": "random-0.8b"}, "a record of model tiny is there already, this is random-0.8b; name another folder"),
-        ({"versions": {"torch": "2.12.0"}}, "a record of torch 2.11.0 is there already, this is 2.12.0; name another"),
-        ({"versions": {"flash-linear-attention": "0.4.2"}},
-         "a record of flash-linear-attention None is there already, this is 0.4.2; name another folder"),
+        ({"gpu": "NVIDIA Other"}, "GPU NVIDIA Fake 80GB is there already, this is NVIDIA Other; name another folder"),
+        ({"commit": "2" * 40}, "commit"),
+        ({"commit": "1" * 40 + "+"}, "commit"),
+        ({"model": "random-0.8b"}, "model tiny"),
+        ({"versions": {"torch": "2.12.0"}}, "torch 2.11.0"),
+        ({"versions": {"flash-linear-attention": "0.4.2"}}, "flash-linear-attention None"),
     ],
 )  # fmt: skip
 def test_a_record_of_another_machine_model_commit_or_version_is_refused_and_stays(
@@ -401,7 +400,7 @@ def test_a_record_of_another_machine_model_commit_or_version_is_refused_and_stay
 
 
 @pytest.mark.planted
-def test_a_version_that_is_gone_is_refused_too(machine, tmp_path):
+def test_a_version_that_is_missing_now_is_refused_too(machine, tmp_path):
     measured(tmp_path)
     machine.description = dataclasses.replace(MACHINE, versions={"python": "3.12.3"})
     with pytest.raises(RecordError, match="torch 2.11.0 .*None"):
@@ -502,7 +501,7 @@ def no_sensors():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout with a file of code, committed; `commit` believes to be in it."""
+    """A committed checkout with two files of code, which `commit` takes for its own."""
     for name in ("luce_edu/measure/records/record.py", "csrc/kernel.cu", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("first\n")
@@ -560,7 +559,7 @@ print("status", status, "loaded", loaded)
 """
 
 
-def test_it_runs_from_a_checkout_without_jupyter_rich_and_pynvml(tmp_path):
+def test_evidence_runs_from_a_checkout_without_jupyter_rich_and_pynvml(tmp_path):
     command = [sys.executable, "-c", BARE, str(Path(__file__).parents[1]), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
     assert "status 0 loaded []" in done.stdout and done.stderr == "", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""`luce-edu gpu` on a machine that is a fake: whatever fails, dies, hangs or is late costs itself and nothing more."""
+"""`luce-edu gpu` on a fake machine: a step that fails, crashes, hangs or comes too late costs no other step."""
 
 import os
 import signal
@@ -37,6 +37,9 @@ def machine(monkeypatch) -> Machine:
     return fake
 
 
+RUN_TESTS = gpu._run_tests  # which the fake machine replaces
+
+
 def command(out) -> int:
     return cli.main(["gpu", "--out", str(out), "--model", "tiny"])
 
@@ -46,7 +49,7 @@ def written(out) -> Record:
 
 
 def to_do(out) -> dict[str, str]:
-    """The steps that a record lists, with the reason."""
+    """The steps that a record lists as unfinished, with their reasons."""
     return {row.step: row.reason for row in written(out).not_run if row.kind == "unfinished"}
 
 
@@ -59,11 +62,11 @@ def step(name, run, *, estimate=0.0, limit=30.0, part="launch") -> Step:
 
 
 def measures(part):
-    """What a step runs that fills a part of the record."""
+    """The function of a step that fills a part of the record."""
     return lambda out, name, model, progress: gpu._measured("", 0, 0, [part]).run(out, name, model, progress)
 
 
-# ---- All well ----
+# ---- Nothing fails ----
 
 
 def test_everything_is_in_one_record_with_figures_and_the_status_is_0(machine, tmp_path, capfd):
@@ -111,7 +114,7 @@ def leave(*_):
 
 
 def hold_on(out, name, model, progress):
-    """Ignores every signal that can be ignored, and has a child that does so too."""
+    """Ignore every signal that can be ignored, and start a child that does so too."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -160,25 +163,24 @@ def test_a_step_that_fails_leaves_its_traceback_in_its_log(machine, tmp_path, mo
 def test_a_step_that_ignores_signals_is_ended_with_its_children(machine, tmp_path, monkeypatch):
     few(monkeypatch, step("stubborn", hold_on, limit=5.0))
     assert command(tmp_path) == 3
-    pid = int((tmp_path / "pid").read_text())
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within 10 s. A zombie has ended."""
     for _ in range(100):
-        if not alive(pid):
-            break
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
         time.sleep(0.1)
-    assert not alive(pid)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return False
 
 
 @pytest.mark.planted
 def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path, capfd):
-    """It dies whenever it runs; with it would go what shares its process."""
+    """It crashes whenever it runs, and would end every other stage in its process."""
     machine.crashes.add("per_layer")
     assert command(tmp_path) == 3
     record = written(tmp_path)
@@ -233,7 +235,7 @@ def test_a_folder_that_cannot_be_made_ends_the_command_with_2(machine, tmp_path)
 
 
 @pytest.mark.planted
-def test_what_does_not_fit_is_not_begun_and_what_does_is(machine, tmp_path, monkeypatch, capfd):
+def test_a_step_that_does_not_fit_the_budget_is_not_begun_and_one_that_fits_is(machine, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpu, "BUDGET", 60.0)
     few(
         monkeypatch, step("large", measures("launch"), estimate=50),
@@ -298,14 +300,10 @@ def test_a_command_that_is_ended_half_way_leaves_a_record_of_what_was_done_and_n
     assert set(written(tmp_path).parts) == {"launch"}
     assert to_do(tmp_path) == {"second": "it was interrupted", "third": "not begun"}
     assert len(children) == 1
-    for _ in range(100):
-        if not alive(int(children[0])):
-            break
-        time.sleep(0.1)
-    assert not alive(int(children[0]))
+    assert ends(int(children[0]))
 
 
-# ---- What is refused before anything runs ----
+# ---- Refused before anything runs ----
 
 
 def without_cuda(machine, patch):
@@ -393,14 +391,11 @@ def run_tests(tmp_path, monkeypatch, text):
     (tmp_path / "tests" / "test_other.py").write_text("import a_package_that_is_not_here\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     monkeypatch.setattr(gpu, "TESTS", tmp_path / "tests")
-    few(monkeypatch, step("tests", gpu._run_tests, part="tests", limit=120))
+    few(monkeypatch, step("tests", RUN_TESTS, part="tests", limit=120))
     return command(tmp_path / "out")
 
 
 def test_the_marked_tests_run_and_are_counted(machine, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    machine.install(monkeypatch)
-    machine.install_look(monkeypatch)
     marked = "@pytest.mark.gpu\ndef test_{}():\n    {}\n"
     text = marked.format("good", "pass") + marked.format("bad", "assert False") + marked.format("out", "pytest.skip()")
     assert run_tests(tmp_path, monkeypatch, text + "def test_unmarked():\n    assert False\n") == 1
@@ -411,12 +406,9 @@ def test_the_marked_tests_run_and_are_counted(machine, tmp_path, monkeypatch):
 
 
 def test_without_pytest_the_tests_are_left_out_by_name(machine, tmp_path, monkeypatch, capfd):
-    monkeypatch.undo()
-    machine.install(monkeypatch)
-    machine.install_look(monkeypatch)
     find_spec = gpu.importlib.util.find_spec
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pytest" else find_spec(name))
-    few(monkeypatch, step("tests", gpu._run_tests, part="tests"))
+    few(monkeypatch, step("tests", RUN_TESTS, part="tests"))
     command(tmp_path)
     command(tmp_path)
     row = NotRun(("tests",), "pytest is not installed; pip install pytest", kind="absent")

@@ -1,4 +1,4 @@
-"""Stages and other people's programs behind one interface: the same greedy tokens, or the reason why there are none."""
+"""Stages and foreign programs behind one interface: each gives the reference's greedy tokens, or a reason why not."""
 
 import dataclasses
 import sys
@@ -28,7 +28,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def expected(tiny):
-    """The fp32 reference's greedy continuations, their whole text read anew for each token."""
+    """The fp32 reference's greedy continuations; it reads the whole text again for each token."""
     texts = [list(prompt) for prompt in PROMPTS]
     with torch.no_grad():
         for text in texts * COUNT:
@@ -58,7 +58,7 @@ def hugging_face(model):
 
 
 @pytest.mark.parametrize("name", [*STAGES, "transformers"])
-def test_every_system_continues_as_the_reference_does_one_text_after_another(name, tiny, expected):
+def test_every_system_continues_two_texts_as_the_reference_does(name, tiny, expected):
     system = hugging_face(tiny) if name == "transformers" else stage(name, tiny)
     assert continuations(system) == expected
     assert system.name.startswith(name)
@@ -66,7 +66,7 @@ def test_every_system_continues_as_the_reference_does_one_text_after_another(nam
 
 
 class Echo(StageSystem):
-    """Says again what it has read: choices that need no model."""
+    """Repeats the last token of the prompt."""
 
     def prefill(self, tokens):
         super().prefill(tokens)
@@ -80,7 +80,7 @@ class Echo(StageSystem):
 
 
 class Stale(StageSystem):
-    """Forgets nothing between two prompts."""
+    """Keeps its state between two prompts."""
 
     def prefill(self, tokens):
         self._decoder.prefill(tokens)
@@ -106,7 +106,7 @@ def test_launches_kernels_and_barriers_are_those_of_one_step(tiny):
     assert launches > counts["per_layer"][0] and kernels is None and barriers == 0
 
 
-def test_eager_is_counted_once_and_then_not_listened_to(tiny):
+def test_eager_is_counted_once_and_then_not_recorded(tiny):
     system = stage("eager", tiny)
     system.prefill(PROMPTS[0])
     system.step()
@@ -141,7 +141,7 @@ def test_transformers_has_our_weights_in_bf16_and_the_angles_of_rope_in_fp32(tin
 
 @pytest.mark.planted
 def test_angles_that_bf16_has_rounded_are_seen():
-    """As a model that is made in fp32 and turned into bf16 has them: half a turn off after a thousand tokens."""
+    """A model made in fp32 and converted to bf16 has such angles: half a turn off after a thousand tokens."""
     exact = 10000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
     assert rope_error(exact.bfloat16(), exact) > 1e-6
 
@@ -170,7 +170,7 @@ def test_transformers_stands_at_any_context_and_goes_on_from_there(tiny):
 
 
 def test_its_static_cache_gives_the_same_tokens(tiny, expected, monkeypatch):
-    """All of the compiled system but the compiling, which wants a GPU."""
+    """The compiled system without compiling, which needs a GPU."""
     asked = {}
     monkeypatch.setattr(torch, "compile", lambda function, **how: asked.update(how) or function)
     system = TransformersSystem(tiny, max_seq_len=64, device="cpu", compiled=True)
@@ -207,7 +207,7 @@ def test_a_tensor_that_transformers_misses_is_not_measured(tiny, monkeypatch):
 
 
 class Llama:
-    """As much of llama-cpp-python as is used: a model that counts up from the last token, modulo 50."""
+    """The part of llama-cpp-python that is used: a model that counts up from the last token, modulo 50."""
 
     def __init__(self, path, **options):
         if path == "broken.gguf":
@@ -268,7 +268,7 @@ def test_llama_cpp_is_timed_by_the_hosts_clock_without_the_steps_that_warm_up(ll
     assert len(system._llama.tokens) == 10 + 8 + 4
 
 
-def test_what_llama_cpp_lacks_is_said(llama_cpp, monkeypatch):
+def test_a_broken_file_or_a_missing_llama_cpp_is_named(llama_cpp, monkeypatch):
     with pytest.raises(NotMeasured, match="broken.gguf: Failed to load model"):
         LlamaCppSystem("broken.gguf", max_seq_len=64)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
@@ -299,8 +299,8 @@ def test_an_unknown_stage_is_refused_with_those_there_are(tiny):
         make_systems(tiny, max_seq_len=64, stages=["graph", "warp"])
 
 
-def test_a_stage_keeps_its_state_where_a_record_says_it_stood(tiny):
-    """`bytes` of a record are those at the context; so the cache of a pretended context is in use up to there."""
+def test_a_pretended_context_fills_the_state(tiny):
+    """`bytes` of a record are those at the context, so the cache must be in use up to there."""
     system = stage("per_layer", tiny)
     system.pretend(40)
     state = system._decoder.state

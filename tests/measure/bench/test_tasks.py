@@ -1,4 +1,4 @@
-"""Our kernels, cuBLAS and torch.compile do the same two tasks; whatever does not is a row with its reason."""
+"""Our kernels, cuBLAS and torch.compile do the same two tasks; a system that cannot is a row with its reason."""
 
 import pytest
 import torch

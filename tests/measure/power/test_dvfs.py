@@ -1,4 +1,4 @@
-"""A stage's power curve has the time and the joules of its predictions, the voltage of the sweep, and a band."""
+"""A stage's power curve has the time and joules of its predictions, the voltage of the published sweep, and a band."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ CLOCKS = (405.0, 900.0, 1695.0, 1980.0)
 
 
 def tokens(*, cycles: float = 0.5e6, waits_us: float = 1500, watts: float = 200, clocks=CLOCKS, card: str = SWEPT):
-    """Of a made-up stage that takes some cycles, and some microseconds at any clock."""
+    """Predictions of a made-up stage that takes `cycles` cycles, and `waits_us` at any clock."""
     return [
         Prediction("made up", card, "a model", 520, mhz, us, {"active": 0.4 * watts * us * 1e-6,
                                                               "dram": 0.6 * watts * us * 1e-6}, "this test")
@@ -37,7 +37,7 @@ def test_times_between_clocks_are_straight_in_the_period():
     assert model.us_per_token(600) == pytest.approx(1500 + 0.5e6 / 600)
 
 
-def test_a_limit_that_binds_is_drawn_and_one_that_does_not_buys_nothing():
+def test_a_limit_that_binds_is_drawn_and_a_higher_one_changes_nothing():
     curve = stage_curve(tokens())
     assert curve.at(170).draw_w == pytest.approx(170)
     top = curve.top
@@ -54,11 +54,11 @@ def test_the_draw_follows_the_clock_as_that_of_the_sweep():
 
 
 @pytest.mark.planted
-def test_joules_and_cycles_move_what_they_should():
+def test_joules_move_the_draw_and_cycles_the_sweet_spot():
     usual, hungry, bound = (stage_curve(tokens(**more)) for more in ({}, {"watts": 300}, {"cycles": 3e6}))
     assert hungry.top.draw_w == pytest.approx(1.5 * usual.top.draw_w)
     assert hungry.best()[0].limit_w == pytest.approx(1.5 * usual.best()[0].limit_w, abs=2)
-    # What waits for its clock loses speed with every watt.
+    # A stage that mostly takes cycles loses speed with every watt.
     assert bound.spot()[0].limit_w / bound.top.draw_w > usual.spot()[0].limit_w / usual.top.draw_w
 
 
@@ -76,7 +76,7 @@ def test_bands_hold_the_best_knee_and_come_from_all():
     [(tokens(card="T4"), "T4: there is no published sweep"), (tokens(clocks=CLOCKS[2:]), "expected 3 clocks or more"),
      (tokens(clocks=(405.0, 900.0, 1980.0)), "1695 MHz among them")],
 )  # fmt: skip
-def test_what_no_curve_can_be_made_of_is_refused(found, said):
+def test_predictions_that_give_no_curve_are_refused(found, said):
     with pytest.raises(ValueError, match=said):
         stage_curve(found)
 

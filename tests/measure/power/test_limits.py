@@ -1,4 +1,4 @@
-"""A GPU's setting is changed only where it is asked for and granted, and is put back whatever ends the block."""
+"""A GPU's limit is changed only on request and with permission, and is put back whatever ends the block."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ UUID = FakeNvml.UUID
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path) -> Path:
-    """A cache of the test's own; at its end nothing is set and no signal is caught any more."""
+    """A cache of the test's own. At its end no limit is in force and no signal is caught."""
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # these tests may have been started with it ignored
     yield tmp_path / "cache"
@@ -83,7 +83,7 @@ def test_the_ends_of_the_range_are_in_it():
             assert fake.settings["limit_mw"] == 1e3 * limit_w
 
 
-def test_a_limit_that_is_there_already_is_left_by_itself():
+def test_a_limit_that_is_already_in_force_is_set_once():
     fake, sensors = gpu()
     with PowerLimit(350, sensors=sensors, allow=True):
         pass
@@ -95,7 +95,7 @@ def test_a_limit_that_is_there_already_is_left_by_itself():
 
 @pytest.mark.planted
 @pytest.mark.parametrize("allow", [False, None, 0, "yes"])
-def test_without_being_asked_nothing_is_set(allow, cache):
+def test_without_allow_nothing_is_set(allow, cache):
     fake, sensors = gpu()
     with pytest.raises(NotPermitted, match="allow=True"):
         PowerLimit(200, sensors=sensors, allow=allow)
@@ -135,8 +135,8 @@ def test_a_driver_that_refuses_leaves_nothing_behind(error, cache):
 
 
 @pytest.mark.planted
-def test_a_gpu_that_does_not_take_the_limit_is_found_out(cache):
-    fake, sensors = gpu(deaf=True)
+def test_a_gpu_that_ignores_the_limit_is_noticed(cache):
+    fake, sensors = gpu(ignores=True)
     with pytest.raises(NotMeasured, match="200 W.*350 W"):
         PowerLimit(200, sensors=sensors, allow=True).__enter__()
     assert fake.calls == [200] and markers(cache) == []
@@ -217,7 +217,7 @@ def test_ctrl_c_while_it_is_being_set_puts_it_back(monkeypatch, where, cache):
 @pytest.mark.planted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_is_put_back_waits_until_it_is(monkeypatch, number):
-    """Both are given a handler that returns, as the process is the tests' own."""
+    """The signal gets a handler that returns, since it would end the tests otherwise."""
     came = []
     fake, sensors = gpu()
     real = SettableNvml.nvmlDeviceSetPowerManagementLimit
@@ -277,7 +277,7 @@ def test_a_thread_sets_it_too_and_puts_it_back():
 
 
 @pytest.mark.planted
-def test_what_cannot_be_put_back_is_said_and_its_marker_stays(cache):
+def test_a_limit_that_cannot_be_put_back_is_reported_and_its_marker_stays(cache):
     fake, sensors = gpu()
     with pytest.raises(NotMeasured) as said:
         with PowerLimit(200, sensors=sensors, allow=True):
@@ -288,13 +288,13 @@ def test_what_cannot_be_put_back_is_said_and_its_marker_stays(cache):
     )
     assert len(markers(cache)) == 1
     fake.permitted = True
-    with PowerLimit(150, sensors=sensors, allow=True):  # the next one puts it back first
+    with PowerLimit(150, sensors=sensors, allow=True):  # the next limit first puts that one back
         assert fake.calls == [200, 350, 150]
     assert fake.settings == AS_SHIPPED and markers(cache) == []
 
 
 @pytest.mark.planted
-def test_what_somebody_else_has_set_meanwhile_is_left(cache):
+def test_a_limit_that_another_program_has_set_meanwhile_is_left(cache):
     fake, sensors = gpu()
     limit = PowerLimit(200, sensors=sensors, allow=True)
     with limit:
@@ -324,7 +324,7 @@ OPEN = CHILD + "limit = PowerLimit(200, sensors=sensors, allow=True).__enter__()
 
 
 class Process:
-    """A Python process with a GPU whose settings are in a file; it ignores the signals named, and no others."""
+    """A Python process with a GPU whose settings are in a file; it ignores only the given signals."""
 
     def __init__(self, folder: Path, source: str, ignored: tuple[signal.Signals, ...] = ()):
         self.hardware = folder / "hardware.json"
@@ -366,7 +366,7 @@ def test_a_signal_that_ends_the_process_puts_it_back(tmp_path, cache, number):
     with Process(tmp_path, SET) as process:
         assert process.says() == "set"
         assert process.settings() == {"limit_mw": 200_000}
-        assert process.end(number)[0] == -number  # as it would have ended without this
+        assert process.end(number)[0] == -number  # as without the handler
         assert process.settings() == AS_SHIPPED and markers(cache) == []
 
 
@@ -383,7 +383,7 @@ def test_under_nohup_a_hangup_changes_nothing(tmp_path, cache):
 @pytest.mark.planted
 @pytest.mark.parametrize("ending, status", [("1 / 0", 1), ("", 0)])
 def test_the_end_of_the_interpreter_puts_it_back(tmp_path, cache, ending, status):
-    """As of a kernel that is restarted, in which a cell has entered a limit that none has left."""
+    """As when a kernel is restarted after a cell has entered a limit and no cell has left it."""
     with Process(tmp_path, OPEN + "assert limit.change\n" + ending) as process:
         assert process.end()[0] == status
         assert process.settings() == AS_SHIPPED and markers(cache) == []
@@ -397,12 +397,10 @@ def test_after_a_hard_kill_the_next_start_puts_it_back(tmp_path, cache):
         assert process.settings() == {"limit_mw": 200_000}
         pid = process.pid
     found = leftovers()
-    gone = f"{UUID}: power limit of 200 W, before that 350 W (process {pid}, which set it, is gone)"
-    assert [leftover.said for leftover in found] == [gone]
-    assert not any(leftover.alive or leftover.done for leftover in found)
-    done = restore_leftovers(SettableNvml(hardware=process.hardware))
-    assert [leftover.said for leftover in done] == [f"{UUID}: power limit put back from 200 W to 350 W"]
-    assert all(leftover.done for leftover in done)
+    assert [leftover.change for leftover in found] == [power.Change(UUID, 200, 350, pid)]
+    assert f"process {pid}" in found[0].said and not found[0].alive and not found[0].done
+    (done,) = restore_leftovers(SettableNvml(hardware=process.hardware))
+    assert done.done and "from 200 W to 350 W" in done.said
     assert process.settings() == AS_SHIPPED and markers(cache) == [] and leftovers() == []
     assert restore_leftovers(SettableNvml(hardware=process.hardware)) == []
 
@@ -418,13 +416,13 @@ def test_after_a_hard_kill_the_next_limit_starts_from_what_there_was(tmp_path, c
 
 
 @pytest.mark.planted
-def test_after_a_hard_kill_what_somebody_has_set_since_is_left(tmp_path, cache):
+def test_after_a_hard_kill_a_limit_set_by_another_program_is_left(tmp_path, cache):
     with Process(tmp_path, SET) as process:
         assert process.says() == "set" and process.end(signal.SIGKILL)
     fake = SettableNvml(hardware=process.hardware)
     fake.change(limit_mw=250_000)
     (done,) = restore_leftovers(fake)
-    assert (done.said, done.done) == (f"{UUID}: power limit is no longer 200 W: left as it is", True)
+    assert done.done and "no longer 200 W" in done.said
     assert fake.settings["limit_mw"] == 250_000 and fake.calls == [] and markers(cache) == []
 
 
@@ -433,11 +431,10 @@ def test_a_second_process_is_refused_by_name_while_the_first_is_at_work(tmp_path
     with Process(tmp_path, SET) as process:
         assert process.says() == "set"
         fake, sensors = gpu(hardware=process.hardware)
-        named = f"{UUID}: power limit of 200 W, before that 350 W (process {process.pid} is at work)"
-        with pytest.raises(NotMeasured, match=f"another process.*{re.escape(named)}$"):
+        with pytest.raises(NotMeasured, match=f"another process.*process {process.pid} "):
             PowerLimit(150, sensors=sensors, allow=True).__enter__()
-        for found in (leftovers(), restore_leftovers(fake)):
-            assert [(leftover.said, leftover.alive, leftover.done) for leftover in found] == [(named, True, False)]
+        for (found,) in (leftovers(), restore_leftovers(fake)):
+            assert (found.change, found.alive, found.done) == (power.Change(UUID, 200, 350, process.pid), True, False)
         assert fake.calls == [] and process.settings()["limit_mw"] == 200_000
         process.end(signal.SIGTERM)
         assert process.settings() == AS_SHIPPED
@@ -462,8 +459,7 @@ with PowerLimit(200, sensors=sensors, allow=True):
 def test_a_child_that_ends_leaves_its_parents_limit(tmp_path, child):
     with Process(tmp_path, FORK.format(child=child)) as process:
         assert process.says() == "200.0"
-        fake, sensors = gpu(hardware=process.hardware)
-        assert leftovers()[0].alive  # the child's end has not let go of the parent's lock
+        assert leftovers()[0].alive  # the parent's lock is still held after the child's end
         process.end(signal.SIGTERM)
         assert process.settings() == AS_SHIPPED
 
@@ -491,7 +487,7 @@ def test_a_child_that_lives_on_does_not_keep_a_killed_parents_limit(tmp_path):
 @pytest.mark.planted
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_kernel_that_is_restarted_puts_it_back(tmp_path, cache, busy):
-    """Asked to stop, it leaves by the exit hook; a busy one is killed, and the next start puts it back."""
+    """A kernel that is asked to stop runs its exit hook; after a kill the next start puts the limit back."""
     manager = pytest.importorskip("jupyter_client.manager").KernelManager(kernel_name="python3")
     hardware = tmp_path / "hardware.json"
     paths = os.pathsep.join([str(PACKAGE.parent), str(TESTS)])
@@ -516,7 +512,7 @@ def test_a_kernel_that_is_restarted_puts_it_back(tmp_path, cache, busy):
     assert json.loads(hardware.read_text()) == AS_SHIPPED and markers(cache) == []
 
 
-# ---- Markers that are none, or of a GPU that is not here ----
+# ---- Markers that cannot be read, or of a GPU that is not here ----
 
 
 @pytest.mark.planted
@@ -526,15 +522,15 @@ def test_a_kernel_that_is_restarted_puts_it_back(tmp_path, cache, busy):
     '{"uuid": "%s", "limit_w": 200, "before_w": NaN, "pid": 1}',
     '{"uuid": "GPU-other", "limit_w": 200, "before_w": 350, "pid": 1}',
 ])  # fmt: skip
-def test_a_marker_that_is_none_is_named_and_nothing_is_set(cache, content):
+def test_a_marker_that_cannot_be_read_is_named_and_nothing_is_set(cache, content):
     path = cache / "gpu-settings" / f"{UUID}.power-limit.json"
     path.parent.mkdir(parents=True)
     path.write_text(content.replace("%s", UUID))
     fake, sensors = gpu()
     for found in (leftovers(), restore_leftovers(fake)):
         assert [(leftover.change, leftover.done) for leftover in found] == [(None, False)]
-        assert found[0].said.startswith(f"{path}: not readable as a marker") and "\n" not in found[0].said
-    with pytest.raises(NotMeasured, match="not readable as a marker"):
+        assert found[0].said.startswith(f"{path}: ") and "\n" not in found[0].said
+    with pytest.raises(NotMeasured, match=re.escape(str(path))):
         PowerLimit(200, sensors=sensors, allow=True).__enter__()
     assert fake.calls == [] and path.exists()
 
@@ -547,10 +543,7 @@ def test_a_leftover_of_a_gpu_that_is_not_here_is_kept_and_the_others_go_on(cache
         power._write(power.Change(uuid, 200, 350, 1))
     fake.change(limit_mw=200_000)
     other, mine = sorted(restore_leftovers(fake), key=lambda leftover: leftover.done)
-    assert other.said == (
-        "power limit of GPU-0 not put back to 350 W: NVML's GPU-0: no such GPU; an administrator would type: "
-        "sudo nvidia-smi -i GPU-0 -pl 350"
-    )
+    assert "GPU-0 -pl 350" in other.said and not other.done
     assert mine.done and fake.settings == AS_SHIPPED
     assert markers(cache) == ["GPU-0.power-limit.json"]
 
@@ -562,14 +555,14 @@ def test_a_leftover_without_permission_says_what_an_administrator_would_type(cac
     power._write(power.Change(UUID, 200, 350, 1))
     fake.change(limit_mw=200_000)
     (found,) = restore_leftovers(fake)
-    assert not found.done and found.said.endswith(f"an administrator would type: sudo nvidia-smi -i {UUID} -pl 350")
+    assert not found.done and f"{UUID} -pl 350" in found.said
     assert len(markers(cache)) == 1
 
 
-# ---- Nothing else sets anything ----
+# ---- No other code changes a setting ----
 
 SETTER = re.compile(r"nvml\w*(Set|Reset|Modify|Clear)[A-Z]\w*")
-MAY_IMPORT = {"cli.py", "doctor.py", "measure/power/sweep.py"}  # sweep's command, and what only reads the markers
+MAY_IMPORT = {"cli.py", "doctor.py", "measure/power/sweep.py"}  # the sweep and its command; doctor reads the markers
 
 
 def setters(folder: Path) -> list[str]:
@@ -602,7 +595,7 @@ def test_only_the_sweep_and_what_reports_leftovers_import_it():
     assert set(importers(PACKAGE)) <= MAY_IMPORT
 
 
-def test_evidence_and_bench_run_without_what_could_set_anything():
+def test_evidence_and_bench_do_not_load_the_code_that_changes_settings():
     code = (
         "import sys, luce_edu, luce_edu.measure.bench.bench, luce_edu.measure.bench.evidence, luce_edu.plots.records\n"
         "print(*{*sys.modules} & {'luce_edu.measure.power.limits', 'luce_edu.measure.power.sweep'})"

@@ -1,4 +1,4 @@
-"""The model of the power curve finds what made some points, passes the published sweep, and says its doubts."""
+"""The power model finds the parameters of made-up sweeps, fits the published sweep, and lists its doubts."""
 
 import math
 import random
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from synthetic import h100, with_parts
 
+from luce_edu.machine.cards import DATASHEET_GB_PER_S
+from luce_edu.measure.floor import bytes_per_token
 from luce_edu.measure.power.model import (
     BASELINES,
     NEAR,
@@ -60,9 +62,6 @@ def test_it_has_fewer_parameters_than_numbers():
 
 
 def test_the_plateau_is_below_what_the_memory_allows():
-    from luce_edu.machine.cards import DATASHEET_GB_PER_S
-    from luce_edu.measure.floor import bytes_per_token
-
     floor_us = bytes_per_token("Qwen3.5-0.8B") / (DATASHEET_GB_PER_S["RTX 3090"] * 1e3)
     assert fit(LUCE).model.memory_us > floor_us
 
@@ -74,10 +73,10 @@ def test_a_limit_that_does_not_bind_leaves_the_highest_clock():
     assert model.at(220).draw_w == pytest.approx(220)
 
 
-def test_left_out_points_are_reported_also_where_that_is_bad():
+def test_errors_of_left_out_points_are_reported_also_where_they_are_large():
     found = fit(LUCE)
     worst = {point.limit_w: errors for point, errors in zip(LUCE.points, found.left_out, strict=True)}
-    assert worst[220].draw > 0.1 and worst[150].draw < -0.1  # the others know nothing of these
+    assert worst[220].draw > 0.1 and worst[150].draw < -0.1  # the other points do not determine these
     assert abs(worst[300].draw) < 0.08 and abs(worst[420].tokens) < 0.08
     said = " ".join(found.doubts)
     for part in ("405 and 1,635 MHz there is no point", "150 W the driver has dropped to 405 MHz, another power state",
@@ -87,13 +86,13 @@ def test_left_out_points_are_reported_also_where_that_is_bad():
 
 
 def test_the_published_surprise_holds():
-    """30 % less power for 5 % less speed, against the draw and not the limit."""
+    """30 % less draw for 5 % less speed."""
     high, low = LUCE.nearest(420), LUCE.nearest(220)
     assert round(100 * (1 - low.draw_w / high.draw_w)) == 30
     assert round(100 * (1 - low.tokens_per_s / high.tokens_per_s)) == 5
 
 
-def test_what_is_between_far_clocks_is_not_trusted():
+def test_the_curve_between_distant_clocks_is_not_trusted():
     found = fit(LUCE)
     trusted = {limit: found.is_trusted(limit) for limit in (149, 150, 151, 200, 219, 220, 250, 300, 420, 421)}
     assert trusted == {149: False, 150: True, 151: False, 200: False, 219: False, 220: True, 250: True, 300: True,
@@ -119,7 +118,7 @@ def test_the_published_sweep_leaves_the_knee_open_from_its_lowest_clock_to_1756_
     assert (min(rates), max(rates)) == (pytest.approx(1.85, abs=0.005), pytest.approx(2.21, abs=0.005))
 
 
-def test_every_admissible_model_speaks_under_a_limit_at_which_it_runs():
+def test_every_admissible_model_that_runs_under_a_limit_gives_a_point():
     found = fit(LUCE)
     assert len(found.among(200)) == len(found.admissible)
     some = found.among(140)  # between what the first and the last of them draw at any clock
@@ -129,7 +128,7 @@ def test_every_admissible_model_speaks_under_a_limit_at_which_it_runs():
 
 @pytest.mark.planted
 def test_a_model_that_misses_one_draw_is_not_admissible():
-    """The band is cut where a knee misses a point, and is empty where no curve meets them all."""
+    """The band ends where a knee misses a point, and is empty if no curve meets all points."""
     exact = made_by(TRUE, range(900, 1901, 100))
     knees = [model.knee_mhz for model in admissible(exact.points, within=0.01)]
     assert min(knees) < TRUE.knee_mhz < max(knees) and max(knees) - min(knees) < 200
@@ -143,7 +142,7 @@ def test_with_four_points_the_caption_says_that_a_draw_left_out_tests_nothing():
     assert "three parameters" not in fit(made_by(TRUE)).caption
 
 
-# Curves whose truth is known.
+# Curves with known parameters.
 
 
 def test_the_parameters_that_made_a_sweep_are_found():
@@ -187,7 +186,7 @@ def test_a_limit_at_which_nothing_runs_is_refused():
     assert expected(made_by(TRUE), fit(made_by(TRUE)), 80) == made_by(TRUE).points[0]
 
 
-# What cannot be fitted.
+# Sweeps that cannot be fitted.
 
 
 @pytest.mark.planted
@@ -200,7 +199,7 @@ def test_a_limit_at_which_nothing_runs_is_refused():
         (with_points(*(replace(p, clock_mhz=1900 + i) for i, p in enumerate(LUCE.points))), "too close together"),
         (with_points(*(replace(p, draw_w=500 - p.clock_mhz / 10) for p in LUCE.points)), "does not rise"),
     ],
-    ids=["too few", "no clocks", "one clock missing", "one clock all along", "draw that falls with the clock"],
+    ids=["too few", "no clocks", "one clock missing", "one clock", "draw that falls with the clock"],
 )
 def test_points_without_a_curve_are_refused_by_reason(sweep, reason):
     with pytest.raises(CannotFit, match=reason):
@@ -301,7 +300,7 @@ def test_the_sweet_spot_is_the_least_draw_that_is_fast_enough():
 
 
 @pytest.mark.parametrize("loss", [-0.1, 1, 5, math.nan])
-def test_a_loss_that_is_no_share_is_refused(loss):
+def test_an_invalid_loss_is_refused(loss):
     with pytest.raises(ValueError, match="expected a share from 0 to 1"):
         sweet_spot(LUCE.points, loss)
 
@@ -318,7 +317,7 @@ def test_a_price_is_read_with_a_point_or_a_comma(text, price):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("text", ["0", "-1", "", "free", "nan", "inf", "1.2.3", "0.3 EUR"])
-def test_a_price_that_is_none_is_refused(text):
+def test_an_invalid_price_is_refused(text):
     with pytest.raises(ValueError, match="expected a number above 0, such as 0.30"):
         price_of(text)
 

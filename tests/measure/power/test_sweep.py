@@ -1,4 +1,4 @@
-"""A sweep measures what each limit leaves, once it has settled, and leaves the GPU as it was whatever happens."""
+"""A sweep measures each power limit once the GPU has settled, and puts the limit back whatever happens."""
 
 import re
 
@@ -7,6 +7,7 @@ import pytest
 from fake_nvml import FakeNvml
 from settable_nvml import AS_SHIPPED, SettableNvml, clock_mhz, draw_w
 
+import luce_edu.measure.power.sweep as module
 from luce_edu import cli, doctor
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import bench, evidence, systems
@@ -37,7 +38,7 @@ def cache(monkeypatch, tmp_path):
 
 
 class Decoding(SettableNvml):
-    """A GPU that decodes, with its SMs' clock, 0.2 tokens a second for each MHz; 0.1 s at a time."""
+    """A GPU that decodes 0.2 tokens per second for each MHz of its SM clock, 0.1 s at a time."""
 
     runs = 0
 
@@ -54,10 +55,10 @@ def swept(gpu: Decoding, limits=(200, 150), **options) -> SweepRow:
     return sweep(gpu.decode, sensors, limits, **options)
 
 
-# ---- What is measured ----
+# ---- Points ----
 
 
-def test_each_point_is_what_the_gpu_does_under_its_limit():
+def test_each_point_has_the_gpus_figures_under_its_limit():
     gpu = Decoding()
     part = swept(gpu, (250, 150, 200))
     assert [point.limit_w for point in part.points] == [250, 150, 200]
@@ -78,7 +79,7 @@ def test_the_idle_draw_is_measured_before_anything_is_set():
     assert swept(gpu).idle_w == pytest.approx(draw_w(clock_mhz(350)), rel=0.01)
 
 
-def test_what_holds_the_clock_down_is_in_the_point():
+def test_the_reasons_for_a_low_clock_are_in_the_point():
     gpu = Decoding()
     gpu.held_by = gpu.nvmlClocksThrottleReasonSwPowerCap | gpu.nvmlClocksThrottleReasonHwThermalSlowdown
     assert {tuple(point.slowed_by) for point in swept(gpu).points} == {("heat", "power limit")}
@@ -87,13 +88,13 @@ def test_what_holds_the_clock_down_is_in_the_point():
 @pytest.mark.planted
 @pytest.mark.parametrize("lag_s", [0.2, 2.0, 6.0])
 def test_a_point_waits_for_a_slow_gpu_and_is_not_measured_on_the_way(lag_s):
-    """A clock that still falls: measured at once, the point would be off by more than a settled one is allowed."""
+    """The clock still falls after the limit is set; a point measured at once would be further off than the bound."""
     point = swept(Decoding(lag_s=lag_s), [150]).points[0]
     assert point.clock_mhz == pytest.approx(clock_mhz(150), rel=0.05) and point.settled
 
 
 @pytest.mark.planted
-def test_a_gpu_that_never_comes_to_rest_is_measured_and_marked_so():
+def test_a_gpu_that_does_not_settle_is_measured_and_its_point_marked():
     gpu = Decoding(wave_w=60.0)
     point = swept(gpu, [150]).points[0]
     assert point.settled is False
@@ -109,13 +110,13 @@ def test_settling_takes_three_windows_even_where_nothing_moves():
     assert least <= gpu.clock() - started < least + 1
 
 
-def test_what_there_is_is_saved_after_each_point():
+def test_the_points_so_far_are_saved_after_each_point():
     seen = []
     swept(Decoding(), (200, 150, 250), save=lambda part: seen.append(len(part.points)))
     assert seen == [1, 2, 3]
 
 
-# ---- What is refused, and what is left behind ----
+# ---- Refusals, and the limit afterwards ----
 
 
 @pytest.mark.parametrize("limits", [(200, 90), (351,), (200, float("nan"))])
@@ -131,13 +132,13 @@ def test_without_limits_there_is_nothing_to_sweep():
         swept(Decoding(), ())
 
 
-def test_what_is_not_allowed_or_not_permitted_is_not_set():
+def test_without_allow_or_permission_nothing_is_set():
     gpu = Decoding()
     with pytest.raises(NotPermitted, match="allow=True"):
         swept(gpu, allow=False)
     assert gpu.calls == []
     gpu = Decoding(permitted=False)
-    with pytest.raises(NotPermitted, match=f"sudo nvidia-smi -i {gpu.UUID} -pl 200, and to go back: .* -pl 350"):
+    with pytest.raises(NotPermitted, match="-pl 200"):
         swept(gpu)
     assert gpu.settings == AS_SHIPPED
 
@@ -146,9 +147,9 @@ def test_what_is_not_allowed_or_not_permitted_is_not_set():
     {"nvmlDeviceGetPowerUsage": fake_nvml.NVMLError_NotSupported()},
     {"nvmlDeviceGetClockInfo": fake_nvml.NVMLError_NotSupported()},
 ])  # fmt: skip
-def test_a_gpu_that_does_not_report_what_is_needed_is_said_and_put_back(missing):
+def test_a_gpu_that_does_not_report_its_draw_or_clock_is_put_back(missing):
     gpu = Decoding(faults=missing)
-    with pytest.raises(NotMeasured, match="this GPU does not report it"):
+    with pytest.raises(NotMeasured):
         swept(gpu)
     assert gpu.settings == AS_SHIPPED
 
@@ -156,14 +157,12 @@ def test_a_gpu_that_does_not_report_what_is_needed_is_said_and_put_back(missing)
 def test_a_gpu_without_an_energy_counter_is_measured_by_samples():
     gpu = Decoding(faults={"nvmlDeviceGetTotalEnergyConsumption": fake_nvml.NVMLError_NotSupported()})
 
-    def work() -> int:  # in real time too, so that the sampling thread has its turn
+    def work() -> int:  # takes real time too, so that the sampling thread runs
         tokens = gpu.decode()
         FakeNvml.work(gpu, 0)
         return tokens
 
     sensors = Sensors.open(gpu.UUID, nvml=gpu)
-    import luce_edu.measure.power.sweep as module
-
     assert MEASURED_S >= LEAST_SECONDS
     point = module._measure(work, sensors, 350.0, True, gpu.clock)
     assert point.draw_w == pytest.approx(draw_w(clock_mhz(350)), rel=0.1)
@@ -186,7 +185,7 @@ def test_a_sweep_that_breaks_off_puts_the_limit_back_and_keeps_its_points(error)
 
 
 @pytest.mark.planted
-def test_a_limit_that_somebody_else_changes_meanwhile_is_found_out():
+def test_a_limit_that_another_program_changes_meanwhile_is_noticed():
     gpu = Decoding()
     decode, count = gpu.decode, [0]
 
@@ -232,8 +231,6 @@ class Stage:
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that `luce-edu sweep` finds, with a clock that only its work moves."""
-    import luce_edu.measure.power.sweep as module
-
     fake = Decoding()
     monkeypatch.setattr(Sensors, "open", classmethod(lambda cls, uuid=None, nvml=None: cls(fake, "handle")))
     monkeypatch.setattr(systems, "StageSystem", lambda *a, **o: Stage(fake))
@@ -266,7 +263,7 @@ def test_a_stage_that_chooses_otherwise_than_the_reference_is_not_swept(gpu, tmp
     monkeypatch.setattr(Stage, "choice", lambda self: 5)
     arguments = ["sweep", "--model", "tiny", "--limits", "150", "--allow-power-limit", "--out", str(tmp_path)]
     assert cli.main(arguments) == cli.DOES_NOT_HOLD
-    assert "megakernel: wrong, so not timed: after 2 tokens it chooses 5, the reference 4" in capsys.readouterr().err
+    assert "megakernel: wrong" in capsys.readouterr().err
     assert gpu.calls == [] and not (tmp_path / "record.json").exists()
 
 
@@ -297,14 +294,14 @@ def test_without_being_allowed_the_command_says_what_it_would_do(gpu, tmp_path, 
     assert gpu.calls == [] and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments, status, said", [
-    (["--limits", "90", "--allow-power-limit"], 2, "this GPU takes 100 to 350 W, got 90"),
-    (["--limits", "90"], 2, "this GPU takes 100 to 350 W, got 90"),
-    ([], 2, "expected --limits"),
-    (["--limits", "150", "--stage", "warp"], 2, "unknown stage 'warp'"),
+@pytest.mark.parametrize("arguments, said", [
+    (["--limits", "90", "--allow-power-limit"], "100 to 350 W, got 90"),
+    (["--limits", "90"], "100 to 350 W, got 90"),
+    ([], "--limits"),
+    (["--limits", "150", "--stage", "warp"], "'warp'"),
 ])
-def test_bad_input_is_one_line_and_nothing_is_set(gpu, tmp_path, capsys, arguments, status, said):
-    assert cli.main(["sweep", "--model", "tiny", "--out", str(tmp_path / "out"), *arguments]) == status
+def test_bad_input_is_refused_and_nothing_is_set(gpu, tmp_path, capsys, arguments, said):
+    assert cli.main(["sweep", "--model", "tiny", "--out", str(tmp_path / "out"), *arguments]) == cli.BAD_INPUT
     assert said in capsys.readouterr().err and gpu.calls == []
 
 
@@ -319,7 +316,7 @@ def test_without_permission_the_command_says_what_an_administrator_would_type(gp
     gpu.permitted = False
     arguments = ["sweep", "--model", "tiny", "--limits", "150", "--allow-power-limit", "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == cli.NOT_MEASURED
-    assert f"sudo nvidia-smi -i {gpu.UUID} -pl 150" in capsys.readouterr().err
+    assert "-pl 150" in capsys.readouterr().err
     assert gpu.settings == AS_SHIPPED and not (tmp_path / "out" / "record.json").exists()
 
 
@@ -344,12 +341,12 @@ def test_ctrl_c_ends_with_130_keeps_the_points_and_puts_the_limit_back(gpu, tmp_
 
 
 def leave_a_limit_behind(gpu):
-    """As a process that was killed leaves it."""
+    """Leave the limit and its marker as a killed process does."""
     sensors = Sensors(gpu, "handle")
     limit = PowerLimit(200, sensors=sensors, allow=True)
     limit.__enter__()
     power._active = None
-    limit.restore()  # of what is not in force any more: signals and the lock are let go
+    limit.restore()  # of a limit that is not in force: only releases the signals and the lock
     assert gpu.settings["limit_mw"] == 200_000
 
 
@@ -358,7 +355,7 @@ def test_the_doctor_reports_a_leftover_and_sweep_restore_puts_it_back(gpu, capsy
     leave_a_limit_behind(gpu)
     (found,) = doctor._gpu_settings()
     assert found.status == "problem" and found.remedy == "luce-edu sweep --restore" and "200 W" in found.detail
-    assert gpu.settings["limit_mw"] == 200_000, "the doctor only looks"
+    assert gpu.settings["limit_mw"] == 200_000, "the doctor changes nothing"
     assert cli.main(["sweep", "--restore"]) == 0
     assert "put back from 200 W to 350 W" in capsys.readouterr().out and gpu.settings == AS_SHIPPED
     assert cli.main(["sweep", "--restore"]) == 0 and "nothing to put back" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The cost model finds constants that were planted, refuses to guess, and explains every record of the project."""
+"""The cost model finds planted constants, refuses rows that do not determine them, and explains every record."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import synthetic
 
 from luce_edu.measure.latency import Quartiles
-from luce_edu.measure.records.cost_model import STARTS, CostModel, fit, is_modelled
+from luce_edu.measure.records.cost_model import CostModel, fit, is_modelled
 from luce_edu.measure.records.record import load_records, recorded
 from luce_edu.measure.records.rows import DecodeRow
 
@@ -41,13 +41,13 @@ def test_planted_constants_are_found(costs):
     assert found.each_us == pytest.approx(costs.each_us)
 
 
-def test_a_cost_of_nothing_is_found_to_be_nothing():
+def test_a_cost_of_zero_is_found():
     costs = CostModel(2000, {"plain": 3.0, "graph": 0.0, "barrier": 1.0})
     assert fit(planted(costs)).each_us == pytest.approx(costs.each_us, abs=1e-9)
 
 
 def test_no_constant_is_negative():
-    # More launches, less time: least squares alone would pay for a launch with a negative cost.
+    # More launches take less time here, so least squares alone would give a launch a negative cost.
     rows = [row("per_op", size=size, kernels=460, us=size / 2e6) for size in (1e9, 2e9)]
     rows += [row("per_layer", size=size, kernels=122, us=size / 1e6) for size in (1e9, 2e9)]
     found = fit(rows)
@@ -67,7 +67,7 @@ def test_parts_add_up_and_are_named_after_what_they_count():
 def test_as_many_rows_as_constants_are_refused(count):
     rows = [one for one in planted(synthetic.H100_COSTS) if one.context == 1][:count]
     assert len(rows) == min(count, 4)
-    with pytest.raises(ValueError, match="rows for [0-9] constants: expected more rows"):
+    with pytest.raises(ValueError, match="rows for [0-9] constants"):
         fit(rows)
 
 
@@ -77,13 +77,13 @@ def test_times_that_do_not_grow_with_bytes_are_refused():
         fit(rows)
 
 
-def test_what_is_not_modelled_is_left_out_or_refused():
+def test_a_row_that_is_not_modelled_is_left_out_or_refused():
     others = [row for row in synthetic.h100().parts["decode"] if not is_modelled(row)]
     assert {one.system for one in others} == {"eager", *synthetic.BASELINES}
     rows = planted(synthetic.H100_COSTS)
     assert fit([*others, *rows]) == fit(rows)
     for one in (others[0], row("per_op", size=1e9, us=1.0), row("megakernel", size=1e9, us=1.0, barriers=None)):
-        with pytest.raises(ValueError, match=f"{one.system}: expected one of {', '.join(STARTS)}"):
+        with pytest.raises(ValueError, match=f"^{one.system}: "):
             synthetic.H100_COSTS.us(one)
 
 
@@ -120,5 +120,5 @@ def test_the_unit_costs_of_the_published_225_phases_follow_from_their_totals():
         ]
     found = fit(rows)
     assert found.gb_per_s == pytest.approx(936)
-    # 348, 187 and 167 µs for 225 phases: a barrier costs 0.74 µs, as notebook 09 has it.
+    # 348, 187 and 167 µs for 225 phases: a barrier costs 0.74 µs, as in notebook 09.
     assert found.each_us == pytest.approx({"plain": 1.54, "graph": 0.83, "barrier": 0.74}, abs=0.005)

@@ -1,4 +1,4 @@
-"""Stored predictions are those of the present clock, stand beside what is recorded, and name a record that strays."""
+"""Stored predictions are those of the present clock, stand beside recorded rows, and agree with them within 20 %."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ NEAR = 0.2  # how far a recorded time may be from the prediction
 
 
 def recorded(*, us: float = 1.0, joules: float = 1.0, gpu: str = GPU) -> Record:
-    """A made-up record of the megakernel on an RTX 3090, at so many times what is predicted."""
+    """A made-up record of the megakernel on an RTX 3090: `us` and `joules` are multiples of the prediction."""
     record, known = synthetic.of_machine(synthetic.rtx_3090(), gpu=gpu), at_boost("megakernel", RTX_3090)
     rows = {
         part: [
@@ -69,7 +69,7 @@ def test_a_card_at_another_clock_keeps_its_memory(card):
     [(GPU, "RTX 3090"), ("Tesla T4", "T4"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA RTX A6000", "RTX A6000"),
      ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA L40S", None), ("none", None)],
 )  # fmt: skip
-def test_a_gpu_is_the_card_of_its_very_name(name, card):
+def test_a_gpu_is_the_card_of_exactly_its_name(name, card):
     found = card_of(name)
     assert (found and found.name) == card
 
@@ -86,7 +86,7 @@ def test_a_row_gets_the_prediction_of_its_own_card_model_system_and_context():
 
 
 def misses(record: Record) -> list[str]:
-    """The stages whose recorded time is further from what is predicted now; of no card but those predicted."""
+    """The stages of a predicted card whose recorded time is further than NEAR from the present prediction."""
     card, found = card_of(record.gpu), []
     for row in record.parts.get("decode", ()) if card else ():
         known = at_boost(row.system, card) if row.modelled else None  # of this context and these shapes
@@ -105,12 +105,12 @@ def test_recorded_stages_are_within_20_percent_of_what_is_predicted():
 
 @pytest.mark.planted
 @pytest.mark.parametrize("us, caught", [(0.75, True), (0.85, False), (1.0, False), (1.15, False), (1.25, True)])
-def test_a_record_that_strays_by_a_quarter_is_caught(us, caught):
+def test_a_record_a_quarter_off_its_prediction_is_caught(us, caught):
     found = misses(recorded(us=us))
     assert len(found) == caught and all("megakernel" in line for line in found)
 
 
-def test_another_card_misses_nothing():
+def test_a_card_without_predictions_is_left_out():
     assert misses(recorded(us=2.0, gpu="NVIDIA L40S")) == []
 
 
@@ -127,7 +127,7 @@ def test_the_picture_sets_recorded_beside_modelled_and_says_the_error():
         prediction(synthetic.rtx_3090())
 
 
-def test_what_is_predicted_anew_replaces_its_rows_alone(tmp_path, monkeypatch):
+def test_new_predictions_replace_only_their_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("luce_edu.models.load_model", lambda name: name)
 
     def quick(stage, card, *, model, clock_mhz):

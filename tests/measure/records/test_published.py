@@ -1,4 +1,4 @@
-"""Published results are those of the record, and the shares computed from them agree with those of their sources."""
+"""Published results come from the record, and the shares computed from them agree with their sources."""
 
 import pytest
 import synthetic
@@ -62,7 +62,7 @@ def test_one_row_is_found_by_its_fields():
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("wanted, found", [({"system": "llama.cpp"}, "found 2 of"), ({"system": "vLLM"}, "found 0 of")])
-def test_no_row_and_two_rows_are_refused(wanted, found):
+@pytest.mark.parametrize("wanted, found", [({"system": "llama.cpp"}, "found 2"), ({"system": "vLLM"}, "found 0")])
+def test_fields_of_no_row_or_of_two_are_refused(wanted, found):
     with pytest.raises(ValueError, match=found):
         published("prefill", **wanted)

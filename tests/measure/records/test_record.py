@@ -1,4 +1,4 @@
-"""A record is whole, finite and of this schema, or it is refused by file and field; so is one without a source."""
+"""A record that is not complete, finite and of this schema is refused by file and field; so is one without a source."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ from luce_edu.verification import Report, StageResult
 
 
 def with_every_field() -> Record:
-    """The first rows of decode and energy also hold what the clock predicted, and a stage what was measured of it."""
+    """A record whose first rows of decode and energy also have the clock's prediction."""
     record, modelled = synthetic.h100(), Modelled(700.0, 0.3, "H100", 1980.0, "made up")
     rows = {
         part: [dataclasses.replace(record.parts[part][0], modelled=modelled), *record.parts[part][1:]]
@@ -35,7 +35,7 @@ CONTENTS = {
 
 
 def fields(kind, path=()):
-    """(path, annotation, required) of every field, into the first item of each list."""
+    """(path, annotation, required) of every field; of a list, those of its first item."""
     if get_origin(kind) is Annotated:
         return fields(get_args(kind)[0], path)
     if get_origin(kind) in (list, tuple):
@@ -54,7 +54,7 @@ EVERY = [(kind, *field) for kind in CONTENTS for field in fields(KINDS[kind])]
 
 
 def cases(keep):
-    """Those of the fields of both kinds for which keep(annotation, required) holds, and that the contents have."""
+    """Parametrise over the fields of both kinds that CONTENTS has and for which keep(annotation, required) holds."""
     found = [(kind, path) for kind, path, below, required in EVERY if keep(below, required) and has(kind, path)]
     ids = [f"{kind}-{'/'.join(map(str, path))}" for kind, path in found]
     return pytest.mark.parametrize("kind, path", found, ids=ids)
@@ -84,7 +84,7 @@ def write(folder, content, name="planted.json"):
 
 
 def refusal(folder, content):
-    """What `load` says of a file with this content; it names the file."""
+    """The message with which `load` refuses a file with this content; it names the file."""
     with pytest.raises(RecordError, match="^planted.json: ") as refused:
         Record.load(write(folder, content))
     return str(refused.value)
@@ -120,7 +120,7 @@ def test_a_missing_field_is_refused_by_name(tmp_path, kind, path):
 
 @cases(lambda below, required: True)
 def test_a_field_of_another_type_is_refused_by_name(tmp_path, kind, path):
-    # Fits nowhere: no field has this name, and no text, number or list is an object.
+    # No field takes this value: it is no text, number or list, and no object has a field of this name.
     said = refusal(tmp_path, altered(kind, path, lambda parent, key: parent.__setitem__(key, {"": []})))
     assert f" {'/'.join(map(str, path))}" in said
 
@@ -137,7 +137,7 @@ def test_every_time_energy_and_draw_is_a_positive_number():
     units = ("_us", "_w", "_s", "joules", "mhz", "seconds")
     exact = {path for _, path, below, required in EVERY if required and str(path[-1]).endswith(units)}
     exact -= {path for _, path, below, _ in EVERY if below == Positive}
-    known_otherwise = {"latency_us", "range_w", "idle_w"}  # of three numbers, of two, and 0 or more
+    known_otherwise = {"latency_us", "range_w", "idle_w"}  # three numbers, two numbers, 0 or more
     may_be_none = {"enqueue_us", "dependent_us", "power_limit_w", "sampled_joules"}
     assert {path[-1] for path in exact} <= known_otherwise | may_be_none
 
@@ -155,7 +155,7 @@ def test_every_time_energy_and_draw_is_a_positive_number():
     (("not_run", 0, "kind"), "tired"),
     (("not_run", 0, "reason"), ""),
 ])  # fmt: skip
-def test_a_value_that_its_field_does_not_take_is_refused_by_name(tmp_path, path, value):
+def test_a_value_of_the_right_type_out_of_range_is_refused_by_name(tmp_path, path, value):
     said = refusal(tmp_path, altered("recorded", path, lambda parent, key: parent.__setitem__(key, value)))
     assert f" {'/'.join(map(str, path))}: expected " in said
 
@@ -179,7 +179,7 @@ def test_an_unknown_field_is_refused_by_name(tmp_path):
     ],
     ids=["empty", "truncated", "deep", "list", "foreign", "earlier", "guessed", "other-kind"],
 )
-def test_what_is_no_record_is_refused(tmp_path, content, said):
+def test_a_file_that_is_no_record_is_refused(tmp_path, content, said):
     assert said in refusal(tmp_path, content)
 
 
@@ -233,7 +233,7 @@ def test_an_installed_package_reads_its_own_records(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lacking", [{"driver": None}, {"power_limit_w": None}])
-def test_what_a_machine_did_not_tell_is_left_out_of_the_provenance(lacking):
+def test_unknown_fields_of_a_machine_are_left_out_of_the_provenance(lacking):
     record = synthetic.of_machine(synthetic.h100(), **lacking)
     assert "None" not in record.provenance and record.gpu in record.provenance
 
@@ -251,11 +251,10 @@ SHOWN = {
 @pytest.mark.planted
 @pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
 @pytest.mark.parametrize("field", ["date", "model", "machine"])
-def test_nothing_is_shown_of_a_record_that_lost_its_provenance(show, field):
-    record = synthetic.h100()  # valid when it was made, as it must be ...
-    show(record)
+def test_a_record_without_its_provenance_is_not_shown(show, field):
+    show(synthetic.h100())
     record = synthetic.h100()
-    setattr(record.content, field, None)  # ... and altered since
+    setattr(record.content, field, None)  # a record is checked when it is made, so it is altered afterwards
     with pytest.raises(ValueError, match=f"synthetic-h100.json: {field}"):
         show(record)
 
@@ -275,7 +274,7 @@ def test_a_published_record_without_rows_has_no_provenance():
 
 @pytest.mark.planted
 @pytest.mark.parametrize("error", [float("nan"), float("inf")])
-def test_a_verdict_on_numbers_that_are_none_is_recorded_all_the_same(error):
+def test_a_verdict_on_numbers_that_are_not_finite_is_recorded(error):
     row = StageResult("graph", error, error, error, "logits", None, None, 0, 9, False, 1, 42, 0, ["not finite"])
     found = checked(Verified.of(Report("tiny", "cuda", 24, 1, [row])))
     assert not found.passed and found.rows[0].problems == ("not finite",)
@@ -296,11 +295,11 @@ def test_a_row_is_shown_by_its_fields(row, what):
     assert str(row) == f"{what}: {row.reason}"
 
 
-def test_running_again_leaves_what_was_said_of_other_parts_and_systems():
+def test_running_again_keeps_the_rows_of_other_parts_and_systems():
     row = NotRun(("decode", "prefill"), "no memory", "graph")
     assert row.without(["energy"]) == row == row.without(["decode"], ["megakernel"])
     assert row.without(["decode"]) == row.without(["decode"], ["graph"]) == dataclasses.replace(row, parts=("prefill",))
     assert row.without(["decode", "prefill"]) is None
-    assert NotRun(("decode",), "no time").without(["decode"], ["graph"]) is None, "of no single system"
+    assert NotRun(("decode",), "no time").without(["decode"], ["graph"]) is None, "a row without a system goes"
     step = NotRun(("decode",), "not begun", step="contexts", kind="unfinished")
-    assert step.without(["decode"]) == step, "it is taken off its list by name"
+    assert step.without(["decode"]) == step, "a step is removed by its name"

@@ -1,7 +1,6 @@
-"""What a run of the validation stored is of the rows that are there now, and its summary and page say what it holds."""
+"""The stored results of the validation are those of its present rows; the summary and the page show them."""
 
 import dataclasses
-import functools
 import json
 import os
 from types import SimpleNamespace
@@ -27,9 +26,7 @@ from luce_edu.plots.validation import modelled_against_published
 
 
 def differences(rows) -> list[str]:
-    """Ids whose pick, ladder, card, published figure, unit or use is not that of MEASUREMENTS, or whose figure is not
-    that of its time.
-    """
+    """Ids of rows that differ from MEASUREMENTS, or whose ratio does not follow from their figures."""
     known = {row.id: row for row in MEASUREMENTS}
     wrong = []
     for row in rows:
@@ -69,7 +66,7 @@ def test_a_stored_row_that_differs_is_found(change):
     assert differences([FIVE[0], dataclasses.replace(FIVE[0], **change)]) == [change.get("id", "G1")]
 
 
-def test_the_median_is_of_the_rows_held_out_and_counts_both_directions_alike():
+def test_the_median_is_of_the_rows_held_out_and_treats_too_slow_and_too_fast_alike():
     assert OF.median_error == pytest.approx((0.1 + 0.25) / 2)  # of 0, 0.1, 0.25, 2
     assert OF.within_15 == 0.5 and not OF.reached
     low, high = OF.band(100.0)
@@ -143,7 +140,7 @@ def test_a_whole_run_has_all_picks_and_a_token_by_every_stage_on_every_card(monk
     monkeypatch.setattr(validated, "profile", profile)
     monkeypatch.setattr(validated, "PICKS", {pick: PICKS[pick]})
     monkeypatch.setattr(validated, "validate", lambda row, backend, time_us: Result(row, 1.0, row.published, 1.0))
-    monkeypatch.setattr(validated, "cached", lambda entry, make: make())  # so that no real run finds these rows
+    monkeypatch.setattr(validated, "cached", lambda entry, make: make())  # keeps these rows out of the real cache
     lines = []
     found = run_all(lines.append)
     assert [r.id for r in found.rows] == ["L1a", "L1b", "L1c", "L1d"] and lines[0].startswith("1 of 4: L1a")
@@ -165,15 +162,11 @@ def test_the_picture_shows_the_rows_held_out():
 
 @pytest.fixture
 def written(monkeypatch, tmp_path):
-    """The files of a command that stands in for a whole run, in a folder that stands in for the checkout."""
-    places = functools.partial(validation_page.places, tmp_path / "checkout")
-    monkeypatch.setattr(validation_page, "places", lambda folder=None: places() if folder is None else _in(folder))
+    """A folder that replaces the checkout, for a run that takes no time."""
+    places, checkout = validation_page.places, tmp_path / "checkout"
+    monkeypatch.setattr(validation_page, "places", lambda folder=None: places(folder or checkout))
     monkeypatch.setattr(validated, "run_all", lambda progress: OF)
-    return tmp_path / "checkout"
-
-
-def _in(folder, places=validation_page.places):
-    return places(folder)
+    return checkout
 
 
 def test_a_plain_run_writes_figures_page_and_picture(written, capsys):

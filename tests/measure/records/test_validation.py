@@ -1,4 +1,4 @@
-"""The kernels of csrc/validation compute what they should, and rows become launches and figures as they say."""
+"""The kernels of csrc/validation give the right results, and rows become launches and figures as they say."""
 
 import dataclasses
 import re
@@ -23,12 +23,12 @@ from luce_edu.stages.dims import GRID_BARRIER_WORDS
 FOLDER = csrc_dir() / "validation"
 
 
-# ---- Small launches of every kernel, with what they should give ----
+# ---- Small launches of every kernel, with the right results ----
 
 
 @dataclass(frozen=True)
 class Case:
-    """A small launch. make() returns the arguments and a function that says whether they hold the right result then."""
+    """A small launch. make() returns the arguments, and a function that tells after it whether they are right."""
 
     source: str
     kernel: str
@@ -58,7 +58,7 @@ def whole(*shape, most=7, seed=0, dtype=np.float32):
 
 
 def close(got, want, limit=1e-5) -> bool:
-    """Every number is there, and the largest error is within `limit` of the largest number."""
+    """Every number is finite, and the largest error is at most `limit` times the largest number."""
     return bool(torch.isfinite(got).all() and (got - want).abs().max() <= limit * want.abs().max())
 
 
@@ -109,7 +109,7 @@ def async_product():
 
     def make():
         a, b, c = random(n, n), random(n, n, seed=1), torch.empty(n, n)
-        # B's tile of a step is the one at the place of A's: row of tiles by row of tiles, the same in all columns.
+        # In each step B's tile is at the position of A's, so the result is the same in all columns of tiles.
         rows = [
             sum(a[r : r + 16, k : k + 16] @ b[r : r + 16, k : k + 16] for k in range(0, depth, 16)).repeat(1, 3)
             for r in range(0, n, 16)
@@ -147,7 +147,7 @@ def added():
 
 
 def strided(kernel, element, thread):
-    """The kernel stores the sum of the thread that reads where `thread` should, and all other sums differ from it."""
+    """A thread stores its sum only if it equals that of the right elements of `thread`; all other sums differ."""
     dtype, loads = {"float": np.float32, "double": np.float64}[element], 16
     step, block = (3, 1024) if kernel == "strided" else (70, (8, 128))
 
@@ -217,7 +217,7 @@ def copied(width):
 def footprint():
     run = 2
     values = whole(32 * run * 1024, most=10**6, dtype=np.float64)
-    sums = values.view(32, run, 1024).sum(0) * 1.3  # of each block in a run, of each thread
+    sums = values.view(32, run, 1024).sum(0) * 1.3  # by block of a run and thread
     out, never = torch.zeros(1024, dtype=torch.float64), float(sums[1, 5])
     return (out, values, run, never), lambda: float(out[5]) == never
 
@@ -281,7 +281,7 @@ def histogram(kernel, block):
         bins = torch.zeros(512, dtype=torch.int32)
         return (values, bins, n), lambda: torch.equal(bins, torch.bincount(values, minlength=512).int())
 
-    # One block alone zeroes the bins of the global kernel, so that no addition comes before.
+    # The global kernel runs as one block: each block zeroes the bins, so a second one could erase additions.
     return Case("histogram", kernel, -(-1000 // block), block, make)
 
 
@@ -361,7 +361,7 @@ HOSTILE = {"seed": 0, "hostile": True, "races": True}
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_a_kernel_computes_what_it_should_in_a_hostile_order_and_nothing_races(case):
+def test_a_kernel_is_right_in_a_hostile_order_and_nothing_races(case):
     assert right(case, **({} if case.kernel == IN_STEP else HOSTILE))
 
 
@@ -422,11 +422,10 @@ def test_a_kernel_with_a_wrong_index_is_refused(kernel, old, new):
         try:
             assert not all(right(case, tree) for case in cases)
         except KernelError:
-            pass  # the index left the array, and the virtual GPU says so
+            pass  # the index left the array, and the virtual GPU reports it
 
 
-def test_every_kernel_has_a_case():
-    """And every kernel is in a row."""
+def test_every_kernel_has_a_case_and_is_in_a_row():
     there = set()
     for path in FOLDER.glob("*.cu"):
         text = re.sub(r"#define(.*\\\n)*.*", "", path.read_text())
@@ -459,7 +458,7 @@ def test_each_pick_has_rows_and_no_row_is_in_two():
     assert all(validation.picked(pick) for pick in validation.PICKS) and len(validation.PICKS) == 16
 
 
-def test_rows_hand_a_kernel_as_many_arguments_as_it_takes():
+def test_rows_give_a_kernel_as_many_arguments_as_it_takes():
     modules = {}
     for row in MEASUREMENTS:
         defines = dict(row.defines)
@@ -518,7 +517,7 @@ def test_the_whole_follows_from_a_line_through_the_cut_runs():
     assert validation.whole_us(runs_of((10, 20), 20), [15.0, 25.0]) == 25.0
 
 
-def test_figures_and_times_are_the_same_thing():
+def test_a_figure_follows_from_its_time_and_back():
     for row in MEASUREMENTS:
         assert row.figure(row.published_us(1740), 1740) == pytest.approx(row.published), row.id
     assert measurement("L3.launches.256").published_us(2490) == pytest.approx(1.64, rel=0.01)
@@ -533,7 +532,7 @@ def test_steps_in_another_order_than_measured_are_named():
 
     assert validation.misordered(results(G1=445e3, G2=69e3, G3=46e3)) == []
     assert validation.misordered(results(G1=445e3, G2=46e3, G3=69e3)) == [("G3", "G2")]
-    assert validation.misordered(results(G5=8.0, G7=9.0)) == [], "published within 5 %: a tie"
+    assert validation.misordered(results(G5=8.0, G7=9.0)) == [], "published figures within 5 % are a tie"
 
 
 def test_a_chain_visits_every_place_once():
