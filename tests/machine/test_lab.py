@@ -140,6 +140,8 @@ SAYS = {  # kernel: text of the lines that its finding must name
     "shared_with_a_hole": ["reads shared memory"],
     "token_loop": ["waits for the grid"],
     "barrier_in_a_branch": ["barrier of one warp"],
+    "named_barrier_waits_for_two": ["waits for a second warp"],
+    "mbarrier_counts_two": ["waits for the mbarrier"],
     "block_leaves": ["wait in the grid barrier"],
     "sum_in_any_order": ["adds when it comes"],
     "rows_as_they_come": ["takes a row"],

@@ -825,7 +825,7 @@ def approximate(form, function, relative=0.0, absolute=0.0, ftz=False):
         smallest = float(decode(form, form.min_normal))
         if abs(value) > largest:
             return Near(math.copysign(math.inf, value), 0)
-        if ftz and abs(value) < smallest - limit and form is F32:  # the ISA flushes only inputs of bf16
+        if ftz and abs(value) < smallest - limit and form is F32:  # of bf16 only the flush of inputs is certain
             return form.sign if value < 0 else 0
         return Near(value, limit + smallest if ftz and abs(value) < smallest else limit)
 

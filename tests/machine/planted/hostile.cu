@@ -1,4 +1,4 @@
-// hostile.cu: kernels whose faults show on a GPU and most of them not on x86, each beside its sound twin
+// hostile.cu: kernels with faults that a GPU shows and x86 mostly hides, each beside its sound twin
 // A kernel's name is its family and its fault; with `sound` it is the twin. The families are small patterns of real
 // kernels. Flags lie 32 words apart, and start as zeros.
 #include "words.cuh"

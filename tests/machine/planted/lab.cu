@@ -57,16 +57,6 @@ extern "C" __global__ void shared_with_a_hole_sound(unsigned* out) { through_sha
 
 // ---- Waits ----
 
-WORD void grid_barrier(unsigned* word) {  // as in csrc/grid_barrier.cuh
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
-        const unsigned before = add_release(word, share);
-        while (((load_acquire(word) ^ before) & top) == 0) {}  // waits for the grid
-    }
-    __syncthreads();
-}
-
 // A barrier in the loop over tokens, whose number differs from block to block.
 extern "C" __global__ void token_loop(unsigned* word, const unsigned* tokens) {
     for (unsigned token = 0; token < tokens[blockIdx.x]; ++token) grid_barrier(word);

@@ -16,16 +16,6 @@ extern "C" __global__ void reverse(const float* x, float* out, int with_barrier)
     out[offset + i] = shared[blockDim.x - 1 - i];
 }
 
-__device__ __forceinline__ void grid_barrier(unsigned* barrier) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
-        const unsigned before = add_release(barrier, share);
-        while (((load_acquire(barrier) ^ before) & top) == 0) {}
-    }
-    __syncthreads();
-}
-
 // ---- Deterministic: float sums whose order the code fixes ----
 
 // sums[b]: a tree over the block, through shuffles and shared memory.

@@ -121,22 +121,6 @@ extern "C" __global__ void barrier_against_flag(unsigned* flag) {
     }
 }
 
-extern "C" __global__ void named_barrier_too_few(int* out) {
-    if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;" ::: "memory");  // named barrier
-    out[threadIdx.x] = 1;
-}
-
-#if __CUDA_ARCH__ >= 900
-extern "C" __global__ void mbarrier_too_few(int* out) {
-    __shared__ unsigned long long barrier;
-    if (threadIdx.x == 0) mbarrier_init(&barrier, 2);
-    __syncthreads();
-    if (threadIdx.x == 0) mbarrier_expect(&barrier, 0);
-    mbarrier_wait(&barrier, 0);  // mbarrier wait
-    out[threadIdx.x] = 1;
-}
-#endif
-
 // ---- Operations of a warp ----
 
 extern "C" __global__ void two_warp_operations(int* out) {
@@ -172,7 +156,7 @@ extern "C" __global__ void barrier_against_shuffle(int* out) {
 
 // ---- Waits that never end ----
 
-__device__ __forceinline__ void grid_barrier(unsigned* barrier) {  // [0] arrivals, [1] generation
+__device__ __forceinline__ void counting_barrier(unsigned* barrier) {  // [0] arrivals, [1] generation
     __syncthreads();
     if (threadIdx.x == 0) {
         const unsigned generation = load_acquire(&barrier[1]);
@@ -186,11 +170,11 @@ __device__ __forceinline__ void grid_barrier(unsigned* barrier) {  // [0] arriva
     __syncthreads();  // end of the grid barrier
 }
 
-extern "C" __global__ void meet(unsigned* barrier) { grid_barrier(barrier); }
+extern "C" __global__ void meet(unsigned* barrier) { counting_barrier(barrier); }
 
 extern "C" __global__ void block_leaves(unsigned* barrier, int leaver) {
     if (static_cast<int>(blockIdx.x) == leaver) return;
-    grid_barrier(barrier);
+    counting_barrier(barrier);
 }
 
 extern "C" __global__ void spin_on_load(unsigned* flag) {

@@ -45,6 +45,17 @@ WORD unsigned take(unsigned* lock) {  // returns 0 if the lock was free
     return old;
 }
 
+// A grid barrier, as in csrc/grid_barrier.cuh.
+WORD void grid_barrier(unsigned* word) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const unsigned top = 1u << 31, share = blockIdx.x == 0 ? top - (gridDim.x - 1) : 1u;
+        const unsigned before = add_release(word, share);
+        while (((load_acquire(word) ^ before) & top) == 0) {}  // waits for the grid
+    }
+    __syncthreads();
+}
+
 WORD void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 WORD void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
 WORD void fence_sc() { asm volatile("fence.sc.gpu;" ::: "memory"); }
