@@ -77,15 +77,6 @@ class FakeNvml:
     MEAN_W, WAVE_W, WAVE_S = 200.0, 40.0, 3.0
     TICK = 0.05  # seconds between two updates of the energy counter
 
-    NVMLError = NVMLError
-    NVMLError_NotSupported = NVMLError_NotSupported
-    NVMLError_NoPermission = NVMLError_NoPermission
-    NVMLError_GpuIsLost = NVMLError_GpuIsLost
-    NVMLError_LibraryNotFound = NVMLError_LibraryNotFound
-    NVMLError_DriverNotLoaded = NVMLError_DriverNotLoaded
-    NVMLError_NotFound = NVMLError_NotFound
-    NVMLError_FunctionNotFound = NVMLError_FunctionNotFound
-    NVMLError_InvalidArgument = NVMLError_InvalidArgument
     NVML_TEMPERATURE_GPU = 0
     nvmlClocksThrottleReasonApplicationsClocksSetting = 0x02
     nvmlClocksThrottleReasonSwPowerCap = 0x04
@@ -202,3 +193,7 @@ class FakeNvml:
         if name.startswith(("nvmlDeviceSet", "nvmlDeviceReset", "nvmlUnitSet", "nvmlDeviceModify", "nvmlDeviceClear")):
             raise SettingChanged(name)
         raise AttributeError(name)
+
+
+for error in (NVMLError, *NVMLError.__subclasses__()):  # pynvml is a module, and has them as attributes
+    setattr(FakeNvml, error.__name__, error)

@@ -29,8 +29,6 @@ class SettableNvml(FakeNvml):
     calls      the limits asked for, in watts and in order
     """
 
-    WAVE_W = 0.0
-
     def __init__(self, clock=None, *, hardware=None, permitted=True, lag_s=0.5, wave_w=0.0, ignores=False, **faults):
         super().__init__(clock or Clock(), **faults)
         self.hardware, self.permitted, self.lag_s, self.ignores = hardware, permitted, lag_s, ignores
@@ -87,13 +85,10 @@ class SettableNvml(FakeNvml):
         super().nvmlDeviceGetTemperature(handle, sensor)
         return round(25 + 0.15 * self.watts(self.clock()))
 
-    def _granted(self, name: str) -> None:
-        self._answer(name)
+    def nvmlDeviceSetPowerManagementLimit(self, handle, limit_mw):
+        self._answer("nvmlDeviceSetPowerManagementLimit")
         if not self.permitted:
             raise NVMLError_NoPermission("Insufficient Permissions")
-
-    def nvmlDeviceSetPowerManagementLimit(self, handle, limit_mw):
-        self._granted("nvmlDeviceSetPowerManagementLimit")
         if not self.LIMITS_MW[0] <= limit_mw <= self.LIMITS_MW[1]:
             raise NVMLError_InvalidArgument("Invalid Argument")
         self.calls.append(limit_mw / 1e3)

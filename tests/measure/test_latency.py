@@ -107,16 +107,9 @@ def steps_are_right(module, monkeypatch) -> None:
         assert ask == pytest.approx(ask_us)
 
 
-def test_rounds_leave_out_the_warm_up_and_count_each_launch(monkeypatch):
-    rounds_are_right(latency, monkeypatch)
-
-
-def test_a_round_finds_in_l2_what_was_left_there_before_it_and_that_is_not_timed(monkeypatch):
-    rounds_before_which_l2_is_emptied_are_right(latency, monkeypatch)
-
-
-def test_steps_are_timed_one_by_one_and_asking_for_one_by_itself(monkeypatch):
-    steps_are_right(latency, monkeypatch)
+@pytest.mark.parametrize("check", [rounds_are_right, rounds_before_which_l2_is_emptied_are_right, steps_are_right])
+def test_times_are_those_of_the_work(check, monkeypatch):
+    check(latency, monkeypatch)
 
 
 COLD = rounds_before_which_l2_is_emptied_are_right

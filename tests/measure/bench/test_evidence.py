@@ -53,6 +53,15 @@ def reasons(record) -> dict[str, str]:
     return found
 
 
+def raising(error):
+    """A function that raises this error, whatever its arguments."""
+
+    def fail(*args, **options):
+        raise error
+
+    return fail
+
+
 # ---- Everything is measured ----
 
 
@@ -103,7 +112,7 @@ def test_without_a_gpu_every_part_has_its_reason_and_the_status_is_3(tmp_path, c
     assert all(part in out for part in PARTS) and "record.json" in out
 
 
-def test_a_gpu_older_than_turing_is_refused_by_name(machine, tmp_path, monkeypatch, capsys):
+def test_a_gpu_older_than_turing_is_refused_by_name(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100-SXM2-16GB")
     monkeypatch.setattr(evidence, "make_backend", make_backend)
@@ -123,10 +132,7 @@ def test_a_gpu_older_than_turing_is_refused_by_name(machine, tmp_path, monkeypat
 def test_a_gpu_that_cannot_hold_the_model_or_does_not_work_is_a_record_with_the_reason(
     machine, tmp_path, monkeypatch, error, reason
 ):
-    def no_room(self, device):
-        raise error
-
-    monkeypatch.setattr("luce_edu.models.Model.weights_on", no_room)
+    monkeypatch.setattr("luce_edu.models.Model.weights_on", raising(error))
     assert measured(tmp_path).not_run == [NotRun(PARTS, reason)]
 
 
@@ -240,11 +246,8 @@ def test_reasons_of_a_part_are_replaced_when_it_runs_again(machine, tmp_path):
 
 
 def test_a_failed_start_of_the_bench_is_removed_when_it_starts(machine, tmp_path, monkeypatch):
-    def fail(*args, **options):
-        raise NotMeasured("the reference decides nothing")
-
     with monkeypatch.context() as patch:
-        patch.setattr(evidence, "bench", fail)
+        patch.setattr(evidence, "bench", raising(NotMeasured("the reference decides nothing")))
         assert reasons(measured(tmp_path)) == {", ".join(BENCHED): "the reference decides nothing"}
     assert set(reasons(measured(tmp_path, only=["decode"]))) == {"prefill, energy"}
     assert reasons(measured(tmp_path)) == {}
@@ -329,11 +332,7 @@ def test_what_fails_for_one_system_takes_nothing_from_the_others(machine, tmp_pa
     machine.wrong = {"graph"}
     assert not measured(tmp_path, only=["verify"], systems=["graph"]).parts["verify"].passed
     assert not measured(tmp_path, only=["verify"], systems=["megakernel"]).parts["verify"].passed
-
-    def no_room(self, device):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("luce_edu.models.Model.weights_on", no_room)
+    monkeypatch.setattr("luce_edu.models.Model.weights_on", raising(torch.OutOfMemoryError("CUDA out of memory")))
     assert rows(measured(tmp_path, only=["decode"], systems=["graph"]), "decode") == rows(first, "decode")
 
 
@@ -491,12 +490,8 @@ def test_a_machine_is_described_by_pytorch_and_nvml(monkeypatch):
     assert found.versions["torch"] == torch.__version__ and "flash-linear-attention" in found.versions
     fake.nvml.lost_at = 0
     assert evidence.machine().power_limit_w is None
-    monkeypatch.setattr(evidence.Sensors, "open", staticmethod(no_sensors))
+    monkeypatch.setattr(evidence.Sensors, "open", raising(NotMeasured("NVML: no NVIDIA driver here")))
     assert evidence.machine().driver is None
-
-
-def no_sensors():
-    raise NotMeasured("NVML: no NVIDIA driver here")
 
 
 @pytest.fixture

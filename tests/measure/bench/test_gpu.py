@@ -179,7 +179,7 @@ def ends(pid: int) -> bool:
 
 
 @pytest.mark.planted
-def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path, capfd):
+def test_a_stage_that_crashes_is_kept_away_from_the_others(machine, tmp_path):
     """It crashes whenever it runs, and would end every other stage in its process."""
     machine.crashes.add("per_layer")
     assert command(tmp_path) == 3
@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_made_ends_the_command_with_2(machine, tmp_path)
 
 
 @pytest.mark.planted
-def test_a_step_that_does_not_fit_the_budget_is_not_begun_and_one_that_fits_is(machine, tmp_path, monkeypatch, capfd):
+def test_a_step_that_does_not_fit_the_budget_is_not_begun_and_one_that_fits_is(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "BUDGET", 60.0)
     few(
         monkeypatch, step("large", measures("launch"), estimate=50),

@@ -160,7 +160,7 @@ def test_a_marker_that_cannot_be_written_keeps_the_limit_from_being_set(monkeypa
     assert fake.calls == []
 
 
-def test_the_marker_is_on_the_disk_before_the_limit_is_set(monkeypatch, cache):
+def test_the_marker_is_on_the_disk_before_the_limit_is_set(monkeypatch):
     fake, sensors = gpu()
     seen, synced = [], []
     real, fsync = SettableNvml.nvmlDeviceSetPowerManagementLimit, os.fsync

@@ -281,7 +281,7 @@ def histogram(kernel, block):
         bins = torch.zeros(512, dtype=torch.int32)
         return (values, bins, n), lambda: torch.equal(bins, torch.bincount(values, minlength=512).int())
 
-    # The global kernel runs as one block: each block zeroes the bins, so a second one could erase additions.
+    # The global kernel runs as one block: with more, another could add before the first has cleared the bins.
     return Case("histogram", kernel, -(-1000 // block), block, make)
 
 
