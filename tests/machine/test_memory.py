@@ -146,19 +146,23 @@ def test_bytes_that_never_come_are_a_deadlock():
 
 
 @pytest.mark.parametrize(
-    "use",
+    "fault, use",
     [
-        "st.shared.u64 [%r2], 0; mbarrier.arrive.shared.b64 %rd8, [%r2];",  # not initialised
-        "mbarrier.init.shared.b64 [%r2], 1; mbarrier.inval.shared.b64 [%r2]; mbarrier.arrive.shared.b64 %rd8, [%r2];",
-        "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 4;",
-        "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 5;",
-        "mbarrier.arrive.shared.b64 %rd8, [%r2];",  # memory that was never written
-        "mbarrier.init.shared.b64 [%r2 + 4], 1;",  # not a multiple of 8
+        ("bad_barrier", "st.shared.u64 [%r2], 0; mbarrier.arrive.shared.b64 %rd8, [%r2];"),  # never initialised
+        (
+            "bad_barrier",
+            "mbarrier.init.shared.b64 [%r2], 1; mbarrier.inval.shared.b64 [%r2]; mbarrier.arrive.shared.b64 _, [%r2];",
+        ),
+        ("bad_barrier", "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 4;"),
+        ("bad_barrier", "mbarrier.init.shared.b64 [%r2], 4; mbarrier.arrive.noComplete.shared.b64 %rd8, [%r2], 5;"),
+        ("uninitialised", "mbarrier.arrive.shared.b64 %rd8, [%r2];"),
+        ("misaligned", "mbarrier.init.shared.b64 [%r2 + 4], 1;"),
     ],
 )
-def test_misuse_of_an_mbarrier_is_reported(use):
-    with pytest.raises(KernelError):
+def test_misuse_of_an_mbarrier_is_reported(fault, use):
+    with pytest.raises(KernelError) as error:
         kernel("mov.u32 %r2, buffer;" + use, params=0).launch(1, 1, [])
+    assert error.value.fault == fault
 
 
 def test_blocks_of_a_cluster_read_write_and_add_in_each_other():
@@ -211,8 +215,9 @@ def test_a_rank_beyond_the_cluster_is_reported():
     body = """
     mov.u32 %r2, buffer; mov.u32 %r3, 7; mapa.shared::cluster.u32 %r4, %r2, %r3; st.shared::cluster.u32 [%r4], %r3;
     """
-    with pytest.raises(KernelError):
+    with pytest.raises(KernelError) as error:
         kernel(body, params=0).launch(4, 1, [], cluster=4)
+    assert error.value.fault == "out_of_bounds"
 
 
 def test_a_multicast_copy_reaches_each_block_of_its_mask():
@@ -268,27 +273,27 @@ def test_bank_conflicts_are_passes_beyond_the_fewest(width, stride, conflicts):
 
 
 @pytest.mark.parametrize(
-    "access",
+    "fault, access",
     [
-        "mov.u32 %r2, buffer; ld.shared.u32 %r3, [%r2 + 4096];",
-        "mov.u32 %r2, buffer; st.shared.u32 [%r2+-4], %r1;",
-        "mov.u32 %r2, buffer; ld.shared.u32 %r3, [%r2];",  # never written
-        "mov.u32 %r2, buffer; st.shared.u16 [%r2 + 8], 1; ld.shared.u32 %r3, [%r2 + 8];",  # only half of it was written
-        "ld.global.u32 %r3, [%rd1 + 64];",
-        "ld.global.u32 %r3, [%rd1+-1];",
-        "ld.global.u32 %r3, [%rd1 + 2];",
-        "mov.u64 %rd3, 0; ld.u32 %r3, [%rd3];",
-        "mov.u64 %rd3, -8; st.v2.u32 [%rd3], {%r1, %r1};",
-        "ld.acquire.gpu.global.u32 %r3, [%rd1 + 64];",
-        "atom.global.add.u32 %r3, [%rd1 + 64], 1;",
-        "mov.u32 %r2, buffer; cp.async.ca.shared.global [%r2], [%rd1 + 64], 4;",
-        "mov.u32 %r2, buffer; cp.async.ca.shared.global [%r2 + 4096], [%rd1], 4;",
-        "mov.u32 %r2, buffer; cp.async.ca.shared.global [%r2 + 8], [%rd1], 16;",
+        ("out_of_bounds", "ld.shared.u32 %r3, [%r2 + 4096];"),
+        ("out_of_bounds", "st.shared.u32 [%r2+-4], %r1;"),
+        ("uninitialised", "ld.shared.u32 %r3, [%r2];"),
+        ("uninitialised", "st.shared.u16 [%r2 + 8], 1; ld.shared.u32 %r3, [%r2 + 8];"),
+        ("out_of_bounds", "ld.global.u32 %r3, [%rd1 + 64];"),
+        ("out_of_bounds", "ld.global.u32 %r3, [%rd1+-1];"),
+        ("misaligned", "ld.global.u32 %r3, [%rd1 + 2];"),
+        ("out_of_bounds", "mov.u64 %rd3, 0; ld.u32 %r3, [%rd3];"),
+        ("out_of_bounds", "mov.u64 %rd3, -8; st.v2.u32 [%rd3], {%r1, %r1};"),
+        ("out_of_bounds", "ld.acquire.gpu.global.u32 %r3, [%rd1 + 64];"),
+        ("out_of_bounds", "atom.global.add.u32 %r3, [%rd1 + 64], 1;"),
+        ("out_of_bounds", "cp.async.ca.shared.global [%r2], [%rd1 + 64], 4;"),
+        ("out_of_bounds", "cp.async.ca.shared.global [%r2 + 4096], [%rd1], 4;"),
+        ("misaligned", "cp.async.ca.shared.global [%r2 + 8], [%rd1], 16;"),
     ],
 )
-def test_an_access_that_may_not_be_is_reported_and_does_not_happen(access):
+def test_a_wrong_access_is_reported_and_does_not_happen(fault, access):
     x = torch.arange(16, dtype=torch.int32)
     before = x.clone()
-    with pytest.raises(KernelError):
-        kernel(access, params=1).launch(1, WARP, [x])
-    assert torch.equal(x, before)
+    with pytest.raises(KernelError) as error:
+        kernel("mov.u32 %r2, buffer;" + access, params=1).launch(1, WARP, [x])
+    assert error.value.fault == fault and torch.equal(x, before)

@@ -68,6 +68,7 @@ def launch(module, name, cases, **how):
 def test_race_is_reported_with_its_lines(module, name, seed):
     with pytest.raises(KernelError) as error:
         launch(module, name, PLANTED, races=True, seed=seed)
+    assert error.value.fault == "race"
     says(str(error.value), name, *(line("races.cu", marker) for marker in LINES.get(name, ())))
 
 

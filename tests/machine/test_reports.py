@@ -26,9 +26,11 @@ def the_next_launch_works(module):
     assert torch.equal(out, (padded + padded[torch.arange(192) ^ 1])[:130])
 
 
-def report(kernel: str, grid, block, args, **options) -> str:
+def report(fault: str, kernel: str, grid, block, args, **options) -> str:
+    """The report of a launch that must end with this fault; it names the kernel."""
     with pytest.raises(KernelError) as error:
         planted("reports.cu", "compute_80")[kernel].launch(grid, block, args, **options)
+    assert error.value.fault == fault
     says(str(error.value), kernel)
     return str(error.value)
 
@@ -54,7 +56,7 @@ OUTSIDE = [128, 133, -1, 1 << 40, -(1 << 40)]  # elements of a tensor of 128
 def test_store_outside_a_tensor_is_named_and_nothing_else_is_touched(where, seed):
     x, everything = inside(128)
     before = everything.clone()
-    said = report("store_outside", 2, 64, [x, where], seed=seed)
+    said = report("out_of_bounds", "store_outside", 2, 64, [x, where], seed=seed)
     says(said, at("store outside"), 37)  # of block 1
     says(said, where if abs(where) < 1000 else "store_outside")  # an index far outside is not named
     x[x == 1.0] = before[64:-64][x == 1.0]  # other threads may have stored before that one
@@ -71,20 +73,22 @@ PLACES = {
 @pytest.mark.parametrize("kernel, where", [(kernel, where) for kernel, places in PLACES.items() for where in places])
 def test_access_outside_shared_or_local_memory_or_misaligned_is_named(kernel, where):
     smem = 256 if kernel.startswith("dynamic") else 0
-    says(report(kernel, 2, 64, [torch.zeros(64), where], smem=smem), at(kernel.replace("_", " ")), 37)
+    fault = "misaligned" if kernel == "misaligned_shared" else "out_of_bounds"
+    says(report(fault, kernel, 2, 64, [torch.zeros(64), where], smem=smem), at(kernel.replace("_", " ")), 37)
 
 
 @pytest.mark.planted
 def test_dynamic_shared_memory_that_was_not_asked_for_is_named():
-    report("dynamic_shared_outside", 2, 64, [torch.zeros(64), 0])
+    report("out_of_bounds", "dynamic_shared_outside", 2, 64, [torch.zeros(64), 0])
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_uninitialised_shared_memory_is_named(seed):
-    says(report("uninitialised", 2, 64, [torch.zeros(64)], seed=seed), at("uninitialised"), 26)
-    says(report("uninitialised", 2, 64, [torch.zeros(64)], seed=seed, races=True), at("uninitialised"), 26)
-    said = report("uninitialised_dynamic", 2, 64, [torch.zeros(64)], smem=256, seed=seed)
+    for races in (False, True):
+        said = report("uninitialised", "uninitialised", 2, 64, [torch.zeros(64)], seed=seed, races=races)
+        says(said, at("uninitialised"), 26)
+    said = report("uninitialised", "uninitialised_dynamic", 2, 64, [torch.zeros(64)], smem=256, seed=seed)
     says(said, at("uninitialised dynamic"), 26)
 
 
@@ -95,8 +99,8 @@ def test_uninitialised_local_memory_is_named(module, how):
     out = torch.zeros(64)
     for where in (5, 13):
         module["uninitialised_local"].launch(2, 26, [out, where], **how)  # without thread 26
-        said = report("uninitialised_local", 2, 64, [out, where], **how)
-        says(said, "reports.cu", "local memory", "uninitialised", 26)
+        said = report("uninitialised", "uninitialised_local", 2, 64, [out, where], **how)
+        says(said, "reports.cu", "local memory", 26)
 
 
 @pytest.mark.planted
@@ -118,7 +122,7 @@ def test_null_and_foreign_pointers_are_named(module):
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("strict", [True, False])
 def test_barriers_on_both_paths_of_a_warp_are_refused(strict, seed):
-    said = report("two_barriers_of_a_warp", 3, 32, [words(32)], seed=seed, strict=strict)
+    said = report("divergent_barrier", "two_barriers_of_a_warp", 3, 32, [words(32)], seed=seed, strict=strict)
     assert at("first barrier of a warp") in said or at("second barrier of a warp") in said
 
 
@@ -131,7 +135,8 @@ def test_barriers_on_both_paths_of_a_warp_are_refused(strict, seed):
      ("barrier_of_some_warps", ["barrier that the last warp misses"], [1] * 32 + [0] * 32)],
 )  # fmt: skip
 def test_what_hardware_lets_pass_is_refused_unless_asked_for(module, kernel, markers, expected, seed):
-    says(report(kernel, 3, 64, [words(64)], seed=seed), *(at(marker) for marker in markers))
+    said = report("divergent_barrier", kernel, 3, 64, [words(64)], seed=seed)
+    says(said, *(at(marker) for marker in markers))
     out = words(64)
     module[kernel].launch(3, 64, [out], strict=False, seed=seed)
     assert out.tolist() == expected
@@ -140,18 +145,18 @@ def test_what_hardware_lets_pass_is_refused_unless_asked_for(module, kernel, mar
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_barrier_and_flag_that_wait_for_each_other_are_named(seed):
-    says(report("barrier_against_flag", 1, 64, [words(1)], seed=seed), at("barrier of thread 0"))
+    says(report("deadlock", "barrier_against_flag", 1, 64, [words(1)], seed=seed), at("barrier of thread 0"))
 
 
 # ---- Operations of a warp ----
 
-WARP_FAULTS = {  # kernel: markers, one of which must be named, and a number that must be
-    "two_warp_operations": (["shuffle of the lower half", "vote of the upper half"], None),
-    "two_masks": (["masks differ"], None),
-    "lane_has_left": (["lane 3 has left"], 3),
-    "source_outside_mask": (["reads lane 20"], 20),
-    "not_in_own_mask": (["mask of the lower half"], None),
-    "barrier_against_shuffle": (["barrier of one lane", "shuffle of the others"], None),
+WARP_FAULTS = {  # kernel: fault, markers of lines of which the report must name one, and numbers that it must name
+    "two_warp_operations": ("deadlock", ["shuffle of the lower half", "vote of the upper half"], []),
+    "two_masks": ("deadlock", ["masks differ"], []),
+    "lane_has_left": ("missing_lanes", ["lane 3 has left"], [3]),
+    "source_outside_mask": ("missing_lanes", ["reads lane 20"], [20]),
+    "not_in_own_mask": ("missing_lanes", ["mask of the lower half"], []),
+    "barrier_against_shuffle": ("deadlock", ["barrier of one lane", "shuffle of the others"], []),
 }
 
 
@@ -159,11 +164,10 @@ WARP_FAULTS = {  # kernel: markers, one of which must be named, and a number tha
 @pytest.mark.parametrize("seed", ORDERS)
 @pytest.mark.parametrize("kernel", WARP_FAULTS)
 def test_warp_operation_whose_lanes_do_not_come_is_named(kernel, seed):
-    markers, number = WARP_FAULTS[kernel]
-    said = report(kernel, 3, 32, [words(32)], seed=seed)
+    fault, markers, numbers = WARP_FAULTS[kernel]
+    said = report(fault, kernel, 3, 32, [words(32)], seed=seed)
     assert any(at(marker) in said for marker in markers)
-    if number is not None:
-        says(said, number)
+    says(said, *numbers)
 
 
 # ---- Waits that never end ----
@@ -172,7 +176,7 @@ def test_warp_operation_whose_lanes_do_not_come_is_named(kernel, seed):
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_block_that_left_before_a_grid_barrier_is_named(seed):
-    said = report("block_leaves", 5, 64, [words(2), 3], cooperative=True, seed=seed)
+    said = report("deadlock", "block_leaves", 5, 64, [words(2), 3], cooperative=True, seed=seed)
     says(said, at("wait in the grid barrier"), at("end of the grid barrier"), 3)
 
 
@@ -186,7 +190,7 @@ def test_block_that_left_before_a_grid_barrier_is_named(seed):
 )  # fmt: skip
 def test_spin_that_never_ends_is_named(kernel, marker, start, seed):
     started = time.monotonic()
-    said = report(kernel, 2, 64, [torch.full((64,), start, dtype=torch.int32)], seed=seed)
+    said = report("deadlock", kernel, 2, 64, [torch.full((64,), start, dtype=torch.int32)], seed=seed)
     says(said, at(marker))
     assert time.monotonic() - started < 10
 
@@ -196,15 +200,15 @@ def test_spin_that_never_ends_is_named(kernel, marker, start, seed):
 def test_blocks_that_never_start_are_named(module, seed):
     """`laptop` holds 2 blocks of 1024 threads. They wait for 6 more, which cannot start before these end."""
     module["meet"].launch(2, 1024, [words(2)], seed=seed)
-    says(report("meet", 8, 1024, [words(2)], seed=seed), at("wait in the grid barrier"))
+    says(report("lost_launch", "meet", 8, 1024, [words(2)], seed=seed), at("wait in the grid barrier"))
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_loop_that_never_ends_meets_the_budget(seed):
     started = time.monotonic()
-    report("endless", 1, 32, [torch.arange(32, dtype=torch.int32)], seed=seed, instructions=1_000_000)
-    report("endless_in_registers", 1, 32, [words(32), 1], seed=seed, instructions=1_000_000)
+    report("budget", "endless", 1, 32, [torch.arange(32, dtype=torch.int32)], seed=seed, instructions=1_000_000)
+    report("budget", "endless_in_registers", 1, 32, [words(32), 1], seed=seed, instructions=1_000_000)
     assert time.monotonic() - started < 20
 
 
@@ -224,9 +228,9 @@ def test_ctrl_c_ends_a_long_launch(module, ctrl_c):
 @pytest.mark.planted
 @pytest.mark.parametrize("seed", ORDERS)
 def test_trap_and_assert_are_named(module, seed):
-    says(report("traps", 2, 64, [words(64)], seed=seed), at("trap"), 37)
+    says(report("trap", "traps", 2, 64, [words(64)], seed=seed), at("trap"), 37)
     x = torch.arange(64, dtype=torch.int32)
-    says(report("asserts", 1, 64, [x, words(64)], seed=seed), at("assert"), 41, "x[threadIdx.x] != 41")
+    says(report("assertion", "asserts", 1, 64, [x, words(64)], seed=seed), at("assert"), 41, "x[threadIdx.x] != 41")
     module["asserts"].launch(1, 32, [x, words(64)], seed=seed)
 
 
