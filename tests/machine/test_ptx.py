@@ -341,7 +341,7 @@ REFUSED_BODIES = [
     "ld.global.b32 r, [%rd1-4];", "ld.global.b32 r, [%rd1+%rd2];",
     "ld.global.b32 r, 4[%rd1];", "ld.global.b32 r, [%tid.x];", "mov.b32 r, {%r1, %r2;", "mov.b32 r, %tid.q;",
     "mov.b32 r, quad.q;", "mov.b32 r, %r1.b4;", "mov.b32 r, 089;", "mov.b32 r, 99999999999999999999;",
-    f"mov.b32 r, {'9' * 5000};", "mov.b32 r, 1/0;", "mov.b32 r, 1%0;", "mov.b32 r, 1<<64;", "mov.b32 r, 1+2.5;",
+    f"mov.b32 r, {'9' * 5000};", "mov.b32 r, 1/0;", "mov.b32 r, 1 % (0);", "mov.b32 r, 1<<64;", "mov.b32 r, 1+2.5;",
     "mov.b32 r, -0f3F800000;", "mov.b32 r, (1;", "mov.b32 r, 1 ? 2;", "mov.b32 r, 'a';", "mov.b32 r, 12x;",
     f"mov.b32 r, {'(' * 5000}1{')' * 5000};", "setp.eq.s32 p|3, r, r;", "not.pred p, !3.5;", "call (r) f;",
     "call 3, (r);", "call (r), p0, (r;", "t: .branchtargets nowhere;", "t: .branchtargets;",

@@ -49,7 +49,7 @@ def test_reads_collide_where_a_bank_gives_more_words_than_the_others():
 
 @pytest.mark.parametrize("first", [4 * LANES + 1, 12 * LANES, 4 * LANES[:8], 4 * LANES - 4])
 def test_reads_that_do_not_fit_are_refused(first):
-    with pytest.raises(ValueError, match="first_words: expected 32 multiples of 4 from 0 to 252"):
+    with pytest.raises(ValueError, match="^first_words: "):
         bank_conflicts(first)
 
 

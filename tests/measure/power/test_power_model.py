@@ -181,7 +181,7 @@ def test_a_sweep_within_the_knee_says_that_no_knee_is_seen():
 
 
 def test_a_limit_at_which_nothing_runs_is_refused():
-    with pytest.raises(ValueError, match="more than the 90 W drawn at any clock, got 80"):
+    with pytest.raises(ValueError, match="90 W.* 80"):
         TRUE.at(80)
     assert expected(made_by(TRUE), fit(made_by(TRUE)), 80) == made_by(TRUE).points[0]
 

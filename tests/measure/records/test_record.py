@@ -120,7 +120,7 @@ def test_a_missing_field_is_refused_by_name(tmp_path, kind, path):
 
 @cases(lambda below, required: True)
 def test_a_field_of_another_type_is_refused_by_name(tmp_path, kind, path):
-    # No field takes this value: it is no text, number or list, and no object has a field of this name.
+    # No field takes this value: it is no text, number or list, and no object has a field named "".
     said = refusal(tmp_path, altered(kind, path, lambda parent, key: parent.__setitem__(key, {"": []})))
     assert f" {'/'.join(map(str, path))}" in said
 

@@ -501,7 +501,7 @@ def test_a_row_runs_on_the_virtual_gpu_as_prepared():
 
 
 def test_another_card_is_refused():
-    with pytest.raises(ValueError, match="G1 is a figure of the RTX A6000, got a laptop"):
+    with pytest.raises(ValueError, match="RTX A6000.*laptop"):
         validation.prepare(measurement("G1"), HostBackend())
 
 
