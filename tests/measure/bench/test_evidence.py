@@ -546,8 +546,8 @@ sys.path.insert(0, sys.argv[1])
 from absent import hide
 hide()
 from luce_edu import cli
-from fake_evidence import Machine
-Machine().install(type("Patch", (), {"setattr": staticmethod(setattr)}))
+from fake_evidence import FOR_GOOD, Machine
+Machine().install(FOR_GOOD)
 status = cli.main(["evidence", "--out", sys.argv[2], "--model", "tiny"])
 loaded = sorted(name for name in ("IPython", "nbformat", "traitlets", "huggingface_hub") if name in sys.modules)
 print("status", status, "loaded", loaded)

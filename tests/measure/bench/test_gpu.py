@@ -263,12 +263,12 @@ INTERRUPTED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import signal
-from fake_evidence import Machine
+from fake_evidence import FOR_GOOD, Machine
 from luce_edu import cli
 from luce_edu.measure.bench import gpu
-machine, patch = Machine(), type("Patch", (), {"setattr": staticmethod(setattr)})
-machine.install(patch)
-machine.install_look(patch)
+machine = Machine()
+machine.install(FOR_GOOD)
+machine.install_look(FOR_GOOD)
 def hang(out, name, model, progress):
     (out / "hanging").touch()
     time.sleep(600)
@@ -458,9 +458,9 @@ if sys.argv[1] != "torch":
     import importlib.util
     find_spec = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "pytest" else find_spec(name, *rest)
-    from fake_evidence import Machine
-    machine, patch = Machine(), type("Patch", (), {"setattr": staticmethod(setattr)})
-    machine.install(patch)
-    machine.install_look(patch)
+    from fake_evidence import FOR_GOOD, Machine
+    machine = Machine()
+    machine.install(FOR_GOOD)
+    machine.install_look(FOR_GOOD)
 print("status", cli.main(["gpu", "--out", sys.argv[3], "--model", "tiny"]))
 """
