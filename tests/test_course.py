@@ -37,8 +37,9 @@ def below(cell: tuple[str, str]) -> str:
     return "\n".join(code)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", dict.fromkeys([*STAGES, *CELLS]))
 def test_each_row_leads_to_the_cell_that_made_it(name):
+    assert name in CELLS, "a stage needs a line in CELLS of luce_edu/course.py"
     assert MADE_BY.get(name, f'upto="{name}"') in below(CELLS[name])
 
 

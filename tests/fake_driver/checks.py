@@ -188,8 +188,9 @@ def seen_and_given(gpu, make, kind, run):
     assert [(x.kernel, tuple(x.grid), tuple(x.block), x.smem, bool(x.cooperative)) for x in seen] == [
         (entry.kernel, entry.grid, entry.block, entry.smem, entry.cooperative) for entry in entries
     ]
+    kinds = {int: INT, float: FLOAT}
     for launched, args in zip(seen, given, strict=True):
-        want = [(INT, a) if isinstance(a, int) else (POINTER, a.data_ptr()) for a in args]
+        want = [(kinds[type(a)], a) if type(a) in kinds else (POINTER, a.data_ptr()) for a in args]
         assert launched.arguments == bytes_of(*want), launched.kernel
     return seen
 

@@ -46,6 +46,25 @@ def test_the_stored_predictions_are_those_of_the_present_clock():
     assert now.joules == pytest.approx(stored_token.joules, rel=0.01), anew
 
 
+def unstored() -> list[tuple]:
+    """Stage, card, model and clock of each prediction that is missing for a card that has others."""
+    kept = {(row.stage, row.card, row.model, row.clock_mhz) for row in stored()}
+    cards = [card for card in predictions.PREDICTED if any(card.name == name for _, name, *_ in kept)]
+    wanted = [(stage, card.name, *rest) for card in cards for stage, *rest in predictions.wanted(card)]
+    return [one for one in wanted if one not in kept]
+
+
+def test_no_stage_is_missing_of_a_card_that_has_predictions():
+    assert unstored() == [], "predict them: python -m luce_edu.measure.records.predictions CARD"
+
+
+@pytest.mark.planted
+def test_a_stage_without_predictions_is_named(monkeypatch):
+    before = unstored()
+    monkeypatch.setattr(predictions, "STAGES", (*predictions.STAGES, "newest"))
+    assert {stage for stage, *_ in set(unstored()) - set(before)} == {"newest"}
+
+
 def test_each_prediction_is_plausible_and_says_where_it_is_from():
     for token in stored():
         clock = CLOCKS[token.card]
