@@ -554,6 +554,7 @@ bool looked_in_vain(Warp* w, const Ins* p, uint64_t seen) {
 void changed(Warp* w) {
     for (Warp::Look& look : w->looks) look.at = nullptr;
     w->vain = 0;
+    w->moved = true;
 }
 
 void give_way(Warp* w, const Ins* next, uint32_t m) {

@@ -168,6 +168,7 @@ struct Warp {
     uint32_t live;      // lanes that have not exited
     int32_t budget;     // basic blocks left in this turn
     bool running;       // false ends the turn
+    bool moved;         // whether this turn has run more than polls
     uint8_t others_count;
     uint8_t index;      // the warp's number in its block
     const Ins* code;    // the copy of the program that runs: plain, watched or stepped

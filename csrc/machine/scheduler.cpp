@@ -62,26 +62,30 @@ void step(Warp* w, Trace* trace) {
 
 enum class Turn { none, vain, progress };
 
+bool has(const Warp& w, GroupState state) {
+    for (int i = 0; i < w.others_count; ++i)
+        if (w.others[i].state == state) return true;
+    return false;
+}
+
 // Runs a turn of at most `blocks` basic blocks. Sets the block's ready and polling bits.
 Turn take_turn(Warp* w, int32_t blocks, Trace* trace) {
     Block* block = w->block;
     const uint32_t bit = 1u << w->index;
     block->ready &= ~bit;
     block->polling &= ~bit;
+    // A turn that ran more than polls is progress, even if it ends with a poll in vain: others may wait for its writes.
+    w->moved = w->mask != 0 || has(*w, GroupState::ready);
     if (!wake(w)) return Turn::none;
     w->budget = blocks;
     w->running = true;
     w->vain = 0;
     if (trace && w->code == trace->code) step(w, trace);
     while (w->running) w->pc->run(w, w->pc, w->r, w->mask);
-    bool ready = w->mask != 0, polling = false;
-    for (int i = 0; i < w->others_count; ++i) {
-        ready |= w->others[i].state == GroupState::ready;
-        polling |= w->others[i].state == GroupState::polling;
-    }
+    const bool ready = w->mask != 0 || has(*w, GroupState::ready), polling = has(*w, GroupState::polling);
     if (ready) block->ready |= bit;
     else if (polling) block->polling |= bit;
-    return w->vain > 0 && polling && !ready ? Turn::vain : Turn::progress;
+    return w->vain > 0 && polling && !ready && !w->moved ? Turn::vain : Turn::progress;
 }
 
 uint64_t instructions_of(const Worker& worker) {

@@ -257,6 +257,16 @@ def test_the_child_of_a_fork_and_two_threads_at_once_can_launch(kernel_tree):
     assert (done.returncode, done.stdout) == (0, "good\n" * 4), done.stderr
 
 
+def test_a_barrier_is_no_deadlock_on_more_threads_than_processors(kernel_tree):
+    """A turn that opens a barrier and then waits at the next one is progress, however late the others see it."""
+    crowd = HostBackend(csrc_dir=kernel_tree, threads=8)
+    rounds = crowd.compile("promises.cu", ["rounds"], DEFINES)["rounds"]
+    for _ in range(100):
+        barrier, buffer = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 8, dtype=torch.int32)
+        crowd.launch(rounds, 8, 32, 0, [barrier, buffer, 40], cooperative=True)
+        assert buffer[0].tolist() == [(b + 40) % 8 + 40 for b in range(8)]
+
+
 # ---- Speed ----
 
 
