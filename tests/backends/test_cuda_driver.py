@@ -1,6 +1,6 @@
-"""The cuda backend's launches, through the real cuda-core, as a driver sees them: the fake one of tests/fake_driver.
+"""The cuda backend's launches through the real cuda-core, as the fake driver of tests/fake_driver receives them.
 
-All run in one child process, whose dynamic loader finds that driver and where every warning is an error.
+All checks run in one child process. Its dynamic loader finds the fake driver, and a warning is an error there.
 """
 
 import json
@@ -30,12 +30,12 @@ RESTORE = "            self.ledger = before"
 
 
 def keyed_by(first: int) -> tuple[str, str]:
-    """Configurations found again by their first few parts: kernel, grid, block, smem, then the flags."""
+    """A fault: a configuration is found by the first parts of its key, of kernel, grid, block, smem and flags."""
     found = f"how = next((key for key in self._configs if key[:{first}] == how[:{first}]), how)"
     return CONFIGURED, f"{found}\n        {CONFIGURED}"
 
 
-# {what: (text in backends/cuda.py, what stands there instead)}
+# {fault: (text in backends/cuda.py, the text in its place)}
 FAULTS = {
     "no cooperative flag": ("is_cooperative=cooperative", "is_cooperative=False"),
     "every launch is cooperative": ("is_cooperative=cooperative", "is_cooperative=True"),
@@ -99,7 +99,7 @@ def driver(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def seen(driver) -> dict:
-    """What checks.py printed: the checks that fail on the backend as it is, and with each fault planted in it."""
+    """The output of checks.py: the checks that fail on the backend as it is, and on a copy with each fault."""
     paths = [str(driver), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     environment = ENVIRONMENT | {"LD_LIBRARY_PATH": os.pathsep.join(paths)}
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Stage `graph` where kernels load late, and where dependent launch is refused: on a virtual GPU that says so."""
+"""Stage `graph` where a kernel loads at its first launch, or dependent launch is refused: a virtual GPU does both."""
 
 import dataclasses
 import warnings
@@ -19,7 +19,7 @@ KERNELS = 2 + 5 * MODEL.config.num_hidden_layers
 
 
 class LoadsLate(HostBackend):
-    """Refuses to capture a kernel that has not run yet, and dependent launch while capturing where told so."""
+    """Refuses to capture a kernel that has not run yet; with `refuses`, also dependent launch in a capture."""
 
     lazy_loading = True
 

@@ -1,4 +1,4 @@
-"""The host backend around the virtual GPU: arguments, the ledger, products, what it passes on, compiling."""
+"""The host backend around the virtual GPU: arguments, the ledger, options, products, compiling."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensors import poisoned
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.errors import CompileError, KernelError, LaunchError
@@ -32,13 +33,13 @@ def module(backend):
 # ---- Launches ----
 
 
-def test_arguments_arrive_as_they_were_given(backend, module, poisoned):
+def test_arguments_arrive_as_they_were_given(backend, module):
     out = poisoned(4)
     backend.launch(module["types"], 1, 1, 0, [out, -(2**31), 2**32 - 256, -0.75])
     assert out.tolist() == [-(2.0**31), 2.0**32 - 256, -0.75, 2.5]
 
 
-def test_a_launch_is_in_the_ledger_with_what_it_counted(backend, module, poisoned):
+def test_a_launch_is_in_the_ledger_with_what_it_counted(backend, module):
     backend.launch(module["fill"], (2, 1), 32, 16, [poisoned(64), 1.0], cooperative=True)
     (entry,) = backend.ledger.entries
     assert (entry.kernel, entry.grid, entry.block, entry.smem) == ("fill", (2, 1, 1), (32, 1, 1), 16)
@@ -49,7 +50,7 @@ def test_a_launch_is_in_the_ledger_with_what_it_counted(backend, module, poisone
     assert all(file == "promises.cu" for file, _ in counters.by_line) and counters.active_lanes == 32
 
 
-REFUSED = {  # grid, block, smem, arguments of `types`; tests/machine/test_reports.py has what a kernel refuses
+REFUSED = {  # grid, block, smem, arguments of `types`; tests/machine/test_reports.py has the other wrong arguments
     "too few arguments": (1, 1, 0, [torch.zeros(4)]),
     "on another device": (1, 1, 0, [torch.zeros(4, device="meta"), 1, 2, 3.0]),
     "no grid": (0, 1, 0, [torch.zeros(4), 1, 2, 3.0]),
@@ -67,8 +68,9 @@ def test_what_is_refused_runs_nothing_and_is_in_no_ledger(backend, module, case)
 
 
 def test_a_null_pointer_is_named_and_its_launch_is_in_the_ledger(backend, module):
-    with pytest.raises(KernelError, match="types: block 0, thread 0 writes 4 bytes at address 0"):
+    with pytest.raises(KernelError, match="types: ") as error:
         backend.launch(module["types"], 1, 1, 0, [0, 1, 2, 3.0])
+    assert (error.value.fault, error.value.scene.element) == ("out_of_bounds", "a null pointer")
     assert [entry.kernel for entry in backend.ledger.entries] == ["types"]
 
 
@@ -83,7 +85,7 @@ def test_resident_blocks_follow_the_card(backend, module, kernel_tree):
     assert HostBackend().card.name == find_card().name
 
 
-def test_a_cooperative_grid_up_to_what_the_card_holds(backend, module, poisoned):
+def test_a_cooperative_grid_up_to_what_the_card_holds(backend, module):
     backend.launch(module["fill"], 8, 512, 0, [poisoned(8 * 512), 1.0], cooperative=True)
     out = poisoned(9 * 512)
     with pytest.raises(LaunchError, match="9 blocks.* holds 8 of them"):
@@ -135,7 +137,7 @@ def matrices(*outputs, inputs=24, rows=5):
     return x, [torch.randn(n, inputs).bfloat16() for n in outputs]
 
 
-def test_a_product_is_fp32_rounded_once_with_the_outputs_side_by_side_and_one_line_of_the_ledger(backend, poisoned):
+def test_a_product_is_fp32_rounded_once_with_the_outputs_side_by_side_and_one_line_of_the_ledger(backend):
     x, weights = matrices(16, 3, 8)
     out = poisoned(5, 27, dtype=torch.bfloat16)
     backend.matmul(x, weights, out)
@@ -145,7 +147,7 @@ def test_a_product_is_fp32_rounded_once_with_the_outputs_side_by_side_and_one_li
     assert [entry.kernel for entry in backend.ledger.entries] == ["matmul"]
 
 
-def test_a_captured_product_runs_with_the_graph_and_among_its_launches(backend, module, poisoned):
+def test_a_captured_product_runs_with_the_graph_and_among_its_launches(backend, module):
     x, weights = matrices(16)
     out, filled = poisoned(5, 16, dtype=torch.bfloat16), poisoned(32)
 
@@ -156,7 +158,7 @@ def test_a_captured_product_runs_with_the_graph_and_among_its_launches(backend, 
     graph = backend.capture(enqueue)
     assert out.isnan().all() and len(backend.ledger) == 0
     for _ in range(2):
-        x.copy_(torch.randn(x.shape))  # what is in the tensors when it runs
+        x.copy_(torch.randn(x.shape))  # a replay reads the tensors as they are then
         backend.replay(graph)
         assert torch.equal(out, (x.float() @ weights[0].float().T).bfloat16())
     assert [entry.kernel for entry in backend.ledger.entries] == ["graph", "graph"]
@@ -246,7 +248,7 @@ def test_the_child_of_a_fork_and_two_threads_at_once_can_launch(kernel_tree):
         "        args = [torch.zeros(2, dtype=torch.int32), buffer, 4]\n"
         "        backend.launch(module['rounds'], 8, 32, 0, args, cooperative=True)\n"
         "        assert buffer[0].tolist() == [(b + 4) % 8 + 4 for b in range(8)]\n"
-        "    print('good\\n', end='', flush=True)\n"  # in one piece, as two threads say it
+        "    print('good\\n', end='', flush=True)\n"  # one write, since two threads print at once
         "launch()\nthreads = [threading.Thread(target=launch) for _ in range(2)]\n"
         "[thread.start() for thread in threads]\n[thread.join() for thread in threads]\n"
         "child = os.fork()\nif child == 0:\n    launch()\n    os._exit(0)\n"
@@ -270,13 +272,13 @@ def test_a_barrier_is_no_deadlock_on_more_threads_than_processors(kernel_tree):
 # ---- Speed ----
 
 
-def test_a_large_matvec_is_right_and_takes_seconds_at_most(backend, poisoned):
+def test_a_large_matvec_is_right_and_takes_seconds_at_most(backend):
     rows, columns = 31040, 1024  # an eighth of Qwen3.5-0.8B's LM head
     weight, x, y = torch.randn(rows, columns).bfloat16(), torch.randn(columns), poisoned(rows)
     matvec = backend.compile("matvec_rows.cu", ["matvec_rows"], {})["matvec_rows"]
     started = time.monotonic()
     backend.launch(matvec, 4, 512, 4 * columns, [weight, x, y, rows, columns], cooperative=True)
-    assert time.monotonic() - started < 2  # 0.08 s of one processor
+    assert time.monotonic() - started < 2  # 0.08 s on one processor
     expected = weight.float() @ x
     assert y.isfinite().all()
     assert (y - expected).norm() <= 1e-6 * expected.norm()

@@ -1,4 +1,4 @@
-"""What a launch on the host counts, computed here by hand, and the accesses that it refuses."""
+"""The traffic that a launch on the host counts, against counts by hand, and the accesses that it refuses."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ORDERS = (None, 0, 1)  # None: blocks in parallel
 
 
 def line(marker: str) -> str:
-    """'traffic.cu:number' of the one line whose comment is `marker`."""
+    """'traffic.cu:number' of the one line that ends with the comment `marker`."""
     (number,) = [i for i, text in enumerate(SOURCE.read_text().splitlines(), 1) if text.endswith(f"// {marker}")]
     return f"traffic.cu:{number}"
 
@@ -49,14 +49,14 @@ def written(asked, moved, distinct) -> Traffic:
 X = torch.randn(8192)
 BF16 = torch.randn(8192).bfloat16()
 
-# kernel: grid, block, what stands between x and y and after them, what is read of x, what is written of y.
-# A warp's 32 floats are 128 bytes, which is 4 sectors of 32.
+# kernel, grid, block, x, the arguments after x and y, what is read of x, what is written of y.
+# A warp's 32 floats are 128 bytes: 4 sectors of 32.
 PATTERNS = {
     "coalesced": ("copy", 1, 32, X, [32], read(128, 128, 128), written(128, 128, 128)),
     "8 blocks": ("copy", 8, 256, X, [2048], read(8192, 8192, 8192), written(8192, 8192, 8192)),
     "a partial warp": ("copy", 1, 40, X, [40], read(160, 160, 160), written(160, 160, 160)),
     "a guarded tail": ("copy", 2, 64, X, [67], read(268, 288, 268), written(268, 288, 268)),
-    # 4 bytes off: 128 bytes from byte 4 on touch sectors 0 to 4.
+    # 128 bytes from byte 4 on touch sectors 0 to 4.
     "unaligned start": ("copy", 1, 32, X[1:], [32], read(128, 160, 128), written(128, 128, 128)),
     "half a sector off": ("copy", 1, 64, X[4:], [64], read(256, 320, 256), written(256, 256, 256)),
     "stride 1": ("strided", 1, 32, X, [1], read(128, 128, 128), written(128, 128, 128)),
@@ -71,7 +71,7 @@ PATTERNS = {
     "bf16x8": ("copy_weights", 1, 32, BF16, [], read(512, 512, 512), written(512, 512, 512)),
     "bf16": ("copy_bf16", 1, 32, BF16, [], read(64, 64, 64), written(64, 64, 64)),
     "bytes": ("copy_bytes", 1, 32, X.view(torch.uint8), [], read(32, 32, 32), written(32, 32, 32)),
-    # NVIDIA's compiler makes loops of single bytes of both: each touches all 4 sectors.
+    # NVIDIA's compiler makes a loop over single bytes of either call: each pass touches all 4 sectors.
     "memset and memcpy": ("copy_by_memcpy", 1, 32, X, [4], read(128, 512, 128), written(256, 1024, 128)),
     "upper half leaves": ("upper_half_leaves", 1, 64, X, [], read(128, 128, 128), written(128, 128, 128)),
     "odd lanes leave": ("odd_lanes_leave", 1, 32, X, [], read(64, 128, 64), written(64, 128, 64)),
@@ -79,7 +79,7 @@ PATTERNS = {
     "ragged loop": ("ragged", 1, 32, X, [], read(320, 512, 320), written(128, 128, 128)),
     # 3 blocks, each 2 rows of 32 twice.
     "rows twice": ("rows_twice", 3, 32, X, [2, 32], read(1536, 1536, 256), written(384, 384, 384)),
-    # The array in full, though each lane walks all of its 256 loads before the next begins.
+    # Each sector counts once, although a lane makes all of its 256 loads before the next lane begins.
     "long loop": ("long_loop", 1, 32, X, [8192], read(32768, 32768, 32768), written(128, 128, 128)),
 }
 
@@ -190,7 +190,7 @@ def test_barriers_are_those_that_a_block_passes_on_average(backend, kernels, see
         assert backend.ledger.entries[-1].barriers_a_block == each * (0 + 1 + 2 + 3) / 4
 
 
-# ---- Astray ----
+# ---- Wrong accesses ----
 
 
 def refusal(backend, kernel, grid, block, args, smem=0, **options) -> str:
@@ -199,15 +199,20 @@ def refusal(backend, kernel, grid, block, args, smem=0, **options) -> str:
     return str(error.value)
 
 
-# what: kernel, index that its thread takes of a tensor of 30 floats in a memory of 64, what the report must say
+def said(does: str, size: int, name: str, at: int, fault: str) -> str:
+    """The words of a report on `size` bytes from element `at` of a tensor of 30 floats."""
+    return f"{does} {size} bytes at {name}[{at}], byte {4 * at} of {name}, which has 120 bytes: {fault}"
+
+
+# what: kernel, index that its thread takes of a tensor of 30 floats in a memory of 64, bytes, fault
 STRAY = {
-    "past the end": ("store", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120 bytes: out of bounds"),
-    "before the begin": ("store", -1, "writes 4 bytes at y[-1], byte -4 of y, which has 120 bytes: out of bounds"),
-    "far away": ("store", 2**29, "far from every tensor: out of bounds"),
-    "half outside": ("store4", 28, "writes 16 bytes at y[28], byte 112 of y, which has 120 bytes: out of bounds"),
-    "atomic": ("add", 30, "writes 4 bytes at y[30], byte 120 of y, which has 120 bytes: out of bounds"),
-    "flag": ("release", 31, "writes 4 bytes at y[31], byte 124 of y, which has 120 bytes: out of bounds"),
-    "not aligned": ("store4", 1, "writes 16 bytes at y[1], byte 4 of y, which has 120 bytes: misaligned"),
+    "past the end": ("store", 30, 4, "out of bounds"),
+    "before the begin": ("store", -1, 4, "out of bounds"),
+    "half outside": ("store4", 28, 16, "out of bounds"),
+    "atomic": ("add", 30, 4, "out of bounds"),
+    "flag": ("release", 31, 4, "out of bounds"),
+    "not aligned": ("store4", 1, 16, "misaligned"),
+    "far away": ("store", 2**29, 4, "far from every tensor: out of bounds"),
 }
 
 
@@ -215,13 +220,14 @@ STRAY = {
 @pytest.mark.parametrize("seed", [None, 5])
 @pytest.mark.parametrize("what", STRAY)
 def test_a_stray_write_is_named_and_does_not_happen(backend, kernels, what, seed):
-    kernel, index, said = STRAY[what]
+    kernel, index, size, fault = STRAY[what]
+    words = fault if what == "far away" else said("writes", size, "y", index, fault)
     backend.seed = seed
     memory = torch.arange(64.0)
     y = memory[16:46]
     backend.name_tensors({"y": y})
     report = refusal(backend, kernels[kernel], 2, 32, [y, index, 41])
-    assert f"{kernel}: block 1, thread 9 " in report and said in report and line(kernel) in report
+    assert f"{kernel}: block 1, thread 9 " in report and words in report and line(kernel) in report
     assert torch.equal(memory, torch.arange(64.0))
     copied = torch.zeros(32)
     count(backend, kernels["copy"], 1, 32, [memory, copied, 32])  # the next launch works
@@ -230,32 +236,33 @@ def test_a_stray_write_is_named_and_does_not_happen(backend, kernels, what, seed
 
 @pytest.mark.planted
 def test_a_copy_goes_up_to_the_end_and_no_further(backend, kernels):
-    """memcpy is a loop of single bytes: those inside happen, the first one outside is named."""
+    """memcpy is a loop over single bytes: stores inside happen, the first one outside is named."""
     memory = torch.arange(64.0)
     y = memory[16:46]
     report = refusal(backend, kernels["move"], 2, 32, [y, 29, 41])
-    assert "writes 1 bytes at argument 0[30], byte 120 of argument 0, which has 120 bytes: out of bounds" in report
+    assert said("writes", 1, "argument 0", 30, "out of bounds") in report
     assert memory[45] == 16 and torch.equal(memory[46:], torch.arange(46.0, 64))
 
 
-STRAY_READS = {
-    "past the end": ("load", 30, "reads 4 bytes at x[30], byte 120 of x, which has 120 bytes: out of bounds"),
-    "before the begin": ("load", -3, "reads 4 bytes at x[-3], byte -12 of x, which has 120 bytes: out of bounds"),
-    "half outside": ("load4", 28, "reads 16 bytes at x[28], byte 112 of x, which has 120 bytes: out of bounds"),
-    "not aligned": ("load4", 2, "reads 16 bytes at x[2], byte 8 of x, which has 120 bytes: misaligned"),
-    "weights": ("weights", 64, "reads 16 bytes at x[32], byte 128 of x, which has 120 bytes: out of bounds"),
-    "weights not aligned": ("weights", 4, "reads 16 bytes at x[2], byte 8 of x, which has 120 bytes: misaligned"),
+STRAY_READS = {  # kernel, index, bytes, fault; the index into bf16 weights is twice that into floats
+    "past the end": ("load", 30, 4, "out of bounds"),
+    "before the begin": ("load", -3, 4, "out of bounds"),
+    "half outside": ("load4", 28, 16, "out of bounds"),
+    "not aligned": ("load4", 2, 16, "misaligned"),
+    "weights": ("weights", 64, 16, "out of bounds"),
+    "weights not aligned": ("weights", 4, 16, "misaligned"),
 }
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("what", STRAY_READS)
 def test_a_stray_read_is_named(backend, kernels, what):
-    kernel, index, said = STRAY_READS[what]
+    kernel, index, size, fault = STRAY_READS[what]
     x, y = torch.randn(64)[16:46], torch.zeros(1)
     backend.name_tensors({"x": x})
     report = refusal(backend, kernels[kernel], 1, 32, [x, y, index, 3])
-    assert f"block 0, thread 3 {said}" in report and line(kernel) in report
+    at = index // 2 if kernel == "weights" else index
+    assert f"block 0, thread 3 {said('reads', size, 'x', at, fault)}" in report and line(kernel) in report
     assert y.item() == 0
 
 
@@ -264,9 +271,9 @@ def test_an_access_in_the_gap_between_two_tensors_is_named_by_the_nearer(backend
     memory = torch.zeros(64)
     a, b = memory[:16], memory[48:]
     backend.name_tensors({"a": a, "b": b})
-    for index, said in ((20, "byte 80 of a, which has 64"), (44, "byte -16 of b, which has 64")):
-        assert said in refusal(backend, kernels["store"], 1, 1, [a, index, 0])
-    backend.launch(kernels["store"], 1, 1, 0, [a, 50, 0])  # nobody can tell this from a pointer to b
+    for index, words in ((20, "byte 80 of a, which has 64"), (44, "byte -16 of b, which has 64")):
+        assert words in refusal(backend, kernels["store"], 1, 1, [a, index, 0])
+    backend.launch(kernels["store"], 1, 1, 0, [a, 50, 0])  # this is also an address in b, so it is allowed
     assert memory.nonzero().tolist() == [[50]]
 
 
@@ -278,9 +285,9 @@ def test_an_address_from_nowhere_is_named_in_a_kernel_without_tensors(backend, k
 
 
 @pytest.mark.planted
-def test_once_one_block_has_gone_astray_no_other_writes_astray(backend, kernels):
-    """A block that runs on while another is refused must not go unchecked."""
+def test_once_one_block_is_refused_no_other_writes_out_of_bounds(backend, kernels):
+    """A block that still runs while another one is refused must be checked too."""
     for _ in range(5):
         memory = torch.zeros(64)
-        refusal(backend, kernels["all_astray"], 3, 1, [torch.randn(32), memory[:32], 32, 100_000], cooperative=True)
+        refusal(backend, kernels["all_outside"], 3, 1, [torch.randn(32), memory[:32], 32, 100_000], cooperative=True)
         assert not memory.any()

@@ -1,6 +1,6 @@
-"""Every stage and every prompt is the model on each architecture's own code, and its bits depend on nothing else.
+"""Every stage and every prompt verifies on the code of each architecture, and repeats its bits there.
 
-The sources have three ways through #if: Turing multiplies by shuffles (compute_75), Ampere on tensor cores
+The sources have three branches of #if: Turing multiplies by shuffles (compute_75), Ampere on tensor cores
 (compute_80), and from Hopper on (compute_90a, compute_120) kernels overlap by dependent launch.
 """
 
@@ -23,7 +23,7 @@ PROMPT = [(7 * i) % 256 for i in range(65)]  # one token more than a chunk of th
 
 
 def card(name, sm_count=2):
-    """A card with so few SMs that a token is quick; asking ptxas for registers takes longer than all that runs here."""
+    """A card with few SMs, so that a token is quick. Without registers_per_sm, nothing asks ptxas, which is slow."""
     return dataclasses.replace(find_card(name), sm_count=sm_count, registers_per_sm=None)
 
 
@@ -80,7 +80,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("stage", KERNEL_STAGES)
 def test_orders_threads_and_cards_of_an_architecture_give_the_same_bits(stage, model):
-    """No sum depends on the grid: each is one warp's or one block's, and splits of the cache depend on the position."""
+    """No sum depends on the grid: one warp or one block computes it, and splits of the cache depend on the position."""
     first = bits(stage, model, card=card("RTX 3090"))
     for name, options in OTHERS.items():
         assert same(bits(stage, model, **{"card": card("RTX 3090")} | options), first), name

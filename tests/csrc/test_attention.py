@@ -1,4 +1,4 @@
-"""The kernel `attention` alone against a plain softmax: any number of splits, few blocks or many, grouped heads."""
+"""The kernel `attention` against a plain softmax: for any number of splits, few or many blocks, and grouped heads."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from luce_edu.verification import relative_error
 
 WIDE = dataclasses.replace(
     TINY, num_attention_heads=8, num_key_value_heads=2, head_dim=256, partial_rotary_factor=0.25
-)  # a warp is a worker, so that from 17 splits on a worker merges several
+)  # one warp per worker, so that from 17 splits on a worker merges several
 NARROW = dataclasses.replace(TINY, num_attention_heads=3, num_key_value_heads=3, head_dim=8, partial_rotary_factor=0.5)
 SHAPES = {"tiny": CONFIGS["tiny"], "wide": WIDE, "narrow": NARROW}
 LONGEST = 2200
@@ -24,7 +24,7 @@ LIMIT = 1e-5  # fp32 against fp32 in another order
 
 
 class Attention:
-    """One token at `position`, over a cache of noise that is NaN after it."""
+    """One token at `position`; the cache is noise before it and NaN from it on."""
 
     def __init__(self, config, position, seed=0):
         self.config, self.position = config, position
@@ -78,7 +78,7 @@ def test_attention_is_a_plain_softmax(shape, position):
     one = Attention(SHAPES[shape], position, seed=position)
     o = one.run(blocks=4)
     assert relative_error(o, one.expected()) <= LIMIT
-    assert torch.equal(o, one.run(blocks=1, seed=position)), "neither grid nor order of threads changes a bit"
+    assert torch.equal(o, one.run(blocks=1, seed=position)), "another grid and order of threads"
 
 
 def test_more_blocks_than_units_change_nothing():
@@ -89,7 +89,7 @@ def test_more_blocks_than_units_change_nothing():
 @pytest.mark.planted
 @pytest.mark.parametrize(
     "position, old, new",
-    [(600, "split < splits; split += workers", "split < splits; split += splits"),  # only a worker's first
+    [(600, "split < splits; split += workers", "split < splits; split += splits"),  # one split per worker
      (600, "expf(theirs - base)", "1.0f"),
      (100, "soft.maximum[h] = base;", "soft.maximum[h] = 0.0f;"),
      (100, "next = load(first + workers + worker)", "next = load(first + worker)"),

@@ -1,4 +1,4 @@
-"""Every kernel becomes machine code for every GPU that we name, without a GPU, and without spills."""
+"""Every kernel compiles to machine code for every GPU that we name, without spills."""
 
 import io
 
@@ -15,7 +15,7 @@ STAGES = {kind.source: (kind.kernels, kernel_defines) for kind in map(stage_clas
     "prefill.cu": (prefill.KERNELS, prefill.prefill_defines)
 }
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
-# The full size needs more registers. Of tiny three kinds of code are enough: without bf16, with it, and of Hopper.
+# The full size needs more registers. For tiny, three kinds of code are enough: without bf16, with bf16, for Hopper.
 BUILDS = [("0.8b", arch) for arch in ARCHITECTURES] + [
     pytest.param("tiny", arch, marks=() if arch in ("sm_75", "sm_86", "sm_90a") else pytest.mark.full)
     for arch in ARCHITECTURES
@@ -33,7 +33,7 @@ def test_every_kernel_compiles_without_spills(arch, source, config):
     defines = make_defines(SHIPPED[config])
     binary = compile_cubin(source, kernels, defines, arch)
     assert binary.cubin[:4] == b"\x7fELF"
-    assert set(binary.resources) == set(kernels), "the stage lists exactly the kernels of its source"
+    assert set(binary.resources) == set(kernels), "a stage lists the kernels of its source"
     assert spilling(binary) == []
     for name, resources in binary.resources.items():
         assert 0 < resources.registers <= 65536 // defines["BLOCK_THREADS"], f"{name} cannot be launched"
@@ -42,7 +42,7 @@ def test_every_kernel_compiles_without_spills(arch, source, config):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_head_after_a_prompt_has_registers_for_as_many_loads_as_the_head_of_a_step(arch):
-    """A lane's eight 16-byte loads take 32 registers; left to itself the compiler gives it 40 in all."""
+    """A lane's eight 16-byte loads take 32 registers. Without a hint the compiler uses 40 in all."""
     used = []
     for source in ("per_layer.cu", "prefill.cu"):
         kernels, make_defines = STAGES[source]
@@ -98,8 +98,8 @@ ptxas info    : Used 10 registers, used 0 barriers, 360 bytes cmem[0]
 
 
 def test_sources_carry_no_half_precision_hardware_and_no_restrict():
-    """Turing has no bf16 arithmetic; and a const __restrict__ pointer to an activation would let the compiler read
-    it through the non-coherent path, which does not see what other blocks wrote in the same launch."""
+    """Turing has no bf16 arithmetic. With a const __restrict__ pointer to an activation, the compiler may load through
+    the non-coherent path, which does not see what other blocks wrote in the same launch."""
     for path in csrc_dir().glob("*.cu*"):
         text = path.read_text()
         assert "__nv_bfloat16" not in text and "__restrict__" not in text, path.name

@@ -1,6 +1,6 @@
-"""Dependent launch, read from the compiler's PTX: nothing is loaded before the wait, on any path, in any kernel.
+"""Dependent launch in the compiler's PTX: no kernel loads anything before its wait, on any path.
 
-The virtual GPU overlaps two kernels where its seed says so; the text has every path.
+The virtual GPU overlaps two kernels only for some seeds. The text of the PTX has every path.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from luce_edu.overlap import is_access, is_control
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.stages.per_layer import PerLayerDecoder
 
-ARCHITECTURES = ("sm_90a", "sm_100a", "sm_120")  # of those that we name, all that have it
+ARCHITECTURES = ("sm_90a", "sm_100a", "sm_120")  # all that have dependent launch, of those that we name
 MACRO = {"DEPENDENT_LAUNCH": 1}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 ALONE = {"deltanet_out", "attention", "attention_out"}
@@ -37,7 +37,7 @@ def per_layer(arch, config="tiny", csrc=None) -> dict[str, ptx.Function]:
 
 
 def problems(kernel: ptx.Function) -> set[str]:
-    """What is wrong on some path from the kernel's start to one of its ends."""
+    """The faults on any path from the kernel's start to one of its ends."""
     labels = {item.name: at for at, item in enumerate(kernel.body) if isinstance(item, ptx.Label)}
     found, seen, todo = set(), set(), [(0, BEFORE)]
     while todo:
@@ -60,7 +60,7 @@ def problems(kernel: ptx.Function) -> set[str]:
             found.add(f"{one.opcode} {state}")
         elif one.opcode in ("ret", "exit", "trap") and state != LET_START:
             found.add(f"may end {state}")
-        assert one.opcode != "brx", "jumps by table are not followed"
+        assert one.opcode != "brx", "this test does not follow jumps by table"
         if one.opcode == "bra":
             todo.append((labels[one.operands[0].name], after))
         if one.predicate or one.opcode not in ("bra", "ret", "exit", "trap"):
@@ -93,7 +93,7 @@ def test_every_kernel_waits_before_its_first_load_and_lets_its_successor_start_o
     for name, kernel in kernels.items():
         count = Counter(one.modifiers for one in instructions(kernel) if one.opcode == "griddepcontrol")
         assert count == {("wait",): 1, ("launch_dependents",): 1}, name
-        assert any(map(is_access, instructions(kernel))), f"{name}: its loads were not recognised"
+        assert any(map(is_access, instructions(kernel))), f"{name}: no load was recognised"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -125,7 +125,7 @@ def registers_without_spills(arch, config, csrc=None) -> dict[str, int]:
 @pytest.mark.parametrize("config", SHIPPED)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_kernel_finds_room_beside_its_predecessor_without_spills(arch, config):
-    """Two blocks of 64 registers a thread fill an SM; the others, which would spill at 64, have it to themselves."""
+    """Two blocks of 64 registers per thread fill an SM. Kernels that would spill at 64 have an SM to themselves."""
     registers = registers_without_spills(arch, config)
     most = 65536 // BLOCK_THREADS
     assert all(count <= (most if name in ALONE else most // 2) for name, count in registers.items()), registers
@@ -143,7 +143,7 @@ def test_those_that_have_an_sm_to_themselves_would_spill(alone):
 def test_a_warp_of_the_head_asks_for_both_rows_of_its_pair(arch):
     lines_of_128_bytes = 2 * FULL_SIZE.hidden_size * 2 // 128  # two rows of bf16
     asked = prefetches_before_its_wait(per_layer(arch, "0.8b")["lm_head"])
-    assert 32 * asked == max(64, lines_of_128_bytes), "a lane asks for a line"
+    assert 32 * asked == max(64, lines_of_128_bytes), "one line per lane"
 
 
 # ---- Planted ----
@@ -182,7 +182,7 @@ PLANTS = {
     ),
     "a wait that is none": (
         Fault("", "primitives.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', ""),
-        None,  # every kernel, each with what it touches
+        None,  # every kernel has some fault
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The barrier of csrc/grid_barrier.cuh keeps all blocks in step from either state of its word, and counts itself."""
+"""The barrier of csrc/grid_barrier.cuh keeps all blocks in step, from either state of its word, and counts passes."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def launch(kernel, blocks, barrier, *args, changes=(), **options):
 
 
 def in_step(blocks, barrier, count, **how) -> bool:
-    """Whether `count` rounds end as if all blocks had gone from one to the next together."""
+    """Whether `count` rounds end as if all blocks had entered each round together."""
     buffer = torch.full((2, blocks), -1, dtype=torch.int32)
     launch("rounds", blocks, barrier, buffer, count, **how)
     block = torch.arange(blocks)
@@ -48,7 +48,7 @@ def words(word=0, passed=0):
 @pytest.mark.parametrize("word", [0, TOP_BIT])
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_blocks_stay_in_step_from_either_state_of_the_word(blocks, word, seed):
-    """With five blocks the word passes by 0x7fffffff or 0xffffffff on its way, as arrivals come in."""
+    """With five blocks, arrivals take the word through 0x7fffffff or 0xffffffff."""
     for count in (1, 2, 41):
         barrier = words(word)
         assert in_step(blocks, barrier, count, seed=seed)
@@ -85,7 +85,7 @@ def test_blocks_poll_a_line_that_holds_nothing_else():
 
 @pytest.mark.parametrize("arch", ["compute_75", "compute_90a"])
 def test_the_ptx_releases_once_and_acquires_where_it_waits(arch):
-    """On hostile memory a missing order shows; that each is there once is read from the compiler's output."""
+    """A missing release or acquire shows on hostile memory; a superfluous one shows in the compiler's output only."""
     with planted() as tree:
         shutil.copy(SOURCE, tree)
         text = compile_ptx(SOURCE.name, None, KERNELS, {"BLOCK_THREADS": THREADS}, arch, csrc=tree)
@@ -96,7 +96,7 @@ def test_the_ptx_releases_once_and_acquires_where_it_waits(arch):
     assert order == [
         "bar.sync", "atom.release.gpu.global.add.u32", order[2], "ld.acquire.gpu.global.u32", "bar.sync",
     ]  # fmt: skip
-    assert re.fullmatch(r"(atom|red)(\.relaxed\.gpu)?\.global\.add\.u32", order[2]), "the count, which orders nothing"
+    assert re.fullmatch(r"(atom|red)(\.relaxed\.gpu)?\.global\.add\.u32", order[2]), "the count is relaxed"
 
 
 @pytest.mark.planted

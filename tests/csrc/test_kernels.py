@@ -1,9 +1,10 @@
-"""Each kernel of per_op.cu against one line of the reference: fresh random inputs, poisoned outputs, odd sizes."""
+"""Each kernel of per_op.cu against a line of the reference: fresh random inputs, poisoned outputs, odd sizes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import CONFIGS
+from tensors import assert_close, poisoned
 
 from luce_edu.backends import make_backend
 from luce_edu.reference.causal_conv import causal_conv
@@ -12,15 +13,12 @@ from luce_edu.reference.rms_norm import gated_rms_norm, rms_norm
 from luce_edu.reference.rope import apply_rope, rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 from luce_edu.stages.per_op import PerOpDecoder
-from luce_edu.verification import relative_error
 
-# fp32 against fp32, sums of at most a few hundred terms in another order: a few units in the last place.
-LIMIT = 2e-6
 NAN = float("nan")
 
 
 class Kernels:
-    """per_op.cu compiled for one config on the virtual GPU, with threads in an order of their own."""
+    """per_op.cu compiled for one config on the virtual GPU, with threads in shuffled order."""
 
     def __init__(self, config):
         self.config = config
@@ -36,10 +34,6 @@ def kernels(request):
     return Kernels(CONFIGS[request.param])
 
 
-def poisoned(*shape, dtype=torch.float32):
-    return torch.full(shape, NAN, dtype=dtype)
-
-
 def blocks(count, per_block=BLOCK_THREADS):
     return -(-count // per_block)
 
@@ -48,17 +42,12 @@ def warps(count):
     return blocks(count, BLOCK_THREADS // 32)
 
 
-def assert_close(x, reference, limit=LIMIT):
-    error = relative_error(x, reference)
-    assert error <= limit, f"error {error:.2e}"
-
-
 def test_embed_is_exact(kernels):
     c = kernels.config
     table = torch.randn(c.vocab_size, c.hidden_size).bfloat16()
     for token in (0, 1, c.vocab_size - 1):
         x = poisoned(c.hidden_size)
-        for stored in (token, ~token):  # the model's own choice, and one that the host has placed
+        for stored in (token, ~token):  # the model's own choice, and a token that the host has written
             kernels.run("embed", blocks(c.hidden_size), table, torch.tensor([stored], dtype=torch.int32), x.fill_(NAN))
             assert torch.equal(x, table[token].float())
 
@@ -75,7 +64,7 @@ def test_rms_norm_equals_reference(kernels):
 def test_matvec_equals_reference(kernels, rows, cols):
     W, x, y = torch.randn(rows, cols).bfloat16(), torch.randn(cols), poisoned(rows)
     kernels.run("matvec", warps(rows), W, x, y, rows, cols, smem=blocks(cols, 256) * 256 * 4)
-    # Against sum |w x|: a sum that happens to cancel has a small value, not a small rounding error.
+    # Relative to sum |w x|: a sum that cancels is small, and its rounding error is not.
     error = (y.double() - F.linear(x.double(), W.double())).abs()
     size = F.linear(x.double().abs(), W.double().abs())
     assert torch.isfinite(y).all() and (error <= 5e-7 * size).all(), f"error {(error / size).max():.2e}"
@@ -193,7 +182,7 @@ def test_attention_in_four_kernels_equals_reference(kernels, position):
     q = torch.randn(heads, 2, c.head_dim)
     caches = [torch.randn(c.num_key_value_heads, room, c.head_dim).bfloat16() for _ in range(2)]
     for cache in caches:
-        cache[:, position + 1 :] = 1e4  # what must not be read
+        cache[:, position + 1 :] = 1e4  # later positions, which must not be read
     scores, o = poisoned(heads, room), poisoned(heads, c.head_dim)
     k, v = caches
     kernels.run("attention_scores", (warps(position + 1), heads), q, k, scores, position, room)

@@ -1,7 +1,7 @@
-"""Each kernel of prefill.cu against one line of the reference: fresh random inputs, poisoned outputs, odd sizes.
+"""Each kernel of prefill.cu against a line of the reference: fresh random inputs, poisoned outputs, odd sizes.
 
-What stands at the sequence's end and beyond is NaN, in inputs and caches: it must not matter. Outputs are NaN too, and
-stay so where nothing may be written. Warps run in an order that a seed decides.
+Inputs and caches are NaN from the sequence's end on, which must not matter. Outputs start as NaN, and keep these bits
+where nothing may be written. A seed decides the order of warps.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from models import CONFIGS
 from piecewise import Piecewise
+from tensors import FP32, assert_close, poisoned
 
 from luce_edu.errors import KernelError
 from luce_edu.faults import Fault, planted
@@ -30,26 +31,24 @@ from luce_edu.stages.prefill import (
     WARPS,
     prefill_defines,
 )
-from luce_edu.verification import relative_error
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 127)
-FP32 = 2e-6  # sums of at most a few hundred terms in another order
 BF16 = 2.0**-8  # the largest relative error of rounding to bf16
-TF32 = 2.0**-11  # and to TF32
-SUMS = 2.0**-21  # of exp(G_i - G_j) for each unit of G: two sums in six rounded steps each
+TF32 = 2.0**-11  # the same for rounding to TF32
+SUMS = 2.0**-21  # relative error of exp(G_i - G_j) for each unit of G: two sums in six rounded steps each
 NAN = float("nan")
 
 
 class Kernels:
-    """prefill.cu for one config on the virtual GPU, with threads in an order of their own; compiled as it is asked for.
+    """prefill.cu for one config on the virtual GPU, with threads in shuffled order; a kernel is compiled at first use.
 
-    A module's three configs take all of it. What has a fault, or another size, takes the pieces that its test runs.
+    Tests with a fault or another size so compile only the pieces that they run.
     """
 
     def __init__(self, config, *faults, card=None):
         self.config = config
         self.defines = prefill_defines(config)
-        self.planted = ExitStack()  # whose tree stays until the last kernel is compiled
+        self.planted = ExitStack()  # its tree stays until the last kernel is compiled
         self.backend = Piecewise(csrc_dir=self.planted.enter_context(planted(*faults)), seed=7, card=card)
         self.compiled = {}
         self.value_width = config.conv_dim + config.value_dim
@@ -67,7 +66,7 @@ class Kernels:
 
 
 def without_rounding(config):
-    """Operands as they are, and products in fp32, as on Turing: what is left of an error then is fp32's own."""
+    """Kernels whose operands are not rounded to TF32, with products in fp32 as on Turing: only fp32's error is left."""
     return Kernels(config, Fault("", "tensor_core.cuh", "(bits + 0x1000u) & 0xffffe000u", "bits"), card="T4")
 
 
@@ -89,13 +88,6 @@ def whole_chunks(tokens):
     return blocks(tokens, CHUNK) * CHUNK
 
 
-def poisoned(*shape, dtype=torch.float32):
-    """NaN, with bits that no computation gives: see assert_untouched."""
-    x = torch.empty(shape, dtype=dtype)
-    x.view(torch.uint8).fill_(0xFF)
-    return x
-
-
 def drawn(length, rows, width):
     """bf16 [rows, width], random up to `length` and NaN from there on."""
     x = torch.full((rows, width), NAN, dtype=torch.bfloat16)
@@ -104,24 +96,20 @@ def drawn(length, rows, width):
 
 
 def segment(position, length, tokens=None):
-    """What the kernels read: position and length, then the tokens."""
+    """The int32 tensor that the kernels read: position, length, then the tokens."""
     head = torch.tensor([position, length], dtype=torch.int32)
     return head if tokens is None else torch.cat([head, tokens.int()])
 
 
-def assert_close(x, reference, limit):
-    error = relative_error(x, reference)
-    assert error <= limit, f"error {error:.2e}"
-
-
 def assert_rounded(x, reference):
-    """x is bf16, and each element the reference's, rounded once; near 0, within fp32's error of the largest."""
+    """x is bf16, and each element is the reference's, rounded once. Near 0, fp32's error of the largest is allowed."""
     error = (x.double() - reference.double()).abs()
     allowed = 1.01 * BF16 * reference.double().abs() + FP32 * reference.abs().max()
-    assert x.dtype == torch.bfloat16 and (error <= allowed).all(), f"error {(error / allowed).max():.3f} of what rounds"
+    assert x.dtype == torch.bfloat16 and (error <= allowed).all(), f"{(error / allowed).max():.3f} of what is allowed"
 
 
 def assert_untouched(x):
+    """Nothing was written to any element of a poisoned tensor."""
     assert (x.contiguous().view(torch.uint8) == 0xFF).all()
 
 
@@ -245,7 +233,7 @@ def split_qkv(kernels, qkv):
 
 
 class DeltaRule:
-    """Inputs for prepare and scan, and what they leave. Heads differ in how fast they forget, from never to at once."""
+    """Inputs and outputs of prepare and scan. Heads differ in how fast they forget, from never to at once."""
 
     def __init__(self, kernels, length, keys="random"):
         c, rows = kernels.config, whole_chunks(length)
@@ -254,7 +242,7 @@ class DeltaRule:
         q, k = (torch.randn(length, c.linear_num_key_heads, K) for _ in range(2))
         if keys == "equal":
             k[:] = k[0]
-        q = k + 0.3 * q  # or q.k might be next to nothing, and with it an output that hangs on this one product
+        q = k + 0.3 * q  # keeps q.k away from 0, where the output of the first token would be nearly 0 too
         q, k = (F.pad(l2_norm(x), (0, kernels.key_width - K)) for x in (q, k))
         width = 2 * c.linear_num_key_heads * kernels.key_width + c.value_dim
         self.qkv = poisoned(rows + CHUNK, width, dtype=torch.bfloat16)
@@ -303,13 +291,13 @@ def test_the_delta_rule_in_chunks_equals_the_recurrence(unrounded, length, keys)
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_rounding_to_tf32_costs_the_delta_rule_no_more_than_its_four_operands(kernels, length):
-    check_delta_rule(kernels, length, limit=4 * TF32)  # the state, W, A and the corrections
+    check_delta_rule(kernels, length, limit=4 * TF32)  # rounded: the state, W, A and the corrections
 
 
 def check_delta_rule(kernels, length, keys="random", *, limit):
     case = DeltaRule(kernels, length, keys)
     expected = case.run()
-    for head in range(kernels.config.linear_num_value_heads):  # one by one, so that none hides another
+    for head in range(kernels.config.linear_num_value_heads):  # one by one, so that a large head hides no other
         allowed = limit + SUMS * float(case.G[: case.rows // CHUNK, head].abs().max())
         assert_close(case.o[:length, head], expected[:, head], allowed)
         assert_close(case.state[head], case.expected_state[head], allowed)
@@ -319,7 +307,7 @@ def check_delta_rule(kernels, length, keys="random", *, limit):
 
 
 def test_a_token_that_forgets_everything_leaves_the_sums_before_it_exact(kernels):
-    """Sums of g are added up two tokens a lane; taken apart again by subtraction, a small one would be lost."""
+    """A lane adds up g of two tokens. If it subtracted one of them again, a small sum before it would be lost."""
     case = DeltaRule(kernels, 64)
     heads = case.o.shape[1]
     case.A_log[:] = case.dt_bias[:] = 0
@@ -362,7 +350,7 @@ def test_prepare_equals_a_triangular_solve(kernels, length):
     for head in range(heads):
         assert_close(case.U[:chunks, head], U[:, head], 10 * FP32 + of_exp[head])
         assert_close(case.W[:chunks, head, :, :K], W[:, head], TF32 + of_exp[head])
-    assert (case.W[:chunks].view(torch.int32) & 0x1FFF == 0).all(), "rounded to TF32, as its readers would"
+    assert (case.W[:chunks].view(torch.int32) & 0x1FFF == 0).all(), "W is rounded to TF32"
 
 
 # ---- Attention ----
@@ -419,7 +407,7 @@ def check_attention(kernels, position, length, spread=1.0):
     queries = q[:length].unflatten(-1, (heads, D)).double() * D**0.5
     gate = projected[:length, : 2 * kernels.q_dim].unflatten(-1, (heads, 2, D))[:, :, 1].double()
     expected = causal_attention(queries, k, v) * gate.sigmoid()
-    # Weights are rounded to TF32; against the size of what is summed, as a sum may cancel.
+    # Weights are rounded to TF32. The error is relative to the sum of sizes, since a sum may cancel.
     size = causal_attention(queries, k, v.abs()) * gate.sigmoid()
     error = (mixed[:length].double() - expected).abs()
     allowed = 1.01 * BF16 * expected.abs() + 2 * TF32 * size
@@ -429,7 +417,7 @@ def check_attention(kernels, position, length, spread=1.0):
 
 @pytest.mark.parametrize("position, length", [(0, 127), (150, 65)])
 def test_attention_to_few_keys_of_many_equals_reference(kernels, position, length):
-    """Scores so far apart that each new maximum takes the old sums to next to nothing, or leaves the new ones so."""
+    """Scores lie so far apart that at each step either the old sums or the new ones become nearly 0."""
     check_attention(kernels, position, length, spread=12.0)
 
 
@@ -459,7 +447,7 @@ def test_kernels_equal_the_reference_at_other_sizes(sizes):
         check_attention(kernels, 7, length)
 
 
-# ---- Planted: what reads past the sequence, which finite noise in the cache would hide ----
+# ---- Planted: reads past the sequence, which finite noise in the cache would hide ----
 
 PLANTS = {
     "keys past the sequence": (

@@ -1,10 +1,11 @@
-"""Products of small tiles: every way in which they are computed, their layout, and the rounding of what goes in."""
+"""Products of small tiles: by shuffles and by tensor cores, their layouts, and the rounding of operands."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tensors import poisoned
 
 from luce_edu.backends import make_backend
 from luce_edu.faults import Fault, planted
@@ -13,8 +14,8 @@ from luce_edu.machine.nvrtc import compile_ptx
 
 SOURCE = Path(__file__).parent / "kernels" / "tensor_core.cu"
 KERNELS = ("products", "block_by_columns", "block_by_rows", "reads_of_tile_b", "round_all", "eights")
-THREADS = 96  # three warps a block, each with tiles of its own
-NAN, INF = float("nan"), float("inf")
+THREADS = 96  # three warps per block, each with tiles of its own
+INF = float("inf")
 TF32 = 2.0**-11  # the largest relative error of rounding to 10 bits of fraction
 
 
@@ -31,12 +32,8 @@ class Kernels:
 
 @pytest.fixture(scope="module", params=["T4", "A100"])
 def kernels(request):
-    """On shuffles, and on tensor cores."""
+    """By shuffles on a T4, by tensor cores on an A100."""
     return Kernels(request.param)
-
-
-def poisoned(*shape, dtype=torch.float32):
-    return torch.full(shape, NAN, dtype=dtype)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -76,7 +73,7 @@ def test_a_block_of_32_terms_equals_the_product_from_columns_and_from_rows(kerne
     "stride, conflict_free", [(9, True), (17, True), (33, True), (8, False), (16, False), (32, False)]
 )
 def test_the_lanes_of_tile_b_read_32_banks_where_the_stride_is_1_modulo_4(kernels, stride, conflict_free):
-    b = torch.arange(32 * stride, dtype=torch.float32)  # each number says where it stands
+    b = torch.arange(32 * stride, dtype=torch.float32)  # each number is its own place
     read = poisoned(4, 2, 32)
     kernels.run("reads_of_tile_b", 1, b, read, stride, threads=32)
     banks = [len({int(place) % 32 for place in instruction}) for instruction in read.flatten(0, 1)]

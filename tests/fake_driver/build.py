@@ -1,4 +1,4 @@
-"""Builds the fake driver: `python tests/fake_driver/build.py FOLDER` leaves libcuda.so.1 there, for LD_LIBRARY_PATH."""
+"""Builds the fake driver: `python tests/fake_driver/build.py FOLDER` writes libcuda.so.1 there, for LD_LIBRARY_PATH."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def build(folder: Path) -> None:
     headers = find_nvidia_header_directory("cudart")
     if headers is None:
         raise FileNotFoundError("cuda.h; install the extra cu13 or cu12, as `make` does")
-    exports = folder / "exports"  # the standard library's symbols stay inside, or NVRTC would find them
+    exports = folder / "exports"  # hides the symbols of the standard library, which NVRTC would find
     exports.write_text("{ global: cu*; fake_*; local: *; };")
     source = Path(__file__).with_name("driver.cc")
     subprocess.run(

@@ -1,8 +1,8 @@
 """Checks of what the cuda backend hands to the driver. Run with the fake driver on LD_LIBRARY_PATH; prints JSON.
 
-Each function `check_…` is one check. It gets a FakeGpu, and a function that makes a backend. `python checks.py FAULTS`
-runs all of them on luce_edu's own backends/cuda.py, then on copies of it with a fault planted. FAULTS is JSON:
-{fault: [text, text in its place]}. The output is {"checks": [all names], "right": {check that failed: its error},
+Each function `check_…` is one check. Its arguments are a FakeGpu and a function that makes a backend.
+`python checks.py FAULTS` runs all checks on luce_edu's own backends/cuda.py, then on a copy with each fault. FAULTS is
+JSON: {fault: [text, text in its place]}. The output is {"checks": [all names], "right": {check that failed: its error},
 "faults": {fault: {the first check that failed: its error}}}.
 """
 
@@ -35,7 +35,7 @@ INT, FLOAT, POINTER = "<i", "<f", "<Q"
 
 
 def bytes_of(*values) -> list[str]:
-    """Values as (format, value), as a kernel's arguments stand in memory."""
+    """The bytes of a kernel's arguments in hex, from (format, value) of each."""
     return [struct.pack(*value).hex() for value in values]
 
 
@@ -168,12 +168,12 @@ def check_errors_of_the_driver_are_ours_and_name_the_kernel(gpu, make):
     assert message.startswith("none: ")
     gpu.set("cuLibraryLoadData", 209)  # no binary for GPU
     assert "arguments.cu" in raises(KernelError, lambda: kernel(make(), "none"))
-    backend.launch(none, 1, 32, 0, ())  # and goes on where the driver does
+    backend.launch(none, 1, 32, 0, ())  # the next launch works
     assert len(gpu.launches()) == len(backend.ledger) == 1
 
 
 def seen_and_given(gpu, make, kind, run):
-    """What the driver saw of a stage that `run` moves on, the arguments that the stage gave, and its ledger's lines."""
+    """What the driver received while `run` advanced a stage. It must equal the stage's arguments and its ledger."""
     backend = make()
     given = []
     launch = backend.launch
@@ -316,13 +316,13 @@ def planted(old: str, new: str) -> ModuleType:
     source = Path(luce_edu.backends.cuda.__file__).read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{source.count(old)} times in cuda.py: {old}"
     module = ModuleType("planted")
-    sys.modules["planted"] = module  # dataclasses look there
+    sys.modules["planted"] = module  # dataclasses look their module up there
     exec(compile(source.replace(old, new), "planted", "exec"), vars(module))
     return module
 
 
 def failures(gpu: FakeGpu, module: ModuleType, *, all_of_them: bool) -> dict[str, str]:
-    """The checks that fail on a module's backend, or the first, each with its error; those of stages take csrc/."""
+    """The checks that fail on a module's backend, or the first of them, with errors. Those of stages take csrc/."""
     failed = {}
     for name, check in CHECKS.items():
         gpu.clear()
@@ -341,7 +341,7 @@ CHECKS = {name.removeprefix("check_"): check for name, check in globals().copy()
 if __name__ == "__main__":
     faults = json.loads(sys.argv[1])
     with FakeGpu() as fake, warnings.catch_warnings():
-        warnings.simplefilter("error")  # a deprecated call among them
+        warnings.simplefilter("error")  # so that a deprecated call fails
         right = failures(fake, luce_edu.backends.cuda, all_of_them=True)
         with_fault = {name: failures(fake, planted(*fault), all_of_them=False) for name, fault in faults.items()}
     print(json.dumps({"checks": list(CHECKS), "right": right, "faults": with_fault}))

@@ -1,10 +1,10 @@
-// A libcuda.so.1 for tests: the real cuda-core finds it in place of NVIDIA's, and it runs nothing.
+// A libcuda.so.1 for tests: the real cuda-core loads it in place of NVIDIA's. It runs no kernel.
 //
-// It has the functions that luce_edu's cuda backend reaches through cuda-core 1.2, and no others: a call of any other one
-// ends the process with that function's name.
+// It has the functions that luce_edu's cuda backend calls through cuda-core 1.2. A call of any other function ends the
+// process with that function's name.
 // Kernels, their parameters and registers are read from the cubin that is loaded, which is NVRTC's own.
-// Each launch becomes a line of JSON in fake_log(), with the bytes of every argument as the kernel's own offsets and
-// sizes say. fake_set() chooses what the device can do, and which function fails with what.
+// Each launch becomes a line of JSON in fake_log(), with the bytes of every argument, cut by the kernel's own sizes.
+// fake_set() chooses what the device can do, and which function fails with which error.
 #include <cuda.h>
 #include <elf.h>
 
@@ -31,7 +31,6 @@ std::map<std::string, int> settings = {
 };
 std::string launches;  // lines of JSON
 std::string calls;     // names of the functions called, one a line
-bool quiet = false;    // for timing: launches are neither checked nor written down
 CUcontext primary = reinterpret_cast<CUcontext>(0x1000), current = nullptr;
 
 // Attributes of .nv.info, found in NVRTC's cubins; checks.py compares what they give with the kernels' declarations and
@@ -88,7 +87,7 @@ Library* load(const void* image) {
     return library;
 }
 
-// Notes the call; what it must return, once, where a test has planned a failure.
+// Records the call. Returns the error that a test has planned for it, once, or success.
 CUresult called(const char* function) {
     calls += std::string(function) + "\n";
     const auto planned = settings.find(function);
@@ -98,14 +97,14 @@ CUresult called(const char* function) {
     return result;
 }
 
-// Of 65,536 registers, 2,048 threads and 32 blocks a multiprocessor; registers go to warps in lots of 256.
+// On a multiprocessor of 65,536 registers, 2,048 threads and 32 blocks. A warp gets registers in units of 256.
 int resident_blocks(const Kernel& kernel, int threads) {
     const int warps = (threads + 31) / 32, each_warp = (kernel.registers * 32 + 255) / 256 * 256;
     const int by_registers = each_warp ? 65536 / (each_warp * warps) : 32;
     return std::min({32, 64 / warps, by_registers});
 }
 
-// A function that is not here is one of these, each of which knows its name.
+// A function that this driver lacks becomes refuse<I>, and absent[I] is its name.
 constexpr size_t MOST_ABSENT = 1024;
 std::vector<std::string> absent;
 template <size_t I>
@@ -131,14 +130,13 @@ extern "C" {
 
 // ---- For the tests ----
 void fake_set(const char* name, int value) { settings[name] = value; }
-void fake_quiet(int yes) { quiet = yes; }
 const char* fake_log() { return launches.c_str(); }
 const char* fake_calls() { return calls.c_str(); }
 void fake_clear() { launches.clear(); calls.clear(); }
 
 // ---- The driver ----
 CUresult cuInit(unsigned) { CALL(cuInit); return CUDA_SUCCESS; }
-// NVRTC asks for a table of hooks of NVIDIA's tools, and does without.
+// NVRTC asks for a table of hooks of NVIDIA's tools, and works without it.
 CUresult cuGetExportTable(const void**, const CUuuid*) { return CUDA_ERROR_NOT_FOUND; }
 CUresult cuDriverGetVersion(int* version) { *version = settings["driver"]; return CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int* count) { *count = settings["devices"]; return CUDA_SUCCESS; }
@@ -199,7 +197,6 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction fun
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** arguments, void**) {
-    if (quiet) return CUDA_SUCCESS;
     CALL(cuLaunchKernelEx);
     const auto& kernel = *reinterpret_cast<Kernel*>(function);
     int cooperative = 0, dependent = 0, other = 0;

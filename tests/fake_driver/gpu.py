@@ -1,7 +1,7 @@
-"""A stand-in for a GPU where PyTorch is a CPU build: tensors in the CPU's memory that say they are on "cuda:0".
+"""A stand-in for a GPU where PyTorch is a CPU build: tensors in the CPU's memory whose device is "cuda:0".
 
-With the fake driver in place of NVIDIA's, the cuda backend and the stages then do all that they do on a GPU, up to the
-calls of the driver. No kernel runs.
+With the fake driver in place of NVIDIA's, the cuda backend and the stages then make the same calls of the driver as on
+a GPU. No kernel runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that says it is on the GPU; its address is one of the CPU's memory."""
+    """A tensor whose device is the GPU; its address is in the CPU's memory."""
 
     device = property(lambda self: DEVICE)
 
@@ -27,7 +27,7 @@ class OnGpu(torch.Tensor):
 
 
 class _PlaceOnGpu(TorchFunctionMode):
-    """What is made on or moved to a CUDA device becomes an OnGpu."""
+    """A tensor that is created on a CUDA device, or moved to one, becomes an OnGpu."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -45,11 +45,11 @@ def _is_cuda(value) -> bool:
 
 
 class FakeGpu:
-    """Replaces what the backend asks of torch.cuda for the rest of the process, and places tensors while entered.
+    """Replaces functions of torch.cuda for the rest of the process. As a context, it also makes tensors OnGpu.
 
     The driver is the one in LD_LIBRARY_PATH.
     stream    the handle of PyTorch's current stream
-    captured  the handles of the captures' streams, since the last clear();  replayed  how many graphs were
+    captured  the handles of the captures' streams since the last clear();  replayed  the number of replays since then
     """
 
     def __init__(self):
@@ -95,7 +95,7 @@ class FakeGpu:
 
     @contextmanager
     def _capture(self, graph, *, pool, stream, capture_error_mode):
-        """As PyTorch's: where the end of a capture fails, the stream stays and that error comes last."""
+        """As in PyTorch: where the end of a capture fails, its stream stays current, and this error is raised."""
         self.captured.append(stream.cuda_stream)
         self.stream, before = stream.cuda_stream, self.stream
         self.set("capturing", 1)

@@ -1,4 +1,4 @@
-// matvec_rows.cu: y = W x for a large W in bf16, to time the virtual GPU: a warp a row, 16-byte loads, persistent blocks
+// matvec_rows.cu: y = W x for a large W in bf16, to time the virtual GPU: one warp per row, 16-byte loads, a fixed grid
 #include "primitives.cuh"
 
 extern "C" __global__ void matvec_rows(const bf16* weight, const float* x, float* y, int rows, int columns) {

@@ -1,6 +1,6 @@
-// options.cu: a kernel that hardware lets pass, and that is named to those who ask for more
+// options.cu: a kernel whose faults a GPU does not report. The virtual GPU reports them if its options say so.
 
-// Thread 0 leaves before the barrier. The others write what their neighbour reads, and nothing orders the two.
+// Thread 0 exits before the barrier. Every other thread reads the element that its neighbour writes: a race.
 extern "C" __global__ void late(int* x, int rounds) {
     if (threadIdx.x == 0) return;
     __syncthreads();

@@ -1,7 +1,7 @@
 // promises.cu: small kernels for the tests of the host backend
 #include "primitives.cuh"
 
-// A generation barrier: the last block to come opens it for all.
+// A grid barrier that counts generations: the last block to arrive raises the generation, which releases the others.
 __device__ void grid_barrier(unsigned* barrier) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -16,7 +16,7 @@ __device__ void grid_barrier(unsigned* barrier) {
     __syncthreads();
 }
 
-// Each round every block reads what its neighbour wrote the round before. buffer [2, blocks]
+// In each round, a block reads what its neighbour wrote in the round before. buffer [2, blocks]
 extern "C" __global__ void rounds(unsigned* barrier, int* buffer, int count) {
     const int b = blockIdx.x, n = gridDim.x;
     if (threadIdx.x == 0) buffer[b] = b;
@@ -28,8 +28,8 @@ extern "C" __global__ void rounds(unsigned* barrier, int* buffer, int count) {
 
 extern "C" __global__ void fill(float* out, float value) { out[blockIdx.x * blockDim.x + threadIdx.x] = value; }
 
-// Thread 0 waits, with a spin written by hand, for a thread of its own block and for block 1, which says so with a
-// plain store.
+// Thread 0 of block 0 spins in loops of its own until thread 40 of its block has set flags[0], and block 1 flags[1].
+// Block 1 sets its flag with a plain store.
 extern "C" __global__ void spins(unsigned* flags) {
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         while (load_acquire(&flags[0]) == 0) {

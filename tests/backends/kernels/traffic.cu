@@ -1,5 +1,5 @@
-// traffic.cu: kernels whose loads and stores can be counted by hand, and kernels that go astray
-// A test finds the line that a report must name by the marker in its comment.
+// traffic.cu: kernels whose loads and stores can be counted by hand, and kernels with a wrong access
+// A comment such as `// store` at the end of a line is a mark: a test finds by it the line that a report must name.
 #include "primitives.cuh"
 
 __device__ __forceinline__ int self() { return blockIdx.x * blockDim.x + threadIdx.x; }
@@ -34,7 +34,7 @@ extern "C" __global__ void copy_bf16(const bf16* x, bf16* y) { y[self()] = to_bf
 
 extern "C" __global__ void copy_bytes(const unsigned char* x, unsigned char* y) { y[self()] = x[self()] + 1; }
 
-// A size that the compiler does not know: a call in place of loads and stores.
+// The compiler does not know the size, so it makes loops of the two calls.
 extern "C" __global__ void copy_by_memcpy(const float* x, float* y, int bytes) {
     memset(y + self(), 0, bytes);
     memcpy(y + self(), x + self(), bytes);
@@ -50,7 +50,7 @@ extern "C" __global__ void odd_lanes_leave(const float* x, float* y) {
     y[self()] = x[self()];
 }
 
-// Lane l reads column l of l % 4 + 1 rows of 32; then all lanes store, together again.
+// Lane l reads column l of l % 4 + 1 rows of 32; then all lanes store together.
 extern "C" __global__ void ragged(const float* x, float* y) {
     float sum = 0.0f;
     for (int row = 0; row <= threadIdx.x % 4; ++row) sum += x[32 * row + threadIdx.x];
@@ -62,12 +62,12 @@ extern "C" __global__ void rows_twice(const float* x, float* y, int rows, int co
     float sum = 0.0f;
     for (int pass = 0; pass < 2; ++pass) {
         for (int row = 0; row < rows; ++row) sum += x[row * cols + threadIdx.x];
-        __syncthreads();  // or the compiler would read each row once
+        __syncthreads();  // without it the compiler would read each row once
     }
     y[self()] = sum;
 }
 
-// A warp reads n elements side by side; each lane is done before the next one starts.
+// A warp reads n elements, 32 side by side. The virtual GPU runs the whole loop of a lane before that of the next.
 extern "C" __global__ void long_loop(const float* x, float* y, int n) {
     float sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += 32) sum += x[i];
@@ -98,7 +98,7 @@ extern "C" __global__ void detours(const float* x, float* y) {
     y[i] = local[i % 8] * table[i % 4] / table[i % 4];
 }
 
-// The sum of what `count` pointers in memory lead to.
+// The sum over `count` arrays, whose addresses are in memory.
 extern "C" __global__ void pointers(const float* const* x, float* y, int count) {
     float sum = 0.0f;
     for (int i = 0; i < count; ++i) sum += x[i][threadIdx.x];
@@ -114,7 +114,7 @@ extern "C" __global__ void add_up(const float* a, const float* b, const float* c
     y[self()] = a[self()] + b[self()] + c[self()];
 }
 
-// ---- Astray: thread `who` alone ----
+// ---- Out of bounds or misaligned, in thread `who` alone ----
 
 extern "C" __global__ void store(float* y, int index, int who) {
     if (self() == who) y[index] = 7.0f;  // store
@@ -150,15 +150,15 @@ extern "C" __global__ void move(float* y, int index, int who) {
     if (self() == who) memcpy(y + index, y, 4 * (30 - index) + 4);  // move
 }
 
-// An address out of nothing: `address` bytes from 0.
+// A store to an address that belongs to no tensor
 extern "C" __global__ void nowhere(int address) {
     *reinterpret_cast<float*>(static_cast<long long>(address)) = 7.0f;  // nowhere
 }
 
-// The last block goes astray at once, the others after a long walk; none of them may write.
-extern "C" __global__ void all_astray(const float* x, float* y, int index, int steps) {
+// The last block stores out of bounds at once, the others after a long loop. None of these stores may happen.
+extern "C" __global__ void all_outside(const float* x, float* y, int index, int steps) {
     float sum = 0.0f;
     if (blockIdx.x + 1 < gridDim.x)
         for (int i = 0; i < steps; ++i) sum += static_cast<const volatile float*>(x)[i % 32];
-    y[index + blockIdx.x] = sum + 7.0f;  // all_astray
+    y[index + blockIdx.x] = sum + 7.0f;  // all_outside
 }

@@ -1,5 +1,5 @@
-// Each round every block reads what its neighbour wrote in the round before; not thread 0 does, which keeps the barrier,
-// but the last thread, after a pause in which one that does not wait for it goes wrong. buffer [2, blocks]
+// In each round, a block reads what its neighbour wrote in the round before. buffer [2, blocks]
+// The last thread reads and writes, since thread 0 is busy in the barrier. The pause makes a missing wait visible.
 #include "block.cuh"
 #include "grid_barrier.cuh"
 
@@ -14,7 +14,7 @@ extern "C" __global__ void rounds(GridBarrier* barrier, int* buffer, int count) 
     }
 }
 
-// Block 0 leaves after fewer barriers than the others pass.
+// Block 0 passes one barrier less than the others.
 extern "C" __global__ void leaves_early(GridBarrier* barrier, int count) {
     for (int i = blockIdx.x == 0; i < count; ++i) grid_barrier(barrier);
 }

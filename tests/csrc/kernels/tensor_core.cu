@@ -3,7 +3,7 @@
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(block_threads)
 
-// Of each warp: c [16, 8] += the sum of `count` products a [16, 8] b [8, 8], one after the other
+// For each warp: c [16, 8] += the sum of `count` products a [16, 8] b [8, 8], one after the other
 KERNEL products(const float* a, const float* b, float* c, int count) {
     const int warp = blockIdx.x * block_warps + warp_id(), row = tile_row(), slot = tile_slot();
     c += warp * 128;
@@ -20,7 +20,7 @@ KERNEL products(const float* a, const float* b, float* c, int count) {
         for (int i = 0; i < 2; ++i) c[(row + 8 * half) * 8 + 2 * slot + i] = sum.x[2 * half + i];
 }
 
-// c [16, 8] = a [16, 32] b^T for b [8, 32], each operand's row eight terms a lane
+// c [16, 8] = a [16, 32] b^T for b [8, 32]; of each row, a lane loads eight terms
 KERNEL block_by_columns(const bf16* a, const bf16* b, float* c) {
     const int row = tile_row(), at = terms_at();
     const Eight upper = load_eight(a + row * 32 + at), lower = load_eight(a + (row + 8) * 32 + at);
@@ -30,7 +30,7 @@ KERNEL block_by_columns(const bf16* a, const bf16* b, float* c) {
     for (int x = 0; x < 4; ++x) c[(row + x / 2 * 8) * 8 + 2 * tile_slot() + x % 2] = sum.x[x];
 }
 
-// The same with b [32, 8] in rows `stride` apart
+// c [16, 8] = a [16, 32] b for b [32, 8], whose rows are `stride` apart
 KERNEL block_by_rows(const bf16* a, const float* b, float* c, int stride) {
     const int row = tile_row(), at = terms_at();
     const Eight upper = load_eight(a + row * 32 + at), lower = load_eight(a + (row + 8) * 32 + at);
@@ -40,7 +40,7 @@ KERNEL block_by_rows(const bf16* a, const float* b, float* c, int stride) {
     for (int x = 0; x < 4; ++x) c[(row + x / 2 * 8) * 8 + 2 * tile_slot() + x % 2] = sum.x[x];
 }
 
-// What a lane reads of b [32, stride] in each step: read [steps, 2, lanes]
+// read [steps, 2, lanes]: the elements of b [32, stride] that each lane reads in each step
 KERNEL reads_of_tile_b(const float* b, float* read, int stride) {
     for (int step = 0; step < block_steps; ++step) {
         const TileB tile = tile_b(b, stride, step);
@@ -53,7 +53,7 @@ KERNEL round_all(const float* x, float* y) {
     y[i] = to_tf32(x[i]);
 }
 
-// floats = packed = in, eight numbers a thread
+// floats = packed = in, eight numbers per thread
 KERNEL eights(const bf16* in, float* floats, bf16* packed) {
     const int at = 8 * (blockIdx.x * block_threads + threadIdx.x);
     const Eight eight = load_eight(in + at);
