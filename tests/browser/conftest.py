@@ -1,4 +1,4 @@
-"""What tests in a browser share: headless Chromium, and a folder for what its screen showed."""
+"""Fixtures of tests in a browser: headless Chromium, and a folder for screenshots."""
 
 import os
 import shutil
@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-MISSING = "no Chromium found; install it: sudo apt install chromium"
-
 
 @pytest.fixture(scope="session")
 def chromium():
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        pytest.fail(MISSING)
+        pytest.fail("no Chromium found; install it: sudo apt install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, as whom containers run; the only pages are our own, on loopback.
+        # As root, which containers use, Chromium runs only without its sandbox. All pages are our own, on loopback.
         sandbox = os.geteuid() != 0
         browser = playwright.chromium.launch(executable_path=found, chromium_sandbox=sandbox)
         yield browser

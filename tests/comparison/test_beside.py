@@ -1,4 +1,4 @@
-"""The stored PTX is what Triton makes of our Triton kernels, is right, and stands beside ours in one table."""
+"""The stored PTX is Triton's output for our Triton kernels, computes the right results, and is compared with ours."""
 
 import re
 import sys
@@ -53,12 +53,12 @@ def test_a_record_of_a_gpu_stands_in_the_caption_with_what_ran_there():
     assert "not recorded" in on_gpus([])
 
 
-# A branch around loads and what follows them, to the label behind.
+# A branch around loads, up to its label.
 BRANCH = re.compile(r"@(%p\d+) bra\s+(\$L\w+);((?:(?!bra)[^@])*?ld\.global(?:(?!bra)[^@])*?)\n\2:")
 
 
 def test_our_norm_is_as_fast_once_its_branches_are_predicates(table):
-    """As NVIDIA's assembler makes them. The clock keeps the branches of the PTX, and loads then wait for each other."""
+    """NVIDIA's assembler does the same. The clock keeps the branches of the PTX, where loads wait for each other."""
     card = CARDS[0]
     defines = kernel_defines(ModelConfig.from_file(RANDOM_CONFIG))
     text = compile_ptx("per_op.cu", None, ["rms_norm"], defines, find_card(card).arch)
@@ -87,7 +87,7 @@ def test_the_stored_ptx_is_of_the_kernels_as_they_stand():
 def test_triton_makes_the_same_again(kernel):
     pytest.importorskip("triton")
     made, before = compile_triton(kernel, ARCHITECTURES[0]), stored()[kernel, ARCHITECTURES[0]]
-    check(tritons(kernel, CARDS[0], made))  # another version of Triton may write it differently, and must be right
+    check(tritons(kernel, CARDS[0], made))  # another version of Triton may differ, and must be right
     assert made == before or made.triton != before.triton
 
 
@@ -110,7 +110,7 @@ def test_comments_and_blank_lines_do_not_count():
     assert code_lines("luce_edu/comparison/triton_kernels.py", "rms_norm") == 8
 
 
-# What is changed in Triton's PTX, wherever it stands, and into what.
+# {fault: (kernel, text in Triton's PTX, the text in its place, each time it occurs)}
 FAULTS = {
     "weight in place of 1 + weight": ("rms_norm", "0f3F800000", "0f00000000"),
     "the mean of half as many": ("rms_norm", "0f44800000", "0f44000000"),

@@ -1,4 +1,4 @@
-"""Small random Qwen3.5 models, built by transformers: the outside opinion on what the reference computes."""
+"""Small random Qwen3.5 models of transformers, with which the reference is compared."""
 
 import functools
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
+from luce_edu import verification
 from luce_edu.config import ModelConfig
 from luce_edu.state import DecodeState
 
@@ -49,8 +50,8 @@ def make_case(name="grouped value heads", *, dtype=torch.float32, seed=1):
         else:
             weight.normal_(0, 0.5 if "conv1d" in key else weight.shape[-1] ** -0.5)
         if key.endswith(("in_proj_qkv.weight", "conv1d.weight")):
-            # The first token reads q.k times its own v. Where q.k is next to nothing, the norm that follows blows
-            # up its rounding, ours and transformers' alike; q and k that resemble each other keep it away from 0.
+            # The output of the first token is q.k times its own v. Where q.k is nearly 0, the norm that follows
+            # magnifies rounding errors, in transformers too. Similar q and k keep q.k away from 0.
             q, k = weight[: model_config.key_dim], weight[model_config.key_dim : 2 * model_config.key_dim]
             q.copy_(k + 0.3 * q)
         weight.copy_(weight.bfloat16())
@@ -89,14 +90,12 @@ def transformers_trace(model, tokens, cache=None):
 
 
 def relative_error(x, reference):
-    """‖x - reference‖ / ‖reference‖; infinite where x is not finite or misshapen, so that it fails."""
-    if x.shape != reference.shape or not x.isfinite().all():
-        return float("inf")
-    return ((x.double() - reference.double()).norm() / reference.double().norm()).item()
+    """‖x - reference‖ / ‖reference‖; infinity where an element of x is not finite, or the shapes differ."""
+    return verification.relative_error(x, reference) if x.shape == reference.shape else float("inf")
 
 
 def empty_state(config, max_seq_len=160):
-    """A zero state with fp32 caches; unused cache rows are large noise, so that reading one shows."""
+    """A zero state with fp32 caches of large noise, so that a read of an unused row shows."""
     state = DecodeState.empty(config, max_seq_len, cache_dtype=torch.float32)
     for cache in (state.k_cache, state.v_cache):
         cache.normal_(0, 1e3)

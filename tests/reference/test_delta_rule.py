@@ -1,4 +1,4 @@
-"""The chunked form of the delta rule against the token-by-token one."""
+"""The delta rule in chunks against the delta rule token by token."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LIMIT = 1e-5  # fp32 sums over at most 200 tokens, in another order
 
 
 def random_inputs(tokens, *, batch=(), dtype=torch.float32, seed=0):
-    """Arguments of the delta rule, from a state that is not empty; some heads forget at once, some hardly."""
+    """Arguments of the delta rule with a state that is not empty. Some heads forget at once, some hardly."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -32,7 +32,7 @@ def random_inputs(tokens, *, batch=(), dtype=torch.float32, seed=0):
 
 
 def run(function, inputs, **kwargs):
-    """Output and new state; inputs stay as they are."""
+    """Output and new state; `inputs` do not change."""
     state = inputs["recurrent_state"].clone()
     out = function(**(inputs | {"recurrent_state": state}), **kwargs)
     return out, state
@@ -70,7 +70,7 @@ def test_gradients_of_the_chunked_form_equal_finite_differences():
 
 
 def test_a_stored_pair_is_read_back():
-    """With beta 1 and no decay, what was written under a key is what that key reads."""
+    """With beta 1 and no decay, a key reads the value that was written with it."""
     k = F.one_hot(torch.tensor([[0], [1], [0]]), KEY_DIM).float()
     v = torch.arange(3.0 * VALUE_DIM).view(3, 1, VALUE_DIM)  # whole numbers, so that nothing rounds
     state = torch.zeros(1, KEY_DIM, VALUE_DIM)

@@ -1,7 +1,7 @@
 """The reference against transformers' Qwen3.5 on small random models, layer by layer, in fp32.
 
-The limit 1e-5 is about 80 units of fp32's last place: sums over up to 130 tokens and 96 inputs, in another
-order, through four layers.
+The limit 1e-5 is about 80 units in fp32's last place. Sums run over up to 130 tokens and 96 inputs, in another order,
+through four layers.
 """
 
 import pytest
@@ -79,7 +79,7 @@ def test_a_batch_without_state_equals_its_rows_one_by_one():
         assert relative_error(logits, alone) <= LIMIT
 
 
-# Planted faults: each replaces one function by a wrong one that runs, and must be seen.
+# Planted faults: each replaces a function by a wrong one.
 
 
 def decay_left_out_of_the_prediction(q, k, v, *, beta, g, recurrent_state):
@@ -105,7 +105,7 @@ def norm_weight_not_zero_centred(x, weight, *, eps, right=block.rms_norm):
 
 
 def q_unscaled(q, k, v, *, right=block.delta_rule_recurrent, **kwargs):
-    # The gated norm that follows takes any scale out again, up to its eps: only a large error in scale shows.
+    # The gated norm that follows removes the scale, except for its eps. So only a large error in scale shows.
     return right(q * 1e-4, k, v, **kwargs)
 
 
@@ -213,7 +213,7 @@ def test_a_value_that_is_not_finite_fails_the_comparison():
     assert not relative_error(torch.ones(1), right) <= LIMIT
 
 
-# bf16: the reference is also the baseline for what rounding costs.
+# bf16: the reference also gives the error that rounding to bf16 causes.
 
 
 @pytest.mark.parametrize("name", CONFIGS)

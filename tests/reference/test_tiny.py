@@ -1,4 +1,4 @@
-"""The trained model that comes with the package, and the pieces of the script that made it."""
+"""The trained model of the package, and the parts of the script that trained it."""
 
 import itertools
 from dataclasses import replace
@@ -17,7 +17,7 @@ from luce_edu.train_tiny import bits_per_byte, byte_tokenizer, clean, initial_pa
 from luce_edu.weights import Weights, load_weights
 
 FOLDER = Path(luce_edu.__file__).parent / "data" / "tiny"
-# The start of Macbeth's second act, which the model never saw; public domain, cleaned as for the training.
+# The start of Macbeth's second act, which is not in the training text. It is in the public domain, and cleaned alike.
 EXCERPT = Path(__file__).with_name("held_out.txt").read_bytes()
 
 
@@ -59,7 +59,7 @@ def test_transformers_loads_it_and_agrees_layer_by_layer(weights, config):
 
 
 def test_greedy_text_is_made_of_lines_and_words(weights, config):
-    """It writes, from a speaker's name, mostly letters and spaces, in lines of less than 80."""
+    """After a speaker's name, the text is mostly letters and spaces, in lines of less than 80 characters."""
     state, tokens = empty_state(config, 256), list(b"ROMEO:\n")
     logits = forward(weights, config, torch.tensor(tokens), state)
     for _ in range(200):
@@ -75,7 +75,7 @@ def test_a_token_is_a_byte(source):
     made = source == "the script"
     tokenizer = byte_tokenizer() if made else AutoTokenizer.from_pretrained(FOLDER).backend_tokenizer
     assert tokenizer.get_vocab_size() == 256
-    # Every byte but the 13 that UTF-8 never uses occurs in some character.
+    # Of the 256 bytes, UTF-8 never uses 13. The text has all others.
     codes = range(0x800), range(0x800, 0xD800, 97), range(0xE000, 0x10000, 97), range(0x10000, 0x110000, 4099)
     text = "".join(map(chr, itertools.chain(*codes)))
     assert len(set(text.encode())) == 243

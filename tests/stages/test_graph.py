@@ -1,4 +1,4 @@
-"""`graph` is `per_layer` to the last bit, launched once a token; no stage reads a token or position that is old."""
+"""`graph` gives the bits of `per_layer` with one launch per token; no stage reads an old token or position."""
 
 import dataclasses
 import random
@@ -18,7 +18,7 @@ from luce_edu.state import DecodeState
 from luce_edu.verification import verify
 
 MODEL = make_model(UNTIED)
-ROOM = 40  # tokens; the second split of the cache begins at 32
+ROOM = 40  # tokens; the cache's second split begins at 32
 
 
 def make(stage, room=ROOM, backend=None):
@@ -32,7 +32,7 @@ def step_through(dec, tokens) -> torch.Tensor:
 
 
 def everything(dec) -> dict[str, torch.Tensor]:
-    """All that a token leaves behind."""
+    """State, hidden states and logits after a token."""
     states = {name: getattr(dec.state, name)[:, :, : dec.position] for name in ("k_cache", "v_cache")}
     states |= {name: getattr(dec.state, name) for name in ("conv_state", "recurrent_state")}
     return states | {"hidden_states": dec.hidden_states, "logits": dec.logits}
@@ -131,7 +131,7 @@ def test_a_capture_that_runs_what_it_captures_is_seen():
 
 
 def test_what_a_graph_has_captured_stays_in_its_place():
-    """A replay takes addresses as they were, so nothing that a decoder offers may put a tensor elsewhere."""
+    """A replay uses the addresses of the capture, so no method of a decoder may move a tensor."""
     dec = make("graph")
     before = addresses(dec)
     step_through(dec, [1, 2])
@@ -148,11 +148,11 @@ def addresses(dec) -> dict[str, int]:
     return found | {name: getattr(dec.state, name).data_ptr() for name in DecodeState.TENSORS}
 
 
-# ---- What is captured must not depend on the step ----
+# ---- Captured arguments must not depend on the step ----
 
 
 class CapturesWhatChanges(GraphDecoder):
-    """Gives `kernel` a copy of `name` as it was at the capture, in place of the memory that holds it."""
+    """Gives `kernel` a copy of the tensor `name`, with `value` in it for ever, in place of the tensor."""
 
     kernel: str
     name: str
@@ -172,7 +172,7 @@ class CapturesWhatChanges(GraphDecoder):
 )
 def test_verification_catches_a_captured_argument_that_should_change(kernel, name, value):
     kind = type("Stale", (CapturesWhatChanges,), {"kernel": kernel, "name": name, "value": value})
-    assert problems(kind), f"{kernel} with {name} {value} for ever passed"
+    assert problems(kind), f"{kernel} passed with {name} always {value}"
 
 
 @pytest.mark.planted
@@ -199,7 +199,7 @@ def problems(kind) -> list[str]:
     return verify(MODEL, stages=["graph"], device="host", steps=6, seed=1, make=lambda _: made).rows[0].problems
 
 
-# ---- The own choice, and pretend ----
+# ---- Steps by the decoder's own choice, and pretend ----
 
 
 @pytest.mark.parametrize("position", [1, 2, 31, 32, 33, ROOM - 1])
@@ -224,7 +224,7 @@ def test_a_step_without_a_token_is_refused_where_there_is_no_choice_and_where_it
     with pytest.raises(ValueError, match=no_choice):
         dec.step()
     dec.step(1)
-    dec.poison()  # an index of -1 must not be looked up
+    dec.poison()  # the token is now -1, which must not be looked up
     with pytest.raises(ValueError, match=no_choice):
         dec.step()
     step_through(dec, [2, 3])
@@ -235,7 +235,7 @@ def test_a_step_without_a_token_is_refused_where_there_is_no_choice_and_where_it
     dec.reset()
     with pytest.raises(ValueError, match=no_choice):
         dec.step()
-    dec.state.position = 1  # as a benchmark may set it: still nothing has been chosen
+    dec.state.position = 1  # as a benchmark may set it; there is still no choice
     with pytest.raises(ValueError, match=no_choice):
         dec.step()
 
@@ -253,7 +253,7 @@ def test_a_position_from_which_no_token_fits_is_refused(position):
 
 
 def forget(dec) -> None:
-    """Make a decoder write token and position into memory again, whatever it believes to be there."""
+    """Make a decoder write token and position into memory again, whether or not they are there already."""
     dec._expected = dec._position_there = None
 
 
@@ -261,7 +261,7 @@ CALLS = ("own", "other", "kept", "untold", "many", "position", "pretend", "gener
 
 
 def hostile_sequence(dec, twin, seed: int, length: int = 16):
-    """Random calls on both; `twin` is made to forget before each token. Yields after each."""
+    """Make random calls on both and yield the name of each; `twin` forgets token and position before each call."""
     draw = random.Random(seed)
 
     def both(method: str, *args, **options):
@@ -270,21 +270,21 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
         return one, other
 
     def choice() -> int:
-        """What the decoder chooses; having read it, it knows what is in its memory."""
+        """The decoder's choice. After this read it takes the token in its memory as known."""
         one, other = both("_next_token")
         assert one == other == int(twin.logits.argmax())
         return one
 
     def own() -> None:
-        """The own choice, which the twin is told."""
+        """A step by the decoder's own choice; the twin is given the token."""
         token = int(twin.logits.argmax())
         forget(twin)
         dec.step()
         twin.step(token)
 
     kept = 0  # an old choice
-    # at_once: whether the last "many" was a prompt.
-    # by_prompt: whether the last move was a prompt's, which leaves the position in memory to the next token.
+    # at_once: the last "many" was a prompt.
+    # by_prompt: the last move was a prompt, after which the next token writes the position into memory.
     by_prompt = at_once = False
     for _ in range(length):
         name, before = draw.choice(CALLS), dec.position
@@ -292,7 +292,7 @@ def hostile_sequence(dec, twin, seed: int, length: int = 16):
             both("reset")
         elif name == "own" and dec._has_choice:
             both("step", choice())
-        elif name == "kept" and dec._has_choice:  # first the memory holds this choice, then another one
+        elif name == "kept" and dec._has_choice:  # the memory holds this choice, then another one
             kept = choice()
             own()
             both("step", kept)
@@ -337,11 +337,11 @@ def test_no_sequence_of_calls_reads_an_old_token_or_position(stage, seed):
     assert len(set(names)) >= 5
 
 
-class KeepsBelievingInItsToken(GraphDecoder):
+class NeverForgetsItsToken(GraphDecoder):
     def _place_token(self, token):
-        believed = self._expected
+        before = self._expected
         super()._place_token(token)
-        self._expected = believed
+        self._expected = before
 
 
 class NeverSetsThePosition(GraphDecoder):
@@ -350,11 +350,11 @@ class NeverSetsThePosition(GraphDecoder):
         super()._step(token)
 
 
-class ForgetsThatPoisonTookTheToken(GraphDecoder):
+class KeepsItsTokenAfterPoison(GraphDecoder):
     def poison(self):
-        believed = self._expected
+        before = self._expected
         super().poison()
-        self._expected = believed
+        self._expected = before
 
 
 class ReplaysTwice(GraphDecoder):
@@ -365,7 +365,7 @@ class ReplaysTwice(GraphDecoder):
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("kind", [KeepsBelievingInItsToken, NeverSetsThePosition, ReplaysTwice])
+@pytest.mark.parametrize("kind", [NeverForgetsItsToken, NeverSetsThePosition, ReplaysTwice])
 def test_the_hostile_sequences_catch(kind):
     def survives(seed) -> bool:
         dec = kind(MODEL, device="host", max_seq_len=ROOM)
@@ -378,16 +378,16 @@ def test_the_hostile_sequences_catch(kind):
 
 
 @pytest.mark.planted
-def test_a_token_that_poison_took_is_not_believed_in():
-    """`poison` leaves -1 where the own choice was, and the next step names that very choice."""
-    dec = ForgetsThatPoisonTookTheToken(MODEL, device="host", max_seq_len=ROOM)
+def test_after_poison_the_token_in_memory_is_not_known():
+    """`poison` overwrites the choice in memory with -1, and the next step names that choice."""
+    dec = KeepsItsTokenAfterPoison(MODEL, device="host", max_seq_len=ROOM)
     good = make("graph")
     for d in (dec, good):
         step_through(d, [1, 2])
         token = d._next_token()
         d.poison()
     assert good._expected is None
-    assert dec._expected == token and int(dec.next_token) == -1  # what a step would look up
+    assert dec._expected == token and int(dec.next_token) == -1  # a step would look -1 up
 
 
 @pytest.mark.parametrize("stage", ["per_layer", "graph"])
@@ -416,11 +416,11 @@ def test_after_a_kernel_that_failed_reset_forgets_the_position_too(stage, kernel
     assert_same_bits(dec, fresh)
 
 
-# ---- Dependent launch, as far as it shows without a GPU that has it ----
+# ---- Dependent launch, as far as a virtual GPU shows it ----
 
 
 class Hopper(HostBackend):
-    """A virtual GPU with dependent launch that keeps what it was asked."""
+    """A virtual GPU with dependent launch that records the options of each launch."""
 
     def __init__(self):
         super().__init__(card=dataclasses.replace(find_card("laptop"), capability=(9, 0), arch="compute_90"))
@@ -447,7 +447,7 @@ def test_where_there_is_dependent_launch_all_but_the_first_kernel_have_it_unless
         step_through(d, [1, 2, 3])
     assert_same_bits(dec, per_layer)
     grids = {kernel.grid for kernel in dec.ledger.kernels()}
-    assert grids == {(backend.sm_count * (1 if given else 2), 1, 1)}, "half as many leave room for the next kernel's"
+    assert grids == {(backend.sm_count * (1 if given else 2), 1, 1)}, "half the blocks, with room for the next kernel's"
 
 
 class CompilesNothing(HostBackend):

@@ -1,4 +1,4 @@
-"""Prompts read together: every stage goes on from them as from single tokens, and what fails leaves no trace."""
+"""Prompts read together: every stage goes on as after single tokens, and a call that fails leaves no trace."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def small():
-    """Two layers, for what does not depend on how many there are."""
+    """A model of two layers, for tests that do not depend on the number of layers."""
     return make_model(dataclasses.replace(TINY, num_hidden_layers=2, layer_types=(LINEAR_ATTENTION, FULL_ATTENTION)))
 
 
@@ -36,7 +36,7 @@ def drawn(count, vocab_size=256, seed=0):
 
 
 def snapshot(dec):
-    """The state, of the caches what is in use, and what the last token left; copies."""
+    """Copies of the position, the states, and the part of the caches that is in use."""
     state = dec.state
     caches = [cache[:, :, : state.position].clone() for cache in (state.k_cache, state.v_cache)]
     return [state.position, state.conv_state.clone(), state.recurrent_state.clone(), *caches]
@@ -55,7 +55,7 @@ def assert_same_bits(a, b):
 # ---- Against the reference ----
 
 
-# All stages share the kernels that read a prompt. The longest prompt and many tokens after it take long.
+# All stages share the kernels that read a prompt. The longest prompt, and many tokens after it, are slow.
 @pytest.mark.parametrize(
     "stage, prompts, steps",
     [("megakernel", PROMPTS[:-1], 12), *(pytest.param(stage, PROMPTS, 64, marks=pytest.mark.full) for stage in STAGES)],
@@ -107,7 +107,7 @@ def test_a_segment_of_another_size_is_launched_and_one_of_the_same_size_replayed
 
 @pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
 def test_a_full_size_layer_verifies(kind):
-    """Qwen3.5-0.8B's own shapes, but for a small vocabulary: one layer of each kind."""
+    """The shapes of Qwen3.5-0.8B except its vocabulary: one layer of each kind."""
     config = dataclasses.replace(FULL_SIZE, num_hidden_layers=1, layer_types=(kind,), vocab_size=1001)
     report = verify_prefill(make_model(config), stages=["per_layer"], device="host", prompts=[66], steps=4, seed=0)
     assert report.passed, str(report)
@@ -129,7 +129,7 @@ def test_a_prompt_and_what_follows_equal_transformers(tiny):
     assert relative_error(logits, truth[0]) <= LIMIT * relative_error(rounded[0], truth[0])
     slack = (rounded - truth).abs().amax(-1)
     behind = truth.amax(-1) - truth.gather(-1, torch.tensor(continuation)[:, None])[:, 0]
-    assert (behind <= slack).all(), "each choice is transformers' own, or one that bf16 might take for it"
+    assert (behind <= slack).all(), "a choice differs from that of transformers by more than bf16's error"
     assert (behind == 0).sum() > 25
 
 
@@ -150,7 +150,7 @@ def test_the_first_prompt_of_a_size_launches_each_kernel_and_the_next_is_a_graph
         assert_same_bits(outputs(dec) + snapshot(dec), read)
         assert [entry.kernel for entry in dec.ledger.entries] == ["graph", "lm_head"]
         assert [entry.kernel for entry in dec.ledger.kernels()] == [entry.kernel for entry in launched]
-    # The same graph serves another length that takes as many chunks.
+    # The same graph serves another length with the same number of chunks.
     other = drawn(65, seed=1)
     for d in (dec, fresh):
         d.reset()
@@ -177,7 +177,7 @@ def test_a_prompt_whose_launches_cannot_be_captured_is_read_one_by_one_with_the_
             d.prefill(drawn(100))
         assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
     assert dec.launches == 14 + 8 and twin.launches == 2
-    assert len(asked) == 1, "what could not be captured once is not tried for each prompt"
+    assert len(asked) == 1, "a capture that failed is not tried again"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -225,7 +225,7 @@ def test_a_bad_prompt_is_refused_before_anything_runs(stage, tokens, position, s
     after = (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)
     assert_same_bits([x.nan_to_num(7.0) for x in after], [x.nan_to_num(7.0) for x in everything])
     assert dec.launches == launches
-    dec.prefill([1] * 8)  # what fits still does
+    dec.prefill([1] * 8)  # a prompt that fits still works
     assert dec.position == position + 8
 
 
@@ -233,7 +233,7 @@ def test_a_bad_prompt_is_refused_before_anything_runs(stage, tokens, position, s
 
 
 def failing(function, nth, error):
-    """The function, but its nth call raises."""
+    """The function, except that its nth call raises."""
     calls = iter(range(1, 10**6))
 
     def call(*args, **kwargs):
@@ -245,7 +245,7 @@ def failing(function, nth, error):
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("planted")
-PLACES = {  # which function of what runs out of memory, and at which call
+PLACES = {  # stage, the function that runs out of memory, and at which call
     "the buffers": ("per_layer", lambda dec: (dec, "_buffer"), 7),
     "the first product": ("per_layer", lambda dec: (dec.backend, "matmul"), 1),
     "a product in the middle": ("per_layer", lambda dec: (dec.backend, "matmul"), 5),
@@ -257,8 +257,8 @@ PLACES = {  # which function of what runs out of memory, and at which call
 }
 
 
-# Position 60: fewer chunks than the prompt, whose launches are then not captured yet. Of the state before the first
-# token no copy is made.
+# A prefix of 60 tokens has fewer chunks than the prompt, so that the prompt's launches are not captured yet. The state
+# before the first token is not copied.
 @pytest.mark.parametrize(
     "place, position",
     [(place, at) for place in PLACES for at in (0, 60) if (place, at) != ("the copies of the state", 0)],
@@ -271,13 +271,12 @@ def test_running_out_of_memory_leaves_the_state_as_it_was(place, position, small
         for d in (dec, twin):
             d.prefill(tokens[:position])
         if place == "the buffers":
-            dec._prefill = None  # as where the tokens before were decoded one by one
+            dec._prefill = None  # as after tokens that were decoded one by one
     before = snapshot(dec)
-    sentence = f"^{stage}: out of memory on cpu for a prompt of 80 tokens; the state is as before$"
     owner, name = where(dec)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(getattr(owner, name), nth, OUT_OF_MEMORY))
-        with pytest.raises(torch.OutOfMemoryError, match=sentence):
+        with pytest.raises(torch.OutOfMemoryError, match=f"^{stage}: .*80 tokens"):
             dec.prefill(tokens[position:])
     assert_same_bits(snapshot(dec), before)
     for _ in range(2):  # one launch at a time, and as a graph
@@ -298,7 +297,7 @@ def test_running_out_of_memory_while_capturing_leaves_the_state_as_it_was(small,
     before = snapshot(dec)
     with monkeypatch.context() as patch:
         patch.setattr(dec.backend, "matmul", failing(dec.backend.matmul, 5, OUT_OF_MEMORY))
-        with pytest.raises(torch.OutOfMemoryError, match="the state is as before"):
+        with pytest.raises(torch.OutOfMemoryError, match="40 tokens"):
             dec.prefill(tokens)
     assert_same_bits(snapshot(dec), before)
     for d in (dec, twin):
@@ -335,7 +334,7 @@ def test_a_kernel_that_fails_in_the_middle_demands_a_reset(small, monkeypatch):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_no_kernel_touches_anything_outside_its_tensors(config):
-    """Buffers and caches are full to the last row, and every access is checked; with a second piece after the first."""
+    """Buffers and caches are full to the last row, and the virtual GPU checks every access; also of a second prompt."""
     layers = {"num_hidden_layers": 2, "layer_types": (LINEAR_ATTENTION, FULL_ATTENTION)}
     model = make_model(dataclasses.replace(CONFIGS[config], **layers))
     dec = decoder("per_layer", model, "host", 64, backend=make_backend("host"))
@@ -348,7 +347,7 @@ def test_no_kernel_touches_anything_outside_its_tensors(config):
 
 
 def test_a_prompt_of_any_length_takes_no_more_than_a_segments_memory():
-    """So 32k tokens fit on a card of 8 GB: 1.5 GB of weights, 0.4 GB of cache, and this."""
+    """With 1.5 GB of weights and 0.4 GB of cache, 32k tokens then fit on a card of 8 GB."""
 
     class Anything(dict):
         def __missing__(self, kernel):
@@ -362,7 +361,7 @@ def test_a_prompt_of_any_length_takes_no_more_than_a_segments_memory():
 
     made = prefill.Prefill(SimpleNamespace(config=FULL_SIZE, state=state, backend=backend, _buffer=buffer))
     tensors = [tensor for tensor in vars(made).values() if isinstance(tensor, torch.Tensor)]
-    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in made.scratch()}, "what poison fills"
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in made.scratch()}, "poison fills all of them"
     assert 0 < sum(tensor.nbytes for tensor in tensors) < 100e6
 
 

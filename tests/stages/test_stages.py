@@ -1,4 +1,4 @@
-"""Every stage is the model, on awkward sizes too, and every row of its interface keeps its promise."""
+"""Every stage verifies, also with awkward sizes, and each method of its interface does what its docstring says."""
 
 import dataclasses
 
@@ -40,11 +40,11 @@ def test_every_stage_verifies(config):
 def test_the_trained_model_verifies_past_the_first_split_of_the_cache(tiny):
     report = verify(tiny, device="host", stages=["megakernel"], steps=40)
     assert report.passed, str(report)
-    assert report.rows[0].decided > 20, "enough greedy choices that mean something"
+    assert report.rows[0].decided > 20, "too few greedy choices are decided"
 
 
 def test_many_splits_and_an_uneven_last_one_equal_one_split():
-    """Positions beyond 64 splits of 32 make the splits longer; the last is then shorter than the rest."""
+    """Beyond 64 splits of 32 positions, splits become longer, and the last one may be shorter than the others."""
     config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(FULL_ATTENTION,))
     model = make_model(config)
     positions = (2049, 2100)
@@ -105,7 +105,7 @@ def test_prefill_steps_and_generate_agree(stage, tiny):
     for token in prompt:
         again = dec.step(token)
     dec.reset()
-    assert relative_error(first, again) < 0.02, "all together, activations enter the products in bf16"
+    assert relative_error(first, again) < 0.02, "a prompt's activations enter products in bf16"
 
 
 def test_drawn_tokens_repeat_with_their_seed_and_follow_the_logits(tiny):
@@ -226,7 +226,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
 def test_a_config_that_kernels_cannot_serve_is_refused_by_name(stage, change, message):
     one_layer = {"num_hidden_layers": 1, "layer_types": (LINEAR_ATTENTION,)}
     config = dataclasses.replace(TINY, **(one_layer | change))
-    # Refused before weights are looked at, so there need not be any.
+    # The config is refused before the weights are read, so there need not be any.
     with pytest.raises(ConfigError, match=message):
         decoder(stage, Model("none", config, None, tokenizer=None, folder=None), "host", 8)
 
@@ -241,7 +241,7 @@ def test_text_ends_with_an_error_where_no_logit_is_a_number(stage, temperature):
 
 
 def without_a_largest_logit(stage, backend=None):
-    """A decoder of a small model whose weights hold NaN where every logit comes from, after one token."""
+    """A decoder after one token, whose final norm was set to NaN so that every logit is NaN; and the norm before."""
     config = dataclasses.replace(TINY, num_hidden_layers=1, layer_types=(LINEAR_ATTENTION,))
     dec = decoder(stage, make_model(config), "host", 16, backend=backend)
     norm = dec.weights.norm.clone()
@@ -259,7 +259,7 @@ def test_a_loop_that_the_host_does_not_watch_ends_in_the_same_error(stage):
         dec.choice()
     dec.weights.norm.copy_(norm)
     dec.step()
-    assert torch.isfinite(dec.logits).all(), "the next token is made of numbers again, but of no choice"
+    assert torch.isfinite(dec.logits).all(), "the next token is finite again, although there was no choice"
     with pytest.raises(KernelError):
         dec.choice()
     dec.step(5)
@@ -278,7 +278,7 @@ def test_a_prompt_after_such_a_loop_has_a_choice_again(stage):
 
 
 def step_without_a_choice(stage, *faults):
-    """With every access checked against the tensors that there are."""
+    """A step without a choice, on a virtual GPU that checks every access."""
     with planted(*faults) as tree:
         dec, _ = without_a_largest_logit(stage, HostBackend(csrc_dir=tree))
         dec.step()
@@ -299,7 +299,7 @@ def test_reading_a_choice_that_is_none_as_it_is_would_be_caught(stage):
 
 @pytest.mark.parametrize("kind", [LINEAR_ATTENTION, FULL_ATTENTION])
 def test_a_full_size_layer_verifies(kind):
-    """Qwen3.5-0.8B's own shapes, but for a small vocabulary: one layer of each kind."""
+    """The shapes of Qwen3.5-0.8B except its vocabulary: one layer of each kind."""
     config = dataclasses.replace(FULL_SIZE, num_hidden_layers=1, layer_types=(kind,), vocab_size=1001)
     report = verify(make_model(config), device="host", steps=2)
     assert report.passed, str(report)
