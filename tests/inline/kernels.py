@@ -1,4 +1,4 @@
-"""A plain, right kernel for every spec: the body, and the names in the order in which a whole kernel takes them."""
+"""A plain, right kernel for every spec: its body, and the order of parameters for a whole kernel."""
 
 ADD = """\
 const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -87,7 +87,7 @@ for (int p = 0; p < positions; ++p) {
 o[head * head_dim + d] = sum / total;
 """
 
-# spec: its body, and an order of parameters that is not the spec's, without those that the body does not need
+# spec: its body, and its parameters in an order other than the spec's, without those that the body does not use
 RIGHT = {
     "torch.add": (ADD, "n y r x"),
     "torch.sum": (SUM, "y n x"),
@@ -102,7 +102,7 @@ RIGHT = {
 
 
 def whole(name: str, spec, body: str, order: str | None = None) -> str:
-    """The body as a kernel of its own, with the parameters in `order`, or in the spec's."""
+    """The body as a whole kernel, with its parameters in `order`, or in the order of the spec."""
     names = order.split() if order else list(spec.parameters)
     parameters = ", ".join(f"{spec.parameters[parameter]} {parameter}" for parameter in names)
     return f"__global__ void {name}({parameters}) {{\n{body}}}\n"

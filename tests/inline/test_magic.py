@@ -1,4 +1,4 @@
-"""%%kernel in a notebook: what it takes, what it shows, what it raises; and the notebook goes on."""
+"""The cell magic %%kernel: its options, its outputs, its errors; later cells of a notebook still run."""
 
 import importlib.machinery
 import sys
@@ -39,7 +39,7 @@ def shell():
 
 @pytest.fixture
 def run(shell):
-    """run(cell) -> what it raised or None, what it showed."""
+    """run(cell) returns the cell's error or None, and its text output."""
 
     def one(text: str):
         with capture_output() as shown:
@@ -52,7 +52,7 @@ def run(shell):
 
 @pytest.fixture(scope="module", autouse=True)
 def sample():
-    """An exercise whose answer is a kernel, as luce_edu.exercises.sample."""
+    """The module luce_edu.exercises.sample, with an exercise whose answer is a kernel."""
 
     def accept(verdict: Verdict) -> str:
         if verdict.bytes_read > verdict.least_read:
@@ -85,16 +85,15 @@ def test_a_right_kernel_shows_its_table(run):
 def test_a_wrong_kernel_raises_with_its_verdict_alone(run):
     error, said = run(f"{AGAINST}\n{SHORT}")
     assert isinstance(error, KernelRefused)
-    assert said.startswith("mine is wrong. n 1: the kernel never wrote y[0]") and "Traceback" not in said
-    assert "1 of 1 elements are wrong" in said
+    assert said.startswith("mine is wrong. n 1: ") and "y[0]" in said and "Traceback" not in said
 
 
 @pytest.mark.planted
 def test_wrong_shows_a_mistake_and_raises_on_a_right_kernel(run):
     error, said = run(f"{AGAINST} --wrong\n{SHORT}")
-    assert error is None and "mine is wrong. n 1" in said
+    assert error is None and "mine is wrong" in said
     error, said = run(f"{AGAINST} --wrong\n{ADD}")
-    assert isinstance(error, KernelRefused) and "mine passes, although --wrong says" in said
+    assert isinstance(error, KernelRefused) and "--wrong" in said
 
 
 def test_as_keeps_the_verdict_also_of_a_wrong_kernel(run, shell):
@@ -138,7 +137,7 @@ def test_sanitize_names_the_rule_and_the_lines_of_a_wrong_kernel(run):
 
 @pytest.mark.planted
 def test_sanitize_refuses_a_kernel_whose_results_are_right(run):
-    """It adds to an output that nobody has cleared, and then writes the output."""
+    """The kernel adds to an output that nothing has written, and then overwrites it."""
     error, said = run(f"{AGAINST} --sanitize\n{ADD.replace('y[i] =', 'y[i] += 1.0f, y[i] =')}")
     assert isinstance(error, KernelRefused) and "mine is right" in said and "breaks a rule" in str(error)
 
@@ -154,7 +153,7 @@ def test_sanitize_says_nothing_of_a_cell_that_does_not_compile(run):
      ("--profile --card T4 --smem 70000", KernelRefused, "shared memory")],
 )  # fmt: skip
 def test_a_card_that_is_no_help_is_refused(run, options, kind, words):
-    """A T4 has 64 KB of shared memory an SM; the laptop, on which the check runs, has more."""
+    """A T4 has 64 KB of shared memory per SM; the laptop, on which the check runs, has more."""
     error, said = run(f"{AGAINST} {options}\n{ADD}")
     assert isinstance(error, kind) and words in f"{error}{said}" and "Traceback" not in said
 
@@ -172,11 +171,11 @@ def test_the_output_of_a_right_kernel_is_the_same_each_time(run):
 
 @pytest.mark.planted
 def test_an_error_has_the_line_of_the_cell(run):
-    """The magic is line 1, as the notebook numbers it."""
+    """Line 1 of the cell is the line of the magic."""
     error, said = run(f"{AGAINST}\n\nfor (int i = 0; i < n; ++i)\n    y[i] = x[i] + q[i];\n")
     assert isinstance(error, KernelRefused) and 'does not compile. cell(4): error: identifier "q" is undefined' in said
     error, said = run(f"{AGAINST}\n\ny[n] = x[0];")
-    assert "thread 0 writes 4 bytes at y[1], byte 4 of y, which has 4 bytes: out of bounds at cell:3" in said
+    assert "y[1]" in said and "out of bounds at cell:3" in said
 
 
 def test_kernels_lists_every_spec_with_its_parameters(run):
@@ -196,11 +195,11 @@ BAD_LINES = {
     "mine --against 'torch.add": "No closing quotation",
     "mine --against torch.add --gird 4": "unrecognized arguments: --gird 4",
     "mine --against torch.add --grid n / 4": "unrecognized arguments: / 4",
-    "mine --against torch.add --block many": "argument --block: invalid int value: 'many'",
+    "mine --against torch.add --block many": "--block: invalid int value: 'many'",
     "mine --against torch.add --seed -1": "--seed must be from 0 to",
     "mine --against torch.add --seed 4294967296": "--seed must be from 0 to",
-    "mine --against torch.add --arch sm_61": "argument --arch: invalid choice: 'sm_61'",
-    "mine --against torch.add --instructions 0": "--instructions must be from 1 to 2**63 - 1, got 0",
+    "mine --against torch.add --arch sm_61": "--arch: invalid choice: 'sm_61'",
+    "mine --against torch.add --instructions 0": "--instructions must be from 1",
     "mine --against torch.add --instructions 9223372036854775808": "--instructions must be from 1",
     "mine --against torch.add --as 2": "expects the name of a variable, got '2'",
     "mine --against torch.add --as for": "expects the name of a variable, got 'for'",
@@ -248,8 +247,8 @@ def test_an_exercise_is_untouched_right_or_wrong(run, sample):
     assert run(cell + ADD) == (None, "add_up: right. Each byte once.\n")
     error, said = run(cell + SHORT)
     assert isinstance(error, WrongAnswer)
-    assert said.startswith("WrongAnswer: add_up is wrong. n 1: the kernel never wrote y[0]") and "Traceback" not in said
-    assert said.strip().endswith("Look at the guard.")
+    assert said.startswith("WrongAnswer: add_up is wrong") and said.strip().endswith("Look at the guard.")
+    assert "Traceback" not in said
 
 
 WRONG_ANSWERS = {
@@ -280,14 +279,14 @@ def test_a_notebook_goes_on_after_every_kind_of_refusal(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cells = {
         "%load_ext luce_edu": None,
-        f"{AGAINST}\n{SHORT}": "mine is wrong. n 1: the kernel never wrote y[0]",
-        f"{AGAINST}\ny[n] = 0;": "mine fails. n 1: block 0, thread 0 writes 4 bytes at y[1]",
-        f"{AGAINST} --instructions 1000\nfor (;;) y[0] = 0;": "mine does not end. n 1: it had not ended after 1,000",
-        f"{AGAINST}\nint x;": "mine does not compile. cell(2):",
-        f"{AGAINST} --block 3\n{ADD}": "mine cannot be launched. --block 3",
-        f"{AGAINST} --wrong\n{ADD}": "mine passes, although --wrong says",
-        "%%kernel --exercise none.none\n;": "no exercise 'none.none'",
-        f"%%kernel\n{ADD}": "UsageError: %%kernel: expected the kernel's name",
+        f"{AGAINST}\n{SHORT}": "mine is wrong",
+        f"{AGAINST}\ny[n] = 0;": "mine fails",
+        f"{AGAINST} --instructions 1000\nfor (;;) y[0] = 0;": "mine does not end",
+        f"{AGAINST}\nint x;": "mine does not compile",
+        f"{AGAINST} --block 3\n{ADD}": "mine cannot be launched",
+        f"{AGAINST} --wrong\n{ADD}": "--wrong",
+        "%%kernel --exercise none.none\n;": "'none.none'",
+        f"%%kernel\n{ADD}": "UsageError",
         f"{AGAINST} --as verdict\n{ADD}": None,
         "assert verdict.passed": None,
     }

@@ -1,4 +1,4 @@
-"""What people paste and no compiler takes gets a hint by name; what runs, and what only reads like it, does not."""
+"""Pasted code that does not compile gets a hint that names the cause; code that runs gets none."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ def first(line: str) -> str:
     return whole("mine", SPECS["torch.add"], f"{line}\n{ADD}")
 
 
-# what: the cell, what is named as having come, what the hint names
+# what: the cell, the text that the hint quotes from it, a word of the advice
 PASTED = {
     "a grid barrier": (
         "#include <cooperative_groups.h>\ncooperative_groups::this_grid().sync();\n" + ADD, "this_grid().sync",
@@ -79,7 +79,7 @@ def test_what_is_pasted_is_named_with_what_to_write_instead(what):
 
 @pytest.mark.parametrize("what", PASTED)
 def test_only_what_does_not_compile_is_refused(monkeypatch, what):
-    """Without its hint, the compiler or the virtual GPU refuses the cell, or no kernel of that name is in it."""
+    """Without the hint, the cell is refused too: NVRTC or the virtual GPU refuses it, or it has no kernel `mine`."""
     monkeypatch.setattr(trial, "find_hint", lambda kernel, text: None)
     assert try_kernel(Attempt("mine", "torch.add", PASTED[what][0])).kind in ("cell", "compile")
 
@@ -122,11 +122,11 @@ LEFT_ALONE = {
 def test_what_only_reads_like_it_is_left_alone_and_runs(what):
     assert find_hint("mine", LEFT_ALONE[what]) is None
     verdict = try_kernel(Attempt("mine", "torch.add", LEFT_ALONE[what]))
-    assert verdict.kind not in ("cell", "compile", "launch"), verdict  # some write their own y[0]: they run
+    assert verdict.kind not in ("cell", "compile", "launch"), verdict  # some write a wrong y[0], but all run
 
 
 def test_our_own_kernels_have_no_hint():
-    """Sources, notebooks' cells, solutions, the exercises' skeletons, and the kernels that these tests call right."""
+    """In sources, cells of notebooks and solutions, skeletons of exercises, and the right kernels of these tests."""
     texts = {path.name: path.read_text() for path in csrc_dir().glob("*.cu*")}
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):

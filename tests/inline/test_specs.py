@@ -1,4 +1,4 @@
-"""What a kernel can be checked against: each spec serves a plain kernel, and says enough to find a wrong one."""
+"""The specs that a kernel is checked against: each accepts a plain kernel, and has inputs that show a wrong one."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ def test_every_spec_has_a_kernel_here():
 @pytest.mark.parametrize("form", ["body", "whole"])
 @pytest.mark.parametrize("name", SPECS)
 def test_a_plain_kernel_passes(name, form):
-    """Also under another name, with another block, and with the parameters in another order."""
+    """Also with another name, another block, and parameters in another order."""
     spec, (body, order) = SPECS[name], RIGHT[name]
     if form == "body":
         attempt = Attempt("plain", name, body)
-    else:  # half the threads; not where each has one element of a head
+    else:  # half the threads, except where each thread has one element of a head
         block = None if spec.grid == "heads" else spec.block // 2
         attempt = Attempt("another", name, whole("another", spec, body, order), block=block)
     verdict = try_kernel(attempt)
