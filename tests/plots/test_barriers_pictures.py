@@ -1,4 +1,4 @@
-"""Notebook 08's pictures find the path that the arrows make, and the blocks that a block waits for."""
+"""Notebook 08's pictures show the path of arrows from a write to a read, and the blocks that a block waits for."""
 
 import pytest
 
@@ -6,6 +6,13 @@ from luce_edu.plots.barriers import Arrow, barrier_waits, happens_before, memory
 
 THREADS = {"a": ["write x"], "b": ["release", "later"], "c": ["acquire", "read x"]}
 ARROWS = [Arrow("write x", "release", "barrier"), Arrow("release", "acquire", "word")]
+UNEVEN = [3, 3, 1, 3], [1, 1, 1, 1]
+TOO_MANY = [2, 2, 2], [0, 0, None]
+
+PICTURES = {
+    "order": lambda provenance: memory_order(THREADS, ARROWS, "write x", "read x", provenance=provenance),
+    "waits": lambda provenance: barrier_waits(*UNEVEN, provenance=provenance),
+}
 
 
 def picture_of(arrows):
@@ -38,10 +45,6 @@ def test_unknown_steps_and_circles_are_refused():
         happens_before(THREADS, ARROWS, "nobody", "read x")
     with pytest.raises(ValueError, match="circle"):
         picture_of([*ARROWS, Arrow("acquire", "write x", "back")])
-
-
-UNEVEN = [3, 3, 1, 3], [1, 1, 1, 1]
-TOO_MANY = [2, 2, 2], [0, 0, None]
 
 
 def test_a_block_waits_for_those_that_have_not_arrived():

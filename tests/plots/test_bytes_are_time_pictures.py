@@ -1,4 +1,4 @@
-"""Notebook 05's pictures show each sector once, a roof that bends, loads in flight and words in their banks."""
+"""Notebook 05's pictures show each sector once, a roofline with its corner, loads in flight, and words in banks."""
 
 import numpy as np
 import pytest

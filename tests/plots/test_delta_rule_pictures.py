@@ -1,4 +1,4 @@
-"""Notebook 02's pictures show every number that they were given."""
+"""Notebook 02's pictures show every number of their data."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Notebook 03's pictures show errors and margins where they are."""
+"""Notebook 03's pictures draw each error and margin at its value."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The picture of notebook 15 shows its data."""
+"""Notebook 15's picture draws each stage's time over its card's floor."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Notebook 04's pictures give each element its thread, and each launch its bytes."""
+"""Notebook 04's pictures show the thread of each element, and the bytes of each launch."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_every_launch_is_a_point_at_the_time_of_its_bytes():
     (axes,) = PICTURES["launches"]("modelled").axes
     small, large = (list(line.get_ydata()) for line in axes.lines if line.get_marker() in "os")
     assert small == [12_288 / 936e3] * 3 and large == [12_611_584 / 936e3] * 2
-    assert not axes.patches, "no bar: a logarithmic axis has no zero"
+    assert not axes.patches, "a bar needs a zero, which a logarithmic axis lacks"
 
 
 @pytest.mark.parametrize("name, facts", [

@@ -1,4 +1,4 @@
-"""Notebook 07's picture draws each span where it is."""
+"""Notebook 07's picture draws each span at its time."""
 
 from luce_edu.overlap import timelines
 from luce_edu.plots.graphs import launch_timeline

@@ -1,4 +1,4 @@
-"""Notebook 01's pictures have the shape of every tensor, and mark where the cache passes the state."""
+"""Notebook 01's pictures show the shape of every tensor, and mark where the cache becomes larger than the state."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Notebook 06's pictures show how long a buffer lives, who owns a state and a tile, and how softmaxes are merged."""
+"""Notebook 06's pictures show the launches that use a buffer, the owners of state and tile, and merged softmaxes."""
 
 import math
 
@@ -18,7 +18,7 @@ from luce_edu.stages.dims import BLOCK_THREADS, kernel_defines
 
 
 def _launch(kernel: str, **tensors: str) -> Launch:
-    """A ledger's entry that reads ("r"), writes ("w") or changes ("rw") tensors of 4 bytes."""
+    """An entry of a ledger that reads ("r"), writes ("w") or changes ("rw") tensors of 4 bytes."""
     traffic = {
         name: Traffic(distinct_read=4 * ("r" in how), distinct_write=4 * ("w" in how)) for name, how in tensors.items()
     }
@@ -48,7 +48,7 @@ def test_a_buffer_lives_from_the_launch_that_writes_it_to_the_last_that_reads_it
     (axes,) = PICTURES["dataflow"]("measured").axes
     bars = [line for line in axes.lines if line.get_linewidth() == 4]
     spans = [(line.get_ydata()[0], *line.get_xdata(), line.get_color()) for line in bars]
-    # x comes from before and goes on after; y has two contents, each inside one kernel; z crosses.
+    # x exists before the first launch and after the last; y has two lives, each inside one kernel; z spans two kernels.
     assert spans == [(0, -1, 0, BLUE), (0, 4, 5, BLUE), (1, 0, 1, VERMILLION), (1, 3, 4, VERMILLION), (2, 1, 3, BLUE)]
     assert [text.get_text() for text in axes.texts] == ["front", "back"]
 
@@ -78,7 +78,7 @@ def test_tiles_that_do_not_divide_a_head_are_refused(columns):
 
 
 def _touched(warp: int) -> set[tuple[int, int]]:
-    """(thread, first of four floats of the state) of a warp's 16-byte loads in the kernel delta_rule, full size."""
+    """(thread, first of four floats of the state) of a warp's 16-byte loads in the full-size kernel delta_rule."""
     config = ModelConfig.from_file(RANDOM_CONFIG)
     kernel = HostBackend().compile("per_layer.cu", ["delta_rule"], kernel_defines(config))["delta_rule"]
     heads, keys, values = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim

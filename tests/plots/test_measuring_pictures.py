@@ -1,4 +1,4 @@
-"""Notebook 13's pictures show what was timed, and what one might report of it."""
+"""Notebook 13's pictures show all times, and the numbers that a report could pick from them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Notebook 14's pictures show each point, the curve through them, and what the points leave open."""
+"""Notebook 14's pictures show each point, the fitted curve, and the band of curves that the points allow."""
 
 from dataclasses import replace
 

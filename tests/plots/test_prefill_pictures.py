@@ -1,4 +1,4 @@
-"""Notebook 12's pictures mark where one thing overtakes another."""
+"""Notebook 12's pictures mark the crossing points of their curves, and name each rate's share of the ceiling."""
 
 import pytest
 

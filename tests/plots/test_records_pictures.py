@@ -1,4 +1,4 @@
-"""Each picture shows what its record holds, says where that is from, and hides nothing; without data it isn't drawn."""
+"""Each picture of a record shows its rows and provenance, without overlapping texts; without data there is none."""
 
 import itertools
 from dataclasses import replace
@@ -28,7 +28,7 @@ every_record = pytest.mark.parametrize("make", RECORDS.values(), ids=RECORDS)
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts for the ladder without seconds on the virtual GPU; tests/measure/test_launches.py counts."""
+    """Counts for the ladder that need no virtual GPU; tests/measure/test_launches.py tests the real ones."""
     counts = {"eager": Count(2041, 0, 2041), "megakernel": Count(1, 121, 1)}
     monkeypatch.setattr(launches, "count_launches", lambda config: counts)
 
@@ -72,8 +72,7 @@ def test_axes_are_labelled_with_units_on_white(picture, make):
 
 
 def crowded(record):
-    """With three more systems and the longest of names."""
-
+    """With three more systems and very long names."""
     for rows in (record.parts["decode"], record.parts["energy"]):
         rows += [replace(row, system=f"another system with a long name, {row.system}")
                  for row in rows if row.system in ("per_op", "graph", "llama.cpp")]  # fmt: skip
@@ -155,7 +154,7 @@ def test_the_parts_of_the_waterfall_add_up_to_the_recorded_median(make):
         (row,) = [row for row in rows_of(record, stage) if row.context == 520]
         assert len(bars) == 3
         assert sum(bar.get_width() for bar in bars) == pytest.approx(row.latency_us.median)
-        # The rest is planted above zero for two stages and below for two, and shown as what it is.
+        # The synthetic rest is above zero for two stages and below zero for two.
         assert (bars[2].get_width() > 0) == (synthetic.UNEXPLAINED[stage] > 1)
     words = said(figure)
     for shown in ("rest: above what is modelled", "rest: below what is modelled", "rest \N{MINUS SIGN}", "rest +"):
@@ -208,7 +207,7 @@ def test_context_shows_a_line_for_each_system_and_the_floor_of_which_deltanet_is
     rows = rows_of(record, "graph")
     gb_per_s = record.parts["bandwidth"].datasheet
     assert floor[-1] == pytest.approx(rows[-1].bytes / gb_per_s / 1e3)
-    assert floor[-1] - flat[0] == pytest.approx(32_768 * 12_288 / gb_per_s / 1e3)  # the KV cache, by FACTS
+    assert floor[-1] - flat[0] == pytest.approx(32_768 * 12_288 / gb_per_s / 1e3)  # the bytes of the KV cache
     styles = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines]
     assert len(set(styles)) == len(styles)
 

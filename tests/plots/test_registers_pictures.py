@@ -1,4 +1,4 @@
-"""Notebook 10's pictures draw what the limits and the given numbers say."""
+"""Notebook 10's pictures draw the blocks that an SM holds, and mark tiles whose launch is refused."""
 
 import pytest
 from matplotlib.colors import to_hex
@@ -8,6 +8,12 @@ from luce_edu.plots.registers import blocks_by_registers, time_by_tile
 from luce_edu.plots.style import VERMILLION
 
 TILES = {"sm_86": {4: 48, 16: 96}, "sm_120": {4: 68, 16: 158}}
+TIMES = {"a": {4: (1.0, 2.0), 8: (3.0, 4.0)}, "b": {4: (5.0, 6.0)}}
+
+PICTURES = {
+    "blocks": lambda provenance: blocks_by_registers(TILES, threads=128, grids={8: "eight"}, provenance=provenance),
+    "times": lambda provenance: time_by_tile(TIMES, provenance=provenance),
+}
 
 
 def panels(tiles=TILES, grids=None):
@@ -53,8 +59,7 @@ def test_an_unknown_architecture_is_refused():
 
 
 def test_times_are_drawn_as_ranges_side_by_side():
-    times = {"a": {4: (1.0, 2.0), 8: (3.0, 4.0)}, "b": {4: (5.0, 6.0)}}
-    (axes,) = time_by_tile(times, provenance="modelled").axes
+    (axes,) = PICTURES["times"]("modelled").axes
     drawn = [[tuple(sorted(y for _, y in part)) for part in bars.get_segments()] for bars in axes.collections]
     assert drawn == [[(1.0, 2.0), (3.0, 4.0)], [(5.0, 6.0)]]
     at = [line.get_xdata()[0] for line in axes.lines]

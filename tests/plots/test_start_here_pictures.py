@@ -1,4 +1,4 @@
-"""Notebook 00's pictures show counts, shares and one ceiling."""
+"""Notebook 00's pictures show counts of launches, and each result's share of one ceiling."""
 
 import pytest
 

@@ -1,8 +1,9 @@
-"""Every picture says where its numbers come from, and shows itself in a notebook."""
+"""Every picture has a caption with the provenance of its numbers, and an image for a notebook."""
 
 import base64
 
 import pytest
+import test_barriers_pictures
 import test_bytes_are_time_pictures
 import test_delta_rule_pictures
 import test_equality_pictures
@@ -14,6 +15,7 @@ import test_layer_kernels_pictures
 import test_measuring_pictures
 import test_power_pictures
 import test_prefill_pictures
+import test_registers_pictures
 import test_start_here_pictures
 
 from luce_edu import plots
@@ -24,7 +26,8 @@ from luce_edu.plots.style import picture as empty
 NOTEBOOKS = (
     test_start_here_pictures, test_hybrid_model_pictures, test_delta_rule_pictures, test_equality_pictures,
     test_first_kernel_pictures, test_bytes_are_time_pictures, test_layer_kernels_pictures, test_graphs_pictures,
-    test_prefill_pictures, test_measuring_pictures, test_power_pictures, test_find_the_bug_pictures,
+    test_barriers_pictures, test_registers_pictures, test_prefill_pictures, test_measuring_pictures,
+    test_power_pictures, test_find_the_bug_pictures,
 )  # fmt: skip
 PICTURES = {
     f"{notebook.__name__[5:-9]}-{name}": picture
@@ -34,7 +37,7 @@ PICTURES = {
 
 
 def test_every_picture_of_the_notebooks_is_drawn_here():
-    assert len(PICTURES) == len(plots.__all__)
+    assert set(plots.__all__) <= {name for picture in PICTURES.values() for name in picture.__code__.co_names}
 
 
 @pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
@@ -56,7 +59,7 @@ def test_a_picture_carries_its_titles_axes_and_caption_as_alt_text():
     words = metadata["image/png"]["alt"]
     for said in ("in turn: 1,024 bytes in 20 ns", "horizontal axis: ns", "vertical axis: bytes in flight", "here."):
         assert said in words
-    assert "L2: 6 MiB" in PICTURES["first_kernel-levels"]("modelled").alt, "no axes: the text inside"
+    assert "L2: 6 MiB" in PICTURES["first_kernel-levels"]("modelled").alt, "without axes, the texts inside"
 
 
 def test_provenance_has_no_default_that_passes():

@@ -1,4 +1,4 @@
-"""The pictures of a profile show its phases, its waits and its gaps where they are."""
+"""The pictures of a profile draw its phases, waits and gaps at their times."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from luce_edu.plots.timeline import WAITS, _colours, _paint, first_layers, launc
 
 @pytest.fixture(scope="module")
 def megakernel():
-    return luce_edu.profile("megakernel", card="RTX 3090", position=20)  # one block of 16 warps on each SM
+    return luce_edu.profile("megakernel", card="RTX 3090", position=20)  # one block of 16 warps per SM
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def test_an_sm_is_in_a_phase_or_waits(megakernel):
     image, shown = _paint(megakernel, 0.0, megakernel.total_us, colours)
     assert set(shown) == set(megakernel.order) and shown[0] == "embed"
     shares = {name: share(image, colours[name]) for name in shown} | {"waits": share(image, WAITS)}
-    before = megakernel.spans[0][1] / megakernel.total_us  # nothing runs before the first block
+    before = megakernel.spans[0][1] / megakernel.total_us  # the share of time before the first block
     assert sum(shares.values()) == pytest.approx(1 - before, abs=0.03)  # some SMs end earlier
     busy = sum(p.warps_active * p.us for p in megakernel.phases) / 16 / megakernel.total_us
-    # A phase begins when the last block has passed the barrier; the picture also has what the others do until then.
+    # In the profile a phase begins when the last block has passed the barrier. The picture also shows earlier blocks.
     assert busy <= sum(shares.values()) - shares["waits"] < busy + 0.1
 
 
