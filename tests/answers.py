@@ -1,4 +1,4 @@
-"""The two tests of every exercise: its checker takes right answers however written, and refuses wrong ones by name."""
+"""The two tests of an exercise: its checker accepts right answers, and refuses wrong ones with the reason."""
 
 import math
 import re
@@ -11,10 +11,10 @@ from luce_edu.exercises.base import Exercise, WrongAnswer
 
 
 def checker_tests(*exercises: tuple[Exercise, Mapping, Mapping], times: int = 1):
-    """The tests of these exercises, each with its right and its wrong answers by name.
+    """The two tests, for exercises with their right and wrong answers by name.
 
-    An answer may stand in a tuple with a pattern of what the verdict then says. `times` each answer is checked: many
-    checkers draw their inputs.
+    An answer may be a tuple of an answer and a pattern that its verdict must match. Each answer is checked `times`
+    times, since many checkers draw random inputs.
     """
 
     def rows(place):
@@ -42,7 +42,7 @@ def checker_tests(*exercises: tuple[Exercise, Mapping, Mapping], times: int = 1)
 
 
 def edits(text: str, faults: Mapping[str, tuple[str, str, str]]) -> dict:
-    """Wrong answers: the function that a text of Python defines, each time with an edit (old, new, what is said)."""
+    """Wrong answers by name: the last function of a text of Python after an edit (old, new), with a pattern."""
 
     def edited(old, new):
         assert text.count(old) == 1, old

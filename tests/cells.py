@@ -1,4 +1,4 @@
-"""A right cell that several tests take: a product of a matrix and a vector, a warp for each row."""
+"""A right cell that several tests use: the product of a matrix and a vector, with one warp per row."""
 
 A_WARP_A_ROW = """\
 const int row = blockIdx.x * block_warps + warp_id();

@@ -1,4 +1,4 @@
-"""What all tests share: poisoned memory, few threads, which tests are skipped here, and why, and a line of what ran."""
+"""Shared by all tests: poisoned memory, one thread, reasons for skips, and a last line that counts what ran."""
 
 import gc
 import os
@@ -11,19 +11,19 @@ from pathlib import PurePath
 import pytest
 import torch
 
-# What starts the tests may have blocked signals that they send, and set what changes how programs print: with the first
-# two a pipe is taken for a terminal, with the third each warning of a child is its error.
+# The parent process may have blocked signals that tests send, and set these variables. With the first two, a child
+# treats a pipe as a terminal; with the third, a warning is an error in a child.
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 for variable in ("FORCE_COLOR", "PY_COLORS", "PYTHONWARNINGS"):
     os.environ.pop(variable, None)
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
-# PyTorch then fills torch.empty with NaN (integers: their maximum), so a forgotten write fails a test.
+torch.set_num_threads(1)  # the models are so small that a second thread does not help
+# With this, PyTorch fills torch.empty with NaN, or an integer's maximum, so that a forgotten write fails a test.
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @pytest.fixture
 def ctrl_c():
-    """A context in which Ctrl-C is pressed after `after_s` seconds, and is heard, whoever started the tests."""
+    """A context that sends SIGINT, as Ctrl-C does, after `after_s` seconds, also where the parent ignores it."""
 
     @contextmanager
     def pressed(*, after_s: float):
@@ -33,7 +33,7 @@ def ctrl_c():
         try:
             yield
         finally:
-            key.cancel()  # so that it ends no other test
+            key.cancel()  # else it could interrupt the next test
             signal.signal(signal.SIGINT, usual)
 
     return pressed
@@ -41,7 +41,7 @@ def ctrl_c():
 
 @pytest.fixture
 def compiled_quickly(monkeypatch):
-    """NVRTC unrolls and optimises less, for kernels with a planted fault; they have cache entries of their own."""
+    """NVRTC optimises less, for kernels with a planted fault. They have cache entries of their own."""
     from cuda.bindings import nvrtc as bindings
 
     from luce_edu.machine import nvrtc
@@ -51,7 +51,7 @@ def compiled_quickly(monkeypatch):
     def run_quickly(sources, defines, arch, kind, options=()):
         return run(sources, defines, arch, kind, [*options, quickly])
 
-    if bindings.nvrtcVersion()[1] >= 13:  # the first that knows the option
+    if bindings.nvrtcVersion()[1] >= 13:  # older versions lack the option
         monkeypatch.setattr(nvrtc, "run", run_quickly)
         monkeypatch.setattr(nvrtc, "entry_name", lambda *args: entry_name(*args, quickly))
 
@@ -69,17 +69,17 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Python's collector leaves alone what is there by now, and looks less often through the rest."""
+    """Python's garbage collector skips the objects that exist now, and runs less often for the rest."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, to stand below its list of failures
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, so that the line follows its list of failures
 def pytest_terminal_summary(terminalreporter):
-    """End with what this run did, such as "notebooks 3, cells 83 · planted wrong answers and faults refused: 93 of 93".
+    """Write a last line such as "notebooks 3, cells 83 · planted wrong answers and faults refused: 93 of 93".
 
-    What was collected elsewhere in the same run counts too, so `pytest tests notebooks` counts every cell. A test that
-    passes counts as well for what it has recorded as "counted", such as "bad checkpoints refused: 100".
+    It counts the whole run, so with `pytest tests notebooks` every cell too. A test that passes also adds one to each
+    name that it has recorded as "counted", as in "bad checkpoints refused: 100".
     """
     result = yield
     line = _what_ran(terminalreporter.stats)
@@ -89,14 +89,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _what_ran(stats) -> str:
-    """Counted from the run's reports: "2" of what passed, "2 of 3" where one did not, nothing of what did not run."""
+    """The line, from the run's reports: "2" where all passed, "2 of 3" where one failed, nothing where none ran."""
     passed, failed, errors, skipped = (
         {report.nodeid: report for report in stats.get(outcome, ()) if isinstance(report, pytest.TestReport)}
         for outcome in ("passed", "failed", "error", "skipped")
     )
-    bad = failed | errors  # an error while tearing down comes on top of a pass
-    cells, solutions, exercises, planted = {}, {}, {}, {}  # each {test: what it is a part of}
-    counted = Counter()  # by what a passed test says that it counts for
+    bad = failed | errors  # a test that passed may have an error in its teardown
+    cells, solutions, exercises, planted = {}, {}, {}, {}  # each {test: its notebook, exercise or itself}
+    counted = Counter()
     for test, report in (passed | bad).items():
         path = PurePath(test.partition("::")[0])
         if path.suffix == ".ipynb":

@@ -1,4 +1,4 @@
-"""prefill.cu compiled in pieces, so that a planted fault costs the compilation of the kernels that it may touch."""
+"""prefill.cu compiled in pieces, so that only the kernels that a planted fault may change are compiled again."""
 
 import re
 
@@ -8,7 +8,7 @@ from luce_edu.machine.module import Module
 from luce_edu.machine.nvrtc import compile_ptx, read_sources
 
 KERNEL = re.compile(r"^KERNEL(?:_FOR\(\d\))? (\w+)\(.*?^}$", re.MULTILINE | re.DOTALL)
-# The kernels of each piece, and what they include beside phases.cuh. One that is missing is a compile error.
+# {the kernels of a piece: the header that they include beside phases.cuh}. A missing header is a compile error.
 PIECES = {
     ("delta_rule_prepare",): "delta_rule_chunk.cuh",
     ("delta_rule_scan",): "delta_rule_chunk.cuh",
@@ -19,10 +19,9 @@ PIECES = {
 
 
 class Piecewise(HostBackend):
-    """Compiles each piece of prefill.cu as a program of its own: the file's text, less the other kernels and headers.
+    """Compiles each piece of prefill.cu as a program of its own: the file's text without the other kernels and headers.
 
-    A piece that a fault does not reach has the same sources as before, so it comes out of the cache. Which pieces these
-    are is seen from the sources, not said by the fault.
+    A piece whose sources a fault does not change comes out of the cache.
     """
 
     def compile(self, source, kernels, defines):

@@ -1,21 +1,20 @@
-"""How a test starts a child process, so that it does not matter how the tests themselves were started."""
+"""Starts child processes whose behaviour does not depend on how the tests were started."""
 
 import multiprocessing
 import signal
 import sys
 
-# As `python -m pytest`, and a second quicker: nbval loads jsonschema, which builds a grammar to check the format "iri"
-# where JupyterLab is installed. Nothing here has that format.
+# `python -m pytest`, and a second quicker. nbval loads jsonschema, which builds a grammar for the format "iri" where
+# JupyterLab is installed. No notebook has that format.
 PYTEST = [
     sys.executable, "-c", "import sys; sys.modules['rfc3987_syntax'] = None; import pytest; sys.exit(pytest.main())"
 ]  # fmt: skip
 
 
 def default_signals(ignored: tuple[signal.Signals, ...] = ()) -> None:
-    """In a child, as its preexec_fn: every signal as a terminal starts a program, except the `ignored` ones.
+    """For a child's preexec_fn: handle every signal as in a program started from a terminal, except the `ignored` ones.
 
-    A child inherits which signals are ignored or blocked: SIGHUP under nohup, SIGINT and SIGQUIT in a script's
-    background job.
+    A child inherits ignored and blocked signals, such as SIGHUP under nohup, or SIGINT in a script's background job.
     """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)

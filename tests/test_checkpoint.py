@@ -1,8 +1,8 @@
-"""Checkpoints as people have them, derived from `tiny`: served with transformers' numbers, or refused with the cause.
+"""Checkpoints of the kinds that people have: loaded with the logits of transformers, or refused with the cause.
 
-Each row makes a folder from the config and tensors of `tiny`. Public reports and formats are behind the rows: Qwen's
-chat models end a turn by generation_config.json or the tokenizer; the savers of MLX, PEFT, GPTQ and others name tensors
-in their own way; a clone without Git LFS holds pointers.
+Each row makes a folder from the config and tensors of `tiny`. The rows follow public reports and formats: chat models
+of Qwen end a turn by generation_config.json or the tokenizer; MLX, PEFT, GPTQ and others name tensors in their own way;
+a clone without Git LFS holds pointers.
 """
 
 import json
@@ -20,6 +20,7 @@ from luce_edu.errors import CheckpointError, ConfigError
 from luce_edu.models import DATA, load_model
 from luce_edu.reference.model import forward
 from luce_edu.stages import decoder
+from luce_edu.verification import relative_error
 from luce_edu.weights import load_weights
 
 TINY = DATA / "tiny"
@@ -39,7 +40,7 @@ LIMIT = 1e-5  # sums in another order, as in tests/reference/test_tiny.py
 
 
 class Folder:
-    """A checkpoint to be. Rows change its config, its tensors, and further files: None is no file, a Path is a link."""
+    """A checkpoint before it is saved. Rows change config, tensors and other files (None: no file, a Path: a link)."""
 
     def __init__(self):
         self.config, self.tensors = json.loads(json.dumps(CONFIG)), dict(TENSORS)
@@ -72,7 +73,7 @@ def folder(tmp_path, *changes) -> Path:
 
 
 def config(*without, **changes):
-    """Fields of the text config that are left out, and others."""
+    """Leave out fields of the text config, and set others."""
 
     def change(made):
         made.config = {name: value for name, value in made.config.items() if name not in without} | changes
@@ -81,7 +82,7 @@ def config(*without, **changes):
 
 
 def wrapper(**fields):
-    """The config so far inside the vision-language wrapper, whose own fields are these."""
+    """Put the config into the vision-language wrapper, with these fields of its own."""
 
     def change(made):
         made.config = {"model_type": "qwen3_5", "text_config": made.config, "vision_config": VISION} | fields
@@ -102,7 +103,7 @@ def renamed(old, new, only=""):
 
 
 def tensors(changed):
-    """Tensors by name; None leaves one out, and a function makes it from the one that is there."""
+    """Set tensors by name. None removes a tensor, and a function computes it from the old one."""
 
     def change(made):
         for name, tensor in changed.items():
@@ -127,14 +128,14 @@ def files(contents, **more):
 
 
 def one_shard(made):
-    """The tensors in a shard that an index names."""
+    """Move the tensors into a shard with an index."""
     name = "model.safetensors-00001-of-00001.safetensors"
     index = {"metadata": {}, "weight_map": dict.fromkeys(made.tensors, name)}
     made.files |= {name: save(made.tensors, {"format": "pt"}), INDEX: index, "model.safetensors": None}
 
 
 def only(name, content="GGUF"):
-    """Weights of another format in place of safetensors."""
+    """Replace the safetensors file by weights in another format."""
     return files({"model.safetensors": None, name: content})
 
 
@@ -202,16 +203,12 @@ GOOD = {
 }  # fmt: skip
 
 
-def relative_error(ours, theirs) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 TOKENS = torch.tensor(list(b"ROMEO:\nBut soft, what light through yonder window breaks?"))
 
 
 def logits_of(path) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the row that is outside the vocabulary; tested below
+        warnings.simplefilter("ignore")  # about an end of text outside the vocabulary; tested below
         model = load_model(path)
     assert model.config.tie_word_embeddings == (model.weights.lm_head is model.weights.embed_tokens)
     return forward(model.weights, model.config, TOKENS)
@@ -220,7 +217,7 @@ def logits_of(path) -> torch.Tensor:
 def transformers_logits(path, kind) -> torch.Tensor:
     transformers = pytest.importorskip("transformers")
     model, info = getattr(transformers, kind).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    assert not [name for name in info["missing_keys"] if "visual" not in name], "it would be drawn at random"
+    assert not [name for name in info["missing_keys"] if "visual" not in name], "some weights would be random"
     with torch.no_grad():
         return model(input_ids=TOKENS[None]).logits[0]
 
@@ -246,7 +243,7 @@ SPECIAL = {"id": 256, "content": "<|endoftext|>", "special": True, "single_word"
 
 
 def with_special_token(made):
-    """A tokenizer with <|endoftext|> as id 256, and a vocabulary that has room for it."""
+    """Add <|endoftext|> to the tokenizer as id 256, and a row for it to the vocabulary."""
     content = json.loads((TINY / "tokenizer.json").read_text())
     content["added_tokens"] = [*content.get("added_tokens", []), SPECIAL]
     made.files["tokenizer.json"] = content
@@ -314,9 +311,9 @@ def test_an_end_outside_the_vocabulary_is_left_out_with_a_warning(tmp_path):
 # ---- Refused ----
 
 QUANTISED, BF16 = "quantised weights", "the bf16"
-# What is done to the folder, then what the message must say: what came, and what to do.
+# The changes to the folder, then words that the message must have: what came, and what to do.
 BAD = {
-    # RoPE that the kernels do not have
+    # kinds of RoPE that the kernels lack
     "yarn": (rope("yarn", factor=4.0), "'yarn'", "rope_parameters", "config.json without it"),
     "yarn by type": (rope("yarn", "type", factor=4.0), "'yarn'", "config.json without it"),
     "yarn in rope_scaling": (config(rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'", "rope_scaling"),
@@ -332,7 +329,7 @@ BAD = {
     "mrope": (rope("mrope", "type", mrope_section=[3, 3, 2]), "'mrope'"),
     "ntk": (config(rope_scaling={"type": "ntk"}), "'ntk'"),
     "RoPE by layer type": (config(rope_parameters={"full_attention": ROPE}), "full_attention", "one rope_parameters"),
-    # not the files
+    # files of another content
     **{f"LFS pointer: {name}": (files({name: LFS}), name, "Git LFS pointer", "git lfs pull")
        for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                     "special_tokens_map.json", "model.safetensors")},
@@ -427,7 +424,7 @@ BAD = {
 def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, row, record_property):
     record_property("counted", "bad checkpoints refused")
     changes, *said = BAD[row]
-    if not {"NaN", "infinite"} & set(said):  # all but a value shows before a tensor is read
+    if not {"NaN", "infinite"} & set(said):  # only bad values need a tensor to be read
         monkeypatch.setattr(weights, "_read_tensor", lambda *_: pytest.fail("a tensor was read"))
     path = folder(tmp_path, *(changes if isinstance(changes, list) else [changes]))
     with pytest.raises((CheckpointError, ConfigError)) as error:

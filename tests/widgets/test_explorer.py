@@ -1,4 +1,4 @@
-"""The explorer shows what its sweeps hold, says what is wrong with an input, and changes nothing then, no GPU ever."""
+"""The explorer shows its sweeps. A bad input gives a message and changes nothing else. No setting of a GPU changes."""
 
 import base64
 import csv
@@ -34,7 +34,7 @@ SWEEPS = sweeps(PUBLISHED)
 
 @pytest.fixture(scope="module", autouse=True)
 def fitted_once():
-    """Every explorer fits the same published sweeps."""
+    """All explorers share the fits of the published sweeps."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fit", "stage_curves"):
             patch.setattr(f"luce_edu.widgets.explorer.{name}", functools.cache(getattr(explorer_module, name)))
@@ -42,7 +42,7 @@ def fitted_once():
 
 
 class FakeSensors:
-    """A GPU at 200 of 350 W, which counts what it is asked, and has nothing that could be set."""
+    """A GPU at 200 of 350 W that counts readings. It has no method that changes a setting."""
 
     def __init__(self, power_w=200.0):
         self.asked, self.power = 0, power_w
@@ -75,7 +75,7 @@ def words(html: str) -> str:
 
 
 def state(explorer) -> tuple:
-    """All that somebody could see or save, but for the message."""
+    """Everything that a user sees or saves, except the message."""
     return explorer.picture.value, explorer.readout.value, explorer.limit.value, explorer.data(), explorer.source.value
 
 
@@ -83,7 +83,7 @@ def svg(explorer) -> ElementTree.Element:
     return ElementTree.fromstring(explorer.picture.value.partition("</svg>")[0] + "</svg>")
 
 
-# What it shows.
+# ---- The picture and the readout ----
 
 
 def test_it_opens_on_the_first_sweep_at_its_highest_limit(explorer):
@@ -173,7 +173,7 @@ def test_a_redraw_with_a_stage_beside_it_takes_little_of_200_ms(explorer):
     explorer.beside.value = next(item for _, item in explorer.beside.options if isinstance(item, StageCurve))
     spent = []
     for limit in (200, 210, 220, 230, 240):
-        begun = time.process_time()  # of this process: others may be busy
+        begun = time.process_time()  # of this process alone
         explorer.limit.value = limit
         spent.append(time.process_time() - begun)
     assert min(spent) < 0.1
@@ -225,7 +225,7 @@ def test_a_limit_without_a_model_of_it_is_not_called_modelled(explorer):
     assert "(published, the nearest point): 194 tokens" in words(explorer.readout.value)
 
 
-# Prices.
+# ---- Prices ----
 
 
 def test_costs_follow_the_price(explorer):
@@ -238,7 +238,7 @@ def test_costs_follow_the_price(explorer):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("text", ["0", "free", "", "-1", "nan"])
-def test_a_price_that_is_none_is_said_and_changes_nothing(explorer, text):
+def test_a_bad_price_gives_a_message_and_changes_nothing(explorer, text):
     before = state(explorer)
     explorer.price_text.value = text
     assert "price: expected a number above 0" in words(explorer.message.value)
@@ -248,7 +248,7 @@ def test_a_price_that_is_none_is_said_and_changes_nothing(explorer, text):
     assert explorer.message.value == "" and explorer.price == 0.25
 
 
-# Records.
+# ---- Records ----
 
 
 def published_with(change) -> str:
@@ -271,7 +271,7 @@ BAD = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("text, reason", BAD.values(), ids=BAD)
-def test_a_record_that_is_none_is_said_and_changes_nothing(explorer, tmp_path, text, reason):
+def test_a_bad_record_gives_a_message_and_changes_nothing(explorer, tmp_path, text, reason):
     path = tmp_path / "bad.json"
     path.write_text(text)
     before = state(explorer), explorer.source.options
@@ -321,7 +321,7 @@ def test_text_of_a_record_is_shown_as_text(tmp_path):
     assert "<b>gone" not in explorer.message.value
 
 
-# This machine.
+# ---- This machine ----
 
 
 def test_a_machine_without_a_gpu_says_so_and_stays_where_it_was(explorer):
@@ -374,7 +374,7 @@ def test_the_widgets_never_change_a_setting():
         assert not re.search(setting, file.read_text())
 
 
-# What it leaves.
+# ---- Saved files, and a kernel without widgets ----
 
 
 def test_picture_and_data_are_saved_and_named(explorer, tmp_path):
@@ -408,15 +408,15 @@ def test_where_widgets_are_not_shown_there_is_a_picture_with_a_line_on_what_to_i
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     for said in (drawn[0].get_supxlabel(), bundle["text/plain"]):
-        assert "pip install jupyterlab_widgets where JupyterLab itself is installed" in said.splitlines()[-1]
+        assert "pip install jupyterlab_widgets" in said.splitlines()[-1]
     assert "pip install" not in explorer.still().get_supxlabel()
 
 
 def test_a_kernel_without_ipywidgets_shows_the_still_picture_and_takes_the_notebooks_cells(tmp_path):
-    """The cells of notebook 14 that make and use the explorer, and the slider moved by hand."""
+    """Runs the cells of notebook 14 that create and use the explorer, and then sets the limit."""
     cells = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
     notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("import sys\nsys.modules['ipywidgets'] = None  # as if it were not installed"),
+        nbformat.v4.new_code_cell("import sys\nsys.modules['ipywidgets'] = None  # as without the package"),
         *(nbformat.v4.new_code_cell(cells[name].source) for name in ("c02", "c29", "c32")),
         nbformat.v4.new_code_cell("explorer.limit.value = 220\nprint(explorer.readout.value)\nexplorer.close()"),
     ])  # fmt: skip
@@ -424,7 +424,7 @@ def test_a_kernel_without_ipywidgets_shows_the_still_picture_and_takes_the_noteb
     _, _, shown, told, moved = execute(tmp_path / "without.ipynb").cells
     [output] = shown.outputs
     assert set(output.data) == {"image/png", "text/plain"}
-    assert "%pip install ipywidgets in a cell, then restart" in output.data["text/plain"].splitlines()[-1]
+    assert "%pip install ipywidgets" in output.data["text/plain"].splitlines()[-1]
     assert told.outputs == cells["c32"].outputs
     assert 'data-limit-w="220"' in moved.outputs[0].text
 
