@@ -1,4 +1,4 @@
-"""Each exercise stands in one notebook to the letter, and filled in its solution; whatever drifts apart is caught."""
+"""Each exercise's skeleton is in one notebook, letter by letter, and filled in its solution; differences are found."""
 
 import functools
 import pkgutil
@@ -30,7 +30,7 @@ EXERCISES = all_exercises()
 
 
 def code_cells(path: Path) -> list[tuple[str, str]]:
-    """Text and stored prints of each code cell."""
+    """Text and stored stdout of each code cell."""
     return _code_cells(path.read_text(encoding="utf-8"))
 
 
@@ -44,9 +44,9 @@ def _code_cells(text: str) -> list[tuple[str, str]]:
 
 
 def answer_in(source: str, full_name: str) -> str | None:
-    """The text that a cell puts before the exercise's check; None where it checks another exercise, or none.
+    """The text before the exercise's check in a cell; None where the cell checks another exercise, or none.
 
-    Below `%%kernel ... --exercise module.name` that is the whole rest of the cell.
+    In a cell of `%%kernel ... --exercise module.name` the answer is everything below the first line.
     """
     magic, _, below = source.partition("\n")
     if re.match(rf"%%kernel\b.*--exercise[ =]{re.escape(full_name)}(\s|$)", magic):
@@ -57,7 +57,7 @@ def answer_in(source: str, full_name: str) -> str | None:
 
 
 def is_untouched(source: str, full_name: str, exercise: Exercise) -> bool:
-    """Whether a cell holds the skeleton to the letter and then checks it."""
+    """Whether a cell holds the unchanged skeleton and then checks it."""
     answer = answer_in(source, full_name)
     if answer is None:
         return False
@@ -67,7 +67,7 @@ def is_untouched(source: str, full_name: str, exercise: Exercise) -> bool:
 
 
 def notebooks_with(full_name: str, exercise: Exercise, folder: Path) -> list[Path]:
-    """The notebook of each cell that holds the exercise, so one that holds it twice comes twice."""
+    """The notebook of each cell that holds the exercise; a notebook with two such cells is listed twice."""
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     return [path for path in paths for source, _ in code_cells(path) if is_untouched(source, full_name, exercise)]
 
@@ -76,8 +76,8 @@ def check_course(full_name: str, exercise: Exercise, folder: Path) -> None:
     """AssertionError unless one notebook of the folder holds the exercise untouched, and its solution filled."""
     found = notebooks_with(full_name, exercise, folder)
     assert len(found) == 1, (
-        f"{full_name}: its skeleton, to the letter and then checked, should stand in one notebook, "
-        f"and stands in {', '.join(path.name for path in found) or 'none'}"
+        f"{full_name}: its unchanged skeleton, with its check below, should be in one notebook, "
+        f"and is in {', '.join(path.name for path in found) or 'none'}"
     )
     [path] = found
     [printed] = [printed for source, printed in code_cells(path) if is_untouched(source, full_name, exercise)]
@@ -101,7 +101,7 @@ def test_an_exercise_stands_untouched_in_its_notebook_and_filled_in_the_solution
 
 
 def untouched(exercise: Exercise) -> object:
-    """What the cell of a skeleton hands to `check`: what it defines last, or the text itself where it is CUDA C++."""
+    """The argument of `check` in the cell of a skeleton: the last name that it defines, or the text of CUDA C++."""
     try:
         code = compile(exercise.skeleton, exercise.name, "exec")
     except SyntaxError:
@@ -129,7 +129,7 @@ def test_a_notebook_has_two_or_three_exercises_under_numbered_headings(path):
     assert re.findall(r"^## Exercise (\d+): \S", text, re.MULTILINE) == [str(i + 1) for i in range(len(names))], names
 
 
-# A course of one exercise, to plant faults in.
+# ---- A course of one exercise, in which faults are planted ----
 
 
 def judge(answer) -> str:
@@ -156,7 +156,7 @@ KERNEL_COURSE = {"00_toy": [(KERNEL_CELL, NOT_TRIED)], "solutions/00_toy_solutio
 
 
 def write_course(folder: Path, notebooks: dict[str, list[tuple[str, str]]]) -> Path:
-    """Notebooks by name, each with code cells of a text and what it printed."""
+    """Write notebooks; each code cell is given as its text and its stored stdout."""
     (folder / "solutions").mkdir()
     for name, cells in notebooks.items():
         notebook = nbformat.v4.new_notebook()
@@ -181,13 +181,13 @@ def solution(cell, printed=RIGHT):
 
 
 PLANTED = {
-    "a skeleton that drifted": (TOY, COURSE | notebook(CELL.replace("double(x)", "double(y)")), "stands in none"),
+    "a skeleton that drifted": (TOY, COURSE | notebook(CELL.replace("double(x)", "double(y)")), "is in none"),
     "a skeleton without its check": (TOY, COURSE | notebook(CELL.replace("toy.double.check", "print")), "in none"),
     "a skeleton below its check": (TOY, COURSE | notebook("toy.double.check(double)\n" + CELL), "in none"),
     "the check of another exercise": (TOY, COURSE | notebook(CELL.replace("toy.double", "toy.redouble")), "in none"),
     "in a second notebook too": (TOY, COURSE | {"01_toy": [(CELL, NOT_TRIED)]}, "in 00_toy.ipynb, 01_toy.ipynb"),
     "twice in its notebook": (TOY, COURSE | {"00_toy": 2 * [(CELL, NOT_TRIED)]}, "in 00_toy.ipynb, 00_toy.ipynb"),
-    "already tried in the notebook": (TOY, COURSE | notebook(FILLED, RIGHT), "stands in none"),
+    "already tried in the notebook": (TOY, COURSE | notebook(FILLED, RIGHT), "is in none"),
     "an output that is not of this text": (TOY, COURSE | notebook(CELL, RIGHT), "00_toy.ipynb stores 'double: right"),
     "a notebook that was never run": (TOY, COURSE | notebook(CELL, ""), "00_toy.ipynb stores ''"),
     "no solution": (TOY, notebook(CELL), "no solutions/00_toy_solution.ipynb"),
@@ -198,9 +198,9 @@ PLANTED = {
     "a solution of another text": (TOY, COURSE | solution(FILLED.replace("double(x)", "double( x )")), "hole filled"),
     "a solution that checks nothing": (TOY, COURSE | solution(FILLED.rpartition("\n")[0]), "its hole filled"),
     "a solution that is refused": (TOY, COURSE | solution(FILLED, "double: not tried yet\n"), "stores 'double: not"),
-    "a kernel with a line more": (KERNEL_TOY, KERNEL_COURSE | notebook(KERNEL_CELL + "\n// more"), "stands in none"),
+    "a kernel with a line more": (KERNEL_TOY, KERNEL_COURSE | notebook(KERNEL_CELL + "\n// more"), "is in none"),
     "a kernel checked as another": (
-        KERNEL_TOY, KERNEL_COURSE | notebook(KERNEL_CELL.replace("toy.double", "toy.double_2")), "stands in none"),
+        KERNEL_TOY, KERNEL_COURSE | notebook(KERNEL_CELL.replace("toy.double", "toy.double_2")), "is in none"),
     "a kernel with the hole still in it": (KERNEL_TOY, KERNEL_COURSE | solution(KERNEL_CELL), "its hole filled"),
 }  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_a_course_that_drifted_is_caught(exercise, course, reason, tmp_path):
         check_course("toy.double", exercise, write_course(tmp_path, course))
 
 
-# The frame itself.
+# ---- The class Exercise ----
 
 
 @pytest.mark.parametrize("answer", [..., lambda x: ..., TOY.skeleton], ids=["value", "function", "text"])

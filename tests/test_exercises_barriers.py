@@ -1,4 +1,4 @@
-"""The checkers of notebook 08 take right answers however they are written, and refuse wrong ones with a reason."""
+"""The checkers of notebook 08 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import json
 from pathlib import Path

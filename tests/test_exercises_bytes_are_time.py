@@ -1,4 +1,4 @@
-"""The checkers of notebook 05 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 05 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import textwrap
 
@@ -9,7 +9,7 @@ from cells import A_WARP_A_ROW
 
 from luce_edu.exercises import bytes_are_time as exercises
 
-# Exercise 1.
+# ---- Exercise 1 ----
 
 
 def by_lanes(start, stride, size):
@@ -48,7 +48,8 @@ def by_torch(start, stride, size):
 
 SECTORS = {function.__name__: function for function in (by_lanes, by_bytes, closed_form, by_numpy, by_torch)}
 
-# Exercise 2: a whole kernel.
+# ---- Exercise 2: a whole kernel ----
+
 HEAD = "__global__ void product(const bf16* W, const float* x, float* y, int rows, int cols) {\n"
 WARP_A_ROW = HEAD + textwrap.indent(A_WARP_A_ROW, "    ") + "}\n"
 PRODUCTS = {
@@ -90,7 +91,8 @@ NO_PRODUCTS = {
 }  # fmt: skip
 
 
-# Exercise 3: what stands in the hole.
+# ---- Exercise 3: the text in the hole ----
+
 STAGE = """\
     DYNAMIC_SHARED(float, shared_x);
     for (int c = threadIdx.x; c < cols; c += block_threads) shared_x[staged(c)] = x[c];
@@ -130,7 +132,7 @@ PAIRS = (
 )
 
 def early(body):
-    """Warps without a row leave before the barrier, after they have filled their part of x."""
+    """Warps without a row exit before the barrier, after they have copied their part of x."""
     return body.replace(MEET, "    if (first + warp_id() >= last) return;\n" + MEET)
 
 

@@ -1,4 +1,4 @@
-"""Each checker of notebook 02 takes right answers however written, and refuses the usual wrong ones."""
+"""The checkers of notebook 02 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import math
 
@@ -11,7 +11,7 @@ from luce_edu.reference.delta_rule import delta_rule_step
 
 NAN = math.nan
 
-# The conv state
+# ---- The conv state ----
 
 
 def by_the_package(conv_state, x):
@@ -27,7 +27,7 @@ def in_place(conv_state, x):
 
 
 def padded(conv_state, x):
-    """The last inputs of the chunk alone, with zeros where it is too short."""
+    """The last inputs of the chunk alone, with zeros before them if the chunk is too short."""
     n = conv_state.shape[1]
     return torch.nn.functional.pad(x.T, (n, 0))[:, -n:]
 
@@ -53,7 +53,7 @@ CONV_WRONG = {
     "no function": (3, "expected a function"),
 }  # fmt: skip
 
-# One step with shared key heads
+# ---- One step with shared key heads ----
 
 
 def with_einsum(S, q, k, v, beta, g):
@@ -74,7 +74,7 @@ def with_loops(S, q, k, v, beta, g):
 
 
 def in_one_pass(S, q, k, v, beta, g):
-    """As the kernels do it: both products from the old state."""
+    """As in the kernels, both products are of the old state."""
     q, k = (x[:, None].expand(-1, len(v) // len(k), -1).flatten(0, 1) for x in (q, k))
     decay = g.exp()[:, None]
     delta = beta[:, None] * (v - decay * (k[:, None] @ S)[:, 0])
@@ -109,7 +109,7 @@ STEP_WRONG = {
     "S alone": ("return new, o", "return new", "expected two tensors"),
 }  # fmt: skip
 
-# Four rules
+# ---- Four rules ----
 
 
 def token(S=((0.0,), (0.0,)), q=(1.0, 0.0), k=(1.0, 0.0), v=(10.0,), beta=1.0, g=0.0):
@@ -121,7 +121,7 @@ A, B, D = token(g=-0.7), token(beta=0.5), token(S=FULL, v=(0.0,), g=-0.7)
 
 
 def drawn():
-    """The same three ideas with random numbers, as fp32 tensors."""
+    """The same three tokens with random numbers, as fp32 tensors."""
     K, V = 6, 5
     random = {"q": torch.randn(K), "k": torch.randn(K), "v": torch.randn(V), "beta": torch.tensor(1.0)}
     return {

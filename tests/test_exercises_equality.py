@@ -1,4 +1,4 @@
-"""The checkers of notebook 03 take right answers however written, and name what each wrong one overlooks."""
+"""The checkers of notebook 03 accept right answers in several forms, and name what a wrong one overlooks."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from answers import checker_tests
 from luce_edu.exercises import equality as exercises
 from luce_edu.verification import relative_error
 
-# accept
+# ---- accept ----
 
 
 def whole(got, want, bf16):
@@ -42,7 +42,7 @@ def in_numpy(got, want, bf16):
 
 
 def ignoring(what):
-    """The whole check, blind to one thing."""
+    """The whole check without one of its parts."""
 
     def check(got, want, bf16):
         if what != "shape" and got.shape != want.shape or what != "dtype" and got.dtype != want.dtype:
@@ -94,13 +94,13 @@ def test_every_case_is_what_it_says():
         hidden = case.name.startswith(("one wrong element", "right values with", "right values in fp64"))
         if case.right:
             assert ratio <= 1.2 * allowed, case.name
-        elif not hidden:  # these three pass a norm, which is why they are there
+        elif not hidden:  # the hidden faults pass a check of the norm
             assert not ratio <= 1.8 * allowed, case.name
         else:
             assert ratio is None or ratio <= allowed, case.name
 
 
-# decided
+# ---- decided ----
 
 
 def margin(reference):
@@ -148,7 +148,7 @@ DECIDED_WRONG = {name: (answer, r"step \d+ of \d+") for name, answer in DECIDED_
 }
 
 
-# inputs
+# ---- inputs ----
 
 
 def seeded(rows, cols):

@@ -1,4 +1,4 @@
-"""The checkers of notebook 15 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 15 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import random
 
@@ -167,7 +167,7 @@ test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
 )  # fmt: skip
 
 
-# ---- What the notebook says of the cases as they stand ----
+# ---- The cases with their bugs do what the notebook says ----
 
 
 def test_case_a_agrees_with_itself_and_not_with_the_reference():

@@ -1,4 +1,4 @@
-"""The checkers of notebook 04 take right kernels however they are written, and refuse wrong ones with a reason."""
+"""The checkers of notebook 04 accept right kernels in several forms, and refuse wrong ones with a reason."""
 
 import pytest
 from answers import checker_tests
@@ -14,8 +14,6 @@ ROWS_RIGHT = {
     "a pointer to the row": exercises.rms_rows.skeleton.replace(
         "    float squares", "    x += blockIdx.x * n, y += blockIdx.x * n;\n    float squares"
     ).replace("[blockIdx.x * n + c]", "[c]"),
-}
-ROWS_RIGHT |= {
     "a body without a signature": ROWS[ROWS.index("{") + 1 : ROWS.rindex("}")],
     "a tree in shared memory": ROWS_HEAD + """
         __shared__ float partial[256];
@@ -40,7 +38,7 @@ ROWS_RIGHT |= {
     }""",
 }  # fmt: skip
 LAST = "    for (int c = threadIdx.x; c < n; c += blockDim.x)\n        y"
-# Wrong of three with 31 elements; about once in 100 runs one lies so near 0 that it counts as right.
+# Two of three rows of 31 elements are wrong. In about 1 of 100 runs an element is so near 0 that it counts as right.
 TWO_ROWS = "6[012] of 93"
 ROWS_WRONG = {
     "the mistake left in": (exercises.rms_rows.skeleton.replace("float squares", "float  squares"), TWO_ROWS),
@@ -154,7 +152,7 @@ FUSED_WRONG = {
     "y as a note of mid": (
         KEPT.replace("mid[first + c] = value[i];", "y[first + c] = mid[first + c] = value[i];")
         .replace("value[i] * scale", "y[first + c] * scale"), "reads y 1 times"),
-    # Mistakes that are recognised by what they compute.
+    # Mistakes that the checker recognises by their results.
     "weight for 1 + weight": (KEPT.replace("(1.0f + weight[c])", "weight[c]"), "scaled by weight"),
     "no eps": (KEPT.replace(" + eps", ""), "epsilon"),
     "the sum for the mean": (KEPT.replace(" / n + eps", " + eps"), "takes their mean"),
@@ -239,10 +237,10 @@ TOTAL_WRONG = {
         TOTAL.replace("sum = block_sum(sum, scratch);", "if (threadIdx.x == 0) scratch[0] = 0.0f;\n    "
                       "__syncthreads();\n    atomicAdd(scratch, sum);\n    __syncthreads();\n    sum = scratch[0];"),
         "different bits in another order.*fixed order"),
+    "a sum that never ends": (TOTAL.replace("i += blockDim.x", "i += 0"), "does not end"),
 }  # fmt: skip
 
 
-TOTAL_WRONG["a sum that never ends"] = (TOTAL.replace("i += blockDim.x", "i += 0"), "does not end")
 test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
     (exercises.rms_rows, ROWS_RIGHT, ROWS_WRONG), (exercises.total, TOTAL_RIGHT, TOTAL_WRONG),
     (exercises.add_rms_norm, FUSED_RIGHT, FUSED_WRONG),

@@ -1,4 +1,4 @@
-"""The checkers of notebook 07 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 07 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 from fractions import Fraction
 
@@ -61,7 +61,7 @@ def test_the_share_that_the_verdict_names_is_that_of_the_published_figures():
     assert f"{one_of_each((225, 347.5), (225, 186.9)):.3f}" == "0.462"
 
 
-# ---- Exercise 2: what stands in the hole. ----
+# ---- Exercise 2: the text in the hole ----
 
 RIGHT = """
         self.token, self.position = (torch.zeros(1, dtype=torch.int32) for _ in range(2))

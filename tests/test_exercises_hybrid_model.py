@@ -1,4 +1,4 @@
-"""Each checker of notebook 01 takes right answers however written, and refuses the usual wrong ones."""
+"""The checkers of notebook 01 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import math
 

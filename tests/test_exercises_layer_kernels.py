@@ -1,4 +1,4 @@
-"""The checkers of notebook 06 take right kernels however they are written, and refuse wrong ones with a reason."""
+"""The checkers of notebook 06 accept right kernels in several forms, and refuse wrong ones with a reason."""
 
 from answers import checker_tests
 
@@ -42,7 +42,7 @@ WRONG_UPDATE = {
     "beta forgotten": (update("beta[head] * ", ""), "delta is not scaled by beta"),
     "beta on v only": (update("(v[head * V + j] - decay * S_k)", "v[head * V + j] - decay * S_k"), "scales v only"),
     "delta turned round": (update("beta[head] * (", "-beta[head] * ("), "wrong sign"),
-    # With equal heads nobody would see it.
+    # Equal heads would hide this fault.
     "the values of head 0 for every head": (update("v[head * V + j]", "v[j]"), "heads 3.*elements are wrong"),
     "a row too far": (update("i < K", "i <= K"), "out of bounds"),
     "the last row left as it was": (update("i < K", "i < K - 1"), "S\\["),
@@ -68,7 +68,7 @@ o[head * V + j] = expf(g[head]) * S_q + b * error * k_q;
 float* end = column + K * V;
 for (float* s = column; s < end; s += V, ++k_head) *s = *s * expf(g[head]) + b * *k_head * error;
 """
-UPDATES = {  # and how often S is read
+UPDATES = {  # text, how often S is read and written
     "by the identity": (UPDATE, "twice and written once"),
     "from the new state": (NEW_STATE, "twice and written once"),
     "the decay in a walk of its own": (DECAY_FIRST, "3 times and written twice"),
@@ -119,7 +119,7 @@ if (c < head_dim) {
     o[head * head_dim + c] = over / under;
 }
 """
-MERGES = {  # and barriers a block, with the house rule where a barrier stands in an if
+MERGES = {  # text, the remark: barriers per block, or the course's rule where a barrier is in an if
     "at once": (MERGE, "block: 1."),
     "one after the other": (RUNNING, "block: 1."),
     "one warp": (FIRST_WARP, "block: 1."),
@@ -170,7 +170,7 @@ if (part == 0) o[head * V + j] = decay * (S_q[0][j] + S_q[1][j] + S_q[2][j] + S_
 for (int i = 0; i < 32; ++i)
     if (part + 4 * i < K) column[(part + 4 * i) * V] = decay * s[i] + k_head[part + 4 * i] * delta;
 """
-# The sum over the new state has to wait a second time, but the state itself is still read once.
+# The sum over the new state needs a second barrier, but the state is still read once.
 TWO_SUMS = """
 const float decay = expf(g[head]);
 float sum = 0.0f;
@@ -230,7 +230,7 @@ WRONG_WALK = {
 
 
 EXIT_FIRST = walk("__syncthreads();\nif (j >= V) return;", "if (j >= V) return;\n__syncthreads();")
-# Whole, with a signature; rows dealt out in runs of 32, and columns that are 8 apart in a warp, so nothing coalesces.
+# A whole kernel. A thread has 32 rows in sequence, and columns in a warp are 8 apart, so loads do not coalesce.
 RUNS = """
 __global__ void one_walk(const float* q, const float* k, const float* v, const float* beta, const float* g, float* S,
                          float* o, int K, int V) {
@@ -255,7 +255,7 @@ __global__ void one_walk(const float* q, const float* k, const float* v, const f
         if (first + i < K) S[(head * K + first + i) * V + j] = decay * s[i] + k[head * K + first + i] * delta;
 }
 """
-WALKS = {  # and the remark that it gets
+WALKS = {  # text, remark
     "one sum": (WALK, ""),
     "two sums": (TWO_SUMS, ""),
     "threads without a column leave early": (EXIT_FIRST, "The rule of this course"),
@@ -264,7 +264,7 @@ WALKS = {  # and the remark that it gets
 
 
 def cells(exercise, texts):
-    """The texts with what the verdict must say; a whole kernel stands as it is."""
+    """The texts in the exercise's hole, with the pattern of the verdict; a whole kernel is used as it is."""
     return {
         name: (text if "__global__" in text else filled(exercise, text), said) for name, (text, said) in texts.items()
     }

@@ -1,4 +1,4 @@
-"""The checkers of notebook 13 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 13 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import random
 import statistics
@@ -14,11 +14,11 @@ from luce_edu.exercises import measuring as exercises
 from luce_edu.exercises.base import WrongAnswer
 from luce_edu.measure.latency import time_steps
 
-# Exercise 1.
+# ---- Exercise 1 ----
 
 
 def timed(gpu, work, *, rounds=25, warm_up=5, wait_before=True, wait_after=True, pick=statistics.median, scale=1):
-    """A timer with every way to go wrong; by default it does not."""
+    """A timer that is right by default. Each option can make it wrong."""
     for _ in range(warm_up):
         work()
     times = []
@@ -34,7 +34,7 @@ def timed(gpu, work, *, rounds=25, warm_up=5, wait_before=True, wait_after=True,
 
 
 def waiting_once_before(gpu, work):
-    """Each wait after a round is the wait before the next."""
+    """The wait after a round is also the wait before the next round."""
     for _ in range(8):
         work()
         gpu.wait()
@@ -47,7 +47,7 @@ def waiting_once_before(gpu, work):
 
 
 def by_events(gpu, work):
-    """The GPU's own marks, as `latency.elapsed_us` sets them."""
+    """With events of the GPU, as in `latency.elapsed_us`."""
     for _ in range(6):
         work()
     times = []
@@ -79,7 +79,7 @@ RIGHT_TIMERS = {
 
 
 def by_inner_attributes(gpu, work):
-    """The simulation's own books: no clock is read."""
+    """Reads a private counter of the simulation in place of a clock."""
     times = []
     for _ in range(30):
         before = gpu.gpu
@@ -142,7 +142,7 @@ WRONG_TIMERS = {
 }  # fmt: skip
 
 
-# The verdict is the method's and not the draw's.
+# The verdict must depend on the timer and not on the random draw.
 SEEDS = range(8)
 
 
@@ -163,7 +163,7 @@ def test_a_timer_with_a_slip_is_refused_however_it_is_drawn(timer, reason):
             exercises.careful.check(timer)
 
 
-# Exercise 2.
+# ---- Exercise 2 ----
 
 
 def by_dict(rows):
@@ -207,7 +207,7 @@ def _rates(rows, system):
 
 
 def one_of_each(pick_ours, pick_theirs):
-    """One lead for all runs: some rate of ours over some rate of the baseline."""
+    """One lead for all runs: a rate of the megakernel over a rate of PyTorch."""
 
     def leads(rows):
         lead = pick_ours(_rates(rows, "megakernel")) / pick_theirs(_rates(rows, "PyTorch"))
@@ -267,11 +267,11 @@ def test_the_public_rows_are_the_figures_of_their_sources():
     assert [rates["a user's, #5", name] for name in ("megakernel", "PyTorch")] == [8_505, 8_747]
 
 
-# Exercise 3.
+# ---- Exercise 3 ----
 
 
 def found_in(row, task):
-    """By name, whether a row has this slip."""
+    """{slip: whether a row has it}."""
     return {
         "unchecked": row["checked_against"] in ("nothing", "itself"),
         "other work": any(row[name] != task[name] for name in task),
@@ -291,7 +291,7 @@ def named(row, task, **changes):
 
 
 def by_what_is_allowed(row, task):
-    """The same, said by what may be."""
+    """The same rules, written as what is allowed."""
     if row["checked_against"] not in ("reference", "transformers"):
         return "unchecked"
     if {name: row[name] for name in task} != task:
@@ -356,7 +356,7 @@ WRONG_SLIPS = {
 
 
 def by_counting(row, task):
-    """Every slip found, and the only one taken."""
+    """Find every slip, and return it if there is only one."""
     found = [name for name, is_so in found_in(row, task).items() if is_so]
     return found[0] if len(found) == 1 else None
 

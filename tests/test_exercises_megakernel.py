@@ -1,4 +1,4 @@
-"""The checkers of notebook 09 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 09 accept right answers, and refuse wrong ones with a reason."""
 
 import pytest
 from answers import checker_tests
@@ -25,7 +25,7 @@ EVERY_BLOCK_WRITES = {
 }
 WITHOUT = EMBED.replace("    grid_barrier(m.barrier);\n", "")
 WRONG = {
-    # Right in its numbers, as all blocks write the same; but nothing says that they do.
+    # All blocks write the same values, so results are right, but these writes are a race.
     "every block writes what all read": (EVERY_BLOCK_WRITES, "race on hidden_states"),
     "a barrier for the block only": ({EMBED: WITHOUT + "    __syncthreads();\n"}, "hostile order of seed"),
     "the barrier after attention dropped": (

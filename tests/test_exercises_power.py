@@ -1,10 +1,10 @@
-"""The checkers of notebook 14 take right answers however they are written, and refuse wrong ones by name."""
+"""The checkers of notebook 14 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 from answers import checker_tests
 
 from luce_edu.exercises import power as exercises
 
-# Exercise 1.
+# ---- Exercise 1 ----
 
 
 def in_two_steps(points, loss):
@@ -29,7 +29,7 @@ def by_a_loop(points, loss):
 
 
 def against(points, loss, *, reference=None, key=None, pick=min):
-    """The right answer with one habit changed."""
+    """The right answer with one change."""
     reference = reference(points) if reference else max(p["tokens_per_s"] for p in points)
     return pick((p for p in points if p["tokens_per_s"] >= (1 - loss) * reference), key=key or (lambda p: p["draw_w"]))
 
@@ -81,7 +81,7 @@ def test_the_spec_is_that_of_the_package():
             assert in_two_steps(points, 0.05)["limit_w"] == spot.limit_w
 
 
-# Exercise 2.
+# ---- Exercise 2 ----
 
 
 def per_joule(point):
@@ -110,7 +110,7 @@ def by_joules_a_token(ours, theirs):
 
 
 def built(*, measure=per_joule, default=None, best=None, ours_against="default"):
-    """A comparison with one habit changed."""
+    """The right comparison with one change."""
 
     def verdicts(ours, theirs):
         def set_to(side):

@@ -1,4 +1,4 @@
-"""Each checker of notebook 12 takes right answers however written, and refuses the usual wrong ones."""
+"""The checkers of notebook 12 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import math
 
@@ -17,7 +17,7 @@ def system(k, beta, g):
     return (beta[:, None] * decay * (k @ k.T)).tril(-1), G
 
 
-# U and W
+# ---- U and W ----
 
 
 def by_solver(k, v, beta, g):
@@ -28,7 +28,7 @@ def by_solver(k, v, beta, g):
 
 
 def by_rows(k, v, beta, g):
-    """With a running state in place of a system: what each token asks, as a function of the first state."""
+    """With a running state in place of a system: `written` from the chunk's values, `asked` from its first state."""
     U, W, T = [], [], len(k)
     written, asked = torch.zeros(k.shape[1], v.shape[1]), torch.eye(k.shape[1])
     for t in range(T):
@@ -40,7 +40,7 @@ def by_rows(k, v, beta, g):
 
 
 def by_arrays(k, v, beta, g):
-    """NumPy in fp64, and a mask before the exponential."""
+    """In NumPy and fp64, with the mask before the exponential."""
     k, v, beta, g = (x.double().numpy() for x in (k, v, beta, g))
     G = np.cumsum(g)
     before = np.tri(len(g), k=-1, dtype=bool)
@@ -60,7 +60,7 @@ def prepare(k, v, beta, g):
     return U, W
 """
 PREPARE_RIGHT = {"a solver": by_solver, "row by row": by_rows, "NumPy": by_arrays}
-PREPARE_WRONG = {  # an edit of PREPARE, and what the refusal must say
+PREPARE_WRONG = {  # an edit of PREPARE, a pattern of the refusal
     "diagonal counted twice": ("tril(-1)", "tril(0)", "U of token 0 .* has a diagonal"),
     "decay on the wrong side": ("decay * (k", "decay.T * (k", "token 1 .* decay in L has the wrong sign"),
     "no decay between tokens": ("decay * (k", "(k", "token 1 .* L lacks the decay"),
@@ -85,7 +85,7 @@ PREPARE_WRONG = {  # an edit of PREPARE, and what the refusal must say
     "U alone": ("return U, W", "return U", "expected two tensors"),
 }  # fmt: skip
 
-# o and the state
+# ---- o and the state ----
 
 
 def in_one_go(q, k, g, U, W, S):
@@ -97,7 +97,7 @@ def in_one_go(q, k, g, U, W, S):
 
 
 def in_place(q, k, g, U, W, S):
-    """S is written over."""
+    """S is changed in place."""
     G, d = g.cumsum(0), U - W @ S
     o = torch.exp(G).unsqueeze(1) * (q @ S)
     o += torch.where(torch.ones(len(g), len(g)).tril() > 0, (G[:, None] - G).exp(), 0) * (q @ k.T) @ d
@@ -133,7 +133,7 @@ def rows_in_a_comprehension(q, k, g, U, W, S):
 
 
 def writes_one_by_one(q, k, g, U, W, S):
-    """The loop is in sum and map."""
+    """The loop is inside sum and map."""
     G, d = g.cumsum(0), U - W @ S
     return in_one_go(q, k, g, U, W, S)[0], G[-1].exp() * S + sum(map(torch.outer, (G[-1] - G).exp()[:, None] * k, d))
 
@@ -184,7 +184,7 @@ SCAN_WRONG = {
     "o alone": ("return o, after", "return o", "expected two tensors"),
 }  # fmt: skip
 
-# Blocks
+# ---- Blocks ----
 
 BLOCKS_RIGHT = {
     "rounded up": lambda tokens, heads, value_dim, columns: (

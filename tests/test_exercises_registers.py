@@ -1,10 +1,9 @@
-"""The checkers of notebook 10 take right answers however they are written, and refuse wrong ones with a reason."""
+"""The checkers of notebook 10 accept right answers in several forms, and refuse wrong ones with a reason."""
 
 import numpy as np
-import pytest
+from answers import checker_tests
 
 from luce_edu.exercises import registers as exercises
-from luce_edu.exercises.base import WrongAnswer
 from luce_edu.machine.cards import check_launch, resident_blocks
 
 # ---- the tile at which a launch is refused
@@ -34,14 +33,14 @@ def by_a_loop(registers, grid, card):
         units = 0
         while units * card.register_unit < 32 * used:
             units += 1
-        partitions = card.registers_per_sm // 4 // (units * card.register_unit)  # a warp of each block
+        partitions = card.registers_per_sm // 4 // (units * card.register_unit)  # each holds one warp of a block
         if min(partitions, card.threads_per_sm / 128) * card.sm_count < grid and (smallest is None or tile < smallest):
             smallest = tile
     return smallest if smallest is None else float(smallest)
 
 
 def smallest(refuses):
-    """An answer that finds refused tiles in its own way."""
+    """The smallest tile for which `refuses` is true, as an answer."""
     return lambda registers, grid, card: min((t for t in registers if refuses(registers[t], grid, card)), default=None)
 
 
@@ -62,20 +61,6 @@ WRONG = {
     "a crash": (lambda registers, grid, card: registers[5], "raises KeyError"),
     "no function": (8, "expected a function"),
 }
-
-
-@pytest.mark.parametrize("answer", [by_arithmetic, by_trying, by_a_loop])
-def test_a_right_answer_is_right_however_it_is_written(answer, capsys):
-    for _ in range(5):
-        exercises.refused_from.check(answer)
-    assert capsys.readouterr().out.count("refused_from: right.") == 5
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("answer, reason", WRONG.values(), ids=WRONG)
-def test_a_wrong_answer_is_refused_with_the_reason(answer, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.refused_from.check(answer)
 
 
 def test_the_formula_of_the_notebook_is_what_the_cards_say():
@@ -111,7 +96,7 @@ if (t + 256 < n) y[at + 256] = b * scale * (1.0f + weight[t + 256]);
 if (t + 512 < n) y[at + 512] = c * scale * (1.0f + weight[t + 512]);
 if (t + 768 < n) y[at + 768] = d * scale * (1.0f + weight[t + 768]);
 """
-# Every index is compared with constants, so that no array is indexed by a variable.
+# Each element is selected by comparisons with constants, so that no variable indexes the array.
 SELECTED = """\
 for (int j = 0, i = threadIdx.x; i < n; i += block_threads, ++j) {
     const float value = x[blockIdx.x * n + i];
@@ -127,7 +112,10 @@ for (int j = 0, i = threadIdx.x; i < n; i += block_threads, ++j) {
     y[blockIdx.x * n + i] = value * scale * (1.0f + weight[i]);
 }
 """
-RIGHT_ROWS = {"unrolled": UNROLLED, "four names": BY_NAME, "selected": SELECTED}
+RIGHT_ROWS = {
+    name: (HEAD + text, "x is read once")
+    for name, text in {"unrolled": UNROLLED, "four names": BY_NAME, "selected": SELECTED}.items()
+}
 TWICE = UNROLLED.replace("kept[j] * scale", "x[blockIdx.x * n + i] * scale")
 SHARED = """\
 __shared__ float staged[1024];
@@ -150,16 +138,9 @@ WRONG_ROWS = {
     "no C++": (UNROLLED.replace(";", ""), "does not compile"),
     "it does not end": (UNROLLED + "while (squares >= 0.0f) {}\n", "does not end|has not ended"),
 }  # fmt: skip
+WRONG_ROWS = {name: (HEAD + text, reason) for name, (text, reason) in WRONG_ROWS.items()}
 
-
-@pytest.mark.parametrize("text", RIGHT_ROWS.values(), ids=RIGHT_ROWS)
-def test_a_row_in_registers_is_accepted(text, capsys):
-    exercises.kept_row.check(HEAD + text)
-    assert "kept_row: right. x is read once" in capsys.readouterr().out
-
-
-@pytest.mark.planted
-@pytest.mark.parametrize("text, reason", WRONG_ROWS.values(), ids=WRONG_ROWS)
-def test_a_row_elsewhere_or_a_wrong_row_is_refused(text, reason):
-    with pytest.raises(WrongAnswer, match=reason):
-        exercises.kept_row.check(HEAD + text)
+RIGHT = {answer.__name__: answer for answer in (by_arithmetic, by_trying, by_a_loop)}
+test_right_answers_pass, test_wrong_answers_are_refused = checker_tests(
+    (exercises.refused_from, RIGHT, WRONG), (exercises.kept_row, RIGHT_ROWS, WRONG_ROWS), times=5
+)
