@@ -1,7 +1,8 @@
-"""The command line: fast to start, one clear line for bad input, an exit status that scripts can trust."""
+"""The command line starts quickly, answers bad input with one line, and has an exit status for every outcome."""
 
 import functools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from luce_edu.measure.schema import as_json
 
 
 class Letters:
-    """A tokenizer for which a token is a letter, and 'é' is the two tokens of its bytes."""
+    """A tokenizer of bytes: 'é' is two tokens."""
 
     def encode(self, text):
         return list(text.encode())
@@ -36,7 +37,7 @@ class Decoder:
 
 @pytest.fixture
 def model(monkeypatch):
-    """Stand in for models and stages; the returned dict holds what the command asked for."""
+    """A stand-in for models and stages. The dict holds the arguments of `decoder`."""
     asked = {}
 
     def load_model(name):
@@ -53,7 +54,7 @@ def model(monkeypatch):
 
 @pytest.fixture
 def report(monkeypatch, model):
-    """Stand in for verify; set report.passed."""
+    """A stand-in for verify; its result is report.passed."""
     result = SimpleNamespace(passed=True, asked=None, to_dict=lambda: {"passed": result.passed})
 
     def verify(model, **options):
@@ -107,18 +108,20 @@ def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["generate", ""], "luce-edu: prompt: expected at least one token, got none\n"),
-        (["generate", "x", "--max-new-tokens", "0"], "luce-edu: --max-new-tokens: expected 1 or more, got 0\n"),
-        (
-            ["generate", "x", "--model", "random-0.8b"],
-            "luce-edu: model 'random-0.8b' has no tokenizer.json, which text needs; try --model tiny\n",
-        ),
+        (["generate", ""], "prompt: "),
+        (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens: .*got 0"),
+        (["generate", "x", "--model", "random-0.8b"], "'random-0.8b' has no tokenizer.json"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_2(model, capsys, arguments, said):
+    assert_refused(capsys, arguments, said)
+
+
+def assert_refused(capsys, arguments, said):
+    """Exit status 2, nothing on stdout, and one line on stderr that matches `said`."""
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", said)
+    assert out == "" and re.fullmatch(f"luce-edu: .*{said}.*\n", err), err
 
 
 def test_ctrl_c_ends_quietly_with_130(model, capsys, monkeypatch):
@@ -205,7 +208,7 @@ def test_an_unknown_command_is_refused_with_status_2(capsys):
 
 
 def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
-    # `eager` rounds activations to bf16 and may choose otherwise where two tokens are nearly as likely.
+    # `eager` rounds activations to bf16, so it may choose another token where two are nearly equally likely.
     said = set()
     for stage in set(luce_edu.STAGES) - {"eager"}:
         arguments = ["generate", "ROMEO:", "--stage", stage, "--device", "host", "--max-new-tokens", "8"]
@@ -217,25 +220,24 @@ def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["generate", "x", "--stage", "warp"], "unknown stage 'warp'; expected one of eager"),
-        (["generate", "x", "--device", "tpu"], "unknown device 'tpu'; expected one of cuda, host"),
-        (["generate", "x", "--model", "huge"], "unknown name 'huge'; expected tiny"),
-        (["generate", "x", "--max-new-tokens", "99999"], "the model was made for 4096 positions"),
-        (["generate", "x", "--temperature", "-1"], "temperature: expected a number of 0 or more, got -1.0"),
-        (["verify", "--stages", "warp"], "unknown stage 'warp'; expected some of eager"),
-        (["verify", "--steps", "1"], "steps: expected an integer of 2 or more, got 1"),
-        (["bench", "--model", "tiny", "--stages", "graph,warp"], "unknown stage 'warp'; expected some of eager"),
-        (["bench", "--model", "huge"], "unknown name 'huge'; expected tiny"),
-        (["bench", "--model", "tiny", "--contexts", "1,4096"], "tiny has room for 3840 tokens and a timing loop"),
-        (["bench", "--model", "tiny", "--prompts", "3841"], "tiny has room for 3840 tokens and a timing loop"),
-        (["evidence", "--out", "/dev/null/out", "--model", "tiny"], "Not a directory: '/dev/null/out'"),
-        (["evidence", "--out", "/dev/null/out", "--only", "decode,latency"], "unknown part latency; expected some of"),
+        (["generate", "bad\udcffbytes"], "UTF-8 at character 3"),
+        (["generate", "x", "--stage", "warp"], "stage 'warp'"),
+        (["generate", "x", "--device", "tpu"], "device 'tpu'"),
+        (["generate", "x", "--model", "huge"], "name 'huge'"),
+        (["generate", "x", "--max-new-tokens", "99999"], "4096 positions"),
+        (["generate", "x", "--temperature", "-1"], "temperature: .*got -1"),
+        (["verify", "--stages", "warp"], "stage 'warp'"),
+        (["verify", "--steps", "1"], "steps: .*got 1"),
+        (["bench", "--model", "tiny", "--stages", "graph,warp"], "stage 'warp'"),
+        (["bench", "--model", "huge"], "name 'huge'"),
+        (["bench", "--model", "tiny", "--contexts", "1,4096"], "tiny has room for 3840 tokens"),
+        (["bench", "--model", "tiny", "--prompts", "3841"], "tiny has room for 3840 tokens"),
+        (["evidence", "--out", "/dev/null/out", "--model", "tiny"], "'/dev/null/out'"),
+        (["evidence", "--out", "/dev/null/out", "--only", "decode,latency"], "part latency"),
     ],
 )
 def test_names_and_sizes_that_do_not_exist_are_refused_on_one_line(capsys, arguments, said):
-    assert cli.main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("luce-edu: ") and said in err and err.count("\n") == 1
+    assert_refused(capsys, arguments, said)
 
 
 @pytest.mark.parametrize("option", ["--contexts", "--prompts"])
@@ -244,7 +246,7 @@ def test_sizes_that_are_none_are_refused_with_status_2(capsys, option, sizes):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", f"{option}={sizes}"])
     assert ended.value.code == 2
-    assert f"argument {option}: expected positive numbers such as 1,512, got {sizes!r}" in capsys.readouterr().err
+    assert re.search(rf"{option}: .*got {sizes!r}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("option", ["--power-limit", "--set-clocks"])
@@ -258,12 +260,12 @@ def test_no_option_changes_a_gpu(capsys, option):
 def test_bench_without_a_gpu_ends_with_3_and_no_time(capsys):
     assert cli.main(["bench", "--model", "tiny"]) == 3
     out, err = capsys.readouterr()
-    assert out == "" and err == "luce-edu: bench: no CUDA GPU found, and the virtual GPU cannot be timed\n"
+    assert out == "" and "no CUDA GPU" in err and err.count("\n") == 1
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Stand in for a GPU and what `bench` measures there. Set the result or an error; `asked` has the options."""
+    """A stand-in for a GPU and for `bench`. Tests set its result or its error; `asked` holds the options."""
     from luce_edu.measure import constants
     from luce_edu.measure.bench import bench
 
@@ -310,11 +312,11 @@ def test_bench_ends_with_3_where_nothing_could_be_measured(measured, capsys):
     assert capsys.readouterr().err.endswith("luce-edu: bench: the reference decides no choice\n")
 
 
-WHY = "said in words that nothing depends on"
+WHY = "a reason, which no exit status depends on"
 ALL = ("decode", "prefill")
 NOT_RUN = [  # row, options, the exit status
     (NotRun(ALL, WHY, "megakernel", kind="wrong"), (), 1),
-    (NotRun(ALL, WHY, "transformers", kind="wrong"), (), 3),  # other people's error, so it is only not measured
+    (NotRun(ALL, WHY, "transformers", kind="wrong"), (), 3),  # not our kernel, so it only was not measured
     (NotRun(ALL, WHY, "megakernel"), (), 3),
     (NotRun(ALL, WHY, "megakernel", kind="absent"), (), 3),
     (NotRun(("decode",), WHY, "megakernel", at=512), (), 3),
@@ -380,7 +382,3 @@ def test_a_reader_that_leaves_the_pipe_ends_the_command_quietly():
     done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("141", "")
 
-
-def test_a_prompt_that_is_not_unicode_is_refused(capsys):
-    assert cli.main(["generate", "bad\udcffbytes"]) == 2
-    assert "not valid UTF-8 at character 3" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""config.json: both layouts read alike, and every field that cannot be served is named."""
+"""config.json: both layouts give the same config, and an error names the field that is not supported."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_conv_dim_follows_grouped_value_heads():
     assert (config.key_dim, config.value_dim, config.conv_dim) == (2048, 4096, 8192)
 
 
-BAD_FIELDS = {  # test_checkpoint.py has models, activations and kinds of RoPE that are not served
+BAD_FIELDS = {  # test_checkpoint.py has the models, activations and kinds of RoPE that are refused
     "wrapper_without_text": ({"model_type": "qwen3_5"}, "text_config"),
     "missing_size": ({"hidden_size": None}, "hidden_size: .*got None"),
     "size_of_zero": ({"num_hidden_layers": 0}, "num_hidden_layers: .*got 0"),

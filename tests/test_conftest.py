@@ -1,4 +1,4 @@
-"""The line that ends a run counts what the run did, notebooks outside this folder too."""
+"""The last line of a run counts its tests and cells, also those of notebooks outside this folder."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ def test_planted_in_name_only(): ...
 
 
 def last_lines(folder: Path, tests: str, last_cell: str) -> list[str]:
-    """What `pytest tests notebooks` ends with for two notebooks of two cells and one solution."""
+    """The last lines of `pytest tests notebooks`, for two notebooks of two cells and one solution."""
     (folder / "tests").mkdir()
     shutil.copy(CONFTEST, folder / "tests")
     (folder / "tests" / "test_toy.py").write_text(tests)

@@ -1,4 +1,4 @@
-"""The scoreboard: each row says what was made where, and leads to the cell that made it."""
+"""The scoreboard: each row has its figures, their provenance, and a link to the cell that computed them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from luce_edu.stages import STAGES
 from luce_edu.verification import Report, StageResult
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-# By row; for the others stage_table(..., upto=stage).
+# {row: code that makes it}. All other rows come from stage_table(..., upto=stage).
 MADE_BY = {"the floor": "decode_bytes(big", "prompt": 'luce_edu.profile("prompt"', MODEL: "stored_rows()"}
 
 
@@ -26,7 +26,7 @@ def full():
 
 
 def below(cell: tuple[str, str]) -> str:
-    """The code between a heading and the next one of its notebook."""
+    """The code of a notebook between a heading and the next one."""
     file, heading = cell
     code, inside = [], False
     for one in nbformat.read(NOTEBOOKS / file, as_version=4).cells:

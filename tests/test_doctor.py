@@ -1,4 +1,4 @@
-"""The doctor names what is missing and the line that mends it, whatever driver or tool it meets."""
+"""The doctor names what is missing and the command that installs it, for many kinds of drivers and tools."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ PASCAL = ("GTX 1080", (6, 1), 8 * 2**30)
 
 
 def nvml(*, cuda=13000, gpus=(TURING,), fails=None, memory_fails=None):
-    """A stand-in for pynvml: a driver that knows `cuda`, and its GPUs; `fails` is what nvmlInit raises."""
+    """A stand-in for pynvml: a driver of CUDA version `cuda`, and its GPUs; `fails` is the error of nvmlInit."""
 
     def init():
         if fails is not None:
@@ -48,7 +48,7 @@ def nvml(*, cuda=13000, gpus=(TURING,), fails=None, memory_fails=None):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Look at a made-up driver beside PyTorch and cuda-bindings for these CUDA versions."""
+    """The doctor's findings for a stand-in driver, with PyTorch and cuda-bindings for these CUDA versions."""
 
     def diagnose(fake, *, torch_cuda="13.0", bindings=13):
         monkeypatch.setitem(sys.modules, "pynvml", fake)
@@ -171,13 +171,13 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """A cache of its own, and the compiler that the machine has."""
+    """An empty cache; the compiler is the machine's."""
     monkeypatch.setenv("LUCE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def kernels():
-    """What doctor says about kernels where compiler and cache are good, as they are here; and the first kernel."""
+    """The doctor's finding about kernels, with a good compiler and cache, and the error of the first kernel."""
     assert doctor._compiler().good and doctor._cache().good
     finding = doctor._kernels()
     (reported,) = (other for other in doctor.diagnose() if other.name == finding.name)
@@ -190,10 +190,10 @@ def kernels():
 def test_a_library_that_loads_from_the_cache_is_ok(cache):
     assert doctor._cache().good
     assert doctor._kernels().status == "ok"
-    assert not [path for path in cache.rglob("*") if path.is_file()], "what was tried out is gone"
+    assert not [path for path in cache.rglob("*") if path.is_file()], "the trial leaves no file"
 
 
-# It knows C++20, and what it writes is no library: not to the compiler's caller, or not to the loader.
+# A compiler that accepts C++20 but writes a file that is no library: no object file, or one that does not load.
 NO_LIBRARY = """#!/bin/sh
 for last; do :; done
 case "$*" in *-fsyntax-only*|*--version*) ;; *) printf '%s' > "$last" ;; esac
@@ -220,7 +220,7 @@ def test_a_compiler_whose_library_computes_wrongly_is_named(cache, monkeypatch):
 
 
 def test_a_cache_from_which_no_library_loads_is_named(cache, monkeypatch):
-    """What a loader says on a noexec mount, and the mount's flag."""
+    """With the loader's error and the flag of a noexec mount."""
 
     def refuse(*args, **kwargs):
         raise OSError("failed to map segment from shared object")
@@ -244,7 +244,7 @@ def test_a_cache_that_is_full_is_named(cache, monkeypatch):
 
 @pytest.fixture
 def noexec_mount(tmp_path):
-    """A real one, where this user may mount; else a skip with the reason."""
+    """A real noexec mount. Where this user may not mount, the test is skipped."""
     folder = tmp_path / "noexec"
     folder.mkdir()
     try:
@@ -253,7 +253,7 @@ def noexec_mount(tmp_path):
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no tmpfs can be mounted here: {getattr(error, 'stderr', error)}")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a library that did not load stays half mapped
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a library that failed to load keeps the mount busy
 
 
 def test_a_cache_on_a_real_noexec_mount_is_named(noexec_mount, monkeypatch):

@@ -1,4 +1,4 @@
-"""The comparison by fp32's error: what it allows and refuses, and that sound stages pass whatever the gates are."""
+"""The comparison by fp32's error: what it allows and refuses, and that right stages pass with gates of any size."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from luce_edu.odd_model import ODD_CONFIG
 from luce_edu.stages import decoder
 from luce_edu.verification import verify, verify_prefill
 
-# As verification's model of awkward sizes, and quicker.
+# A quicker form of verification's model of awkward sizes.
 SMALL = dataclasses.replace(ODD_CONFIG, head_dim=32, partial_rotary_factor=0.5)
 
 
@@ -71,7 +71,7 @@ def test_where_fp32_is_exact_so_must_be_the_stage():
     assert excess(got, exact, exact.float()) == math.inf
 
 
-# ---- Gates
+# ---- Gates ----
 
 
 def with_gates(config, A_log: float, dt_bias: float, seed: int = 0, in_proj_a: float = 1.0) -> Model:
@@ -86,16 +86,16 @@ def with_gates(config, A_log: float, dt_bias: float, seed: int = 0, in_proj_a: f
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 8))])
 def test_a_memory_that_never_forgets_raises_no_false_alarm(seed):
-    """Errors add up where g is 0, and two logits may then move towards each other, each by the largest error."""
+    """Where g is 0, errors add up. Two logits may then move towards each other, each by the largest error."""
     model = with_gates(TINY, A_log=-100.0, dt_bias=-30.0)
     report = verify(model, stages=["eager", "per_layer"] if seed == 0 else ["eager"], device="host", seed=seed)
     assert report.passed, report
 
 
-# -1e5 is where sums of unbounded gates lose what a small one after them decays by; exp(60) has no finite g at all.
+# In a sum of gates near -1e5, fp32 loses the small gates that follow. With exp(60) and above, g is not finite.
 @pytest.mark.parametrize("A_log, in_proj_a", [(5.0, 8.0), (12.0, 30.0), (60.0, 30.0), (100.0, 30.0)])
 def test_gates_of_any_size_are_within_what_fp32_costs(A_log, in_proj_a):
-    """Driven by the input, so that a token that forgets all stands beside one that forgets nothing."""
+    """The input drives the gates, so that a token that forgets everything may follow one that forgets nothing."""
     model = with_gates(SMALL, A_log, dt_bias=-in_proj_a, in_proj_a=in_proj_a)
     prompts = verify_prefill(model, stages=["per_layer"], device="host", prompts=[70, 130], steps=4, seed=1)
     assert all(row.fp32_ratio <= FP32_LIMIT for row in prompts.rows), prompts
@@ -112,7 +112,7 @@ def test_sums_of_unbounded_gates_are_caught():
 
         def make(stage):
             dec = decoder(stage, model, "host", 80)
-            dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
+            dec.backend.csrc_dir = tree  # the prompt's kernels are compiled from this tree
             return dec
 
         report = verify_prefill(model, stages=["per_layer"], device="host", prompts=[70], steps=4, seed=1, make=make)

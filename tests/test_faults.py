@@ -1,4 +1,4 @@
-"""Verification catches every planted fault, in every stage that it touches, whatever the order of threads."""
+"""Verification catches every planted fault, in each stage that runs its line."""
 
 import functools
 import os
@@ -29,13 +29,13 @@ from luce_edu.stages import KERNEL_STAGES, decoder, prefill
 from luce_edu.verification import LIMIT, verify, verify_prefill
 
 MODELS = {name: load_model(name) for name in ("tiny", "random-odd")}
-DECODED = 12  # tokens after a prompt
+DECODED = 12  # number of tokens after a prompt
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def references_once():
-    """The plain model's own runs, which no fault touches, are made once for each model, seed and length."""
+    """Runs of the plain model, which no fault changes, are made once for each model, seed and length."""
     calls = {
         "choose_tokens": lambda model, steps, seed, *_: (model.name, steps, seed),
         "reference_trace": lambda model, tokens, *_: (model.name, *tokens),
@@ -49,7 +49,7 @@ def references_once():
 
 
 def once(function, key):
-    """The function, but what it has returned for a key it returns again; with None for a key it is called."""
+    """The function with a cache: key(*args) gives the key of its result, or None where it must be called."""
     known = {}
 
     @functools.wraps(function)
@@ -66,9 +66,9 @@ def once(function, key):
 
 @pytest.fixture
 def first_look(monkeypatch):
-    """A context: verification without its second run, its second reading in pieces and its search for races.
+    """A context: verification without its second run, its reading in pieces and its search for races.
 
-    Most faults show in the first numbers already. Those that do not go through all of it.
+    Most faults show in the first results. For the others, the test runs the whole verification.
     """
 
     @contextmanager
@@ -84,7 +84,7 @@ def first_look(monkeypatch):
 
 
 def in_stages(faults):
-    """Every fault in one stage always; in the others, which share the line, in a long run."""
+    """Every fault in one of its stages; in the others only in a long run."""
     return [
         pytest.param(one, stage, id=f"{stage}: {one.name}", marks=[pytest.mark.full] if i else [])
         for one in faults
@@ -97,7 +97,7 @@ def by_name(faults):
 
 
 def verdict(stage, seed, *faults, steps=4):
-    """What verification says of a stage with these faults in it: its row, or the error that ended it."""
+    """Verification's row for a stage with these faults."""
     model = MODELS[faults[0].model if faults else "random-odd"]
     with planted(*faults) as tree:
 
@@ -111,7 +111,7 @@ def verdict(stage, seed, *faults, steps=4):
 def problems(stage, seed, *faults, steps=4):
     try:
         return verdict(stage, seed, *faults, steps=steps).problems
-    except KernelError as error:  # a kernel that cannot end, named by the virtual GPU
+    except KernelError as error:  # the virtual GPU refused the kernel
         return [str(error)]
 
 
@@ -137,13 +137,13 @@ def test_fp32_error_catches_what_is_small(one, stage, first_look, record_propert
 
 
 def verdicts_of_prompts(length, *faults, seed=0, stage="per_layer"):
-    """The rows of prompts read with these faults; what decodes after them has none."""
+    """Rows for prompts that are read with these faults. The kernels that decode tokens after them have none."""
     model = MODELS[faults[0].model if faults else "random-odd"]
     with planted(*faults) as tree:
 
         def make(stage):
             dec = decoder(stage, model, "host", length + DECODED + 2, backend=Piecewise())  # room for a read too far
-            dec.backend.csrc_dir = tree  # from here the prompt's kernels are compiled
+            dec.backend.csrc_dir = tree  # the prompt's kernels are compiled from this tree
             return dec
 
         return verify_prefill(

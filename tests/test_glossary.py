@@ -1,4 +1,4 @@
-"""The glossary: terms in order, each in two sentences at most, with the notebook in which it first matters."""
+"""The glossary: terms in order, each with at most two sentences and a link to the notebook that needs it first."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A heat map has the cycles of its lines, whatever was inlined into them, in text and in HTML."""
+"""A heat map shows the cycles of each line, with those of inlined functions, in text and in HTML."""
 
 import re
 
@@ -19,7 +19,7 @@ def token():
 
 @pytest.fixture(scope="module")
 def verdict():
-    """Of a cell in whose line 5 only an inlined function of csrc/ uses the loaded weights."""
+    """The verdict of a cell; in its line 5, an inlined function of csrc/ uses the loaded weights."""
     return try_kernel(Attempt("sums", "F.linear", A_WARP_A_ROW, grid="rows/8", profile_on=find_card("laptop")))
 
 
@@ -28,9 +28,9 @@ def test_a_cell_has_all_waits_with_those_of_what_was_inlined(verdict):
     assert heat.source.first_line == 2 and len(heat.cycles) == 6
     assert heat.shares.sum() == pytest.approx(1, abs=1e-6)
     assert heat.shares.argmax() == 3 and heat.shares[3] > 0.5
-    assert heat.cycles[:, 0].sum() == pytest.approx(verdict.profile.instructions, rel=0.01)  # but for each warp's exit
+    assert heat.cycles[:, 0].sum() == pytest.approx(verdict.profile.instructions, rel=0.01)  # without each warp's exit
     inlined = [line for line in verdict.profile.lines if line.file.startswith("csrc/")]
-    assert sum(line.share for line in inlined) > 0.5, "so that the cell's own lines alone would show little"
+    assert sum(line.share for line in inlined) > 0.5, "the cell's own lines have less than half of the waits"
 
 
 def test_a_region_has_a_part_of_the_waits_and_inner_lines_keep_their_own(token):
@@ -38,7 +38,7 @@ def test_a_region_has_a_part_of_the_waits_and_inner_lines_keep_their_own(token):
     assert 0 < region.shares.sum() <= file.shares.sum() < 1
     number = region.source.text.split("\n").index(next(t for t in region.source.text.split("\n") if "dot8(" in t))
     at = region.source.first_line + number - 1
-    assert region.cycles[number, 0] > file.cycles[at, 0], "dot8 is inlined into the region, and has lines in the file"
+    assert region.cycles[number, 0] > file.cycles[at, 0], "in the file, dot8 has its own lines"
 
 
 def test_text_and_html_say_the_same_and_the_hottest_line_is_the_darkest(verdict):

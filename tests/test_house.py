@@ -1,5 +1,7 @@
-"""The rooms of the package stand one above another: imports go down, no two files need each other, and a name that
-begins with an underscore stays in its file. Imports in functions and for types count too."""
+"""The package is built in layers: imports go down, there is no circle, and a name with an underscore stays in its file.
+
+Imports inside functions and for types count too.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -9,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "luce_edu"
 
-# From the ground up. A room may import itself and what stands on a floor below; rooms of one floor do not know each
-# other. A file alone is a room too.
+# Lowest floor first. A room, which is a folder or a single file, may import from itself and from lower floors. Rooms on
+# the same floor may not import each other.
 FLOORS = (
     ("errors", "paths", "tables"), ("checkpoint",), ("config",), ("weights", "state"), ("odd_model",),
     ("models", "reference"), ("machine",), ("backends", "overlap"), ("stages", "faults"), ("exactness",),
@@ -22,19 +24,19 @@ HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def files(package: Path) -> dict[str, Path]:
-    """Every file of the package by its name below it: "measure.floor", and "measure.__init__" for a folder's own."""
+    """Every file of the package by its dotted name, such as "measure.floor" or "measure.__init__"."""
     return {".".join(path.relative_to(package).with_suffix("").parts): path for path in sorted(package.rglob("*.py"))}
 
 
 def room_of(name: str) -> str:
-    """The room of a file: the longest of its beginnings that is one, or else its first part."""
+    """The room of a file: the longest prefix of its name that is a room, or its first part if there is none."""
     parts = name.split(".")
     beginnings = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next((beginning for beginning in beginnings if beginning in HEIGHT), parts[0])
 
 
 def imports(path: Path, known: dict[str, Path], package: str) -> Iterator[tuple[str, str, int]]:
-    """(file, name taken from it, line) of every import of the package's own, wherever in the file it stands."""
+    """(file, name taken from it, line) for every import of a file of the package, anywhere in the text."""
 
     def file_of(module: str) -> str:
         below = module.removeprefix(package).removeprefix(".")
@@ -62,7 +64,7 @@ def imports(path: Path, known: dict[str, Path], package: str) -> Iterator[tuple[
 
 
 def circles(needs: dict[str, set[str]]) -> list[list[str]]:
-    """Files that need each other, a list for each knot of them."""
+    """Groups of files that import each other."""
 
     def reached(start: str) -> set[str]:
         seen, todo = set(), [start]
@@ -78,7 +80,7 @@ def circles(needs: dict[str, set[str]]) -> list[list[str]]:
 
 
 def problems(package: Path) -> list[str]:
-    """What is wrong with a house, a line each."""
+    """The faults of a package, one line each."""
     known, found = files(package), []
     needs: dict[str, set[str]] = {name: set() for name in known}
     for name, path in known.items():

@@ -1,4 +1,4 @@
-"""Times are of the cells that the reader ran, checked at the size at which they are timed. Only timing needs a GPU."""
+"""Timing of cells that the reader ran: each is checked at the size at which it is timed. Only timing needs a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every relative link of the texts and notebooks leads to a file of the repository, and the README stays a page."""
+"""Every relative link of texts and notebooks leads to a file of the repository, and the README is at most one page."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [path for folder in ("notebooks", "notebooks/solutions") for path in (ROOT / folder).glob("*.ipynb")]
 PAGES = [path for folder in (ROOT, ROOT / "docs", ROOT / "notebooks") for path in folder.glob("*.md")]
 TEXTS = [*sorted(PAGES), *sorted(NOTEBOOKS)]
-MOST_WORDS = 700  # of the README, with its tables and commands
+MOST_WORDS = 700  # in the README, with tables and commands
 
 
 def prose(path: Path) -> str:
-    """A Markdown file, or the text cells of a notebook, without code in backticks, in which `](` may be an index."""
+    """A Markdown file, or the text cells of a notebook, without code in backticks, where `](` may be an index."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = nbformat.reads(text, as_version=4).cells
@@ -38,7 +38,7 @@ def test_every_relative_link_leads_somewhere(path):
 
 
 def count_words(text: str) -> int:
-    """Words that a reader of the rendered page sees, code and tables among them, without addresses and rules."""
+    """The number of words on the rendered page, with code and tables, without addresses of links."""
     text = re.sub(r"<!--.*?-->|^```|\]\([^)\n]*\)", " ", text, flags=re.MULTILINE | re.DOTALL)
     return len(re.findall(r"[^\s|]*\w[^\s|]*", text))
 
@@ -52,7 +52,7 @@ def test_the_readme_is_a_page():
 
 
 def write(folder: Path, text: str) -> list[Path]:
-    """The text as a README, and as a cell of a notebook, beside 00_there.ipynb and a figure; and a file outside."""
+    """Write the text as a README and as a cell of a notebook, with files for its links and one outside the folder."""
     folder = folder / "repository"
     (folder / "figures").mkdir(parents=True)
     for there in ("00_there.ipynb", "figures/a b.svg", "../outside.md"):

@@ -1,4 +1,4 @@
-"""load_model: each kind of name finds its model, and each wrong name says what would have been right."""
+"""load_model finds the model for each kind of name; the error for a wrong name lists the right ones."""
 
 import json
 import subprocess
@@ -159,7 +159,7 @@ def test_stream_goes_on_after_a_replacement_character_that_belongs_to_the_text(t
 
 
 def test_decoding_token_by_token_would_break_characters(tokenizer):
-    """The fault that TextStream is there for."""
+    """The fault that TextStream avoids."""
     assert "".join(tokenizer.decode([token]) for token in tokenizer.encode("naïve")) != "naïve"
 
 
@@ -181,7 +181,7 @@ def test_loading_a_folder_imports_neither_transformers_nor_the_hub_client(folder
 
 
 def test_every_name_of_the_current_gpu_is_one_key_of_the_weights(monkeypatch):
-    """What "cuda" is depends on the current device, so the weights are not there twice."""
+    """The name "cuda" means the current device. Weights must not be on one GPU twice, under two names."""
     model = load_model("tiny")
     moved = []
     monkeypatch.setattr(type(model.weights), "to", lambda self, device: moved.append(str(device)) or str(device))

@@ -1,4 +1,4 @@
-"""The model of overlapping kernels follows its rules, finds every hazard, and the PTX is read as it stands."""
+"""The model of overlapping kernels follows its rules and finds every hazard; the order of actions is read from PTX."""
 
 import pytest
 
@@ -130,7 +130,7 @@ def test_lanes_show_who_waits_for_whom():
     assert plain == [Span("in", 4, 5), Span("rule", 10.5, 0.5), Span("out", 12.5, 1)]
     assert graph == [Span("in", 1.5, 5), Span("rule", 8, 0.5), Span("out", 10, 1)]
     assert alone == [Span("in", 0, 5), Span("rule", 5, 0.5), Span("out", 5.5, 1)]
-    # No more is prefetched than fits in the gap, or than there is, and nothing where nothing may be prefetched.
+    # The prefetched part is at most the gap and at most the whole, and 0 for a kernel that prefetches nothing.
     assert dependent == [
         Span("in", 0, 1.5, prefetched=True), Span("in", 1.5, 3.5), Span("rule", 6.5, 0.5),
         Span("out", 7.5, 1.0, prefetched=True), Span("out", 8.5, 0.0),

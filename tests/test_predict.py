@@ -1,4 +1,4 @@
-"""A guess is kept as it was made and stands beside the result; what cannot be compared is refused by name."""
+"""A guess is shown beside the result with their ratio; values that cannot be compared are refused."""
 
 import pytest
 

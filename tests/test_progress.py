@@ -1,4 +1,4 @@
-"""A reader's progress: what is solved is kept in one file of this machine, which tests and walkthrough leave alone."""
+"""A reader's progress: solved exercises are kept in one file, which tests and the walkthrough do not change."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def judge(answer) -> str:
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An exercise of a module of its own."""
+    """An exercise in the module luce_edu.exercises.toy."""
     exercise = Exercise("answer", judge, spec="", skeleton="answer = ...", hole="...", budget="")
     module = types.ModuleType("luce_edu.exercises.toy")
     module.answer = exercise
@@ -42,12 +42,12 @@ def toy(monkeypatch):
 def file(tmp_path, monkeypatch):
     path = tmp_path / "data" / "progress.json"
     monkeypatch.setenv("LUCE_PROGRESS", str(path))
-    forget(monkeypatch)  # what other tests of this process have solved
+    forget(monkeypatch)  # other tests of this process may have solved exercises
     return path
 
 
 def forget(monkeypatch) -> None:
-    """As in another process."""
+    """Forget what this process has solved, as a new process does."""
     monkeypatch.setattr(solved, "_here", set())
 
 
@@ -63,7 +63,7 @@ def test_a_right_answer_is_kept_and_nothing_else_is(toy, file, monkeypatch):
     assert solved.solved() == {"toy.answer"}
     with pytest.raises(WrongAnswer):
         toy.check(41)
-    assert solved.solved() == {"toy.answer"}, "what is solved stays so"
+    assert solved.solved() == {"toy.answer"}, "a later wrong answer changes nothing"
     assert [path.name for path in file.parent.iterdir()] == ["progress.json"]
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_written_is_said_in_a_line_and_the_check_goes_on(o
     assert solved.solved() == {"toy.answer"}
 
 
-# ---- What is shown ----
+# ---- The table of progress ----
 
 
 def test_each_notebook_with_exercises_has_one_file_of_them():
@@ -163,7 +163,7 @@ def test_the_command_names_the_file(file, capsys):
     assert str(file) in capsys.readouterr().out and not file.exists()
 
 
-# ---- Whose runs leave a trace ----
+# ---- Runs that write the file ----
 
 
 def test_tests_and_nbval_keep_nothing():
@@ -177,7 +177,7 @@ def test_without_a_word_it_is_kept_among_the_users_data(monkeypatch, tmp_path):
 
 
 def test_what_the_walkthrough_solves_is_shown_and_not_kept(file, tmp_path):
-    """As in a solution: the notebook sees what it has solved, and the reader's file is left alone."""
+    """The notebook itself sees what it has solved; the reader's file does not change."""
     cells = ["from luce_edu.exercises.solved import remember, solved\nremember('toy.answer')", "print(solved())"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(notebook, tmp_path / "00_toy.ipynb")

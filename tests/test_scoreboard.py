@@ -1,4 +1,4 @@
-"""Times and energies in the stage table: from a record of the same model, else modelled and marked, else not there."""
+"""Times and energies in the stage table: recorded for the same model, or modelled and marked, or absent."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The ways in agree with one another, and say in one line what is missing."""
+"""The files that install the package agree with each other; commands name in one line what is missing."""
 
 import os
 import re
@@ -22,7 +22,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def conda_differences(environment: str) -> set[str]:
-    """Requirements that only one of environment.yml and pyproject.toml (with cu13 and dev) has."""
+    """Requirements that are in only one of environment.yml and pyproject.toml (with cu13 and dev)."""
     conda = yaml.safe_load(environment)["dependencies"]
     listed = next(entry["pip"] for entry in conda if isinstance(entry, dict))
     in_conda = {line for line in listed if not line.startswith("-")}
@@ -30,7 +30,7 @@ def conda_differences(environment: str) -> set[str]:
 
 
 def constraint_faults(constraints: str) -> list[str]:
-    """Requirements whose constraint is missing, or outside of pyproject's bounds."""
+    """Requirements whose constraint is missing or outside pyproject's bounds."""
     lines = [line for line in constraints.splitlines() if line and not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     faults = []
@@ -84,7 +84,7 @@ CI = ROOT / ".ci" / "run"
 
 
 def ci(tmp_path: Path, *, fails: str = "", chromium: bool) -> tuple[int, list[str]]:
-    """Run .ci/run with a `make` that only writes down its target; return status and the targets."""
+    """Run .ci/run with a `make` that only records its target; return the status and the targets."""
     tools, log = tmp_path / "bin", tmp_path / "log"
     tools.mkdir()
     log.touch()
@@ -92,7 +92,7 @@ def ci(tmp_path: Path, *, fails: str = "", chromium: bool) -> tuple[int, list[st
     for name, script in scripts.items():
         (tools / name).write_text(f"#!/bin/bash\n{script}\n")
         (tools / name).chmod(0o755)
-    for name in ("bash", "dirname", "id", "env"):  # and nothing else: no apt-get
+    for name in ("bash", "dirname", "id", "env"):  # no other tool, so no apt-get
         (tools / name).symlink_to(shutil.which(name))
     done = subprocess.run([str(CI)], env={"PATH": str(tools)}, capture_output=True)
     return done.returncode, log.read_text().split()
@@ -112,7 +112,7 @@ def test_ci_runs_the_test_command_and_the_browsers_where_there_is_one(tmp_path):
 
 
 def make(tmp_path: Path, **environment: str) -> tuple[int, str]:
-    """Run `make install` for a .venv that does not exist; return status and what it said on stderr."""
+    """Run `make install` for a .venv that does not exist; return its status and stderr."""
     venv = tmp_path / "venv"
     command = [shutil.which("make"), "-C", str(ROOT), "install", f"VENV={venv}"]
     command += [f"PYTHON={environment.pop('PYTHON', sys.executable)}", *environment.pop("ARGS", "").split()]

@@ -1,4 +1,4 @@
-"""What a notebook shows is what the file holds, and a region that is gone is an error."""
+"""A notebook shows the text that is in the file; a region that does not exist is an error."""
 
 import ast
 import html
@@ -64,7 +64,7 @@ loads();
 
 @pytest.fixture
 def csrc(tmp_path, monkeypatch):
-    """csrc(text) makes csrc/marks.cuh of it."""
+    """csrc(text) writes the text into csrc/marks.cuh."""
     monkeypatch.setattr("luce_edu.show.csrc_dir", lambda: tmp_path)
     return (tmp_path / "marks.cuh").write_text
 
@@ -120,10 +120,9 @@ def test_every_mark_in_csrc_makes_one_region():
         assert find_source(path, mark.replace("</", "<")).text
 
 
-def test_a_line_with_less_indent_than_the_first_is_shown_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("luce_edu.show.csrc_dir", lambda: tmp_path)
-    (tmp_path / "a.cuh").write_text("    // <loop>\n    int n;\n#pragma unroll\n    for (;;);\n    // </loop>\n")
-    assert find_source("csrc/a.cuh", "<loop>").text == "int n;\n#pragma unroll\nfor (;;);"
+def test_a_line_with_less_indent_than_the_first_is_shown_whole(csrc):
+    csrc("    // <loop>\n    int n;\n#pragma unroll\n    for (;;);\n    // </loop>\n")
+    assert find_source("csrc/marks.cuh", "<loop>").text == "int n;\n#pragma unroll\nfor (;;);"
 
 
 def test_an_object_shows_the_same_as_its_path():
@@ -220,7 +219,7 @@ def test_instructions_that_are_not_there_are_an_error_that_says_so(what, argumen
 
 
 def shown_in_notebooks():
-    """Every show_source("path", "name") in the notebooks' code."""
+    """The arguments of every show_source("path", "name") in the notebooks."""
     for notebook in NOTEBOOKS:
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             code = "".join(cell["source"])
@@ -229,7 +228,7 @@ def shown_in_notebooks():
             for node in ast.walk(ast.parse(TransformerManager().transform_cell(code))):  # magics become calls
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_source":
                     arguments = tuple(arg.value for arg in node.args if isinstance(arg, ast.Constant))
-                    if arguments:  # an object in place of a path is found by running the notebook
+                    if arguments:  # a call with an object is tested by running the notebook
                         yield arguments
 
 

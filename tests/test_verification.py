@@ -1,4 +1,4 @@
-"""The verifier itself: it accepts what is right, and every planted fault makes it say no."""
+"""Verification accepts right results, and refuses each planted fault."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from luce_edu.verification import LIMIT, Report, StageResult, Trace, judge, rela
 
 
 def make_traces(seed=0, steps=6, vocab=40, layers=3, hidden=16):
-    """A reference, a baseline at an error of about 1 %, and a stage at half of that."""
+    """A reference, a baseline with an error of about 1 %, and a stage with half of that error."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -61,7 +61,7 @@ def put(tensor, at, value):
     tensor[at] = value
 
 
-SPOILS = {  # what is done to a trace, and the first part that must be named
+SPOILS = {  # the change to a trace, and the part that must be named first
     "a logit of NaN": (lambda t: put(t.logits, (3, 7), math.nan), "logits"),
     "a layer 5 % too large": (lambda t: t.hidden_states[2, 2].mul_(1.05), "layer 1"),
     "an embedding that is not exact": (lambda t: t.hidden_states[0, 0, :1].add_(1e-6), "embedding"),
@@ -107,7 +107,7 @@ def test_a_choice_is_decided_by_a_lead_that_two_errors_cannot_undo(lead, decided
 def test_a_choice_that_is_not_the_largest_logit_is_seen_even_where_either_would_do():
     truth, baseline, stage = make_traces()
     for trace in (truth, baseline, stage):
-        trace.logits[2, 5:7] = 9.0  # two equal ones: the lower index is right, and the reference decides nothing
+        trace.logits[2, 5:7] = 9.0  # equal: the lower index is right, and the choice is not decided
     chosen = choices(stage)
     chosen[2] = 5
     assert judge(stage, chosen, truth, baseline)["problems"] == []

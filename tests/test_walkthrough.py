@@ -1,4 +1,4 @@
-"""The walkthrough runs notebooks as a reader would, and leaves them alone unless asked."""
+"""The walkthrough runs notebooks as a reader does, and changes their files only with in_place."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(path: Path, *cells: str) -> Path:
-    """A notebook of one text cell, then these code cells, as an author's editor would leave it."""
+    """A notebook of one text cell and these code cells, with the metadata of some editor."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A question")])
     notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
     notebook.metadata = {"kernelspec": {"display_name": "mine", "language": "python", "name": "my-old-env"}}
@@ -53,7 +53,7 @@ def test_an_unknown_number_or_an_empty_folder_is_refused(tmp_path):
 
 
 def test_a_notebook_runs_in_its_folder_with_this_python(tmp_path, monkeypatch):
-    # Another kernel called python3, such as one that a user registered from elsewhere, must not be taken.
+    # A user may have registered another kernel with the name python3, which must not be used.
     other = tmp_path / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
     spec = {"argv": ["false"], "display_name": "x", "language": "python"}
@@ -118,7 +118,7 @@ def test_a_walkthrough_leaves_the_sources_alone_unless_asked(tmp_path, capfd):
     before = path.read_bytes()
     walkthrough.walkthrough([path])
     assert path.read_bytes() == before
-    assert capfd.readouterr().err == ""  # kernels warn there, in the middle of the progress bar
+    assert capfd.readouterr().err == ""  # a warning there would break the progress bar
     walkthrough.walkthrough([path], in_place=True)
     assert path.read_bytes() != before
 
@@ -150,8 +150,8 @@ def test_without_a_terminal_each_notebook_has_a_line_as_it_starts(tmp_path):
 
 
 def test_two_run_at_the_same_time_and_one_that_fails_ends_the_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # on a GPU, one after another
-    # It fails once the second one runs, and only then.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # with a GPU, notebooks run one after another
+    # The first notebook fails only once the second one runs.
     wait = "import os, time\nfor _ in range(3000):\n    if os.path.exists('pid'): 1 / 0\n    time.sleep(0.01)"
     first = write(tmp_path / "00_start.ipynb", wait)
     pid = "import os, time\nopen('pid', 'w').write(str(os.getpid()))"
@@ -186,7 +186,7 @@ def test_a_solution_that_fails_is_named_and_stays_as_it_was(tmp_path):
 
 
 def nbval(path: Path) -> tuple[int, str]:
-    """Check one notebook against its stored outputs with the options and the conftest.py that `make test` uses."""
+    """Check a notebook against its stored outputs, with the options and the conftest.py of `make test`."""
     shutil.copy(ROOT / "conftest.py", path.parent)
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
     command = [*PYTEST, "-q", "-p", "no:cacheprovider", *options, str(path)]
@@ -219,12 +219,12 @@ REFUSED = {
 
 @pytest.mark.planted
 def test_cells_that_ipython_refuses_fail_under_nbval_whatever_is_ignored(tmp_path):
-    """Their output is ignored by a comment or a tag, or was never stored."""
+    """Also where a comment or tag ignores their output, or no output is stored."""
     cells = [cell.format(note) for cell in REFUSED.values() for note in ("NBVAL_IGNORE_OUTPUT", "tagged", "not run")]
     path = write(tmp_path / "00_start.ipynb", "%load_ext luce_edu", *cells)
     notebook = nbformat.read(path, as_version=4)
     for count, cell in enumerate(notebook.cells[1:], 1):
-        cell.execution_count = None if "not run" in cell.source else count  # nbval compares only what was run
+        cell.execution_count = None if "not run" in cell.source else count  # nbval compares only cells with a count
         cell.metadata["tags"] = ["nbval-ignore-output"] * ("tagged" in cell.source)
     nbformat.write(notebook, path)
     status, said = nbval(path)

@@ -1,6 +1,6 @@
-"""The loader: the bits that the file holds, not copied, and a named error for every damaged file.
+"""The loader maps the bits of a file without a copy, and refuses a damaged file with its name.
 
-test_checkpoint.py has the tensors that are wrong, and the layouts of other projects.
+test_checkpoint.py has wrong tensors, and the layouts of other projects.
 """
 
 import json
@@ -40,12 +40,12 @@ QKV = "model.layers.0.linear_attn.in_proj_qkv.weight"
 
 
 def tensors_of(config=CONFIG, dtype=torch.bfloat16):
-    """A text-only checkpoint's content, every tensor in dtype."""
+    """The tensors of a text-only checkpoint, all in dtype."""
     return {name: tensor.to(dtype) for name, tensor in random_weights(config, seed=1).named_tensors()}
 
 
 def wrapped(tensors):
-    """The vision-language layout, with tensors that the text model has no use for."""
+    """The tensors in the vision-language layout, with others that the text model does not use."""
     result = {"model.visual.patch_embed.weight": torch.ones(3, 5), "mtp.norm.weight": torch.ones(7)}
     for name, tensor in tensors.items():
         result[name.replace("model.", "model.language_model.", 1)] = tensor
@@ -53,7 +53,7 @@ def wrapped(tensors):
 
 
 def save_shards(folder, *shards):
-    """Write shards and their index, named as the hub's are."""
+    """Write shards and their index, with names as on the hub."""
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model.safetensors-{i:05}-of-{len(shards):05}.safetensors"
@@ -63,7 +63,7 @@ def save_shards(folder, *shards):
 
 
 def save_raw(path, header, data=b"", length=None):
-    """Write a safetensors file by hand: the header may be anything, and its length a lie."""
+    """Write a safetensors file by hand, with any header, and perhaps a wrong length of the header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
 
@@ -150,7 +150,7 @@ def save_aligned(folder, tensors, offset):
 
 
 def distinct_mappings(weights, even):
-    """How many blocks of memory the first shard's matrices lie in: one, unless some were copied."""
+    """The number of memory blocks that hold the first shard's matrices: one, unless some were copied."""
     loaded, position, starts = dict(weights.named_tensors()), 0, set()
     for name, tensor in even.items():
         if tensor.dim() == 2:
@@ -177,9 +177,9 @@ def test_misaligned_matrices_are_copied_to_start_on_16_bytes(tmp_path, offset):
 
 def test_writing_to_a_loaded_tensor_works_without_a_warning_and_leaves_the_file_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TOY))
-    save_aligned(tmp_path, tensors_of(), offset=0)  # so that the tensors are the mapping itself
+    save_aligned(tmp_path, tensors_of(), offset=0)  # so that the tensors are mapped and not copied
     before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
-    # In a process of its own: torch warns once about a read-only buffer, and a write to it kills.
+    # In a process of its own: torch warns only once about a read-only buffer, and a write to it ends the process.
     script = (
         "import sys, warnings; from luce_edu.models import load_model; warnings.simplefilter('error'); "
         "weights = load_model(sys.argv[1]).weights; "
@@ -192,7 +192,7 @@ def test_writing_to_a_loaded_tensor_works_without_a_warning_and_leaves_the_file_
 
 
 def private_bytes():
-    """Memory that this process owns, in bytes: a mapped file's pages are not in it until they are written."""
+    """Private memory of this process, in bytes. Pages of a mapped file count only once they are written."""
     with open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
@@ -202,7 +202,7 @@ def test_loading_takes_less_memory_than_a_tenth_of_the_file(tmp_path):
     content = TOY | {"vocab_size": 16384, "hidden_size": 1024}
     config = ModelConfig.from_dict(content)
     tensors = tensors_of(config)
-    # The header's padding decides whether the data starts on 16 bytes; metadata moves it by 8.
+    # The data may start at a multiple of 16 bytes or 8 bytes after one. The metadata moves it by 8.
     path = tmp_path / "model.safetensors"
     for pad in ("", "12345678"):
         save_file(tensors, path, metadata={"pad": pad})
@@ -211,7 +211,7 @@ def test_loading_takes_less_memory_than_a_tenth_of_the_file(tmp_path):
     del tensors
     before = private_bytes()
     weights = load_weights(tmp_path, config)
-    assert weights.embed_tokens.sum().isfinite()  # every page of the mapping has been touched
+    assert weights.embed_tokens.sum().isfinite()  # reads every page of the mapping
     assert private_bytes() - before <= 0.1 * path.stat().st_size
 
 
@@ -227,7 +227,7 @@ def test_to_keeps_the_head_tied_and_num_bytes_counts_it_once():
     assert all(tensor.is_meta for _, tensor in moved.named_tensors())
 
 
-# safetensors checks a header. Here: that each kind of its refusals becomes ours. Header and data, or all bytes.
+# safetensors checks the header; each kind of its errors must become ours. Rows: header and data, or all bytes.
 HEADER = {"x": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}
 BAD_FILES = {
     "empty": (b"",), "header_longer_than_file": (b"{}", b"", 3), "header_is_not_json": (b"{]", b""),
@@ -314,7 +314,7 @@ def activation_ranges(weights, config):
 def assert_in_trained_range(weights, config):
     residual_rms, logits_std = activation_ranges(weights, config)
     assert residual_rms.isfinite().all() and logits_std.isfinite()
-    # A trained model's stream grows by a few times over its layers; its logits spread by a few.
+    # In a trained model, the stream grows a few times over all layers, and the logits' std is a few units.
     assert residual_rms[-1] >= 1 and residual_rms.max() <= 4, residual_rms
     assert 1 <= logits_std <= 5, logits_std
 
@@ -346,7 +346,7 @@ def test_random_heads_forget_at_rates_from_a_half_to_a_thousandth():
     assert (decay.diff() > 0).all()
 
 
-# ---- Matrices that multiply the same vectors ----
+# ---- Matrices with the same input ----
 
 
 def groups_of(layer):
@@ -357,14 +357,14 @@ def test_matrices_with_the_same_input_come_to_stand_side_by_side_with_the_same_v
     for layer in random_weights(CONFIG, seed=1).layers:
         moved = stand_side_by_side(layer)
         assert moved.keys() == layer.keys() and all(torch.equal(moved[name], layer[name]) for name in layer)
-        assert len(groups_of(layer)) == 2, "of the mixer, and of the MLP"
+        assert len(groups_of(layer)) == 2, "one of the mixer, one of the MLP"
         for group in groups_of(moved):
             whole = as_one_matrix(group)
             assert torch.equal(whole, torch.cat(group)) and whole.data_ptr() == group[0].data_ptr()
             assert all(matrix.is_contiguous() for matrix in group)
         in_groups = {name for group in SIDE_BY_SIDE for name in group}
         assert all(moved[name] is layer[name] for name in layer.keys() - in_groups)
-        assert all(as_one_matrix(group) is None for group in groups_of(layer)), "the given layer is as it was"
+        assert all(as_one_matrix(group) is None for group in groups_of(layer)), "the given layer does not change"
 
 
 def test_weights_stay_where_they_are_on_their_own_device_and_stand_side_by_side_on_another():
