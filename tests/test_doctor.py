@@ -193,7 +193,7 @@ def test_a_library_that_loads_from_the_cache_is_ok(cache):
     assert not [path for path in cache.rglob("*") if path.is_file()], "the trial leaves no file"
 
 
-# A compiler that accepts C++20 but writes a file that is no library: no object file, or one that does not load.
+# A compiler that accepts C++20 but writes no library: it writes a text, or only the first bytes of an ELF file.
 NO_LIBRARY = """#!/bin/sh
 for last; do :; done
 case "$*" in *-fsyntax-only*|*--version*) ;; *) printf '%s' > "$last" ;; esac

@@ -92,7 +92,7 @@ def test_a_memory_that_never_forgets_raises_no_false_alarm(seed):
     assert report.passed, report
 
 
-# In a sum of gates near -1e5, fp32 loses the small gates that follow. With exp(60) and above, g is not finite.
+# Where gates sum to -1e5, fp32 loses the small gates that follow. At A_log = 100, exp(A_log) is infinite in fp32.
 @pytest.mark.parametrize("A_log, in_proj_a", [(5.0, 8.0), (12.0, 30.0), (60.0, 30.0), (100.0, 30.0)])
 def test_gates_of_any_size_are_within_what_fp32_costs(A_log, in_proj_a):
     """The input drives the gates, so that a token that forgets everything may follow one that forgets nothing."""

@@ -19,7 +19,7 @@ def token():
 
 @pytest.fixture(scope="module")
 def verdict():
-    """The verdict of a cell; in its line 5, an inlined function of csrc/ uses the loaded weights."""
+    """The verdict of a cell; in its line 5, only an inlined function of csrc/ uses the loaded weights."""
     return try_kernel(Attempt("sums", "F.linear", A_WARP_A_ROW, grid="rows/8", profile_on=find_card("laptop")))
 
 

@@ -42,7 +42,7 @@ NAN = float("nan")
 class Kernels:
     """prefill.cu for one config on the virtual GPU, with threads in shuffled order; a kernel is compiled at first use.
 
-    Tests with a fault or another size so compile only the pieces that they run.
+    So a test with a fault or another size compiles only the pieces that it runs.
     """
 
     def __init__(self, config, *faults, card=None):

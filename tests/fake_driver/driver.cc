@@ -140,11 +140,6 @@ CUresult cuInit(unsigned) { CALL(cuInit); return CUDA_SUCCESS; }
 CUresult cuGetExportTable(const void**, const CUuuid*) { return CUDA_ERROR_NOT_FOUND; }
 CUresult cuDriverGetVersion(int* version) { *version = settings["driver"]; return CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int* count) { *count = settings["devices"]; return CUDA_SUCCESS; }
-CUresult cuDeviceGet(CUdevice* device, int ordinal) {
-    *device = ordinal;
-    return ordinal < settings["devices"] ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
-}
-CUresult cuDeviceGetName(char* name, int size, CUdevice) { std::snprintf(name, size, "Fake GPU"); return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
     switch (attribute) {
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = settings["major"]; break;
@@ -168,11 +163,6 @@ CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option*, 
     CALL(cuLibraryLoadData);
     *library = reinterpret_cast<CUlibrary>(load(code));
     return *library ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE;
-}
-CUresult cuLibraryUnload(CUlibrary library) {
-    CALL(cuLibraryUnload);
-    delete reinterpret_cast<Library*>(library);
-    return CUDA_SUCCESS;
 }
 CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
     CALL(cuLibraryGetKernel);
@@ -245,7 +235,6 @@ CUresult cuGetErrorName(CUresult error, const char** text) {
     }
     return CUDA_SUCCESS;
 }
-CUresult cuGetErrorString(CUresult, const char** text) { *text = "said by the fake driver"; return CUDA_SUCCESS; }
 
 CUresult cuGetProcAddress_v2(const char* symbol, void** function, int, cuuint64_t, CUdriverProcAddressQueryResult* status);
 }
@@ -253,12 +242,12 @@ CUresult cuGetProcAddress_v2(const char* symbol, void** function, int, cuuint64_
 #define NAMED(name) {#name, reinterpret_cast<void*>(&name)}
 CUresult cuGetProcAddress_v2(const char* symbol, void** function, int, cuuint64_t, CUdriverProcAddressQueryResult* status) {
     static const std::map<std::string, void*> known = {
-        NAMED(cuInit), NAMED(cuDriverGetVersion), NAMED(cuDeviceGetCount), NAMED(cuDeviceGet), NAMED(cuDeviceGetName),
-        NAMED(cuDeviceGetAttribute), NAMED(cuDevicePrimaryCtxRetain), NAMED(cuDevicePrimaryCtxRelease),
-        NAMED(cuCtxGetCurrent), NAMED(cuCtxSetCurrent), NAMED(cuCtxGetDevice), NAMED(cuStreamGetCtx),
-        NAMED(cuLibraryLoadData), NAMED(cuLibraryUnload), NAMED(cuLibraryGetKernel), NAMED(cuKernelGetParamInfo),
-        NAMED(cuOccupancyMaxActiveBlocksPerMultiprocessor), NAMED(cuLaunchKernelEx), NAMED(cuGetErrorName),
-        NAMED(cuGetErrorString), NAMED(cuGetProcAddress_v2), {"cuGetProcAddress", reinterpret_cast<void*>(&cuGetProcAddress_v2)},
+        NAMED(cuInit), NAMED(cuDriverGetVersion), NAMED(cuDeviceGetCount), NAMED(cuDeviceGetAttribute),
+        NAMED(cuDevicePrimaryCtxRetain), NAMED(cuDevicePrimaryCtxRelease), NAMED(cuCtxGetCurrent), NAMED(cuCtxSetCurrent),
+        NAMED(cuCtxGetDevice), NAMED(cuStreamGetCtx), NAMED(cuLibraryLoadData), NAMED(cuLibraryGetKernel),
+        NAMED(cuKernelGetParamInfo), NAMED(cuOccupancyMaxActiveBlocksPerMultiprocessor), NAMED(cuLaunchKernelEx),
+        NAMED(cuGetErrorName), NAMED(cuGetProcAddress_v2),
+        {"cuGetProcAddress", reinterpret_cast<void*>(&cuGetProcAddress_v2)},
     };
     const auto found = known.find(symbol);
     *function = found == known.end() ? refuse_by_name(symbol) : found->second;

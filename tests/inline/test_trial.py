@@ -243,7 +243,6 @@ for (int c = threadIdx.x; c < n; c += blockDim.x) y[c] = x[c] * scale * (1 + wei
 """
 WHOLE = whole("mine", SPECS["torch.add"], ADD)
 FROM_NULL = "float* p = y - (reinterpret_cast<unsigned long long>(y) >> 2);\n"
-FLAG = "__shared__ unsigned flag;\nif (threadIdx.x == 0) flag = 0;\n__syncthreads();\n"
 
 # what: text, kind, what the verdict must say; then, where they are not the usual ones, against and options
 WRONG = {

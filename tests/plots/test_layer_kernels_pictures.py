@@ -48,7 +48,7 @@ def test_a_buffer_lives_from_the_launch_that_writes_it_to_the_last_that_reads_it
     (axes,) = PICTURES["dataflow"]("measured").axes
     bars = [line for line in axes.lines if line.get_linewidth() == 4]
     spans = [(line.get_ydata()[0], *line.get_xdata(), line.get_color()) for line in bars]
-    # x exists before the first launch and after the last; y has two lives, each inside one kernel; z spans two kernels.
+    # x is written before the first launch and read after the last. Each content of y is inside one kernel; z crosses.
     assert spans == [(0, -1, 0, BLUE), (0, 4, 5, BLUE), (1, 0, 1, VERMILLION), (1, 3, 4, VERMILLION), (2, 1, 3, BLUE)]
     assert [text.get_text() for text in axes.texts] == ["front", "back"]
 
