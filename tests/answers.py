@@ -41,13 +41,18 @@ def checker_tests(*exercises: tuple[Exercise, Mapping, Mapping], times: int = 1)
     return test_right_answers_pass, test_wrong_answers_are_refused
 
 
+def changed(text: str, old: str, new: str) -> str:
+    """The text with `new` in place of `old`, which must be in it once."""
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
 def edits(text: str, faults: Mapping[str, tuple[str, str, str]]) -> dict:
     """Wrong answers by name: the last function of a text of Python after an edit (old, new), with a pattern."""
 
     def edited(old, new):
-        assert text.count(old) == 1, old
         names = {"torch": torch, "math": math}
-        exec(text.replace(old, new), names)
+        exec(changed(text, old, new), names)
         return list(names.values())[-1]
 
     return {name: (edited(old, new), said) for name, (old, new, said) in faults.items()}

@@ -71,22 +71,26 @@ def test_a_cuda_13_driver_with_a_gpu_is_ok(machine):
     assert found["gpu 0"].status == "ok"
 
 
-@pytest.mark.parametrize("installed", [{"bindings": 13}, {"bindings": 12, "torch_cuda": "13.0"}])
-def test_a_cuda_12_driver_asks_for_the_cu12_extra(machine, installed):
-    driver = machine(nvml(cuda=12080), **installed)["driver"]
-    assert driver.status == "problem" and "up to 12.8" in driver.detail
-    assert driver.remedy == "rm -rf .venv && make CUDA=cu12 walkthrough"
+UPDATE_DRIVER = "sudo apt install nvidia-driver-580"
+DRIVERS = {  # the driver's CUDA and GPUs, CUDA of PyTorch and of cuda-bindings, words of detail and remedy; None: ok
+    "CUDA 12": (12080, (TURING,), "13.0", 13, "up to 12.8", "rm -rf .venv && make CUDA=cu12 walkthrough"),
+    "CUDA 12, PyTorch alone for 13": (12080, (TURING,), "13.0", 12, "up to 12.8", "make CUDA=cu12"),
+    "CUDA 12 and the extra cu12": (12080, (TURING,), "12.6", 12, "", None),
+    "CUDA 13 and the extra cu12": (13000, (TURING,), "12.6", 12, "", None),
+    "CUDA 12 and an RTX 50": (12080, (TURING, RTX_50), "12.6", 12, "", UPDATE_DRIVER),
+    "CUDA 12 and an RTX 50, PyTorch for 13": (12080, (TURING, RTX_50), "13.0", 12, "", UPDATE_DRIVER),
+    "a CPU build of PyTorch": (13000, (TURING,), None, 13, "CPU build", "CUDA=cu13"),
+    "before CUDA 12": (11040, (TURING,), "13.0", 13, "525 or newer", UPDATE_DRIVER),
+}
 
 
-@pytest.mark.parametrize("cuda", [12080, 13000])
-def test_the_cu12_extra_serves_drivers_of_cuda_12_and_13(machine, cuda):
-    assert machine(nvml(cuda=cuda), torch_cuda="12.6", bindings=12)["driver"].status == "ok"
-
-
-@pytest.mark.parametrize("torch_cuda", ["12.6", "13.0"])
-def test_an_rtx_50_with_a_cuda_12_driver_is_told_to_update_the_driver(machine, torch_cuda):
-    driver = machine(nvml(cuda=12080, gpus=(TURING, RTX_50)), torch_cuda=torch_cuda, bindings=12)["driver"]
-    assert driver.status == "problem" and driver.remedy == "sudo apt install nvidia-driver-580"
+@pytest.mark.parametrize("cuda, gpus, torch_cuda, bindings, detail, remedy", DRIVERS.values(), ids=DRIVERS)
+def test_a_driver_that_does_not_fit_is_a_problem_with_its_remedy(
+    machine, cuda, gpus, torch_cuda, bindings, detail, remedy
+):
+    driver = machine(nvml(cuda=cuda, gpus=gpus), torch_cuda=torch_cuda, bindings=bindings)["driver"]
+    assert driver.status == ("ok" if remedy is None else "problem")
+    assert detail in driver.detail and (remedy or "") in driver.remedy
 
 
 def test_a_gpu_that_pytorch_has_no_code_for_is_a_problem_whatever_the_driver(machine, monkeypatch):
@@ -94,17 +98,6 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_a_problem_whatever_the_driver(mac
     found = machine(nvml(gpus=(TURING, RTX_50)), torch_cuda="12.6", bindings=12)
     assert found["gpu 0"].status == "ok" and found["gpu 1"].status == "problem"
     assert found["gpu 1"].remedy.startswith("update the NVIDIA driver to 580 or newer")
-
-
-def test_a_cpu_build_of_torch_beside_a_gpu_is_named(machine):
-    driver = machine(nvml(), torch_cuda=None)["driver"]
-    assert driver.status == "problem" and "CPU build" in driver.detail and "CUDA=cu13" in driver.remedy
-
-
-def test_a_driver_before_cuda_12_is_to_be_updated(machine):
-    driver = machine(nvml(cuda=11040))["driver"]
-    assert driver.status == "problem" and "525 or newer is needed" in driver.detail
-    assert driver.remedy == "sudo apt install nvidia-driver-580"
 
 
 def test_a_gpu_before_turing_leaves_the_work_to_the_virtual_gpu(machine):

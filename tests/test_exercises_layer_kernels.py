@@ -1,6 +1,8 @@
 """The checkers of notebook 06 accept right kernels in several forms, and refuse wrong ones with a reason."""
 
-from answers import checker_tests
+from functools import partial
+
+from answers import changed, checker_tests
 
 from luce_edu.exercises import layer_kernels as exercises
 
@@ -24,12 +26,7 @@ o[head * V + j] = read;
 """
 
 
-def update(old: str, new: str) -> str:
-    """UPDATE with a mistake in it."""
-    assert UPDATE.count(old) == 1
-    return UPDATE.replace(old, new)
-
-
+update = partial(changed, UPDATE)
 WRONG_UPDATE = {
     "decay left out of S^T k": (update("decay * S_k", "S_k"), "o\\[.*delta uses S\\^T k without the decay"),
     "decay left out of S^T q": (update("decay * S_q", "S_q"), "o uses S\\^T q without the decay"),
@@ -129,12 +126,7 @@ MERGES = {  # text, the remark: barriers per block, or the course's rule where a
 }  # fmt: skip
 
 
-def merge(old: str, new: str) -> str:
-    """MERGE with a mistake in it."""
-    assert MERGE.count(old) == 1
-    return MERGE.replace(old, new)
-
-
+merge = partial(changed, MERGE)
 WRONG_MERGE = {
     "no barrier": (merge("__syncthreads();", ""), "only after a barrier"),
     "weights not rescaled": (merge("weights[i] * expf(maxima[i] - top)", "weights[i]"), "The weights are added"),
@@ -207,12 +199,7 @@ o[head * V + j] = decay * sum_q + delta * k_q;
 """
 
 
-def walk(old: str, new: str) -> str:
-    """WALK with a mistake in it."""
-    assert WALK.count(old) == 1
-    return WALK.replace(old, new)
-
-
+walk = partial(changed, WALK)
 WRONG_WALK = {
     "S read a second time": (walk("decay * s[i]", "decay * column[(part + 4 * i) * V]"), "S is read twice"),
     "a column in one thread": (

@@ -123,28 +123,20 @@ def test_a_capture_whose_end_fails_is_one_line_and_leaves_pytorch_on_its_stream(
     assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
 
 
-def test_memory_that_is_short_during_a_capture_is_a_capture_error(cuda):
-    backend = make_backend("cuda")
-
-    def fails():
-        raise torch.OutOfMemoryError("planted")
-
-    with pytest.raises(CaptureError, match="planted"):
-        backend.capture(fails)
-    assert cuda.stream == 7
-
-
-def test_a_capture_that_fails_gives_the_ledger_back(cuda):
+@pytest.mark.parametrize(
+    "error, seen", [(LaunchError, LaunchError), (torch.OutOfMemoryError, CaptureError)], ids=["a launch", "memory"]
+)
+def test_a_capture_that_fails_gives_stream_and_ledger_back(cuda, error, seen):
     backend = make_backend("cuda")
     ledger = backend.ledger
 
     def fail():
         enqueue(backend)
-        raise LaunchError("planted")
+        raise error("planted")
 
-    with pytest.raises(LaunchError, match="planted"):
+    with pytest.raises(seen, match="planted"):
         backend.capture(fail)
-    assert backend.ledger is ledger and len(ledger) == 0
+    assert cuda.stream == 7 and backend.ledger is ledger and len(ledger) == 0
     enqueue(backend)
     assert len(ledger) == 3
 

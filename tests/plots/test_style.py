@@ -1,38 +1,21 @@
 """Every picture has a caption with the provenance of its numbers, and an image for a notebook."""
 
 import base64
+from importlib import import_module
+from pathlib import Path
 
 import pytest
-import test_barriers_pictures
-import test_bytes_are_time_pictures
-import test_delta_rule_pictures
-import test_equality_pictures
-import test_find_the_bug_pictures
-import test_first_kernel_pictures
-import test_graphs_pictures
-import test_hybrid_model_pictures
-import test_layer_kernels_pictures
-import test_measuring_pictures
-import test_power_pictures
-import test_prefill_pictures
-import test_registers_pictures
-import test_start_here_pictures
 
 from luce_edu import plots
 from luce_edu.config import ModelConfig
 from luce_edu.models import RANDOM_CONFIG
 from luce_edu.plots.style import picture as empty
 
-NOTEBOOKS = (
-    test_start_here_pictures, test_hybrid_model_pictures, test_delta_rule_pictures, test_equality_pictures,
-    test_first_kernel_pictures, test_bytes_are_time_pictures, test_layer_kernels_pictures, test_graphs_pictures,
-    test_barriers_pictures, test_registers_pictures, test_prefill_pictures, test_measuring_pictures,
-    test_power_pictures, test_find_the_bug_pictures,
-)  # fmt: skip
+TESTS = {path.stem for path in Path(__file__).parent.glob("test_*_pictures.py")} - {"test_records_pictures"}
 PICTURES = {
-    f"{notebook.__name__[5:-9]}-{name}": picture
-    for notebook in NOTEBOOKS
-    for name, picture in notebook.PICTURES.items()
+    f"{test[5:-9]}-{name}": picture
+    for test in sorted(TESTS)
+    for name, picture in import_module(test).PICTURES.items()
 }
 
 
