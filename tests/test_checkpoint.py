@@ -273,7 +273,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("row", STOPS)
-def test_end_of_text_is_what_any_file_says(tmp_path, row, record_property):
+def test_ends_of_text_come_from_every_file(tmp_path, row, record_property):
     record_property("counted", "ends of text")
     changes, expected = STOPS[row]
     assert load_model(folder(tmp_path, *changes)).config.eos_token_ids == expected
@@ -421,7 +421,7 @@ BAD = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("row", BAD)
-def test_what_cannot_be_served_is_refused_with_what_came(tmp_path, monkeypatch, row, record_property):
+def test_a_bad_checkpoint_is_refused_with_its_cause(tmp_path, monkeypatch, row, record_property):
     record_property("counted", "bad checkpoints refused")
     changes, *said = BAD[row]
     if not {"NaN", "infinite"} & set(said):  # only bad values need a tensor to be read

@@ -242,7 +242,7 @@ def test_names_and_sizes_that_do_not_exist_are_refused_on_one_line(capsys, argum
 
 @pytest.mark.parametrize("option", ["--contexts", "--prompts"])
 @pytest.mark.parametrize("sizes", ["0", "-1", "1,x", "1.5", "", ",", "1,,²"])
-def test_sizes_that_are_none_are_refused_with_status_2(capsys, option, sizes):
+def test_bad_sizes_are_refused_with_status_2(capsys, option, sizes):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", f"{option}={sizes}"])
     assert ended.value.code == 2

@@ -31,7 +31,7 @@ def draws():
     return exact, exact.float() + 1e-7 * torch.randn(4096)
 
 
-def test_what_is_rounded_once_is_within_and_what_is_rounded_twice_or_cut_is_not():
+def test_one_rounding_is_allowed_and_two_or_a_cut_are_not():
     exact, fp32 = draws()
     assert excess(exact.bfloat16(), exact, fp32, bits=BF16_BITS) == 0
     assert excess(fp32.bfloat16(), exact, fp32, bits=BF16_BITS) <= 1

@@ -85,7 +85,7 @@ ACCEPT_WRONG = {
 }  # fmt: skip
 
 
-def test_every_case_is_what_it_says():
+def test_every_case_has_the_error_that_its_name_says():
     cases = exercises._cases()
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:

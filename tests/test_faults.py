@@ -127,7 +127,7 @@ def test_verification_catches(one, stage, first_look):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one, stage", in_stages(SMALL_FAULTS))
-def test_fp32_error_catches_what_is_small(one, stage, first_look, record_property):
+def test_fp32_error_catches_small_faults(one, stage, first_look, record_property):
     with first_look():
         row = verdict(stage, 0, one, steps=one.steps)
     assert row.problems, f"{one.name} passed"
@@ -168,7 +168,7 @@ def test_verification_of_prompts_catches(one, first_look):
 
 @pytest.mark.planted
 @pytest.mark.parametrize("one", by_name(SMALL_PREFILL_FAULTS))
-def test_fp32_error_catches_what_is_small_in_prompts(one, first_look, record_property):
+def test_fp32_error_catches_small_faults_of_prompts(one, first_look, record_property):
     with first_look():
         rows = verdicts_of_prompts(one.steps, one)
     assert any(row.problems for row in rows), f"{one.name} passed"

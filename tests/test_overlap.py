@@ -113,7 +113,7 @@ def test_a_step_that_cannot_happen_is_named(schedule, reason):
 @pytest.mark.parametrize(
     "actions, reason", [(["reed x"], "got 'reed x'"), (["read"], "got 'read'"), ([], "at least one action")]
 )
-def test_an_action_that_is_none_is_refused(actions, reason):
+def test_an_unknown_action_is_refused(actions, reason):
     with pytest.raises(ValueError, match=f"B: .*{reason}"):
         try_all({"A": ["wait"], "B": actions})
 

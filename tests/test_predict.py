@@ -22,7 +22,7 @@ def test_a_result_of_zero_has_no_ratio():
 
 
 @pytest.mark.parametrize("guesses", [{}, {"a": True}, {"a": [1]}])
-def test_what_is_no_guess_is_refused(guesses):
+def test_a_bad_guess_is_refused(guesses):
     with pytest.raises(ValueError, match="predict: "):
         predict(**guesses)
 

@@ -213,7 +213,7 @@ def test_a_cell_is_shown_with_its_instructions_and_its_own_line_numbers():
         (3, {}, "got 3"),
     ],
 )
-def test_instructions_that_are_not_there_are_an_error_that_says_so(what, arguments, message):
+def test_a_request_without_instructions_is_an_error(what, arguments, message):
     with pytest.raises(ValueError, match=message):
         show_ptx(what, **arguments)
 
@@ -233,5 +233,5 @@ def shown_in_notebooks():
 
 
 @pytest.mark.parametrize("arguments", sorted(set(shown_in_notebooks())), ids=" ".join)
-def test_what_the_notebooks_show_is_there(arguments):
+def test_every_region_shown_in_a_notebook_exists(arguments):
     assert find_source(*arguments).text

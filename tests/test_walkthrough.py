@@ -240,7 +240,7 @@ def test_a_cell_that_ipython_refuses_fails_in_the_walkthrough(tmp_path):
         execute(path)
 
 
-def test_a_cell_that_says_that_it_is_refused_passes(tmp_path):
+def test_a_refused_cell_with_the_tag_raises_exception_passes(tmp_path):
     path = write(tmp_path / "00_start.ipynb", "%kernelss")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].metadata["tags"] = ["raises-exception"]

@@ -353,7 +353,7 @@ def groups_of(layer):
     return [[layer[name] for name in group] for group in SIDE_BY_SIDE if group[0] in layer]
 
 
-def test_matrices_with_the_same_input_come_to_stand_side_by_side_with_the_same_values():
+def test_matrices_with_the_same_input_are_moved_side_by_side_with_the_same_values():
     for layer in random_weights(CONFIG, seed=1).layers:
         moved = stand_side_by_side(layer)
         assert moved.keys() == layer.keys() and all(torch.equal(moved[name], layer[name]) for name in layer)
@@ -390,7 +390,7 @@ def apart():
 
 
 @pytest.mark.parametrize("case", apart())
-def test_matrices_that_do_not_stand_side_by_side_are_none_together(case):
+def test_matrices_that_are_not_side_by_side_are_not_one_matrix(case):
     assert as_one_matrix(apart()[case]) is None
 
 

@@ -96,7 +96,7 @@ def enqueue(backend, names=("a", "b", "c")):
         backend.launch(kernel(name), 4, 512, 0, ())
 
 
-def test_a_replay_is_one_line_that_stands_for_all_kernels(cuda):
+def test_a_replay_is_one_entry_of_the_ledger_with_all_its_kernels(cuda):
     backend = make_backend("cuda")
     graph = backend.capture(lambda: enqueue(backend))
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_a_cuda_core_before_1_is_refused_by_its_version(old, monkeypatch):
         make_backend("cuda")
 
 
-def test_what_cannot_serve_is_named(monkeypatch):
+def test_a_gpu_or_package_that_does_not_suffice_is_named(monkeypatch):
     FakeCuda((7, 0)).install(monkeypatch)
     with pytest.raises(ValueError, match=r"Fake GPU .*7.0.*7.5"):
         make_backend("cuda")

@@ -66,7 +66,7 @@ def test_a_capture_without_that_step_fails():
         make(NeverWarmed, LoadsLate(), dependent_launch=False)
 
 
-def test_where_dependent_launch_is_refused_the_stage_goes_on_without_and_says_so_once():
+def test_where_dependent_launch_is_refused_the_stage_warns_once_and_works_without():
     with pytest.warns(RuntimeWarning, match="without dependent launch, which was refused: .*: refused") as said:
         dec = make(backend=LoadsLate(refuses=True))
     assert len(said) == 1 and not dec.dependent_launch and "refused" in dec.dependent_launch_refused
@@ -74,7 +74,7 @@ def test_where_dependent_launch_is_refused_the_stage_goes_on_without_and_says_so
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_who_insists_on_either_gets_it_or_the_error(asked):
+def test_an_explicit_choice_of_dependent_launch_is_kept_or_fails(asked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if asked:

@@ -59,7 +59,7 @@ REFUSED = {  # grid, block, smem, arguments of `types`; tests/machine/test_repor
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_runs_nothing_and_is_in_no_ledger(backend, module, case):
+def test_a_refused_launch_runs_nothing_and_is_not_in_the_ledger(backend, module, case):
     grid, block, smem, args = REFUSED[case]
     with pytest.raises(LaunchError, match="types: "):
         backend.launch(module["types"], grid, block, smem, args)
@@ -109,7 +109,7 @@ def test_spins_written_by_hand_end_when_their_flag_comes(backend, module, seed):
     assert flags.tolist() == [1, 1, 2]
 
 
-def test_what_the_backend_is_told_reaches_the_run(kernel_tree, four_sms):
+def test_options_of_the_backend_reach_the_run(kernel_tree, four_sms):
     def ends(rounds: int = 10, **options) -> bool:
         backend = HostBackend(csrc_dir=kernel_tree, card=four_sms, **options)
         late = backend.compile("options.cu", ["late"], {})["late"]

@@ -112,7 +112,7 @@ def test_all_of_it_is_there_and_perfetto_complains_of_nothing(opened):
     assert sum(e["ph"] == "X" for e in events) == page.evaluate(QUERY, "select count(*) from slice")[0][0]
 
 
-def test_waits_lie_inside_what_waits(opened):
+def test_waits_lie_inside_the_slices_that_wait(opened):
     stage, _, page = opened
     rows = page.evaluate(QUERY, SLICES)
     depths = {(name, depth) for track, name, _, _, depth in rows if track != "launches"}

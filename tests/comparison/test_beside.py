@@ -97,7 +97,7 @@ def test_without_triton_it_says_what_to_install(monkeypatch):
         compile_triton("matvec", "sm_86")
 
 
-def test_what_is_written_is_read_back(monkeypatch, tmp_path):
+def test_stored_ptx_is_read_back_as_written(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "compile_triton", lambda kernel, arch: stored()[kernel, arch])
     before = dict(stored())
     storage.write(tmp_path)

@@ -80,7 +80,7 @@ def test_the_lanes_of_tile_b_read_32_banks_where_the_stride_is_1_modulo_4(kernel
     assert (banks == [32] * 8) is conflict_free, banks
 
 
-def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_no_number(kernels):
+def test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_nan(kernels):
     ulp = 2.0**-10  # of TF32 at 1
     largest = torch.finfo(torch.float32).max
     cases = {
@@ -175,6 +175,6 @@ def test_the_check_catches(plant):
 )  # fmt: skip
 def test_wrong_rounding_is_caught(card, old, new):
     with pytest.raises(AssertionError):
-        test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_what_is_no_number(
+        test_rounding_to_tf32_is_to_nearest_with_ties_away_from_0_and_keeps_nan(
             Kernels(card, Fault("", "tensor_core.cuh", old, new))
         )

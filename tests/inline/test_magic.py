@@ -152,7 +152,7 @@ def test_sanitize_says_nothing_of_a_cell_that_does_not_compile(run):
     [("--card T4", UsageError, "add --profile"), ("--profile --card 'RTX 9999'", KernelRefused, "RTX 3090"),
      ("--profile --card T4 --smem 70000", KernelRefused, "shared memory")],
 )  # fmt: skip
-def test_a_card_that_is_no_help_is_refused(run, options, kind, words):
+def test_a_card_that_cannot_be_used_is_refused(run, options, kind, words):
     """A T4 has 64 KB of shared memory per SM; the laptop, on which the check runs, has more."""
     error, said = run(f"{AGAINST} {options}\n{ADD}")
     assert isinstance(error, kind) and words in f"{error}{said}" and "Traceback" not in said
@@ -232,7 +232,7 @@ REFUSED_LINES = {
 
 
 @pytest.mark.parametrize("line", REFUSED_LINES)
-def test_a_line_that_asks_for_what_is_not_there_is_refused(run, line):
+def test_a_line_with_an_unknown_name_or_size_is_refused(run, line):
     error, said = run(f"%%kernel {line}\n{ADD}")
     assert isinstance(error, KernelRefused), said
     assert REFUSED_LINES[line] in said and "Traceback" not in said

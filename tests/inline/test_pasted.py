@@ -68,7 +68,7 @@ PASTED = {
 
 @pytest.mark.planted
 @pytest.mark.parametrize("what", PASTED)
-def test_what_is_pasted_is_named_with_what_to_write_instead(what):
+def test_a_hint_quotes_the_pasted_text_and_gives_advice(what):
     text, came, instead = PASTED[what]
     said = find_hint("mine", text)
     named, _, hint = re.fullmatch(r"line (\d+, `.*?)`(: )(.*)", said).groups()
@@ -78,7 +78,7 @@ def test_what_is_pasted_is_named_with_what_to_write_instead(what):
 
 
 @pytest.mark.parametrize("what", PASTED)
-def test_only_what_does_not_compile_is_refused(monkeypatch, what):
+def test_a_cell_with_a_hint_would_be_refused_without_it(monkeypatch, what):
     """Without the hint, the cell is refused too: NVRTC or the virtual GPU refuses it, or it has no kernel `mine`."""
     monkeypatch.setattr(trial, "find_hint", lambda kernel, text: None)
     assert try_kernel(Attempt("mine", "torch.add", PASTED[what][0])).kind in ("cell", "compile")
@@ -119,7 +119,7 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("what", LEFT_ALONE)
-def test_what_only_reads_like_it_is_left_alone_and_runs(what):
+def test_similar_text_that_compiles_gets_no_hint_and_runs(what):
     assert find_hint("mine", LEFT_ALONE[what]) is None
     verdict = try_kernel(Attempt("mine", "torch.add", LEFT_ALONE[what]))
     assert verdict.kind not in ("cell", "compile", "launch"), verdict  # some write a wrong y[0], but all run

@@ -217,7 +217,7 @@ CUDA = {
 
 
 @pytest.mark.parametrize("what", CUDA)
-def test_what_a_gpu_has_runs_here(what):
+def test_a_feature_of_cuda_works(what):
     before, inside, zero = CUDA[what]
     body = f"{INDEX}{inside}\nconst float zero = {zero};\nif (i < n) y[i] = x[i] + r[i] + zero;\n"
     verdict = attempt(before + whole("mine", SPECS["torch.add"], body), smem="4 * block")
@@ -422,5 +422,5 @@ def test_a_new_cell_takes_under_2_seconds_and_a_known_one_under_half_of_one():
     assert min(first) < 2 and min(again) < 0.5  # 0.3 s and 0.05 s on two busy cores
 
 
-def test_csrc_is_as_it_was_before_all_of_this(csrc_before):
+def test_csrc_has_not_changed(csrc_before):
     assert csrc_hash() == csrc_before

@@ -56,7 +56,7 @@ def test_a_block_waits_for_those_that_have_not_arrived():
 
 @pytest.mark.planted
 @pytest.mark.parametrize("passed, said", [([1, 1], "4 and 2"), ([0, 0, 0, 0], "barrier 1")])
-def test_what_cannot_be_is_refused(passed, said):
+def test_counts_that_are_impossible_are_refused(passed, said):
     with pytest.raises(ValueError, match=said):
         who_waits(UNEVEN[0], passed)
 

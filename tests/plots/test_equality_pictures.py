@@ -17,7 +17,7 @@ PICTURES = {
 }
 
 
-def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
+def test_errors_are_drawn_at_their_values_and_zero_and_nan_at_the_edges():
     (axes,) = PICTURES["errors"]("measured").axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines if not line.get_label().startswith("_")}
     low, *eager = drawn["eager"]
@@ -28,7 +28,7 @@ def test_errors_stand_where_they_are_and_what_has_no_logarithm_at_the_edges():
     assert axes.get_yscale() == "log" and "1.25 times that of eager" in axes.get_title(loc="right")
 
 
-def test_what_is_refused_begins_at_the_limit_times_the_baseline():
+def test_the_refused_area_begins_at_the_limit_times_the_baseline():
     (axes,) = PICTURES["errors"]("measured").axes
     heights = {round(float(y), 9) for path in axes.collections[0].get_paths() for _, y in path.vertices}
     assert {round(1.25 * error, 9) for error in (5e-3, 6e-3, 8e-3, 4e-3)} <= heights

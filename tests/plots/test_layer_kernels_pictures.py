@@ -100,7 +100,7 @@ def test_another_order_of_the_threads_is_not_what_the_kernel_loads():
     assert _touched(0) != other
 
 
-def test_the_lanes_with_a_threads_columns_stand_out_in_the_tile_and_in_the_partial_sums():
+def test_the_lanes_with_a_threads_columns_are_marked_in_the_tile_and_in_the_partial_sums():
     tile, partial, total = PICTURES["tile"]("modelled").axes
     colours = [patch.get_facecolor() for patch in tile.patches]
     assert len(colours) == 512 and len(total.patches) == 16 and len(partial.patches) == 16 * 16 + 1

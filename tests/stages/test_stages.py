@@ -130,7 +130,7 @@ def test_a_stream_that_another_call_has_overtaken_ends_with_an_error(other, tiny
 
 
 @pytest.mark.parametrize("seed", [1.5, None, -1, True, 2**64])
-def test_a_seed_that_is_none_is_refused(seed, tiny):
+def test_a_bad_seed_is_refused(seed, tiny):
     with pytest.raises(ValueError, match="seed: expected an integer"):
         decoder("eager", tiny, "host", 8).stream([65], 4, temperature=1.0, seed=seed)
 
@@ -251,7 +251,7 @@ def without_a_largest_logit(stage, backend=None):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_loop_that_the_host_does_not_watch_ends_in_the_same_error(stage):
+def test_steps_without_a_host_read_end_in_the_same_error(stage):
     dec, norm = without_a_largest_logit(stage)
     for _ in range(3):
         dec.step()
@@ -285,13 +285,13 @@ def step_without_a_choice(stage, *faults):
 
 
 @pytest.mark.parametrize("stage", KERNEL_STAGES)
-def test_a_choice_that_is_none_reads_nothing_outside_the_embedding(stage):
+def test_a_step_without_a_choice_reads_nothing_outside_the_embedding(stage):
     step_without_a_choice(stage)
 
 
 @pytest.mark.planted
 @pytest.mark.parametrize("stage", KERNEL_STAGES)
-def test_reading_a_choice_that_is_none_as_it_is_would_be_caught(stage):
+def test_a_missing_choice_that_is_used_as_an_index_is_caught(stage):
     clamp = Fault("", "argmax.cuh", "chosen < vocab_size ? chosen : vocab_size - 1", "chosen")
     with pytest.raises(KernelError, match=r"read.*(far from|which has)"):
         step_without_a_choice(stage, clamp)
