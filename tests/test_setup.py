@@ -111,45 +111,27 @@ def test_ci_runs_the_test_command_and_the_browsers_where_there_is_one(tmp_path):
         assert (bool(status), targets) == (bool(expected[0]), expected[1])
 
 
-def make(tmp_path: Path, **environment: str) -> tuple[int, str]:
-    """Run `make install` for a .venv that does not exist; return its status and stderr."""
-    venv = tmp_path / "venv"
-    command = [shutil.which("make"), "-C", str(ROOT), "install", f"VENV={venv}"]
-    command += [f"PYTHON={environment.pop('PYTHON', sys.executable)}", *environment.pop("ARGS", "").split()]
-    outcome = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    assert not venv.exists()
-    return outcome.returncode, outcome.stderr
+MISSING = {  # the script of a stand-in for Python, or None; variables of make; of the environment; pattern of stderr
+    "the module venv": ('case "$2" in *ensurepip*) exit 1;; esac', [], {}, "sudo apt install python3-venv"),
+    "a compiler": (None, [], {"PATH": "{folder}/bin", "CXX": ""}, "sudo apt install g[+][+]"),
+    "a newer Python": ("exit 1", [], {}, "not Python 3.11 or newer.*PYTHON=python3.12"),
+    "a known CUDA": (None, ["CUDA=cu11"], {}, "CUDA=cu13 or CUDA=cu12, got 'cu11'"),
+}
 
 
-def script(path: Path, body: str) -> str:
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_make_names_the_package_for_a_missing_venv_module(tmp_path):
-    python = script(tmp_path / "python", 'case "$2" in *ensurepip*) exit 1;; esac')
-    status, said = make(tmp_path, PYTHON=python)
-    assert status != 0 and "sudo apt install python3-venv" in said
-
-
-def test_make_names_the_package_for_a_missing_compiler(tmp_path):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "sh").symlink_to(shutil.which("sh"))
-    status, said = make(tmp_path, PATH=str(tools), CXX="")
-    assert status != 0 and "sudo apt install g++" in said
-
-
-def test_make_asks_for_a_newer_python_by_option(tmp_path):
-    python = script(tmp_path / "python", "exit 1")
-    status, said = make(tmp_path, PYTHON=python)
-    assert status != 0 and "is not Python 3.11 or newer" in said and "PYTHON=python3.12" in said
-
-
-def test_make_refuses_an_unknown_cuda_extra(tmp_path):
-    status, said = make(tmp_path, ARGS="CUDA=cu11")
-    assert status != 0 and "expected CUDA=cu13 or CUDA=cu12, got 'cu11'" in said
+@pytest.mark.parametrize("body, variables, environment, said", MISSING.values(), ids=MISSING)
+def test_make_install_names_what_is_missing_and_makes_nothing(body, variables, environment, said, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to(shutil.which("sh"))
+    python, venv = tmp_path / "python", tmp_path / "venv"
+    if body:
+        python.write_text(f"#!/bin/sh\n{body}\n")
+        python.chmod(0o755)
+    command = [shutil.which("make"), "-C", str(ROOT), "install", f"VENV={venv}", *variables]
+    command.append(f"PYTHON={python if body else sys.executable}")
+    environment = {name: value.format(folder=tmp_path) for name, value in environment.items()}
+    outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert outcome.returncode != 0 and re.search(said, outcome.stderr, re.DOTALL) and not venv.exists()
 
 
 def python(code: str) -> str:

@@ -67,7 +67,7 @@ def test_a_capture_without_that_step_fails():
 
 
 def test_where_dependent_launch_is_refused_the_stage_warns_once_and_works_without():
-    with pytest.warns(RuntimeWarning, match="without dependent launch, which was refused: .*: refused") as said:
+    with pytest.warns(RuntimeWarning, match="refused") as said:
         dec = make(backend=LoadsLate(refuses=True))
     assert len(said) == 1 and not dec.dependent_launch and "refused" in dec.dependent_launch_refused
     assert bits_of(dec) == bits_of(make(PerLayerDecoder, HostBackend(card=HOPPER)))
