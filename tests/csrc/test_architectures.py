@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from models import TINY, make_model
+from tensors import state_of
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
@@ -64,8 +65,7 @@ def bits(stage, model, **options) -> list[torch.Tensor]:
     dec = decoder(stage, model, max_seq_len=80, backend=HostBackend(**options))
     dec.poison()
     logits = [dec.prefill(PROMPT), *(dec.step(token) for token in (3, 250, 17))]
-    used = [cache[:, :, : dec.position] for cache in (dec.state.k_cache, dec.state.v_cache)]
-    return [*logits, dec.state.conv_state, dec.state.recurrent_state, *used]
+    return [*logits, *state_of(dec).values()]
 
 
 def same(a, b) -> bool:

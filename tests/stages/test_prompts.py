@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import CONFIGS, FULL_SIZE, TINY, make_model
+from tensors import assert_same_bits, left_by, state_of
 
 from luce_edu import load_model
 from luce_edu.backends import make_backend
@@ -33,23 +34,6 @@ def small():
 def drawn(count, vocab_size=256, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (count,), generator=generator).tolist()
-
-
-def snapshot(dec):
-    """Copies of the position, the states, and the part of the caches that is in use."""
-    state = dec.state
-    caches = [cache[:, :, : state.position].clone() for cache in (state.k_cache, state.v_cache)]
-    return [state.position, state.conv_state.clone(), state.recurrent_state.clone(), *caches]
-
-
-def outputs(dec):
-    return [dec.logits.clone(), dec.hidden_states.clone()]
-
-
-def assert_same_bits(a, b):
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
 # ---- Against the reference ----
@@ -94,7 +78,7 @@ def test_segments_that_end_with_the_prompt_leave_the_bits_of_one_call_each(small
     dec.prefill(tokens)
     for first in (0, 64):
         twin.prefill(tokens[first : first + 64])
-    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+    assert_same_bits(left_by(dec), left_by(twin))
 
 
 def test_a_segment_of_another_size_is_launched_and_one_of_the_same_size_replayed(small, monkeypatch):
@@ -140,14 +124,14 @@ def test_the_first_prompt_of_a_size_launches_each_kernel_and_the_next_is_a_graph
     dec, fresh = (decoder("per_layer", small, "host", 192) for _ in range(2))
     first = drawn(100)
     dec.prefill(first)
-    read, launched = outputs(dec) + snapshot(dec), dec.ledger.entries[:]
+    read, launched = left_by(dec), dec.ledger.entries[:]
     assert dec.launches == len(launched) == 14 + 8, "kernels and products"
     assert {entry.kernel for entry in launched} == {*prefill.KERNELS, "matmul"}
     for _ in range(2):
         dec.reset()
         dec.poison()
         dec.prefill(first)
-        assert_same_bits(outputs(dec) + snapshot(dec), read)
+        assert_same_bits(left_by(dec), read)
         assert [entry.kernel for entry in dec.ledger.entries] == ["graph", "lm_head"]
         assert [entry.kernel for entry in dec.ledger.kernels()] == [entry.kernel for entry in launched]
     # The same graph serves another length with the same number of chunks.
@@ -157,7 +141,7 @@ def test_the_first_prompt_of_a_size_launches_each_kernel_and_the_next_is_a_graph
         d.poison()
         d.prefill(other)
     assert dec.launches == 2 < fresh.launches
-    assert_same_bits(outputs(dec) + snapshot(dec), outputs(fresh) + snapshot(fresh))
+    assert_same_bits(left_by(dec), left_by(fresh))
 
 
 @pytest.mark.planted
@@ -175,7 +159,7 @@ def test_a_prompt_whose_launches_cannot_be_captured_is_read_one_by_one_with_the_
             d.reset()
             d.poison()
             d.prefill(drawn(100))
-        assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+        assert_same_bits(left_by(dec), left_by(twin))
     assert dec.launches == 14 + 8 and twin.launches == 2
     assert len(asked) == 1, "a capture that failed is not tried again"
 
@@ -188,7 +172,7 @@ def test_the_models_own_choice_follows_a_prompt(stage, small):
         twin.prefill(drawn(length))
         dec.step()
         twin.step(choice)
-        assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+        assert_same_bits(left_by(dec), left_by(twin))
 
 
 def test_a_prompt_after_tokens_and_tokens_after_a_prompt_find_each_others_state(small):
@@ -203,8 +187,9 @@ def test_a_prompt_after_tokens_and_tokens_after_a_prompt_find_each_others_state(
     for token in tokens:
         by_token.step(token)
     assert dec.position == 90
-    for got, wanted in zip(snapshot(dec)[1:], snapshot(by_token)[1:], strict=True):
-        assert relative_error(got.float(), wanted.float()) < 0.01
+    wanted = state_of(by_token)
+    for name, got in state_of(dec).items():
+        assert relative_error(got.float(), wanted[name].float()) < 0.01, name
 
 
 # ---- What is refused ----
@@ -217,13 +202,15 @@ def test_a_bad_prompt_is_refused_before_anything_runs(stage, tokens, position, s
     dec = decoder(stage, small, "host", position + 8)
     if position:
         dec.prefill(drawn(position))
-    everything = [tensor.clone() for tensor in (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)]
-    before, launches = snapshot(dec), dec.launches
+
+    def whole():
+        return [x.nan_to_num(7.0) for x in (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)]
+
+    before, everything, launches = state_of(dec), whole(), dec.launches
     with pytest.raises(ValueError, match="tokens: .*(9|256)"):
         dec.prefill(tokens)
-    assert_same_bits(snapshot(dec), before)
-    after = (dec.state.k_cache, dec.state.v_cache, dec.logits, dec.hidden_states)
-    assert_same_bits([x.nan_to_num(7.0) for x in after], [x.nan_to_num(7.0) for x in everything])
+    assert_same_bits(state_of(dec), before)
+    assert all(map(torch.equal, whole(), everything))
     assert dec.launches == launches
     dec.prefill([1] * 8)  # a prompt that fits still works
     assert dec.position == position + 8
@@ -272,18 +259,18 @@ def test_running_out_of_memory_leaves_the_state_as_it_was(place, position, small
             d.prefill(tokens[:position])
         if place == "the buffers":
             dec._prefill = None  # as after tokens that were decoded one by one
-    before = snapshot(dec)
+    before = state_of(dec)
     owner, name = where(dec)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(getattr(owner, name), nth, OUT_OF_MEMORY))
         with pytest.raises(torch.OutOfMemoryError, match=f"^{stage}: .*80 tokens"):
             dec.prefill(tokens[position:])
-    assert_same_bits(snapshot(dec), before)
+    assert_same_bits(state_of(dec), before)
     for _ in range(2):  # one launch at a time, and as a graph
         for d in (dec, twin):
             d.prefill(tokens[position:])
             d.step(3)
-        assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+        assert_same_bits(left_by(dec), left_by(twin))
         for d in (dec, twin):
             d.reset()
             d.prefill(tokens[:position] or [1])
@@ -294,16 +281,16 @@ def test_running_out_of_memory_while_capturing_leaves_the_state_as_it_was(small,
     tokens = drawn(40)
     for d in (dec, twin):
         d.prefill(tokens)
-    before = snapshot(dec)
+    before = state_of(dec)
     with monkeypatch.context() as patch:
         patch.setattr(dec.backend, "matmul", failing(dec.backend.matmul, 5, OUT_OF_MEMORY))
         with pytest.raises(torch.OutOfMemoryError, match="40 tokens"):
             dec.prefill(tokens)
-    assert_same_bits(snapshot(dec), before)
+    assert_same_bits(state_of(dec), before)
     for d in (dec, twin):
         d.prefill(tokens)
         d.step(3)
-    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+    assert_same_bits(left_by(dec), left_by(twin))
 
 
 @pytest.mark.planted
@@ -326,7 +313,7 @@ def test_a_kernel_that_fails_in_the_middle_demands_a_reset(small, monkeypatch):
     dec.reset()
     for d in (dec, twin):
         d.prefill(tokens)
-    assert_same_bits(outputs(dec) + snapshot(dec), outputs(twin) + snapshot(twin))
+    assert_same_bits(left_by(dec), left_by(twin))
 
 
 # ---- Memory ----
