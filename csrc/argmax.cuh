@@ -49,8 +49,9 @@ struct ArgmaxShared {
 
 // Each thread passes its best; *token gets the index of the best of the grid. If *token is no_token it stays so until
 // the host stores a token: the model did not choose what follows, even if the logits are numbers again.
+// Returns true in the last block to arrive. Until then, no block has written *token.
 // block_best: one Best per block, in device memory;  arrivals: 0 between launches.
-__device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigned* arrivals, int* token,
+__device__ __forceinline__ bool grid_argmax(Best best, Best* block_best, unsigned* arrivals, int* token,
                                             ArgmaxShared* shared) {
     best = warp_best(best);
     if (lane_id() == 0) shared->warp[warp_id()] = best;
@@ -61,10 +62,12 @@ __device__ __forceinline__ void grid_argmax(Best best, Best* block_best, unsigne
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp[w]);
         block_best[blockIdx.x] = best;
     }
-    if (last_block_to_arrive(arrivals, gridDim.x, &shared->flag) && warp_id() == 0) {
+    const bool last = last_block_to_arrive(arrivals, gridDim.x, &shared->flag);
+    if (last && warp_id() == 0) {
         best = no_best();
         for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) best = better(best, block_best[b]);
         best = warp_best(best);
         if (lane_id() == 0) *token = lost ? no_token : best.index;
     }
+    return last;
 }

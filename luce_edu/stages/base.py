@@ -13,7 +13,7 @@ from luce_edu.errors import KernelError, check_int
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
 from luce_edu.stages.prefill import Prefill
-from luce_edu.stages.sampling import Sampler
+from luce_edu.stages.sampling import Sampling, SamplingKernel
 from luce_edu.stages.tokens import check_tokens
 from luce_edu.state import DecodeState
 
@@ -52,6 +52,7 @@ class Decoder(ABC):
         self.logits = self._buffer(config.vocab_size)
         self._failed = False
         self._has_choice = False  # whether the next token, chosen after the last one, is where kernels read it
+        self._has_drawn = False  # whether that choice is a draw
         self._runs = 0  # counts calls, so that a stream notices when another call has advanced the state
 
     @abstractmethod
@@ -67,7 +68,14 @@ class Decoder(ABC):
 
     @abstractmethod
     def _next_token(self) -> int:
-        """Return the index of the last token's largest logit; outside the vocabulary if all logits are NaN."""
+        """Return the choice after the last token: its largest logit's index, or the one drawn.
+
+        It is outside the vocabulary if all logits are NaN.
+        """
+
+    @abstractmethod
+    def _draw(self, sampling: Sampling) -> None:
+        """Enqueue a draw from the logits at state.position, which replaces the choice."""
 
     def _buffer(self, *shape: int, dtype=torch.float32) -> torch.Tensor:
         """Allocate device memory for intermediate results, which kernels must write before they read it."""
@@ -98,7 +106,7 @@ class Decoder(ABC):
         self.ledger.clear()
         self._runs += 1
         self._failed = False
-        self._has_choice = False
+        self._has_choice = self._has_drawn = False
 
     def poison(self) -> None:
         """Fill every scratch buffer with NaN and the unused cache with large noise, so that a stale read shows.
@@ -179,34 +187,54 @@ class Decoder(ABC):
             raise KernelError(f"{self.stage}: all logits are NaN, so there is no next token")
         return choice
 
-    def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64) -> list[int]:
-        """Continue a prompt greedily from a fresh state; stop early at the model's end-of-text token."""
-        return list(self.stream(prompt_ids, max_new_tokens))
+    def draw(
+        self, temperature: float = 1.0, *, top_k: int | None = None, top_p: float | None = None, seed: int = 0
+    ) -> None:
+        """Replace the choice after the last token by a token drawn from its logits, as `Sampling` says.
+
+        The draw is one launch more in the ledger, and is not waited for. choice() then returns the token, and step()
+        decodes it. The random numbers depend on seed and position only, so an earlier draw from these logits changes
+        nothing.
+        Raises, with nothing changed, ValueError for an argument out of range, a temperature of 0 (the choice is greedy
+        without a draw), and without logits to draw from.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        if temperature == 0:
+            raise ValueError("temperature: expected a number above 0; without a draw, the largest logit is the choice")
+        if self._failed or not self._has_choice:
+            raise ValueError(f"{self.stage}: there are no logits to draw from; call prefill or step(token) first")
+        self._failed = True  # until it is enqueued
+        self._draw(sampling)
+        self._failed, self._has_drawn = False, True
+
+    def generate(self, prompt_ids: Iterable[int], max_new_tokens: int = 64, **sampling) -> list[int]:
+        """Continue a prompt from a fresh state; stop early at the model's end-of-text token. See `stream`."""
+        return list(self.stream(prompt_ids, max_new_tokens, **sampling))
 
     def stream(
-        self, prompt_ids: Iterable[int], max_new_tokens: int = 64, *, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[int]:
+        self, prompt_ids: Iterable[int], max_new_tokens: int = 64, *, temperature: float = 0.0,
+        top_k: int | None = None, top_p: float | None = None, seed: int = 0,
+    ) -> Iterator[int]:  # fmt: skip
         """Continue a prompt as `generate` does, but yield each token as it is decoded.
 
         The arguments are checked at once, before the first token. Another call on this decoder ends the stream, and
         its next token raises ValueError.
-        temperature  0: greedy. Above 0: tokens are drawn from softmax(logits / temperature) on the CPU with `seed`,
-                     because greedy text of a small model repeats itself
+        temperature  0: greedy. Above 0: each token is drawn, as `Sampling` says for this and the other arguments
         """
         check_int("max_new_tokens", max_new_tokens, 1)
-        sampler = Sampler(temperature, seed)
+        how = {"top_k": top_k, "top_p": top_p, "seed": seed}
+        Sampling(temperature, **how)  # checks them
         tokens = self._check_tokens(prompt_ids, room=self.state.max_seq_len - max_new_tokens + 1)
-        return self._stream(tokens, max_new_tokens, sampler)
+        return self._stream(tokens, max_new_tokens, temperature, how)
 
-    def _stream(self, tokens: list[int], max_new_tokens: int, sampler: Sampler) -> Iterator[int]:
+    def _stream(self, tokens: list[int], max_new_tokens: int, temperature: float, how: dict) -> Iterator[int]:
         self.reset()
         self.prefill(tokens)
         for left in reversed(range(max_new_tokens)):
             runs = self._runs
-            if sampler.temperature == 0:
-                token = self.choice()
-            else:
-                token = self._checked(sampler.draw(self.logits))
+            if temperature > 0:
+                self.draw(temperature, **how)
+            token = self.choice()
             yield token
             if token in self.config.eos_token_ids:
                 return
@@ -253,7 +281,7 @@ class Decoder(ABC):
         position = self.state.position
         yield
         self.state.position = position + tokens
-        self._failed = False
+        self._failed = self._has_drawn = False
         self._has_choice = True
 
     def _check_tokens(self, tokens: Iterable[int], room: int | None = None) -> list[int]:
@@ -309,6 +337,7 @@ class KernelDecoder(Decoder):
         half = config.rotary_dim // 2  # because the reference's tables hold each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
         self._prefill: Prefill | None = None  # made for the first prompt
+        self._sampling: SamplingKernel | None = None  # made for the first draw
         self._named = False  # whether the backend knows the tensors by name
 
     def _defines(self) -> dict[str, object]:
@@ -345,7 +374,9 @@ class KernelDecoder(Decoder):
         return super()._scratch() + [
             self.mid, self.qkv, self.z, self.beta, self.g, self.o, self.projected, self.act, self.partials,
             self.next_token, self.block_best,
-        ] + (self._prefill.scratch() if self._prefill else [])  # fmt: skip
+        ] + (self._prefill.scratch() if self._prefill else []) + (
+            [self._sampling.block_best] if self._sampling else []
+        )  # fmt: skip
 
     def _read_prompt(self, tokens):
         if self._prefill is None:
@@ -366,6 +397,12 @@ class KernelDecoder(Decoder):
         self._expected = int(self.next_token)
         return self._expected
 
+    def _draw(self, sampling):
+        if self._sampling is None:
+            self._sampling = SamplingKernel(self)
+        self._expected = None
+        self._sampling.draw(sampling, redraw=self._has_drawn)
+
     def poison(self) -> None:
         super().poison()
         self._expected = None
@@ -375,3 +412,5 @@ class KernelDecoder(Decoder):
         self._expected = None
         self.attention_arrivals.zero_()
         self.argmax_arrivals.zero_()
+        if self._sampling is not None:
+            self._sampling.reset()

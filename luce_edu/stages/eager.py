@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from luce_edu.backends.ledger import Launch
 from luce_edu.reference.model import forward
+from luce_edu.reference.sampling import draw
 from luce_edu.stages.base import Decoder
 from luce_edu.stages.prefill import SEGMENT
 
@@ -28,8 +29,8 @@ class EagerDecoder(Decoder):
 
     def _step(self, token):
         if token is None:
-            chosen = self.logits.argmax(keepdim=True)
-            self._largest = torch.maximum(self._largest, self.logits[chosen])  # maximum keeps a NaN for good
+            chosen = self._drawn if self._has_drawn else self.logits.argmax(keepdim=True)
+            self._largest = torch.maximum(self._largest, self.logits.max())  # maximum keeps a NaN for good
         else:
             chosen, self._largest = torch.tensor([token], device=self.device), self.logits.new_zeros(1)
         self._forward(chosen, chunked=False)
@@ -41,7 +42,7 @@ class EagerDecoder(Decoder):
 
     def _forward(self, tokens: torch.Tensor, *, chunked: bool) -> None:
         trace = []
-        with torch.no_grad(), _RecordOperations(self.ledger) if self.counts else nullcontext():
+        with self._counting():
             logits = forward(
                 self.weights, self.config, tokens, self.state, dtype=self.activations, chunked=chunked, trace=trace,
                 logits_to_keep=1,
@@ -51,7 +52,16 @@ class EagerDecoder(Decoder):
 
     def _next_token(self) -> int:
         lost = self.logits.isnan().any() or self._largest.isnan()
-        return -1 if lost else int(self.logits.argmax())
+        return -1 if lost else int(self._drawn if self._has_drawn else self.logits.argmax())
+
+    def _draw(self, sampling):
+        with self._counting():
+            self._drawn = draw(self.logits, position=self.position, **vars(sampling))
+
+    @contextmanager
+    def _counting(self):
+        with torch.no_grad(), _RecordOperations(self.ledger) if self.counts else nullcontext():
+            yield
 
 
 class _RecordOperations(TorchDispatchMode):

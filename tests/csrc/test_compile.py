@@ -8,11 +8,11 @@ from models import CONFIGS, FULL_SIZE
 from luce_edu.errors import CompileError
 from luce_edu.machine.cubin import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.paths import csrc_dir
-from luce_edu.stages import KERNEL_STAGES, prefill, stage_class
+from luce_edu.stages import KERNEL_STAGES, prefill, sampling, stage_class
 from luce_edu.stages.dims import kernel_defines
 
 STAGES = {kind.source: (kind.kernels, kernel_defines) for kind in map(stage_class, KERNEL_STAGES)} | {
-    "prefill.cu": (prefill.KERNELS, prefill.prefill_defines)
+    "prefill.cu": (prefill.KERNELS, prefill.prefill_defines), sampling.SOURCE: (sampling.KERNELS, kernel_defines),
 }
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 # The full size needs more registers. For tiny, three kinds of code are enough: without bf16, with bf16, for Hopper.

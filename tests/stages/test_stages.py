@@ -14,6 +14,7 @@ from luce_edu.errors import ConfigError, KernelError
 from luce_edu.faults import Fault, planted
 from luce_edu.models import Model
 from luce_edu.plots.style import colour_of
+from luce_edu.reference.sampling import draw as reference_draw
 from luce_edu.stages import KERNEL_STAGES, STAGES, decoder, stage_class
 from luce_edu.verification import relative_error, stage_trace, verify
 
@@ -113,9 +114,83 @@ def test_drawn_tokens_repeat_with_their_seed_and_follow_the_logits(tiny):
     prompt = list(b"ROMEO:")
     draws = [list(dec.stream(prompt, 20, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
-    assert list(dec.stream(prompt, 5, temperature=1e-6)) == dec.generate(prompt, 5)
-    with pytest.raises(ValueError, match="temperature: .*got nan"):
-        dec.stream(prompt, 5, temperature=float("nan"))
+    assert dec.generate(prompt, 20, temperature=1.0, seed=1) == draws[0]
+    greedy = dec.generate(prompt, 5)
+    for how in ({"temperature": 1e-6}, {"temperature": 2.0, "top_k": 1}, {"temperature": 2.0, "top_p": 1e-6}):
+        assert list(dec.stream(prompt, 5, **how)) == greedy
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_draw_is_the_choice_that_the_next_step_decodes(stage, tiny):
+    dec, twin = (decoder(stage, tiny, "host", 16) for _ in range(2))
+    ways = [{"temperature": 3.0}, {"temperature": 3.0, "top_k": 9, "top_p": 0.8, "seed": 4}]
+    for d in (dec, twin):
+        d.prefill(list(b"ROMEO:"))
+    launches, drawn = dec.launches, []
+    for how in ways:
+        dec.draw(**how)
+        drawn.append(dec.choice())
+        how = {"top_k": None, "top_p": None, "seed": 0} | how
+        assert drawn[-1] == int(reference_draw(dec.logits, **how, position=6))
+    if stage != "eager":
+        assert [entry.kernel for entry in dec.ledger.entries[launches:]] == ["draw", "draw"]
+    dec.step()
+    twin.step(drawn[-1])
+    assert torch.equal(dec.logits, twin.logits) and dec.choice() == twin.choice(), "greedy again"
+
+
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_stages_with_the_same_seed_write_the_same_text(stage, tiny):
+    how = {"temperature": 1.2, "top_k": 30, "top_p": 0.95, "seed": 8}
+    texts = [decoder(name, tiny, "host", 16).generate([82, 79], 8, **how) for name in (stage, "megakernel")]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 2
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"temperature": -0.1}, "temperature: .*got -0.1"),
+        ({"temperature": float("nan")}, "temperature: .*got nan"),
+        ({"temperature": float("inf")}, "temperature: .*got inf"),
+        ({"temperature": "hot"}, "temperature: .*got 'hot'"),
+        ({"temperature": True}, "temperature: .*got True"),
+        ({"top_k": 0}, "top_k: .*1 or more, got 0"),
+        ({"top_k": 2.0}, "top_k: .*got 2.0"),
+        ({"top_p": 0}, "top_p: .*got 0"),
+        ({"top_p": 1.5}, "top_p: .*at most 1, got 1.5"),
+        ({"top_p": float("nan")}, "top_p: .*got nan"),
+        ({"seed": 2**63}, "seed: "),
+    ],
+)
+def test_bad_sampling_is_refused_before_anything_runs(how, message, tiny):
+    dec = decoder("per_layer", tiny, "host", 8)
+    dec.prefill([1, 2])
+    logits, launches = dec.logits.clone(), dec.launches
+    with pytest.raises(ValueError, match=message):
+        dec.stream([65], 4, **{"temperature": 1.0} | how)
+    with pytest.raises(ValueError, match=message):
+        dec.draw(**how)
+    assert dec.position == 2 and dec.launches == launches and torch.equal(dec.logits, logits)
+
+
+def test_a_draw_needs_logits_and_a_temperature(tiny):
+    dec = decoder("per_layer", tiny, "host", 8)
+    with pytest.raises(ValueError, match="no logits to draw from"):
+        dec.draw()
+    dec.step(1)
+    with pytest.raises(ValueError, match="temperature: expected a number above 0"):
+        dec.draw(0)
+    dec.poison()
+    with pytest.raises(ValueError, match="no logits to draw from"):
+        dec.draw()
+
+
+def test_a_reset_clears_what_a_failed_draw_has_left(tiny):
+    dec, how = decoder("per_layer", tiny, "host", 8), {"temperature": 1.0, "top_k": 20, "top_p": 0.9}
+    text = dec.generate([65], 3, **how)
+    dec._sampling.memory.fill_(1)
+    dec._sampling.arrivals.fill_(1)
+    assert dec.generate([65], 3, **how) == text
 
 
 @pytest.mark.parametrize("other", ["step", "reset", "stream"])
