@@ -156,6 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--temperature", type=float, default=0.6, metavar="T", help="0 is greedy (default: %(default)s)"
     )
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens (default: all)")
+    generate.add_argument(
+        "--top-p", type=float, metavar="P",
+        help="draw among the likeliest tokens that have P of the probability together (default: all)",
+    )  # fmt: skip
     generate.add_argument("--seed", type=int, default=0, help="seed of the random choices (default: %(default)s)")
     generate.set_defaults(run=_generate)
     return parser
@@ -572,9 +577,11 @@ def _modelled_figures(readme: Path, args) -> int:
 def _generate(args) -> int:
     import luce_edu
     from luce_edu.models import TextStream
+    from luce_edu.stages.sampling import Sampling
 
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens: expected 1 or more, got {args.max_new_tokens}")
+    how = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     model = luce_edu.load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"model {args.model!r} has no tokenizer.json, which text needs; try --model tiny")
@@ -583,7 +590,7 @@ def _generate(args) -> int:
         decoder = luce_edu.decoder(
             args.stage, model, device=args.device, max_seq_len=len(prompt) + args.max_new_tokens
         )
-        tokens = decoder.stream(prompt, args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+        tokens = decoder.stream(prompt, args.max_new_tokens, **vars(how))
         first = list(islice(tokens, 1))
     text = TextStream(model.tokenizer)
     print(args.prompt, end="", flush=True)

@@ -29,7 +29,7 @@ class Letters:
 
 
 class Decoder:
-    def stream(self, prompt, max_new_tokens, *, temperature, seed):
+    def stream(self, prompt, max_new_tokens, **how):
         if not prompt:
             raise ValueError("prompt: expected at least one token, got none")
         yield from "théâtre".encode()[:max_new_tokens]
@@ -95,7 +95,7 @@ def test_generate_prints_prompt_and_text_with_whole_characters(model, capsys):
 def test_generate_shows_text_as_it_comes(model, capsys, monkeypatch):
     shown = []
 
-    def stream(self, prompt, max_new_tokens, *, temperature, seed):
+    def stream(self, prompt, max_new_tokens, **how):
         for token in b"abc":
             yield token
             shown.append(capsys.readouterr().out)
@@ -124,8 +124,25 @@ def assert_refused(capsys, arguments, said):
     assert out == "" and re.fullmatch(f"luce-edu: .*{said}.*\n", err), err
 
 
+@pytest.mark.parametrize(
+    "arguments, how",
+    [
+        ([], {"temperature": 0.6, "top_k": None, "top_p": None, "seed": 0}),
+        (
+            ["--temperature", "1.5", "--top-k", "20", "--top-p", "0.9", "--seed", "7"],
+            {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 7},
+        ),
+    ],
+)
+def test_generate_passes_on_how_tokens_are_drawn(model, monkeypatch, arguments, how):
+    asked = []
+    monkeypatch.setattr(Decoder, "stream", lambda self, prompt, count, **how: asked.append(how) or iter(b"a"))
+    assert cli.main(["generate", "x", *arguments]) == 0
+    assert asked == [how]
+
+
 def test_ctrl_c_ends_quietly_with_130(model, capsys, monkeypatch):
-    def stream(self, prompt, max_new_tokens, *, temperature, seed):
+    def stream(self, prompt, max_new_tokens, **how):
         yield 65
         raise KeyboardInterrupt
 
@@ -226,6 +243,8 @@ def test_generate_writes_the_same_text_through_every_stage_of_kernels(capsys):
         (["generate", "x", "--model", "huge"], "name 'huge'"),
         (["generate", "x", "--max-new-tokens", "99999"], "4096 positions"),
         (["generate", "x", "--temperature", "-1"], "temperature: .*got -1"),
+        (["generate", "x", "--top-k", "0"], "top_k: .*got 0"),
+        (["generate", "x", "--top-p", "1.5"], "top_p: .*got 1.5"),
         (["verify", "--stages", "warp"], "stage 'warp'"),
         (["verify", "--steps", "1"], "steps: .*got 1"),
         (["bench", "--model", "tiny", "--stages", "graph,warp"], "stage 'warp'"),
