@@ -22,6 +22,7 @@ from luce_edu.paths import csrc_dir
 ALL = ("per_op", "per_layer", "megakernel")
 FUSED = ("per_layer", "megakernel")
 ELSEWHERE = "machine"  # the folder of csrc/ that holds no kernels
+DRAWN = ("megakernel",)  # the kernel of draws is the same for every stage
 REPLAYED = ("graph", "per_layer")  # stages whose kernels read token and position from memory
 
 
@@ -183,6 +184,31 @@ FAULTS = (
     ),
     Fault("argmax forgets most warps", "argmax.cuh", "w < block_warps", "w < 2", ALL),
     Fault("arrivals not counted from 0", "block.cuh", "if (last) *counter = 0u;", "", ALL),
+    # Draws
+    Fault("Philox with nine rounds", "sampling.cuh", "round < 10", "round < 9", DRAWN),
+    Fault("the same random numbers everywhere", "sampling.cuh", "static_cast<unsigned>(position)", "0u", DRAWN),
+    Fault("one random number for four tokens", "sampling.cuh", "random.word[i]", "random.word[0]", DRAWN),
+    Fault(
+        "temperature left out of the draw", "sampling.cuh",
+        "const float weight = token_weight(logit, maximum, sampling.scale)",
+        "const float weight = token_weight(logit, maximum, 1.442695f)", DRAWN,
+    ),
+    Fault("top-p before top-k", "sampling.cuh", "key < cut || key - low", "key == 0u || key - low", DRAWN),
+    Fault("top-k keeps one too few", "sampling.cuh", "long>(sampling.top_k)", "long>(sampling.top_k - 1)", DRAWN),
+    Fault("top-k keeps one too many", "sampling.cuh", "long>(sampling.top_k)", "long>(sampling.top_k + 1)", DRAWN),
+    Fault(
+        "the last kept token dropped", "sampling.cuh",
+        "return low > cut ? low : cut;", "return low > cut ? low + (1u << shift) : cut;", DRAWN,
+    ),
+    Fault(
+        "search ends after one step", "sampling.cuh",
+        "shift == 0 || shared->bin_count == 1u", "true", DRAWN,
+    ),
+    Fault("bins not cleared after a draw", "sampling.cuh", "i < used * ", "i < 0 * ", DRAWN),
+    _no_sync("fill_bins, before", "sampling.cuh", "the bins in shared memory are 0", DRAWN),
+    _no_sync("fill_bins, after", "sampling.cuh", "the block's tokens are in its bins", DRAWN),
+    _no_sync("find_bin, after the sums", "sampling.cuh", "every warp's sum is in shared memory", DRAWN),
+    _no_sync("find_bin, after the search", "sampling.cuh", "the bin is in shared memory", DRAWN),
     # Token and position in memory, for graphs, in which a kernel's arguments never change
     Fault("embed moves the position on only once", "per_layer.cu", "++*position;", "*position = 0;", REPLAYED),
     Fault(

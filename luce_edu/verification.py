@@ -5,8 +5,9 @@ cost of bf16 rounding. A stage passes when all of this holds:
   - For the logits, for every layer's output and for every state, its error is at most LIMIT times the baseline's.
   - Its next token is the largest of its own logits. Where the reference prefers one token by more than that error can
     change, the stage chooses the same.
+  - From its own logits it draws the tokens that the reference draws, by temperature, top-k and top-p.
   - A second run gives the same bits.
-  - On the virtual GPU, with a small model, one token and one prompt run without a data race.
+  - On the virtual GPU, with a small model, one token, a draw and one prompt run without a data race.
 
 A stage made of kernels computes in fp32, so it must also pass against an fp32 baseline, whose error is about a thousand
 times smaller (luce_edu/exactness.py).
@@ -25,6 +26,7 @@ import torch
 from luce_edu.errors import KernelError, check_int, check_seed
 from luce_edu.exactness import BF16_BITS, FP32_LIMIT, PromptListener, excess, stated_run
 from luce_edu.reference.model import forward
+from luce_edu.reference.sampling import draw
 from luce_edu.state import DecodeState
 from luce_edu.tables import Tabular
 
@@ -43,6 +45,13 @@ PROMPTS = (1, 2, 3, 63, 64, 65, 127, 520, 1000)
 # tokens, and only for models with at most MOST_WATCHED bytes of weights.
 WATCHED, MOST_WATCHED = 130, 64 * 2**20
 DECODED = 64  # tokens that a stage decodes after each prompt
+# How tokens are drawn. A high temperature makes the kept tokens equally likely. As these are few, one too many or too
+# few shows after some draws.
+DRAWN_BY = (
+    {"temperature": 1.0}, {"temperature": 30.0, "top_k": 2}, {"temperature": 30.0, "top_p": 0.02},
+    {"temperature": 30.0, "top_k": 8, "top_p": 0.5},
+)  # fmt: skip
+DRAWS, MOST_LOGITS = 8, 2**15  # by each of these; one, if there are more logits, which take the virtual GPU a second
 
 
 @dataclass
@@ -413,6 +422,8 @@ def verify(
         )
         if not row.repeats:
             row.problems.append("a second run gave different bits")
+        with _uncounted(dec):
+            row.problems += _wrong_draws(dec, seed)
         row.problems += _races(dec, seed, lambda dec=dec: _step_again(dec, tokens))
         rows.append(row)
         before = trace
@@ -618,11 +629,28 @@ def _second_run(dec, tokens, seed, progress) -> Trace:
         return stage_trace(dec, tokens, lambda line: progress(f"{line} (again)"))[0]
 
 
+def _wrong_draws(dec, seed: int) -> list[str]:
+    """Draw from the last token's logits; return the first draw that is not the reference's, if any, as a problem."""
+    logits = dec.logits.cpu()
+    try:
+        for how in DRAWN_BY:
+            for i in range(DRAWS if len(logits) <= MOST_LOGITS else 1):
+                dec.draw(**how, seed=seed + i)
+                drawn, want = dec._next_token(), int(draw(logits, **how, seed=seed + i, position=dec.position))
+                if drawn != want and not logits.isnan().all():
+                    named = ", ".join(f"{name} {value}" for name, value in how.items())
+                    return [f"drew {drawn} by {named}, seed {seed + i}; the reference draws {want} from these logits"]
+    except KernelError as error:
+        return [f"draws: {error}"]
+    return []
+
+
 def _step_again(dec, tokens) -> None:
-    """Decode the last token once more."""
+    """Decode the last token once more, and draw the next."""
     dec.state.position -= 1
     dec.poison()
     dec.step(tokens[-1])
+    dec.draw(**DRAWN_BY[-1])
 
 
 def _races(dec, seed: int, run: Callable[[], None]) -> list[str]:
