@@ -9,6 +9,8 @@ import torch
 from models import CONFIGS, TINY
 
 from luce_edu.backends import make_backend
+from luce_edu.errors import KernelError
+from luce_edu.faults import Fault, planted
 from luce_edu.reference.sampling import draw
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_PASSED, GRID_BARRIER_WORDS, kernel_defines
 from luce_edu.stages.sampling import KERNELS, MEMORY_BYTES, SOURCE, Sampling
@@ -17,7 +19,7 @@ NO_TOKEN = 2**31 - 1
 WAYS = [
     Sampling(0.7, seed=3), Sampling(30.0, top_k=3), Sampling(30.0, top_p=0.02), Sampling(1.3, top_k=40, top_p=0.5),
     Sampling(1.0, top_k=1, seed=2**63 - 1), Sampling(1.0, top_p=1e-30), Sampling(1.0, top_k=10**12, top_p=1.0),
-    Sampling(1e-40), Sampling(1e300, top_p=1 - 1e-16),
+    Sampling(1e-40), Sampling(1e300, top_p=1 - 1e-16), Sampling(1.0, top_p=0.5, seed=1),
 ]  # fmt: skip
 # A vocabulary of several float4 per thread of one block, and a last one with three logits
 CONFIGS = CONFIGS | {"large": dataclasses.replace(TINY, vocab_size=8 * BLOCK_THREADS + 3)}
@@ -73,10 +75,13 @@ def some_logits(kind, count):
         logits[::2] = -0.0
     if kind == "close":  # in one bin of the first two steps
         logits = (torch.full((count,), 1.0).view(torch.int32) + torch.randint(1000, (count,)).int()).view(torch.float32)
+    if kind == "crowd":  # one large weight; the others are a little below 2^32 units, so their sum carries often
+        logits = 0.01 * torch.randn(count)
+        logits[7] = 5.6
     return logits
 
 
-@pytest.mark.parametrize("kind", ["usual", "ties", "NaN", "infinite", "equal", "close"])
+@pytest.mark.parametrize("kind", ["usual", "ties", "NaN", "infinite", "equal", "close", "crowd"])
 @pytest.mark.parametrize("config, grid", [("tiny", 1), ("odd", 1), ("odd", 4), ("wide", 2), ("large", 3)])
 def test_the_token_is_that_of_the_reference(config, grid, kind):
     kernel = draws(config, grid)
@@ -110,6 +115,39 @@ def test_the_number_of_barriers(how, least, most):
     before = kernel.barriers()
     kernel(some_logits("usual", kernel.vocab_size), how)
     assert least <= kernel.barriers() - before <= most
+
+
+PLANTED = {
+    "no exchange": ("usual", "exchange();  // the tokens", "__syncthreads();  // the tokens"),
+    "carry lost": ("crowd", "> ~add", "> 0xffffffffu"),
+    "upper word lost": ("crowd", "if (upper != 0u)", "if (false)"),
+    "last logits not read": ("last", "first + 2 < vocab_size ? logits[first + 2] : nan", "nan"),
+    "a logit beyond the last": ("last", "logits[first + 2] : nan, nan}", "logits[first + 2] : nan, 20.0f}"),
+    "-0 below 0": ("equal", "__fadd_rn(logit, 0.0f)", "logit"),
+    "NaN kept": ("NaN", "if (logit != logit) return 0u;", ""),
+}
+
+
+def wrong_draws(kind, *faults):
+    """How many draws are not the reference's, or do not end."""
+    with planted(*faults) as tree:
+        kernel = Draws(CONFIGS["large"], 3, csrc_dir=tree, seed=7, races=True)
+    torch.manual_seed(0)
+    logits = some_logits(kind, kernel.vocab_size)
+    if kind == "last":
+        logits[-1] = 20.0
+    try:
+        return sum(kernel(logits, how) != expected(logits, how) for how in WAYS)
+    except KernelError:
+        return 1
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_draw_with_a_planted_fault_is_seen(name):
+    kind, old, new = PLANTED[name]
+    assert wrong_draws(kind, Fault(name, "sampling.cuh", old, new)) > 0
+    assert wrong_draws(kind) == 0
 
 
 def test_no_race_in_a_hostile_order():
