@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from models import CONFIGS, TINY
+from models import CONFIGS, FULL_SIZE, TINY
 
 from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError
@@ -89,6 +89,14 @@ def test_the_token_is_that_of_the_reference(config, grid, kind):
     for how in WAYS:
         assert kernel(logits, how) == expected(logits, how), how
     assert kernel.arrivals.item() == 0 and kernel.memory[:-16].count_nonzero() == 0, "left as the next draw needs them"
+
+
+def test_every_card_and_grid_draws_the_same_token_from_a_full_vocabulary():
+    logits = 2.5 * torch.randn(FULL_SIZE.vocab_size)
+    want = [expected(logits, how) for how in WAYS[:4]]
+    for card, grid in (("RTX 3090", 82), ("H200", 5)):
+        kernel = Draws(FULL_SIZE, grid, card=card)
+        assert [kernel(logits, how) for how in WAYS[:4]] == want, card
 
 
 def test_without_a_number_there_is_no_token():
