@@ -6,8 +6,9 @@
 // Why       -log(u[i]) / w[i] is exponential with rate w[i], and the smallest of these is i with probability
 //           w[i] / sum(w). With the logarithm this is the Gumbel-max trick, so no sum over the kept tokens is needed.
 // Equal     Tokens with equal logits are all kept or all dropped. Of equal quotients, the lowest index wins.
-// Bits      Weights are added as integers, in units of 2^-40, and integer sums do not depend on their order. All floating
-//           point is multiplied, added and divided with one rounding each. So every card and grid draws the same token.
+// Bits      Weights are added as integers, in units of 2^-40, and integer sums do not depend on their order. Each fp32
+//           operation is rounded on its own, as IEEE 754 says. So every card and grid draws the same token.
+// Limits    u has 32 bits, so a token with less than 5e-12 of the largest probability is never drawn.
 // Search    The lowest kept logit is found in three steps, on 11, 11 and 10 bits of its key. Each step counts and weighs
 //           the keys by their bits, in shared memory first. It ends early where a bin holds one token.
 // Work      Consecutive threads read consecutive 16 bytes. Any grid gives the same token.
@@ -38,6 +39,7 @@ struct SamplingMemory {
     Bins steps[2 * search_steps];  // in the order of their use
     int greedy;                    // the index of the largest logit, which the first draw of a token keeps here
 };
+static_assert(sizeof(SamplingMemory) == 2 * search_steps * bins * 12 + 16, "MEMORY_BYTES of luce_edu/stages/sampling.py");
 
 struct SamplingShared {
     unsigned weight_low[bins], weight_high[bins], count[bins];
@@ -52,7 +54,6 @@ struct Counter {
     unsigned word[4];
 };
 
-// <philox>
 // Philox4x32-10: ten rounds turn a counter and a key into four random words.
 __device__ __forceinline__ Counter philox(Counter counter, unsigned long long key) {
     unsigned key0 = static_cast<unsigned>(key), key1 = static_cast<unsigned>(key >> 32);
@@ -67,7 +68,6 @@ __device__ __forceinline__ Counter philox(Counter counter, unsigned long long ke
     }
     return counter;
 }
-// </philox>
 
 // Larger logits have larger keys, and equal ones have equal keys. NaN has key 0, and all numbers have larger keys.
 __device__ __forceinline__ unsigned logit_key(float logit) {
@@ -220,8 +220,10 @@ __device__ __forceinline__ unsigned lowest_kept(const float* logits, unsigned cu
 
 // Draws the token at `position` and writes it to *token. All threads of the grid call it with the same arguments.
 // maximum   the largest logit;  block_best: one Best per block, in device memory;  arrivals: 0 between draws
-// exchange  makes what any thread of the grid wrote before it visible to every thread after it; each thread of a grid
-//           calls it equally often, at most 2 * search_steps times
+// exchange  a barrier for the grid, after which every thread sees what any thread wrote before it. It is called up to
+//           search_steps times for top-k and for top-p, and not at all without them. Before the call, `logits` must be
+//           visible to the whole grid, and `shared` must be free; after it, the caller puts an exchange before any block
+//           reads *token or draws again
 template <typename Exchange>
 __device__ __forceinline__ void draw_token(const float* logits, float maximum, const Sampling& sampling, int position,
                                            SamplingMemory* memory, Best* block_best, unsigned* arrivals, int* token,

@@ -224,6 +224,15 @@ def check_stage_megakernel_is_one_cooperative_launch(gpu, make):
     assert seen.kernel == "megakernel" and seen.cooperative
 
 
+def check_a_stages_draw_is_one_cooperative_launch_after_the_token(gpu, make):
+    def draw_one(decoder):
+        decoder.step(3)
+        decoder.draw(0.8, top_k=20, top_p=0.9)
+
+    seen = seen_and_given(gpu, make, MegakernelDecoder, draw_one)
+    assert [launched.kernel for launched in seen] == ["megakernel", "draw"] and seen[1].cooperative
+
+
 def check_a_prompt_of_a_stage_launches_what_its_ledger_says(gpu, make):
     seen = seen_and_given(gpu, make, PerLayerDecoder, lambda decoder: decoder.prefill([1, 2, 3, 4, 5]))
     assert {"delta_rule_scan", "attention", "lm_head"} <= {launched.kernel for launched in seen}
