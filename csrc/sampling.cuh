@@ -1,7 +1,7 @@
 // sampling.cuh: draw a token from softmax(logits / T), with top-k and top-p
-// Computes  kept = the top_k largest logits, and all that equal the last of them
-//           w[i] = exp((logits[i] - maximum) / T)
-//           kept = the tokens of it whose larger ones weigh less than top_p of all w in kept       top-k first, then top-p
+// Computes  w[i] = exp((logits[i] - maximum) / T)
+//           kept = the top_k largest logits, and all that equal the last of them
+//           kept = those of kept whose larger ones have less than top_p of its weight
 //           token = argmax over kept of w[i] / -log(u[i])        u[i] uniform in (0, 1), from seed, position and i
 // Why       -log(u[i]) / w[i] is exponential with rate w[i], and the smallest of these is i with probability
 //           w[i] / sum(w). With the logarithm this is the Gumbel-max trick, so no sum over the kept tokens is needed.
@@ -9,8 +9,9 @@
 // Bits      Weights are added as integers, in units of 2^-40, and integer sums do not depend on their order. Each fp32
 //           operation is rounded on its own, as IEEE 754 says. So every card and grid draws the same token.
 // Limits    u has 32 bits, so a token with less than 5e-12 of the largest probability is never drawn.
-// Search    The lowest kept logit is found in three steps, on 11, 11 and 10 bits of its key. Each step counts and weighs
-//           the keys by their bits, in shared memory first. It ends early where a bin holds one token.
+// Search    The lowest kept logit is found in up to four steps, on 10, 10, 10 and 2 bits of its key. Each step counts
+//           and weighs the keys by these bits, in shared memory first. The search ends at a bin with one token, mostly
+//           after two steps.
 // Work      Consecutive threads read consecutive 16 bytes. Any grid gives the same token.
 // Checked   tests/csrc/test_sampling.py      Sources  Philox: Salmon et al., SC 2011; Gumbel-max: arXiv 1611.01144
 #pragma once
@@ -24,8 +25,8 @@ struct Sampling {
     int top_k;    // 0 keeps all
 };
 
-constexpr int bins = 2048;
-constexpr int search_steps = 3;
+constexpr int key_bits = 32, bin_bits = 10, bins = 1 << bin_bits;
+constexpr int search_steps = (key_bits + bin_bits - 1) / bin_bits;
 constexpr int bins_per_thread = bins / block_threads;
 static_assert(bins % block_threads == 0, "each thread owns the same number of bins");
 
@@ -39,7 +40,7 @@ struct SamplingMemory {
     Bins steps[2 * search_steps];  // in the order of their use
     int greedy;                    // the index of the largest logit, which the first draw of a token keeps here
 };
-static_assert(sizeof(SamplingMemory) == 2 * search_steps * bins * 12 + 16, "MEMORY_BYTES of luce_edu/stages/sampling.py");
+static_assert(sizeof(SamplingMemory) == 2 * search_steps * bins * 12 + 16, "MEMORY_BYTES of stages/sampling.py");
 
 struct SamplingShared {
     unsigned weight_low[bins], weight_high[bins], count[bins];
@@ -87,7 +88,7 @@ __device__ __forceinline__ float polynomial(const float (&c)[n], float x) {
 
 // Returns w = exp((logit - maximum) / T), at least 2^-126: exp2 of the nearest integer, times a Taylor series.
 __device__ __forceinline__ float token_weight(float logit, float maximum, float scale) {
-    float x = logit == maximum ? 0.0f : __fmul_rn(__fsub_rn(logit, maximum), scale);  // in the first case, even if infinite
+    float x = logit == maximum ? 0.0f : __fmul_rn(__fsub_rn(logit, maximum), scale);  // 0 if both are infinite, too
     x = x > -126.0f ? x : -126.0f;
     const int n = __float2int_rn(x);  // in [-126, 0]
     const float terms[] = {1.0f, 0.69314718f, 0.24022651f, 0.055504109f, 0.0096181291f, 0.0013333558f, 0.00015403530f,
@@ -101,11 +102,12 @@ __device__ __forceinline__ unsigned long long fixed_weight(float weight) {
     return __float2ull_rn(__fmul_rn(weight, 1099511627776.0f));  // 2^40
 }
 
-// Returns -log2(u) for u = 1 - (word + 1/2) / 2^32. A small result decides which token wins, and it belongs to u near 1,
-// where u itself would be rounded too coarsely. So there the series starts from 1 - u.
+// Returns -log2(u) for u = 1 - (word + 1/2) / 2^32. Small results decide which token wins. They belong to u near 1,
+// which fp32 rounds too coarsely. So there the series starts from 1 - u.
 __device__ __forceinline__ float exponential(unsigned word) {
     const bool near_one = word < 0x40000000u;  // u > 3/4
-    const float x = __fmul_rn(__fadd_rn(__uint2float_rn(near_one ? word : ~word), 0.5f), 2.3283064e-10f);  // 1 - u, or u
+    const float half_more = __fadd_rn(__uint2float_rn(near_one ? word : ~word), 0.5f);
+    const float x = __fmul_rn(half_more, 2.3283064e-10f);  // 1 - u, or u
     const int exponent = near_one ? 0 : (__float_as_int(x) - 0x3f400000) >> 23;
     const float m = __int_as_float(__float_as_int(x) - (exponent << 23));  // u = m * 2^exponent, m in [0.75, 1.5)
     const float s = near_one ? __fdiv_rn(-x, __fsub_rn(2.0f, x)) : __fdiv_rn(__fsub_rn(m, 1.0f), __fadd_rn(m, 1.0f));
@@ -144,8 +146,8 @@ __device__ __forceinline__ void fill_bins(const float* logits, unsigned low, uns
             if (key < cut || key - low > span) continue;
             const int b = (key - low) >> shift;
             atomicAdd(&shared->count[b], 1u);
-            // GPUs have no 64-bit addition in shared memory. Two of 32 bits, with a carry, replace it. Few weights reach
-            // the upper word.
+            // A 64-bit addition in shared memory would be a loop of compare-and-swaps (sm_75 to sm_120). So there are
+            // two of 32 bits, with a carry. Few weights reach the upper word.
             const unsigned long long weight = weigh(element(four, i));
             const unsigned add = static_cast<unsigned>(weight);
             const unsigned carry = add == 0u ? 0u : atomicAdd(&shared->weight_low[b], add) > ~add;
@@ -157,7 +159,8 @@ __device__ __forceinline__ void fill_bins(const float* logits, unsigned low, uns
     for (int b = threadIdx.x; b < bins; b += block_threads) {
         if (shared->count[b] == 0u) continue;
         atomicAdd(&total->count[b], shared->count[b]);
-        atomicAdd(&total->weight[b], static_cast<unsigned long long>(shared->weight_high[b]) << 32 | shared->weight_low[b]);
+        const unsigned long long upper = shared->weight_high[b];
+        atomicAdd(&total->weight[b], upper << 32 | shared->weight_low[b]);
     }
 }
 
@@ -205,11 +208,12 @@ __device__ __forceinline__ unsigned lowest_kept(const float* logits, unsigned cu
                                                 Bins* steps, int* used, SamplingShared* shared, Exchange exchange) {
     unsigned low = 0u, span = 0xffffffffu;
     unsigned long long wanted = 0;
-    for (int shift = 21;; shift = shift == 21 ? 10 : 0) {
+    for (int shift = key_bits - bin_bits;; shift = shift > bin_bits ? shift - bin_bits : 0) {
         Bins* total = steps + (*used)++;
         fill_bins(logits, low, span, shift, cut, weigh, total, shared);
         exchange();  // the tokens of all blocks are in `total`
-        wanted = find_bin(total, [&](unsigned long long all) { return shift == 21 ? target(all) : wanted; }, shared);
+        const bool first = span == 0xffffffffu;
+        wanted = find_bin(total, [&](unsigned long long all) { return first ? target(all) : wanted; }, shared);
         if (shared->bin < 0) return cut;
         low += static_cast<unsigned>(shared->bin) << shift;
         span = (1u << shift) - 1u;
@@ -221,9 +225,9 @@ __device__ __forceinline__ unsigned lowest_kept(const float* logits, unsigned cu
 // Draws the token at `position` and writes it to *token. All threads of the grid call it with the same arguments.
 // maximum   the largest logit;  block_best: one Best per block, in device memory;  arrivals: 0 between draws
 // exchange  a barrier for the grid, after which every thread sees what any thread wrote before it. It is called up to
-//           search_steps times for top-k and for top-p, and not at all without them. Before the call, `logits` must be
-//           visible to the whole grid, and `shared` must be free; after it, the caller puts an exchange before any block
-//           reads *token or draws again
+//           search_steps times for top-k and for top-p, and not at all without them
+// Before the call, an exchange must have made `logits` visible, and no thread of the block still uses `shared`. After
+// it, an exchange must come before any block reads *token or draws again.
 template <typename Exchange>
 __device__ __forceinline__ void draw_token(const float* logits, float maximum, const Sampling& sampling, int position,
                                            SamplingMemory* memory, Best* block_best, unsigned* arrivals, int* token,
@@ -247,8 +251,8 @@ __device__ __forceinline__ void draw_token(const float* logits, float maximum, c
     for_four_logits(logits, [&](int first, float4 four) {
         const float largest = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
         if (logit_key(largest) < cut) return;
-        const Counter random = philox(Counter{{static_cast<unsigned>(first) / 4u, static_cast<unsigned>(position), 0u, 0u}},
-                                      sampling.seed);
+        const Counter counter{{static_cast<unsigned>(first) / 4u, static_cast<unsigned>(position), 0u, 0u}};
+        const Counter random = philox(counter, sampling.seed);  // one word for each of the four
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float logit = element(four, i);

@@ -13,8 +13,8 @@ from luce_edu.reference.sampling import scale
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS, kernel_defines
 
 SOURCE, KERNELS = "sampling.cu", ("draw",)
-# csrc/sampling.cuh, SamplingMemory: six times 2048 bins of 8 and 4 bytes, and one index in 16 bytes
-MEMORY_BYTES = 6 * 2048 * (8 + 4) + 16
+# csrc/sampling.cuh, SamplingMemory: eight times 1024 bins of 8 and 4 bytes, and one index in 16 bytes
+MEMORY_BYTES = 8 * 1024 * (8 + 4) + 16
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_a_draw_repeats_whatever_was_drawn_before_and_depends_on_seed_and_positi
 
 
 @pytest.mark.parametrize(
-    "how, least, most", [(WAYS[0], 0, 0), (WAYS[1], 1, 3), (WAYS[2], 1, 3), (WAYS[3], 2, 6), (WAYS[6], 1, 1)]
+    "how, least, most", [(WAYS[0], 0, 0), (WAYS[1], 1, 4), (WAYS[2], 1, 4), (WAYS[3], 2, 8), (WAYS[6], 1, 1)]
 )
 def test_the_number_of_barriers(how, least, most):
     kernel = draws("large", 3)
