@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +160,31 @@ def test_a_draw_with_a_planted_fault_is_seen(name):
     kind, old, new = PLANTED[name]
     assert wrong_draws(kind, Fault(name, "sampling.cuh", old, new)) > 0
     assert wrong_draws(kind) == 0
+
+
+def many_draws(logits, how, *faults):
+    """Draws from each row of logits in one launch, with the race check on; positions count from 5."""
+    with planted(*faults) as tree:
+        shutil.copy(Path(__file__).parent / "kernels" / "many_draws.cu", tree)
+        backend = make_backend("host", csrc_dir=tree, seed=3, races=True)
+        kernel = backend.compile("many_draws.cu", ["many_draws"], kernel_defines(CONFIGS["odd"]))["many_draws"]
+    grid, (count, row) = 3, logits.shape
+    packed = torch.frombuffer(bytearray(how.packed()), dtype=torch.uint8)
+    memory, barrier = torch.zeros(MEMORY_BYTES, dtype=torch.uint8), torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32)
+    arrivals, token, tokens = (torch.zeros(n, dtype=torch.int32) for n in (1, 1, count))
+    best = torch.full((grid, 2), math.nan)
+    args = (logits, row, count, packed, 5, memory, best, arrivals, barrier, token, tokens)
+    backend.launch(kernel, grid, BLOCK_THREADS, 0, args, cooperative=True)
+    return tokens.tolist()
+
+
+def test_one_launch_draws_many_tokens_in_turn():
+    vocab_size, how = CONFIGS["odd"].vocab_size, Sampling(5.0, top_k=50, top_p=0.7, seed=9)
+    logits = 3 * torch.randn(6, vocab_size + 3)  # each row begins on 16 bytes
+    want = [expected(row[:vocab_size], how, position) for position, row in enumerate(logits, 5)]
+    assert many_draws(logits, how) == want
+    uncleared = Fault("", "sampling.cuh", "i < used * ", "i < 0 * ")
+    assert many_draws(logits, how, uncleared) != want
 
 
 def test_each_operation_is_rounded_on_its_own():
