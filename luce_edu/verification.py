@@ -51,7 +51,7 @@ DRAWN_BY = (
     {"temperature": 1.0}, {"temperature": 30.0, "top_k": 2}, {"temperature": 30.0, "top_p": 0.02},
     {"temperature": 30.0, "top_k": 8, "top_p": 0.5},
 )  # fmt: skip
-DRAWS, MOST_LOGITS = 8, 2**15  # by each of these; one, if there are more logits, which take the virtual GPU a second
+DRAWS, MOST_LOGITS = 8, 2**15  # by each of these; one, if there are more logits, which the reference sorts slowly
 
 
 @dataclass
