@@ -23,10 +23,10 @@ from luce_edu.machine.module import Module
 from luce_edu.weights import as_one_matrix
 
 DEPENDENT_LAUNCH_CAPABILITY = (9, 0)  # from Hopper on, a kernel may start before the one before it has ended
-MAX_DYNAMIC_SHARED = 48 * 1024  # bytes per block, without opting in to more
+UNASKED_SHARED = 48 * 1024  # bytes of shared memory per block; a kernel must ask the driver for more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CudaKernel:
     """A kernel on the GPU; `resources` is the compiler's report, `arguments` the size of each parameter in bytes."""
 
@@ -88,10 +88,12 @@ class CudaBackend:
         # cuda-core supports dependent launch from 1.2 on; everything else works without it.
         able = hasattr(core.LaunchConfig, "programmatic_stream_serialization")
         self.dependent_launch = able and capability >= DEPENDENT_LAUNCH_CAPABILITY
+        self.shared_memory_per_block = self._device.properties.max_shared_memory_per_block_optin
         self.csrc_dir = csrc_dir
         self.ledger = Ledger()
         self._streams: dict[int, object] = {}  # cuda-core's, by their handle
         self._configs: dict[tuple, tuple[object, Launch]] = {}
+        self._asked_shared: dict[CudaKernel, int] = {}
         self._preparing: list[tuple] | None = None
 
     def compile(self, source: str, kernels: Sequence[str], defines: Mapping[str, object]) -> Module[CudaKernel]:
@@ -120,6 +122,7 @@ class CudaBackend:
     ) -> None:
         """Enqueue `kernel` on the current stream. Tensors are passed as pointers, ints as 32 bits, floats as float.
 
+        smem       dynamic shared memory, bytes; with the kernel's static memory at most `shared_memory_per_block`
         dependent  the kernel may start before the one before it has ended; it calls wait_for_predecessor()
         Raises LaunchError, before anything runs, for sizes or arguments that do not fit and for a tensor that is on
         another device or not contiguous; KernelError if the driver refuses, for instance after a kernel that failed.
@@ -136,7 +139,7 @@ class CudaBackend:
             else _number(kernel.name, i, value, size, device)
             for i, (value, size) in enumerate(zip(args, sizes, strict=True))
         ]
-        config, entry = self._configured(kernel.name, _triple(grid), _triple(block), smem, cooperative, dependent)
+        config, entry = self._configured(kernel, _triple(grid), _triple(block), smem, cooperative, dependent)
         if self._preparing is not None:
             self._preparing.append((config, kernel, values, entry))
         else:
@@ -170,11 +173,11 @@ class CudaBackend:
         self.ledger.record(entry)
 
     def _configured(self, *how):
-        """Return cuda-core's configuration and the ledger's line for a kernel's name, grid, block, smem and flags."""
+        """Return cuda-core's configuration and the ledger's line for a kernel, grid, block, smem and flags."""
         if how not in self._configs:
-            name, grid, block, smem, cooperative, dependent = how
-            if not 0 <= smem <= MAX_DYNAMIC_SHARED:
-                raise LaunchError(f"{name}: {smem} bytes of dynamic shared memory; at most {MAX_DYNAMIC_SHARED}")
+            kernel, grid, block, smem, cooperative, dependent = how
+            name = kernel.name
+            self._ask_for_shared(kernel, smem)
             flags = {"programmatic_stream_serialization": True} if dependent else {}
             try:
                 config = self._core.LaunchConfig(
@@ -184,6 +187,23 @@ class CudaBackend:
                 raise LaunchError(f"{name}: {error}") from None
             self._configs[how] = config, Launch(name, grid, block, smem, cooperative)
         return self._configs[how]
+
+    def _ask_for_shared(self, kernel: CudaKernel, smem: int) -> None:
+        """Let blocks of `kernel` have `smem` bytes of dynamic shared memory. Raises LaunchError beyond the limit."""
+        static = kernel.resources.shared_bytes
+        if not 0 <= smem <= self.shared_memory_per_block - static:
+            raise LaunchError(
+                f"{kernel.name}: {smem + static} bytes of shared memory per block ({static} static, {smem} dynamic); "
+                f"this GPU has {self.shared_memory_per_block}"
+            )
+        if smem + static > UNASKED_SHARED and smem > self._asked_shared.get(kernel, 0):
+            from cuda.bindings import driver  # cuda-core 1.2 reads this attribute but cannot set it
+
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            (refused,) = driver.cuKernelSetAttribute(attribute, smem, kernel.handle.handle, self.device.index)
+            if refused:
+                raise KernelError(f"{kernel.name}: {refused.name} for {smem} bytes of dynamic shared memory")
+            self._asked_shared[kernel] = smem
 
     def _current_stream(self):
         """Return PyTorch's current stream as a stream of cuda-core."""
@@ -253,6 +273,7 @@ class CudaBackend:
 
     def max_resident_blocks(self, kernel: CudaKernel, block: int, smem: int) -> int:
         """Return how many blocks can be on the GPU at the same time, which is the largest cooperative grid."""
+        self._ask_for_shared(kernel, smem)
         with _naming(kernel.name):
             per_sm = kernel.handle.occupancy.max_active_blocks_per_multiprocessor(block, smem)
             return per_sm * self._device.properties.multiprocessor_count

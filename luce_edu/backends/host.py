@@ -66,6 +66,7 @@ class HostBackend:
         self.csrc_dir = paths.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.card = card if isinstance(card, Card) else find_card(card)
         self.sm_count = self.card.sm_count
+        self.shared_memory_per_block = self.card.shared_per_block
         self.dependent_launch = self.card.capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.strict = strict
         self.seed, self.hostile, self.races, self.marks = seed, hostile, races, marks

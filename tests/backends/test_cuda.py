@@ -14,6 +14,7 @@ from luce_edu.backends import make_backend
 from luce_edu.backends.cuda import CudaKernel
 from luce_edu.backends.devices import default_device
 from luce_edu.errors import CaptureError, CompileError, LaunchError
+from luce_edu.machine.cubin import Resources
 
 
 class LaunchConfig:
@@ -46,7 +47,8 @@ class FakeCuda:
         core.LaunchConfig, core.launch = self.launch_config, self._launch
         core.Stream = SimpleNamespace(from_handle=lambda handle: handle)
         core.Device = lambda index: SimpleNamespace(
-            set_current=lambda: None, properties=SimpleNamespace(multiprocessor_count=132)
+            set_current=lambda: None,
+            properties=SimpleNamespace(multiprocessor_count=132, max_shared_memory_per_block_optin=227 * 1024),
         )
         monkeypatch.setitem(sys.modules, "cuda.core", core)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -88,7 +90,7 @@ def cuda(monkeypatch):
 
 
 def kernel(name):
-    return CudaKernel(name, None, name, ())
+    return CudaKernel(name, Resources(32, 0, 0, 0, 0), name, ())
 
 
 def enqueue(backend, names=("a", "b", "c")):

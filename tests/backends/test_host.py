@@ -85,6 +85,21 @@ def test_resident_blocks_follow_the_card(backend, module, kernel_tree):
     assert HostBackend().card.name == find_card().name
 
 
+@pytest.mark.parametrize("card, kib", [("T4", 64), ("RTX 3090", 99), ("A100", 163), ("H200", 227), ("RTX 5090", 99)])
+def test_a_block_may_have_all_the_shared_memory_of_the_card_and_no_more(card, kib, kernel_tree):
+    backend = HostBackend(csrc_dir=kernel_tree, card=card)
+    most = backend.shared_memory_per_block
+    assert most == kib * 1024
+    ends, out = backend.compile("promises.cu", ["ends"], DEFINES)["ends"], poisoned(32)
+    backend.launch(ends, 1, 32, most, [out, most // 4])
+    assert out.tolist() == [most // 4 - 1] * 32
+    assert backend.max_resident_blocks(ends, 32, most) == backend.sm_count
+    for call in (backend.max_resident_blocks, lambda *how: backend.launch(*how, [out, 1])):
+        with pytest.raises(LaunchError, match=f"^ends: {most + 1} bytes of shared memory .*{most}"):
+            call(ends, *([32] if call == backend.max_resident_blocks else [1, 32]), most + 1)
+    assert len(backend.ledger) == 1
+
+
 def test_a_cooperative_grid_up_to_what_the_card_holds(backend, module):
     backend.launch(module["fill"], 8, 512, 0, [poisoned(8 * 512), 1.0], cooperative=True)
     out = poisoned(9 * 512)

@@ -40,7 +40,7 @@ def bytes_of(*values) -> list[str]:
 
 
 def kernel(backend, name="mixed"):
-    return backend.compile("arguments.cu", ["mixed", "none"], {})[name]
+    return backend.compile("arguments.cu", ["mixed", "none", "shared"], {})[name]
 
 
 def tensors(count, dtype=torch.float32):
@@ -121,6 +121,38 @@ def check_the_largest_cooperative_grid_is_what_the_occupancy_query_says(gpu, mak
     message = raises(LaunchError, lambda: backend.launch(none, most + 1, 512, 0, (), cooperative=True))
     assert message.startswith("none: ") and str(most) in message
     assert len(gpu.launches()) == len(backend.ledger) == 1
+
+
+def check_a_block_may_have_all_the_shared_memory_of_the_device_and_no_more(gpu, make):
+    backend = make()
+    most, fixed = backend.shared_memory_per_block, 2048
+    assert most == 227 * 1024
+    (a,) = tensors(1)
+    shared, none = kernel(backend, "shared"), kernel(backend, "none")
+    gpu.clear()
+    for smem in (0, 46 * 1024):  # what any block may have
+        backend.launch(shared, 1, 8, smem, (a,))
+    assert "cuKernelSetAttribute" not in gpu.calls()
+    for smem in (46 * 1024 + 16, most - fixed, most - fixed, 60 * 1024):
+        for grid in (1, 2):
+            backend.launch(shared, grid, 8, smem, (a,))
+    assert gpu.calls().count("cuKernelSetAttribute") == 2  # once for each larger size
+    assert backend.max_resident_blocks(none, 512, most) == 132  # asks for it too
+    assert backend.max_resident_blocks(none, 512, 75 * 1024) == 3 * 132
+    backend.launch(none, 132, 512, most, (), cooperative=True)
+    launches = len(gpu.launches())
+    refused = [
+        raises(LaunchError, lambda: backend.launch(shared, 1, 8, most - fixed + 1, (a,))),
+        raises(LaunchError, lambda: backend.max_resident_blocks(shared, 8, most - fixed + 1)),
+    ]
+    assert len(gpu.launches()) == launches
+    for message in refused:
+        assert message.startswith("shared: ") and all(str(n) in message for n in (most + 1, fixed, most)), message
+    raises(LaunchError, lambda: backend.launch(none, 1, 8, -1, ()))
+    again = make()
+    gpu.set("cuKernelSetAttribute", 701)
+    message = raises(KernelError, lambda: again.launch(kernel(again, "none"), 1, 8, most, ()))
+    assert message == f"none: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES for {most} bytes of dynamic shared memory"
 
 
 def check_wrong_arguments_are_refused_before_any_call_of_the_driver(gpu, make):

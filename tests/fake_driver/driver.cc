@@ -21,13 +21,18 @@
 namespace {
 
 struct Parameter { size_t offset, size; };
-struct Kernel { std::string name; int registers = 0; std::vector<Parameter> parameters; };
+struct Kernel {
+    std::string name;
+    int registers = 0, static_shared = 0;
+    int asked_shared = -1;  // the most dynamic shared memory of a launch; -1: what every block may have, 48 KiB in all
+    std::vector<Parameter> parameters;
+};
 struct Library { std::map<std::string, Kernel> kernels; };
 
 // What fake_set() can change. A name of a driver function holds the CUresult that its next call returns.
 std::map<std::string, int> settings = {
     {"devices", 1}, {"major", 9}, {"minor", 0}, {"multiprocessors", 132}, {"driver", 13000},
-    {"cooperative", 1}, {"capturing", 0}, {"dependent_in_capture", 1},
+    {"cooperative", 1}, {"capturing", 0}, {"dependent_in_capture", 1}, {"shared_optin", 227 * 1024},
 };
 std::string launches;  // lines of JSON
 std::string calls;     // names of the functions called, one a line
@@ -75,6 +80,12 @@ Library* load(const void* image) {
         });
         library->kernels[kernel.name] = kernel;
     }
+    for (int i = 0; i < header->e_shnum; ++i) {
+        const std::string name = names + sections[i].sh_name, shared = ".nv.shared.";
+        const auto kernel = library->kernels.find(name.rfind(shared, 0) == 0 ? name.substr(shared.size()) : "");
+        // For Hopper and newer, 1 KiB of the section is the part that CUDA reserves, which is no part of a block's limit.
+        if (kernel != library->kernels.end()) kernel->second.static_shared = sections[i].sh_size - 1024;
+    }
     if (symbols && all_kernels) {
         const auto* table = reinterpret_cast<const Elf64_Sym*>(base + symbols->sh_offset);
         const char* strings = reinterpret_cast<const char*>(base + sections[symbols->sh_link].sh_offset);
@@ -97,11 +108,14 @@ CUresult called(const char* function) {
     return result;
 }
 
-// On a multiprocessor of 65,536 registers, 2,048 threads and 32 blocks. A warp gets registers in units of 256.
-int resident_blocks(const Kernel& kernel, int threads) {
+// On a multiprocessor of 65,536 registers, 2,048 threads, 32 blocks and 228 KiB of shared memory. A warp gets registers
+// in units of 256. A block takes 1 KiB of shared memory more than it asks for.
+int resident_blocks(const Kernel& kernel, int threads, int dynamic_shared) {
+    const int shared = kernel.static_shared + dynamic_shared;
+    if (kernel.asked_shared < 0 ? shared > 48 * 1024 : dynamic_shared > kernel.asked_shared) return 0;
     const int warps = (threads + 31) / 32, each_warp = (kernel.registers * 32 + 255) / 256 * 256;
     const int by_registers = each_warp ? 65536 / (each_warp * warps) : 32;
-    return std::min({32, 64 / warps, by_registers});
+    return std::min({32, 64 / warps, by_registers, 228 * 1024 / (shared + 1024)});
 }
 
 // A function that this driver lacks becomes refuse<I>, and absent[I] is its name.
@@ -146,6 +160,8 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = settings["minor"]; break;
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = settings["multiprocessors"]; break;
         case CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH: *value = settings["cooperative"]; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: *value = 48 * 1024; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = settings["shared_optin"]; break;
         default: std::fprintf(stderr, "fake driver: device attribute %d\n", attribute); return CUDA_ERROR_INVALID_VALUE;
     }
     return CUDA_SUCCESS;
@@ -180,9 +196,17 @@ CUresult cuKernelGetParamInfo(CUkernel handle, size_t index, size_t* offset, siz
     if (size) *size = parameters[index].size;
     return CUDA_SUCCESS;
 }
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction function, int threads, size_t) {
+CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel handle, CUdevice) {
+    CALL(cuKernelSetAttribute);
+    auto& kernel = *reinterpret_cast<Kernel*>(handle);
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+    if (value < 0 || value + kernel.static_shared > settings["shared_optin"]) return CUDA_ERROR_INVALID_VALUE;
+    kernel.asked_shared = value;
+    return CUDA_SUCCESS;
+}
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction function, int threads, size_t shared) {
     CALL(cuOccupancyMaxActiveBlocksPerMultiprocessor);
-    *blocks = resident_blocks(*reinterpret_cast<Kernel*>(function), threads);
+    *blocks = resident_blocks(*reinterpret_cast<Kernel*>(function), threads, shared);
     return CUDA_SUCCESS;
 }
 
@@ -201,8 +225,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
     const long threads = 1L * config->blockDimX * config->blockDimY * config->blockDimZ;
     const long blocks = 1L * config->gridDimX * config->gridDimY * config->gridDimZ;
     if (threads < 1 || threads > 1024 || blocks < 1) return CUDA_ERROR_INVALID_VALUE;
-    if (resident_blocks(kernel, threads) < 1) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
-    if (cooperative && blocks > 1L * resident_blocks(kernel, threads) * settings["multiprocessors"])
+    const int resident = resident_blocks(kernel, threads, config->sharedMemBytes);
+    if (resident < 1) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    if (cooperative && blocks > 1L * resident * settings["multiprocessors"])
         return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     char line[512];
     std::snprintf(line, sizeof line,
@@ -245,7 +270,8 @@ CUresult cuGetProcAddress_v2(const char* symbol, void** function, int, cuuint64_
         NAMED(cuInit), NAMED(cuDriverGetVersion), NAMED(cuDeviceGetCount), NAMED(cuDeviceGetAttribute),
         NAMED(cuDevicePrimaryCtxRetain), NAMED(cuDevicePrimaryCtxRelease), NAMED(cuCtxGetCurrent), NAMED(cuCtxSetCurrent),
         NAMED(cuCtxGetDevice), NAMED(cuStreamGetCtx), NAMED(cuLibraryLoadData), NAMED(cuLibraryGetKernel),
-        NAMED(cuKernelGetParamInfo), NAMED(cuOccupancyMaxActiveBlocksPerMultiprocessor), NAMED(cuLaunchKernelEx),
+        NAMED(cuKernelGetParamInfo), NAMED(cuKernelSetAttribute),
+        NAMED(cuOccupancyMaxActiveBlocksPerMultiprocessor), NAMED(cuLaunchKernelEx),
         NAMED(cuGetErrorName), NAMED(cuGetProcAddress_v2),
         {"cuGetProcAddress", reinterpret_cast<void*>(&cuGetProcAddress_v2)},
     };

@@ -47,3 +47,11 @@ extern "C" __global__ void types(float* out, int i, unsigned u, float f) {
     out[2] = f;
     out[3] = SCALE;
 }
+
+// Writes `words` words of dynamic shared memory, and adds up the first and the last.
+extern "C" __global__ void ends(float* out, int words) {
+    DYNAMIC_SHARED(float, shared);
+    for (int i = threadIdx.x; i < words; i += blockDim.x) shared[i] = i;
+    __syncthreads();
+    out[threadIdx.x] = shared[0] + shared[words - 1];
+}
