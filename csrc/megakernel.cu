@@ -54,8 +54,8 @@ __device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) 
 extern "C" __global__ void __launch_bounds__(block_threads, 1)
 megakernel(const Model* model, const Layer* layers, int position, int max_seq_len) {
     __shared__ PhaseShared shared;
-    __shared__ Model m;
-    __shared__ Layer all_layers[num_hidden_layers];
+    DYNAMIC_SHARED(Layer, all_layers);  // num_hidden_layers of them, then the model's pointers
+    Model& m = *reinterpret_cast<Model*>(all_layers + num_hidden_layers);
     copy_to_shared(&m, model, 1);
     copy_to_shared(all_layers, layers, num_hidden_layers);
     __syncthreads();  // the pointers are in shared memory

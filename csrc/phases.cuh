@@ -16,9 +16,13 @@
 #include "delta_rule.cuh"
 #include "rms_norm.cuh"
 
-struct MatvecShared {
+// Only stage_norm() needs scratch, and its vector is hidden_size long. So a longer vector may take the place of both.
+union MatvecShared {
     alignas(16) float x[staged_size(longest_vector)];
-    float scratch[block_warps];
+    struct {
+        float normed[staged_size(hidden_size)];
+        float scratch[block_warps];
+    };
 };
 
 union PhaseShared {

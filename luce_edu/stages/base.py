@@ -348,9 +348,9 @@ class KernelDecoder(Decoder):
     def _argmax_blocks(self) -> int:
         """Return the number of blocks of the kernel that ends in the argmax."""
 
-    def _resident_blocks(self, kernel: str) -> int:
+    def _resident_blocks(self, kernel: str, smem: int = 0) -> int:
         """Return how many blocks the device holds at once, from the occupancy query."""
-        return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, 0)
+        return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, smem)
 
     def named_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return every tensor that the kernels may access, by kind ("weights", "state", "activations") and name."""

@@ -12,9 +12,11 @@ MAX_SPLITS = (
 )
 GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll, and the count, each in 128 bytes of its own
 GRID_BARRIER_PASSED = 32  # the index of the count in these words
-SHARED_FLOATS = (
-    12 * 1024
-)  # 48 KiB of fp32, the shared memory that a block has on every GPU without opting in to more
+POINTER_BYTES = 8
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel may declare, on every GPU
+# A block of the megakernel has tables of pointers beside them: 24 pointers per layer and those of the model. On Turing,
+# 16 KiB are left for them.
+MAX_LAYERS = 84
 
 
 def kernel_defines(config: ModelConfig) -> dict[str, object]:
@@ -64,23 +66,24 @@ def check_kernels_serve(config: ModelConfig) -> None:
         raise ConfigError(
             f"kernels need linear_key_head_dim of at most 1024, got {config.linear_key_head_dim}"
         )
-    longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
-    # The rest is for scratch beside the staged vector.
-    if longest > SHARED_FLOATS - 256:
+    longest = STATIC_SHARED // 4  # floats of a vector that a block stages in shared memory
+    vectors = {
+        "hidden_size": (config.hidden_size, longest - 256),  # with room for the scratch of its norm
+        "intermediate_size": (config.intermediate_size, longest),
+        "linear_num_value_heads * linear_value_head_dim": (config.value_dim, longest),
+        "num_attention_heads * head_dim": (q_dim, longest),
+    }
+    for name, (value, most) in vectors.items():
+        if value > most:
+            raise ConfigError(f"kernels need {name} of at most {most}, to fit in 48 KiB of shared memory, got {value}")
+    if config.num_hidden_layers > MAX_LAYERS:
         raise ConfigError(
-            f"kernels hold a vector of at most {SHARED_FLOATS - 256} elements in 48 KiB of shared memory; the largest "
-            f"of hidden_size, intermediate_size, value_dim and q_dim is {longest}"
-        )
-    # The megakernel also holds tables of pointers in shared memory: 24 pointers per layer, and those of the model.
-    tables = 8 * 24 * config.num_hidden_layers + 256
-    if 4 * longest + tables > 4 * (SHARED_FLOATS - 256):
-        raise ConfigError(
-            f"the megakernel needs {4 * longest + tables} bytes of shared memory for {config.num_hidden_layers} layers "
-            f"and a vector of {longest}, but a block has {4 * (SHARED_FLOATS - 256)}"
+            f"kernels need at most {MAX_LAYERS} layers, whose pointers the megakernel keeps in shared memory, got "
+            f"num_hidden_layers {config.num_hidden_layers}"
         )
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 2 * BLOCK_THREADS)
-    if attention > 4 * SHARED_FLOATS - 1024:
+    if attention > STATIC_SHARED - 1024:
         raise ConfigError(
             f"kernels need {attention} bytes of shared memory for {heads_per_kv} query heads of head_dim "
             f"{config.head_dim}, but a block has 48 KiB"

@@ -9,7 +9,7 @@ import torch
 from luce_edu.config import LINEAR_ATTENTION
 from luce_edu.paths import csrc_dir
 from luce_edu.stages.base import KernelDecoder
-from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS
+from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS, POINTER_BYTES
 
 
 class MegakernelDecoder(KernelDecoder):
@@ -25,19 +25,22 @@ class MegakernelDecoder(KernelDecoder):
     def __init__(self, model, *, device, max_seq_len, backend=None):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self.barrier = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=self.device)
-        self._blocks = self._resident_blocks("megakernel")
         self._tokens = 0
         # The kernel reads the addresses of its tensors from two tables in device memory, which are written once.
         self._model_table = self._pointers("Model", [self._model_tensors()])
         self._layer_table = self._pointers("Layer", self._layer_tensors())
 
     def _argmax_blocks(self) -> int:
-        return self._resident_blocks("megakernel")
+        # Each block copies both tables of pointers into dynamic shared memory.
+        pointers = len(self._fields("Model")) + self.config.num_hidden_layers * len(self._fields("Layer"))
+        self._smem = POINTER_BYTES * pointers
+        self._blocks = self._resident_blocks("megakernel", self._smem)
+        return self._blocks
 
     def _step(self, token):
         self._place_token(token)
         args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len)
-        self._launch("megakernel", self._blocks, *args, cooperative=True)
+        self._launch("megakernel", self._blocks, *args, smem=self._smem, cooperative=True)
         self._tokens += 1
 
     @property
@@ -84,12 +87,13 @@ class MegakernelDecoder(KernelDecoder):
             tables.append(table)
         return tables
 
+    def _fields(self, struct: str) -> list[str]:
+        directory = self.backend.csrc_dir or csrc_dir()
+        return struct_fields("".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct)
+
     def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Make rows of pointers in the order of the struct's fields; a field that a row does not have is null."""
-        directory = self.backend.csrc_dir or csrc_dir()
-        fields = struct_fields(
-            "".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct
-        )
+        fields = self._fields(struct)
         for table in tables:
             unknown = sorted(set(table) - set(fields))
             if unknown:

@@ -288,8 +288,9 @@ def test_asking_for_a_gpu_that_is_not_there_is_refused(tiny):
     "change, message",
     [
         ({"hidden_size": 132}, "hidden_size to be a multiple of 8, got 132"),
-        ({"intermediate_size": 20000}, "48 KiB"),
-        ({"intermediate_size": 11000, "num_hidden_layers": 64, "layer_types": (LINEAR_ATTENTION,) * 64}, "64 layers"),
+        ({"intermediate_size": 12296}, "intermediate_size of at most 12288, .* 48 KiB .*, got 12296"),
+        ({"hidden_size": 12040}, "hidden_size of at most 12032"),
+        ({"num_hidden_layers": 85, "layer_types": (LINEAR_ATTENTION,) * 85}, "84 layers, .* num_hidden_layers 85"),
         ({"head_dim": 96, "partial_rotary_factor": 0.25}, "head_dim 8, 16, 32, 64, 128 or 256, got 96"),
         ({"linear_value_head_dim": 24}, "linear_value_head_dim to be a multiple of 16, got 24"),
         ({"linear_conv_kernel_dim": 18}, "linear_conv_kernel_dim from 2 to 17, got 18"),
