@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_MODELS = "tiny, random-0.8b, a checkpoint folder or a hub id"
+_MODELS = "tiny, random-0.8b, -2b, -4b or -9b, a checkpoint folder or a hub id"
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

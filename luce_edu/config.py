@@ -75,10 +75,9 @@ class ModelConfig:
             text = config.get("text_config")
             if not isinstance(text, Mapping):
                 raise ConfigError("config: model_type 'qwen3_5' needs a 'text_config' object; there is none")
-        elif model_type in ("qwen3_5_moe", "qwen3_5_moe_text"):
-            raise ConfigError(f"config: model_type {model_type!r} is a mixture of experts; take a dense model")
         elif model_type != "qwen3_5_text":
-            raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}")
+            why = ", a mixture of experts; take a dense model" if "_moe" in str(model_type) else ""
+            raise ConfigError(f"config: expected model_type 'qwen3_5' or 'qwen3_5_text', got {model_type!r}{why}")
 
         for part, name in itertools.product((config, text), _QUANTISED):
             if quantised := part.get(name):

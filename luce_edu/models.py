@@ -14,12 +14,14 @@ import torch
 from luce_edu.checkpoint import check_start, read_json, safetensors_files
 from luce_edu.config import ModelConfig, eos_ids
 from luce_edu.errors import CheckpointError
+from luce_edu.family import CONFIG_08B, FAMILY, family_config
 from luce_edu.odd_model import ODD_CONFIG, odd_weights
 from luce_edu.weights import Weights, load_weights, random_weights
 
 DATA = Path(__file__).parent / "data"
-RANDOM_CONFIG = DATA / "qwen3_5-0.8b.config.json"
-MODELS = ("tiny", "random-0.8b", "random-odd")  # the models that need no files from outside the package
+RANDOM_CONFIG = CONFIG_08B
+_RANDOM = {f"random-{size}": size for size in FAMILY}
+MODELS = ("tiny", *_RANDOM, "random-odd")  # the models that need no files from outside the package
 
 
 class Tokenizer:
@@ -106,9 +108,9 @@ class Model:
 def load_model(name: str | Path, *, seed: int = 0) -> Model:
     """Load a model by name; the weights are on the CPU.
 
-    name  "tiny", "random-0.8b", "random-odd" (see odd_model.py), a checkpoint folder, or a hub id such as
-          "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists takes precedence over a hub id
-    seed  draws the weights of "random-0.8b" and "random-odd"
+    name  "tiny", "random-0.8b" and larger ones (family.py), "random-odd" (odd_model.py), a checkpoint folder, or a hub
+          id such as "Qwen/Qwen3.5-0.8B", which is downloaded once. A folder that exists takes precedence over a hub id
+    seed  draws the weights of random models
     A checkpoint is read as transformers reads it. Text ends at any end-of-text token that one of its files names.
     Raises ValueError with the choices for another name, ConfigError for another architecture or an unsupported field,
     and CheckpointError for files that are missing, damaged or of another format, or for a failed download.
@@ -116,8 +118,8 @@ def load_model(name: str | Path, *, seed: int = 0) -> Model:
     if not isinstance(name, (str, Path)):
         raise ValueError(f"model: expected a name or folder, got {name!r}; {_choices()}")
     name = str(name)
-    if name == "random-0.8b":
-        config = ModelConfig.from_file(RANDOM_CONFIG)
+    if name in _RANDOM:
+        config = family_config(_RANDOM[name])
         return Model(name, config, random_weights(config, seed), tokenizer=None, folder=None)
     if name == "random-odd":
         return Model(name, ODD_CONFIG, odd_weights(seed), tokenizer=None, folder=None)

@@ -65,7 +65,7 @@ def test_conv_dim_follows_grouped_value_heads():
 
 
 BAD_FIELDS = {  # test_checkpoint.py has the models, activations and kinds of RoPE that are refused
-    "mixture_of_experts": ({"model_type": "qwen3_5_moe"}, "'qwen3_5_moe' is a mixture of experts; take a dense"),
+    "mixture_of_experts": ({"model_type": "qwen3_5_moe"}, "'qwen3_5_moe', a mixture of experts; take a dense"),
     "wrapper_without_text": ({"model_type": "qwen3_5"}, "text_config"),
     "missing_size": ({"hidden_size": None}, "hidden_size: .*got None"),
     "size_of_zero": ({"num_hidden_layers": 0}, "num_hidden_layers: .*got 0"),

@@ -6,6 +6,7 @@ import pytest
 from models import CONFIGS, FULL_SIZE
 
 from luce_edu.errors import CompileError
+from luce_edu.family import FAMILY, family_config
 from luce_edu.machine.cubin import ARCHITECTURES, Binary, Resources, compile_cubin, parse_ptxas
 from luce_edu.paths import csrc_dir
 from luce_edu.stages import KERNEL_STAGES, prefill, sampling, stage_class
@@ -14,12 +15,34 @@ from luce_edu.stages.dims import kernel_defines
 STAGES = {kind.source: (kind.kernels, kernel_defines) for kind in map(stage_class, KERNEL_STAGES)} | {
     "prefill.cu": (prefill.KERNELS, prefill.prefill_defines), sampling.SOURCE: (sampling.KERNELS, kernel_defines),
 }
+# Of the larger shapes, what `make test` compiles; LUCE_FULL adds the rest.
+MAIN, QUICK = ("sm_75", "sm_90a", "sm_120"), {("9b", "megakernel.cu"), ("9b", "per_layer.cu"), ("4b", "per_op.cu")}
 SHIPPED = {"tiny": CONFIGS["tiny"], "0.8b": FULL_SIZE}
 # The full size needs more registers. For tiny, three kinds of code are enough: without bf16, with bf16, for Hopper.
 BUILDS = [("0.8b", arch) for arch in ARCHITECTURES] + [
     pytest.param("tiny", arch, marks=() if arch in ("sm_75", "sm_86", "sm_90a") else pytest.mark.full)
     for arch in ARCHITECTURES
 ]
+
+
+# Of the larger shapes, these keep up to so many bytes of some architectures' registers in local memory: the megakernel
+# what lives across attention (stored once per token, loaded once per attention layer), delta_rule_prepare of 32 heads
+# what lives across its solver.
+FEW_BYTES = {"megakernel": 32, "delta_rule_prepare": 48}
+LARGER = [
+    pytest.param(size, arch, source, marks=() if (size, source) in QUICK and arch in MAIN else pytest.mark.full)
+    for size in FAMILY[1:] for arch in ARCHITECTURES for source in STAGES
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size, arch, source", LARGER)
+def test_the_kernels_of_larger_shapes_compile_and_keep_to_their_registers(size, arch, source):
+    kernels, make_defines = STAGES[source]
+    binary = compile_cubin(source, kernels, make_defines(family_config(size)), arch)
+    assert set(spilling(binary)) <= set(FEW_BYTES)
+    for name, resources in binary.resources.items():
+        assert resources.spill_store_bytes <= FEW_BYTES.get(name, 0), name
+        assert resources.shared_bytes <= 48 * 1024, name
 
 
 def spilling(binary: Binary) -> list[str]:
