@@ -16,13 +16,9 @@
 #include "delta_rule.cuh"
 #include "rms_norm.cuh"
 
-// Only stage_norm() needs scratch, and its vector is hidden_size long. So a longer vector may take the place of both.
-union MatvecShared {
+union MatvecShared {  // scratch is needed only beside a vector of hidden_size, so a longer one may take its place
     alignas(16) float x[staged_size(longest_vector)];
-    struct {
-        float normed[staged_size(hidden_size)];
-        float scratch[block_warps];
-    };
+    struct { float normed[staged_size(hidden_size)], scratch[block_warps]; };
 };
 
 union PhaseShared {

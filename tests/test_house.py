@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "luce_edu"
 # Lowest floor first. A room, which is a folder or a single file, may import from itself and from lower floors. Rooms on
 # the same floor may not import each other.
 FLOORS = (
-    ("errors", "paths", "tables"), ("checkpoint",), ("config",), ("weights", "state"), ("odd_model",),
+    ("errors", "paths", "tables"), ("checkpoint",), ("config",), ("weights", "state", "family"), ("odd_model",),
     ("models", "reference"), ("machine",), ("backends", "overlap"), ("stages", "faults"), ("exactness",),
     ("verification",), ("measure",), ("measure.records",), ("measure.bench", "measure.power"),
     ("scoreboard", "plots"), ("inline", "widgets", "course"), ("show", "lab"), ("comparison", "heat"), ("exercises",),

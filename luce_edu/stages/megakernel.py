@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
-from luce_edu.config import LINEAR_ATTENTION
+from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.paths import csrc_dir
 from luce_edu.stages.base import KernelDecoder
 from luce_edu.stages.dims import GRID_BARRIER_PASSED, GRID_BARRIER_WORDS, POINTER_BYTES
@@ -31,9 +32,7 @@ class MegakernelDecoder(KernelDecoder):
         self._layer_table = self._pointers("Layer", self._layer_tensors())
 
     def _argmax_blocks(self) -> int:
-        # Each block copies both tables of pointers into dynamic shared memory.
-        pointers = len(self._fields("Model")) + self.config.num_hidden_layers * len(self._fields("Layer"))
-        self._smem = POINTER_BYTES * pointers
+        self._smem = table_bytes(self.config, self.backend.csrc_dir)
         self._blocks = self._resident_blocks("megakernel", self._smem)
         return self._blocks
 
@@ -87,19 +86,26 @@ class MegakernelDecoder(KernelDecoder):
             tables.append(table)
         return tables
 
-    def _fields(self, struct: str) -> list[str]:
-        directory = self.backend.csrc_dir or csrc_dir()
-        return struct_fields("".join((directory / name).read_text() for name in ("phases.cuh", self.source)), struct)
-
     def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Make rows of pointers in the order of the struct's fields; a field that a row does not have is null."""
-        fields = self._fields(struct)
+        fields = _fields(struct, self.backend.csrc_dir)
         for table in tables:
             unknown = sorted(set(table) - set(fields))
             if unknown:
                 raise ValueError(f"{self.source}: struct {struct} has no field {', '.join(unknown)}")
         rows = [[table[field].data_ptr() if field in table else 0 for field in fields] for table in tables]
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+
+def table_bytes(config: ModelConfig, directory: Path | None = None) -> int:
+    """Return the bytes of dynamic shared memory of a block, which copies both tables of pointers there."""
+    pointers = len(_fields("Model", directory)) + config.num_hidden_layers * len(_fields("Layer", directory))
+    return POINTER_BYTES * pointers
+
+
+def _fields(struct: str, directory: Path | None) -> list[str]:
+    sources = ((directory or csrc_dir()) / name for name in ("phases.cuh", MegakernelDecoder.source))
+    return struct_fields("".join(source.read_text() for source in sources), struct)
 
 
 def struct_fields(source: str, struct: str) -> list[str]:

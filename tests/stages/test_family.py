@@ -10,17 +10,15 @@ from models import UNTIED, make_model
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION
 from luce_edu.family import FAMILY, family_config, one_of_each
-from luce_edu.paths import csrc_dir
 from luce_edu.stages import STAGES, decoder
 from luce_edu.stages.dims import (
     BLOCK_THREADS,
     MAX_LAYERS,
-    POINTER_BYTES,
     STATIC_SHARED,
     check_kernels_serve,
     kernel_defines,
 )
-from luce_edu.stages.megakernel import MegakernelDecoder, struct_fields
+from luce_edu.stages.megakernel import MegakernelDecoder, table_bytes
 from luce_edu.verification import verify, verify_prefill
 from luce_edu.weights import expected_tensors
 
@@ -57,21 +55,16 @@ def test_a_full_size_layer_of_each_kind_verifies_in_every_stage_and_prompt(size)
     assert all(report.passed for report in reports), "\n".join(map(str, reports))
 
 
-def pointers(layers: int) -> int:
-    """Bytes of the megakernel's tables."""
-    source = "".join((csrc_dir() / name).read_text() for name in ("phases.cuh", "megakernel.cu"))
-    return POINTER_BYTES * (len(struct_fields(source, "Model")) + layers * len(struct_fields(source, "Layer")))
-
-
 def test_on_a_t4_as_many_layers_fit_beside_the_longest_vector_as_are_allowed():
     left = HostBackend(card="T4").shared_memory_per_block - STATIC_SHARED
-    assert pointers(MAX_LAYERS) <= left < pointers(MAX_LAYERS + 1)
+    most, one_more = (dataclasses.replace(UNTIED, num_hidden_layers=n) for n in (MAX_LAYERS, MAX_LAYERS + 1))
+    assert table_bytes(most) <= left < table_bytes(one_more)
 
 
 def test_the_megakernel_of_the_longest_vector_is_resident_once_per_sm_of_a_t4():
     backend, config = HostBackend(card="T4"), family_config("9b")
     kernel = backend.compile("megakernel.cu", ["megakernel"], kernel_defines(config))["megakernel"]
-    smem = pointers(config.num_hidden_layers)
+    smem = table_bytes(config)
     assert STATIC_SHARED < kernel.program.shared_bytes + smem <= backend.shared_memory_per_block
     assert kernel.resident_blocks(BLOCK_THREADS, smem, registers=128) == backend.sm_count
 
@@ -79,7 +72,7 @@ def test_the_megakernel_of_the_longest_vector_is_resident_once_per_sm_of_a_t4():
 def test_a_decoder_launches_with_its_tables_in_dynamic_memory():
     dec = MegakernelDecoder(make_model(UNTIED), device="host", max_seq_len=4)
     dec.step(1)
-    assert dec.ledger.entries[0].smem == pointers(UNTIED.num_hidden_layers)
+    assert dec.ledger.entries[0].smem == table_bytes(UNTIED)
 
 
 @pytest.mark.planted
