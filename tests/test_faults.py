@@ -237,3 +237,12 @@ def test_the_sources_themselves_are_untouched():
         assert "-expf(A_log)" not in (tree / "activations.cuh").read_text()
     assert {path: path.read_bytes() for path in csrc_dir().rglob("*") if path.is_file()} == before
     assert not tree.exists()
+
+
+def test_a_decoder_draws_after_its_planted_tree_is_gone():
+    tiny = load_model("tiny")
+    with planted(fault("A_log without exp")) as tree:
+        made = decoder("megakernel", tiny, max_seq_len=8, backend=make_backend("host", csrc_dir=tree))
+    made.step(1)
+    made.draw(1.0)
+    assert 0 <= made.choice() < tiny.config.vocab_size

@@ -10,6 +10,7 @@ import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError, check_int
+from luce_edu.paths import csrc_dir
 from luce_edu.reference.rope import rope_tables
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
 from luce_edu.stages.prefill import Prefill
@@ -337,7 +338,9 @@ class KernelDecoder(Decoder):
         half = config.rotary_dim // 2  # because the reference's tables hold each angle twice
         self.rope_cos, self.rope_sin = cos[:, :half].float().contiguous(), sin[:, :half].float().contiguous()
         self._prefill: Prefill | None = None  # made for the first prompt
-        self._sampling: SamplingKernel | None = None  # made for the first draw
+        # Made for the first draw. But a changed source tree (luce_edu.faults.planted) may be gone by then.
+        changed = self.backend.csrc_dir not in (None, csrc_dir())
+        self._sampling: SamplingKernel | None = SamplingKernel(self) if changed else None
         self._named = False  # whether the backend knows the tensors by name
 
     def _defines(self) -> dict[str, object]:
