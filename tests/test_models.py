@@ -75,7 +75,7 @@ def test_tiny_comes_with_the_package_and_a_tokenizer():
 def test_random_model_has_the_bundled_shapes_and_draws_by_seed(monkeypatch, tmp_path):
     small = tmp_path / "config.json"  # the full size is 1.5 GB
     small.write_text(json.dumps(TOY))
-    monkeypatch.setattr(models, "RANDOM_CONFIG", small)
+    monkeypatch.setattr(models, "family_config", lambda size: ModelConfig.from_file(small))
     model = load_model("random-0.8b", seed=5)
     assert model.tokenizer is None and model.folder is None
     assert torch.equal(model.weights.embed_tokens, random_weights(model.config, seed=5).embed_tokens)
