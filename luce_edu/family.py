@@ -1,6 +1,6 @@
 """The dense Qwen3.5 models that the kernels serve: what differs from the 0.8B model, whose config.json is in data/.
 
-Source  Second-hand, as no model hub could be reached from here. Sizes and heads: apxml.com/models/qwen35-2b and
+Source  Second-hand: the models' own config.json files were not read. Sizes and heads: apxml.com/models/qwen35-2b and
         qwen35-4b, and Qwen3.5-9B's model card as 2048ai.net prints it. DeltaNet heads of 2B: awesomeagents.ai, of 4B:
         the tensors that quantumaikr/quant.cpp#94 lists, of 9B: its model card. Only the 9B model has a head of its own.
         A checkpoint's own config.json decides; these are the shapes of random weights.

@@ -21,7 +21,7 @@ def draw(logits, *, temperature, top_k=None, top_p=None, seed, position) -> torc
 
     logits    [vocab_size] fp32; a NaN is never drawn. If all are NaN, the index is -1
     top_k     keep the largest top_k logits, and those that equal the last of them; None: all
-    top_p     of these, keep each whose larger ones have less than this share of the probability; None: all
+    top_p     of these, keep each whose larger ones have less than this share of the probability; None or 1: all
     position  of the drawn token in the sequence. It and the seed decide the random numbers, one for each index. A
               tensor [n] of positions makes n draws, [n]
     Source: the Gumbel-max trick, arXiv 1611.01144.
@@ -39,7 +39,7 @@ def kept(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: flo
     count = int(keep.sum())
     if top_k is not None and top_k < count:
         keep &= logits >= ordered[top_k - 1]
-    if top_p is not None and count > 0:
+    if top_p is not None and top_p < 1 and count > 0:
         mass = _fixed(token_weights(logits, temperature)).where(keep, 0)[index]
         share = int(math.ldexp(top_p, 64))  # a fraction of 2^64, as the kernels have it
         before = mass.cumsum(0) - mass

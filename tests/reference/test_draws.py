@@ -109,3 +109,9 @@ def test_equal_logits_are_all_kept_and_nan_is_not():
     assert kept(logits, 1, None, 0.3).tolist() == [False, True, False, False, True, False, False]
     assert kept(logits, 1, None, 1 - 1e-9).tolist() == [True, True, False, True, True, True, True]
     assert draw(torch.tensor([nan, nan]), temperature=1, top_k=None, top_p=0.5, seed=0, position=0).tolist() == [-1]
+
+
+def test_a_top_p_of_one_keeps_all_tokens_even_one_whose_weight_rounds_to_0():
+    logits = torch.tensor([0.0, -100.0])
+    assert kept(logits, 1.0, None, 1.0).tolist() == kept(logits, 1.0, None, None).tolist() == [True, True]
+    assert kept(logits, 1.0, None, 1 - 2**-53).tolist() == [True, False]
