@@ -80,3 +80,12 @@ __device__ __forceinline__ bool last_block_to_arrive(unsigned* counter, unsigned
     __syncthreads();  // thread 0's acquire comes before the whole block's reads
     return *flag != 0;
 }
+
+// Copies structs of pointers into shared memory. Otherwise each phase would begin by loading its pointers from memory.
+template <typename T>
+__device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) {
+    static_assert(sizeof(T) % sizeof(void*) == 0, "a struct of pointers");
+    const int pointers = count * static_cast<int>(sizeof(T) / sizeof(void*));
+    for (int i = threadIdx.x; i < pointers; i += block_threads)
+        reinterpret_cast<void**>(to)[i] = reinterpret_cast<void* const*>(from)[i];
+}

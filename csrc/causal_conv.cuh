@@ -9,18 +9,32 @@
 #include "activations.cuh"
 #include "dims.cuh"
 
-__device__ __forceinline__ float causal_conv_step(float x, int channel, const float* weight, float* conv_state) {
-    const float* w = weight + channel * conv_kernel;
-    float* state = conv_state + channel * (conv_kernel - 1);
-    float input[conv_kernel - 1];
+// What a channel's step reads besides x. It can be loaded before x is there.
+struct ConvWindow {
+    float weight[conv_kernel], input[conv_kernel - 1];
+};
+
+__device__ __forceinline__ ConvWindow load_conv_window(int channel, const float* weight, const float* conv_state) {
+    ConvWindow window;
 #pragma unroll
-    for (int j = 0; j < conv_kernel - 1; ++j) input[j] = state[j];
-    float sum = w[conv_kernel - 1] * x;
+    for (int j = 0; j < conv_kernel; ++j) window.weight[j] = weight[channel * conv_kernel + j];
+#pragma unroll
+    for (int j = 0; j < conv_kernel - 1; ++j) window.input[j] = conv_state[channel * (conv_kernel - 1) + j];
+    return window;
+}
+
+__device__ __forceinline__ float causal_conv_step(float x, int channel, const ConvWindow& window, float* conv_state) {
+    float* state = conv_state + channel * (conv_kernel - 1);
+    float sum = window.weight[conv_kernel - 1] * x;
 #pragma unroll
     for (int j = 0; j < conv_kernel - 1; ++j) {
-        sum = fmaf(w[j], input[j], sum);
-        if (j > 0) state[j - 1] = input[j];
+        sum = fmaf(window.weight[j], window.input[j], sum);
+        if (j > 0) state[j - 1] = window.input[j];
     }
     state[conv_kernel - 2] = x;
     return silu(sum);
+}
+
+__device__ __forceinline__ float causal_conv_step(float x, int channel, const float* weight, float* conv_state) {
+    return causal_conv_step(x, channel, load_conv_window(channel, weight, conv_state), conv_state);
 }

@@ -57,20 +57,27 @@ struct DeltaRuleShared {
     float delta[tile_columns];
 };
 
-// q_raw, k_raw [K] come from the convolution, not normalised. v, o and S (row 0) point at this tile's first column.
-__device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float* k_raw, const float* v, float beta,
-                                                float g, float* S, float* o, DeltaRuleShared* shared) {
-    const int quad = threadIdx.x % tile_quads;       // this thread's columns of the tile: 4 * quad to 4 * quad + 3
-    const int first_row = threadIdx.x / tile_quads;  // in [0, tile_rows); its next rows follow tile_rows apart
-    const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // loaded early, used after the sums
-    float4 s[rows_per_thread];
+// Loads this thread's part of a tile. S (row 0) points at the tile's first column. The loads may be issued before the
+// token's q, k and v are there, because only this tile's block writes the state.
+__device__ __forceinline__ void load_state_tile(const float* S, float4 (&s)[rows_per_thread]) {
+    const int quad = threadIdx.x % tile_quads, first_row = threadIdx.x / tile_quads;  // as in delta_rule_tile()
 #pragma unroll
     // <load>
-    for (int i = 0; i < rows_per_thread; ++i) {  // issued first: the norms below run while these loads are in flight
+    for (int i = 0; i < rows_per_thread; ++i) {
         const int row = first_row + i * tile_rows;
         if (row < key_head_dim) s[i] = *reinterpret_cast<const float4*>(S + row * value_head_dim + quad * 4);
     }
     // </load>
+}
+
+// q_raw, k_raw [K] come from the convolution, not normalised. v, o and S (row 0) point at this tile's first column; s is
+// what load_state_tile() has loaded of S.
+__device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float* k_raw, const float* v, float beta,
+                                                float g, float4 (&s)[rows_per_thread], float* S, float* o,
+                                                DeltaRuleShared* shared) {
+    const int quad = threadIdx.x % tile_quads;       // this thread's columns of the tile: 4 * quad to 4 * quad + 3
+    const int first_row = threadIdx.x / tile_quads;  // in [0, tile_rows); its next rows follow tile_rows apart
+    const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // loaded early, used after the sums
     if (warp_id() == 0) {
         warp_l2_norm(q_raw, shared->q, rsqrtf(static_cast<float>(key_head_dim)));
         warp_l2_norm(k_raw, shared->k, 1.0f);

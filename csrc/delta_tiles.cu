@@ -12,7 +12,9 @@ delta_rule(const float* q, const float* k, const float* v, const float* beta, co
     for (int unit = blockIdx.x; unit < num_value_heads * tiles_per_head; unit += gridDim.x) {
         const int head = unit / tiles_per_head, column = unit % tiles_per_head * tile_columns;
         const int row = head * key_head_dim, at = head * value_head_dim + column;
-        delta_rule_tile(q + row, k + row, v + at, beta[head], g[head], S + row * value_head_dim + column, o + at,
+        float4 tile[rows_per_thread];
+        load_state_tile(S + row * value_head_dim + column, tile);
+        delta_rule_tile(q + row, k + row, v + at, beta[head], g[head], tile, S + row * value_head_dim + column, o + at,
                         &shared);
         __syncthreads();  // the next tile reuses the shared memory
     }

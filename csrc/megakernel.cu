@@ -42,15 +42,6 @@ struct Model {
     GridBarrier* barrier;
 };
 
-// Copies structs of pointers into shared memory. Otherwise each phase would begin by loading its pointers from memory.
-template <typename T>
-__device__ __forceinline__ void copy_to_shared(T* to, const T* from, int count) {
-    static_assert(sizeof(T) % sizeof(void*) == 0, "a struct of pointers");
-    const int pointers = count * static_cast<int>(sizeof(T) / sizeof(void*));
-    for (int i = threadIdx.x; i < pointers; i += block_threads)
-        reinterpret_cast<void**>(to)[i] = reinterpret_cast<void* const*>(from)[i];
-}
-
 extern "C" __global__ void __launch_bounds__(block_threads, 1)
 megakernel(const Model* model, const Layer* layers, int position, int max_seq_len) {
     __shared__ PhaseShared shared;

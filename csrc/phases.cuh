@@ -128,8 +128,10 @@ __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* 
         const int key_head = head / value_heads_per_key;  // in [0, num_key_heads)
         const int at = head * value_head_dim + column;
         float* S = recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim + column;
+        float4 tile[rows_per_thread];
+        load_state_tile(S, tile);  // issued first: the norms run while these loads are in flight
         delta_rule_tile(qkv + key_head * key_head_dim, qkv + key_dim + key_head * key_head_dim, qkv + 2 * key_dim + at,
-                        beta[head], g[head], S, o + at, shared);
+                        beta[head], g[head], tile, S, o + at, shared);
         __syncthreads();  // the next tile reuses the shared memory
     }
 }

@@ -40,6 +40,9 @@ __device__ __forceinline__ void store4(float* p, float4 v) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 
+// Prefetches the 128-byte line at p into L2. No register waits for the data.
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // Programmatic dependent launch (Hopper and newer, -DDEPENDENT_LAUNCH): a kernel may start while its predecessor still
 // runs. Before wait_for_predecessor() it must not access memory that another kernel writes. After it, the kernel sees
 // everything that its predecessor and all earlier kernels wrote, because each of them waited too. A kernel lets its
@@ -47,8 +50,7 @@ __device__ __forceinline__ void store4(float* p, float4 v) {
 #ifdef DEPENDENT_LAUNCH
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_successor_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Prefetches the 128-byte line at p into L2. No register waits for the data.
-__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+__device__ __forceinline__ void prefetch(const void* p) { prefetch_l2(p); }
 #else
 __device__ __forceinline__ void wait_for_predecessor() {}
 __device__ __forceinline__ void let_successor_start() {}

@@ -118,13 +118,13 @@ FAULTS = (
     ),
     Fault("A_log without exp", "activations.cuh", "-expf(A_log)", "-A_log", ALL),
     Fault("beta without sigmoid", "phases.cuh", "b_row] = sigmoid(value)", "b_row] = value"),
-    Fault("beta and g swapped", "phases.cuh", "beta[head], g[head], S", "g[head], beta[head], S"),
+    Fault("beta and g swapped", "phases.cuh", "beta[head], g[head], tile", "g[head], beta[head], tile"),
     Fault("wrong key head", "phases.cuh", "head / value_heads_per_key", "head % num_key_heads"),
     Fault(
         "wrong key head, per_op", "per_op.cu",
         "head / value_heads_per_key", "head % num_key_heads", ("per_op",),
     ),
-    Fault("conv_state does not move on", "causal_conv.cuh", "if (j > 0) state[j - 1] = input[j];", "", ALL),
+    Fault("conv_state does not move on", "causal_conv.cuh", "if (j > 0) state[j - 1] = window.input[j];", "", ALL),
     # Attention and its cache
     Fault(
         "cache written one position early", "attention.cuh",

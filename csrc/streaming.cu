@@ -1,0 +1,510 @@
+// streaming.cu: tokens by one cooperative launch, with weights that stream across the phases
+//
+// The phases are those of megakernel.cu. Two things differ:
+//   1. Weights come from a stream that runs ahead (weight_stream.cuh). Each warp owns fixed rows of every matrix, and
+//      the host has packed them in the order of use. So memory keeps working while blocks wait for each other.
+//   2. Blocks exchange activations as tagged words (tagged.cuh). A block waits for the values that it needs, and for no
+//      other block. No grid barrier stands between two phases.
+//
+//   phase            waits for the words              publishes
+//   deltanet_in      x of the layer                   in: qkv after the convolution, z, beta, g
+//   delta_rule       q, k, v, z, beta, g of a head    mixed: o * norm * silu(z), and squares of o per tile
+//   deltanet_out     mixed                            mid
+//   attention_in     x of the layer                   in: q with its gate, k, v
+//   attend           q, k, v of a kv head             partials
+//   merge            partials of a head, its gate     mixed: o
+//   attention_out    mixed                            mid
+//   mlp_up           mid                              act
+//   mlp_down         act                              x of the next layer
+//   lm_head          the last x                       the best logit of the block
+//   next token       every block's best               the token
+//
+// Deadlock  A wait ends when other blocks have finished an earlier phase, and phases are in one order for all blocks.
+//           The launch is cooperative, so every block runs. Copies of weights wait for no block.
+// Reuse     A word is written once per token. Block B may write it for token t + 1 only after it has the token t + 1,
+//           which is chosen from the logits of all blocks. Every block has computed its logits from all words of token
+//           t that it read. So nobody still waits for an old value.
+// State     conv_state and recurrent_state: an element is read and written by the same thread in every token.
+//           k_cache, v_cache: the block that needs the newest row writes it; later, other blocks read it. The exchange
+//           of the next token is a release by every block and an acquire by every block, which orders the two.
+// Order     of sums: fixed by the sizes of the model, whatever the card and its number of blocks
+// Checked   tests/stages/test_streaming.py
+#include "attention.cuh"
+#include "argmax.cuh"
+#include "causal_conv.cuh"
+#include "delta_rule.cuh"
+#include "grid_barrier.cuh"
+#include "rms_norm.cuh"
+#include "tagged.cuh"
+#include "weight_stream.cuh"
+
+// ---- Sizes
+
+__device__ constexpr int segments(int cols) { return (cols + segment - 1) / segment; }
+
+// The number of warps that share a row, each with a part of its segments. SPLIT_ROWS == 0: a row belongs to one warp.
+__device__ constexpr int split_of(int cols) { return SPLIT_ROWS && cols > hidden_size ? segments(cols) : 1; }
+
+constexpr int batch_units = 128;  // units of work between two barriers of the block
+
+// Rows of the input projections, as in phases.cuh
+constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
+constexpr int deltanet_in_rows = a_row + num_value_heads;
+constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, attention_in_rows = v_row + kv_dim;
+static_assert(deltanet_in_rows % 2 == 0 && attention_in_rows % 2 == 0 && hidden_size % 2 == 0, "rows go in pairs");
+
+// A layer's words
+constexpr int in_words = 0;
+constexpr int mixed_words = in_words + max_of(deltanet_in_rows, attention_in_rows);
+constexpr int squares_words = mixed_words + max_of(value_dim, q_dim);
+constexpr int mid_words = squares_words + num_value_heads * tiles_per_head;
+constexpr int act_words = mid_words + hidden_size;
+constexpr int x_words = act_words + intermediate_size;
+constexpr int layer_words = (x_words + hidden_size + 15) / 16 * 16;
+static_assert(layer_words == LAYER_WORDS, "luce_edu/stages/streaming.py allocates them");
+static_assert(in_words % 2 == 0 && mixed_words % 2 == 0 && squares_words % 2 == 0 && mid_words % 2 == 0 &&
+              act_words % 2 == 0 && x_words % 2 == 0, "16-byte loads of two words");
+
+// luce_edu/stages/streaming.py reads the names of the fields from here and fills them by name.
+struct Layer {
+    const float *input_norm, *post_attention_norm;
+    const float *conv1d, *A_log, *dt_bias, *norm;  // null in an attention layer
+    float *conv_state, *recurrent_state;
+    const float *q_norm, *k_norm;  // null in a DeltaNet layer
+    bf16 *k_cache, *v_cache;
+    Word* partials;
+};
+
+struct Model {
+    const bf16 *embed_tokens, *stream;
+    const int* first_slot;  // [blocks * block_warps + 1]
+    const float *norm, *rope_cos, *rope_sin;
+    float *hidden_states, *logits;
+    Word *words, *bests, *chosen;  // [num_hidden_layers, layer_words], [blocks, 2], [1]
+    int* next_token;
+    GridBarrier* barrier;
+};
+
+// What all phases of a token share. x of layer 0 is a row of the embedding; later ones are words of the layer before.
+struct Token {
+    unsigned tag;
+    int position, max_seq_len;
+    const bf16* embedding;  // [hidden_size]
+};
+
+struct DeltaShared {
+    DeltaRuleShared rule;
+    float q[key_head_dim], k[key_head_dim], v[tile_columns], z[tile_columns], beta, g, o[tile_columns];
+};
+
+struct StreamShared {
+    union {
+        alignas(16) float x[segments(longest_vector) * segment];  // the staged vector of a product
+        DeltaShared delta;
+        AttentionShared attention;
+    };
+    float partial[2][batch_units][2];  // sums of two rows per unit
+    float scratch[block_warps];
+    Best warp_best[block_warps];
+    Token token;  // here it saves registers
+    Model model;
+    Layer layers[num_hidden_layers];
+};
+static_assert(sizeof(StreamShared) <= SHARED_BYTES, "luce_edu/stages/streaming.py leaves this much beside the ring");
+
+// ---- Matrix products
+
+// The grid computes W . x for all pairs of rows of W; a block takes neighbouring pairs. A unit is one pair and one of
+// `split` parts of its columns; the warps take units in turn. After a barrier, finish(first, count, partial) gets the
+// sums of `count` pairs from `first` on: those of pair first + i are partial[i * split + part][row of the pair].
+template <int cols, int split, typename Finish>
+__device__ __forceinline__ void stream_pairs(WeightStream& stream, StreamShared* shared, int pairs, Finish finish) {
+    constexpr int segments_per_unit = segments(cols) / split;
+    static_assert(segments(cols) % split == 0, "parts of equal size");
+    constexpr int batch = batch_units / split * split;
+    const int begin = pairs * static_cast<int>(blockIdx.x) / static_cast<int>(gridDim.x);
+    const int end = pairs * (static_cast<int>(blockIdx.x) + 1) / static_cast<int>(gridDim.x);
+    const int units = (end - begin) * split;
+    for (int first = 0, turn = 0; first < units; first += batch, turn ^= 1) {
+        const int here = units - first < batch ? units - first : batch;
+        for (int u = warp_id(); u < here; u += block_warps) {
+            float sum[2] = {};
+#pragma unroll 1
+            for (int i = 0; i < segments_per_unit; ++i)
+                add_slot(stream, shared->x + (u % split * segments_per_unit + i) * segment, sum);
+            sum[0] = warp_sum(sum[0]);
+            sum[1] = warp_sum(sum[1]);
+            if (lane_id() < 2) shared->partial[turn][u][lane_id()] = lane_id() == 0 ? sum[0] : sum[1];
+        }
+        __syncthreads();  // the sums of this batch are there
+        finish(begin + first / split, here / split, shared->partial[turn]);
+    }
+}
+
+// ---- The vector of a product, staged in shared memory. Each function ends with a barrier of the block.
+
+// Thread t holds elements 2 * i and 2 * i + 1 for i = t, t + block_threads, ... Elements from n on are zeros.
+template <int n>
+__device__ __forceinline__ void stage(const float2 (&value)[pairs_per_thread<n>], StreamShared* shared) {
+    constexpr int padded = segments(n) * segment;
+#pragma unroll
+    for (int k = 0; k < pairs_per_thread<n>; ++k) {
+        const int c = 2 * (threadIdx.x + k * block_threads);
+        if (c < n) *reinterpret_cast<float2*>(shared->x + staged(c)) = value[k];
+    }
+    for (int c = n + threadIdx.x; c < padded; c += block_threads) shared->x[staged(c)] = 0.0f;
+    __syncthreads();
+}
+
+template <int n>
+__device__ __forceinline__ void load_pairs(const float* p, float2 (&value)[pairs_per_thread<n>]) {
+#pragma unroll
+    for (int k = 0; k < pairs_per_thread<n>; ++k) {
+        const int i = threadIdx.x + k * block_threads;
+        value[k] = i < n / 2 ? reinterpret_cast<const float2*>(p)[i] : float2{0.0f, 0.0f};
+    }
+}
+
+// Stages x / sqrt(mean of squares + eps) * (1 + norm). `norm` was loaded before x was there.
+__device__ __forceinline__ void stage_norm(float2 (&x)[pairs_per_thread<hidden_size>],
+                                           const float2 (&norm)[pairs_per_thread<hidden_size>], StreamShared* shared) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) squares += x[k].x * x[k].x + x[k].y * x[k].y;
+    const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
+#pragma unroll
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k)
+        x[k].x *= scale * (1.0f + norm[k].x), x[k].y *= scale * (1.0f + norm[k].y);
+    stage<hidden_size>(x, shared);
+}
+
+// ---- A token
+
+__device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer,
+                                        float2 (&x)[pairs_per_thread<hidden_size>]) {
+    if (layer > 0) return await_vector<hidden_size>(m.words + (layer - 1) * layer_words + x_words, token.tag, x);
+#pragma unroll
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
+        const int i = threadIdx.x + k * block_threads;
+        const unsigned pair = i < hidden_size / 2 ? reinterpret_cast<const unsigned*>(token.embedding)[i] : 0u;
+        x[k] = float2{even(pair), odd(pair)};
+    }
+}
+
+// x[i], which this block has waited for before
+__device__ __forceinline__ float x_at(const Model& m, const Token& token, int layer, int i) {
+    if (layer == 0) return to_float(token.embedding[i]);
+    return value_of(load_word(m.words + (layer - 1) * layer_words + x_words + i));
+}
+
+// One batch's rows, one thread each: thread r takes row r, in [0, 2 * count). row() gets the row's number and its sum.
+template <int split, typename Row>
+__device__ __forceinline__ void for_each_row(int first, int count, const float (*partial)[2], Row row) {
+    for (int r = threadIdx.x; r < 2 * count; r += block_threads) {
+        float sum = partial[r / 2 * split][r % 2];
+        for (int part = 1; part < split; ++part) sum += partial[r / 2 * split + part][r % 2];
+        row(2 * first + r, sum);
+    }
+}
+
+// The first row that thread t finishes, whose other inputs it loads before it waits for the vector.
+__device__ __forceinline__ int early_row(int pairs) {
+    return 2 * (pairs * static_cast<int>(blockIdx.x) / static_cast<int>(gridDim.x)) + static_cast<int>(threadIdx.x);
+}
+
+// What finishes a row of deltanet_in, besides its sum.
+struct InRow {
+    ConvWindow window;
+    float A_log, dt_bias;
+};
+__device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
+    InRow with{};
+    if (r < z_row) with.window = load_conv_window(r, layer.conv1d, layer.conv_state);
+    if (r >= a_row && r < deltanet_in_rows) with.A_log = layer.A_log[r - a_row], with.dt_bias = layer.dt_bias[r - a_row];
+    return with;
+}
+
+__device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+                                            WeightStream& stream, StreamShared* shared) {
+    constexpr int pairs = deltanet_in_rows / 2;
+    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
+    load_pairs<hidden_size>(layer.input_norm, norm);
+    const int early = early_row(pairs);
+    const InRow with = load_in_row(layer, early);
+    await_x(m, token, l, x);
+    stage_norm(x, norm, shared);
+    stream_pairs<hidden_size, split_of(hidden_size)>(
+        stream, shared, pairs, [&](int first, int count, const float (*partial)[2]) {
+            for_each_row<split_of(hidden_size)>(first, count, partial, [&](int r, float sum) {
+                const InRow more = r == early ? with : load_in_row(layer, r);
+                const float value = r < z_row   ? causal_conv_step(sum, r, more.window, layer.conv_state)
+                                    : r < b_row ? sum
+                                    : r < a_row ? sigmoid(sum)
+                                                : log_decay(sum, more.A_log, more.dt_bias);
+                publish(words + in_words + r, value, token.tag);
+            });
+        });
+}
+
+// A unit is one head and one tile of its columns, as in delta_rule_phase() of phases.cuh. The gated norm needs the mean
+// of squares of the whole head, so this phase publishes o * norm * silu(z) and the tile's sum of squares.
+__device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, const Token& token, StreamShared* shared) {
+    static_assert(tile_columns <= warp_threads && (tile_columns & (tile_columns - 1)) == 0, "a tile is part of a warp");
+    DeltaShared* own = &shared->delta;
+    for (int unit = blockIdx.x; unit < num_value_heads * tiles_per_head; unit += gridDim.x) {
+        const int head = unit / tiles_per_head, column = unit % tiles_per_head * tile_columns;
+        const int key_head = head / value_heads_per_key;  // in [0, num_key_heads)
+        const int at = head * value_head_dim + column;
+        float* S = layer.recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim + column;
+        float4 tile[rows_per_thread];
+        load_state_tile(S, tile);  // in flight while the block waits for q, k and v
+        const float norm = threadIdx.x < tile_columns ? layer.norm[column + threadIdx.x] : 0.0f;
+        const auto gather = [&](float* to, int first, int count, int thread) {  // threads from `thread` on
+            for (int i = static_cast<int>(threadIdx.x) - thread; i < count; i += block_threads)
+                if (i >= 0) to[i] = await(words + in_words + first + i, token.tag);
+        };
+        // Different warps wait for different parts, if the block has enough.
+        gather(own->q, key_head * key_head_dim, key_head_dim, 0);
+        gather(own->k, key_dim + key_head * key_head_dim, key_head_dim, key_head_dim % block_threads);
+        gather(own->v, 2 * key_dim + at, tile_columns, 2 * key_head_dim % block_threads);
+        gather(own->z, z_row + at, tile_columns, (2 * key_head_dim + warp_threads) % block_threads);
+        gather(&own->beta, b_row + head, 1, (2 * key_head_dim + 2 * warp_threads) % block_threads);
+        gather(&own->g, a_row + head, 1, (2 * key_head_dim + 3 * warp_threads) % block_threads);
+        __syncthreads();  // the inputs are in shared memory
+        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile, S, own->o, &own->rule);
+        if (threadIdx.x < tile_columns) {
+            constexpr unsigned lanes = tile_columns == warp_threads ? full_warp : (1u << tile_columns % 32) - 1u;
+            const float o = own->o[threadIdx.x];  // this thread has written it
+            publish(words + mixed_words + at + threadIdx.x, o * norm * silu(own->z[threadIdx.x]), token.tag);
+            float squares = o * o;
+            for (int offset = tile_columns / 2; offset > 0; offset /= 2)
+                squares += __shfl_xor_sync(lanes, squares, offset);
+            if (threadIdx.x == 0) publish(words + squares_words + unit, squares, token.tag);
+        }
+        __syncthreads();  // the next unit or phase reuses the shared memory
+    }
+}
+
+// Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. One warp per head.
+__device__ __forceinline__ void stage_gated_norm(const Word* words, const Token& token, StreamShared* shared) {
+    static_assert(tiles_per_head <= warp_threads, "a lane for each tile");
+    constexpr int per_lane = (value_head_dim / 2 + warp_threads - 1) / warp_threads;
+    for (int head = warp_id(); head < num_value_heads; head += block_warps) {
+        float2 value[per_lane];
+        float squares = 0.0f;
+        bool missing;
+        do {  // all loads are issued before the first is looked at
+            missing = false;
+            if (lane_id() < tiles_per_head) {
+                const Word word = load_word(words + squares_words + head * tiles_per_head + lane_id());
+                squares = value_of(word), missing |= tag_of(word) != token.tag;
+            }
+#pragma unroll
+            for (int k = 0; k < per_lane; ++k) {
+                const int i = lane_id() + k * warp_threads;
+                if (i >= value_head_dim / 2) continue;
+                const TwoWords two = load_two(words + mixed_words + head * value_head_dim + 2 * i);
+                value[k] = float2{value_of(two.first), value_of(two.second)};
+                missing |= tag_of(two.first) != token.tag || tag_of(two.second) != token.tag;
+            }
+        } while (missing);
+        __syncwarp();
+        const float scale = rsqrtf(warp_sum(squares) / value_head_dim + rms_norm_eps);
+#pragma unroll
+        for (int k = 0; k < per_lane; ++k) {
+            const int i = lane_id() + k * warp_threads, c = head * value_head_dim + 2 * i;
+            if (i < value_head_dim / 2)
+                *reinterpret_cast<float2*>(shared->x + staged(c)) = float2{value[k].x * scale, value[k].y * scale};
+        }
+    }
+    for (int c = value_dim + threadIdx.x; c < segments(value_dim) * segment; c += block_threads)
+        shared->x[staged(c)] = 0.0f;
+    __syncthreads();
+}
+
+// Publishes out = residual(row) + W . x for the staged vector. early: the thread's first row, `before` its residual.
+template <int cols, typename Residual>
+__device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared* shared, Word* out, float* plain,
+                                              const Token& token, int early, float before, Residual residual) {
+    constexpr int split = split_of(cols);
+    stream_pairs<cols, split>(stream, shared, hidden_size / 2, [&](int first, int count, const float (*partial)[2]) {
+        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+            const float value = (r == early ? before : residual(r)) + sum;
+            publish(out + r, value, token.tag);
+            if (plain != nullptr) plain[r] = value;
+        });
+    });
+}
+
+__device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
+                                             StreamShared* shared) {
+    const int early = early_row(hidden_size / 2);
+    const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
+    stage_gated_norm(words, token, shared);
+    residual_rows<value_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
+                             [&](int r) { return x_at(m, token, l, r); });
+}
+
+__device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+                                             WeightStream& stream, StreamShared* shared) {
+    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
+    load_pairs<hidden_size>(layer.input_norm, norm);
+    await_x(m, token, l, x);
+    stage_norm(x, norm, shared);
+    stream_pairs<hidden_size, split_of(hidden_size)>(
+        stream, shared, attention_in_rows / 2, [&](int first, int count, const float (*partial)[2]) {
+            for_each_row<split_of(hidden_size)>(first, count, partial, [&](int r, float sum) {
+                publish(words + in_words + r, sum, token.tag);
+            });
+        });
+}
+
+// Attends over one split per unit, then merges the splits of one head per unit.
+__device__ __forceinline__ void attention(const Model& m, const Layer& layer, Word* words, const Token& token,
+                                          StreamShared* shared) {
+    if (threadIdx.x == 0)
+        shared->attention.args = {nullptr, layer.q_norm, layer.k_norm, m.rope_cos, m.rope_sin, layer.k_cache, layer.v_cache,
+                                  nullptr, nullptr, nullptr, token.position, token.max_seq_len};
+    __syncthreads();  // the arguments are in shared memory
+    const AttentionArgs& a = shared->attention.args;
+    const TaggedVector projected{words + in_words, token.tag};
+    const int per_split = positions_per_split(token.position + 1);
+    const int splits = token.position / per_split + 1;
+    for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x)
+        attend_unit(projected, a, unit / splits, unit % splits, per_split, &shared->attention,
+                    [&](int head, int split, int place, float value) {
+                        publish(layer.partials + partial_at(head, split, place), value, token.tag);
+                    });
+    // The blocks that merge are those at the end of the grid, which are the last to get a split.
+    for (int head = gridDim.x - 1 - blockIdx.x; head < num_attention_heads; head += gridDim.x)
+        merge_splits<1>(
+            projected, head, splits, &shared->attention,
+            [&](int h, int split, int place) {
+                const Word* from = layer.partials + partial_at(h, split, place);
+                const float2 low = await_two(from, token.tag);
+                const float2 high = place < head_dim ? await_two(from + 2, token.tag) : float2{};
+                return float4{low.x, low.y, high.x, high.y};
+            },
+            [&](int h, int c, float o) { publish(words + mixed_words + h * head_dim + c, o, token.tag); });
+}
+
+__device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
+                                              StreamShared* shared) {
+    const int early = early_row(hidden_size / 2);
+    const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
+    float2 o[pairs_per_thread<q_dim>];
+    await_vector<q_dim>(words + mixed_words, token.tag, o);
+    __syncthreads();  // the attention's part of the shared memory is no longer needed
+    stage<q_dim>(o, shared);
+    residual_rows<q_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
+                         [&](int r) { return x_at(m, token, l, r); });
+}
+
+__device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+                                    WeightStream& stream, StreamShared* shared) {
+    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
+    load_pairs<hidden_size>(layer.post_attention_norm, norm);
+    await_vector<hidden_size>(words + mid_words, token.tag, x);
+    stage_norm(x, norm, shared);
+    // Pair i is row i of gate_proj and row i of up_proj.
+    constexpr int split = split_of(hidden_size);
+    stream_pairs<hidden_size, split>(stream, shared, intermediate_size, [&](int first, int count, const float (*partial)[2]) {
+        for (int i = threadIdx.x; i < count; i += block_threads) {
+            float gate = partial[i * split][0], up = partial[i * split][1];
+            for (int part = 1; part < split; ++part)
+                gate += partial[i * split + part][0], up += partial[i * split + part][1];
+            publish(words + act_words + first + i, silu(gate) * up, token.tag);
+        }
+    });
+
+    const int early = early_row(hidden_size / 2);
+    const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
+    const float before = early < hidden_size ? residual(early) : 0.0f;
+    float2 act[pairs_per_thread<intermediate_size>];
+    await_vector<intermediate_size>(words + act_words, token.tag, act);
+    stage<intermediate_size>(act, shared);
+    residual_rows<intermediate_size>(stream, shared, words + x_words, m.hidden_states + (l + 1) * hidden_size, token, early,
+                                     before, residual);
+}
+
+// Computes the logits, and publishes the block's best.
+__device__ __forceinline__ void lm_head(const Model& m, const Token& token, WeightStream& stream, StreamShared* shared) {
+    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
+    load_pairs<hidden_size>(m.norm, norm);
+    await_x(m, token, num_hidden_layers, x);
+    stage_norm(x, norm, shared);
+    constexpr int pairs = (vocab_size + 1) / 2;  // an odd vocabulary has a row of zeros at its end
+    const int begin = static_cast<int>(static_cast<long long>(pairs) * blockIdx.x / gridDim.x);
+    const int end = static_cast<int>(static_cast<long long>(pairs) * (blockIdx.x + 1) / gridDim.x);
+    Best best = no_best();
+    for (int pair = begin + warp_id(); pair < end; pair += block_warps) {
+        float sum[2] = {};
+#pragma unroll 1
+        for (int i = 0; i < segments(hidden_size); ++i) add_slot(stream, shared->x + i * segment, sum);
+        sum[0] = warp_sum(sum[0]);
+        sum[1] = warp_sum(sum[1]);
+        const int row = 2 * pair + lane_id();
+        if (lane_id() < 2 && row < vocab_size) {
+            const float logit = lane_id() == 0 ? sum[0] : sum[1];
+            m.logits[row] = logit;
+            best = better(best, Best{logit, row});
+        }
+    }
+    best = warp_best(best);
+    if (lane_id() == 0) shared->warp_best[warp_id()] = best;
+    __syncthreads();  // every warp's best is in shared memory
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp_best[w]);
+        publish(m.bests + 2 * blockIdx.x, best.value, token.tag);
+        publish(m.bests + 2 * blockIdx.x + 1, __int_as_float(best.index), token.tag);
+    }
+}
+
+// Warp 0 of block 0 waits for the best of every block, and stores the next token.
+__device__ __forceinline__ void choose(const Model& m, const Token& token) {
+    Best best = no_best();
+    for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) {
+        const float2 of_block = await_two(m.bests + 2 * b, token.tag);
+        best = better(best, Best{of_block.x, __float_as_int(of_block.y)});
+    }
+    best = warp_best(best);
+    if (lane_id() == 0) *m.next_token = *m.next_token == no_token ? no_token : best.index;
+}
+
+extern "C" __global__ void __launch_bounds__(block_threads, 1)
+streaming(const Model* model, const Layer* layers, int position, int max_seq_len, int tag) {
+    StreamShared* shared = reinterpret_cast<StreamShared*>(dynamic_shared_memory);
+    copy_to_shared(&shared->model, model, 1);
+    copy_to_shared(shared->layers, layers, num_hidden_layers);
+    __syncthreads();  // the pointers are in shared memory
+    const Model& m = shared->model;
+
+    WeightStream stream;
+    const int* slots = m.first_slot + blockIdx.x * block_warps + warp_id();
+    stream.start(m.stream + static_cast<size_t>(slots[0]) * slot_weights, slots[1] - slots[0]);
+
+    if (threadIdx.x == 0)
+        shared->token = {static_cast<unsigned>(tag), position, max_seq_len,
+                         m.embed_tokens + static_cast<size_t>(token_at(m.next_token)) * hidden_size};
+    __syncthreads();  // the token is in shared memory
+    const Token& token = shared->token;
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < hidden_size; i += block_threads) m.hidden_states[i] = to_float(token.embedding[i]);
+
+    for (int l = 0; l < num_hidden_layers; ++l) {
+        const Layer& layer = shared->layers[l];
+        Word* words = m.words + l * layer_words;
+        if (layer.recurrent_state != nullptr) {
+            deltanet_in(m, layer, l, words, token, stream, shared);
+            delta_rule(layer, words, token, shared);
+            deltanet_out(m, l, words, token, stream, shared);
+        } else {
+            attention_in(m, layer, l, words, token, stream, shared);
+            attention(m, layer, words, token, shared);
+            attention_out(m, l, words, token, stream, shared);
+        }
+        mlp(m, layer, l, words, token, stream, shared);
+    }
+    lm_head(m, token, stream, shared);
+    if (blockIdx.x == 0 && warp_id() == 0) choose(m, token);
+}

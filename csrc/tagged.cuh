@@ -1,0 +1,83 @@
+// tagged.cuh: floats that say which token they belong to, so that blocks exchange them without a barrier
+// Layout    A word has 64 bits: the float in its lower half, a tag in its upper half. The tag is the number of the token.
+// Computes  publish():  word = (tag, value), one 64-bit store
+//           await():    while the upper half of word != tag: wait;  value = the lower half of word
+// Memory    A 64-bit access is performed as a whole, so a reader that sees the tag has the value of the same store.
+//           Nothing else is read because of the tag, so both accesses are relaxed: no fence, no acquire.
+//           A word is written again for a later token only. A block may do so when no block still waits for the old
+//           value: csrc/streaming.cu says why that holds.
+// Chain     store to L2, load from L2. A grid barrier needs a store, a fence, an atomic, a polling load, and a load.
+// Checked   tests/stages/test_streaming.py
+// Source    the scheme of the "LL" protocol of NVIDIA's NCCL
+#pragma once
+#include "block.cuh"
+
+using Word = unsigned long long;
+
+__device__ __forceinline__ void publish(Word* p, float value, unsigned tag) {
+    const Word word = static_cast<Word>(tag) << 32 | __float_as_uint(value);
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
+}
+
+__device__ __forceinline__ float value_of(Word word) { return __uint_as_float(static_cast<unsigned>(word)); }
+__device__ __forceinline__ unsigned tag_of(Word word) { return static_cast<unsigned>(word >> 32); }
+
+__device__ __forceinline__ Word load_word(const Word* p) {
+    Word word;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
+    return word;
+}
+
+// Two neighbouring words by one 16-byte load. Each is performed as a whole, the pair perhaps not, and each has its tag.
+struct TwoWords {
+    Word first, second;
+};
+__device__ __forceinline__ TwoWords load_two(const Word* p) {
+    TwoWords two;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(two.first), "=l"(two.second) : "l"(p) : "memory");
+    return two;
+}
+
+__device__ __forceinline__ float await(const Word* p, unsigned tag) {
+    Word word;
+    do word = load_word(p);
+    while (tag_of(word) != tag);
+    return value_of(word);
+}
+
+__device__ __forceinline__ float2 await_two(const Word* p, unsigned tag) {
+    TwoWords two;
+    do two = load_two(p);
+    while (tag_of(two.first) != tag || tag_of(two.second) != tag);
+    return float2{value_of(two.first), value_of(two.second)};
+}
+
+// A vector of words as anything with x[i], for functions that read a plain vector too.
+struct TaggedVector {
+    const Word* words;
+    unsigned tag;
+    __device__ __forceinline__ float operator[](int i) const { return await(words + i, tag); }
+};
+
+// A thread of a block takes elements 2 * i and 2 * i + 1 of a vector of n, for i = threadIdx.x, + block_threads, ...
+template <int n>
+constexpr int pairs_per_thread = (n / 2 + block_threads - 1) / block_threads;
+
+// The block waits for all n words, each thread for its own. All its loads are issued before it looks at any.
+template <int n>
+__device__ __forceinline__ void await_vector(const Word* words, unsigned tag, float2 (&value)[pairs_per_thread<n>]) {
+    static_assert(n % 2 == 0, "words go in pairs");
+    bool missing;
+    do {
+        missing = false;
+#pragma unroll
+        for (int k = 0; k < pairs_per_thread<n>; ++k) {
+            const int i = threadIdx.x + k * block_threads;
+            value[k] = float2{0.0f, 0.0f};
+            if (i >= n / 2) continue;
+            const TwoWords two = load_two(words + 2 * i);
+            value[k] = float2{value_of(two.first), value_of(two.second)};
+            missing |= tag_of(two.first) != tag || tag_of(two.second) != tag;
+        }
+    } while (missing);
+}

@@ -1,0 +1,162 @@
+// weight_stream.cuh: a warp's weights as one stream, which runs ahead of the computation
+// Layout    The host packs the weights once, in the order in which the warps read them (luce_edu/stages/packing.py).
+//           A slot holds `segment` neighbouring weights of two rows, [2, segment] bf16: 2 KiB for a segment of 512.
+//           stream [slots, 2, segment]; a warp owns neighbouring slots, one token's, and reads them again for the next.
+// Computes  start():   request the first slots
+//           take(w):   wait for the oldest slot; copy it to the registers w; request one more slot in its place
+// Ring      Each warp has a ring of ring_slots slots of its own in shared memory, so no warp waits for another one's
+//           copies. A slot is requested again as soon as its last copy is in registers. So the ring is full, or being
+//           filled, whenever a warp waits for activations: the copies run ahead across phases and layers, into the head
+//           and into the next token. No deadlock is possible: take() waits only for a copy that was requested before,
+//           and a copy needs nobody.
+// Ways      sm_90 and newer: one bulk copy per slot, whose bytes an mbarrier in shared memory counts.
+//           sm_80 to sm_89: cp.async. A lane copies the 16 bytes that it will read itself, so it waits for itself only.
+//           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory, and requests are prefetches into L2,
+//           PREFETCH_SLOTS ahead.
+// Traffic   every weight is read once per token, in pieces of one slot
+// Checked   tests/stages/test_streaming.py
+#pragma once
+#include "matvec.cuh"
+
+constexpr int segment = SEGMENT;
+constexpr int slot_weights = 2 * segment;
+constexpr int slot_bytes = slot_weights * static_cast<int>(sizeof(bf16));
+constexpr int slot_loads = slot_weights / chunk;  // 16-byte loads of a lane per slot
+static_assert(segment % chunk == 0, "a warp covers a row's segment with whole loads");
+
+#if RING_SLOTS == 0 || __CUDA_ARCH__ < 800
+constexpr int ring_slots = 0;
+#else
+constexpr int ring_slots = RING_SLOTS;
+#endif
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Requests `bytes` at `from`, and tells the barrier to expect them. One lane calls it.
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes, unsigned long long* barrier) {
+    unsigned long long policy;  // weights are read once per token: they shall leave L2 before the state does
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(unsigned long long* barrier, unsigned parity) {
+    unsigned done;
+    do asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                    : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+    while (!done);
+}
+#endif
+
+#if __CUDA_ARCH__ >= 800
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+#endif
+
+extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];  // SHARED_BYTES, the ring, its mbarriers
+
+struct WeightStream {
+    const bf16* next;  // the slot to request next; without a ring, the slot to take next
+    int left;          // the number of slots from there to the end
+    int slot;          // the oldest slot of the ring, in [0, ring_slots)
+    unsigned parity;   // of the mbarriers' phase that take() waits for
+
+    __device__ __forceinline__ static bf16* ring(int slot) {
+        return reinterpret_cast<bf16*>(dynamic_shared_memory + SHARED_BYTES) +
+               (warp_id() * ring_slots + slot) * slot_weights;
+    }
+    __device__ __forceinline__ static unsigned long long* full(int slot) {
+        return reinterpret_cast<unsigned long long*>(dynamic_shared_memory + SHARED_BYTES +
+                                                     block_warps * ring_slots * slot_bytes) +
+               warp_id() * ring_slots + slot;
+    }
+
+    // Requests the next slot of the stream, if there is one, into place i of the ring.
+    __device__ __forceinline__ void request(int i) {
+#if __CUDA_ARCH__ >= 900
+        if (left > 0 && lane_id() == 0) bulk_copy(ring(i), next, slot_bytes, full(i));
+#elif __CUDA_ARCH__ >= 800
+        if (left > 0) {
+#pragma unroll
+            for (int j = 0; j < slot_loads; ++j) {
+                const int c = j * chunk + lane_id() * lane_weights;
+                copy_16_bytes(ring(i) + c, next + c);
+            }
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
+#endif
+        next += slot_weights, --left;
+    }
+
+    // Prefetches the slot that is `ahead` slots after the next one into L2.
+    __device__ __forceinline__ void prefetch_slot(int ahead) const {
+        constexpr int line = 128 / sizeof(bf16);
+        if (ahead < left && lane_id() < slot_weights / line)
+            prefetch_l2(next + ahead * slot_weights + lane_id() * line);
+    }
+
+    // first, count: this warp's slots
+    __device__ __forceinline__ void start(const bf16* first, int count) {
+        next = first, left = count, slot = 0, parity = 0;
+        if constexpr (ring_slots == 0) {
+            for (int i = 0; i < PREFETCH_SLOTS; ++i) prefetch_slot(i);
+        } else {
+#if __CUDA_ARCH__ >= 900
+            if (lane_id() == 0) {
+                for (int i = 0; i < ring_slots; ++i) barrier_init(full(i));
+                asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // before a copy uses them
+            }
+            __syncwarp();
+#endif
+#pragma unroll 1
+            for (int i = 0; i < ring_slots; ++i) request(i);
+        }
+    }
+
+    // w[j]: this lane's 8 weights of load j; loads [0, slot_loads / 2) are of the first row.
+    __device__ __forceinline__ void take(bf16x8 (&w)[slot_loads]) {
+        if constexpr (ring_slots == 0) {
+#pragma unroll
+            for (int j = 0; j < slot_loads; ++j) w[j] = load_weights(next + j * chunk + lane_id() * lane_weights);
+            if (PREFETCH_SLOTS > 0) prefetch_slot(PREFETCH_SLOTS);
+            next += slot_weights, --left;
+        } else {
+#if __CUDA_ARCH__ >= 900
+            barrier_wait(full(slot), parity);
+#elif __CUDA_ARCH__ >= 800
+            asm volatile("cp.async.wait_group %0;" ::"n"(ring_slots - 1) : "memory");
+#endif
+            const bf16* from = ring(slot) + lane_id() * lane_weights;
+#pragma unroll
+            for (int j = 0; j < slot_loads; ++j) w[j] = *reinterpret_cast<const bf16x8*>(from + j * chunk);
+            __syncwarp();  // all lanes have read the slot before a copy overwrites it
+            request(slot);
+            if (++slot == ring_slots) slot = 0, parity ^= 1u;
+        }
+    }
+};
+
+// Takes one slot, and adds its two dot products with x [segment], staged in shared memory, to this lane's sums.
+__device__ __forceinline__ void add_slot(WeightStream& stream, const float* x, float (&sum)[2]) {
+    bf16x8 w[slot_loads];
+    stream.take(w);
+#pragma unroll
+    for (int j = 0; j < slot_loads / 2; ++j) {
+        const float* at = x + j * chunk + lane_id() * 4;  // see staged()
+        const float4 lo = *reinterpret_cast<const float4*>(at);
+        const float4 hi = *reinterpret_cast<const float4*>(at + chunk / 2);
+        sum[0] = dot8(w[j], lo, hi, sum[0]);
+        sum[1] = dot8(w[slot_loads / 2 + j], lo, hi, sum[1]);
+    }
+}
