@@ -180,6 +180,11 @@ __device__ __forceinline__ void stage_norm(float2 (&x)[pairs_per_thread<hidden_s
 
 // ---- A token
 
+// The end of a phase. Tagged words make a barrier superfluous; GRID_BARRIERS keeps it, so that its cost can be compared.
+__device__ __forceinline__ void end_phase(const Model& m) {
+    if constexpr (GRID_BARRIERS) grid_barrier(m.barrier);
+}
+
 __device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer,
                                         float2 (&x)[pairs_per_thread<hidden_size>]) {
     if (layer > 0) return await_vector<hidden_size>(m.words + (layer - 1) * layer_words + x_words, token.tag, x);
@@ -375,6 +380,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
                     [&](int head, int split, int place, float value) {
                         publish(layer.partials + partial_at(head, split, place), value, token.tag);
                     });
+    end_phase(m);
     // The blocks that merge are those at the end of the grid, which are the last to get a split.
     for (int head = gridDim.x - 1 - blockIdx.x; head < num_attention_heads; head += gridDim.x)
         merge_splits<1>(
@@ -416,6 +422,7 @@ __device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, W
             publish(words + act_words + first + i, silu(gate) * up, token.tag);
         }
     });
+    end_phase(m);
 
     const int early = early_row(hidden_size / 2);
     const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
@@ -496,14 +503,21 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
         Word* words = m.words + l * layer_words;
         if (layer.recurrent_state != nullptr) {
             deltanet_in(m, layer, l, words, token, stream, shared);
+            end_phase(m);
             delta_rule(layer, words, token, shared);
+            end_phase(m);
             deltanet_out(m, l, words, token, stream, shared);
+            end_phase(m);
         } else {
             attention_in(m, layer, l, words, token, stream, shared);
+            end_phase(m);
             attention(m, layer, words, token, shared);
+            end_phase(m);
             attention_out(m, l, words, token, stream, shared);
+            end_phase(m);
         }
         mlp(m, layer, l, words, token, stream, shared);
+        end_phase(m);
     }
     lm_head(m, token, stream, shared);
     if (blockIdx.x == 0 && warp_id() == 0) choose(m, token);

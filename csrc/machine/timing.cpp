@@ -36,7 +36,10 @@ constexpr uint32_t landed_id = nobody_id - 1;  // for a slot whose load has land
 constexpr int line_bytes = 128, sector_bytes = 32;
 constexpr double most_unread = 32 * 1024;  // bytes that DRAM may write in a row before it turns around to reads
 constexpr uint64_t few_blocks = 32;    // up to this number a second OS thread does not pay
-constexpr uint64_t vain_looks = 20'000;  // this many polling loads in a row, with no other progress, are a deadlock
+// Polling loads with no other progress are a deadlock after this many in a row, and so many cycles. The second limit is
+// for grids in which every warp polls: no access to memory takes so long.
+constexpr uint64_t vain_looks = 20'000;
+constexpr double vain_cycles = 20'000;
 
 // ---- The kind of each row of a program ----
 
@@ -164,6 +167,11 @@ private:
     std::vector<Line> lines_;
 };
 
+struct LineSectors {
+    uint64_t line;
+    uint8_t sectors;
+};
+
 }  // namespace
 
 // L2 and DRAM. They serve one request after another, in order of time.
@@ -215,11 +223,13 @@ public:
         return taken + times_.l2_latency / 2;
     }
 
-    // An atomic or a synchronising access to one address. Returns the time at which its result arrives.
-    double synchronise(Found& found, double time, uint32_t sm, uint64_t line, bool is_atomic, int lanes) {
+    // An atomic or a synchronising access to sectors of a line. Returns the time at which its result arrives.
+    double synchronise(Found& found, double time, uint32_t sm, LineSectors at, bool is_atomic, int lanes) {
+        const uint64_t line = at.line;
+        const int sectors = std::popcount(at.sectors);
         // The access must go to the half of L2 that owns the line. A copy in the other half does not help.
         const double way = times_.l2_latency / 2 + (line % 2 == sm % 2 ? 0 : times_.l2_far_extra / 2);
-        const double at_slice = serve(found, time, 1) + way - times_.l2_latency / 2;
+        const double at_slice = serve(found, time, sectors) + way - times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));
@@ -227,7 +237,11 @@ public:
         // All such accesses to a line go to one slice of L2, which serves one at a time. Polling loads count too.
         double& free = line_free_[line];
         free = std::max(free, at_slice) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
-        return free + way + (is_atomic ? times_.atomic_extra : 0);
+        const double there = free + way + (is_atomic ? times_.atomic_extra : 0);
+        if (sectors == 1) return there;  // a poll of one word: the port's half cycle is left out
+        double& port = ports_[sm];
+        port = std::max(port, there) + sectors * sector_bytes / times_.sm_bytes_per_cycle;
+        return port;
     }
 
 private:
@@ -290,10 +304,6 @@ struct Rows {
 
 // ---- Warps with a clock ----
 
-struct LineSectors {
-    uint64_t line;
-    uint8_t sectors;
-};
 struct Record {
     Space space;
     uint32_t first, count;  // its lines in TimedWarp::lines
@@ -397,6 +407,7 @@ struct TimedWarp {
     std::vector<uint32_t> slot_load;  // per register slot: the load that it waits for
     std::vector<Record> records;
     std::vector<LineSectors> lines;
+    std::vector<LineSectors> synchronised;  // the lines of a synchronising access that L2 has not served yet
     std::vector<int16_t> record_of;   // per ordinal
 };
 
@@ -752,10 +763,11 @@ public:
     }
 
     // Runs a synchronising access, between windows. Its result arrives at `ready`.
-    void run_synchronising(TimedWarp& t, double ready) {
+    void run_synchronising(TimedWarp& t, double ready, bool is_atomic) {
         t.state = State::runs;
         t.earliest = std::max(t.earliest, ready);
-        t.sm->l1->clear();
+        const bool relaxed_access = !is_atomic && !(t.w->pc[1].c & (acquire | release | seq_cst));
+        if (!relaxed_access) t.sm->l1->clear();  // an acquire drops the lines of L1
         t.w->vain = 0;
         run_piece(t, true);
         t.vain = t.w->vain > 0;
@@ -975,8 +987,12 @@ private:
         double& pipe = sm.pipe_free[t.quadrant][i.pipe];
         pipe = std::max(pipe, when) + i.busy;
         t.earliest = when + i.issues;
-        if (i.kind == Kind::pause) return pause(sm, t, i, when);
         const int32_t local = t.cursor - t.block_first;
+        if (i.kind == Kind::pause) {
+            t.local[local] = when;  // its result is there when the warp goes on, which t.earliest says
+            set_results(t, i, when, nobody_id);
+            return pause(sm, t, i, when);
+        }
         double ready = when + i.latency;
         if (is_access(i)) ready = access(sm, t, i, when, local);
         t.local[local] = ready;
@@ -1312,11 +1328,14 @@ private:
             case Act::synchronise: {
                 Addresses at;
                 addresses_of(at, t.w->r, t.w->pc->a, t.w->pc->imm, kind.form);
-                const uint64_t said = at[first_lane(t.w->mask)];
-                const uint64_t address = said + to_device(t.w, *t.rows, t.w->pc->c, said, kind.size);
+                t.synchronised.clear();
+                for (uint32_t left = t.w->mask; left; left &= left - 1) {
+                    const uint64_t said = at[first_lane(left)];
+                    add_sectors(t.synchronised, 0, said + to_device(t.w, *t.rows, t.w->pc->c, said, kind.size), kind.size);
+                }
                 const double start = std::max(when, sm.unit_free);
                 sm.unit_free = start + times_.memory_floor;
-                const uint32_t fetch = ask(sm, start, {address / line_bytes, 1}, FetchKind::synchronising, false);
+                const uint32_t fetch = ask(sm, start, t.synchronised[0], FetchKind::synchronising, false);
                 sm.fetches[fetch].warp = &t;
                 t.state = State::waits_for_l2;
                 t.next = never;
@@ -1462,6 +1481,7 @@ public:
         };
         Threads& crew = Threads::get(threads_);
         uint64_t seen = 0, looked = 0, vain = 0;
+        double moved = begin_;  // the time of the last progress
         while (!(launch_->done() && first_ask() == never) && !launch_->failed->load(std::memory_order_relaxed)) {
             double first = first_ask();
             for (auto& sm : sms_)
@@ -1479,9 +1499,10 @@ public:
             uint64_t progress = 0, looks = 0;
             for (auto& sm : sms_) progress += sm->progress, looks += sm->looks;
             vain = progress == seen ? vain + served_ + looks - looked : 0;
+            if (progress != seen) moved = until;
             seen = progress;
             looked = looks;
-            if (vain > vain_looks) report_deadlock(launch_, all_blocks());
+            if (vain > vain_looks && until > moved + vain_cycles) report_deadlock(launch_, all_blocks());
         }
         for (auto& sm : sms_)
             for (auto& cluster : sm->clusters) end_cluster(pool_, std::move(cluster->cluster));
@@ -1557,12 +1578,16 @@ private:
                 const std::string_view name = operation_name(launch_->program->operations[t.w->at(pc)]);
                 const bool is_atomic = name.substr(0, 4) == "atom";
                 const bool waits = name.substr(0, 3) != "st.";
-                const double ready = device_.synchronise(found_, time, s, line, is_atomic, std::popcount(t.w->mask));
+                // Of an atomic, all lanes are taken to use the first line.
+                if (is_atomic) t.synchronised.resize(1);
+                double ready = 0;
+                for (const LineSectors at : t.synchronised)
+                    ready = std::max(ready, device_.synchronise(found_, time, s, at, is_atomic, std::popcount(t.w->mask)));
                 ++served_;
                 const double earliest = t.earliest;
                 sm.found.waited[2] += waits ? ready - time : 0;
                 (*sm.times)[t.cursor].memory += waits ? ready - time : 0;
-                core_.run_synchronising(t, waits ? ready : earliest);
+                core_.run_synchronising(t, waits ? ready : earliest, is_atomic);
                 return;
             }
             default: break;

@@ -9,6 +9,7 @@ Both have the same members:
     dependent_launch: whether the device supports programmatic dependent launch
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow
     max_resident_blocks(kernel, block, smem), sm_count, synchronize(), device, name, ledger
+    capability: the compute capability, such as (8, 6)
     shared_memory_per_block: bytes that a block may have, static and dynamic together
     name_tensors(tensors): the tensors that kernels reach through pointers in memory, by name
 """

@@ -82,7 +82,7 @@ class CudaBackend:
         self._core = core
         self._device = core.Device(self.device.index)
         self._device.set_current()
-        major, minor = capability
+        self.capability = major, minor = capability
         suffix = "a" if major in (9, 10) else ""
         self.arch = f"sm_{major}{minor}{suffix}"
         # cuda-core supports dependent launch from 1.2 on; everything else works without it.

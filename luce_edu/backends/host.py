@@ -65,7 +65,7 @@ class HostBackend:
         self.device = torch.device("cpu")
         self.csrc_dir = paths.csrc_dir() if csrc_dir is None else Path(csrc_dir)
         self.card = card if isinstance(card, Card) else find_card(card)
-        self.sm_count = self.card.sm_count
+        self.sm_count, self.capability = self.card.sm_count, self.card.capability
         self.shared_memory_per_block = self.card.shared_per_block
         self.dependent_launch = self.card.capability >= DEPENDENT_LAUNCH_CAPABILITY
         self.strict = strict

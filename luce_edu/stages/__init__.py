@@ -9,9 +9,11 @@ from luce_edu.stages.graph import GraphDecoder
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.per_layer import PerLayerDecoder
 from luce_edu.stages.per_op import PerOpDecoder
+from luce_edu.stages.streaming import StreamingDecoder
 
 _CLASSES = {
-    kind.stage: kind for kind in (EagerDecoder, PerOpDecoder, PerLayerDecoder, GraphDecoder, MegakernelDecoder)
+    kind.stage: kind
+    for kind in (EagerDecoder, PerOpDecoder, PerLayerDecoder, GraphDecoder, MegakernelDecoder, StreamingDecoder)
 }
 STAGES = tuple(_CLASSES)
 KERNEL_STAGES = tuple(stage for stage, kind in _CLASSES.items() if issubclass(kind, KernelDecoder))  # of our kernels

@@ -27,6 +27,7 @@ class MegakernelDecoder(KernelDecoder):
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
         self.barrier = torch.zeros(GRID_BARRIER_WORDS, dtype=torch.int32, device=self.device)
         self._tokens = 0
+        self._allocate()
         # The kernel reads the addresses of its tensors from two tables in device memory, which are written once.
         self._model_table = self._pointers("Model", [self._model_tensors()])
         self._layer_table = self._pointers("Layer", self._layer_tensors())
@@ -35,6 +36,9 @@ class MegakernelDecoder(KernelDecoder):
         self._smem = table_bytes(self.config, self.backend.csrc_dir)
         self._blocks = self._resident_blocks("megakernel", self._smem)
         return self._blocks
+
+    def _allocate(self) -> None:
+        """Allocate what a stage derived from this one needs in its tables."""
 
     def _step(self, token):
         self._place_token(token)
