@@ -63,10 +63,13 @@ struct TaggedVector {
 template <int n>
 constexpr int pairs_per_thread = (n / 2 + block_threads - 1) / block_threads;
 
-// The block waits for all n words, each thread for its own. All its loads are issued before it looks at any.
+// The block waits for all n words, each thread for its own. A warp polls a single word at first, because whole vectors
+// would take bandwidth from the weights. Then it loads its words together, and again while some are missing.
 template <int n>
 __device__ __forceinline__ void await_vector(const Word* words, unsigned tag, float2 (&value)[pairs_per_thread<n>]) {
     static_assert(n % 2 == 0, "words go in pairs");
+    const int polled = 2 * (threadIdx.x / warp_threads * warp_threads + (pairs_per_thread<n> - 1) * block_threads);
+    await(words + (polled < n ? polled : n - 1), tag);
     bool missing;
     do {
         missing = false;

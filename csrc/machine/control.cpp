@@ -519,7 +519,8 @@ void nanosleep(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
 
 void trap(Warp* w, const Ins* p, uint8_t*, uint32_t m) { return fail(w, p, Fault::trap, std::countr_zero(m)); }
 
-// Without the model of timing.cpp there is no time, so every read of a clock register advances it by one tick.
+// The model of timing.cpp sets the ticks to its time. Without it there is no time, and every read of a clock register
+// advances it by one tick.
 template <int shift>
 void clock32(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
     put(r, p->d, broadcast<uint32_t>(static_cast<uint32_t>(++w->worker->ticks >> shift)), m);

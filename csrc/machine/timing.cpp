@@ -238,10 +238,9 @@ public:
         double& free = line_free_[line];
         free = std::max(free, at_slice) + (is_atomic ? lanes * times_.atomic_interval : times_.slice_interval);
         const double there = free + way + (is_atomic ? times_.atomic_extra : 0);
-        if (sectors == 1) return there;  // a poll of one word: the port's half cycle is left out
-        double& port = ports_[sm];
-        port = std::max(port, there) + sectors * sector_bytes / times_.sm_bytes_per_cycle;
-        return port;
+        // It does not wait for data that the SM has requested before and that DRAM still holds, because the slices of L2
+        // answer in any order. Its own bytes take their time at the port.
+        return there + (sectors - 1) * sector_bytes / times_.sm_bytes_per_cycle;
     }
 
 private:
@@ -762,18 +761,25 @@ public:
         for (auto& transfer : sm.transfers) ask_on(sm, *transfer, until);
     }
 
-    // Runs a synchronising access, between windows. Its result arrives at `ready`.
-    void run_synchronising(TimedWarp& t, double ready, bool is_atomic) {
+    // Runs a synchronising access, between windows. Its result arrives at `ready`. After a relaxed load the warp goes on
+    // at once, so several can be in flight, but the next one is performed no earlier than the next window.
+    void run_synchronising(TimedWarp& t, double ready, bool is_atomic, bool is_store, double until) {
         t.state = State::runs;
-        t.earliest = std::max(t.earliest, ready);
         const bool relaxed_access = !is_atomic && !(t.w->pc[1].c & (acquire | release | seq_cst));
+        if (relaxed_access && !is_store) {
+            t.local[t.arrived_at - t.block_first] = ready;
+            set_results(t, at(t, t.arrived_at), ready, landed_id);
+            t.earliest = std::max(t.earliest, until);
+        } else if (!is_store) {
+            t.earliest = std::max(t.earliest, ready);
+        }
         if (!relaxed_access) t.sm->l1->clear();  // an acquire drops the lines of L1
         t.w->vain = 0;
         run_piece(t, true);
         t.vain = t.w->vain > 0;
         if (!t.vain) ++t.sm->progress;
         settle(t);
-        wake_others(t, ready);
+        wake_others(t, is_store ? t.earliest : ready);
     }
 
     // A line of a bulk copy lands at `when`, or L2 accepts it then.
@@ -1389,6 +1395,7 @@ private:
         const uint64_t barriers_before = sm.worker->barriers;
         const uint32_t phase = cluster.first()->cluster_phase;
         ++(looks ? sm.looks : sm.progress);
+        sm.worker->ticks = static_cast<uint64_t>(when);  // what %clock64 shows
         run_piece(t, true);
         if (kind.act == Act::mbarrier_wait) t.vain = looks;
         for (const Noted& one : barriers)
@@ -1546,7 +1553,7 @@ private:
             }
         served_ = 0;
         for (auto& bucket : buckets_) {
-            for (auto [s, f] : bucket) serve(*sms_[s], s, f);
+            for (auto [s, f] : bucket) serve(*sms_[s], s, f, until);
             bucket.clear();
         }
         for (auto& sm : sms_) {
@@ -1555,7 +1562,7 @@ private:
         }
     }
 
-    void serve(Sm& sm, uint32_t s, uint32_t f) {
+    void serve(Sm& sm, uint32_t s, uint32_t f, double until) {
         // Copied, because a warp that runs now may add requests for the next window.
         const double time = sm.fetches[f].time;
         const uint64_t line = sm.fetches[f].line;
@@ -1577,17 +1584,17 @@ private:
                 const Ins* pc = t.w->pc;
                 const std::string_view name = operation_name(launch_->program->operations[t.w->at(pc)]);
                 const bool is_atomic = name.substr(0, 4) == "atom";
-                const bool waits = name.substr(0, 3) != "st.";
+                const bool is_store = name.substr(0, 3) == "st.";
+                const bool waits = is_atomic || (!is_store && pc[1].c & (acquire | seq_cst));
                 // Of an atomic, all lanes are taken to use the first line.
                 if (is_atomic) t.synchronised.resize(1);
                 double ready = 0;
                 for (const LineSectors at : t.synchronised)
                     ready = std::max(ready, device_.synchronise(found_, time, s, at, is_atomic, std::popcount(t.w->mask)));
                 ++served_;
-                const double earliest = t.earliest;
                 sm.found.waited[2] += waits ? ready - time : 0;
                 (*sm.times)[t.cursor].memory += waits ? ready - time : 0;
-                core_.run_synchronising(t, waits ? ready : earliest, is_atomic);
+                core_.run_synchronising(t, ready, is_atomic, is_store, until);
                 return;
             }
             default: break;
