@@ -40,10 +40,12 @@
 
 // ---- Sizes
 
-__device__ constexpr int segments(int cols) { return (cols + segment - 1) / segment; }
+__device__ constexpr int chunks_of(int cols) { return (cols + chunk - 1) / chunk; }  // a row's, the last filled with zeros
+__device__ constexpr int groups_of(int rows) { return (rows + slot_rows - 1) / slot_rows; }
 
-// The number of warps that share a row, each with a part of its segments. SPLIT_ROWS == 0: a row belongs to one warp.
-__device__ constexpr int split_of(int cols) { return SPLIT_ROWS && cols > hidden_size ? segments(cols) : 1; }
+// The number of warps that share a group of rows, each with a part of the columns. A product with few rows would leave
+// warps idle otherwise. SPLIT_ROWS == 0: none are shared.
+__device__ constexpr int split_of(int cols) { return SPLIT_ROWS && cols > hidden_size ? chunks_of(cols) : 1; }
 
 constexpr int batch_units = 128;  // units of work between two barriers of the block
 
@@ -51,7 +53,7 @@ constexpr int batch_units = 128;  // units of work between two barriers of the b
 constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
 constexpr int deltanet_in_rows = a_row + num_value_heads;
 constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, attention_in_rows = v_row + kv_dim;
-static_assert(deltanet_in_rows % 2 == 0 && attention_in_rows % 2 == 0 && hidden_size % 2 == 0, "rows go in pairs");
+static_assert(hidden_size % slot_rows == 0 && intermediate_size % 2 == 0, "whole groups of rows");
 
 // A layer's words
 constexpr int in_words = 0;
@@ -97,16 +99,24 @@ struct DeltaShared {
     float q[key_head_dim], k[key_head_dim], v[tile_columns], z[tile_columns], beta, g, o[tile_columns];
 };
 
+// The products by their number of groups of rows; both out projections and mlp_down have hidden_size rows.
+enum Product { deltanet_in_product, attention_in_product, out_product, up_product, head_product, products };
+struct Part {
+    int first, count;  // groups
+};
+
 struct StreamShared {
     union {
-        alignas(16) float x[segments(longest_vector) * segment];  // the staged vector of a product
+        alignas(16) float x[chunks_of(longest_vector) * chunk];  // the staged vector of a product
         DeltaShared delta;
         AttentionShared attention;
     };
-    float partial[2][batch_units][2];  // sums of two rows per unit
+    float partial[2][batch_units][slot_rows];
     float scratch[block_warps];
     Best warp_best[block_warps];
     Token token;  // here it saves registers
+    Part parts[products];
+    WeightStream parked[block_warps];
     Model model;
     Layer layers[num_hidden_layers];
 };
@@ -114,27 +124,39 @@ static_assert(sizeof(StreamShared) <= SHARED_BYTES, "luce_edu/stages/streaming.p
 
 // ---- Matrix products
 
-// The grid computes W . x for all pairs of rows of W; a block takes neighbouring pairs. A unit is one pair and one of
-// `split` parts of its columns; the warps take units in turn. After a barrier, finish(first, count, partial) gets the
-// sums of `count` pairs from `first` on: those of pair first + i are partial[i * split + part][row of the pair].
+using Sums = const float (*)[slot_rows];  // of a group's rows, by unit
+
+// Computes each product's part of this block: neighbouring groups. A division is slow, so it happens once per launch.
+__device__ __forceinline__ void compute_parts(Part* parts) {
+    constexpr unsigned groups[products] = {groups_of(deltanet_in_rows), groups_of(attention_in_rows),
+                                           groups_of(hidden_size), intermediate_size / 2, groups_of(vocab_size)};
+    const unsigned blocks = gridDim.x, block = blockIdx.x;
+#pragma unroll
+    for (int i = 0; i < products; ++i) {
+        if (threadIdx.x != i) continue;
+        const int first = groups[i] * block / blocks;
+        parts[i] = {first, static_cast<int>(groups[i] * (block + 1) / blocks) - first};
+    }
+}
+
+// The grid computes W . x for all groups of rows of a product. A unit is one group and one of `split` parts of its columns; the
+// warps of a block take units in turn. After a barrier, finish(first, count, partial) gets the sums of `count` groups
+// from `first` on: those of group first + i are partial[i * split + part][row of the group].
 template <int cols, int split, typename Finish>
-__device__ __forceinline__ void stream_pairs(WeightStream& stream, StreamShared* shared, int pairs, Finish finish) {
-    constexpr int segments_per_unit = segments(cols) / split;
-    static_assert(segments(cols) % split == 0, "parts of equal size");
+__device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared* shared, Product product, Finish finish) {
+    constexpr int chunks_per_unit = chunks_of(cols) / split;
+    static_assert(chunks_of(cols) % split == 0 && split <= batch_units, "parts of equal size");
     constexpr int batch = batch_units / split * split;
-    const int begin = pairs * static_cast<int>(blockIdx.x) / static_cast<int>(gridDim.x);
-    const int end = pairs * (static_cast<int>(blockIdx.x) + 1) / static_cast<int>(gridDim.x);
-    const int units = (end - begin) * split;
+    const int begin = shared->parts[product].first, units = shared->parts[product].count * split;
     for (int first = 0, turn = 0; first < units; first += batch, turn ^= 1) {
         const int here = units - first < batch ? units - first : batch;
         for (int u = warp_id(); u < here; u += block_warps) {
-            float sum[2] = {};
+            const float* x = shared->x + u % split * chunks_per_unit * chunk;
+            float sum[slot_rows] = {};
 #pragma unroll 1
-            for (int i = 0; i < segments_per_unit; ++i)
-                add_slot(stream, shared->x + (u % split * segments_per_unit + i) * segment, sum);
-            sum[0] = warp_sum(sum[0]);
-            sum[1] = warp_sum(sum[1]);
-            if (lane_id() < 2) shared->partial[turn][u][lane_id()] = lane_id() == 0 ? sum[0] : sum[1];
+            for (int i = 0; i < chunks_per_unit; ++i) add_slot(stream, x + i * chunk, sum);
+            const float total = warp_sums(sum);
+            if (lane_id() % 8 == 0) shared->partial[turn][u][lane_id() / 8] = total;
         }
         __syncthreads();  // the sums of this batch are there
         finish(begin + first / split, here / split, shared->partial[turn]);
@@ -146,7 +168,7 @@ __device__ __forceinline__ void stream_pairs(WeightStream& stream, StreamShared*
 // Thread t holds elements 2 * i and 2 * i + 1 for i = t, t + block_threads, ... Elements from n on are zeros.
 template <int n>
 __device__ __forceinline__ void stage(const float2 (&value)[pairs_per_thread<n>], StreamShared* shared) {
-    constexpr int padded = segments(n) * segment;
+    constexpr int padded = chunks_of(n) * chunk;
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<n>; ++k) {
         const int c = 2 * (threadIdx.x + k * block_threads);
@@ -156,26 +178,31 @@ __device__ __forceinline__ void stage(const float2 (&value)[pairs_per_thread<n>]
     __syncthreads();
 }
 
-template <int n>
-__device__ __forceinline__ void load_pairs(const float* p, float2 (&value)[pairs_per_thread<n>]) {
+// A thread's elements of a vector [hidden_size], as in stage(): of x, or of the weights of a norm
+struct Norm {
+    float2 of[pairs_per_thread<hidden_size>];
+};
+
+__device__ __forceinline__ Norm load_norm(const float* p) {
+    Norm norm;
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<n>; ++k) {
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
         const int i = threadIdx.x + k * block_threads;
-        value[k] = i < n / 2 ? reinterpret_cast<const float2*>(p)[i] : float2{0.0f, 0.0f};
+        norm.of[k] = i < hidden_size / 2 ? reinterpret_cast<const float2*>(p)[i] : float2{0.0f, 0.0f};
     }
+    return norm;
 }
 
-// Stages x / sqrt(mean of squares + eps) * (1 + norm). `norm` was loaded before x was there.
-__device__ __forceinline__ void stage_norm(float2 (&x)[pairs_per_thread<hidden_size>],
-                                           const float2 (&norm)[pairs_per_thread<hidden_size>], StreamShared* shared) {
+// Stages x / sqrt(mean of squares + eps) * (1 + norm).
+__device__ __forceinline__ void stage_norm(Norm& x, const Norm& norm, StreamShared* shared) {
     float squares = 0.0f;
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) squares += x[k].x * x[k].x + x[k].y * x[k].y;
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k)
-        x[k].x *= scale * (1.0f + norm[k].x), x[k].y *= scale * (1.0f + norm[k].y);
-    stage<hidden_size>(x, shared);
+        x.of[k].x *= scale * (1.0f + norm.of[k].x), x.of[k].y *= scale * (1.0f + norm.of[k].y);
+    stage<hidden_size>(x.of, shared);
 }
 
 // ---- A token
@@ -185,14 +212,13 @@ __device__ __forceinline__ void end_phase(const Model& m) {
     if constexpr (GRID_BARRIERS) grid_barrier(m.barrier);
 }
 
-__device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer,
-                                        float2 (&x)[pairs_per_thread<hidden_size>]) {
-    if (layer > 0) return await_vector<hidden_size>(m.words + (layer - 1) * layer_words + x_words, token.tag, x);
+__device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer, Norm& x) {
+    if (layer > 0) return await_vector<hidden_size>(m.words + (layer - 1) * layer_words + x_words, token.tag, x.of);
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
         const int i = threadIdx.x + k * block_threads;
         const unsigned pair = i < hidden_size / 2 ? reinterpret_cast<const unsigned*>(token.embedding)[i] : 0u;
-        x[k] = float2{even(pair), odd(pair)};
+        x.of[k] = float2{even(pair), odd(pair)};
     }
 }
 
@@ -202,19 +228,19 @@ __device__ __forceinline__ float x_at(const Model& m, const Token& token, int la
     return value_of(load_word(m.words + (layer - 1) * layer_words + x_words + i));
 }
 
-// One batch's rows, one thread each: thread r takes row r, in [0, 2 * count). row() gets the row's number and its sum.
+// One batch's rows, one thread each: row() gets the row's number and its sum.
 template <int split, typename Row>
-__device__ __forceinline__ void for_each_row(int first, int count, const float (*partial)[2], Row row) {
-    for (int r = threadIdx.x; r < 2 * count; r += block_threads) {
-        float sum = partial[r / 2 * split][r % 2];
-        for (int part = 1; part < split; ++part) sum += partial[r / 2 * split + part][r % 2];
-        row(2 * first + r, sum);
+__device__ __forceinline__ void for_each_row(int first, int count, Sums partial, Row row) {
+    for (int r = threadIdx.x; r < slot_rows * count; r += block_threads) {
+        float sum = partial[r / slot_rows * split][r % slot_rows];
+        for (int part = 1; part < split; ++part) sum += partial[r / slot_rows * split + part][r % slot_rows];
+        row(slot_rows * first + r, sum);
     }
 }
 
-// The first row that thread t finishes, whose other inputs it loads before it waits for the vector.
-__device__ __forceinline__ int early_row(int pairs) {
-    return 2 * (pairs * static_cast<int>(blockIdx.x) / static_cast<int>(gridDim.x)) + static_cast<int>(threadIdx.x);
+// The first row that this thread finishes, whose other inputs it loads before it waits for the vector.
+__device__ __forceinline__ int early_row(const StreamShared* shared, Product product) {
+    return slot_rows * shared->parts[product].first + static_cast<int>(threadIdx.x);
 }
 
 // What finishes a row of deltanet_in, besides its sum.
@@ -230,40 +256,60 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
 }
 
 __device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
-                                            WeightStream& stream, StreamShared* shared) {
-    constexpr int pairs = deltanet_in_rows / 2;
-    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
-    load_pairs<hidden_size>(layer.input_norm, norm);
-    const int early = early_row(pairs);
+                                            const Norm& norm, WeightStream& stream, StreamShared* shared) {
+    const int early = early_row(shared, deltanet_in_product);
     const InRow with = load_in_row(layer, early);
+    Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
-    stream_pairs<hidden_size, split_of(hidden_size)>(
-        stream, shared, pairs, [&](int first, int count, const float (*partial)[2]) {
-            for_each_row<split_of(hidden_size)>(first, count, partial, [&](int r, float sum) {
-                const InRow more = r == early ? with : load_in_row(layer, r);
-                const float value = r < z_row   ? causal_conv_step(sum, r, more.window, layer.conv_state)
-                                    : r < b_row ? sum
-                                    : r < a_row ? sigmoid(sum)
-                                                : log_decay(sum, more.A_log, more.dt_bias);
-                publish(words + in_words + r, value, token.tag);
-            });
+    constexpr int split = split_of(hidden_size);
+    stream_groups<hidden_size, split>(stream, shared, deltanet_in_product, [&](int first, int count, Sums partial) {
+        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+            if (r >= deltanet_in_rows) return;
+            const InRow more = r == early ? with : load_in_row(layer, r);
+            const float value = r < z_row   ? causal_conv_step(sum, r, more.window, layer.conv_state)
+                                : r < b_row ? sum
+                                : r < a_row ? sigmoid(sum)
+                                            : log_decay(sum, more.A_log, more.dt_bias);
+            publish(words + in_words + r, value, token.tag);
         });
+    });
+}
+
+// The tile of the state that belongs to a unit of delta_rule()
+__device__ __forceinline__ float* state_of(const Layer& layer, int unit) {
+    const int head = unit / tiles_per_head, column = unit % tiles_per_head * tile_columns;
+    return layer.recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim + column;
+}
+
+// What a unit reads that is there before the token: its tile of the state, and a thread's weight of the norm.
+struct Tile {
+    float4 state[rows_per_thread];
+    float norm;
+};
+
+// The first unit's is loaded before deltanet_in, so that its loads do not queue behind the copies of weights that
+// deltanet_in requests.
+__device__ __forceinline__ void load_tile(const Layer& layer, int unit, Tile& tile) {
+    if (unit >= num_value_heads * tiles_per_head) return;
+    load_state_tile(state_of(layer, unit), tile.state);
+    const int column = unit % tiles_per_head * tile_columns;
+    tile.norm = threadIdx.x < tile_columns ? layer.norm[column + threadIdx.x] : 0.0f;
 }
 
 // A unit is one head and one tile of its columns, as in delta_rule_phase() of phases.cuh. The gated norm needs the mean
 // of squares of the whole head, so this phase publishes o * norm * silu(z) and the tile's sum of squares.
-__device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, const Token& token, StreamShared* shared) {
+// tile: of the block's first unit, loaded early
+__device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, const Token& token,
+                                           Tile& tile, StreamShared* shared) {
     static_assert(tile_columns <= warp_threads && (tile_columns & (tile_columns - 1)) == 0, "a tile is part of a warp");
     DeltaShared* own = &shared->delta;
     for (int unit = blockIdx.x; unit < num_value_heads * tiles_per_head; unit += gridDim.x) {
         const int head = unit / tiles_per_head, column = unit % tiles_per_head * tile_columns;
         const int key_head = head / value_heads_per_key;  // in [0, num_key_heads)
         const int at = head * value_head_dim + column;
-        float* S = layer.recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim + column;
-        float4 tile[rows_per_thread];
-        load_state_tile(S, tile);  // in flight while the block waits for q, k and v
-        const float norm = threadIdx.x < tile_columns ? layer.norm[column + threadIdx.x] : 0.0f;
+        float* S = state_of(layer, unit);
+        if (unit != static_cast<int>(blockIdx.x)) load_tile(layer, unit, tile);
         const auto gather = [&](float* to, int first, int count, int thread) {  // threads from `thread` on
             for (int i = static_cast<int>(threadIdx.x) - thread; i < count; i += block_threads)
                 if (i >= 0) to[i] = await(words + in_words + first + i, token.tag);
@@ -276,11 +322,11 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, cons
         gather(&own->beta, b_row + head, 1, (2 * key_head_dim + 2 * warp_threads) % block_threads);
         gather(&own->g, a_row + head, 1, (2 * key_head_dim + 3 * warp_threads) % block_threads);
         __syncthreads();  // the inputs are in shared memory
-        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile, S, own->o, &own->rule);
+        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile.state, S, own->o, &own->rule);
         if (threadIdx.x < tile_columns) {
             constexpr unsigned lanes = tile_columns == warp_threads ? full_warp : (1u << tile_columns % 32) - 1u;
             const float o = own->o[threadIdx.x];  // this thread has written it
-            publish(words + mixed_words + at + threadIdx.x, o * norm * silu(own->z[threadIdx.x]), token.tag);
+            publish(words + mixed_words + at + threadIdx.x, o * tile.norm * silu(own->z[threadIdx.x]), token.tag);
             float squares = o * o;
             for (int offset = tile_columns / 2; offset > 0; offset /= 2)
                 squares += __shfl_xor_sync(lanes, squares, offset);
@@ -296,14 +342,13 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
     constexpr int per_lane = (value_head_dim / 2 + warp_threads - 1) / warp_threads;
     for (int head = warp_id(); head < num_value_heads; head += block_warps) {
         float2 value[per_lane];
+        // A tile's squares are published after its values, so few of these are missing then.
         float squares = 0.0f;
+        if (lane_id() < tiles_per_head)
+            squares = await(words + squares_words + head * tiles_per_head + lane_id(), token.tag);
         bool missing;
         do {  // all loads are issued before the first is looked at
             missing = false;
-            if (lane_id() < tiles_per_head) {
-                const Word word = load_word(words + squares_words + head * tiles_per_head + lane_id());
-                squares = value_of(word), missing |= tag_of(word) != token.tag;
-            }
 #pragma unroll
             for (int k = 0; k < per_lane; ++k) {
                 const int i = lane_id() + k * warp_threads;
@@ -322,7 +367,7 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
                 *reinterpret_cast<float2*>(shared->x + staged(c)) = float2{value[k].x * scale, value[k].y * scale};
         }
     }
-    for (int c = value_dim + threadIdx.x; c < segments(value_dim) * segment; c += block_threads)
+    for (int c = value_dim + threadIdx.x; c < chunks_of(value_dim) * chunk; c += block_threads)
         shared->x[staged(c)] = 0.0f;
     __syncthreads();
 }
@@ -332,7 +377,7 @@ template <int cols, typename Residual>
 __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared* shared, Word* out, float* plain,
                                               const Token& token, int early, float before, Residual residual) {
     constexpr int split = split_of(cols);
-    stream_pairs<cols, split>(stream, shared, hidden_size / 2, [&](int first, int count, const float (*partial)[2]) {
+    stream_groups<cols, split>(stream, shared, out_product, [&](int first, int count, Sums partial) {
         for_each_row<split>(first, count, partial, [&](int r, float sum) {
             const float value = (r == early ? before : residual(r)) + sum;
             publish(out + r, value, token.tag);
@@ -343,7 +388,7 @@ __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared
 
 __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                              StreamShared* shared) {
-    const int early = early_row(hidden_size / 2);
+    const int early = early_row(shared, out_product);
     const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
     stage_gated_norm(words, token, shared);
     residual_rows<value_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
@@ -351,17 +396,41 @@ __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words,
 }
 
 __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
-                                             WeightStream& stream, StreamShared* shared) {
-    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
-    load_pairs<hidden_size>(layer.input_norm, norm);
+                                             const Norm& norm, WeightStream& stream, StreamShared* shared) {
+    Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
-    stream_pairs<hidden_size, split_of(hidden_size)>(
-        stream, shared, attention_in_rows / 2, [&](int first, int count, const float (*partial)[2]) {
-            for_each_row<split_of(hidden_size)>(first, count, partial, [&](int r, float sum) {
-                publish(words + in_words + r, sum, token.tag);
-            });
+    constexpr int split = split_of(hidden_size);
+    stream_groups<hidden_size, split>(stream, shared, attention_in_product, [&](int first, int count, Sums partial) {
+        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+            if (r < attention_in_rows) publish(words + in_words + r, sum, token.tag);
         });
+    });
+}
+
+// The queries of one kv head, and its k and v, as attend_unit() reads them: by their place in `projected`. They stand in
+// shared memory, one head after another.
+struct GatheredHeads {
+    const float* heads;  // [heads_per_kv + 2, head_dim]
+    int kv_head;
+    __device__ __forceinline__ float operator[](int i) const {
+        if (i >= v_row) return heads[(heads_per_kv + 1) * head_dim + i - v_row - kv_head * head_dim];
+        if (i >= k_row) return heads[heads_per_kv * head_dim + i - k_row - kv_head * head_dim];
+        const int q = i - kv_head * heads_per_kv * 2 * head_dim;  // each query is followed by its gate
+        return heads[q / (2 * head_dim) * head_dim + q % (2 * head_dim)];
+    }
+};
+
+// The block waits for the first `count` of these heads: the last two are needed by the block that caches them.
+__device__ __forceinline__ void gather_heads(const Word* words, const Token& token, int kv_head, int count, float* heads) {
+    for (int i = threadIdx.x; i < count * head_dim / 2; i += block_threads) {
+        const int head = 2 * i / head_dim, c = 2 * i % head_dim;
+        const int at = head < heads_per_kv    ? (kv_head * heads_per_kv + head) * 2 * head_dim
+                       : head == heads_per_kv ? k_row + kv_head * head_dim
+                                              : v_row + kv_head * head_dim;
+        *reinterpret_cast<float2*>(heads + 2 * i) = await_two(words + in_words + at + c, token.tag);
+    }
+    __syncthreads();  // the heads are in shared memory
 }
 
 // Attends over one split per unit, then merges the splits of one head per unit.
@@ -370,21 +439,24 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     if (threadIdx.x == 0)
         shared->attention.args = {nullptr, layer.q_norm, layer.k_norm, m.rope_cos, m.rope_sin, layer.k_cache, layer.v_cache,
                                   nullptr, nullptr, nullptr, token.position, token.max_seq_len};
-    __syncthreads();  // the arguments are in shared memory
     const AttentionArgs& a = shared->attention.args;
-    const TaggedVector projected{words + in_words, token.tag};
+    float* heads = &shared->attention.merged[0][0];  // not used before all positions are done
+    static_assert(sizeof(shared->attention.merged) >= (heads_per_kv + 2) * head_dim * sizeof(float), "room for all heads");
     const int per_split = positions_per_split(token.position + 1);
     const int splits = token.position / per_split + 1;
-    for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x)
-        attend_unit(projected, a, unit / splits, unit % splits, per_split, &shared->attention,
-                    [&](int head, int split, int place, float value) {
-                        publish(layer.partials + partial_at(head, split, place), value, token.tag);
+    for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x) {
+        const int kv_head = unit / splits, split = unit % splits;
+        gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
+        attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
+                    [&](int head, int of, int place, float value) {
+                        publish(layer.partials + partial_at(head, of, place), value, token.tag);
                     });
+    }
     end_phase(m);
     // The blocks that merge are those at the end of the grid, which are the last to get a split.
     for (int head = gridDim.x - 1 - blockIdx.x; head < num_attention_heads; head += gridDim.x)
         merge_splits<1>(
-            projected, head, splits, &shared->attention,
+            TaggedVector{words + in_words, token.tag}, head, splits, &shared->attention,
             [&](int h, int split, int place) {
                 const Word* from = layer.partials + partial_at(h, split, place);
                 const float2 low = await_two(from, token.tag);
@@ -396,7 +468,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
 
 __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                               StreamShared* shared) {
-    const int early = early_row(hidden_size / 2);
+    const int early = early_row(shared, out_product);
     const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
     float2 o[pairs_per_thread<q_dim>];
     await_vector<q_dim>(words + mixed_words, token.tag, o);
@@ -406,25 +478,26 @@ __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words
                          [&](int r) { return x_at(m, token, l, r); });
 }
 
-__device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+__device__ __forceinline__ void mlp(const Model& m, int l, Word* words, const Token& token, const Norm& norm,
                                     WeightStream& stream, StreamShared* shared) {
-    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
-    load_pairs<hidden_size>(layer.post_attention_norm, norm);
-    await_vector<hidden_size>(words + mid_words, token.tag, x);
+    Norm x;
+    await_vector<hidden_size>(words + mid_words, token.tag, x.of);
     stage_norm(x, norm, shared);
-    // Pair i is row i of gate_proj and row i of up_proj.
+    // A group holds rows 2 * i and 2 * i + 1 of gate_proj, then the same rows of up_proj.
     constexpr int split = split_of(hidden_size);
-    stream_pairs<hidden_size, split>(stream, shared, intermediate_size, [&](int first, int count, const float (*partial)[2]) {
-        for (int i = threadIdx.x; i < count; i += block_threads) {
-            float gate = partial[i * split][0], up = partial[i * split][1];
-            for (int part = 1; part < split; ++part)
-                gate += partial[i * split + part][0], up += partial[i * split + part][1];
-            publish(words + act_words + first + i, silu(gate) * up, token.tag);
+    stream_groups<hidden_size, split>(stream, shared, up_product, [&](int first, int count, Sums partial) {
+        for (int i = threadIdx.x; i < 2 * count; i += block_threads) {
+            float gate = 0.0f, up = 0.0f;
+            for (int part = 0; part < split; ++part) {
+                gate += partial[i / 2 * split + part][i % 2];
+                up += partial[i / 2 * split + part][2 + i % 2];
+            }
+            publish(words + act_words + 2 * first + i, silu(gate) * up, token.tag);
         }
     });
     end_phase(m);
 
-    const int early = early_row(hidden_size / 2);
+    const int early = early_row(shared, out_product);
     const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
     const float before = early < hidden_size ? residual(early) : 0.0f;
     float2 act[pairs_per_thread<intermediate_size>];
@@ -435,24 +508,20 @@ __device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, W
 }
 
 // Computes the logits, and publishes the block's best.
-__device__ __forceinline__ void lm_head(const Model& m, const Token& token, WeightStream& stream, StreamShared* shared) {
-    float2 x[pairs_per_thread<hidden_size>], norm[pairs_per_thread<hidden_size>];
-    load_pairs<hidden_size>(m.norm, norm);
+__device__ __forceinline__ void lm_head(const Model& m, const Token& token, const Norm& norm, WeightStream& stream,
+                                        StreamShared* shared) {
+    Norm x;
     await_x(m, token, num_hidden_layers, x);
     stage_norm(x, norm, shared);
-    constexpr int pairs = (vocab_size + 1) / 2;  // an odd vocabulary has a row of zeros at its end
-    const int begin = static_cast<int>(static_cast<long long>(pairs) * blockIdx.x / gridDim.x);
-    const int end = static_cast<int>(static_cast<long long>(pairs) * (blockIdx.x + 1) / gridDim.x);
+    const Part part = shared->parts[head_product];
     Best best = no_best();
-    for (int pair = begin + warp_id(); pair < end; pair += block_warps) {
-        float sum[2] = {};
+    for (int group = part.first + warp_id(); group < part.first + part.count; group += block_warps) {
+        float sum[slot_rows] = {};
 #pragma unroll 1
-        for (int i = 0; i < segments(hidden_size); ++i) add_slot(stream, shared->x + i * segment, sum);
-        sum[0] = warp_sum(sum[0]);
-        sum[1] = warp_sum(sum[1]);
-        const int row = 2 * pair + lane_id();
-        if (lane_id() < 2 && row < vocab_size) {
-            const float logit = lane_id() == 0 ? sum[0] : sum[1];
+        for (int i = 0; i < chunks_of(hidden_size); ++i) add_slot(stream, shared->x + i * chunk, sum);
+        const float logit = warp_sums(sum);
+        const int row = slot_rows * group + lane_id() / 8;
+        if (lane_id() % 8 == 0 && row < vocab_size) {
             m.logits[row] = logit;
             best = better(best, Best{logit, row});
         }
@@ -490,35 +559,45 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
     const int* slots = m.first_slot + blockIdx.x * block_warps + warp_id();
     stream.start(m.stream + static_cast<size_t>(slots[0]) * slot_weights, slots[1] - slots[0]);
 
+    compute_parts(shared->parts);
     if (threadIdx.x == 0)
         shared->token = {static_cast<unsigned>(tag), position, max_seq_len,
                          m.embed_tokens + static_cast<size_t>(token_at(m.next_token)) * hidden_size};
-    __syncthreads();  // the token is in shared memory
+    __syncthreads();  // the token and the parts are in shared memory
     const Token& token = shared->token;
     if (blockIdx.x == 0)
         for (int i = threadIdx.x; i < hidden_size; i += block_threads) m.hidden_states[i] = to_float(token.embedding[i]);
 
+    // The weights of a norm are loaded one phase before the phase that uses them, so that they do not queue behind copies.
+    Norm norm = load_norm(shared->layers[0].input_norm);
     for (int l = 0; l < num_hidden_layers; ++l) {
         const Layer& layer = shared->layers[l];
         Word* words = m.words + l * layer_words;
+        Norm middle;
         if (layer.recurrent_state != nullptr) {
-            deltanet_in(m, layer, l, words, token, stream, shared);
+            Tile tile;
+            load_tile(layer, blockIdx.x, tile);
+            deltanet_in(m, layer, l, words, token, norm, stream, shared);
             end_phase(m);
-            delta_rule(layer, words, token, shared);
+            delta_rule(layer, words, token, tile, shared);
             end_phase(m);
+            middle = load_norm(layer.post_attention_norm);
             deltanet_out(m, l, words, token, stream, shared);
-            end_phase(m);
         } else {
-            attention_in(m, layer, l, words, token, stream, shared);
+            attention_in(m, layer, l, words, token, norm, stream, shared);
             end_phase(m);
+            if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers
             attention(m, layer, words, token, shared);
+            stream = shared->parked[warp_id()];
             end_phase(m);
+            middle = load_norm(layer.post_attention_norm);
             attention_out(m, l, words, token, stream, shared);
-            end_phase(m);
         }
-        mlp(m, layer, l, words, token, stream, shared);
+        end_phase(m);
+        norm = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
+        mlp(m, l, words, token, middle, stream, shared);
         end_phase(m);
     }
-    lm_head(m, token, stream, shared);
+    lm_head(m, token, norm, stream, shared);
     if (blockIdx.x == 0 && warp_id() == 0) choose(m, token);
 }

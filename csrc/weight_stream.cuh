@@ -1,7 +1,7 @@
 // weight_stream.cuh: a warp's weights as one stream, which runs ahead of the computation
 // Layout    The host packs the weights once, in the order in which the warps read them (luce_edu/stages/packing.py).
-//           A slot holds `segment` neighbouring weights of two rows, [2, segment] bf16: 2 KiB for a segment of 512.
-//           stream [slots, 2, segment]; a warp owns neighbouring slots, one token's, and reads them again for the next.
+//           A slot holds 256 neighbouring weights of four rows, [slot_rows, chunk] bf16, so 2 KiB.
+//           stream [slots, slot_rows, chunk]; a warp owns neighbouring slots, one token's, and reads them again for the next.
 // Computes  start():   request the first slots
 //           take(w):   wait for the oldest slot; copy it to the registers w; request one more slot in its place
 // Ring      Each warp has a ring of ring_slots slots of its own in shared memory, so no warp waits for another one's
@@ -18,11 +18,9 @@
 #pragma once
 #include "matvec.cuh"
 
-constexpr int segment = SEGMENT;
-constexpr int slot_weights = 2 * segment;
+constexpr int slot_rows = 4;  // rows that a warp multiplies at once: each value of x that it reads serves all of them
+constexpr int slot_weights = slot_rows * chunk;
 constexpr int slot_bytes = slot_weights * static_cast<int>(sizeof(bf16));
-constexpr int slot_loads = slot_weights / chunk;  // 16-byte loads of a lane per slot
-static_assert(segment % chunk == 0, "a warp covers a row's segment with whole loads");
 
 #if RING_SLOTS == 0 || __CUDA_ARCH__ < 800
 constexpr int ring_slots = 0;
@@ -64,34 +62,31 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
 }
 #endif
 
-extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];  // SHARED_BYTES, the ring, its mbarriers
+extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];  // SHARED_BYTES, then the rings
+
+constexpr int place_bytes = slot_bytes + 16;  // of the ring: a slot, and its mbarrier
 
 struct WeightStream {
-    const bf16* next;  // the slot to request next; without a ring, the slot to take next
-    int left;          // the number of slots from there to the end
-    int slot;          // the oldest slot of the ring, in [0, ring_slots)
-    unsigned parity;   // of the mbarriers' phase that take() waits for
+    const bf16* next;      // the slot to request next; without a ring, the slot to take next
+    int left;              // the number of slots from there to the end
+    int place;             // of the oldest slot in the ring: bytes from the start of shared memory
+    int wrap;              // places from there to the end of the ring
+    unsigned parity;       // of the mbarriers' phase that take() waits for
 
-    __device__ __forceinline__ static bf16* ring(int slot) {
-        return reinterpret_cast<bf16*>(dynamic_shared_memory + SHARED_BYTES) +
-               (warp_id() * ring_slots + slot) * slot_weights;
-    }
-    __device__ __forceinline__ static unsigned long long* full(int slot) {
-        return reinterpret_cast<unsigned long long*>(dynamic_shared_memory + SHARED_BYTES +
-                                                     block_warps * ring_slots * slot_bytes) +
-               warp_id() * ring_slots + slot;
+    __device__ __forceinline__ static unsigned long long* full(int place) {
+        return reinterpret_cast<unsigned long long*>(dynamic_shared_memory + place + slot_bytes);
     }
 
-    // Requests the next slot of the stream, if there is one, into place i of the ring.
-    __device__ __forceinline__ void request(int i) {
+    // Requests the next slot of the stream, if there is one, into a place of the ring.
+    __device__ __forceinline__ void request(int place) {
 #if __CUDA_ARCH__ >= 900
-        if (left > 0 && lane_id() == 0) bulk_copy(ring(i), next, slot_bytes, full(i));
+        if (left > 0 && lane_id() == 0) bulk_copy(dynamic_shared_memory + place, next, slot_bytes, full(place));
 #elif __CUDA_ARCH__ >= 800
         if (left > 0) {
 #pragma unroll
-            for (int j = 0; j < slot_loads; ++j) {
-                const int c = j * chunk + lane_id() * lane_weights;
-                copy_16_bytes(ring(i) + c, next + c);
+            for (int r = 0; r < slot_rows; ++r) {
+                const int c = r * chunk + lane_id() * lane_weights;
+                copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
@@ -108,55 +103,65 @@ struct WeightStream {
 
     // first, count: this warp's slots
     __device__ __forceinline__ void start(const bf16* first, int count) {
-        next = first, left = count, slot = 0, parity = 0;
+        next = first, left = count, parity = 0, wrap = ring_slots;
+        place = SHARED_BYTES + warp_id() * ring_slots * place_bytes;
         if constexpr (ring_slots == 0) {
             for (int i = 0; i < PREFETCH_SLOTS; ++i) prefetch_slot(i);
         } else {
 #if __CUDA_ARCH__ >= 900
             if (lane_id() == 0) {
-                for (int i = 0; i < ring_slots; ++i) barrier_init(full(i));
+                for (int i = 0; i < ring_slots; ++i) barrier_init(full(place + i * place_bytes));
                 asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // before a copy uses them
             }
             __syncwarp();
 #endif
 #pragma unroll 1
-            for (int i = 0; i < ring_slots; ++i) request(i);
+            for (int i = 0; i < ring_slots; ++i) request(place + i * place_bytes);
         }
     }
 
-    // w[j]: this lane's 8 weights of load j; loads [0, slot_loads / 2) are of the first row.
-    __device__ __forceinline__ void take(bf16x8 (&w)[slot_loads]) {
+    // w[r]: this lane's 8 weights of row r
+    __device__ __forceinline__ void take(bf16x8 (&w)[slot_rows]) {
         if constexpr (ring_slots == 0) {
 #pragma unroll
-            for (int j = 0; j < slot_loads; ++j) w[j] = load_weights(next + j * chunk + lane_id() * lane_weights);
+            for (int r = 0; r < slot_rows; ++r) w[r] = load_weights(next + r * chunk + lane_id() * lane_weights);
             if (PREFETCH_SLOTS > 0) prefetch_slot(PREFETCH_SLOTS);
             next += slot_weights, --left;
         } else {
 #if __CUDA_ARCH__ >= 900
-            barrier_wait(full(slot), parity);
+            barrier_wait(full(place), parity);
 #elif __CUDA_ARCH__ >= 800
             asm volatile("cp.async.wait_group %0;" ::"n"(ring_slots - 1) : "memory");
 #endif
-            const bf16* from = ring(slot) + lane_id() * lane_weights;
+            const bf16x8* from = reinterpret_cast<const bf16x8*>(dynamic_shared_memory + place) + lane_id();
 #pragma unroll
-            for (int j = 0; j < slot_loads; ++j) w[j] = *reinterpret_cast<const bf16x8*>(from + j * chunk);
+            for (int r = 0; r < slot_rows; ++r) w[r] = from[r * warp_threads];
             __syncwarp();  // all lanes have read the slot before a copy overwrites it
-            request(slot);
-            if (++slot == ring_slots) slot = 0, parity ^= 1u;
+            request(place);
+            place += place_bytes;
+            if (--wrap == 0) wrap = ring_slots, place -= ring_slots * place_bytes, parity ^= 1u;
         }
     }
 };
 
-// Takes one slot, and adds its two dot products with x [segment], staged in shared memory, to this lane's sums.
-__device__ __forceinline__ void add_slot(WeightStream& stream, const float* x, float (&sum)[2]) {
-    bf16x8 w[slot_loads];
+// Takes one slot, and adds the products of its rows with x [chunk], staged in shared memory, to this lane's sums.
+__device__ __forceinline__ void add_slot(WeightStream& stream, const float* x, float (&sum)[slot_rows]) {
+    bf16x8 w[slot_rows];
     stream.take(w);
+    const float4 lo = *reinterpret_cast<const float4*>(x + lane_id() * 4);  // see staged()
+    const float4 hi = *reinterpret_cast<const float4*>(x + chunk / 2 + lane_id() * 4);
 #pragma unroll
-    for (int j = 0; j < slot_loads / 2; ++j) {
-        const float* at = x + j * chunk + lane_id() * 4;  // see staged()
-        const float4 lo = *reinterpret_cast<const float4*>(at);
-        const float4 hi = *reinterpret_cast<const float4*>(at + chunk / 2);
-        sum[0] = dot8(w[j], lo, hi, sum[0]);
-        sum[1] = dot8(w[slot_loads / 2 + j], lo, hi, sum[1]);
-    }
+    for (int r = 0; r < slot_rows; ++r) sum[r] = dot8(w[r], lo, hi, sum[r]);
+}
+
+// Adds each of four sums over the warp with six shuffles. Lane l returns the total of sum[l / 8]. In each of the first
+// two steps a lane gives away half of its sums and keeps the others, so that no lane computes the same as another.
+__device__ __forceinline__ float warp_sums(const float (&sum)[slot_rows]) {
+    static_assert(slot_rows == 4, "two steps of halving");
+    const bool high = lane_id() & 16, odd_eight = lane_id() & 8;
+    const float first = (high ? sum[2] : sum[0]) + __shfl_xor_sync(full_warp, high ? sum[0] : sum[2], 16);
+    const float second = (high ? sum[3] : sum[1]) + __shfl_xor_sync(full_warp, high ? sum[1] : sum[3], 16);
+    const float value =
+        (odd_eight ? second : first) + __shfl_xor_sync(full_warp, odd_eight ? first : second, 8);
+    return warp_sum<8>(value);
 }

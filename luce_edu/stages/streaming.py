@@ -7,10 +7,10 @@ import torch
 from luce_edu.config import ModelConfig
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
-from luce_edu.stages.packing import BATCH_UNITS, Layout, pack
+from luce_edu.stages.packing import BATCH_UNITS, CHUNK, SLOT_ROWS, Layout, pack
 
 WARPS = BLOCK_THREADS // 32
-CHUNK = 256  # weights that a warp loads at a time
+PLACE_BYTES = 2 * SLOT_ROWS * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
 PREFETCH_SLOTS = 2  # that a warp prefetches into L2 where there is no ring
 
@@ -45,14 +45,14 @@ class StreamingDecoder(MegakernelDecoder):
         for step in self._steps:
             options |= step
         shared = shared_bytes(self.config)
-        room = (self.backend.shared_memory_per_block - shared) // (WARPS * (4 * segment(self.config) + 8))
+        room = (self.backend.shared_memory_per_block - shared) // (WARPS * PLACE_BYTES)
         if self.backend.capability < (8, 0):
             room = 0  # no asynchronous copies before Ampere
         options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-        self._shared = shared + options["RING_SLOTS"] * WARPS * (4 * segment(self.config) + 8)
+        self._shared = shared + options["RING_SLOTS"] * WARPS * PLACE_BYTES
         self._split_rows = bool(options["SPLIT_ROWS"])
         return kernel_defines(self.config) | options | {
-            "SEGMENT": segment(self.config), "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
+            "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
         }  # fmt: skip
 
     def _resident_blocks(self, kernel):
@@ -63,7 +63,7 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _allocate(self) -> None:
         config, blocks = self.config, self._blocks
-        layout = Layout(blocks, WARPS, segment(config), config.hidden_size, self._split_rows)
+        layout = Layout(blocks, WARPS, config.hidden_size, self._split_rows)
         self.stream, self.first_slot = pack(self.weights, config, layout)
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
@@ -110,18 +110,6 @@ class StreamingDecoder(MegakernelDecoder):
         return tables
 
 
-def segment(config: ModelConfig) -> int:
-    """Return how many neighbouring weights of a row a slot of the ring holds."""
-    longest = 512
-    whole = all(cols % longest == 0 for cols in _columns(config))
-    return longest if whole else CHUNK
-
-
-def _columns(config: ModelConfig) -> tuple[int, ...]:
-    q_dim = config.num_attention_heads * config.head_dim
-    return config.hidden_size, config.intermediate_size, config.value_dim, q_dim
-
-
 def layer_words(config: ModelConfig) -> int:
     """Return how many tagged words a layer has; csrc/streaming.cu lists them."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -135,9 +123,11 @@ def layer_words(config: ModelConfig) -> int:
 
 def shared_bytes(config: ModelConfig) -> int:
     """Return a bound of the size of StreamShared in csrc/streaming.cu, which stands before the ring."""
-    longest = -(-max(_columns(config)) // segment(config)) * segment(config)
+    q_dim = config.num_attention_heads * config.head_dim
+    longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
+    longest = -(-longest // CHUNK) * CHUNK
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
     attention = (heads_per_kv + 1) * config.head_dim + 8 * BLOCK_THREADS + 2 * BLOCK_THREADS + 64
-    floats = max(longest, delta, attention) + 4 * BATCH_UNITS + 4 * WARPS
+    floats = max(longest, delta, attention) + 2 * BATCH_UNITS * SLOT_ROWS + 12 * WARPS + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128
