@@ -238,9 +238,11 @@ __device__ __forceinline__ void for_each_row(int first, int count, Sums partial,
     }
 }
 
-// The first row that this thread finishes, whose other inputs it loads before it waits for the vector.
+// The first row that this thread finishes, or -1. It loads the row's other inputs before it waits for the vector.
 __device__ __forceinline__ int early_row(const StreamShared* shared, Product product) {
-    return slot_rows * shared->parts[product].first + static_cast<int>(threadIdx.x);
+    const Part part = shared->parts[product];
+    const int r = threadIdx.x;
+    return r < slot_rows * part.count ? slot_rows * part.first + r : -1;
 }
 
 // What finishes a row of deltanet_in, besides its sum.
@@ -258,7 +260,8 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
 __device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
                                             const Norm& norm, WeightStream& stream, StreamShared* shared) {
     const int early = early_row(shared, deltanet_in_product);
-    const InRow with = load_in_row(layer, early);
+    InRow with{};
+    if (early >= 0) with = load_in_row(layer, early);
     Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
@@ -389,7 +392,7 @@ __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared
 __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                              StreamShared* shared) {
     const int early = early_row(shared, out_product);
-    const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
+    const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
     stage_gated_norm(words, token, shared);
     residual_rows<value_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
                              [&](int r) { return x_at(m, token, l, r); });
@@ -469,7 +472,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
 __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                               StreamShared* shared) {
     const int early = early_row(shared, out_product);
-    const float before = early < hidden_size ? x_at(m, token, l, early) : 0.0f;
+    const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
     float2 o[pairs_per_thread<q_dim>];
     await_vector<q_dim>(words + mixed_words, token.tag, o);
     __syncthreads();  // the attention's part of the shared memory is no longer needed
@@ -499,7 +502,7 @@ __device__ __forceinline__ void mlp(const Model& m, int l, Word* words, const To
 
     const int early = early_row(shared, out_product);
     const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
-    const float before = early < hidden_size ? residual(early) : 0.0f;
+    const float before = early >= 0 ? residual(early) : 0.0f;
     float2 act[pairs_per_thread<intermediate_size>];
     await_vector<intermediate_size>(words + act_words, token.tag, act);
     stage<intermediate_size>(act, shared);
@@ -532,7 +535,8 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
     if (threadIdx.x == 0) {
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp_best[w]);
         publish(m.bests + 2 * blockIdx.x, best.value, token.tag);
-        publish(m.bests + 2 * blockIdx.x + 1, __int_as_float(best.index), token.tag);
+        // A release, because block 0 then overwrites the token, which every block has read.
+        publish_release(m.bests + 2 * blockIdx.x + 1, __int_as_float(best.index), token.tag);
     }
 }
 
@@ -540,10 +544,11 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
 __device__ __forceinline__ void choose(const Model& m, const Token& token) {
     Best best = no_best();
     for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) {
-        const float2 of_block = await_two(m.bests + 2 * b, token.tag);
-        best = better(best, Best{of_block.x, __float_as_int(of_block.y)});
+        const int index = __float_as_int(await_acquire(m.bests + 2 * b + 1, token.tag));
+        best = better(best, Best{await(m.bests + 2 * b, token.tag), index});
     }
     best = warp_best(best);
+    __syncwarp();  // every lane's acquires come before lane 0's store
     if (lane_id() == 0) *m.next_token = *m.next_token == no_token ? no_token : best.index;
 }
 
@@ -588,7 +593,9 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
             end_phase(m);
             if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers
             attention(m, layer, words, token, shared);
+            __syncwarp();
             stream = shared->parked[warp_id()];
+            __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
             middle = load_norm(layer.post_attention_norm);
             attention_out(m, l, words, token, stream, shared);

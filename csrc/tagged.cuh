@@ -19,6 +19,12 @@ __device__ __forceinline__ void publish(Word* p, float value, unsigned tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
 }
 
+// The same as a release, for a reader that acquires: everything that this block did before is then ordered, too.
+__device__ __forceinline__ void publish_release(Word* p, float value, unsigned tag) {
+    const Word word = static_cast<Word>(tag) << 32 | __float_as_uint(value);
+    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
+}
+
 __device__ __forceinline__ float value_of(Word word) { return __uint_as_float(static_cast<unsigned>(word)); }
 __device__ __forceinline__ unsigned tag_of(Word word) { return static_cast<unsigned>(word >> 32); }
 
@@ -41,6 +47,13 @@ __device__ __forceinline__ TwoWords load_two(const Word* p) {
 __device__ __forceinline__ float await(const Word* p, unsigned tag) {
     Word word;
     do word = load_word(p);
+    while (tag_of(word) != tag);
+    return value_of(word);
+}
+
+__device__ __forceinline__ float await_acquire(const Word* p, unsigned tag) {
+    Word word;
+    do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
     while (tag_of(word) != tag);
     return value_of(word);
 }
