@@ -55,11 +55,9 @@ class StreamingDecoder(MegakernelDecoder):
             "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
         }  # fmt: skip
 
-    def _resident_blocks(self, kernel):
-        return self.backend.max_resident_blocks(self.module[kernel], BLOCK_THREADS, self._shared)
-
     def _argmax_blocks(self) -> int:
-        return self._resident_blocks("streaming")
+        self._blocks = self._resident_blocks("streaming", self._shared)
+        return self._blocks
 
     def _allocate(self) -> None:
         config, blocks = self.config, self._blocks
