@@ -84,6 +84,8 @@ struct Model {
     float *hidden_states, *logits;
     Word *words, *bests, *chosen;  // [num_hidden_layers, layer_words], [blocks, 2], [1]
     int* next_token;
+    int* generated;        // [max_seq_len], in memory that the host can read meanwhile
+    const int *stop, *end_tokens;  // stop: set by the host;  end_tokens [END_TOKENS]
     GridBarrier* barrier;
 };
 
@@ -115,6 +117,7 @@ struct StreamShared {
     float scratch[block_warps];
     Best warp_best[block_warps];
     Token token;  // here it saves registers
+    int chosen;
     Part parts[products];
     WeightStream parked[block_warps];
     Model model;
@@ -540,36 +543,36 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
     }
 }
 
-// Warp 0 of block 0 waits for the best of every block, and stores the next token.
-__device__ __forceinline__ void choose(const Model& m, const Token& token) {
+// Warp 0 of block 0 waits for the best of every block, stores the next token, and tells all blocks which one it is: as
+// ~token if the launch ends with it. It ends with the last of `tokens`, a token of end_tokens, when the host has set
+// *stop, and if no token could be chosen.
+__device__ __forceinline__ void choose(const Model& m, const Token& token, int number, int tokens) {
     Best best = no_best();
     for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) {
         const int index = __float_as_int(await_acquire(m.bests + 2 * b + 1, token.tag));
         best = better(best, Best{await(m.bests + 2 * b, token.tag), index});
     }
     best = warp_best(best);
-    __syncwarp();  // every lane's acquires come before lane 0's store
-    if (lane_id() == 0) *m.next_token = *m.next_token == no_token ? no_token : best.index;
+    __syncwarp();  // every lane's acquires come before lane 0's stores
+    if (lane_id() != 0) return;
+    const int chosen = *m.next_token == no_token ? no_token : best.index;
+    bool ends = number + 1 == tokens || chosen == no_token || load_system(m.stop) != 0;
+    for (int i = 0; i < END_TOKENS; ++i) ends |= chosen == m.end_tokens[i];
+    *m.next_token = chosen;
+    if (number + 1 < tokens) publish_release(m.chosen, __int_as_float(ends ? ~chosen : chosen), token.tag);
+    store_release_system(m.generated + number, chosen);  // the host may be reading along
 }
 
-extern "C" __global__ void __launch_bounds__(block_threads, 1)
-streaming(const Model* model, const Layer* layers, int position, int max_seq_len, int tag) {
-    StreamShared* shared = reinterpret_cast<StreamShared*>(dynamic_shared_memory);
-    copy_to_shared(&shared->model, model, 1);
-    copy_to_shared(shared->layers, layers, num_hidden_layers);
-    __syncthreads();  // the pointers are in shared memory
-    const Model& m = shared->model;
+// Returns the next token to every thread of the block, or a negative number at the end of the launch. With the release
+// in choose() it orders what every block has written for this token before what any block reads for the next.
+__device__ __forceinline__ int await_choice(const Model& m, const Token& token, StreamShared* shared) {
+    if (threadIdx.x == 0) shared->chosen = __float_as_int(await_acquire(m.chosen, token.tag));
+    __syncthreads();  // the choice is in shared memory; the acquire comes before the block's reads
+    return shared->chosen;
+}
 
-    WeightStream stream;
-    const int* slots = m.first_slot + blockIdx.x * block_warps + warp_id();
-    stream.start(m.stream + static_cast<size_t>(slots[0]) * slot_weights, slots[1] - slots[0]);
-
-    compute_parts(shared->parts);
-    if (threadIdx.x == 0)
-        shared->token = {static_cast<unsigned>(tag), position, max_seq_len,
-                         m.embed_tokens + static_cast<size_t>(token_at(m.next_token)) * hidden_size};
-    __syncthreads();  // the token and the parts are in shared memory
-    const Token& token = shared->token;
+// One token, from its embedding to the block's best logit
+__device__ __forceinline__ void decode(const Model& m, const Token& token, WeightStream& stream, StreamShared* shared) {
     if (blockIdx.x == 0)
         for (int i = threadIdx.x; i < hidden_size; i += block_threads) m.hidden_states[i] = to_float(token.embedding[i]);
 
@@ -606,5 +609,35 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
         end_phase(m);
     }
     lm_head(m, token, norm, stream, shared);
-    if (blockIdx.x == 0 && warp_id() == 0) choose(m, token);
+}
+
+// tokens: at most so many, in [1, max_seq_len - position];  tag: of the first one; each next one has the next number
+extern "C" __global__ void __launch_bounds__(block_threads, 1)
+streaming(const Model* model, const Layer* layers, int position, int max_seq_len, int tag, int tokens) {
+    StreamShared* shared = reinterpret_cast<StreamShared*>(dynamic_shared_memory);
+    copy_to_shared(&shared->model, model, 1);
+    copy_to_shared(shared->layers, layers, num_hidden_layers);
+    __syncthreads();  // the pointers are in shared memory
+    const Model& m = shared->model;
+
+    WeightStream stream;
+    const int* slots = m.first_slot + blockIdx.x * block_warps + warp_id();
+    stream.start(m.stream + static_cast<size_t>(slots[0]) * slot_weights, slots[1] - slots[0], tokens);
+    compute_parts(shared->parts);
+
+    int current = token_at(m.next_token);
+    for (int number = 0;; ++number) {
+        if (threadIdx.x == 0)
+            shared->token = {static_cast<unsigned>(tag + number), position + number, max_seq_len,
+                             m.embed_tokens + static_cast<size_t>(current) * hidden_size};
+        __syncthreads();  // the token is in shared memory, and so are the parts
+        decode(m, shared->token, stream, shared);
+        if (blockIdx.x == 0 && warp_id() == 0) choose(m, shared->token, number, tokens);
+        if (number + 1 == tokens) break;
+        current = await_choice(m, shared->token, shared);
+        if (current < 0) {
+            stream.drain();
+            break;
+        }
+    }
 }

@@ -62,16 +62,23 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
 }
 #endif
 
-extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];  // SHARED_BYTES, then the rings
+extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];  // SHARED_BYTES, the rings, an int per warp
 
 constexpr int place_bytes = slot_bytes + 16;  // of the ring: a slot, and its mbarrier
 
 struct WeightStream {
     const bf16* next;      // the slot to request next; without a ring, the slot to take next
-    int left;              // the number of slots from there to the end
+    int until_wrap;        // slots from there to the end of the warp's part; then it begins again, for the next token
+    int left;              // slots still to be requested in this launch
     int place;             // of the oldest slot in the ring: bytes from the start of shared memory
     int wrap;              // places from there to the end of the ring
     unsigned parity;       // of the mbarriers' phase that take() waits for
+
+    // Behind the rings, because it is needed once per token only.
+    __device__ __forceinline__ static int* slots_per_token() {
+        return reinterpret_cast<int*>(dynamic_shared_memory + SHARED_BYTES + block_warps * ring_slots * place_bytes) +
+               warp_id();
+    }
 
     __device__ __forceinline__ static unsigned long long* full(int place) {
         return reinterpret_cast<unsigned long long*>(dynamic_shared_memory + place + slot_bytes);
@@ -91,19 +98,29 @@ struct WeightStream {
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
 #endif
+        advance();
+    }
+
+    __device__ __forceinline__ void advance() {
         next += slot_weights, --left;
+        if (--until_wrap == 0) {
+            const int count = *slots_per_token();
+            until_wrap = count, next -= static_cast<size_t>(count) * slot_weights;
+        }
     }
 
     // Prefetches the slot that is `ahead` slots after the next one into L2.
     __device__ __forceinline__ void prefetch_slot(int ahead) const {
         constexpr int line = 128 / sizeof(bf16);
-        if (ahead < left && lane_id() < slot_weights / line)
+        if (ahead < until_wrap && ahead < left && lane_id() < slot_weights / line)
             prefetch_l2(next + ahead * slot_weights + lane_id() * line);
     }
 
-    // first, count: this warp's slots
-    __device__ __forceinline__ void start(const bf16* first, int count) {
-        next = first, left = count, parity = 0, wrap = ring_slots;
+    // first, count: this warp's slots;  tokens: how often they may be read
+    __device__ __forceinline__ void start(const bf16* first, int count, int tokens) {
+        next = first, until_wrap = count, left = count * tokens, parity = 0, wrap = ring_slots;
+        if (lane_id() == 0) *slots_per_token() = count;
+        __syncwarp();
         place = SHARED_BYTES + warp_id() * ring_slots * place_bytes;
         if constexpr (ring_slots == 0) {
             for (int i = 0; i < PREFETCH_SLOTS; ++i) prefetch_slot(i);
@@ -120,13 +137,32 @@ struct WeightStream {
         }
     }
 
+    // Waits for the copies that nobody will take, because the launch ends before its last token. Shared memory must not
+    // be given to another block while copies into it are under way.
+    __device__ __forceinline__ void drain() {
+#if __CUDA_ARCH__ >= 900
+        if constexpr (ring_slots > 0)
+            for (int i = 0; i < ring_slots; ++i) {
+                barrier_wait(full(place), parity);
+                step();
+            }
+#elif __CUDA_ARCH__ >= 800
+        asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+    }
+
+    __device__ __forceinline__ void step() {
+        place += place_bytes;
+        if (--wrap == 0) wrap = ring_slots, place -= ring_slots * place_bytes, parity ^= 1u;
+    }
+
     // w[r]: this lane's 8 weights of row r
     __device__ __forceinline__ void take(bf16x8 (&w)[slot_rows]) {
         if constexpr (ring_slots == 0) {
 #pragma unroll
             for (int r = 0; r < slot_rows; ++r) w[r] = load_weights(next + r * chunk + lane_id() * lane_weights);
             if (PREFETCH_SLOTS > 0) prefetch_slot(PREFETCH_SLOTS);
-            next += slot_weights, --left;
+            advance();
         } else {
 #if __CUDA_ARCH__ >= 900
             barrier_wait(full(place), parity);
@@ -138,8 +174,7 @@ struct WeightStream {
             for (int r = 0; r < slot_rows; ++r) w[r] = from[r * warp_threads];
             __syncwarp();  // all lanes have read the slot before a copy overwrites it
             request(place);
-            place += place_bytes;
-            if (--wrap == 0) wrap = ring_slots, place -= ring_slots * place_bytes, parity ^= 1u;
+            step();
         }
     }
 };

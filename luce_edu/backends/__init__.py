@@ -5,6 +5,8 @@ Both have the same members:
     launch(kernel, grid, block, smem, args, cooperative=False, dependent=False), which adds a line to the ledger
     matmul(x, weights, out), a library's matrix product, which adds a line too
     prepare(enqueue) -> launches, run(launches): check what `enqueue` launches once, then start it many times
+    start(enqueue) -> started: launches that the host follows; started.is_set() and started.wait()
+    shared_with_host(count): int32 that a kernel and the host can access at the same time
     capture(enqueue) -> graph, replay(graph): start many launches as one
     dependent_launch: whether the device supports programmatic dependent launch
     lazy_loading: whether the device may load a kernel only when it first runs, which a capture does not allow

@@ -145,6 +145,15 @@ class CudaBackend:
         else:
             self._start(self._current_stream(), config, kernel, values, entry)
 
+    def shared_with_host(self, count: int) -> torch.Tensor:
+        """Return int32 zeros in pinned memory, which a kernel and the host can read and write at the same time."""
+        return torch.zeros(count, dtype=torch.int32, pin_memory=True)
+
+    def start(self, enqueue: Callable[[], None]) -> _Started:
+        """Enqueue launches, and return at once, so that the host can follow them."""
+        enqueue()
+        return _Started(torch.cuda.current_stream(self.device).record_event())
+
     def prepare(self, enqueue: Callable[[], None]) -> tuple:
         """Check and convert the launches of `enqueue` once, without running them, for `run` to start them many times.
 
@@ -280,6 +289,19 @@ class CudaBackend:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Launches under way: `is_set()` says whether they have ended, `wait()` waits for them."""
+
+    event: object
+
+    def is_set(self) -> bool:
+        return self.event.query()
+
+    def wait(self) -> None:
+        self.event.synchronize()
 
 
 @functools.cache

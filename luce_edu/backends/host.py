@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,21 @@ class HostGraph:
     """The virtual GPU's form of a CUDA graph: launches with checked arguments, not yet run, and matrix products."""
 
     steps: tuple[Prepared | Callable[[], None], ...]
+
+
+class Started:
+    """Launches under way: `is_set()` says whether they have ended, `wait()` waits, and raises what they raised."""
+
+    def __init__(self, run: Callable[[], None]):
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(run)
+        self._pool.shutdown(wait=False)
+
+    def is_set(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        self._future.result()
 
 
 class HostBackend:
@@ -119,6 +135,14 @@ class HostBackend:
         """Compute the product of `CudaBackend.matmul` by PyTorch, in fp32 with one rounding at the end."""
         check_product(x, weights, out)
         self._do(functools.partial(_multiply, x, tuple(weights), out))
+
+    def shared_with_host(self, count: int) -> torch.Tensor:
+        """Return int32 zeros that a kernel and the host can read and write at the same time."""
+        return torch.zeros(count, dtype=torch.int32)
+
+    def start(self, enqueue: Callable[[], None]) -> Started:
+        """Run the launches of `enqueue` on a thread of their own, so that the host can follow them."""
+        return Started(enqueue)
 
     def _do(self, step: Prepared | Callable[[], None]) -> None:
         if self._capturing is not None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from luce_edu.config import ModelConfig
@@ -12,6 +16,7 @@ from luce_edu.stages.packing import BATCH_UNITS, CHUNK, SLOT_ROWS, Layout, pack
 WARPS = BLOCK_THREADS // 32
 PLACE_BYTES = 2 * SLOT_ROWS * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
+POLL_S = 2e-4  # seconds between two looks of the host for the next token
 PREFETCH_SLOTS = 2  # that a warp prefetches into L2 where there is no ring
 
 # The steps from the megakernel to this stage, each with the macros that it adds to those before it.
@@ -45,14 +50,15 @@ class StreamingDecoder(MegakernelDecoder):
         for step in self._steps:
             options |= step
         shared = shared_bytes(self.config)
-        room = (self.backend.shared_memory_per_block - shared) // (WARPS * PLACE_BYTES)
+        room = (self.backend.shared_memory_per_block - shared - 4 * WARPS) // (WARPS * PLACE_BYTES)
         if self.backend.capability < (8, 0):
             room = 0  # no asynchronous copies before Ampere
         options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-        self._shared = shared + options["RING_SLOTS"] * WARPS * PLACE_BYTES
+        self._shared = shared + options["RING_SLOTS"] * WARPS * PLACE_BYTES + 4 * WARPS  # an int per warp
         self._split_rows = bool(options["SPLIT_ROWS"])
         return kernel_defines(self.config) | options | {
             "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
+            "END_TOKENS": len(self.config.eos_token_ids),
         }  # fmt: skip
 
     def _argmax_blocks(self) -> int:
@@ -69,17 +75,75 @@ class StreamingDecoder(MegakernelDecoder):
         self.partial_words = self._words(len(config.attention_layers), *partials)
         self._tag = 0  # the number of the token since the decoder was made; every word says to which one it belongs
 
+        # What a launch of many tokens tells the host, and the host tells it.
+        self.generated = self.backend.shared_with_host(self.state.max_seq_len)
+        self.stop = self.backend.shared_with_host(1)
+        self.end_tokens = torch.tensor([*config.eos_token_ids, -1], dtype=torch.int32, device=self.device)
+        self._running: _Run | None = None
+
     def _words(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
     def _step(self, token):
         self._place_token(token)
-        self._tag += 1
-        args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, self._tag)
-        self._launch("streaming", self._blocks, *args, smem=self._shared, cooperative=True)
+        self._enqueue(1)
         self._tokens += 1
 
+    def _enqueue(self, tokens: int) -> None:
+        """Launch the kernel for up to `tokens` tokens from state.position on."""
+        args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, self._tag + 1, tokens)
+        self._tag += tokens
+        self._launch("streaming", self._blocks, *args, smem=self._shared, cooperative=True)
+
+    def _stream(self, tokens, max_new_tokens, temperature, how):
+        if temperature > 0 or max_new_tokens == 1:
+            yield from super()._stream(tokens, max_new_tokens, temperature, how)
+            return
+        self.reset()
+        self.prefill(tokens)
+        yield self.choice()
+        if self.choice() not in self.config.eos_token_ids:
+            yield from self._stream_choices(max_new_tokens - 1)
+
+    def _stream_choices(self, tokens: int) -> Iterator[int]:
+        """Decode the model's choices, up to `tokens` of them in one launch; yield what it chooses after each.
+
+        The launch goes on while the caller has a token. If the caller leaves, or interrupts, it ends with the next one.
+        """
+        self._expected = None
+        with super()._moving_on(0):
+            runs = self._runs
+            self.generated.fill_(-1)
+            self.stop.zero_()
+            self._running = run = _Run(self, tokens)
+        try:
+            for token in run:
+                yield self._checked(token)
+                if self._runs != runs:
+                    raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
+        finally:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        """End the launch of many tokens that may be running, after its next token, and count what it has decoded."""
+        run, self._running = self._running, None
+        if run is not None:
+            decoded = run.end()
+            self.state.position += decoded
+            self._tokens += decoded
+
+    @contextmanager
+    def _moving_on(self, tokens):
+        self._end_run()
+        with super()._moving_on(tokens):
+            yield
+
+    def reset(self) -> None:
+        self._end_run()
+        super().reset()
+
     def poison(self) -> None:
+        self._end_run()
         super().poison()
         for words in (self.tagged, self.bests, self.chosen, self.partial_words):
             words.fill_(-1)  # NaN, with a tag that no token has
@@ -87,7 +151,7 @@ class StreamingDecoder(MegakernelDecoder):
     def _model_tensors(self):
         own = (
             "stream", "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "bests", "chosen", "next_token",
-            "barrier",
+            "generated", "stop", "end_tokens", "barrier",
         )  # fmt: skip
         others = {"embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged}
         return others | {n: getattr(self, n) for n in own}
@@ -106,6 +170,29 @@ class StreamingDecoder(MegakernelDecoder):
                 attention += 1
             tables.append(row)
         return tables
+
+
+class _Run:
+    """A launch of many tokens, which the host follows token by token."""
+
+    def __init__(self, decoder: StreamingDecoder, tokens: int):
+        self._decoder, self._tokens = decoder, tokens
+        self._ended = decoder.backend.start(lambda: decoder._enqueue(tokens))
+
+    def __iter__(self) -> Iterator[int]:
+        generated = self._decoder.generated
+        for number in range(self._tokens):
+            while int(generated[number]) < 0:
+                if self._ended.is_set() and int(generated[number]) < 0:
+                    return
+                time.sleep(POLL_S)
+            yield int(generated[number])
+
+    def end(self) -> int:
+        """Let the launch end with its next token, wait for it, and return how many tokens it has decoded."""
+        self._decoder.stop.fill_(1)
+        self._ended.wait()
+        return int((self._decoder.generated[: self._tokens] >= 0).sum())
 
 
 def layer_words(config: ModelConfig) -> int:
