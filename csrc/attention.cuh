@@ -58,18 +58,27 @@ __device__ __forceinline__ int positions_per_split(int positions) {
     return least > min_positions_per_split ? least : min_positions_per_split;
 }
 
+// x[at + i] as element i. x is anything with x[i], such as a pointer.
+template <typename Input>
+struct From {
+    Input x;
+    int at;
+    __device__ __forceinline__ float operator[](int i) const { return x[at + i]; }
+};
+
 // Applies norm and RoPE to the queries of this kv head and stores them in shared memory, scaled, in the order of
 // place_of(). The block that owns the newest position also puts this token's k and v into the cache.
-__device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_head, bool owns_newest, AttentionShared* shared) {
+template <typename Input>
+__device__ __forceinline__ void prepare_heads(Input projected, const AttentionArgs& a, int kv_head, bool owns_newest,
+                                              AttentionShared* shared) {
     const float* cos = a.rope_cos + static_cast<size_t>(a.position) * (rotary_dim / 2);
     const float* sin = a.rope_sin + static_cast<size_t>(a.position) * (rotary_dim / 2);
-    const float* k = a.projected + 2 * q_dim + kv_head * head_dim;
-    const float* v = a.projected + 2 * q_dim + kv_dim + kv_head * head_dim;
+    const From<Input> v{projected, 2 * q_dim + kv_dim + kv_head * head_dim};
     const size_t newest = (static_cast<size_t>(kv_head) * a.max_seq_len + a.position) * head_dim;
     for (int row = warp_id(); row < heads_per_kv + owns_newest; row += block_warps) {
         const bool is_k = row == heads_per_kv;
-        const float* x = is_k ? k : a.projected + (kv_head * heads_per_kv + row) * 2 * head_dim;
-        warp_head_norm(x, is_k ? a.k_norm : a.q_norm, shared->q[row]);
+        const int at = is_k ? 2 * q_dim + kv_head * head_dim : (kv_head * heads_per_kv + row) * 2 * head_dim;
+        warp_head_norm(From<Input>{projected, at}, is_k ? a.k_norm : a.q_norm, shared->q[row]);
         __syncwarp();  // RoPE reads what other lanes wrote
         warp_rope(shared->q[row], cos, sin);
         __syncwarp();
@@ -96,15 +105,17 @@ __device__ __forceinline__ void prepare_heads(const AttentionArgs& a, int kv_hea
     __syncthreads();  // the queries are in shared memory, and the newest k and v in the cache for this block to read
 }
 
-// A worker's running softmax over the positions or splits it has taken, for all query heads of one kv head.
+// A worker's running softmax over the positions or splits it has taken, for some query heads of one kv head.
+template <int heads>
 struct OnlineSoftmax {
-    float maximum[heads_per_kv], weight[heads_per_kv];
-    float sum[heads_per_kv][lane_weights];  // this lane's 8 elements of the weighted sum of v
+    float maximum[heads], weight[heads];
+    float sum[heads][lane_weights];  // this lane's 8 elements of the weighted sum of v
 };
 
-__device__ __forceinline__ void start(OnlineSoftmax& soft) {
+template <int heads>
+__device__ __forceinline__ void start(OnlineSoftmax<heads>& soft) {
 #pragma unroll
-    for (int h = 0; h < heads_per_kv; ++h) {
+    for (int h = 0; h < heads; ++h) {
         soft.maximum[h] = -INFINITY, soft.weight[h] = 0.0f;
 #pragma unroll
         for (int j = 0; j < lane_weights; ++j) soft.sum[h][j] = 0.0f;
@@ -116,7 +127,7 @@ struct KeyAndValue {
 };
 
 __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int begin, int end,
-                                       const AttentionShared* shared, OnlineSoftmax& soft) {
+                                       const AttentionShared* shared, OnlineSoftmax<heads_per_kv>& soft) {
     // worker in [0, workers); lane in [0, worker_lanes) holds elements 8 * lane to 8 * lane + 7 of a head
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
     const size_t head = static_cast<size_t>(kv_head) * a.max_seq_len * head_dim + lane * lane_weights;
@@ -160,10 +171,11 @@ __device__ __forceinline__ void attend(const AttentionArgs& a, int kv_head, int 
     }
 }
 
-// Merges all workers of a block for query head h, always in the same order. Thread t in [0, head_dim) then calls
+// Merges all workers of a block for head h of `soft`, always in the same order. Thread t in [0, head_dim) then calls
 // store(t, sum, maximum, weight) for the element at place t.
-template <typename Store>
-__device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, AttentionShared* shared, Store store) {
+template <int heads, typename Store>
+__device__ __forceinline__ void merge_workers(const OnlineSoftmax<heads>& soft, int h, AttentionShared* shared,
+                                              Store store) {
     const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
     const float* sum = soft.sum[h];
     float* merged = shared->merged[worker] + lane * 4;
@@ -184,26 +196,54 @@ __device__ __forceinline__ void merge_workers(const OnlineSoftmax& soft, int h, 
     __syncthreads();  // the next head may overwrite
 }
 
-// Merges all splits of one kv head into o and applies the output gate. The last block to arrive does it. Its workers
-// take splits in turn, so that many partial results are loaded at the same time.
-__device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head, int splits, AttentionShared* shared) {
-    const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
-    const int first_head = kv_head * heads_per_kv;
-    const int c = element_at(threadIdx.x);  // in [0, head_dim), for threads below head_dim
-    float gate[heads_per_kv];               // loaded early, used at the end
+// The place in `partials` of a value of one split's result for one query head. Places in [0, head_dim) hold the
+// weighted sum, the next two its maximum and its sum of weights.
+__device__ __forceinline__ size_t partial_at(int head, int split, int place) {
+    return (static_cast<size_t>(head) * max_splits + split) * partial_size + place;
+}
+
+// One block computes a unit: the query heads of kv_head over the positions of one split. It calls
+// store(head, split, place, value) for all values of the results; see partial_at().
+template <typename Input, typename Store>
+__device__ __forceinline__ void attend_unit(Input projected, const AttentionArgs& a, int kv_head, int split,
+                                            int per_split, AttentionShared* shared, Store store) {
+    const int positions = a.position + 1;
+    const int begin = split * per_split;  // the split is positions [begin, end)
+    const int end = begin + per_split < positions ? begin + per_split : positions;
+    prepare_heads(projected, a, kv_head, begin <= a.position && a.position < end, shared);
+    OnlineSoftmax<heads_per_kv> soft;
+    attend(a, kv_head, begin, end, shared, soft);
 #pragma unroll
-    for (int h = 0; h < heads_per_kv; ++h)
-        gate[h] = threadIdx.x < head_dim ? a.projected[(first_head + h) * 2 * head_dim + head_dim + c] : 0.0f;
-    OnlineSoftmax soft;
+    for (int h = 0; h < heads_per_kv; ++h) {
+        const int head = kv_head * heads_per_kv + h;
+        merge_workers(soft, h, shared, [&](int place, float sum, float maximum, float weight) {
+            store(head, split, place, sum);
+            if (place == 0) store(head, split, head_dim, maximum), store(head, split, head_dim + 1, weight);
+        });
+    }
+}
+
+// One block merges the splits of `heads` neighbouring query heads and applies the output gate. Its workers take splits in
+// turn, so that many partial results are loaded at the same time. load(head, split, place) returns the four values from
+// `place` on, a multiple of 4. The block calls store(head, c, o) for each element c in [0, head_dim).
+template <int heads, typename Input, typename Load, typename Store>
+__device__ __forceinline__ void merge_splits(Input projected, int first_head, int splits, AttentionShared* shared,
+                                             Load load, Store store) {
+    const int worker = threadIdx.x / worker_lanes, lane = threadIdx.x % worker_lanes;
+    const int c = element_at(threadIdx.x);  // in [0, head_dim), for threads below head_dim
+    float gate[heads];                      // loaded early, used at the end
+#pragma unroll
+    for (int h = 0; h < heads; ++h)
+        gate[h] = threadIdx.x < head_dim ? projected[(first_head + h) * 2 * head_dim + head_dim + c] : 0.0f;
+    OnlineSoftmax<heads> soft;
     start(soft);
     for (int split = worker; split < splits; split += workers) {
 #pragma unroll
-        for (int h = 0; h < heads_per_kv; ++h) {
-            const size_t row = static_cast<size_t>(first_head + h) * max_splits + split;  // in `partials`
-            const float* partial = a.partials + row * partial_size;
-            const float4 lo = *reinterpret_cast<const float4*>(partial + lane * 4);
-            const float4 hi = *reinterpret_cast<const float4*>(partial + head_dim / 2 + lane * 4);
-            const float theirs = partial[head_dim], weight = partial[head_dim + 1];
+        for (int h = 0; h < heads; ++h) {
+            const float4 lo = load(first_head + h, split, lane * 4);
+            const float4 hi = load(first_head + h, split, head_dim / 2 + lane * 4);
+            const float4 end = load(first_head + h, split, head_dim);
+            const float theirs = end.x, weight = end.y;
             const float base = fmaxf(soft.maximum[h], theirs);
             const float old = expf(soft.maximum[h] - base), now = expf(theirs - base);
             const float value[lane_weights] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
@@ -214,37 +254,32 @@ __device__ __forceinline__ void merge_splits(const AttentionArgs& a, int kv_head
         }
     }
 #pragma unroll
-    for (int h = 0; h < heads_per_kv; ++h)
+    for (int h = 0; h < heads; ++h)
         merge_workers(soft, h, shared, [&](int, float sum, float, float weight) {
-            a.o[(first_head + h) * head_dim + c] = sum / weight * sigmoid(gate[h]);
+            store(first_head + h, c, sum / weight * sigmoid(gate[h]));
         });
 }
 
-// Runs on the whole grid. A unit is one kv head and one split; the blocks take units in turn.
+// Runs on the whole grid. A unit is one kv head and one split; the blocks take units in turn. The last block to arrive
+// of a kv head merges its splits.
 __device__ __forceinline__ void attention_phase(const AttentionArgs& args, AttentionShared* shared) {
     if (threadIdx.x == 0) shared->args = args;
     __syncthreads();  // the arguments are in shared memory
     const AttentionArgs& a = shared->args;
-    const int positions = a.position + 1;
-    const int per_split = positions_per_split(positions);
-    const int splits = (positions + per_split - 1) / per_split;
+    const int per_split = positions_per_split(a.position + 1);
+    const int splits = a.position / per_split + 1;
     for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x) {
-        const int kv_head = unit / splits, split = unit % splits;  // the split is positions [begin, end)
-        const int begin = split * per_split;
-        const int end = begin + per_split < positions ? begin + per_split : positions;
-        prepare_heads(a, kv_head, begin <= a.position && a.position < end, shared);
-        OnlineSoftmax soft;
-        attend(a, kv_head, begin, end, shared, soft);
-#pragma unroll
-        for (int h = 0; h < heads_per_kv; ++h) {
-            const int head = kv_head * heads_per_kv + h;
-            float* partial = a.partials + (static_cast<size_t>(head) * max_splits + split) * partial_size;
-            merge_workers(soft, h, shared, [&](int place, float sum, float maximum, float weight) {
-                partial[place] = sum;
-                if (place == 0) partial[head_dim] = maximum, partial[head_dim + 1] = weight;
-            });
-        }
-        if (last_block_to_arrive(a.arrivals + kv_head, splits, &shared->flag)) merge_splits(a, kv_head, splits, shared);
+        const int kv_head = unit / splits, split = unit % splits;
+        attend_unit(a.projected, a, kv_head, split, per_split, shared, [&](int head, int at, int place, float value) {
+            a.partials[partial_at(head, at, place)] = value;
+        });
+        if (last_block_to_arrive(a.arrivals + kv_head, splits, &shared->flag))
+            merge_splits<heads_per_kv>(
+                a.projected, kv_head * heads_per_kv, splits, shared,
+                [&](int head, int at, int place) {
+                    return *reinterpret_cast<const float4*>(a.partials + partial_at(head, at, place));
+                },
+                [&](int head, int c, float o) { a.o[head * head_dim + c] = o; });
         __syncthreads();  // the next unit reuses the shared memory
     }
 }

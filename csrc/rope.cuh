@@ -10,8 +10,9 @@
 #include "block.cuh"
 #include "dims.cuh"
 
-// x and y may be the same memory.
-__device__ __forceinline__ void warp_head_norm(const float* x, const float* weight, float* y) {
+// x is anything with x[i]. As a pointer it may be y.
+template <typename Input>
+__device__ __forceinline__ void warp_head_norm(Input x, const float* weight, float* y) {
     warp_normalise<head_dim>(
         x, [&](int i) { return weight[i]; },
         [](float squares) { return rsqrtf(squares / head_dim + rms_norm_eps); },
