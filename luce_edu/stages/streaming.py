@@ -68,7 +68,7 @@ class StreamingDecoder(MegakernelDecoder):
     def _allocate(self) -> None:
         config, blocks = self.config, self._blocks
         layout = Layout(blocks, WARPS, config.hidden_size, self._split_rows)
-        self.stream, self.first_slot = pack(self.weights, config, layout)
+        self.packed, self.first_slot = pack(self.weights, config, layout)
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
         partials = (config.num_attention_heads, MAX_SPLITS, config.head_dim + 4)
@@ -128,7 +128,9 @@ class StreamingDecoder(MegakernelDecoder):
         """End the launch of many tokens that may be running, after its next token, and count what it has decoded."""
         run, self._running = self._running, None
         if run is not None:
+            self._failed = True  # stays so if a kernel has failed, which raises here
             decoded = run.end()
+            self._failed = False
             self.state.position += decoded
             self._tokens += decoded
 
@@ -150,10 +152,10 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _model_tensors(self):
         own = (
-            "stream", "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "bests", "chosen", "next_token",
+            "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "bests", "chosen", "next_token",
             "generated", "stop", "end_tokens", "barrier",
         )  # fmt: skip
-        others = {"embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged}
+        others = {"embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged, "stream": self.packed}
         return others | {n: getattr(self, n) for n in own}
 
     def _layer_tensors(self):
