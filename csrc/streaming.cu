@@ -40,12 +40,19 @@
 
 // ---- Sizes
 
-__device__ constexpr int chunks_of(int cols) { return (cols + chunk - 1) / chunk; }  // a row's, the last filled with zeros
-__device__ constexpr int groups_of(int rows) { return (rows + slot_rows - 1) / slot_rows; }
+// Rows of a group, which a warp multiplies at once. The out projections and mlp_down have few rows and many columns.
+// Their groups are smaller, so that the blocks get nearly equal parts.
+constexpr int in_rows = 4, out_rows = 2;
+__device__ constexpr int groups_of(int rows, int group) { return (rows + group - 1) / group; }
 
-// The number of warps that share a group of rows, each with a part of the columns. A product with few rows would leave
-// warps idle otherwise. SPLIT_ROWS == 0: none are shared.
-__device__ constexpr int split_of(int cols) { return SPLIT_ROWS && cols > hidden_size ? chunks_of(cols) : 1; }
+// The columns of a slot that holds so many rows, and the slots of a group, whose last one is filled up with zeros
+__device__ constexpr int slot_cols(int rows) { return slot_weights / rows; }
+__device__ constexpr int slots_of(int cols, int rows) { return (cols + slot_cols(rows) - 1) / slot_cols(rows); }
+__device__ constexpr int padded(int cols, int rows) { return slots_of(cols, rows) * slot_cols(rows); }
+
+// The number of warps that share a group, each with a part of the columns. A product with few rows would leave warps
+// idle otherwise. SPLIT_ROWS == 0: none are shared.
+__device__ constexpr int split_of(int cols, int rows) { return SPLIT_ROWS && rows == out_rows ? slots_of(cols, rows) : 1; }
 
 constexpr int batch_units = 128;  // units of work between two barriers of the block
 
@@ -53,7 +60,7 @@ constexpr int batch_units = 128;  // units of work between two barriers of the b
 constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;
 constexpr int deltanet_in_rows = a_row + num_value_heads;
 constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, attention_in_rows = v_row + kv_dim;
-static_assert(hidden_size % slot_rows == 0 && intermediate_size % 2 == 0, "whole groups of rows");
+static_assert(hidden_size % 4 == 0 && intermediate_size % 2 == 0, "whole groups of rows");
 
 // A layer's words
 constexpr int in_words = 0;
@@ -109,11 +116,11 @@ struct Part {
 
 struct StreamShared {
     union {
-        alignas(16) float x[chunks_of(longest_vector) * chunk];  // the staged vector of a product
+        alignas(16) float x[max_of(padded(hidden_size, in_rows), padded(longest_vector, out_rows))];  // the staged vector of a product
         DeltaShared delta;
         AttentionShared attention;
     };
-    float partial[2][batch_units][slot_rows];
+    float partial[2][batch_units][4];
     float scratch[block_warps];
     Best warp_best[block_warps];
     Token token;  // here it saves registers
@@ -127,12 +134,13 @@ static_assert(sizeof(StreamShared) <= SHARED_BYTES, "luce_edu/stages/streaming.p
 
 // ---- Matrix products
 
-using Sums = const float (*)[slot_rows];  // of a group's rows, by unit
+using Sums = const float (*)[4];  // of a group's rows, by unit
 
 // Computes each product's part of this block: neighbouring groups. A division is slow, so it happens once per launch.
 __device__ __forceinline__ void compute_parts(Part* parts) {
-    constexpr unsigned groups[products] = {groups_of(deltanet_in_rows), groups_of(attention_in_rows),
-                                           groups_of(hidden_size), intermediate_size / 2, groups_of(vocab_size)};
+    constexpr unsigned groups[products] = {
+        groups_of(deltanet_in_rows, in_rows), groups_of(attention_in_rows, in_rows), hidden_size / out_rows,
+        intermediate_size / 2, groups_of(vocab_size, in_rows)};
     const unsigned blocks = gridDim.x, block = blockIdx.x;
 #pragma unroll
     for (int i = 0; i < products; ++i) {
@@ -145,21 +153,22 @@ __device__ __forceinline__ void compute_parts(Part* parts) {
 // The grid computes W . x for all groups of rows of a product. A unit is one group and one of `split` parts of its columns; the
 // warps of a block take units in turn. After a barrier, finish(first, count, partial) gets the sums of `count` groups
 // from `first` on: those of group first + i are partial[i * split + part][row of the group].
-template <int cols, int split, typename Finish>
+template <int cols, int rows, typename Finish>
 __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared* shared, Product product, Finish finish) {
-    constexpr int chunks_per_unit = chunks_of(cols) / split;
-    static_assert(chunks_of(cols) % split == 0 && split <= batch_units, "parts of equal size");
+    constexpr int split = split_of(cols, rows), slots_per_unit = slots_of(cols, rows) / split;
+    static_assert(slots_of(cols, rows) % split == 0 && split <= batch_units, "parts of equal size");
     constexpr int batch = batch_units / split * split;
     const int begin = shared->parts[product].first, units = shared->parts[product].count * split;
     for (int first = 0, turn = 0; first < units; first += batch, turn ^= 1) {
         const int here = units - first < batch ? units - first : batch;
         for (int u = warp_id(); u < here; u += block_warps) {
-            const float* x = shared->x + u % split * chunks_per_unit * chunk;
-            float sum[slot_rows] = {};
+            const float* x = shared->x + u % split * slots_per_unit * slot_cols(rows);
+            float sum[rows] = {};
 #pragma unroll 1
-            for (int i = 0; i < chunks_per_unit; ++i) add_slot(stream, x + i * chunk, sum);
+            for (int i = 0; i < slots_per_unit; ++i) add_slot(stream, x + i * slot_cols(rows), sum);
             const float total = warp_sums(sum);
-            if (lane_id() % 8 == 0) shared->partial[turn][u][lane_id() / 8] = total;
+            constexpr int lanes = warp_threads / rows;
+            if (lane_id() % lanes == 0) shared->partial[turn][u][lane_id() / lanes] = total;
         }
         __syncthreads();  // the sums of this batch are there
         finish(begin + first / split, here / split, shared->partial[turn]);
@@ -169,15 +178,14 @@ __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared
 // ---- The vector of a product, staged in shared memory. Each function ends with a barrier of the block.
 
 // Thread t holds elements 2 * i and 2 * i + 1 for i = t, t + block_threads, ... Elements from n on are zeros.
-template <int n>
+template <int n, int rows>
 __device__ __forceinline__ void stage(const float2 (&value)[pairs_per_thread<n>], StreamShared* shared) {
-    constexpr int padded = chunks_of(n) * chunk;
-#pragma unroll
+    #pragma unroll
     for (int k = 0; k < pairs_per_thread<n>; ++k) {
         const int c = 2 * (threadIdx.x + k * block_threads);
         if (c < n) *reinterpret_cast<float2*>(shared->x + staged(c)) = value[k];
     }
-    for (int c = n + threadIdx.x; c < padded; c += block_threads) shared->x[staged(c)] = 0.0f;
+    for (int c = n + threadIdx.x; c < padded(n, rows); c += block_threads) shared->x[staged(c)] = 0.0f;
     __syncthreads();
 }
 
@@ -205,7 +213,7 @@ __device__ __forceinline__ void stage_norm(Norm& x, const Norm& norm, StreamShar
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k)
         x.of[k].x *= scale * (1.0f + norm.of[k].x), x.of[k].y *= scale * (1.0f + norm.of[k].y);
-    stage<hidden_size>(x.of, shared);
+    stage<hidden_size, in_rows>(x.of, shared);
 }
 
 // ---- A token
@@ -232,20 +240,21 @@ __device__ __forceinline__ float x_at(const Model& m, const Token& token, int la
 }
 
 // One batch's rows, one thread each: row() gets the row's number and its sum.
-template <int split, typename Row>
+template <int rows, int split, typename Row>
 __device__ __forceinline__ void for_each_row(int first, int count, Sums partial, Row row) {
-    for (int r = threadIdx.x; r < slot_rows * count; r += block_threads) {
-        float sum = partial[r / slot_rows * split][r % slot_rows];
-        for (int part = 1; part < split; ++part) sum += partial[r / slot_rows * split + part][r % slot_rows];
-        row(slot_rows * first + r, sum);
+    for (int r = threadIdx.x; r < rows * count; r += block_threads) {
+        float sum = partial[r / rows * split][r % rows];
+        for (int part = 1; part < split; ++part) sum += partial[r / rows * split + part][r % rows];
+        row(rows * first + r, sum);
     }
 }
 
 // The first row that this thread finishes, or -1. It loads the row's other inputs before it waits for the vector.
+template <int rows>
 __device__ __forceinline__ int early_row(const StreamShared* shared, Product product) {
     const Part part = shared->parts[product];
     const int r = threadIdx.x;
-    return r < slot_rows * part.count ? slot_rows * part.first + r : -1;
+    return r < rows * part.count ? rows * part.first + r : -1;
 }
 
 // What finishes a row of deltanet_in, besides its sum.
@@ -262,15 +271,14 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
 
 __device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
                                             const Norm& norm, WeightStream& stream, StreamShared* shared) {
-    const int early = early_row(shared, deltanet_in_product);
+    const int early = early_row<in_rows>(shared, deltanet_in_product);
     InRow with{};
     if (early >= 0) with = load_in_row(layer, early);
     Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
-    constexpr int split = split_of(hidden_size);
-    stream_groups<hidden_size, split>(stream, shared, deltanet_in_product, [&](int first, int count, Sums partial) {
-        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+    stream_groups<hidden_size, in_rows>(stream, shared, deltanet_in_product, [&](int first, int count, Sums partial) {
+        for_each_row<in_rows, split_of(hidden_size, in_rows)>(first, count, partial, [&](int r, float sum) {
             if (r >= deltanet_in_rows) return;
             const InRow more = r == early ? with : load_in_row(layer, r);
             const float value = r < z_row   ? causal_conv_step(sum, r, more.window, layer.conv_state)
@@ -373,7 +381,7 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
                 *reinterpret_cast<float2*>(shared->x + staged(c)) = float2{value[k].x * scale, value[k].y * scale};
         }
     }
-    for (int c = value_dim + threadIdx.x; c < chunks_of(value_dim) * chunk; c += block_threads)
+    for (int c = value_dim + threadIdx.x; c < padded(value_dim, out_rows); c += block_threads)
         shared->x[staged(c)] = 0.0f;
     __syncthreads();
 }
@@ -382,9 +390,8 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
 template <int cols, typename Residual>
 __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared* shared, Word* out, float* plain,
                                               const Token& token, int early, float before, Residual residual) {
-    constexpr int split = split_of(cols);
-    stream_groups<cols, split>(stream, shared, out_product, [&](int first, int count, Sums partial) {
-        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+    stream_groups<cols, out_rows>(stream, shared, out_product, [&](int first, int count, Sums partial) {
+        for_each_row<out_rows, split_of(cols, out_rows)>(first, count, partial, [&](int r, float sum) {
             const float value = (r == early ? before : residual(r)) + sum;
             publish(out + r, value, token.tag);
             if (plain != nullptr) plain[r] = value;
@@ -394,7 +401,7 @@ __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared
 
 __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                              StreamShared* shared) {
-    const int early = early_row(shared, out_product);
+    const int early = early_row<out_rows>(shared, out_product);
     const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
     stage_gated_norm(words, token, shared);
     residual_rows<value_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
@@ -406,9 +413,8 @@ __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer,
     Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
-    constexpr int split = split_of(hidden_size);
-    stream_groups<hidden_size, split>(stream, shared, attention_in_product, [&](int first, int count, Sums partial) {
-        for_each_row<split>(first, count, partial, [&](int r, float sum) {
+    stream_groups<hidden_size, in_rows>(stream, shared, attention_in_product, [&](int first, int count, Sums partial) {
+        for_each_row<in_rows, split_of(hidden_size, in_rows)>(first, count, partial, [&](int r, float sum) {
             if (r < attention_in_rows) publish(words + in_words + r, sum, token.tag);
         });
     });
@@ -474,12 +480,12 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
 
 __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
                                               StreamShared* shared) {
-    const int early = early_row(shared, out_product);
+    const int early = early_row<out_rows>(shared, out_product);
     const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
     float2 o[pairs_per_thread<q_dim>];
     await_vector<q_dim>(words + mixed_words, token.tag, o);
     __syncthreads();  // the attention's part of the shared memory is no longer needed
-    stage<q_dim>(o, shared);
+    stage<q_dim, out_rows>(o, shared);
     residual_rows<q_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
                          [&](int r) { return x_at(m, token, l, r); });
 }
@@ -490,25 +496,20 @@ __device__ __forceinline__ void mlp(const Model& m, int l, Word* words, const To
     await_vector<hidden_size>(words + mid_words, token.tag, x.of);
     stage_norm(x, norm, shared);
     // A group holds rows 2 * i and 2 * i + 1 of gate_proj, then the same rows of up_proj.
-    constexpr int split = split_of(hidden_size);
-    stream_groups<hidden_size, split>(stream, shared, up_product, [&](int first, int count, Sums partial) {
+    stream_groups<hidden_size, in_rows>(stream, shared, up_product, [&](int first, int count, Sums partial) {
         for (int i = threadIdx.x; i < 2 * count; i += block_threads) {
-            float gate = 0.0f, up = 0.0f;
-            for (int part = 0; part < split; ++part) {
-                gate += partial[i / 2 * split + part][i % 2];
-                up += partial[i / 2 * split + part][2 + i % 2];
-            }
+            const float gate = partial[i / 2][i % 2], up = partial[i / 2][2 + i % 2];
             publish(words + act_words + 2 * first + i, silu(gate) * up, token.tag);
         }
     });
     end_phase(m);
 
-    const int early = early_row(shared, out_product);
+    const int early = early_row<out_rows>(shared, out_product);
     const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
     const float before = early >= 0 ? residual(early) : 0.0f;
     float2 act[pairs_per_thread<intermediate_size>];
     await_vector<intermediate_size>(words + act_words, token.tag, act);
-    stage<intermediate_size>(act, shared);
+    stage<intermediate_size, out_rows>(act, shared);
     residual_rows<intermediate_size>(stream, shared, words + x_words, m.hidden_states + (l + 1) * hidden_size, token, early,
                                      before, residual);
 }
@@ -522,12 +523,13 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
     const Part part = shared->parts[head_product];
     Best best = no_best();
     for (int group = part.first + warp_id(); group < part.first + part.count; group += block_warps) {
-        float sum[slot_rows] = {};
+        constexpr int rows = in_rows, lanes = warp_threads / rows;
+        float sum[rows] = {};
 #pragma unroll 1
-        for (int i = 0; i < chunks_of(hidden_size); ++i) add_slot(stream, shared->x + i * chunk, sum);
+        for (int i = 0; i < slots_of(hidden_size, rows); ++i) add_slot(stream, shared->x + i * slot_cols(rows), sum);
         const float logit = warp_sums(sum);
-        const int row = slot_rows * group + lane_id() / 8;
-        if (lane_id() % 8 == 0 && row < vocab_size) {
+        const int row = rows * group + lane_id() / lanes;
+        if (lane_id() % lanes == 0 && row < vocab_size) {
             m.logits[row] = logit;
             best = better(best, Best{logit, row});
         }

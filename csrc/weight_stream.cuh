@@ -1,7 +1,7 @@
 // weight_stream.cuh: a warp's weights as one stream, which runs ahead of the computation
 // Layout    The host packs the weights once, in the order in which the warps read them (luce_edu/stages/packing.py).
-//           A slot holds 256 neighbouring weights of four rows, [slot_rows, chunk] bf16, so 2 KiB.
-//           stream [slots, slot_rows, chunk]; a warp owns neighbouring slots, one token's, and reads them again for the next.
+//           A slot holds 2 KiB, four pieces of 256 neighbouring weights: one piece each of four rows, or two each of two.
+//           stream [slots, slot_pieces, chunk]; a warp owns neighbouring slots, one token's, and reads them again for the next.
 // Computes  start():   request the first slots
 //           take(w):   wait for the oldest slot; copy it to the registers w; request one more slot in its place
 // Ring      Each warp has a ring of ring_slots slots of its own in shared memory, so no warp waits for another one's
@@ -18,8 +18,8 @@
 #pragma once
 #include "matvec.cuh"
 
-constexpr int slot_rows = 4;  // rows that a warp multiplies at once: each value of x that it reads serves all of them
-constexpr int slot_weights = slot_rows * chunk;
+constexpr int slot_pieces = 4;
+constexpr int slot_weights = slot_pieces * chunk;
 constexpr int slot_bytes = slot_weights * static_cast<int>(sizeof(bf16));
 
 #if RING_SLOTS == 0 || __CUDA_ARCH__ < 800
@@ -91,8 +91,8 @@ struct WeightStream {
 #elif __CUDA_ARCH__ >= 800
         if (left > 0) {
 #pragma unroll
-            for (int r = 0; r < slot_rows; ++r) {
-                const int c = r * chunk + lane_id() * lane_weights;
+            for (int i = 0; i < slot_pieces; ++i) {
+                const int c = i * chunk + lane_id() * lane_weights;
                 copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);
             }
         }
@@ -156,11 +156,11 @@ struct WeightStream {
         if (--wrap == 0) wrap = ring_slots, place -= ring_slots * place_bytes, parity ^= 1u;
     }
 
-    // w[r]: this lane's 8 weights of row r
-    __device__ __forceinline__ void take(bf16x8 (&w)[slot_rows]) {
+    // w[i]: this lane's 8 weights of piece i
+    __device__ __forceinline__ void take(bf16x8 (&w)[slot_pieces]) {
         if constexpr (ring_slots == 0) {
 #pragma unroll
-            for (int r = 0; r < slot_rows; ++r) w[r] = load_weights(next + r * chunk + lane_id() * lane_weights);
+            for (int i = 0; i < slot_pieces; ++i) w[i] = load_weights(next + i * chunk + lane_id() * lane_weights);
             if (PREFETCH_SLOTS > 0) prefetch_slot(PREFETCH_SLOTS);
             advance();
         } else {
@@ -171,7 +171,7 @@ struct WeightStream {
 #endif
             const bf16x8* from = reinterpret_cast<const bf16x8*>(dynamic_shared_memory + place) + lane_id();
 #pragma unroll
-            for (int r = 0; r < slot_rows; ++r) w[r] = from[r * warp_threads];
+            for (int i = 0; i < slot_pieces; ++i) w[i] = from[i * warp_threads];
             __syncwarp();  // all lanes have read the slot before a copy overwrites it
             request(place);
             step();
@@ -179,24 +179,36 @@ struct WeightStream {
     }
 };
 
-// Takes one slot, and adds the products of its rows with x [chunk], staged in shared memory, to this lane's sums.
-__device__ __forceinline__ void add_slot(WeightStream& stream, const float* x, float (&sum)[slot_rows]) {
-    bf16x8 w[slot_rows];
+// Takes one slot of `rows` rows, and adds the products with x, staged in shared memory, to this lane's sums. Each value
+// of x that a lane reads serves all rows.
+template <int rows>
+__device__ __forceinline__ void add_slot(WeightStream& stream, const float* x, float (&sum)[rows]) {
+    constexpr int pieces = slot_pieces / rows;  // of a row
+    bf16x8 w[slot_pieces];
     stream.take(w);
-    const float4 lo = *reinterpret_cast<const float4*>(x + lane_id() * 4);  // see staged()
-    const float4 hi = *reinterpret_cast<const float4*>(x + chunk / 2 + lane_id() * 4);
 #pragma unroll
-    for (int r = 0; r < slot_rows; ++r) sum[r] = dot8(w[r], lo, hi, sum[r]);
+    for (int j = 0; j < pieces; ++j) {
+        const float4 lo = *reinterpret_cast<const float4*>(x + j * chunk + lane_id() * 4);  // see staged()
+        const float4 hi = *reinterpret_cast<const float4*>(x + j * chunk + chunk / 2 + lane_id() * 4);
+#pragma unroll
+        for (int r = 0; r < rows; ++r) sum[r] = dot8(w[r * pieces + j], lo, hi, sum[r]);
+    }
 }
 
-// Adds each of four sums over the warp with six shuffles. Lane l returns the total of sum[l / 8]. In each of the first
-// two steps a lane gives away half of its sums and keeps the others, so that no lane computes the same as another.
-__device__ __forceinline__ float warp_sums(const float (&sum)[slot_rows]) {
-    static_assert(slot_rows == 4, "two steps of halving");
-    const bool high = lane_id() & 16, odd_eight = lane_id() & 8;
-    const float first = (high ? sum[2] : sum[0]) + __shfl_xor_sync(full_warp, high ? sum[0] : sum[2], 16);
-    const float second = (high ? sum[3] : sum[1]) + __shfl_xor_sync(full_warp, high ? sum[1] : sum[3], 16);
-    const float value =
-        (odd_eight ? second : first) + __shfl_xor_sync(full_warp, odd_eight ? first : second, 8);
-    return warp_sum<8>(value);
+// Adds each of 2 or 4 sums over the warp, with 5 or 6 shuffles. Lane l returns the total of sum[l * rows / 32]. When two
+// lanes exchange values, each goes on with half of the sums, so that no lane computes the same as another.
+template <int rows>
+__device__ __forceinline__ float warp_sums(const float (&sum)[rows]) {
+    static_assert(rows == 2 || rows == 4, "one or two steps of halving");
+    const bool upper = lane_id() & 16;
+    float half[rows / 2];
+#pragma unroll
+    for (int i = 0; i < rows / 2; ++i) {
+        const float kept = upper ? sum[rows / 2 + i] : sum[i], given = upper ? sum[i] : sum[rows / 2 + i];
+        half[i] = kept + __shfl_xor_sync(full_warp, given, 16);
+    }
+    if constexpr (rows == 2) return warp_sum<16>(half[0]);
+    const bool odd_eight = lane_id() & 8;
+    const float kept = odd_eight ? half[rows / 2 - 1] : half[0], given = odd_eight ? half[0] : half[rows / 2 - 1];
+    return warp_sum<8>(kept + __shfl_xor_sync(full_warp, given, 8));
 }

@@ -11,10 +11,10 @@ import torch
 from luce_edu.config import ModelConfig
 from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
-from luce_edu.stages.packing import BATCH_UNITS, CHUNK, SLOT_ROWS, Layout, pack
+from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
 
 WARPS = BLOCK_THREADS // 32
-PLACE_BYTES = 2 * SLOT_ROWS * CHUNK + 16  # of the ring: a slot and its mbarrier
+PLACE_BYTES = 2 * PIECES * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
 PREFETCH_SLOTS = 2  # that a warp prefetches into L2 where there is no ring
@@ -67,7 +67,7 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _allocate(self) -> None:
         config, blocks = self.config, self._blocks
-        layout = Layout(blocks, WARPS, config.hidden_size, self._split_rows)
+        layout = Layout(blocks, WARPS, self._split_rows)
         self.packed, self.first_slot = pack(self.weights, config, layout)
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
@@ -212,9 +212,9 @@ def shared_bytes(config: ModelConfig) -> int:
     """Return a bound of the size of StreamShared in csrc/streaming.cu, which stands before the ring."""
     q_dim = config.num_attention_heads * config.head_dim
     longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
-    longest = -(-longest // CHUNK) * CHUNK
+    longest = -(-longest // (PIECES * CHUNK)) * PIECES * CHUNK
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
     attention = (heads_per_kv + 1) * config.head_dim + 8 * BLOCK_THREADS + 2 * BLOCK_THREADS + 64
-    floats = max(longest, delta, attention) + 2 * BATCH_UNITS * SLOT_ROWS + 12 * WARPS + 10
+    floats = max(longest, delta, attention) + 8 * BATCH_UNITS + 12 * WARPS + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128
