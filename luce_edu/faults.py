@@ -153,23 +153,27 @@ FAULTS = (
         "k_cache + (static_cast<size_t>(head / heads_per_kv)",
         "k_cache + (static_cast<size_t>(head % num_key_value_heads)", ("per_op",),
     ),
-    Fault("output gate without sigmoid", "attention.cuh", "weight * sigmoid(gate[h])", "weight * gate[h]"),
+    Fault("output gate without sigmoid", "attention.cuh", "mean[j] * sigmoid(gate[j])", "mean[j] * gate[j]"),
     # The online softmax of a worker, of a block's workers, of a head's splits; after `steps` there are several of them.
     Fault(
-        "old sums not rescaled", "attention.cuh",
-        "const float old = expf(soft.maximum[h] - maximum);", "const float old = 1.0f;", steps=24,
+        "a position's own maximum in place of its group's", "attention.cuh",
+        "maximum[i] = fmaxf(maximum[i], __shfl", "maximum[i] = fmaxf(-INFINITY, __shfl", steps=24,
     ),
     Fault(
-        "old sums rescaled with the wrong sign", "attention.cuh",
-        "const float old = expf(soft.maximum[h] - maximum);", "const float old = -expf(soft.maximum[h] - maximum);",
-        steps=24,
+        "sums of the neighbouring head", "attention.cuh",
+        "const float kept = upper && n > 1", "const float kept = !upper && n > 1",
+    ),
+    Fault(
+        "newest key not read", "attention.cuh",
+        "if (newest < left && g * workers == newest)", "if (newest < left && g * workers > newest)",
     ),
     Fault(
         "workers not rescaled", "attention.cuh",
-        "const float scale = expf(shared->maximum[w] - maximum);", "const float scale = 1.0f;", steps=12,
+        "= expf(soft.maximum[i] - maximum);", "= 1.0f;", steps=12,
     ),
     Fault(
-        "splits not rescaled", "attention.cuh", "soft.maximum[h] = base;", "soft.maximum[h] = 0.0f;", steps=36,
+        "splits not rescaled", "attention.cuh",
+        "const float scale = expf(ends.x - maximum);", "const float scale = 1.0f;", steps=36,
     ),
     # Norms, rows that are not written, the greedy choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
@@ -276,6 +280,7 @@ FAULTS = (
     _no_sync("delta_rule_tile, after delta", "delta_rule.cuh", "delta is in shared memory"),
     _no_sync("delta_rule_phase", "phases.cuh", "the next tile reuses the shared memory"),
     _no_sync("prepare_heads", "attention.cuh", "the queries are in shared memory, and the newest k and v"),
+    _no_sync("merge_workers, after the maxima", "attention.cuh", "every worker's maximum is in shared memory"),
     _no_sync("merge_workers", "attention.cuh", "every worker's sums are in shared memory"),
     _no_sync("merge_workers, between heads", "attention.cuh", "the next head may overwrite"),
     _no_sync("lm_head_phase", "phases.cuh", "the staged vector is no longer needed"),
@@ -298,7 +303,7 @@ FAULTS = (
     Fault("no __syncwarp before RoPE", "attention.cuh", "__syncwarp();  // RoPE reads", "// RoPE reads"),
     Fault(
         "no __syncwarp before the queries change places", "attention.cuh",
-        "__syncwarp();  // the whole row", "// the whole row",
+        "__syncwarp();  // all of x is read", "// all of x is read",
     ),
 )  # fmt: skip
 
@@ -370,12 +375,12 @@ SMALL_FAULTS = (
         "rsqrtf(static_cast<float>(head_dim))", "1.001f * rsqrtf(static_cast<float>(head_dim))",
     ),
     Fault(
-        "cache rounded twice", "attention.cuh", "to_bf16(v[c])",
-        "to_bf16(__uint_as_float((__float_as_uint(v[c]) + 0x1000u) & 0xffffe000u))",
+        "cache rounded twice", "attention.cuh", "to_bf16(v);",
+        "to_bf16(__uint_as_float((__float_as_uint(v) + 0x1000u) & 0xffffe000u));",
     ),
     Fault(
         "output gate a little off", "attention.cuh",
-        "weight * sigmoid(gate[h])", "weight * sigmoid(1.0001f * gate[h])",
+        "mean[j] * sigmoid(gate[j])", "mean[j] * sigmoid(1.0001f * gate[j])",
     ),
     Fault("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16", ALL),
     Fault("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16", ALL),

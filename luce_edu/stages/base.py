@@ -12,7 +12,7 @@ from luce_edu.backends import make_backend
 from luce_edu.errors import KernelError, check_int
 from luce_edu.paths import csrc_dir
 from luce_edu.reference.rope import rope_tables
-from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, check_kernels_serve, kernel_defines
+from luce_edu.stages.dims import BLOCK_THREADS, check_kernels_serve, kernel_defines, max_groups, max_splits
 from luce_edu.stages.prefill import Prefill
 from luce_edu.stages.sampling import Sampling, SamplingKernel
 from luce_edu.stages.tokens import check_tokens
@@ -296,8 +296,8 @@ class KernelDecoder(Decoder):
 
     Buffers, all fp32: mid [hidden_size], between the two halves of a layer; qkv [conv_dim]; z, o [the larger of
     value_dim and q_dim]; beta, g [linear_num_value_heads]; projected, q with its gate, k and v side by side;
-    act [intermediate_size]; partials, the partial results of the splits in csrc/attention.cuh, which the last block
-    merges.
+    act [intermediate_size]; partials, the results of splits and of groups of them in csrc/attention.cuh, which blocks
+    merge.
     """
 
     source: str
@@ -319,7 +319,8 @@ class KernelDecoder(Decoder):
         self.o = self._buffer(max(config.value_dim, q_dim))
         self.projected = self._buffer(2 * q_dim + 2 * kv_dim)
         self.act = self._buffer(config.intermediate_size)
-        self.partials = self._buffer(config.num_attention_heads, MAX_SPLITS, config.head_dim + 4)
+        results = max_splits(config) + max_groups(config)
+        self.partials = self._buffer(config.num_attention_heads, results, config.head_dim + 4)
         # The last kernel of a token writes the next token here, and the first kernel reads it from here.
         self.next_token = self._buffer(1, dtype=torch.int32)
         self._expected: int | None = None  # its value, if the host knows it
@@ -327,7 +328,7 @@ class KernelDecoder(Decoder):
         self.block_best = self._buffer(self._argmax_blocks(), 2)
         # Counters; every kernel sets them back to 0.
         self.attention_arrivals = torch.zeros(
-            config.num_key_value_heads, dtype=torch.int32, device=self.device
+            config.num_key_value_heads, 1 + max_groups(config), dtype=torch.int32, device=self.device
         )
         self.argmax_arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
         cos, sin = rope_tables(

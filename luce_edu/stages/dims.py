@@ -7,9 +7,8 @@ from luce_edu.errors import ConfigError
 
 BLOCK_THREADS = 512  # 16 warps of at most 128 registers: one block fills an SM's register file
 TILE_COLUMNS = 16  # of a head's state, which a block of csrc/delta_rule.cuh takes at a time
-MAX_SPLITS = (
-    64  # at most so many blocks share the positions of a kv head; each writes head_dim + 4 floats, which are merged
-)
+ATTENTION_UNITS = 128  # of work for blocks in csrc/attention.cuh: an H100 or H200 has a few more SMs
+SPLITS_PER_GROUP = 8  # whose results a block of csrc/attention.cuh merges
 GRID_BARRIER_WORDS = 64  # csrc/grid_barrier.cuh: the word that blocks poll, and the count, each in 128 bytes of its own
 GRID_BARRIER_PASSED = 32  # the index of the count in these words
 POINTER_BYTES = 8
@@ -23,7 +22,8 @@ def kernel_defines(config: ModelConfig) -> dict[str, object]:
     """Return the -D macros for `config`; call `check_kernels_serve` first."""
     return {
         "BLOCK_THREADS": BLOCK_THREADS,
-        "MAX_SPLITS": MAX_SPLITS,
+        "MAX_SPLITS": max_splits(config),
+        "SPLITS_PER_GROUP": SPLITS_PER_GROUP,
         "TILE_COLUMNS": TILE_COLUMNS,
         "VOCAB_SIZE": config.vocab_size,
         "HIDDEN_SIZE": config.hidden_size,
@@ -40,6 +40,16 @@ def kernel_defines(config: ModelConfig) -> dict[str, object]:
         "LINEAR_VALUE_HEAD_DIM": config.linear_value_head_dim,
         "LINEAR_CONV_KERNEL_DIM": config.linear_conv_kernel_dim,
     }
+
+
+def max_splits(config: ModelConfig) -> int:
+    """Return how many blocks share the positions of a kv head at most; the grid does not change it, nor any bit."""
+    return max(1, ATTENTION_UNITS // config.num_key_value_heads)
+
+
+def max_groups(config: ModelConfig) -> int:
+    """Return how many groups of splits a kv head has at most."""
+    return -(-max_splits(config) // SPLITS_PER_GROUP)
 
 
 def check_kernels_serve(config: ModelConfig) -> None:
@@ -82,7 +92,8 @@ def check_kernels_serve(config: ModelConfig) -> None:
             f"num_hidden_layers {config.num_hidden_layers}"
         )
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
-    attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 2 * BLOCK_THREADS)
+    workers = BLOCK_THREADS * 8 // config.head_dim
+    attention = 4 * ((heads_per_kv + 1) * config.head_dim + BLOCK_THREADS * 8 + 3 * heads_per_kv * workers)
     if attention > STATIC_SHARED - 1024:
         raise ConfigError(
             f"kernels need {attention} bytes of shared memory for {heads_per_kv} query heads of head_dim "
