@@ -27,6 +27,7 @@ static_assert(head_dim % lane_weights == 0 && worker_lanes <= warp_threads && wa
 static_assert(head_dim <= block_threads, "a thread for each element of a head");
 
 constexpr int min_positions_per_split = 32;  // by the clock, 16 and 64 take longer at positions 130 and 520
+constexpr int many_positions = 1024;         // splits of more are longer, so that one warp merges them up to 2048
 constexpr int max_splits = MAX_SPLITS;
 constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, padding
 
@@ -59,11 +60,10 @@ __device__ __forceinline__ int element_at(int place) {
     return place % (head_dim / 2) / 4 * 8 + place / (head_dim / 2) * 4 + place % 4;
 }
 
-// The number of splits follows from this size. With a fixed number, the last splits could be empty. If there were too
-// many for one warp to merge, they are longer, so that up to twice as many positions need no groups.
+// The number of splits follows from this size. With a fixed number, the last splits could be empty.
 __device__ __forceinline__ int positions_per_split(int positions) {
-    const bool few = positions <= warp_threads * min_positions_per_split;
-    return max_of((positions + max_splits - 1) / max_splits, (few ? 1 : 2) * min_positions_per_split);
+    const int least = positions > many_positions ? 2 * min_positions_per_split : min_positions_per_split;
+    return max_of((positions + max_splits - 1) / max_splits, least);
 }
 
 // x[at + i] as element i. x is anything with x[i], such as a pointer.
