@@ -445,7 +445,31 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Attends over one split per unit, then merges the splits of one head per unit.
+// Merges `count` results of each query head, from row `first` of the partials on: one warp takes one head and some of
+// its elements. These warps are spread over the blocks, beginning with the last block, which is the last to get a split.
+// finish(head, place, sum, maximum, weight) gets the two elements from `place` on.
+template <typename Finish>
+__device__ __forceinline__ void merge_units(const Word* partials, const Token& token, int groups, int splits, int first,
+                                            Finish finish) {
+    constexpr int slices = head_dim / merged_elements;
+    const int units = num_attention_heads * slices * groups;
+    for (int unit = warp_id() * gridDim.x + gridDim.x - 1 - blockIdx.x; unit < units; unit += block_warps * gridDim.x) {
+        const int head = unit / slices % num_attention_heads, group = unit / slices / num_attention_heads;
+        const int place = unit % slices * merged_elements + 2 * lane_id();
+        const int from = first + group * splits_per_group;
+        const int count = groups == 1 ? splits : min(splits_per_group, splits - group * splits_per_group);
+        // A result's maximum and weight are published last, so few of its other words are missing then.
+        if (lane_id() < count) await_two(partials + partial_at(head, from + lane_id(), head_dim), token.tag);
+        __syncwarp();
+        merge_results(
+            count, place,
+            [&](int result, int at) { return await_two(partials + partial_at(head, from + result, at), token.tag); },
+            [&](float2 sum, float maximum, float weight) { finish(head, group, place, sum, maximum, weight); });
+    }
+}
+
+// Attends over one split per unit. Then one warp merges all splits for some elements of a head. More than 32 splits are
+// merged in groups first, as in attention_phase() of attention.cuh.
 __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Word* words, const Token& token,
                                           StreamShared* shared) {
     if (threadIdx.x == 0)
@@ -463,19 +487,40 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
                     [&](int head, int of, int place, float value) {
                         publish(layer.partials + partial_at(head, of, place), value, token.tag);
                     });
+        __syncthreads();  // the next unit or phase reuses the shared memory
     }
     end_phase(m);
-    // The blocks that merge are those at the end of the grid, which are the last to get a split.
-    for (int head = gridDim.x - 1 - blockIdx.x; head < num_attention_heads; head += gridDim.x)
-        merge_splits<1>(
-            TaggedVector{words + in_words, token.tag}, head, splits, &shared->attention,
-            [&](int h, int split, int place) {
-                const Word* from = layer.partials + partial_at(h, split, place);
-                const float2 low = await_two(from, token.tag);
-                const float2 high = place < head_dim ? await_two(from + 2, token.tag) : float2{};
-                return float4{low.x, low.y, high.x, high.y};
-            },
-            [&](int h, int c, float o) { publish(words + mixed_words + h * head_dim + c, o, token.tag); });
+    const int groups = splits <= warp_threads ? 1 : (splits + splits_per_group - 1) / splits_per_group;
+    if (groups > 1)
+        merge_units(layer.partials, token, groups, splits, 0,
+                    [&](int head, int group, int place, float2 sum, float maximum, float weight) {
+                        Word* result = layer.partials + partial_at(head, max_splits + group, 0);
+                        publish(result + place, sum.x, token.tag), publish(result + place + 1, sum.y, token.tag);
+                        if (place != 0) return;
+                        publish(result + head_dim, maximum, token.tag), publish(result + head_dim + 1, weight, token.tag);
+                    });
+    merge_units(layer.partials, token, 1, groups == 1 ? splits : groups, groups == 1 ? 0 : max_splits,
+                [&](int head, int, int place, float2 sum, float, float weight) {
+                    const int c = element_at(place);  // place + 1 is that of element c + 1
+                    const float2 gate = await_two(words + in_words + head * 2 * head_dim + head_dim + c, token.tag);
+                    Word* o = words + mixed_words + head * head_dim + c;
+                    publish(o, sum.x / weight * sigmoid(gate.x), token.tag);
+                    publish(o + 1, sum.y / weight * sigmoid(gate.y), token.tag);
+                });
+}
+
+// Prefetches K and V of the block's first unit into L2, while it waits for the queries: up to one line per thread of each.
+__device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
+    const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
+    if (blockIdx.x >= num_key_value_heads * splits) return;
+    const int begin = blockIdx.x % splits * per_split;
+    const int positions = min(per_split, token.position - begin);  // the newest is not there yet
+    constexpr int line = 128 / sizeof(bf16);
+    const int at = threadIdx.x * line;  // in the rows of these positions
+    if (at >= positions * head_dim) return;
+    const size_t row = static_cast<size_t>(blockIdx.x / splits) * token.max_seq_len + begin;
+    prefetch_l2(layer.k_cache + row * head_dim + at);
+    prefetch_l2(layer.v_cache + row * head_dim + at);
 }
 
 __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
@@ -594,6 +639,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             middle = load_norm(layer.post_attention_norm);
             deltanet_out(m, l, words, token, stream, shared);
         } else {
+            prefetch_cache(layer, token);
             attention_in(m, layer, l, words, token, norm, stream, shared);
             end_phase(m);
             if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers

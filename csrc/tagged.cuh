@@ -65,13 +65,6 @@ __device__ __forceinline__ float2 await_two(const Word* p, unsigned tag) {
     return float2{value_of(two.first), value_of(two.second)};
 }
 
-// A vector of words as anything with x[i], for functions that read a plain vector too.
-struct TaggedVector {
-    const Word* words;
-    unsigned tag;
-    __device__ __forceinline__ float operator[](int i) const { return await(words + i, tag); }
-};
-
 // A thread of a block takes elements 2 * i and 2 * i + 1 of a vector of n, for i = threadIdx.x, + block_threads, ...
 template <int n>
 constexpr int pairs_per_thread = (n / 2 + block_threads - 1) / block_threads;

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from luce_edu.config import ModelConfig
-from luce_edu.stages.dims import BLOCK_THREADS, MAX_SPLITS, TILE_COLUMNS, kernel_defines
+from luce_edu.stages.dims import BLOCK_THREADS, TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
 
@@ -71,8 +71,7 @@ class StreamingDecoder(MegakernelDecoder):
         self.packed, self.first_slot = pack(self.weights, config, layout)
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
-        partials = (config.num_attention_heads, MAX_SPLITS, config.head_dim + 4)
-        self.partial_words = self._words(len(config.attention_layers), *partials)
+        self.partial_words = self._words(len(config.attention_layers), *self.partials.shape)
         self._tag = 0  # the number of the token since the decoder was made; every word says to which one it belongs
 
         # What a launch of many tokens tells the host, and the host tells it.
@@ -215,6 +214,7 @@ def shared_bytes(config: ModelConfig) -> int:
     longest = -(-longest // (PIECES * CHUNK)) * PIECES * CHUNK
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
-    attention = (heads_per_kv + 1) * config.head_dim + 8 * BLOCK_THREADS + 2 * BLOCK_THREADS + 64
+    workers = BLOCK_THREADS * 8 // config.head_dim
+    attention = (heads_per_kv + 1) * config.head_dim + 8 * BLOCK_THREADS + 3 * heads_per_kv * workers + 64
     floats = max(longest, delta, attention) + 8 * BATCH_UNITS + 12 * WARPS + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128
