@@ -348,35 +348,37 @@ __device__ __forceinline__ void attend_unit(Input projected, const AttentionArgs
 
 constexpr int merged_elements = head_dim < 2 * warp_threads ? head_dim : 2 * warp_threads;  // by one warp
 
+constexpr int merged_in_flight = 8;  // results of which a warp loads its elements at once
+
 // One warp merges `count` results of a query head, at most one for each lane, always in the same order. A lane takes
-// places `place` and `place + 1`. load(i, place) returns these two values of result i. The warp calls
-// store(sum, maximum, weight) with the two sums.
-template <typename Load, typename Store>
-__device__ __forceinline__ void merge_results(int count, int place, Load load, Store store) {
-    constexpr int in_flight = 8;
+// places `place` and `place + 1`. load(first, place, value) puts these two values of results first + i, below count,
+// into value[i]; load_ends(i) returns maximum and weight of result i. The warp calls store(sum, maximum, weight) with
+// the two sums.
+template <typename Load, typename LoadEnds, typename Store>
+__device__ __forceinline__ void merge_results(int count, int place, Load load, LoadEnds load_ends, Store store) {
     const int lane = lane_id();
-    float2 sum{0.0f, 0.0f}, value[in_flight];
+    float2 sum{0.0f, 0.0f}, value[merged_in_flight];
     const auto load_from = [&](int first) {
 #pragma unroll
-        for (int i = 0; i < in_flight; ++i)
-            value[i] = first + i < count && place < head_dim ? load(first + i, place) : float2{0.0f, 0.0f};
+        for (int i = 0; i < merged_in_flight; ++i) value[i] = float2{0.0f, 0.0f};
+        if (place < head_dim) load(first, place, value);
     };
+    const float2 ends = lane < count ? load_ends(lane) : float2{-INFINITY, 0.0f};
     load_from(0);
-    const float2 ends = lane < count ? load(lane, head_dim) : float2{-INFINITY, 0.0f};
     float maximum = ends.x;
 #pragma unroll
     for (int distance = warp_threads / 2; distance > 0; distance /= 2)
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, distance));
     const float scale = expf(ends.x - maximum);  // 0 for a lane without a result
     const float weight = warp_sum(ends.y * scale);
-    for (int first = 0; first < count; first += in_flight) {
+    for (int first = 0; first < count; first += merged_in_flight) {
 #pragma unroll
-        for (int i = 0; i < in_flight; ++i) {
+        for (int i = 0; i < merged_in_flight; ++i) {
             const float with = __shfl_sync(full_warp, scale, first + i);
             sum.x = fmaf(value[i].x, with, sum.x);
             sum.y = fmaf(value[i].y, with, sum.y);
         }
-        load_from(first + in_flight);
+        load_from(first + merged_in_flight);
     }
     if (place < head_dim) store(sum, maximum, weight);
 }
@@ -392,11 +394,17 @@ __device__ __forceinline__ void merge_heads(const AttentionArgs& a, int kv_head,
         float gate[2] = {0.0f, 0.0f};     // loaded early, used at the end
         if (is_last && place < head_dim)
             for (int j = 0; j < 2; ++j) gate[j] = a.projected[head * 2 * head_dim + head_dim + c + j];
+        const auto partial = [&](int row, int at) {
+            return *reinterpret_cast<const float2*>(a.partials + partial_at(head, row, at));
+        };
         merge_results(
             count, place,
-            [&](int result, int at) {
-                return *reinterpret_cast<const float2*>(a.partials + partial_at(head, first + result, at));
+            [&](int from, int at, float2 (&value)[merged_in_flight]) {
+#pragma unroll
+                for (int i = 0; i < merged_in_flight; ++i)
+                    if (from + i < count) value[i] = partial(first + from + i, at);
             },
+            [&](int result) { return partial(first + result, head_dim); },
             [&](float2 sum, float maximum, float weight) {
                 if (is_last) {
                     const float mean[2] = {sum.x / weight, sum.y / weight};

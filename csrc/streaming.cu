@@ -208,7 +208,10 @@ __device__ __forceinline__ Norm load_norm(const float* p) {
 __device__ __forceinline__ void stage_norm(Norm& x, const Norm& norm, StreamShared* shared) {
     float squares = 0.0f;
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
+        if (threadIdx.x + k * block_threads >= hidden_size / 2) continue;
+        squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
+    }
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k)
@@ -355,23 +358,14 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
     static_assert(tiles_per_head <= warp_threads, "a lane for each tile");
     constexpr int per_lane = (value_head_dim / 2 + warp_threads - 1) / warp_threads;
     for (int head = warp_id(); head < num_value_heads; head += block_warps) {
-        float2 value[per_lane];
         // A tile's squares are published after its values, so few of these are missing then.
         float squares = 0.0f;
         if (lane_id() < tiles_per_head)
             squares = await(words + squares_words + head * tiles_per_head + lane_id(), token.tag);
-        bool missing;
-        do {  // all loads are issued before the first is looked at
-            missing = false;
-#pragma unroll
-            for (int k = 0; k < per_lane; ++k) {
-                const int i = lane_id() + k * warp_threads;
-                if (i >= value_head_dim / 2) continue;
-                const TwoWords two = load_two(words + mixed_words + head * value_head_dim + 2 * i);
-                value[k] = float2{value_of(two.first), value_of(two.second)};
-                missing |= tag_of(two.first) != token.tag || tag_of(two.second) != token.tag;
-            }
-        } while (missing);
+        float2 value[per_lane];
+        const Word* from = words + mixed_words + head * value_head_dim;
+        await_pairs([&](int k) { return from + 2 * min(lane_id() + k * warp_threads, value_head_dim / 2 - 1); },
+                    token.tag, value);
         __syncwarp();
         const float scale = rsqrtf(warp_sum(squares) / value_head_dim + rms_norm_eps);
 #pragma unroll
@@ -458,12 +452,17 @@ __device__ __forceinline__ void merge_units(const Word* partials, const Token& t
         const int place = unit % slices * merged_elements + 2 * lane_id();
         const int from = first + group * splits_per_group;
         const int count = groups == 1 ? splits : min(splits_per_group, splits - group * splits_per_group);
-        // A result's maximum and weight are published last, so few of its other words are missing then.
-        if (lane_id() < count) await_two(partials + partial_at(head, from + lane_id(), head_dim), token.tag);
-        __syncwarp();
         merge_results(
             count, place,
-            [&](int result, int at) { return await_two(partials + partial_at(head, from + result, at), token.tag); },
+            [&](int first, int at, float2 (&value)[merged_in_flight]) {
+                await_pairs([&](int i) { return partials + partial_at(head, from + min(first + i, count - 1), at); },
+                            token.tag, value);
+#pragma unroll
+                for (int i = 0; i < merged_in_flight; ++i)
+                    if (first + i >= count) value[i] = float2{0.0f, 0.0f};
+            },
+            // These words are published last, so few of the others are missing then.
+            [&](int result) { return await_two(partials + partial_at(head, from + result, head_dim), token.tag); },
             [&](float2 sum, float maximum, float weight) { finish(head, group, place, sum, maximum, weight); });
     }
 }

@@ -69,24 +69,30 @@ __device__ __forceinline__ float2 await_two(const Word* p, unsigned tag) {
 template <int n>
 constexpr int pairs_per_thread = (n / 2 + block_threads - 1) / block_threads;
 
-// The block waits for all n words, each thread for its own. A warp polls a single word at first, because whole vectors
-// would take bandwidth from the weights. Then it loads its words together, and again while some are missing.
+// Waits for `count` pairs of words: pair(k) is the place of the k-th one. All loads are issued before the first is
+// looked at; a branch between them would make each wait for the one before.
+template <int count, typename Place>
+__device__ __forceinline__ void await_pairs(Place pair, unsigned tag, float2 (&value)[count]) {
+    bool missing;
+    do {
+        TwoWords two[count];
+#pragma unroll
+        for (int k = 0; k < count; ++k) two[k] = load_two(pair(k));
+        missing = false;
+#pragma unroll
+        for (int k = 0; k < count; ++k) {
+            value[k] = float2{value_of(two[k].first), value_of(two[k].second)};
+            missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;
+        }
+    } while (missing);
+}
+
+// The block waits for all n words, each thread for its own; a thread beyond the end takes the last pair, which nobody
+// uses. A warp polls a single word at first, because whole vectors would take bandwidth from the weights.
 template <int n>
 __device__ __forceinline__ void await_vector(const Word* words, unsigned tag, float2 (&value)[pairs_per_thread<n>]) {
     static_assert(n % 2 == 0, "words go in pairs");
     const int polled = 2 * (threadIdx.x / warp_threads * warp_threads + (pairs_per_thread<n> - 1) * block_threads);
-    await(words + (polled < n ? polled : n - 1), tag);
-    bool missing;
-    do {
-        missing = false;
-#pragma unroll
-        for (int k = 0; k < pairs_per_thread<n>; ++k) {
-            const int i = threadIdx.x + k * block_threads;
-            value[k] = float2{0.0f, 0.0f};
-            if (i >= n / 2) continue;
-            const TwoWords two = load_two(words + 2 * i);
-            value[k] = float2{value_of(two.first), value_of(two.second)};
-            missing |= tag_of(two.first) != tag || tag_of(two.second) != tag;
-        }
-    } while (missing);
+    await(words + min(polled, n - 1), tag);
+    await_pairs([&](int k) { return words + 2 * min(static_cast<int>(threadIdx.x) + k * block_threads, n / 2 - 1); }, tag, value);
 }
