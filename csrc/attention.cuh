@@ -361,7 +361,7 @@ __device__ __forceinline__ void merge_results(int count, int place, Load load, L
     const auto load_from = [&](int first) {
 #pragma unroll
         for (int i = 0; i < merged_in_flight; ++i) value[i] = float2{0.0f, 0.0f};
-        if (place < head_dim) load(first, place, value);
+        if (first < count && place < head_dim) load(first, place, value);
     };
     const float2 ends = lane < count ? load_ends(lane) : float2{-INFINITY, 0.0f};
     load_from(0);

@@ -414,17 +414,21 @@ __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer,
     });
 }
 
-// The queries of one kv head, and its k and v, as attend_unit() reads them: by their place in `projected`. They stand in
-// shared memory, one head after another.
+// The queries of one kv head, and its k and v, in shared memory, one head after another. attend_unit() looks for a head
+// by its place in `projected`.
 struct GatheredHeads {
     const float* heads;  // [heads_per_kv + 2, head_dim]
     int kv_head;
-    __device__ __forceinline__ float operator[](int i) const {
-        if (i >= v_row) return heads[(heads_per_kv + 1) * head_dim + i - v_row - kv_head * head_dim];
-        if (i >= k_row) return heads[heads_per_kv * head_dim + i - k_row - kv_head * head_dim];
-        const int q = i - kv_head * heads_per_kv * 2 * head_dim;  // each query is followed by its gate
-        return heads[q / (2 * head_dim) * head_dim + q % (2 * head_dim)];
+};
+
+template <>
+struct From<GatheredHeads> {
+    const float* x;
+    __device__ __forceinline__ From(GatheredHeads gathered, int at) {
+        const int query = at / (2 * head_dim) - gathered.kv_head * heads_per_kv;  // each query is followed by its gate
+        x = gathered.heads + (at < k_row ? query : heads_per_kv + (at >= v_row)) * head_dim;
     }
+    __device__ __forceinline__ float operator[](int i) const { return x[i]; }
 };
 
 // The block waits for the first `count` of these heads: the last two are needed by the block that caches them.
@@ -627,7 +631,8 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
     for (int l = 0; l < num_hidden_layers; ++l) {
         const Layer& layer = shared->layers[l];
         Word* words = m.words + l * layer_words;
-        Norm middle;
+        const Norm middle = load_norm(layer.post_attention_norm);
+        Norm next;
         if (layer.recurrent_state != nullptr) {
             Tile tile;
             load_tile(layer, blockIdx.x, tile);
@@ -635,7 +640,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             end_phase(m);
             delta_rule(layer, words, token, tile, shared);
             end_phase(m);
-            middle = load_norm(layer.post_attention_norm);
+            next = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
             deltanet_out(m, l, words, token, stream, shared);
         } else {
             prefetch_cache(layer, token);
@@ -647,13 +652,13 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             stream = shared->parked[warp_id()];
             __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
-            middle = load_norm(layer.post_attention_norm);
+            next = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
             attention_out(m, l, words, token, stream, shared);
         }
         end_phase(m);
-        norm = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
         mlp(m, l, words, token, middle, stream, shared);
         end_phase(m);
+        norm = next;
     }
     lm_head(m, token, norm, stream, shared);
 }

@@ -87,12 +87,16 @@ __device__ __forceinline__ void await_pairs(Place pair, unsigned tag, float2 (&v
     } while (missing);
 }
 
-// The block waits for all n words, each thread for its own; a thread beyond the end takes the last pair, which nobody
-// uses. A warp polls a single word at first, because whole vectors would take bandwidth from the weights.
+// The block waits for all n words, each thread for its own. A thread beyond the end takes its first pair again: if all
+// of them took the last one, its line would be the slowest of L2. A warp polls a single word at first, because whole
+// vectors would take bandwidth from the weights.
 template <int n>
 __device__ __forceinline__ void await_vector(const Word* words, unsigned tag, float2 (&value)[pairs_per_thread<n>]) {
     static_assert(n % 2 == 0, "words go in pairs");
-    const int polled = 2 * (threadIdx.x / warp_threads * warp_threads + (pairs_per_thread<n> - 1) * block_threads);
-    await(words + min(polled, n - 1), tag);
-    await_pairs([&](int k) { return words + 2 * min(static_cast<int>(threadIdx.x) + k * block_threads, n / 2 - 1); }, tag, value);
+    const auto pair = [&](int thread, int k) {  // in [0, n / 2)
+        const int i = thread + k * block_threads;
+        return words + 2 * (i < n / 2 ? i : thread % (n / 2));
+    };
+    await(pair(threadIdx.x / warp_threads * warp_threads, pairs_per_thread<n> - 1), tag);
+    await_pairs([&](int k) { return pair(threadIdx.x, k); }, tag, value);
 }

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import torch
 
 from luce_edu.config import ModelConfig
-from luce_edu.stages.dims import BLOCK_THREADS, TILE_COLUMNS, kernel_defines
+from luce_edu.stages.dims import TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
 
-WARPS = BLOCK_THREADS // 32
+THREADS = 384  # per block: 12 warps of up to 168 registers. With 16 warps of 128, the attention would spill
+WARPS = THREADS // 32
 PLACE_BYTES = 2 * PIECES * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
@@ -57,12 +58,13 @@ class StreamingDecoder(MegakernelDecoder):
         self._shared = shared + options["RING_SLOTS"] * WARPS * PLACE_BYTES + 4 * WARPS  # an int per warp
         self._split_rows = bool(options["SPLIT_ROWS"])
         return kernel_defines(self.config) | options | {
+            "BLOCK_THREADS": THREADS,
             "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
             "END_TOKENS": len(self.config.eos_token_ids),
         }  # fmt: skip
 
     def _argmax_blocks(self) -> int:
-        self._blocks = self._resident_blocks("streaming", self._shared)
+        self._blocks = self.backend.max_resident_blocks(self.module["streaming"], THREADS, self._shared)
         return self._blocks
 
     def _allocate(self) -> None:
@@ -92,7 +94,7 @@ class StreamingDecoder(MegakernelDecoder):
         """Launch the kernel for up to `tokens` tokens from state.position on."""
         args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, self._tag + 1, tokens)
         self._tag += tokens
-        self._launch("streaming", self._blocks, *args, smem=self._shared, cooperative=True)
+        self.backend.launch(self.module["streaming"], self._blocks, THREADS, self._shared, args, cooperative=True)
 
     def _stream(self, tokens, max_new_tokens, temperature, how):
         if temperature > 0 or max_new_tokens == 1:
@@ -214,7 +216,7 @@ def shared_bytes(config: ModelConfig) -> int:
     longest = -(-longest // (PIECES * CHUNK)) * PIECES * CHUNK
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
-    workers = BLOCK_THREADS * 8 // config.head_dim
-    attention = (heads_per_kv + 1) * config.head_dim + 8 * BLOCK_THREADS + 3 * heads_per_kv * workers + 64
+    workers = THREADS * 8 // config.head_dim
+    attention = (heads_per_kv + 1) * config.head_dim + 8 * THREADS + 3 * heads_per_kv * workers + 64
     floats = max(longest, delta, attention) + 8 * BATCH_UNITS + 12 * WARPS + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128
