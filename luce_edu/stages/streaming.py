@@ -38,7 +38,8 @@ class StreamingDecoder(MegakernelDecoder):
 
     stage = "streaming"
     words = "one kernel, weights stream"
-    colour = "red"
+    colour = "vermillion"
+    starts = None  # its blocks wait for words, which nothing counts
     source = "streaming.cu"
     kernels = ("streaming",)
 
@@ -74,7 +75,7 @@ class StreamingDecoder(MegakernelDecoder):
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
         self.partial_words = self._words(len(config.attention_layers), *self.partials.shape)
-        self._tag = 0  # the number of the token since the decoder was made; every word says to which one it belongs
+        self._tag = 0  # the number of the token since the last reset; every word says to which one it belongs
 
         # What a launch of many tokens tells the host, and the host tells it.
         self.generated = self.backend.shared_with_host(self.state.max_seq_len)
@@ -144,12 +145,22 @@ class StreamingDecoder(MegakernelDecoder):
     def reset(self) -> None:
         self._end_run()
         super().reset()
+        self._tag = 0
+        self._fill_words(0)  # a tag that no token has
 
     def poison(self) -> None:
         self._end_run()
         super().poison()
+        self._fill_words(-1)  # NaN, with a tag that no token has
+
+    def _fill_words(self, value: int) -> None:
         for words in (self.tagged, self.bests, self.chosen, self.partial_words):
-            words.fill_(-1)  # NaN, with a tag that no token has
+            words.fill_(value)
+
+    def named_tensors(self):
+        kinds = super().named_tensors()
+        kinds["weights"]["packed"] = kinds["activations"].pop("packed")
+        return kinds
 
     def _model_tensors(self):
         own = (
