@@ -14,7 +14,7 @@ from luce_edu.machine.counters import Traffic
 from luce_edu.measure.launches import count_launches
 from luce_edu.measure.traffic import KINDS, StepTraffic, count_traffic
 
-STAGES = ("per_op", "per_layer", "megakernel")
+STAGES = ("per_op", "per_layer", "megakernel", "streaming")
 CONFIGS = {"tiny": TINY, "odd": ODD, "odd, untied": replace(ODD, tie_word_embeddings=False)}
 TOKENS = [5, 250, 17]
 
@@ -40,7 +40,7 @@ def by_tensor(step: StepTraffic) -> dict[str, Traffic]:
 EVERY = [(name, stage) for name in CONFIGS for stage in STAGES]
 
 
-@pytest.mark.parametrize("name, stage", EVERY)
+@pytest.mark.parametrize("name, stage", [(name, stage) for name, stage in EVERY if stage != "streaming"])
 def test_every_weight_is_read_whole_and_once_and_of_the_embedding_one_row(name, stage):
     config, weights = CONFIGS[name], model(name).weights_on("cpu")
     row, tied = 2 * config.hidden_size, config.tie_word_embeddings
@@ -57,6 +57,31 @@ def test_every_weight_is_read_whole_and_once_and_of_the_embedding_one_row(name, 
     extra = 0 if tied and stage == "megakernel" else row if tied else row - weights.embed_tokens.nbytes
     assert total.distinct_read == weights.num_bytes + extra
     assert (total.asked_write, total.moved_write, total.distinct_write) == (0, 0, 0)
+
+
+PRODUCTS = (("in_proj", "q_proj", "k_proj", "v_proj"), ("out_proj", "o_proj"), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+def packed_bytes(weights) -> int:
+    """The bytes of the slots, each of 4 rows and 256 columns, that hold the matrices of each product of a token."""
+    found = [[m for key, m in layer.items() if any(f".{name}" in key for name in names)]
+             for layer in weights.layers for names in PRODUCTS]  # fmt: skip
+    return sum(
+        -(-sum(map(len, matrices)) // 4) * -(-matrices[0].shape[1] // 256) * 2048
+        for matrices in [*found, [weights.lm_head]]
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streaming_reads_its_packed_matrices_once_and_the_other_weights_as_they_are(name):
+    weights, step = model(name).weights_on("cpu"), traffic(name, "streaming")
+    wanted = {key: tensor.nbytes for key, tensor in weights.named_tensors() if "_proj" not in key}
+    wanted.pop("lm_head.weight", None)
+    wanted |= {"stream": packed_bytes(weights), "model.embed_tokens.weight": 2 * CONFIGS[name].hidden_size}
+    total = by_tensor(step)
+    read = {key: part.distinct_read for key, part in total.items() if step.kinds[key] == "weights"}
+    assert read == wanted and total["stream"].moved_read == read["stream"]
+    assert step.total("weights").distinct_write == 0
 
 
 @pytest.mark.parametrize("name, stage", EVERY)
@@ -106,7 +131,7 @@ def test_a_fused_layer_moves_fewer_activations(name):
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_more_blocks_change_the_grid_and_not_what_is_touched(stage):
-    kernel = {"per_layer": "deltanet_in", "megakernel": "megakernel"}[stage]
+    kernel = {"per_layer": "deltanet_in"}.get(stage, stage)
     grids, touched = [], set()
     for count in (2, 10):
         step = count_traffic(stage, model("tiny"), TOKENS[:1], blocks={kernel: count})
@@ -151,10 +176,10 @@ MISSED = [  # fault, kind of tensor, the count that gets smaller
 @pytest.mark.parametrize("name, kind, count", MISSED)
 def test_what_a_faulty_kernel_leaves_out_is_missing_from_the_counts(name, kind, count, monkeypatch):
     one = fault(name)
+    right = traffic("odd", one.stages[0]).total(kind)
     with planted(one) as tree:
         monkeypatch.setattr("luce_edu.paths.csrc_dir", lambda: tree)
         step = count_traffic(one.stages[0], model("odd"), TOKENS)
-    right = traffic("odd", one.stages[0]).total(kind)
     assert getattr(step.total(kind), count) < getattr(right, count)
 
 
