@@ -327,12 +327,13 @@ class Subject:
 
 def _of_stage(what: str, card: str | None, model, csrc_dir: Path | None) -> Subject:
     from luce_edu.models import load_model
-    from luce_edu.stages import STAGES, decoder
+    from luce_edu.stages import KERNEL_STAGES, decoder
 
     run, kernel = _find(what)
     model = load_model(model) if isinstance(model, str) else model
     backend = HostBackend(csrc_dir=csrc_dir, card=card)
-    dec = decoder(STAGES[-1] if run == PROMPT else run, model, max_seq_len=2 * TOKENS, backend=backend)
+    stage = KERNEL_STAGES[0] if run == PROMPT else run  # all of them read a prompt alike
+    dec = decoder(stage, model, max_seq_len=2 * TOKENS, backend=backend)
     prompt = np.random.default_rng(0).integers(1, model.config.vocab_size, size=TOKENS).tolist()
 
     def begin() -> None:

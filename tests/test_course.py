@@ -17,12 +17,15 @@ from luce_edu.verification import Report, StageResult
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # {row: code that makes it}. All other rows come from stage_table(..., upto=stage).
-MADE_BY = {"the floor": "decode_bytes(big", "prompt": 'luce_edu.profile("prompt"', MODEL: "stored_rows()"}
+MADE_BY = {"the floor": "decode_bytes(big", "streaming": "tiny_rows(tiny)", "prompt": 'luce_edu.profile("prompt"',
+           MODEL: "stored_rows()"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def full():
-    return stored_rows()
+    rows = stored_rows()
+    assert rows, "no card has a prediction of every stage: python -m luce_edu.measure.records.predictions"
+    return rows
 
 
 def below(cell: tuple[str, str]) -> str:
@@ -50,13 +53,15 @@ def test_an_own_row_leads_to_the_capstone():
 def test_the_full_size_rows_are_the_stored_predictions(full):
     stages = full[1 : 1 + len(STAGES)]
     assert [row.name for row in (full[0], *stages)] == ["the floor", *STAGES] and {row.model for row in full} == {MODEL}
-    launches = {"eager": "2,041", "per_op": "460", "per_layer": "122", "graph": "1", "megakernel": "1"}
+    launches = {"eager": "2,041", "per_op": "460", "per_layer": "122", "graph": "1", "megakernel": "1",
+                "streaming": "1"}  # fmt: skip
     assert {row.name: row.launches for row in stages} == launches
     assert (full[0].us, full[0].launches) == ("1,656", NEITHER)
     mega = next(row for row in full if (row.name, row.card) == ("megakernel", "H200"))
     stored = at_boost("megakernel", find_card("H200"))
     assert [mega.us, mega.joules] == Modelled(stored.us, stored.joules, POSITION).cells
     assert (mega.barriers, mega.error) == ("121", NEITHER)
+    assert {row.barriers for row in full if row.name == "streaming"} == {"0"}
 
 
 def test_a_page_holds_one_link_for_each_row(full):

@@ -313,7 +313,7 @@ def profile(
     if not isinstance(what, str):
         return _of_launches(list(what), clock, threads)
     from luce_edu.models import load_model
-    from luce_edu.stages import STAGES, decoder
+    from luce_edu.stages import KERNEL_STAGES, decoder
 
     run, kernel = find_profiled(what)
     of_prompt = run == PROMPT
@@ -330,7 +330,7 @@ def profile(
     backend = HostBackend(
         csrc_dir=csrc_dir, card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US
     )
-    stage = STAGES[-1] if of_prompt else run
+    stage = KERNEL_STAGES[0] if of_prompt else run  # all of them read a prompt alike
     dec = decoder(stage, model, max_seq_len=size + 1 if not of_prompt else size, backend=backend)
     if of_prompt:
         prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=size).tolist()

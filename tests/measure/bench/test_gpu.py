@@ -23,8 +23,8 @@ from luce_edu.measure.records.rows import GpuTests, NotRun
 from luce_edu.stages import STAGES
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
-NAMES = ["stage megakernel", "stage graph", "constants", "stage per_layer", "stage per_op", "stage eager", "paths",
-         "prompts", "side by side", "contexts", "tests", "tasks", "compiled"]  # fmt: skip
+NAMES = ["stage streaming", "stage megakernel", "stage graph", "constants", "stage per_layer", "stage per_op",
+         "stage eager", "paths", "prompts", "side by side", "contexts", "tests", "tasks", "compiled"]  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +77,7 @@ def test_everything_is_in_one_record_with_figures_and_the_status_is_0(machine, t
     decoded = [(row.context, row.system) for row in record.parts["decode"]]
     assert {system for context, system in decoded if context == PROMPT} == {*STAGES, *machine.BASELINES}
     assert {context for context, _ in decoded} >= {1, 512, 2048} and len(set(decoded)) == len(decoded)
+    assert {system for context, system in decoded if context == 2048} == {*STAGES, *machine.BASELINES[:1]} - {"eager"}
     assert list(tmp_path.glob("latency-*.svg"))
     out, err = capfd.readouterr()
     assert [line.split(" s  ")[1].split(":")[0] for line in out.splitlines() if line.endswith(": done")] == NAMES
