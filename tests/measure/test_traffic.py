@@ -59,16 +59,19 @@ def test_every_weight_is_read_whole_and_once_and_of_the_embedding_one_row(name, 
     assert (total.asked_write, total.moved_write, total.distinct_write) == (0, 0, 0)
 
 
-PRODUCTS = (("in_proj", "q_proj", "k_proj", "v_proj"), ("out_proj", "o_proj"), ("gate_proj", "up_proj"), ("down_proj",))
+PRODUCTS = {  # the matrices of a product: how many of its rows share a slot of 1024 weights
+    ("in_proj", "q_proj", "k_proj", "v_proj"): 4, ("out_proj", "o_proj"): 2,
+    ("gate_proj", "up_proj"): 4, ("down_proj",): 2,
+}  # fmt: skip
 
 
 def packed_bytes(weights) -> int:
-    """The bytes of the slots, each of 4 rows and 256 columns, that hold the matrices of each product of a token."""
-    found = [[m for key, m in layer.items() if any(f".{name}" in key for name in names)]
-             for layer in weights.layers for names in PRODUCTS]  # fmt: skip
-    return sum(
-        -(-sum(map(len, matrices)) // 4) * -(-matrices[0].shape[1] // 256) * 2048
-        for matrices in [*found, [weights.lm_head]]
+    """The bytes of the slots that hold the matrices of all products of a token."""
+    found = [([m for key, m in layer.items() if any(f".{name}" in key for name in names)], rows)
+             for layer in weights.layers for names, rows in PRODUCTS.items()]  # fmt: skip
+    return 2048 * sum(
+        -(-sum(map(len, matrices)) // rows) * -(-matrices[0].shape[1] // (1024 // rows))
+        for matrices, rows in [*found, ([weights.lm_head], 4)]
     )
 
 
@@ -77,10 +80,10 @@ def test_streaming_reads_its_packed_matrices_once_and_the_other_weights_as_they_
     weights, step = model(name).weights_on("cpu"), traffic(name, "streaming")
     wanted = {key: tensor.nbytes for key, tensor in weights.named_tensors() if "_proj" not in key}
     wanted.pop("lm_head.weight", None)
-    wanted |= {"stream": packed_bytes(weights), "model.embed_tokens.weight": 2 * CONFIGS[name].hidden_size}
+    wanted |= {"packed": packed_bytes(weights), "model.embed_tokens.weight": 2 * CONFIGS[name].hidden_size}
     total = by_tensor(step)
     read = {key: part.distinct_read for key, part in total.items() if step.kinds[key] == "weights"}
-    assert read == wanted and total["stream"].moved_read == read["stream"]
+    assert read == wanted and total["packed"].moved_read == read["packed"]
     assert step.total("weights").distinct_write == 0
 
 
