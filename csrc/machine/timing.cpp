@@ -819,7 +819,7 @@ private:
         const Instruction& from = at(t, t.block_first + source);
         if (from.kind == Kind::free_) return sources_of(t, from, of_memory);
         const double when = t.local[source];
-        if (loads(from) && when > t.earliest) of_memory = true;
+        if ((loads(from) || from.kind == Kind::pause) && when > t.earliest) of_memory = true;  // a relaxed load pauses
         return when;
     }
 

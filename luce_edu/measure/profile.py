@@ -27,7 +27,7 @@ from luce_edu.errors import LaunchError, check_int
 from luce_edu.machine.cards import Card, find_card
 from luce_edu.machine.clock import Clock, find_clock
 from luce_edu.machine.kernels import Prepared
-from luce_edu.machine.schedule import FMA, FP64, HALF, PAUSE, TENSOR
+from luce_edu.machine.schedule import FMA, FP64, FREE, HALF, PAUSE, TENSOR
 from luce_edu.machine.timed import Device, LaunchTimes, Timeline, run_timed
 from luce_edu.paths import csrc_dir
 from luce_edu.tables import Tabular
@@ -506,17 +506,28 @@ def _product(entry: Launch, gap_us: float, clock: Clock) -> _Part:
     return _Part(entry.kernel, gap_us, us, shares, (read, written), read + written, 2 * multiply_adds)
 
 
-def _is_poll(times: LaunchTimes) -> np.ndarray:
-    """Return, by machine instruction, whether it loads a word in a loop until another block has written it."""
-    program, entries = times.counters.program, times.schedule.entries
+def _polls(times: LaunchTimes) -> np.ndarray:
+    """Return, by machine instruction, whether its waits for memory are waits for another block.
+
+    These are loads of a word in a loop until another block has written it. A relaxed one waits at its first use.
+    """
+    program, schedule = times.counters.program, times.schedule
+    entries = schedule.entries
     statements = [program.statement(row) for row in entries["row"].tolist()]
     loads = np.array([s is not None and s.opcode == "ld" for s in statements], bool)
-    return loads & (entries["kind"] == PAUSE)
+    polls = loads & (entries["kind"] == PAUSE)
+    passes = polls.copy()  # the value: polls, and free entries behind them
+    uses = np.zeros_like(polls)
+    for first, count in schedule.blocks.tolist():
+        for i in range(first, first + count) if polls[first : first + count].any() else ():
+            uses[i] = passes[[first + source for source in entries["sources"][i].tolist() if source >= 0]].any()
+            passes[i] |= uses[i] and entries["kind"][i] == FREE
+    return polls | uses
 
 
 def _shares(times: LaunchTimes) -> tuple[float, float, float]:
     found = times.instructions
-    polls = found["memory"][_is_poll(times)].sum()
+    polls = found["memory"][_polls(times)].sum()
     issue = times.issued + found["slot"].sum() + found["operand"].sum()
     parts = issue, found["memory"].sum() - polls, found["barrier"].sum() + polls
     total = sum(parts)
@@ -567,7 +578,7 @@ def _by_call(times: Sequence[LaunchTimes]) -> tuple[dict[tuple, np.ndarray], flo
         found = np.stack([
             sum(t.instructions[name] for t in group) for name in ("issued", "slot", "operand", "memory", "barrier")
         ])  # fmt: skip
-        polls = _is_poll(group[0])
+        polls = _polls(group[0])
         found[4, polls] += found[3, polls]
         found[3, polls] = 0
         found[0] *= entries["issues"]

@@ -15,6 +15,7 @@ from luce_edu.machine.clock import find_clock
 from luce_edu.machine.nvrtc import compile_ptx
 from luce_edu.machine.timed import run_timed
 from luce_edu.measure.records.validation import backend_for, measurement, modelled_us, validate
+from luce_edu.measure.trace import trace
 
 SOURCE = """
 extern "C" __global__ void read(const float4* x, float* y, int n, int times) {
@@ -39,6 +40,15 @@ def test_the_parts_of_a_token_add_up(megakernel):
     assert sum(row.us for row in megakernel.phases) <= megakernel.total_us
     assert sum(row.count for row in megakernel.phases) == 1 + 3 * 8 + 2 * 8 + 1
     assert megakernel.power_w > 0 and megakernel.dram_bytes > 0
+
+
+def test_without_grid_barriers_there_are_no_phases_and_polls_are_waits_for_other_blocks():
+    found = luce_edu.profile("streaming", card="laptop", position=20)
+    assert found.order == found.phases == () and len(found.tables) == 3  # the summary, kernels and lines
+    assert sum(found.split.values()) == pytest.approx(found.total_us) and found.barrier_us > found.issue_us
+    polls = max((line for line in found.lines if line.file == "csrc/tagged.cuh"), key=lambda line: line.stalls)
+    assert polls.barrier > 0.9 * polls.stalls
+    assert {event["ph"] for event in trace(found)["traceEvents"]} >= {"X", "C"}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
