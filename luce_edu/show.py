@@ -186,14 +186,18 @@ def _compiled(path: str):
     from luce_edu.stages import KERNEL_STAGES, stage_class
     from luce_edu.stages.dims import kernel_defines
     from luce_edu.stages.prefill import prefill_defines
+    from luce_edu.stages.streaming import streaming_defines
 
     config = ModelConfig.from_file(DATA / "tiny" / "config.json")
-    arch = find_card(None).arch
-    files = {stage_class(stage).source: kernel_defines for stage in KERNEL_STAGES} | {"prefill.cu": prefill_defines}
-    for file, make_defines in files.items():
+    card = find_card(None)
+    files = {stage_class(stage).source: kernel_defines(config) for stage in KERNEL_STAGES}
+    files |= {
+        "streaming.cu": streaming_defines(config, card.shared_per_block, card.capability),
+        "prefill.cu": prefill_defines(config),
+    }
+    for file, defines in files.items():
         if path in read_sources(file, csrc=csrc_dir()):
-            defines = make_defines(config)
-            yield file, compile_ptx(file, None, [], defines, arch, csrc=csrc_dir()), arch
+            yield file, compile_ptx(file, None, [], defines, card.arch, csrc=csrc_dir()), card.arch
 
 
 def _listing(

@@ -44,25 +44,16 @@ class StreamingDecoder(MegakernelDecoder):
     kernels = ("streaming",)
 
     def __init__(self, model, *, device, max_seq_len, backend=None, steps: int | None = None):
-        self._steps = list(STEPS.values())[:steps]
+        self._steps = steps
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
 
     def _defines(self):
-        options = dict(_BEFORE)
-        for step in self._steps:
-            options |= step
-        shared = shared_bytes(self.config)
-        room = (self.backend.shared_memory_per_block - shared - 4 * WARPS) // (WARPS * PLACE_BYTES)
-        if self.backend.capability < (8, 0):
-            room = 0  # no asynchronous copies before Ampere
-        options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-        self._shared = shared + options["RING_SLOTS"] * WARPS * PLACE_BYTES + 4 * WARPS  # an int per warp
-        self._split_rows = bool(options["SPLIT_ROWS"])
-        return kernel_defines(self.config) | options | {
-            "BLOCK_THREADS": THREADS,
-            "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(self.config),
-            "END_TOKENS": len(self.config.eos_token_ids),
-        }  # fmt: skip
+        backend = self.backend
+        found = streaming_defines(self.config, backend.shared_memory_per_block, backend.capability, self._steps)
+        # Behind the ring an int per warp
+        self._shared = found["SHARED_BYTES"] + found["RING_SLOTS"] * WARPS * PLACE_BYTES + 4 * WARPS
+        self._split_rows = bool(found["SPLIT_ROWS"])
+        return found
 
     def _argmax_blocks(self) -> int:
         self._blocks = self.backend.max_resident_blocks(self.module["streaming"], THREADS, self._shared)
@@ -207,6 +198,27 @@ class _Run:
         self._decoder.stop.fill_(1)
         self._ended.wait()
         return int((self._decoder.generated[: self._tokens] >= 0).sum())
+
+
+def streaming_defines(
+    config: ModelConfig, shared_memory: int, capability: tuple[int, int], steps: int | None = None
+) -> dict[str, int]:
+    """Return the macros of csrc/streaming.cu.
+
+    shared_memory  bytes that a block of the GPU may have: the ring takes what the rest leaves
+    capability     the GPU's compute capability
+    steps          as for StreamingDecoder
+    """
+    options = dict(_BEFORE)
+    for step in list(STEPS.values())[:steps]:
+        options |= step
+    shared = shared_bytes(config)
+    room = (shared_memory - shared - 4 * WARPS) // (WARPS * PLACE_BYTES)
+    if capability < (8, 0):
+        room = 0  # no asynchronous copies before Ampere
+    options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
+    own = {"BLOCK_THREADS": THREADS, "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids)}
+    return kernel_defines(config) | options | own
 
 
 def layer_words(config: ModelConfig) -> int:
