@@ -84,7 +84,8 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _enqueue(self, tokens: int) -> None:
         """Launch the kernel for up to `tokens` tokens from state.position on."""
-        args = (self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, self._tag + 1, tokens)
+        tables, state = (self._model_table, self._layer_table), self.state
+        args = (*tables, state.position, state.max_seq_len, self._tag + 1, tokens)
         self._tag += tokens
         self.backend.launch(self.module["streaming"], self._blocks, THREADS, self._shared, args, cooperative=True)
 
@@ -158,7 +159,10 @@ class StreamingDecoder(MegakernelDecoder):
             "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "bests", "chosen", "next_token",
             "generated", "stop", "end_tokens", "barrier",
         )  # fmt: skip
-        others = {"embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged, "stream": self.packed}
+        others = {
+            "embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged,
+            "stream": self.packed,
+        }  # fmt: skip
         return others | {n: getattr(self, n) for n in own}
 
     def _layer_tensors(self):
