@@ -141,11 +141,13 @@ struct WeightStream {
     // be given to another block while copies into it are under way.
     __device__ __forceinline__ void drain() {
 #if __CUDA_ARCH__ >= 900
-        if constexpr (ring_slots > 0)
-            for (int i = 0; i < ring_slots; ++i) {
+        if constexpr (ring_slots > 0) {
+            const int requested = ring_slots + (left < 0 ? left : 0);  // fewer at the end of the stream; see request()
+            for (int i = 0; i < requested; ++i) {
                 barrier_wait(full(place), parity);
                 step();
             }
+        }
 #elif __CUDA_ARCH__ >= 800
         asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
