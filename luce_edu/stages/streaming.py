@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from luce_edu.config import ModelConfig
+from luce_edu.errors import check_int
 from luce_edu.stages.dims import TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
@@ -33,7 +34,7 @@ _BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS
 class StreamingDecoder(MegakernelDecoder):
     """Run all phases of a token in csrc/streaming.cu.
 
-    steps  how many of STEPS to take, for a comparison of them; None: all
+    steps  how many of STEPS to take, for a comparison of them; None: all. Raises ValueError out of range
     """
 
     stage = "streaming"
@@ -44,7 +45,7 @@ class StreamingDecoder(MegakernelDecoder):
     kernels = ("streaming",)
 
     def __init__(self, model, *, device, max_seq_len, backend=None, steps: int | None = None):
-        self._steps = steps
+        self._steps = len(STEPS) if steps is None else check_int("steps", steps, 0, len(STEPS))
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
 
     def _defines(self):
