@@ -46,7 +46,7 @@ class Fault:
 
 def fault(name: str) -> Fault:
     """Return the fault of that name, for decoding or for prompts; ValueError with the known names."""
-    every = FAULTS + SMALL_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
+    every = FAULTS + SMALL_FAULTS + STREAMING_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
     for candidate in every:
         if candidate.name == name:
             return candidate
@@ -385,6 +385,92 @@ SMALL_FAULTS = (
     Fault("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16", ALL),
     Fault("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16", ALL),
     Fault("rounded down", "primitives.cuh", BF16, "bits >> 16", ALL),
+)  # fmt: skip
+
+
+def _in_stream(name: str, path: str, old: str, new: str) -> Fault:
+    return Fault(f"streaming: {name}", path, old, new, ("streaming",))
+
+
+def _apart(where: str, path: str, comment: str, barrier: str = "__syncthreads") -> Fault:
+    return _in_stream(f"no {barrier} {where}", path, f"{barrier}();  // {comment}", f"// {comment}")
+
+
+ONE_WORD = "do word = load_word(p);\n    while (tag_of(word) != tag);"
+TWO_WORDS = "missing |= tag_of(two.first) != tag || tag_of(two.second) != tag;"
+BOTH_WORDS = "while (tag_of(two.first) != tag || tag_of(two.second) != tag);"
+
+# tests/stages/test_streaming.py says which check catches each of them: many need a card with few or many SMs, tokens
+# in one launch, or hostile memory.
+STREAMING_FAULTS = (
+    # Tagged words
+    _in_stream("tag not compared", "tagged.cuh", ONE_WORD, "word = load_word(p);"),
+    _in_stream("tags of a vector not compared", "tagged.cuh", TWO_WORDS, ""),
+    _in_stream(
+        "word of the token before accepted", "tagged.cuh", ONE_WORD,
+        "do word = load_word(p);\n    while (tag - tag_of(word) > 1u);",
+    ),
+    _in_stream(
+        "vector of the token before accepted", "tagged.cuh", TWO_WORDS,
+        "missing |= tag - tag_of(two.first) > 1u || tag - tag_of(two.second) > 1u;",
+    ),
+    _in_stream("words stored without an order", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.global.u64"),
+    _in_stream("words for the own block only", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.relaxed.cta.global.u64"),
+    _in_stream("words loaded without an order", "tagged.cuh", "ld.relaxed.gpu.global.u64", "ld.global.u64"),
+    _in_stream(
+        "best published without a release", "tagged.cuh", "st.release.gpu.global.u64", "st.relaxed.gpu.global.u64",
+    ),
+    _in_stream("best read without an acquire", "tagged.cuh", "ld.acquire.gpu.global.u64", "ld.relaxed.gpu.global.u64"),
+    _in_stream("every token has the tag of the first", "streaming.cu", "static_cast<unsigned>(tag + number)", "tag"),
+    _apart("before the token is stored", "streaming.cu", "every lane's acquires come before", "__syncwarp"),
+    _apart("after the choice", "streaming.cu", "the choice is in shared memory"),
+    # The ring
+    _apart("before a slot is requested again", "weight_stream.cuh", "all lanes have read the slot", "__syncwarp"),
+    _in_stream("parity does not flip", "weight_stream.cuh", ", parity ^= 1u;", ";"),
+    _in_stream("parity of the second round first", "weight_stream.cuh", "parity = 0, wrap", "parity = 1, wrap"),
+    _in_stream("a group of copies too few waited for", "weight_stream.cuh", '"n"(ring_slots - 1)', '"n"(ring_slots)'),
+    _in_stream("ring one place too long", "weight_stream.cuh", "if (--wrap == 0)", "if (--wrap < 0)"),
+    _in_stream(
+        "the next place requested", "weight_stream.cuh",
+        "            request(place);\n            step();", "            step();\n            request(place);",
+    ),
+    _in_stream(
+        "no way back to the first slot", "weight_stream.cuh", "next -= static_cast<size_t>(count)", "next -= 0u",
+    ),
+    _in_stream("copies that nobody requested waited for", "weight_stream.cuh", "left < 0 ? left : 0", "0"),
+    _in_stream(
+        "a slot copied twice", "weight_stream.cuh", "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);",
+        "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c), "
+        "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);",
+    ),
+    # Products and what is added to them
+    _in_stream("early row of block 0", "streaming.cu", "? rows * part.first + r : -1", "? r : -1"),
+    _in_stream("residual dropped", "streaming.cu", "(r == early ? before : residual(r)) + sum", "sum"),
+    _in_stream("a part of a row skipped", "streaming.cu", "for (int part = 1; part < split; ++part) sum +=",
+               "for (int part = 2; part < split; ++part) sum +="),
+    _in_stream("sums of a batch overwritten", "streaming.cu", ", turn ^= 1)", ")"),
+    _in_stream(
+        "squares of the last tile left out", "streaming.cu", "if (lane_id() < tiles_per_head)\n            squares",
+        "if (lane_id() < tiles_per_head - 1)\n            squares",
+    ),
+    _in_stream(
+        "norm of the layer before", "streaming.cu", "shared->layers[l + 1].input_norm", "shared->layers[l].input_norm",
+    ),
+    _in_stream("newest k and v not gathered", "streaming.cu", "(split == splits - 1 ? 2 : 0)", "0"),
+    _in_stream("row after the vocabulary's last", "streaming.cu", "row < vocab_size", "row <= vocab_size"),
+    _in_stream("barriers kept", "streaming.cu", "if constexpr (GRID_BARRIERS)", "if constexpr (true)"),
+    # Barriers inside a block
+    _apart("after a batch", "streaming.cu", "the sums of this batch are there"),
+    _apart("before the delta rule", "streaming.cu", "the inputs are in shared memory"),
+    _apart("after a tile", "streaming.cu", "the next unit or phase reuses the shared memory"),
+    _apart("before attention", "streaming.cu", "the heads are in shared memory"),
+    _apart("after attention", "streaming.cu", "the attention's part of the shared memory is no longer needed"),
+    _apart("before the best of a block", "streaming.cu", "every warp's best is in shared memory"),
+    _apart("after the token", "streaming.cu", "the token is in shared memory, and so are the parts"),
+    _in_stream(
+        "no __syncwarp before a parked stream is read", "streaming.cu",
+        "            __syncwarp();\n            stream = shared", "            stream = shared",
+    ),
 )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def matrices(model):
 
 
 def wrong_slots(model, stream, first_slot, blocks, split) -> int:
-    """The number of slots that differ from what their warp expects, with those that nobody reads or that are missing."""
+    """Count the slots that differ from what their warp expects, that nobody reads, or that are missing."""
     at, wrong = first_slot.tolist(), 0
     for group, may_share, matrix in matrices(model):
         rows, columns = matrix.shape
