@@ -77,8 +77,8 @@ __device__ __forceinline__ int load_system(const int* p) {
     return v;
 }
 
-__device__ __forceinline__ void store_release_system(int* p, int v) {
-    asm volatile("st.release.sys.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+__device__ __forceinline__ void store_system(int* p, int v) {
+    asm volatile("st.relaxed.sys.global.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
 __device__ __forceinline__ unsigned add_release(unsigned* p, unsigned v) {

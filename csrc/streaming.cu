@@ -1,6 +1,7 @@
 // streaming.cu: tokens by one cooperative launch, with weights that stream across the phases
 //
-// The phases are those of megakernel.cu. Two things differ:
+// The phases are those of megakernel.cu, except that the merging of the attention's splits is one of its own. Two things
+// differ:
 //   1. Weights come from a stream that runs ahead (weight_stream.cuh). Each warp owns fixed rows of every matrix, and
 //      the host has packed them in the order of use. So memory keeps working while blocks wait for each other.
 //   2. Blocks exchange activations as tagged words (tagged.cuh). A block waits for the values that it needs, and for no
@@ -9,10 +10,11 @@
 //   phase            waits for the words              publishes
 //   deltanet_in      x of the layer                   in: qkv after the convolution, z, beta, g
 //   delta_rule       q, k, v, z, beta, g of a head    mixed: o * norm * silu(z), and squares of o per tile
-//   deltanet_out     mixed                            mid
+//   deltanet_out     mixed, squares                   mid
 //   attention_in     x of the layer                   in: q with its gate, k, v
-//   attend           q, k, v of a kv head             partials
-//   merge            partials of a head, its gate     mixed: o
+//   attend           q of a kv head; for the newest   partials
+//                    position k and v, too
+//   merge            partials of a head, its gate     mixed: o; more than 32 splits are merged in two steps
 //   attention_out    mixed                            mid
 //   mlp_up           mid                              act
 //   mlp_down         act                              x of the next layer
@@ -588,7 +590,7 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
     if (threadIdx.x == 0) {
         for (int w = 1; w < block_warps; ++w) best = better(best, shared->warp_best[w]);
         publish(m.bests + 2 * blockIdx.x, best.value, token.tag);
-        // A release, because block 0 then overwrites the token, which every block has read.
+        // A release: what this block has read and written for this token comes before all that follows the choice.
         publish_release(m.bests + 2 * blockIdx.x + 1, __int_as_float(best.index), token.tag);
     }
 }
@@ -597,6 +599,7 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
 // ~token if the launch ends with it. It ends with the last of `tokens`, a token of end_tokens, when the host has set
 // *stop, and if no token could be chosen.
 __device__ __forceinline__ void choose(const Model& m, const Token& token, int number, int tokens) {
+    const int stop = load_system(m.stop);  // early: the host's memory is far away
     Best best = no_best();
     for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) {
         const int index = __float_as_int(await_acquire(m.bests + 2 * b + 1, token.tag));
@@ -606,11 +609,11 @@ __device__ __forceinline__ void choose(const Model& m, const Token& token, int n
     __syncwarp();  // every lane's acquires come before lane 0's stores
     if (lane_id() != 0) return;
     const int chosen = *m.next_token == no_token ? no_token : best.index;
-    bool ends = number + 1 == tokens || chosen == no_token || load_system(m.stop) != 0;
+    bool ends = number + 1 == tokens || chosen == no_token || stop != 0;
     for (int i = 0; i < END_TOKENS; ++i) ends |= chosen == m.end_tokens[i];
     *m.next_token = chosen;
     if (number + 1 < tokens) publish_release(m.chosen, __int_as_float(ends ? ~chosen : chosen), token.tag);
-    store_release_system(m.generated + number, chosen);  // the host may be reading along
+    store_system(m.generated + number, chosen);  // the host may be reading along
 }
 
 // Returns the next token to every thread of the block, or a negative number at the end of the launch. With the release

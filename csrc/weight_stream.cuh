@@ -174,6 +174,10 @@ struct WeightStream {
             const bf16x8* from = reinterpret_cast<const bf16x8*>(dynamic_shared_memory + place) + lane_id();
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) w[i] = from[i * warp_threads];
+#if __CUDA_ARCH__ >= 900
+            // A bulk copy writes through another path (the async proxy) than these loads read. The fence orders the two.
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
             __syncwarp();  // all lanes have read the slot before a copy overwrites it
             request(place);
             step();

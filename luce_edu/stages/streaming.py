@@ -85,9 +85,13 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _enqueue(self, tokens: int) -> None:
         """Launch the kernel for up to `tokens` tokens from state.position on."""
-        tables, state = (self._model_table, self._layer_table), self.state
-        args = (*tables, state.position, state.max_seq_len, self._tag + 1, tokens)
-        self._tag += tokens
+        self._start(self._arguments(tokens))
+
+    def _arguments(self, tokens: int) -> tuple:
+        first, self._tag = self._tag + 1, self._tag + tokens
+        return self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, first, tokens
+
+    def _start(self, args: tuple) -> None:
         self.backend.launch(self.module["streaming"], self._blocks, THREADS, self._shared, args, cooperative=True)
 
     def _stream(self, tokens, max_new_tokens, temperature, how):
@@ -103,21 +107,24 @@ class StreamingDecoder(MegakernelDecoder):
     def _stream_choices(self, tokens: int) -> Iterator[int]:
         """Decode the model's choices, up to `tokens` of them in one launch; yield what it chooses after each.
 
-        The launch goes on while the caller has a token. If the caller leaves, or interrupts, it ends with the next one.
+        The launch does not wait for the caller. If the caller leaves or interrupts, it ends with its next token, and
+        `position` then counts the tokens that it has decoded, which may be more than the caller has seen.
         """
         self._expected = None
         with super()._moving_on(0):
-            runs = self._runs
+            runs, first = self._runs, self.state.position
             self.generated.fill_(-1)
             self.stop.zero_()
             self._running = run = _Run(self, tokens)
         try:
-            for token in run:
+            for number, token in enumerate(run):
+                self.state.position = first + number + 1
                 yield self._checked(token)
                 if self._runs != runs:
                     raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
         finally:
-            self._end_run()
+            if self._running is run:
+                self._end_run()
 
     def _end_run(self) -> None:
         """End the launch of many tokens that may be running, after its next token, and count what it has decoded."""
@@ -126,8 +133,17 @@ class StreamingDecoder(MegakernelDecoder):
             self._failed = True  # stays so if a kernel has failed, which raises here
             decoded = run.end()
             self._failed = False
-            self.state.position += decoded
+            self._runs += 1
+            self.state.position = run.first + decoded
             self._tokens += decoded
+
+    def choice(self) -> int:
+        self._end_run()
+        return super().choice()
+
+    def draw(self, *args, **how) -> None:
+        self._end_run()
+        super().draw(*args, **how)
 
     @contextmanager
     def _moving_on(self, tokens):
@@ -186,8 +202,9 @@ class _Run:
     """A launch of many tokens, which the host follows token by token."""
 
     def __init__(self, decoder: StreamingDecoder, tokens: int):
-        self._decoder, self._tokens = decoder, tokens
-        self._ended = decoder.backend.start(lambda: decoder._enqueue(tokens))
+        self._decoder, self._tokens, self.first = decoder, tokens, decoder.position
+        args = decoder._arguments(tokens)
+        self._ended = decoder.backend.start(lambda: decoder._start(args))
 
     def __iter__(self) -> Iterator[int]:
         generated = self._decoder.generated
