@@ -483,9 +483,9 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     const AttentionArgs& a = shared->attention.args;
     float* heads = &shared->attention.merged[0][0];  // not used before all positions are done
     static_assert(sizeof(shared->attention.merged) >= (heads_per_kv + 2) * head_dim * sizeof(float), "room for all heads");
-    const int per_split = positions_per_split(token.position + 1);
-    const int splits = token.position / per_split + 1;
-    for (int unit = blockIdx.x; unit < num_key_value_heads * splits; unit += gridDim.x) {
+    for (int unit = blockIdx.x;; unit += gridDim.x) {
+        const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
+        if (unit >= num_key_value_heads * splits) break;
         const int kv_head = unit / splits, split = unit % splits;
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
@@ -494,6 +494,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
                     });
         __syncthreads();  // the next unit or phase reuses the shared memory
     }
+    const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     end_phase(m);
     const int groups = splits <= warp_threads ? 1 : (splits + splits_per_group - 1) / splits_per_group;
     if (groups > 1)
@@ -634,11 +635,11 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
     for (int l = 0; l < num_hidden_layers; ++l) {
         const Layer& layer = shared->layers[l];
         Word* words = m.words + l * layer_words;
-        const Norm middle = load_norm(layer.post_attention_norm);
-        Norm next;
+        Norm middle, next;
         if (layer.recurrent_state != nullptr) {
             Tile tile;
             load_tile(layer, blockIdx.x, tile);
+            middle = load_norm(layer.post_attention_norm);
             deltanet_in(m, layer, l, words, token, norm, stream, shared);
             end_phase(m);
             delta_rule(layer, words, token, tile, shared);
@@ -655,6 +656,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             stream = shared->parked[warp_id()];
             __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
+            middle = load_norm(layer.post_attention_norm);
             next = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
             attention_out(m, l, words, token, stream, shared);
         }
