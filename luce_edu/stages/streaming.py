@@ -239,7 +239,10 @@ def streaming_defines(
     if capability < (8, 0):
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-    own = {"BLOCK_THREADS": THREADS, "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids)}
+    own = {
+        "BLOCK_THREADS": THREADS, "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config),
+        "END_TOKENS": len(config.eos_token_ids),
+    }  # fmt: skip
     return kernel_defines(config) | options | own
 
 
