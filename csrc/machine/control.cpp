@@ -537,7 +537,7 @@ void clock64(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 bool looked_in_vain(Warp* w, const Ins* p, uint64_t seen) {
     w->worker->looking = p;
-    Warp::Look* free_place = &w->looks[w->vain % 4];
+    Warp::Look* free_place = &w->looks[w->vain % std::size(w->looks)];
     for (Warp::Look& look : w->looks) {
         if (look.at != p) continue;
         const bool same = look.seen == seen;

@@ -182,7 +182,7 @@ struct Warp {
     struct Look {
         const Ins* at;
         uint64_t seen;
-    } looks[4];
+    } looks[16];  // more than the loads that a loop issues together
     uint32_t vain;       // number of polling loads in a row that saw nothing new
     uint32_t cluster_phase;  // the phase of the cluster's barrier at which this warp arrived
     int32_t free_run;    // basic blocks that this group may run before the group with the lowest pc runs again
