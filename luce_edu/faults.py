@@ -397,8 +397,7 @@ def _apart(where: str, path: str, comment: str, barrier: str = "__syncthreads") 
 
 
 ONE_WORD = "do word = load_word(p);\n    while (tag_of(word) != tag);"
-TWO_WORDS = "missing |= tag_of(two.first) != tag || tag_of(two.second) != tag;"
-BOTH_WORDS = "while (tag_of(two.first) != tag || tag_of(two.second) != tag);"
+TWO_WORDS = "missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;"
 
 # tests/stages/test_streaming.py says which check catches each of them: many need a card with few or many SMs, tokens
 # in one launch, or hostile memory.
@@ -412,7 +411,7 @@ STREAMING_FAULTS = (
     ),
     _in_stream(
         "vector of the token before accepted", "tagged.cuh", TWO_WORDS,
-        "missing |= tag - tag_of(two.first) > 1u || tag - tag_of(two.second) > 1u;",
+        "missing |= tag - tag_of(two[k].first) > 1u || tag - tag_of(two[k].second) > 1u;",
     ),
     _in_stream("words stored without an order", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.global.u64"),
     _in_stream("words for the own block only", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.relaxed.cta.global.u64"),
@@ -454,7 +453,8 @@ STREAMING_FAULTS = (
         "if (lane_id() < tiles_per_head - 1)\n            squares",
     ),
     _in_stream(
-        "norm of the layer before", "streaming.cu", "shared->layers[l + 1].input_norm", "shared->layers[l].input_norm",
+        "norm of the layer before", "streaming.cu", "l + 1].input_norm : m.norm);\n            deltanet_out",
+        "l].input_norm : m.norm);\n            deltanet_out",
     ),
     _in_stream("newest k and v not gathered", "streaming.cu", "(split == splits - 1 ? 2 : 0)", "0"),
     _in_stream("row after the vocabulary's last", "streaming.cu", "row < vocab_size", "row <= vocab_size"),
@@ -462,9 +462,15 @@ STREAMING_FAULTS = (
     # Barriers inside a block
     _apart("after a batch", "streaming.cu", "the sums of this batch are there"),
     _apart("before the delta rule", "streaming.cu", "the inputs are in shared memory"),
-    _apart("after a tile", "streaming.cu", "the next unit or phase reuses the shared memory"),
+    _in_stream(
+        "no __syncthreads after a tile", "streaming.cu", "token.tag);\n        }\n        __syncthreads();",
+        "token.tag);\n        }",
+    ),
+    _in_stream(
+        "no __syncthreads after a split", "streaming.cu", "                    });\n        __syncthreads();",
+        "                    });\n",
+    ),
     _apart("before attention", "streaming.cu", "the heads are in shared memory"),
-    _apart("after attention", "streaming.cu", "the attention's part of the shared memory is no longer needed"),
     _apart("before the best of a block", "streaming.cu", "every warp's best is in shared memory"),
     _apart("after the token", "streaming.cu", "the token is in shared memory, and so are the parts"),
     _in_stream(

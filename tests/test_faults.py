@@ -19,6 +19,7 @@ from luce_edu.faults import (
     SLOW_GATES,
     SMALL_FAULTS,
     SMALL_PREFILL_FAULTS,
+    STREAMING_FAULTS,
     Fault,
     fault,
     planted,
@@ -214,7 +215,7 @@ def test_a_missing_barrier_is_named_by_the_first_part_that_it_spoils():
 
 
 def test_names_are_unique_and_an_unknown_one_is_refused():
-    every = FAULTS + SMALL_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
+    every = FAULTS + SMALL_FAULTS + STREAMING_FAULTS + PREFILL_FAULTS + SMALL_PREFILL_FAULTS
     assert len({one.name for one in every}) == len(every)
     with pytest.raises(ValueError, match="unknown fault 'typo'.*A_log without exp"):
         fault("typo")

@@ -1,0 +1,277 @@
+"""Stage `streaming`: the same bits on every card and in every order, each weight once per token, no fault unnoticed.
+
+Sums of mlp_down and of the out projections are split over warps by the last of STEPS, which changes their order and so
+their last bits. All other steps, cards, grids and depths of the ring give the same bits.
+
+Some faults no check here can see, because the virtual GPU runs the lanes of a warp together and has each mbarrier ready
+as soon as one lane has made it: no __syncwarp and no fence after the mbarriers are made; a pair of words of which only
+one tag is compared, because both are stored by one instruction of a warp.
+"""
+
+import dataclasses
+import functools
+import os
+
+import pytest
+import torch
+from models import UNTIED, make_model
+from tensors import left_by
+
+from luce_edu.backends.host import HostBackend
+from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
+from luce_edu.errors import KernelError
+from luce_edu.faults import STREAMING_FAULTS, fault, planted
+from luce_edu.machine.cards import find_card
+from luce_edu.stages import decoder
+from luce_edu.stages.streaming import STEPS, StreamingDecoder
+from luce_edu.verification import judge, reference_trace, stage_trace, verify
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")  # other files run the code as it is compiled for use
+FULL = os.environ.get("LUCE_FULL") == "1"
+# Three slots make a row of mlp_down, so that warps share rows, and each block has several batches of rows of mlp_up.
+CONFIG = dataclasses.replace(UNTIED, intermediate_size=1032)
+MODEL = make_model(CONFIG, seed=3)
+FIRST, MORE = 3, 2  # the token to start with; how many of its own choices a decoder adds in one launch
+TOKENS = [3, 100]
+
+
+def card(name, sm_count, **others):
+    """A card with few SMs, so that a token is quick. Without registers_per_sm, nothing asks ptxas, which is slow."""
+    return dataclasses.replace(find_card(name), sm_count=sm_count, registers_per_sm=None, **others)
+
+
+# Each way of the weights to the warps: cp.async, prefetches, bulk copies. A depth of the ring follows from the memory.
+CARDS = {
+    "laptop": card("laptop", 2), "T4": card("T4", 2), "RTX 3090": card("RTX 3090", 3), "H100": card("H100", 3),
+    "one block": card("H100", 1), "a ring of one slot": card("H100", 2, shared_per_block=62 * 1024),
+    "many blocks": card("H100", 16),
+}  # fmt: skip
+
+
+def make(name="laptop", model=MODEL, steps=None, **options):
+    """On one thread, so that blocks that wait take no time from the others."""
+    backend = HostBackend(card=CARDS[name], threads=1, instructions=30_000_000, **options)
+    return StreamingDecoder(model, device="host", max_seq_len=8, backend=backend, steps=steps)
+
+
+def launched(dec) -> dict[str, torch.Tensor]:
+    """What a decoder has after one token and a launch of more, with the words of earlier tokens still in memory."""
+    dec.step(FIRST)
+    chosen = list(dec._stream_choices(MORE))
+    return left_by(dec) | {"chosen": torch.tensor(chosen)}
+
+
+@functools.cache
+def by_steps(split=True) -> dict[str, torch.Tensor]:
+    """The same, a launch per token, with poisoned memory."""
+    dec, chosen, token = make(steps=None if split else 3), [], FIRST
+    for _ in range(1 + MORE):
+        dec.poison()
+        dec.step(token)
+        token = dec.choice()
+        chosen.append(token)
+    return left_by(dec) | {"chosen": torch.tensor(chosen[1:])}
+
+
+@functools.cache
+def reference():
+    eager = decoder("eager", MODEL, "host", 8)
+    return reference_trace(MODEL, TOKENS, eager.device, lambda _: None), stage_trace(eager, TOKENS)[0]
+
+
+def differing(one, other) -> list[str]:
+    return [name for name, tensor in other.items() if not torch.equal(one[name], tensor)]
+
+
+# ---- Bits ----
+
+
+def test_it_verifies_where_warps_share_rows():
+    report = verify(MODEL, stages=["streaming"], device="host", steps=4, seed=1)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_card_and_grid_gives_the_same_bits_in_one_launch_or_many(name):
+    dec = make(name)
+    assert differing(launched(dec), by_steps()) == []
+    dec.reset()
+    assert differing(launched(dec), by_steps()) == [], "a second run"
+
+
+def test_only_the_last_step_changes_bits_and_barriers_end_with_the_words():
+    counted = {}
+    for steps in range(len(STEPS) + 1):
+        dec = make(steps=steps)
+        assert differing(launched(dec), by_steps(split=steps == len(STEPS))) == [], steps
+        assert dec.launches == 1
+        counted[steps] = dec.barriers
+    phases = {LINEAR_ATTENTION: 5, FULL_ATTENTION: 6}  # attention's splits are merged after a barrier of their own
+    every = sum(phases[kind] for kind in CONFIG.layer_types)
+    assert counted == {0: every, 1: every, 2: every, 3: 0, 4: 0}
+    assert not torch.equal(by_steps(split=False)["logits"], by_steps()["logits"])
+    for split in (False, True):
+        assert torch.equal(by_steps(split)["chosen"], by_steps()["chosen"])
+
+
+# ---- Orders and memory ----
+
+
+@pytest.mark.parametrize("name", ["laptop", "T4", "RTX 3090", "H100"])
+def test_hostile_memory_gives_the_same_bits_and_nothing_races(name):
+    """Copies land, and blocks see words, as late as they may; tokens follow each other in a launch."""
+    for seed in range(100 if FULL else 2):
+        assert differing(launched(make(name, seed=seed, hostile=True, races=True)), by_steps()) == [], f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", ["H100", pytest.param("RTX 3090", marks=pytest.mark.full), "many blocks"])
+def test_a_launch_that_ends_early_leaves_no_copy_behind(name):
+    """With many blocks, warps have fewer slots than their ring has places, some none."""
+    assert ended_early(make, name) == []
+
+
+def ended_early(make, name):
+    end = int(by_steps()["chosen"][0])
+    dec = make(name, dataclasses.replace(MODEL, config=dataclasses.replace(CONFIG, eos_token_ids=(end,))))
+    dec.step(FIRST)
+    chosen = list(dec._stream_choices(MORE))
+    dec.step(chosen[-1])  # the decoder goes on after it
+    return [] if chosen == [end] and dec.position == 3 and torch.equal(dec.logits, by_steps()["logits"]) else [chosen]
+
+
+# ---- Counts ----
+
+
+@functools.cache
+def even_model():
+    """All sizes fill whole slots, so that no weight of the stream is padding."""
+    return make_model(
+        dataclasses.replace(
+            UNTIED, vocab_size=256, hidden_size=256, intermediate_size=512, num_attention_heads=16, head_dim=32,
+            num_key_value_heads=2, linear_num_key_heads=2, linear_num_value_heads=16, linear_key_head_dim=32,
+            linear_value_head_dim=32,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["laptop", "T4", "H100"])
+def test_a_launch_reads_every_weight_once_per_token(name):
+    assert counted(make, name) == []
+
+
+def counted(make, name):
+    dec = make(name, even_model())
+    matrices = sum(
+        weight.nbytes for name, weight in dec.weights.named_tensors() if "proj" in name or "lm_head" in name
+    )
+    found = []
+    for tokens in (1, MORE):
+        dec.step(FIRST) if tokens == 1 else list(dec._stream_choices(tokens))
+        [launch] = dec.ledger.entries
+        stream = launch.traffic["packed"]
+        if (stream.asked_read, stream.distinct_read, stream.asked_write) != (tokens * matrices, matrices, 0):
+            found.append(f"{tokens} tokens: {stream} in place of {matrices} bytes")
+        if any("proj" in tensor or "lm_head" in tensor for tensor in launch.traffic):
+            found.append("weights are read beside the stream")
+    return found + ["grid barriers"] * (dec.barriers != 0)
+
+
+# ---- Planted faults ----
+
+
+def verified(make, name):
+    return judge(*stage_trace(make(name), TOKENS), *reference())["problems"]
+
+
+def in_one_launch(make, name):
+    return differing(launched(make(name)), by_steps())
+
+
+def races(make, name):
+    return differing(launched(make(name, seed=0, races=True)), by_steps())
+
+
+def hostile(make, name):
+    return differing(launched(make(name, seed=0, hostile=True)), by_steps())
+
+
+CAUGHT = {  # by which check, on which card
+    (verified, "laptop"): [
+        "tag not compared", "tags of a vector not compared", "ring one place too long", "residual dropped",
+        "a part of a row skipped", "sums of a batch overwritten", "squares of the last tile left out",
+        "norm of the layer before", "newest k and v not gathered", "row after the vocabulary's last",
+    ],
+    (in_one_launch, "laptop"): [
+        "word of the token before accepted", "vector of the token before accepted",
+        "every token has the tag of the first", "no way back to the first slot",
+    ],
+    (races, "laptop"): [
+        "words stored without an order", "words for the own block only", "words loaded without an order",
+        "best published without a release", "best read without an acquire", "early row of block 0",
+        "no __syncwarp before the token is stored", "no __syncthreads after the choice",
+        "no __syncthreads after a batch", "no __syncthreads before the delta rule", "no __syncthreads after a tile",
+        "no __syncthreads before attention", "no __syncthreads before the best of a block",
+        "no __syncthreads after the token",
+    ],
+    (races, "one block"): ["no __syncthreads after a split"],
+    (races, "H100"): [
+        "no __syncwarp before a slot is requested again", "no __syncwarp before a parked stream is read",
+        "the next place requested",
+    ],
+    (hostile, "laptop"): ["a group of copies too few waited for"],
+    (hostile, "H100"): ["parity does not flip", "parity of the second round first"],
+    (ended_early, "many blocks"): ["copies that nobody requested waited for"],
+    (counted, "laptop"): ["a slot copied twice", "barriers kept"],
+}  # fmt: skip
+# These take more seconds than they are worth each time: others of the same kind run.
+LONG = {
+    "vector of the token before accepted", "sums of a batch overwritten", "barriers kept", "no way back to the first slot",
+    "every token has the tag of the first", "parity does not flip",
+    "no __syncthreads after a tile", "best read without an acquire", "no __syncthreads after a split",
+    "no __syncwarp before a parked stream is read",
+    "words for the own block only", "words loaded without an order", "no __syncthreads after the choice",
+    "no __syncthreads after a batch", "no __syncthreads before the delta rule", "no __syncthreads before attention",
+    "no __syncthreads before the best of a block", "no __syncthreads after the token", "the next place requested",
+    "ring one place too long", "newest k and v not gathered", "row after the vocabulary's last",
+    "tags of a vector not compared",
+}  # fmt: skip
+
+
+def problems(way, name, *faults):
+    with planted(*faults) as tree:
+        try:
+            return way(functools.partial(make, csrc_dir=tree), name)
+        except KernelError as error:
+            return [str(error)]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    "way, card, name",
+    [
+        pytest.param(*how, name, id=f"{how[0].__name__}, {how[1]}: {name}", marks=[pytest.mark.full] * (name in LONG))
+        for how, names in CAUGHT.items()
+        for name in names
+    ],
+)
+def test_fault_is_caught(way, card, name):
+    assert problems(way, card, fault(f"streaming: {name}"))
+
+
+@pytest.mark.parametrize("way, card", CAUGHT, ids=[f"{way.__name__}, {card}" for way, card in CAUGHT])
+def test_without_a_fault_the_same_checks_pass(way, card):
+    assert problems(way, card) == []
+
+
+def test_every_fault_has_its_check():
+    names = [f"streaming: {name}" for names in CAUGHT.values() for name in names]
+    assert sorted(names) == sorted(one.name for one in STREAMING_FAULTS)
+
+
+# ---- Bad input ----
+
+
+@pytest.mark.parametrize("steps", [-1, len(STEPS) + 1, 1.0, True, "split"])
+def test_a_number_of_steps_that_there_is_not_is_refused(steps):
+    with pytest.raises(ValueError, match=f"steps: expected an integer from 0 to {len(STEPS)}, got {steps!r}"):
+        make(steps=steps)
