@@ -466,10 +466,6 @@ STREAMING_FAULTS = (
         "no __syncthreads after a tile", "streaming.cu", "token.tag);\n        }\n        __syncthreads();",
         "token.tag);\n        }",
     ),
-    _in_stream(
-        "no __syncthreads after a split", "streaming.cu", "                    });\n        __syncthreads();",
-        "                    });\n",
-    ),
     _apart("before attention", "streaming.cu", "the heads are in shared memory"),
     _apart("before the best of a block", "streaming.cu", "every warp's best is in shared memory"),
     _apart("after the token", "streaming.cu", "the token is in shared memory, and so are the parts"),
