@@ -92,7 +92,7 @@ class MegakernelDecoder(KernelDecoder):
 
     def _pointers(self, struct: str, tables: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Make rows of pointers in the order of the struct's fields; a field that a row does not have is null."""
-        fields = _fields(struct, self.backend.csrc_dir)
+        fields = _fields(self.source, struct, self.backend.csrc_dir)
         for table in tables:
             unknown = sorted(set(table) - set(fields))
             if unknown:
@@ -103,12 +103,12 @@ class MegakernelDecoder(KernelDecoder):
 
 def table_bytes(config: ModelConfig, directory: Path | None = None) -> int:
     """Return the bytes of dynamic shared memory of a block, which copies both tables of pointers there."""
-    pointers = len(_fields("Model", directory)) + config.num_hidden_layers * len(_fields("Layer", directory))
-    return POINTER_BYTES * pointers
+    model, layer = (len(_fields(MegakernelDecoder.source, struct, directory)) for struct in ("Model", "Layer"))
+    return POINTER_BYTES * (model + config.num_hidden_layers * layer)
 
 
-def _fields(struct: str, directory: Path | None) -> list[str]:
-    sources = ((directory or csrc_dir()) / name for name in ("phases.cuh", MegakernelDecoder.source))
+def _fields(kernel: str, struct: str, directory: Path | None) -> list[str]:
+    sources = ((directory or csrc_dir()) / name for name in ("phases.cuh", kernel))
     return struct_fields("".join(source.read_text() for source in sources), struct)
 
 
