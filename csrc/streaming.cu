@@ -127,6 +127,7 @@ struct StreamShared {
     Best warp_best[block_warps];
     Token token;  // here it saves registers
     int chosen;
+    int unit;  // of attention(); here it saves a register, which would be spilled on sm_80 to sm_89
     Part parts[products];
     WeightStream parked[block_warps];
     Model model;
@@ -172,6 +173,7 @@ __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared
             constexpr int lanes = warp_threads / rows;
             if (lane_id() % lanes == 0) shared->partial[turn][u][lane_id() / lanes] = total;
         }
+        if (first + batch >= units) stream.prefetch_next();
         __syncthreads();  // the sums of this batch are there
         finish(begin + first / split, here / split, shared->partial[turn]);
     }
@@ -487,11 +489,13 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
         const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
         if (unit >= num_key_value_heads * splits) break;
         const int kv_head = unit / splits, split = unit % splits;
+        if (threadIdx.x == 0) shared->unit = unit;
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
                         publish(layer.partials + partial_at(head, of, place), value, token.tag);
                     });
+        unit = shared->unit;
         __syncthreads();  // the next unit or phase reuses the shared memory
     }
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
@@ -585,6 +589,7 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
             best = better(best, Best{logit, row});
         }
     }
+    stream.prefetch_next();
     best = warp_best(best);
     if (lane_id() == 0) shared->warp_best[warp_id()] = best;
     __syncthreads();  // every warp's best is in shared memory

@@ -11,8 +11,9 @@
 //           and a copy needs nobody.
 // Ways      sm_90 and newer: one bulk copy per slot, whose bytes an mbarrier in shared memory counts.
 //           sm_80 to sm_89: cp.async. A lane copies the 16 bytes that it will read itself, so it waits for itself only.
-//           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory, and requests are prefetches into L2,
-//           PREFETCH_SLOTS ahead.
+//           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory. Before a warp waits for activations, it
+//           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
+//           are evicted before they are read.
 // Traffic   every weight is read once per token, in pieces of one slot
 // Checked   tests/stages/test_streaming.py
 #pragma once
@@ -109,11 +110,14 @@ struct WeightStream {
         }
     }
 
-    // Prefetches the slot that is `ahead` slots after the next one into L2.
-    __device__ __forceinline__ void prefetch_slot(int ahead) const {
+    // Without a ring: prefetches the next slots into L2. A warp calls it when it has finished its part of a product.
+    __device__ __forceinline__ void prefetch_next() const {
+        if constexpr (ring_slots > 0) return;
         constexpr int line = 128 / sizeof(bf16);
-        if (ahead < until_wrap && ahead < left && lane_id() < slot_weights / line)
-            prefetch_l2(next + ahead * slot_weights + lane_id() * line);
+#pragma unroll
+        for (int i = 0; i < PREFETCH_SLOTS; ++i)
+            if (i < until_wrap && i < left && lane_id() < slot_weights / line)
+                prefetch_l2(next + i * slot_weights + lane_id() * line);
     }
 
     // first, count: this warp's slots;  tokens: how often they may be read
@@ -123,7 +127,7 @@ struct WeightStream {
         __syncwarp();
         place = SHARED_BYTES + warp_id() * ring_slots * place_bytes;
         if constexpr (ring_slots == 0) {
-            for (int i = 0; i < PREFETCH_SLOTS; ++i) prefetch_slot(i);
+            prefetch_next();
         } else {
 #if __CUDA_ARCH__ >= 900
             if (lane_id() == 0) {
@@ -163,7 +167,6 @@ struct WeightStream {
         if constexpr (ring_slots == 0) {
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) w[i] = load_weights(next + i * chunk + lane_id() * lane_weights);
-            if (PREFETCH_SLOTS > 0) prefetch_slot(PREFETCH_SLOTS);
             advance();
         } else {
 #if __CUDA_ARCH__ >= 900

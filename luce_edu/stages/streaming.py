@@ -19,12 +19,11 @@ WARPS = THREADS // 32
 PLACE_BYTES = 2 * PIECES * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
-PREFETCH_SLOTS = 2  # that a warp prefetches into L2 where there is no ring
 
 # The steps from the megakernel to this stage, each with the macros that it adds to those before it.
 STEPS = {
-    "prefetch": {"PREFETCH_SLOTS": PREFETCH_SLOTS},
-    "ring": {"RING_SLOTS": MOST_RING_SLOTS},
+    "prefetch": {"PREFETCH_SLOTS": 1},
+    "ring": {"PREFETCH_SLOTS": 0, "RING_SLOTS": MOST_RING_SLOTS},
     "words": {"GRID_BARRIERS": 0},
     "split": {"SPLIT_ROWS": 1},
 }
