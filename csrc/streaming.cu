@@ -181,19 +181,28 @@ __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared
 
 // ---- The vector of a product, staged in shared memory. Each function ends with a barrier of the block.
 
-// Thread t holds elements 2 * i and 2 * i + 1 for i = t, t + block_threads, ... Elements from n on are zeros.
-template <int n, int rows>
-__device__ __forceinline__ void stage(const float2 (&value)[pairs_per_thread<n>], StreamShared* shared) {
-    #pragma unroll
-    for (int k = 0; k < pairs_per_thread<n>; ++k) {
-        const int c = 2 * (threadIdx.x + k * block_threads);
-        if (c < n) *reinterpret_cast<float2*>(shared->x + staged(c)) = value[k];
-    }
-    for (int c = n + threadIdx.x; c < padded(n, rows); c += block_threads) shared->x[staged(c)] = 0.0f;
-    __syncthreads();
+// Thread t stages elements 2 * i and 2 * i + 1 for i = t + k * block_threads.
+template <int n>
+__device__ __forceinline__ void stage_pair(int k, float2 value, StreamShared* shared) {
+    const int c = 2 * (threadIdx.x + k * block_threads);
+    if (c < n) *reinterpret_cast<float2*>(shared->x + staged(c)) = value;
 }
 
-// A thread's elements of a vector [hidden_size], as in stage(): of x, or of the weights of a norm
+// Elements from n on are zeros.
+template <int n, int rows>
+__device__ __forceinline__ void end_staging(StreamShared* shared) {
+    for (int c = n + threadIdx.x; c < padded(n, rows); c += block_threads) shared->x[staged(c)] = 0.0f;
+    __syncthreads();  // the vector is in shared memory
+}
+
+// Stages n words as they are.
+template <int n>
+__device__ __forceinline__ void stage_words(const Word* words, const Token& token, StreamShared* shared) {
+    await_vector<n>(words, token.tag, [&](int k, float2 value) { stage_pair<n>(k, value, shared); });
+    end_staging<n, out_rows>(shared);
+}
+
+// A thread's elements of a vector [hidden_size], as in stage_pair(): of x, or of the weights of a norm
 struct Norm {
     float2 of[pairs_per_thread<hidden_size>];
 };
@@ -208,8 +217,14 @@ __device__ __forceinline__ Norm load_norm(const float* p) {
     return norm;
 }
 
+// The weights of a norm are loaded one phase before the phase that uses them, so that they do not queue behind copies.
+// Of a larger model, they would need more registers than there are: load_now() loads them when the phase begins.
+constexpr bool norms_are_early = pairs_per_thread<hidden_size> <= 2;
+__device__ __forceinline__ Norm load_early(const float* p) { return norms_are_early ? load_norm(p) : Norm{}; }
+__device__ __forceinline__ Norm load_now(const Norm& early, const float* p) { return norms_are_early ? early : load_norm(p); }
+
 // Stages x / sqrt(mean of squares + eps) * (1 + norm).
-__device__ __forceinline__ void stage_norm(Norm& x, const Norm& norm, StreamShared* shared) {
+__device__ __forceinline__ void stage_norm(const Norm& x, const Norm& norm, StreamShared* shared) {
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
@@ -218,9 +233,11 @@ __device__ __forceinline__ void stage_norm(Norm& x, const Norm& norm, StreamShar
     }
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k)
-        x.of[k].x *= scale * (1.0f + norm.of[k].x), x.of[k].y *= scale * (1.0f + norm.of[k].y);
-    stage<hidden_size, in_rows>(x.of, shared);
+    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
+        const float2 weight{1.0f + norm.of[k].x, 1.0f + norm.of[k].y};
+        stage_pair<hidden_size>(k, float2{x.of[k].x * (scale * weight.x), x.of[k].y * (scale * weight.y)}, shared);
+    }
+    end_staging<hidden_size, in_rows>(shared);
 }
 
 // ---- A token
@@ -230,8 +247,14 @@ __device__ __forceinline__ void end_phase(const Model& m) {
     if constexpr (GRID_BARRIERS) grid_barrier(m.barrier);
 }
 
+__device__ __forceinline__ void await_vector(const Word* words, const Token& token, Norm& x) {
+    await_vector<hidden_size>(words, token.tag, [&](int k, float2 value) {
+        if (k < pairs_per_thread<hidden_size>) x.of[k] = value;
+    });
+}
+
 __device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer, Norm& x) {
-    if (layer > 0) return await_vector<hidden_size>(m.words + (layer - 1) * layer_words + x_words, token.tag, x.of);
+    if (layer > 0) return await_vector(m.words + (layer - 1) * layer_words + x_words, token, x);
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
         const int i = threadIdx.x + k * block_threads;
@@ -277,10 +300,11 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
 }
 
 __device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
-                                            const Norm& norm, WeightStream& stream, StreamShared* shared) {
+                                            const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
     const int early = early_row<in_rows>(shared, deltanet_in_product);
     InRow with{};
     if (early >= 0) with = load_in_row(layer, early);
+    const Norm norm = load_now(early_norm, layer.input_norm);
     Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
@@ -407,7 +431,8 @@ __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words,
 }
 
 __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
-                                             const Norm& norm, WeightStream& stream, StreamShared* shared) {
+                                             const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
+    const Norm norm = load_now(early_norm, layer.input_norm);
     Norm x;
     await_x(m, token, l, x);
     stage_norm(x, norm, shared);
@@ -537,18 +562,17 @@ __device__ __forceinline__ void attention_out(const Model& m, int l, Word* words
                                               StreamShared* shared) {
     const int early = early_row<out_rows>(shared, out_product);
     const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
-    float2 o[pairs_per_thread<q_dim>];
-    await_vector<q_dim>(words + mixed_words, token.tag, o);
     __syncthreads();  // the attention's part of the shared memory is no longer needed
-    stage<q_dim, out_rows>(o, shared);
+    stage_words<q_dim>(words + mixed_words, token, shared);
     residual_rows<q_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
                          [&](int r) { return x_at(m, token, l, r); });
 }
 
-__device__ __forceinline__ void mlp(const Model& m, int l, Word* words, const Token& token, const Norm& norm,
-                                    WeightStream& stream, StreamShared* shared) {
+__device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+                                    const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
+    const Norm norm = load_now(early_norm, layer.post_attention_norm);
     Norm x;
-    await_vector<hidden_size>(words + mid_words, token.tag, x.of);
+    await_vector(words + mid_words, token, x);
     stage_norm(x, norm, shared);
     // A group holds rows 2 * i and 2 * i + 1 of gate_proj, then the same rows of up_proj.
     stream_groups<hidden_size, in_rows>(stream, shared, up_product, [&](int first, int count, Sums partial) {
@@ -562,16 +586,15 @@ __device__ __forceinline__ void mlp(const Model& m, int l, Word* words, const To
     const int early = early_row<out_rows>(shared, out_product);
     const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
     const float before = early >= 0 ? residual(early) : 0.0f;
-    float2 act[pairs_per_thread<intermediate_size>];
-    await_vector<intermediate_size>(words + act_words, token.tag, act);
-    stage<intermediate_size, out_rows>(act, shared);
+    stage_words<intermediate_size>(words + act_words, token, shared);
     residual_rows<intermediate_size>(stream, shared, words + x_words, m.hidden_states + (l + 1) * hidden_size, token, early,
                                      before, residual);
 }
 
 // Computes the logits, and publishes the block's best.
-__device__ __forceinline__ void lm_head(const Model& m, const Token& token, const Norm& norm, WeightStream& stream,
+__device__ __forceinline__ void lm_head(const Model& m, const Token& token, const Norm& early_norm, WeightStream& stream,
                                         StreamShared* shared) {
+    const Norm norm = load_now(early_norm, m.norm);
     Norm x;
     await_x(m, token, num_hidden_layers, x);
     stage_norm(x, norm, shared);
@@ -635,8 +658,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
     if (blockIdx.x == 0)
         for (int i = threadIdx.x; i < hidden_size; i += block_threads) m.hidden_states[i] = to_float(token.embedding[i]);
 
-    // The weights of a norm are loaded one phase before the phase that uses them, so that they do not queue behind copies.
-    Norm norm = load_norm(shared->layers[0].input_norm);
+    Norm norm = load_early(shared->layers[0].input_norm);
     for (int l = 0; l < num_hidden_layers; ++l) {
         const Layer& layer = shared->layers[l];
         Word* words = m.words + l * layer_words;
@@ -644,12 +666,12 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
         if (layer.recurrent_state != nullptr) {
             Tile tile;
             load_tile(layer, blockIdx.x, tile);
-            middle = load_norm(layer.post_attention_norm);
+            middle = load_early(layer.post_attention_norm);
             deltanet_in(m, layer, l, words, token, norm, stream, shared);
             end_phase(m);
             delta_rule(layer, words, token, tile, shared);
             end_phase(m);
-            next = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
+            next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
             deltanet_out(m, l, words, token, stream, shared);
         } else {
             prefetch_cache(layer, token);
@@ -661,12 +683,12 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             stream = shared->parked[warp_id()];
             __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
-            middle = load_norm(layer.post_attention_norm);
-            next = load_norm(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
+            middle = load_early(layer.post_attention_norm);
+            next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
             attention_out(m, l, words, token, stream, shared);
         }
         end_phase(m);
-        mlp(m, l, words, token, middle, stream, shared);
+        mlp(m, layer, l, words, token, middle, stream, shared);
         end_phase(m);
         norm = next;
     }

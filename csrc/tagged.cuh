@@ -88,16 +88,24 @@ __device__ __forceinline__ void await_pairs(Place pair, unsigned tag, float2 (&v
     } while (missing);
 }
 
-// The block waits for all n words, each thread for its own. A thread beyond the end takes its first pair again: if all
-// of them took the last one, its line would be the slowest of L2. A warp polls a single word at first, because whole
-// vectors would take bandwidth from the weights.
-template <int n>
-__device__ __forceinline__ void await_vector(const Word* words, unsigned tag, float2 (&value)[pairs_per_thread<n>]) {
+// The block waits for all n words, each thread for its own: store(k, value) gets elements 2 * i and 2 * i + 1 for
+// i = threadIdx.x + k * block_threads. A thread beyond the end gets an earlier pair again: if all of them took the last
+// one, its line would be the slowest of L2. A warp polls a single word at first, because whole vectors would take
+// bandwidth from the weights.
+template <int n, typename Store>
+__device__ __forceinline__ void await_vector(const Word* words, unsigned tag, Store store) {
     static_assert(n % 2 == 0, "words go in pairs");
     const auto pair = [&](int thread, int k) {  // in [0, n / 2)
         const int i = thread + k * block_threads;
         return words + 2 * (i < n / 2 ? i : thread % (n / 2));
     };
-    await(pair(threadIdx.x / warp_threads * warp_threads, pairs_per_thread<n> - 1), tag);
-    await_pairs([&](int k) { return pair(threadIdx.x, k); }, tag, value);
+    constexpr int count = pairs_per_thread<n>, at_once = count < 8 ? count : 8;  // more would take too many registers
+    await(pair(threadIdx.x / warp_threads * warp_threads, count - 1), tag);
+#pragma unroll
+    for (int first = 0; first < count; first += at_once) {
+        float2 value[at_once];
+        await_pairs([&](int k) { return pair(threadIdx.x, first + k); }, tag, value);
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) store(first + k, value[k]);
+    }
 }
