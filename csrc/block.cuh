@@ -14,6 +14,14 @@ static_assert(block_threads % warp_threads == 0 && block_warps <= warp_threads, 
 __device__ __forceinline__ int lane_id() { return threadIdx.x % warp_threads; }
 __device__ __forceinline__ int warp_id() { return threadIdx.x / warp_threads; }
 
+// threadIdx.x, which the compiler takes for a new value at each call. It then computes what follows from it where it is
+// used. Otherwise it would compute all phases' offsets before the loop over the layers, and keep them in registers.
+__device__ __forceinline__ int fresh_thread_index() {
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
 // This warp's number in the grid, in [0, grid_warps()). Consecutive numbers belong to different blocks, so that a phase
 // with fewer rows than warps still uses every SM.
 __device__ __forceinline__ int grid_warp() { return warp_id() * gridDim.x + blockIdx.x; }

@@ -183,9 +183,10 @@ __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared
 
 // Thread t stages elements 2 * i and 2 * i + 1 for i = t + k * block_threads.
 template <int n>
-__device__ __forceinline__ void stage_pair(int k, float2 value, StreamShared* shared) {
-    const int c = 2 * (threadIdx.x + k * block_threads);
-    if (c < n) *reinterpret_cast<float2*>(shared->x + staged(c)) = value;
+__device__ __forceinline__ void stage_pair(int thread, int k, float2 value, StreamShared* shared) {
+    static_assert(2 * block_threads % chunk == 0, "staged(c + 2 * block_threads) = staged(c) + 2 * block_threads");
+    if (has_pair<n>(thread, k))
+        *reinterpret_cast<float2*>(shared->x + staged(2 * thread) + 2 * k * block_threads) = value;
 }
 
 // Elements from n on are zeros.
@@ -198,7 +199,8 @@ __device__ __forceinline__ void end_staging(StreamShared* shared) {
 // Stages n words as they are.
 template <int n>
 __device__ __forceinline__ void stage_words(const Word* words, const Token& token, StreamShared* shared) {
-    await_vector<n>(words, token.tag, [&](int k, float2 value) { stage_pair<n>(k, value, shared); });
+    const int own = fresh_thread_index();
+    await_vector<n>(words, token.tag, own, [&](int k, float2 value) { stage_pair<n>(own, k, value, shared); });
     end_staging<n, out_rows>(shared);
 }
 
@@ -232,10 +234,11 @@ __device__ __forceinline__ void stage_norm(const Norm& x, const Norm& norm, Stre
         squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
     }
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
+    const int own = fresh_thread_index();
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
         const float2 weight{1.0f + norm.of[k].x, 1.0f + norm.of[k].y};
-        stage_pair<hidden_size>(k, float2{x.of[k].x * (scale * weight.x), x.of[k].y * (scale * weight.y)}, shared);
+        stage_pair<hidden_size>(own, k, float2{x.of[k].x * (scale * weight.x), x.of[k].y * (scale * weight.y)}, shared);
     }
     end_staging<hidden_size, in_rows>(shared);
 }
@@ -248,7 +251,7 @@ __device__ __forceinline__ void end_phase(const Model& m) {
 }
 
 __device__ __forceinline__ void await_vector(const Word* words, const Token& token, Norm& x) {
-    await_vector<hidden_size>(words, token.tag, [&](int k, float2 value) {
+    await_vector<hidden_size>(words, token.tag, fresh_thread_index(), [&](int k, float2 value) {
         if (k < pairs_per_thread<hidden_size>) x.of[k] = value;
     });
 }
