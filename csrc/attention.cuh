@@ -26,7 +26,7 @@ static_assert(head_dim % lane_weights == 0 && worker_lanes <= warp_threads && wa
               "head_dim must be 8, 16, 32, 64, 128 or 256");
 static_assert(head_dim <= block_threads, "a thread for each element of a head");
 
-constexpr int min_positions_per_split = 32;  // by the clock, 16 and 64 take longer at positions 130 and 520
+constexpr int min_positions_per_split = workers < 16 ? 2 * workers : 32;  // by the clock, fewer or more take longer
 constexpr int many_positions = 1024;         // splits of more are longer, so that one warp merges them up to 2048
 constexpr int max_splits = MAX_SPLITS;
 constexpr int partial_size = head_dim + 4;   // a split's weighted sum of v, its maximum, its sum of weights, padding
@@ -346,22 +346,30 @@ __device__ __forceinline__ void attend_unit(Input projected, const AttentionArgs
                   [&](int h, int place, float value) { store(kv_head * heads_per_kv + h, split, place, value); });
 }
 
-constexpr int merged_elements = head_dim < 2 * warp_threads ? head_dim : 2 * warp_threads;  // by one warp
+constexpr int merged_in_flight = 8;  // values of a lane that merge_results() loads at once
 
-constexpr int merged_in_flight = 8;  // results of which a warp loads its elements at once
+// One warp merges `count` results of a query head, at most one for each lane, for merged_elements<result_lanes> elements
+// of it, always in the same order. result_lanes lanes share the results, and the others the elements. A lane takes
+// elements `place` and `place + 1`; see merged_place(). load(result, place, value) puts these two values of results
+// result + i * result_lanes, below count, into value[i]; load_ends(i) returns maximum and weight of result i. The warp
+// calls store(sum, maximum, weight) with the two sums, in the lanes of the first result.
+template <int result_lanes>
+constexpr int merged_elements = head_dim < 2 * warp_threads / result_lanes ? head_dim : 2 * warp_threads / result_lanes;
 
-// One warp merges `count` results of a query head, at most one for each lane, always in the same order. A lane takes
-// places `place` and `place + 1`. load(first, place, value) puts these two values of results first + i, below count,
-// into value[i]; load_ends(i) returns maximum and weight of result i. The warp calls store(sum, maximum, weight) with
-// the two sums.
-template <typename Load, typename LoadEnds, typename Store>
+template <int result_lanes>
+__device__ __forceinline__ int merged_place(int slice) {
+    return slice * merged_elements<result_lanes> + 2 * (lane_id() % (warp_threads / result_lanes));
+}
+
+template <int result_lanes, typename Load, typename LoadEnds, typename Store>
 __device__ __forceinline__ void merge_results(int count, int place, Load load, LoadEnds load_ends, Store store) {
-    const int lane = lane_id();
-    float2 sum{0.0f, 0.0f}, value[merged_in_flight];
+    constexpr int pairs = warp_threads / result_lanes, in_flight = merged_in_flight < pairs ? merged_in_flight : pairs;
+    const int lane = lane_id(), own = lane / pairs;
+    float2 sum{0.0f, 0.0f}, value[in_flight];
     const auto load_from = [&](int first) {
 #pragma unroll
-        for (int i = 0; i < merged_in_flight; ++i) value[i] = float2{0.0f, 0.0f};
-        if (first < count && place < head_dim) load(first, place, value);
+        for (int i = 0; i < in_flight; ++i) value[i] = float2{0.0f, 0.0f};
+        if (first + own < count && place < head_dim) load(first + own, place, value);
     };
     const float2 ends = lane < count ? load_ends(lane) : float2{-INFINITY, 0.0f};
     load_from(0);
@@ -371,25 +379,30 @@ __device__ __forceinline__ void merge_results(int count, int place, Load load, L
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, distance));
     const float scale = expf(ends.x - maximum);  // 0 for a lane without a result
     const float weight = warp_sum(ends.y * scale);
-    for (int first = 0; first < count; first += merged_in_flight) {
+    for (int first = 0; first < count; first += in_flight * result_lanes) {
 #pragma unroll
-        for (int i = 0; i < merged_in_flight; ++i) {
-            const float with = __shfl_sync(full_warp, scale, first + i);
+        for (int i = 0; i < in_flight; ++i) {
+            const float with = __shfl_sync(full_warp, scale, first + own + i * result_lanes);
             sum.x = fmaf(value[i].x, with, sum.x);
             sum.y = fmaf(value[i].y, with, sum.y);
         }
-        load_from(first + merged_in_flight);
+        load_from(first + in_flight * result_lanes);
     }
-    if (place < head_dim) store(sum, maximum, weight);
+#pragma unroll
+    for (int distance = pairs; distance < warp_threads; distance *= 2) {
+        sum.x += __shfl_xor_sync(full_warp, sum.x, distance);
+        sum.y += __shfl_xor_sync(full_warp, sum.y, distance);
+    }
+    if (own == 0 && place < head_dim) store(sum, maximum, weight);
 }
 
 // A block merges `count` results for each query head of a kv head, from row `first` of `partials` on. The merged result
 // becomes row `to`. The last one becomes o, with the output gate. A warp takes some elements of one head.
 __device__ __forceinline__ void merge_heads(const AttentionArgs& a, int kv_head, int first, int count, bool is_last,
                                             int to) {
-    constexpr int slices = head_dim / merged_elements;
+    constexpr int slices = head_dim / merged_elements<1>;
     for (int i = warp_id(); i < heads_per_kv * slices; i += block_warps) {
-        const int head = kv_head * heads_per_kv + i / slices, place = i % slices * merged_elements + 2 * lane_id();
+        const int head = kv_head * heads_per_kv + i / slices, place = merged_place<1>(i % slices);
         const int c = element_at(place);  // place + 1 is that of element c + 1
         float gate[2] = {0.0f, 0.0f};     // loaded early, used at the end
         if (is_last && place < head_dim)
@@ -397,7 +410,7 @@ __device__ __forceinline__ void merge_heads(const AttentionArgs& a, int kv_head,
         const auto partial = [&](int row, int at) {
             return *reinterpret_cast<const float2*>(a.partials + partial_at(head, row, at));
         };
-        merge_results(
+        merge_results<1>(
             count, place,
             [&](int from, int at, float2 (&value)[merged_in_flight]) {
 #pragma unroll

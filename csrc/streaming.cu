@@ -213,8 +213,8 @@ __device__ __forceinline__ Norm load_norm(const float* p) {
     Norm norm;
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
-        const int i = threadIdx.x + k * block_threads;
-        norm.of[k] = i < hidden_size / 2 ? reinterpret_cast<const float2*>(p)[i] : float2{0.0f, 0.0f};
+        const bool has = has_pair<hidden_size>(threadIdx.x, k);
+        norm.of[k] = has ? reinterpret_cast<const float2*>(p)[threadIdx.x + k * block_threads] : float2{0.0f, 0.0f};
     }
     return norm;
 }
@@ -230,7 +230,7 @@ __device__ __forceinline__ void stage_norm(const Norm& x, const Norm& norm, Stre
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
-        if (threadIdx.x + k * block_threads >= hidden_size / 2) continue;
+        if (!has_pair<hidden_size>(threadIdx.x, k)) continue;
         squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
     }
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
@@ -475,27 +475,29 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Merges `count` results of each query head, from row `first` of the partials on: one warp takes one head and some of
-// its elements. These warps are spread over the blocks, beginning with the last block, which is the last to get a split.
+// Merges `count` results of each query head, from row `first` of the partials on: one warp takes one head and a few of
+// its elements, and eight of its lanes share the results. So all words of a warp are on their way at once. These warps are spread over the blocks, beginning with the last block, which is the last to get a split.
 // finish(head, place, sum, maximum, weight) gets the two elements from `place` on.
 template <typename Finish>
 __device__ __forceinline__ void merge_units(const Word* partials, const Token& token, int groups, int splits, int first,
                                             Finish finish) {
-    constexpr int slices = head_dim / merged_elements;
+    constexpr int result_lanes = 8, slices = head_dim / merged_elements<result_lanes>;
     const int units = num_attention_heads * slices * groups;
     for (int unit = warp_id() * gridDim.x + gridDim.x - 1 - blockIdx.x; unit < units; unit += block_warps * gridDim.x) {
         const int head = unit / slices % num_attention_heads, group = unit / slices / num_attention_heads;
-        const int place = unit % slices * merged_elements + 2 * lane_id();
+        const int place = merged_place<result_lanes>(unit % slices);
         const int from = first + group * splits_per_group;
         const int count = groups == 1 ? splits : min(splits_per_group, splits - group * splits_per_group);
-        merge_results(
+        constexpr int in_flight = warp_threads / result_lanes;
+        merge_results<result_lanes>(
             count, place,
-            [&](int first, int at, float2 (&value)[merged_in_flight]) {
-                await_pairs([&](int i) { return partials + partial_at(head, from + min(first + i, count - 1), at); },
+            [&](int first, int at, float2 (&value)[in_flight]) {
+                const auto result = [&](int i) { return first + i * result_lanes; };
+                await_pairs([&](int i) { return partials + partial_at(head, from + min(result(i), count - 1), at); },
                             token.tag, value);
 #pragma unroll
-                for (int i = 0; i < merged_in_flight; ++i)
-                    if (first + i >= count) value[i] = float2{0.0f, 0.0f};
+                for (int i = 0; i < in_flight; ++i)
+                    if (result(i) >= count) value[i] = float2{0.0f, 0.0f};
             },
             // These words are published last, so few of the others are missing then.
             [&](int result) { return await_two(partials + partial_at(head, from + result, head_dim), token.tag); },
@@ -719,6 +721,7 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
                              m.embed_tokens + static_cast<size_t>(current) * hidden_size};
         __syncthreads();  // the token is in shared memory, and so are the parts
         decode(m, shared->token, stream, shared);
+        number = shared->token.position - position;  // as before, but it needs no register meanwhile
         if (blockIdx.x == 0 && warp_id() == 0) choose(m, shared->token, number, tokens);
         if (number + 1 == tokens) break;
         current = await_choice(m, shared->token, shared);
