@@ -56,7 +56,8 @@ __device__ constexpr int padded(int cols, int rows) { return slots_of(cols, rows
 // idle otherwise. SPLIT_ROWS == 0: none are shared.
 __device__ constexpr int split_of(int cols, int rows) { return SPLIT_ROWS && rows == out_rows ? slots_of(cols, rows) : 1; }
 
-constexpr int batch_units = 128;  // units of work between two barriers of the block
+constexpr int batch_units = 120;  // units of work between two barriers of the block
+static_assert(batch_units % block_warps == 0, "lm_head() has no batches, but takes the same groups as if it had");
 
 // Rows of the input projections, as in phases.cuh
 constexpr int z_row = conv_dim, b_row = z_row + value_dim, a_row = b_row + num_value_heads;

@@ -13,7 +13,7 @@ from luce_edu.weights import Weights
 
 # As in csrc/weight_stream.cuh and csrc/streaming.cu
 PIECES, CHUNK = 4, 256  # pieces of a slot, and neighbouring weights of each
-BATCH_UNITS = 128
+BATCH_UNITS = 120
 
 
 # Rows of a group: of the matrices that read a layer's vector of hidden_size, and of those that write it

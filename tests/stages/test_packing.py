@@ -9,8 +9,8 @@ from models import CONFIGS, make_model
 from luce_edu.config import LINEAR_ATTENTION
 from luce_edu.stages.packing import Layout, pack
 
-WARPS = 16  # of a block
-SLOT, BATCH = 1024, 128  # weights of a slot; the most units of work between two barriers
+WARPS = 12  # of a block
+SLOT, BATCH = 1024, 120  # weights of a slot; the most units of work between two barriers
 IN, OUT = 4, 2  # rows of a group: of the matrices that read a vector of hidden_size, and of those that write it
 
 

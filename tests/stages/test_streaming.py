@@ -29,8 +29,9 @@ from luce_edu.verification import judge, reference_trace, stage_trace, verify
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")  # other files run the code as it is compiled for use
 FULL = os.environ.get("LUCE_FULL") == "1"
-# Three slots make a row of mlp_down, so that warps share rows, and each block has several batches of rows of mlp_up.
-CONFIG = dataclasses.replace(UNTIED, intermediate_size=1032)
+# Three slots make a row of mlp_down, so that warps share rows. Blocks have more rows of mlp_up and of the head than a
+# batch has.
+CONFIG = dataclasses.replace(UNTIED, intermediate_size=1032, vocab_size=1301)
 MODEL = make_model(CONFIG, seed=3)
 FIRST, MORE = 3, 2  # the token to start with; how many of its own choices a decoder adds in one launch
 TOKENS = [3, 100]
