@@ -27,8 +27,7 @@ struct Sampling {
 
 constexpr int key_bits = 32, bin_bits = 10, bins = 1 << bin_bits;
 constexpr int search_steps = (key_bits + bin_bits - 1) / bin_bits;
-constexpr int bins_per_thread = bins / block_threads;
-static_assert(bins % block_threads == 0, "each thread owns the same number of bins");
+constexpr int bins_per_thread = (bins + block_threads - 1) / block_threads;
 
 struct alignas(16) Bins {
     unsigned long long weight[bins];
@@ -168,10 +167,11 @@ __device__ __forceinline__ void fill_bins(const float* logits, unsigned low, uns
 // every block gets bin, bin_count and above in `shared`, and the target. bin is -1 where the sum over all is smaller.
 template <typename Target>
 __device__ __forceinline__ unsigned long long find_bin(const Bins* total, Target target, SamplingShared* shared) {
-    const int first = bins - bins_per_thread * (threadIdx.x + 1);  // thread 0 owns the highest bins
+    // Thread 0 owns the highest bins. Bins below 0, which the last threads may own, weigh 0, so none of them is found.
+    const int first = bins - bins_per_thread * (static_cast<int>(threadIdx.x) + 1);
     unsigned long long weight[bins_per_thread], own = 0;
 #pragma unroll
-    for (int i = 0; i < bins_per_thread; ++i) own += weight[i] = total->weight[first + i];
+    for (int i = 0; i < bins_per_thread; ++i) own += weight[i] = first + i >= 0 ? total->weight[first + i] : 0ull;
     unsigned long long before = own;  // the inclusive sum over the lanes so far
 #pragma unroll
     for (int offset = 1; offset < warp_threads; offset *= 2) {

@@ -20,6 +20,7 @@
 //   mlp_down         act                              x of the next layer
 //   lm_head          the last x                       the best logit of the block
 //   next token       every block's best               the token
+//   draw             the token above                  with DRAWS: the token drawn in its place, by a grid barrier
 //
 // Deadlock  A wait ends when other blocks have finished an earlier phase, and phases are in one order for all blocks.
 //           The launch is cooperative, so every block runs. Copies of weights wait for no block.
@@ -37,6 +38,7 @@
 #include "delta_rule.cuh"
 #include "grid_barrier.cuh"
 #include "rms_norm.cuh"
+#include "sampling.cuh"
 #include "tagged.cuh"
 #include "weight_stream.cuh"
 
@@ -97,6 +99,10 @@ struct Model {
     int* generated;        // [max_seq_len], in memory that the host can read meanwhile
     const int *stop, *end_tokens;  // stop: set by the host;  end_tokens [END_TOKENS]
     GridBarrier* barrier;
+    const Sampling* sampling;  // for draws only, as all that follow
+    SamplingMemory* sampling_memory;
+    Best* block_best;  // [blocks]
+    unsigned* arrivals;
 };
 
 // What all phases of a token share. x of layer 0 is a row of the embedding; later ones are words of the layer before.
@@ -122,6 +128,7 @@ struct StreamShared {
         alignas(16) float x[max_of(padded(hidden_size, in_rows), padded(longest_vector, out_rows))];  // the staged vector of a product
         DeltaShared delta;
         AttentionShared attention;
+        SamplingShared sampling;
     };
     float partial[2][batch_units][4];
     float scratch[block_warps];
@@ -630,9 +637,15 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
     }
 }
 
+__device__ __forceinline__ bool is_end(const Model& m, int token) {
+    bool ends = false;
+    for (int i = 0; i < END_TOKENS; ++i) ends |= token == m.end_tokens[i];
+    return ends;
+}
+
 // Warp 0 of block 0 waits for the best of every block, stores the next token, and tells all blocks which one it is: as
 // ~token if the launch ends with it. It ends with the last of `tokens`, a token of end_tokens, when the host has set
-// *stop, and if no token could be chosen.
+// *stop, and if no token could be chosen. With DRAWS, draw() replaces the token, and shows it to the host.
 __device__ __forceinline__ void choose(const Model& m, const Token& token, int number, int tokens) {
     const int stop = load_system(m.stop);  // early: the host's memory is far away
     Best best = no_best();
@@ -644,11 +657,10 @@ __device__ __forceinline__ void choose(const Model& m, const Token& token, int n
     __syncwarp();  // every lane's acquires come before lane 0's stores
     if (lane_id() != 0) return;
     const int chosen = *m.next_token == no_token ? no_token : best.index;
-    bool ends = number + 1 == tokens || chosen == no_token || stop != 0;
-    for (int i = 0; i < END_TOKENS; ++i) ends |= chosen == m.end_tokens[i];
+    const bool ends = number + 1 == tokens || chosen == no_token || stop != 0 || (!DRAWS && is_end(m, chosen));
     *m.next_token = chosen;
-    if (number + 1 < tokens) publish_release(m.chosen, __int_as_float(ends ? ~chosen : chosen), token.tag);
-    store_system(m.generated + number, chosen);  // the host may be reading along
+    if (DRAWS || number + 1 < tokens) publish_release(m.chosen, __int_as_float(ends ? ~chosen : chosen), token.tag);
+    if (!DRAWS) store_system(m.generated + number, chosen);  // the host may be reading along
 }
 
 // Returns the next token to every thread of the block, or a negative number at the end of the launch. With the release
@@ -657,6 +669,23 @@ __device__ __forceinline__ int await_choice(const Model& m, const Token& token, 
     if (threadIdx.x == 0) shared->chosen = __float_as_int(await_acquire(m.chosen, token.tag));
     __syncthreads();  // the choice is in shared memory; the acquire comes before the block's reads
     return shared->chosen;
+}
+
+// All blocks draw a token in place of the greedy choice that choose() has told them. Every thread gets it in the form of
+// the choice. The choice has ordered all logits before these reads. The search adds to counts in device memory, which
+// only a barrier can complete. A barrier orders the draw before the next token, too.
+__device__ __forceinline__ int draw(const Model& m, const Token& token, int number, int choice, StreamShared* shared) {
+    const int greedy = choice < 0 ? ~choice : choice;
+    int drawn = greedy;
+    if (blockIdx.x == 0 && threadIdx.x == 0) m.sampling_memory->greedy = greedy;  // for a draw after this launch
+    if (greedy != no_token) {
+        draw_token(m.logits, m.logits[greedy], *m.sampling, token.position + 1, m.sampling_memory, m.block_best, m.arrivals,
+                   m.next_token, &shared->sampling, [&] { grid_barrier(m.barrier); });
+        grid_barrier(m.barrier);  // the draw is in *next_token, and the bins are 0 again
+        drawn = *m.next_token;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) store_system(m.generated + number, drawn);
+    return choice < 0 || is_end(m, drawn) ? ~drawn : drawn;
 }
 
 // One token, from its embedding to the block's best logit
@@ -724,8 +753,9 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
         decode(m, shared->token, stream, shared);
         number = shared->token.position - position;  // as before, but it needs no register meanwhile
         if (blockIdx.x == 0 && warp_id() == 0) choose(m, shared->token, number, tokens);
-        if (number + 1 == tokens) break;
+        if (!DRAWS && number + 1 == tokens) break;
         current = await_choice(m, shared->token, shared);
+        if constexpr (DRAWS) current = draw(m, shared->token, number, current, shared);
         if (current < 0) {
             stream.drain();
             break;

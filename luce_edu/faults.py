@@ -423,6 +423,20 @@ STREAMING_FAULTS = (
     _in_stream("every token has the tag of the first", "streaming.cu", "static_cast<unsigned>(tag + number)", "tag"),
     _apart("before the token is stored", "streaming.cu", "every lane's acquires come before", "__syncwarp"),
     _apart("after the choice", "streaming.cu", "the choice is in shared memory"),
+    # Draws
+    _in_stream(
+        "no grid barrier after a draw", "streaming.cu", "grid_barrier(m.barrier);  // the draw is in",
+        "__syncthreads();  // the draw is in",
+    ),
+    _in_stream(
+        "drawn for the position before", "streaming.cu", "token.position + 1, m.sampling", "token.position, m.sampling",
+    ),
+    _in_stream("the greedy choice shown to the host", "streaming.cu", "number, drawn);", "number, greedy);"),
+    _in_stream("the greedy choice ends a launch of draws", "streaming.cu", "(!DRAWS && is_end(m, chosen))",
+               "is_end(m, chosen)"),
+    _in_stream("a drawn end ends nothing", "streaming.cu", "choice < 0 || is_end(m, drawn)", "choice < 0"),
+    _in_stream("the greedy choice not kept", "streaming.cu", "m.sampling_memory->greedy = greedy;", ";"),
+    _in_stream("a bin below the lowest", "sampling.cuh", "= first + i >= 0 ?", "= first + i >= -bins ?"),
     # The ring
     _apart("before a slot is requested again", "weight_stream.cuh", "all lanes have read the slot", "__syncwarp"),
     _in_stream("parity does not flip", "weight_stream.cuh", ", parity ^= 1u;", ";"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from luce_edu.backends import make_backend
 from luce_edu.stages.base import Decoder, KernelDecoder
 from luce_edu.stages.eager import EagerDecoder
@@ -38,11 +40,18 @@ def decoder(
     card         the card that the virtual GPU models, one that `luce-edu cards` lists; None: LUCE_CARD, or the laptop
     backend      an existing backend to launch on, such as a virtual GPU with a seed or with other sources
     Raises ValueError for an unknown stage or device, or a length that the model does not allow; ConfigError for
-    a config that the kernels do not support; CompileError. All are raised before anything runs.
+    a config that the kernels do not support; CompileError; torch.OutOfMemoryError; LaunchError where a grid that waits
+    for itself cannot be resident. All are raised before anything runs.
     """
     kind = stage_class(stage)
     if card is not None:
         if backend is not None:
             raise ValueError("card: the given backend has a card already; leave out one of the two")
         backend = make_backend("host" if device is None else device, card=card)
-    return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)
+    try:
+        return kind(model, device=device, max_seq_len=max_seq_len, backend=backend)
+    except torch.OutOfMemoryError:
+        raise torch.OutOfMemoryError(
+            f"{stage}: out of memory for the weights and a context of {max_seq_len} tokens; give a smaller "
+            "max_seq_len, or free memory that others hold"
+        ) from None

@@ -239,10 +239,13 @@ class Decoder(ABC):
             yield token
             if token in self.config.eos_token_ids:
                 return
-            if self._runs != runs:
-                raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
+            self._check_runs(runs)
             if left:
                 self.step(token)
+
+    def _check_runs(self, runs: int) -> None:
+        if self._runs != runs:
+            raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
 
     def _read_or_restore(self, tokens: list[int]) -> None:
         """Read a prompt; if memory runs out, restore the state. The cache needs no copy, as a prompt appends to it."""
@@ -401,11 +404,14 @@ class KernelDecoder(Decoder):
         self._expected = int(self.next_token)
         return self._expected
 
-    def _draw(self, sampling):
+    def _sampler(self) -> SamplingKernel:
         if self._sampling is None:
             self._sampling = SamplingKernel(self)
+        return self._sampling
+
+    def _draw(self, sampling):
         self._expected = None
-        self._sampling.draw(sampling, redraw=self._has_drawn)
+        self._sampler().draw(sampling, redraw=self._has_drawn)
 
     def poison(self) -> None:
         super().poison()

@@ -13,8 +13,8 @@ from luce_edu.reference.sampling import scale
 from luce_edu.stages.dims import BLOCK_THREADS, GRID_BARRIER_WORDS, kernel_defines
 
 SOURCE, KERNELS = "sampling.cu", ("draw",)
-# csrc/sampling.cuh, SamplingMemory: eight times 1024 bins of 8 and 4 bytes, and one index in 16 bytes
-MEMORY_BYTES = 8 * 1024 * (8 + 4) + 16
+BINS = 1024  # of a search, as in csrc/sampling.cuh
+MEMORY_BYTES = 8 * BINS * (8 + 4) + 16  # SamplingMemory: eight times bins of 8 and 4 bytes, and one index in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,17 @@ class SamplingKernel:
         for tensor in (self.memory, self.barrier, self.arrivals):
             tensor.zero_()
 
-    def draw(self, sampling: Sampling, *, redraw: bool) -> None:
-        """Enqueue a draw. redraw: the choice of these logits is a draw already."""
+    def on_device(self, sampling: Sampling) -> torch.Tensor:
+        """Return the struct Sampling in device memory."""
         if self._how is None or self._how[0] != sampling:
             packed = torch.frombuffer(bytearray(sampling.packed()), dtype=torch.uint8)
             self._how = sampling, packed.to(self._decoder.device)
+        return self._how[1]
+
+    def draw(self, sampling: Sampling, *, redraw: bool) -> None:
+        """Enqueue a draw. redraw: the choice of these logits is a draw already."""
         args = (
-            self._decoder.logits, self._how[1], self._decoder.position, int(redraw), self.memory, self.block_best,
-            self.arrivals, self.barrier, self._decoder.next_token,
+            self._decoder.logits, self.on_device(sampling), self._decoder.position, int(redraw), self.memory,
+            self.block_best, self.arrivals, self.barrier, self._decoder.next_token,
         )  # fmt: skip
         self._backend.launch(self._kernel, self._blocks, BLOCK_THREADS, 0, args, cooperative=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from luce_edu.config import ModelConfig
-from luce_edu.errors import check_int
+from luce_edu.errors import LaunchError, check_int
 from luce_edu.stages.dims import TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
+from luce_edu.stages.sampling import BINS, Sampling
 
 THREADS = 384  # per block: 12 warps of up to 168 registers. With 16 warps of 128, the attention would spill
 WARPS = THREADS // 32
@@ -57,6 +59,12 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _argmax_blocks(self) -> int:
         self._blocks = self.backend.max_resident_blocks(self.module["streaming"], THREADS, self._shared)
+        if self._blocks == 0:
+            raise LaunchError(
+                f"{self.stage}: a block of {THREADS} threads and {self._shared} bytes of shared memory fits on no SM; "
+                "take stage megakernel",
+                "not_resident",
+            )
         return self._blocks
 
     def _allocate(self) -> None:
@@ -73,39 +81,58 @@ class StreamingDecoder(MegakernelDecoder):
         self.stop = self.backend.shared_with_host(1)
         self.end_tokens = torch.tensor([*config.eos_token_ids, -1], dtype=torch.int32, device=self.device)
         self._running: _Run | None = None
+        self._drawing = None  # the kernel that draws, compiled for the first launch of many draws
 
     def _words(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
     def _step(self, token):
         self._place_token(token)
-        self._enqueue(1)
+        self._prepared(1)()
         self._tokens += 1
 
-    def _enqueue(self, tokens: int) -> None:
-        """Launch the kernel for up to `tokens` tokens from state.position on."""
-        self._start(self._arguments(tokens))
-
-    def _arguments(self, tokens: int) -> tuple:
+    def _prepared(self, tokens: int, sampling: Sampling | None = None) -> Callable[[], None]:
+        """Return what launches the kernel for up to `tokens` tokens from state.position on. sampling: None: greedy"""
+        kernel, table = self.module["streaming"], self._model_table
+        if sampling is not None:
+            kernel, table = self._drawing_kernel(), self._drawing_table(sampling)
         first, self._tag = self._tag + 1, self._tag + tokens
-        return self._model_table, self._layer_table, self.state.position, self.state.max_seq_len, first, tokens
+        args = (table, self._layer_table, self.state.position, self.state.max_seq_len, first, tokens)
+        return functools.partial(
+            self.backend.launch, kernel, self._blocks, THREADS, self._shared, args, cooperative=True
+        )
 
-    def _start(self, args: tuple) -> None:
-        self.backend.launch(self.module["streaming"], self._blocks, THREADS, self._shared, args, cooperative=True)
+    def _drawing_kernel(self):
+        if self._drawing is None:
+            defines = self._defines() | {"DRAWS": 1}
+            self._drawing = self.backend.compile(self.source, self.kernels, defines)["streaming"]
+        return self._drawing
+
+    def _drawing_table(self, sampling: Sampling) -> torch.Tensor:
+        sampler = self._sampler()
+        own = {"sampling": sampler.on_device(sampling), "sampling_memory": sampler.memory}
+        self.backend.name_tensors(own)
+        others = {"block_best": self.block_best, "arrivals": self.argmax_arrivals}
+        return self._pointers("Model", [self._model_tensors() | own | others])
 
     def _stream(self, tokens, max_new_tokens, temperature, how):
-        if temperature > 0 or max_new_tokens == 1:
-            yield from super()._stream(tokens, max_new_tokens, temperature, how)
-            return
         self.reset()
         self.prefill(tokens)
-        yield self.choice()
-        if self.choice() not in self.config.eos_token_ids:
-            yield from self._stream_choices(max_new_tokens - 1)
+        if temperature > 0:
+            self.draw(temperature, **how)
+        runs, token = self._runs, self.choice()
+        yield token
+        if token in self.config.eos_token_ids:
+            return
+        self._check_runs(runs)
+        if max_new_tokens > 1:
+            sampling = Sampling(temperature, **how) if temperature > 0 else None
+            yield from self._stream_choices(max_new_tokens - 1, sampling)
 
-    def _stream_choices(self, tokens: int) -> Iterator[int]:
+    def _stream_choices(self, tokens: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Decode the model's choices, up to `tokens` of them in one launch; yield what it chooses after each.
 
+        sampling  by which each choice is drawn; None: greedy
         The launch does not wait for the caller. If the caller leaves or interrupts, it ends with its next token, and
         `position` then counts the tokens that it has decoded, which may be more than the caller has seen.
         """
@@ -114,13 +141,12 @@ class StreamingDecoder(MegakernelDecoder):
             runs, first = self._runs, self.state.position
             self.generated.fill_(-1)
             self.stop.zero_()
-            self._running = run = _Run(self, tokens)
+            self._running = run = _Run(self, tokens, sampling)
         try:
             for number, token in enumerate(run):
                 self.state.position = first + number + 1
                 yield self._checked(token)
-                if self._runs != runs:
-                    raise ValueError(f"{self.stage}: another call has advanced this decoder, so this stream has ended")
+                self._check_runs(runs)
         finally:
             if self._running is run:
                 self._end_run()
@@ -131,7 +157,7 @@ class StreamingDecoder(MegakernelDecoder):
         if run is not None:
             self._failed = True  # stays so if a kernel has failed, which raises here
             decoded = run.end()
-            self._failed = False
+            self._failed, self._has_drawn = False, run.draws
             self._runs += 1
             self.state.position = run.first + decoded
             self._tokens += decoded
@@ -200,10 +226,10 @@ class StreamingDecoder(MegakernelDecoder):
 class _Run:
     """A launch of many tokens, which the host follows token by token."""
 
-    def __init__(self, decoder: StreamingDecoder, tokens: int):
+    def __init__(self, decoder: StreamingDecoder, tokens: int, sampling: Sampling | None):
         self._decoder, self._tokens, self.first = decoder, tokens, decoder.position
-        args = decoder._arguments(tokens)
-        self._ended = decoder.backend.start(lambda: decoder._start(args))
+        self.draws = sampling is not None
+        self._ended = decoder.backend.start(decoder._prepared(tokens, sampling))
 
     def __iter__(self) -> Iterator[int]:
         generated = self._decoder.generated
@@ -234,13 +260,13 @@ def streaming_defines(
     for step in list(STEPS.values())[:steps]:
         options |= step
     shared = shared_bytes(config)
-    room = (shared_memory - shared - 4 * WARPS) // (WARPS * PLACE_BYTES)
+    room = max((shared_memory - shared - 4 * WARPS) // (WARPS * PLACE_BYTES), 0)
     if capability < (8, 0):
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
     own = {
         "BLOCK_THREADS": THREADS, "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config),
-        "END_TOKENS": len(config.eos_token_ids),
+        "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
     }  # fmt: skip
     return kernel_defines(config) | options | own
 
@@ -265,5 +291,6 @@ def shared_bytes(config: ModelConfig) -> int:
     delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
     workers = THREADS * 8 // config.head_dim
     attention = (heads_per_kv + 1) * config.head_dim + 8 * THREADS + 3 * heads_per_kv * workers + 64
-    floats = max(longest, delta, attention) + 8 * BATCH_UNITS + 12 * WARPS + 10
+    sampling = 3 * BINS + 4 * WARPS + 8
+    floats = max(longest, delta, attention, sampling) + 8 * BATCH_UNITS + 12 * WARPS + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128

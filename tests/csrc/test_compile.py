@@ -73,6 +73,14 @@ def test_every_kernel_compiles_without_spills(arch, source, config):
         assert resources.shared_bytes <= 48 * 1024
 
 
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=[pytest.mark.full] * (arch not in ("sm_86", "sm_90a"))) for arch in ARCHITECTURES]
+)
+def test_streaming_draws_without_spills(arch):
+    defines = defines_of("streaming.cu", FULL_SIZE, arch) | {"DRAWS": 1}
+    assert spilling(compile_cubin("streaming.cu", ["streaming"], defines, arch)) == []
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_head_after_a_prompt_has_registers_for_as_many_loads_as_the_head_of_a_step(arch):
     """A lane's eight 16-byte loads take 32 registers. Without a hint the compiler uses 40 in all."""

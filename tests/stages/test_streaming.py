@@ -20,10 +20,12 @@ from tensors import left_by
 
 from luce_edu.backends.host import HostBackend
 from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
-from luce_edu.errors import KernelError
+from luce_edu.errors import KernelError, LaunchError
 from luce_edu.faults import STREAMING_FAULTS, fault, planted
 from luce_edu.machine.cards import find_card
 from luce_edu.stages import decoder
+from luce_edu.stages.dims import GRID_BARRIER_PASSED
+from luce_edu.stages.sampling import Sampling
 from luce_edu.stages.streaming import STEPS, StreamingDecoder
 from luce_edu.verification import judge, reference_trace, stage_trace, verify
 
@@ -141,6 +143,147 @@ def ended_early(make, name):
     return [] if chosen == [end] and dec.position == 3 and torch.equal(dec.logits, by_steps()["logits"]) else [chosen]
 
 
+# ---- Draws ----
+
+WAYS = [Sampling(3.0, seed=1), Sampling(5.0, top_k=20, top_p=0.6, seed=5), Sampling(4.0, top_p=0.3, seed=2**40)]
+KEPT = WAYS[1]  # searches for both
+
+
+def drawn(dec, how=KEPT) -> dict[str, torch.Tensor]:
+    """As `launched`, with draws; and a draw more from the logits of the last token."""
+    dec.step(FIRST)
+    dec.draw(**vars(how))
+    chosen = list(dec._stream_choices(MORE, how))
+    return left_by(dec) | {"chosen": torch.tensor(chosen), "again": again(dec)}
+
+
+@functools.cache
+def drawn_by_steps(how=KEPT) -> dict[str, torch.Tensor]:
+    """The same, a launch per token and one per draw; and the greedy choices, which the draws replace."""
+    dec, chosen, greedy, token = make(), [], [], FIRST
+    for _ in range(1 + MORE):
+        dec.step(token)
+        greedy.append(dec.choice())
+        dec.draw(**vars(how))
+        token = dec.choice()
+        chosen.append(token)
+    after = {"chosen": torch.tensor(chosen[1:]), "again": again(dec)}
+    return left_by(dec) | after | {"greedy": torch.tensor(greedy[1:])}
+
+
+def again(dec):
+    dec.draw(1e-3)  # nearly greedy
+    return torch.tensor(dec.choice())
+
+
+def differing_draws(one, how=KEPT):
+    expected = dict(drawn_by_steps(how))
+    del expected["greedy"]
+    return differing(one, expected)
+
+
+@pytest.mark.parametrize("name, how", [("laptop", WAYS[0]), ("laptop", WAYS[2]), *((name, KEPT) for name in CARDS)])
+def test_one_launch_draws_the_tokens_of_a_launch_each(name, how):
+    dec = make(name)
+    assert differing_draws(drawn(dec, how), how) == []
+    assert [entry.kernel for entry in dec.ledger.entries] == ["streaming", "draw"]  # the last of them by again()
+    dec.reset()
+    assert differing_draws(drawn(dec, how), how) == [], "a second run"
+
+
+def test_a_draw_passes_as_many_barriers_as_its_search_has_steps_and_one_more():
+    for how, least, most in ((WAYS[0], 1, 1), (WAYS[1], 3, 9), (WAYS[2], 2, 5)):
+        dec = make()
+        dec.step(FIRST)
+        list(dec._stream_choices(MORE, how))
+        passed = int(dec.barrier[GRID_BARRIER_PASSED])
+        assert MORE * least <= passed <= MORE * most, how
+
+
+def test_generate_draws_in_one_launch_after_the_first_token():
+    dec, by_hand = make(), make()
+    by_hand.prefill([FIRST])
+    tokens = []
+    for _ in range(3):
+        by_hand.draw(**vars(KEPT))
+        tokens.append(by_hand.choice())
+        if len(tokens) < 3:
+            by_hand.step(tokens[-1])
+    assert dec.generate([FIRST], 3, **vars(KEPT)) == tokens
+    assert [entry.kernel for entry in dec.ledger.entries] == ["streaming"] and dec.position == 3
+    assert dec.generate([FIRST], 1, **vars(KEPT)) == tokens[:1]
+
+
+def draws_ended(make, name):
+    """The drawn tokens end a launch, the greedy choices that they replace do not."""
+    chosen, greedy = (drawn_by_steps()[what].tolist() for what in ("chosen", "greedy"))
+    assert not set(greedy) & set(chosen)
+    found = []
+    for end, count in ((chosen[0], 1), (greedy[0], MORE)):
+        config = dataclasses.replace(CONFIG, eos_token_ids=(end,))
+        dec = make(name, dataclasses.replace(MODEL, config=config))
+        dec.step(FIRST)
+        dec.draw(**vars(KEPT))
+        found += [end] if list(dec._stream_choices(MORE, KEPT)) != chosen[:count] else []
+        dec.step(chosen[0])  # the decoder goes on after it
+    return found
+
+
+@pytest.mark.parametrize("how", [None, KEPT], ids=["greedy", "drawn"])
+def test_tokens_are_seen_as_they_come_and_an_interrupt_leaves_a_usable_decoder(how):
+    dec, more = make(), 7
+    expected = (drawn_by_steps() if how else by_steps())["chosen"].tolist()
+    dec.step(FIRST)
+    if how:
+        dec.draw(**vars(how))
+    stream = dec._stream_choices(more, how)
+    assert next(stream) == expected[0]
+    assert not dec._running._ended.is_set(), "the launch goes on"
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)
+    assert 2 <= dec.position <= 1 + more
+    decoded = dec.generated[: dec.position - 1].tolist()
+    assert decoded[:2] == expected[: len(decoded)] and dec.choice() == decoded[-1]
+    twin = make()
+    twin.step(FIRST)
+    if how:
+        twin.draw(**vars(how))
+    for token in [twin.choice(), *decoded[:-1]]:
+        twin.step(token)
+    assert torch.equal(dec.logits, twin.logits)
+    dec.reset()
+    assert differing(launched(dec), by_steps()) == []
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_a_stream_that_another_call_has_overtaken_ends_with_an_error(taken):
+    dec = make()
+    stream = dec.stream([FIRST], 5, **vars(KEPT))
+    for _ in range(taken):
+        next(stream)
+    dec.step(FIRST)
+    with pytest.raises(ValueError, match="another call has advanced this decoder"):
+        next(stream)
+    dec.reset()
+    assert differing_draws(drawn(dec)) == []
+
+
+def test_a_launch_ends_where_no_logit_is_a_number():
+    for how in (None, KEPT):
+        dec = make(model=make_model(CONFIG, seed=3))
+        dec.step(FIRST)
+        dec.weights.norm.fill_(float("nan"))
+        with pytest.raises(KernelError, match="all logits are NaN"):
+            list(dec._stream_choices(MORE, how))
+        assert dec.position == 2
+
+
+@pytest.mark.parametrize("name", ["laptop", "H100"])
+def test_draws_with_hostile_memory_are_the_same_and_nothing_races(name):
+    for seed in range(100 if FULL else 1):
+        assert differing_draws(drawn(make(name, seed=seed, hostile=True, races=True))) == [], f"seed {seed}"
+
+
 # ---- Counts ----
 
 
@@ -193,6 +336,14 @@ def races(make, name):
     return differing(launched(make(name, seed=0, races=True)), by_steps())
 
 
+def draws(make, name):
+    return differing_draws(drawn(make(name)))
+
+
+def draw_races(make, name):
+    return differing_draws(drawn(make(name, seed=0, races=True)))
+
+
 def hostile(make, name):
     return differing(launched(make(name, seed=0, hostile=True)), by_steps())
 
@@ -219,6 +370,12 @@ CAUGHT = {  # by which check, on which card
         "no __syncwarp before a slot is requested again", "no __syncwarp before a parked stream is read",
         "the next place requested",
     ],
+    (draws, "laptop"): [
+        "drawn for the position before", "the greedy choice shown to the host", "the greedy choice not kept",
+        "a bin below the lowest",
+    ],
+    (draws_ended, "laptop"): ["the greedy choice ends a launch of draws", "a drawn end ends nothing"],
+    (draw_races, "laptop"): ["no grid barrier after a draw"],
     (hostile, "laptop"): ["a group of copies too few waited for"],
     (hostile, "H100"): ["parity does not flip", "parity of the second round first"],
     (ended_early, "many blocks"): ["copies that nobody requested waited for"],
@@ -234,7 +391,8 @@ LONG = {
     "no __syncthreads after a batch", "no __syncthreads before the delta rule", "no __syncthreads before attention",
     "no __syncthreads before the best of a block", "no __syncthreads after the token", "the next place requested",
     "ring one place too long", "newest k and v not gathered", "row after the vocabulary's last",
-    "tags of a vector not compared",
+    "tags of a vector not compared", "the greedy choice shown to the host", "the greedy choice not kept",
+    "the greedy choice ends a launch of draws",
 }  # fmt: skip
 
 
@@ -276,3 +434,37 @@ def test_every_fault_has_its_check():
 def test_a_number_of_steps_that_there_is_not_is_refused(steps):
     with pytest.raises(ValueError, match=f"steps: expected an integer from 0 to {len(STEPS)}, got {steps!r}"):
         make(steps=steps)
+
+
+def test_a_grid_that_cannot_be_resident_is_refused(monkeypatch):
+    with pytest.raises(LaunchError, match="streaming: .* bytes of shared memory"):
+        backend = HostBackend(card=card("H100", 2, shared_per_block=4096))
+        StreamingDecoder(MODEL, device="host", max_seq_len=8, backend=backend)
+    monkeypatch.setattr(HostBackend, "max_resident_blocks", lambda *_: 0)  # as a GPU's driver says it
+    with pytest.raises(LaunchError, match="streaming: a block of 384 threads and .* fits on no SM"):
+        make()
+
+
+def test_a_context_beyond_the_memory_is_refused(monkeypatch):
+    def empty(*_, **__):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr("luce_edu.state.DecodeState.empty", empty)
+    with pytest.raises(torch.OutOfMemoryError, match="^streaming: .* a context of 8 tokens"):
+        decoder("streaming", MODEL, "host", 8)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (([1], 0), "max_new_tokens: .*got 0"), (([1], 9), "do not fit"), (([1301], 2), "0 to 1300, got 1301"),
+        (([1], 2, {"temperature": -1.0}), "temperature: .*got -1.0"), (([1], 2, {"top_p": 1.5}), "top_p: .*got 1.5"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_launch(arguments, message):
+    dec = make()
+    dec.step(FIRST)
+    (prompt, count), how = arguments[:2], arguments[2] if len(arguments) > 2 else {}
+    with pytest.raises(ValueError, match=message):
+        dec.stream(prompt, count, **how)
+    assert dec.position == 1 and dec.launches == 1
