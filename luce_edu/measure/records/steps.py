@@ -2,7 +2,7 @@
 
     python -m luce_edu.measure.records.steps    # some minutes; needs the steps of `luce_edu.profile`
 
-A whole token takes minutes under the clock. So this models the first four layers at full size, three of DeltaNet and one
+A whole token takes minutes under the clock. So this models four layers at full size, three of DeltaNet and one
 of attention, and a small head.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from luce_edu.family import family_config
 from luce_edu.measure.profile import Profile, profile
