@@ -170,8 +170,9 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
 
 // ---- scan
 
-// Each block reads all of W, q and k. So a block takes as many columns as fit in shared memory.
-constexpr int scan_columns = value_head_dim % 32 == 0 && key_width <= 192 ? 32 : key_width <= 512 ? 16 : 8;
+// Each block reads all of W, q and k, mostly from L2. Narrow tiles read them more often, but the scan waits for its own
+// results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
+constexpr int scan_columns = key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
 constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd, see tile_b(); + 3 also spreads stores
 constexpr int scan_units = key_width / key_block * scan_tiles;  // 64 rows by 8 columns of the state
