@@ -5,13 +5,15 @@
 // Shapes    q, o [tokens, heads, head_dim] bf16;  gates in `projected`;  k_cache, v_cache [kv heads, max_seq_len,
 //           head_dim] bf16, which already hold k and v of the sequence itself
 // Work      A row is one token and one of the query heads of a kv head, so that these heads share the keys. A warp
-//           takes 16 rows and goes over tiles of 32 keys with an online softmax in registers. Four warps, a team, share
-//           16 rows: each takes every fourth tile, and the team merges its results at the end. A block has two teams.
-// Traffic   a warp reads 32 keys and values, 32 KB at head_dim 256, for 16 rows; its block's other team hits L1 mostly
-// Layout    Operands come from memory in the layout of the tensor cores, so nothing is staged or transposed. A lane
-//           gets the scores of (row, key 2 slot) and (row, key 2 slot + 1). It uses them as terms slot and slot + 4 of
-//           the sum over keys: term slot is key 2 slot, and term slot + 4 is key 2 slot + 1. A lane's eight
-//           neighbouring elements of v belong to eight tiles of columns: column `row` of tile j is element 8 row + j.
+//           takes 16 rows, a block of four warps 64. The block goes over tiles of 32 keys with an online softmax in
+//           registers.
+// Layout    Lanes read 16 bytes of q and k, eight terms that their slots hold in two products: see terms_at(). ldmatrix
+//           transposes v.
+// Staging   k and v of a tile are copied to shared memory, v while the scores are computed, the next k while the sums of
+//           v are. Their rows in shared memory are longer by what keeps the reads free of bank conflicts.
+// Products  q, k and v are bf16, so bf16 tiles lose nothing. A weight is the sum of two bf16 numbers, its upper eight bits
+//           and the next eight, with a product for each: together they keep more than TF32 does.
+// Traffic   a block reads 32 KB of keys and values per tile at head_dim 256, for 64 rows
 // Checked   tests/csrc/test_prefill.py      Source  arXiv 1805.02867 (online softmax)
 #pragma once
 #include "activations.cuh"
@@ -19,13 +21,12 @@
 #include "tensor_core.cuh"
 
 constexpr int query_rows = 16;  // rows per warp
-constexpr int key_tile = 32;
-constexpr int team_warps = 4;   // warps that share their rows
-constexpr int teams = block_warps / team_warps;
+constexpr int key_tile = 32;  // four tiles of scores
 constexpr int block_rows = BLOCK_ROWS;
-static_assert(teams * query_rows == block_rows, "the grid counts on it");
-constexpr int value_blocks = (head_dim + 63) / 64;  // a block is 64 elements: eight tiles of columns
-constexpr int value_tiles = 8 * value_blocks;
+constexpr int attention_threads = block_rows / query_rows * warp_threads;
+constexpr int head_width = (head_dim + block_terms - 1) / block_terms * block_terms;  // padded with zeros
+constexpr int value_tiles = head_width / 8;
+constexpr int k_width = (head_width + 63) / 64 * 64 + 32, v_width = head_width + 8;  // the latter suits ldmatrix
 
 struct CausalArgs {
     const bf16 *q, *k_cache, *v_cache, *projected;
@@ -34,48 +35,70 @@ struct CausalArgs {
 };
 
 struct CausalShared {
-    float sum[teams][value_tiles][4][warp_threads];
-    float maximum[teams][2][warp_threads], weight[teams][2][warp_threads];
+    alignas(16) bf16 k[key_tile][k_width], v[key_tile][v_width];
 };
 
-// The running softmax of rows tile_row() and tile_row() + 8 over the keys that this warp has taken. `weight` is the sum
-// over this lane's keys only.
+// The running softmax of rows tile_row() and tile_row() + 8. `weight` is the sum over this lane's keys only.
 struct RowSoftmax {
     float maximum[2], weight[2];
     TileC sum[value_tiles];
 };
 
-__device__ __forceinline__ Eight zeros() { return Eight{}; }
+// Starts to copy 16 bytes to shared memory; on Turing the copy ends here.
+__device__ __forceinline__ void copy_16_bytes(bf16* to, const bf16* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_place(to)), "l"(from) : "memory");
+#else
+    *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
+#endif
+}
 
-// scores[tile] += q k^T for keys 8 * tile to 8 * tile + 7. q: this lane's two rows; k: this lane's key of each tile.
-__device__ __forceinline__ void key_scores(const bf16* const (&q)[2], const bf16* const (&k)[key_tile / 8],
+__device__ __forceinline__ void wait_for_own_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Starts to copy the keys [first, first + key_tile) of one head, of which `keys` may be read. Later ones repeat the last.
+template <int width>
+__device__ __forceinline__ void stage_tile(const bf16* head, int first, int keys, bf16 (&to)[key_tile][width]) {
+    constexpr int pieces = head_width / 8;
+#pragma unroll 4
+    for (int piece = threadIdx.x; piece < key_tile * pieces; piece += attention_threads) {
+        const int key = piece / pieces, element = piece % pieces * 8;
+        if (head_width == head_dim || element < head_dim)
+            copy_16_bytes(&to[key][element], head + static_cast<size_t>(min(first + key, keys - 1)) * head_dim + element);
+        else
+            *reinterpret_cast<bf16x8*>(&to[key][element]) = bf16x8{};
+    }
+}
+
+// scores[tile] = q k^T for the staged keys 8 * tile to 8 * tile + 7. q: this lane's two rows
+__device__ __forceinline__ void key_scores(const bf16* const (&q)[2], const bf16 (&k)[key_tile][k_width],
                                            TileC (&scores)[key_tile / 8]) {
 #pragma unroll 2
-    for (int block = 0; block < head_dim; block += block_terms) {
+    for (int block = 0; block < head_width; block += block_terms) {
         const bool is_there = head_dim % block_terms == 0 || block + terms_at() < head_dim;
-        const Eight upper = is_there ? load_eight(q[0] + block + terms_at()) : zeros();
-        const Eight lower = is_there ? load_eight(q[1] + block + terms_at()) : zeros();
+        const bf16x8 upper = is_there ? *reinterpret_cast<const bf16x8*>(q[0] + block + terms_at()) : bf16x8{};
+        const bf16x8 lower = is_there ? *reinterpret_cast<const bf16x8*>(q[1] + block + terms_at()) : bf16x8{};
+        bf16x8 key[4];
 #pragma unroll
-        for (int tile = 0; tile < key_tile / 8; ++tile) {
-            const Eight key = is_there ? load_eight(k[tile] + block + terms_at()) : zeros();
+        for (int tile = 0; tile < 4; ++tile)
+            key[tile] = *reinterpret_cast<const bf16x8*>(&k[8 * tile + tile_row()][block + terms_at()]);
 #pragma unroll
-            for (int step = 0; step < block_steps; ++step)
-                multiply_add(scores[tile], tile_a(upper, lower, step), tile_b(key, step));
+        for (int i = 0; i < 4; i += 2) {
+            const Bf16A a[1] = {{upper.pair[i], lower.pair[i], upper.pair[i + 1], lower.pair[i + 1]}};
+            Bf16B b[4];
+#pragma unroll
+            for (int tile = 0; tile < 4; ++tile) b[tile] = Bf16B{{key[tile].pair[i], key[tile].pair[i + 1]}};
+            multiply_add_four(scores, a, b);
         }
     }
 }
 
-// Adds the keys [first, first + key_tile) to the rows' softmax. visible: the number of keys that each of this lane's
-// two rows may see; keys: the number of keys that may be read.
-__device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* const (&q)[2], const bf16* k_head,
-                                            const bf16* v_head, int first, const int (&visible)[2], int keys,
-                                            RowSoftmax& soft) {
-    TileC scores[key_tile / 8] = {};
-    const bf16* k[key_tile / 8];
-#pragma unroll
-    for (int tile = 0; tile < key_tile / 8; ++tile)
-        k[tile] = k_head + static_cast<size_t>(min(first + 8 * tile + tile_row(), keys - 1)) * head_dim;
-    key_scores(q, k, scores);
+// Turns the scores of the keys from `first` on into weights, and adjusts the softmax of their rows. visible: the number
+// of keys that each of this lane's two rows may see.
+__device__ __forceinline__ void weigh(TileC (&scores)[key_tile / 8], int first, const int (&visible)[2], RowSoftmax& soft) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         float maximum = soft.maximum[half];
@@ -89,8 +112,7 @@ __device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* con
             }
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, 1));
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, 2));  // the maximum over the four lanes of the row
-        const float base = maximum == -INFINITY ? 0.0f : maximum;  // -INFINITY: the row has seen no key yet
-        const float old = expf(soft.maximum[half] - base);
+        const float old = expf(soft.maximum[half] - maximum);  // every row sees key 0, so the maximum is finite
         soft.maximum[half] = maximum;
         soft.weight[half] *= old;
 #pragma unroll
@@ -98,120 +120,97 @@ __device__ __forceinline__ void attend_tile(const CausalArgs& a, const bf16* con
 #pragma unroll
             for (int x = 0; x < 2; ++x) {
                 float& score = scores[tile].x[2 * half + x];
-                score = expf(score - base);
+                score = expf(score - maximum);
                 soft.weight[half] += score;
-                score = to_tf32(score);
             }
 #pragma unroll
         for (int tile = 0; tile < value_tiles; ++tile)
             soft.sum[tile].x[2 * half] *= old, soft.sum[tile].x[2 * half + 1] *= old;
     }
-#pragma unroll
-    for (int tile = 0; tile < key_tile / 8; ++tile) {
-        const float* p = scores[tile].x;
-        const TileA weights{{p[0], p[2], p[1], p[3]}};
-        const int key = first + 8 * tile + 2 * tile_slot();
-        const bf16* v[2] = {v_head + static_cast<size_t>(min(key, keys - 1)) * head_dim,
-                            v_head + static_cast<size_t>(min(key + 1, keys - 1)) * head_dim};
-#pragma unroll
-        for (int block = 0; block < value_blocks; ++block) {
-            const int element = 64 * block + 8 * tile_row();
-            const bool is_there = head_dim % 64 == 0 || element < head_dim;
-            const Eight even_key = is_there ? load_eight(v[0] + element) : zeros();
-            const Eight odd_key = is_there ? load_eight(v[1] + element) : zeros();
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-                multiply_add(soft.sum[8 * block + j], weights, TileB{{even_key.x[j], odd_key.x[j]}});
-        }
-    }
 }
 
-// Merges the warps of a team into its first warp, always in the same order.
-__device__ __forceinline__ void merge_team(RowSoftmax& soft, CausalShared* shared) {
-    const int team = warp_id() / team_warps, member = warp_id() % team_warps;
+// sum += weights v for the staged values
+__device__ __forceinline__ void add_values(const TileC (&weights)[key_tile / 8], const bf16 (&v)[key_tile][v_width],
+                                           RowSoftmax& soft) {
+    // Four matrices: keys 0 to 7 and 8 to 15 of eight columns, then of the next eight.
+    const bf16* at = &v[lane_id() % 16][lane_id() / 16 * 8];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        soft.weight[half] += __shfl_xor_sync(full_warp, soft.weight[half], 1);
-        soft.weight[half] += __shfl_xor_sync(full_warp, soft.weight[half], 2);
-    }
-#pragma unroll 1
-    for (int other = 1; other < team_warps; ++other) {
-        if (member == other) {
+    for (int tile = 0; tile < key_tile / 8; tile += 2) {
+        Bf16A parts[2];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                shared->maximum[team][half][lane_id()] = soft.maximum[half];
-                shared->weight[team][half][lane_id()] = soft.weight[half];
-            }
-#pragma unroll
-            for (int tile = 0; tile < value_tiles; ++tile)
-#pragma unroll
-                for (int x = 0; x < 4; ++x) shared->sum[team][tile][x][lane_id()] = soft.sum[tile].x[x];
+        for (int i = 0; i < 4; ++i) {  // a lane's two keys of (row, tile), (row + 8, tile), and the same of tile + 1
+            const float* two = &weights[tile + i / 2].x[2 * (i % 2)];
+            const unsigned upper = upper_halves(two[0], two[1]);
+            parts[0].x[i] = upper;
+            parts[1].x[i] = upper_halves(two[0] - even(upper), two[1] - odd(upper));
         }
-        __syncthreads();  // the other warp's sums are in shared memory
-        if (member == 0) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float theirs = shared->maximum[team][half][lane_id()];
-                const float maximum = fmaxf(soft.maximum[half], theirs);
-                const float base = maximum == -INFINITY ? 0.0f : maximum;
-                const float old = expf(soft.maximum[half] - base), now = expf(theirs - base);
-                soft.maximum[half] = maximum;
-                soft.weight[half] = fmaf(soft.weight[half], old, shared->weight[team][half][lane_id()] * now);
-#pragma unroll
-                for (int tile = 0; tile < value_tiles; ++tile)
-#pragma unroll
-                    for (int x = 2 * half; x < 2 * half + 2; ++x)
-                        soft.sum[tile].x[x] = fmaf(soft.sum[tile].x[x], old, shared->sum[team][tile][x][lane_id()] * now);
-            }
+        for (int column = 0; column < value_tiles; column += 4) {
+            const Matrices left = load_matrices<true>(at + 8 * tile * v_width + 8 * column);
+            const Matrices right = load_matrices<true>(at + 8 * tile * v_width + 8 * column + 16);
+            const Bf16B b[4] = {
+                {left.x[0], left.x[1]}, {left.x[2], left.x[3]}, {right.x[0], right.x[1]}, {right.x[2], right.x[3]}};
+            multiply_add_four(&soft.sum[column], parts, b);
         }
-        __syncthreads();  // the next warp may overwrite
     }
 }
 
 // One block computes rows [block_row, block_row + block_rows) of one kv head.
 __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_head, int block_row, int gate_stride,
                                                  CausalShared* shared) {
-    const int first_row = block_row + warp_id() / team_warps * query_rows;
-    const int last_token = min((first_row + query_rows - 1) / heads_per_kv, a.length - 1);
     const bf16* q[2];
     int visible[2], token[2], head[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + tile_row() + 8 * half;  // row = token * heads_per_kv + head in the group
+        // row = token * heads_per_kv + head in the group
+        const int row = block_row + warp_id() * query_rows + tile_row() + 8 * half;
         token[half] = row / heads_per_kv;
         head[half] = kv_head * heads_per_kv + row % heads_per_kv;
         // A row past the end repeats the last token and stores nothing.
         const int there = min(token[half], a.length - 1);
-        q[half] = a.q + (static_cast<size_t>(there) * num_attention_heads + head[half]) * head_dim;
         visible[half] = a.position + there + 1;
+        q[half] = a.q + (static_cast<size_t>(there) * num_attention_heads + head[half]) * head_dim;
     }
     const bf16* k_head = a.k_cache + static_cast<size_t>(kv_head) * a.max_seq_len * head_dim;
     const bf16* v_head = a.v_cache + static_cast<size_t>(kv_head) * a.max_seq_len * head_dim;
-    const int keys = first_row < a.length * heads_per_kv ? a.position + last_token + 1 : 0;
+    const int keys = a.position + min((block_row + block_rows - 1) / heads_per_kv, a.length - 1) + 1;
     RowSoftmax soft{{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {}};
+    stage_tile(k_head, 0, keys, shared->k);
 #pragma unroll 1
-    for (int first = warp_id() % team_warps * key_tile; first < keys; first += team_warps * key_tile)
-        attend_tile(a, q, k_head, v_head, first, visible, keys, soft);
-    merge_team(soft, shared);
-    if (warp_id() % team_warps != 0) return;
+    for (int first = 0; first < keys; first += key_tile) {
+        wait_for_own_copies();
+        __syncthreads();  // k is in shared memory, and every warp has finished with the v before
+        stage_tile(v_head, first, keys, shared->v);
+        TileC scores[key_tile / 8] = {};
+        key_scores(q, shared->k, scores);
+        weigh(scores, first, visible, soft);
+        wait_for_own_copies();
+        __syncthreads();  // v is in shared memory, and every warp has finished with this k
+        if (first + key_tile < keys) stage_tile(k_head, first + key_tile, keys, shared->k);
+        add_values(scores, shared->v, soft);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+        float weight = soft.weight[half];
+        weight += __shfl_xor_sync(full_warp, weight, 1);
+        weight += __shfl_xor_sync(full_warp, weight, 2);
         if (token[half] >= a.length) continue;
         const bf16* gate = a.projected + static_cast<size_t>(token[half]) * gate_stride + (2 * head[half] + 1) * head_dim;
         bf16* o = a.o + (static_cast<size_t>(token[half]) * num_attention_heads + head[half]) * head_dim;
-        const float scale = 1.0f / soft.weight[half];
+        const float scale = 1.0f / weight;
+        constexpr int group = head_dim / 8 < 8 ? head_dim / 8 : 8;  // loads before the first store, which the compiler would not pass
 #pragma unroll
-        for (int block = 0; block < value_blocks; ++block)
+        for (int first = 0; first < head_dim / 8; first += group) {
+            unsigned gates[group];
 #pragma unroll
-            for (int x = 0; x < 2; ++x) {  // columns 2 slot and 2 slot + 1 of eight tiles: eight neighbours for each x
-                const int element = 64 * block + 8 * (2 * tile_slot() + x);
-                if (element >= head_dim) continue;
-                const Eight gates = load_eight(gate + element);
-                Eight out;
+            for (int i = 0; i < group; ++i)
+                gates[i] = *reinterpret_cast<const unsigned*>(gate + 8 * (first + i) + 2 * tile_slot());
 #pragma unroll
-                for (int j = 0; j < 8; ++j)
-                    out.x[j] = soft.sum[8 * block + j].x[2 * half + x] * scale * sigmoid(gates.x[j]);
-                store_eight(o + element, out);
+            for (int i = 0; i < group; ++i) {
+                const float* sum = &soft.sum[first + i].x[2 * half];
+                store_two(o + 8 * (first + i) + 2 * tile_slot(), sum[0] * scale * sigmoid(even(gates[i])),
+                          sum[1] * scale * sigmoid(odd(gates[i])));
             }
+        }
     }
 }

@@ -19,16 +19,6 @@ constexpr int conv_heads = 2 * num_key_heads + num_value_heads;
 static_assert(key_head_dim % 2 == 0, "a lane takes two neighbouring channels");
 static_assert(conv_kernel - 1 <= conv_tokens, "only a head's first warp may read its conv_state, which it updates");
 
-// Two neighbouring bf16 numbers in one 4-byte access.
-__device__ __forceinline__ float2 load_two(const bf16* p) {
-    const unsigned pair = *reinterpret_cast<const unsigned*>(p);
-    return float2{even(pair), odd(pair)};
-}
-
-__device__ __forceinline__ void store_two(bf16* p, float first, float second) {
-    *reinterpret_cast<unsigned*>(p) = to_bf16(first).bits | static_cast<unsigned>(to_bf16(second).bits) << 16;
-}
-
 // One warp computes tokens [first, first + conv_tokens) of one head of `dim` channels, padded with zeros to `width`.
 // in, out point at the head's first channel at token 0, weight and conv_state at that channel. Rows from `length` to
 // the end of the last chunk become zero. scale is 0 for a head that is not normalised.

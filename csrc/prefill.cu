@@ -169,7 +169,7 @@ KERNEL attention_prepare(const bf16* projected, const int* tokens, const float* 
     for (int i = lane_id(); i < head_dim; i += warp_threads) out[i] = to_bf16(own[i] * scale);
 }
 
-// mixed = attention * sigmoid(gate), see causal_attention.cuh; a block takes 32 rows of a kv head
+// mixed = attention * sigmoid(gate), see causal_attention.cuh; a block takes 64 rows of a kv head
 KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache, const bf16* projected, const int* tokens,
                  bf16* mixed, int max_seq_len) {
     __shared__ CausalShared shared;

@@ -8,9 +8,9 @@
 //           The eight terms of a sum may come in any order if a and b use the same one. So a lane may put neighbouring
 //           elements of a row into its slots and load eight bf16 with one instruction: see terms_at().
 // Why TF32  One kind of tile serves all operands: fp32 keeps three bits more than it would as bf16, and bf16 loses
-//           none. Where both operands are bf16, bf16 tiles would do twice the work per instruction.
-// Needs     Ampere or newer for tensor cores. Turing has none for TF32: there the product takes 32 shuffles and fp32
-//           arithmetic per tile, which is slow.
+//           none. Where both operands are bf16, bf16 tiles do twice the work per instruction: see the end of the file.
+// Needs     Ampere or newer for tensor cores. Turing has none for TF32 or bf16: there the product takes 32 shuffles and
+//           fp32 arithmetic per tile, which is slow.
 // Checked   tests/csrc/test_tensor_core.py
 #pragma once
 #include "block.cuh"
@@ -104,6 +104,16 @@ __device__ __forceinline__ void store_eight(bf16* p, const Eight& eight) {
     *reinterpret_cast<bf16x8*>(p) = packed;
 }
 
+// Two neighbouring bf16 numbers in one 4-byte access.
+__device__ __forceinline__ float2 load_two(const bf16* p) {
+    const unsigned pair = *reinterpret_cast<const unsigned*>(p);
+    return float2{even(pair), odd(pair)};
+}
+
+__device__ __forceinline__ void store_two(bf16* p, float first, float second) {
+    *reinterpret_cast<unsigned*>(p) = to_bf16(first).bits | static_cast<unsigned>(to_bf16(second).bits) << 16;
+}
+
 // Operand a of product `step`. upper, lower: this lane's eight terms of rows tile_row() and tile_row() + 8.
 __device__ __forceinline__ TileA tile_a(const Eight& upper, const Eight& lower, int step) {
     return TileA{{upper.x[2 * step], lower.x[2 * step], upper.x[2 * step + 1], lower.x[2 * step + 1]}};
@@ -119,4 +129,83 @@ __device__ __forceinline__ TileB tile_b(const Eight& column, int step) {
 __device__ __forceinline__ TileB tile_b(const float* b, int stride, int step) {
     const float* at = b + (terms_at() + 2 * step) * stride + tile_row();
     return TileB{{at[0], at[stride]}};
+}
+
+// ---- The same for bf16, with 16 terms, for four tiles that share a
+// Computes  for n in [0, 4): c[n] += (the sum of the `parts` tiles a) b[n]
+// Layout    lane = 4 * row + slot as above. A lane holds two neighbouring terms per register, of
+//             a  (row, 2 slot) (row + 8, 2 slot) (row, 2 slot + 8) (row + 8, 2 slot + 8)
+//             b  (2 slot, row) (2 slot + 8, row)
+//           c is as above, so that two neighbouring tiles of c are an a of the next product, once packed.
+
+struct Bf16A {
+    unsigned x[4];
+};
+struct Bf16B {
+    unsigned x[2];
+};
+
+template <int parts>
+__device__ __forceinline__ void multiply_add_four(TileC* c, const Bf16A (&a)[parts], const Bf16B (&b)[4]) {
+#if __CUDA_ARCH__ >= 800
+#pragma unroll
+    for (int part = 0; part < parts; ++part)
+#pragma unroll
+        for (int n = 0; n < 4; ++n)  // neighbouring products add to different tiles, so none waits for the one before
+            asm volatile(
+                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                "{%0, %1, %2, %3};"
+                : "+f"(c[n].x[0]), "+f"(c[n].x[1]), "+f"(c[n].x[2]), "+f"(c[n].x[3])
+                : "r"(a[part].x[0]), "r"(a[part].x[1]), "r"(a[part].x[2]), "r"(a[part].x[3]), "r"(b[n].x[0]),
+                  "r"(b[n].x[1]));
+#else
+    const int row = tile_row() * 4, column = 2 * tile_slot() * 4;
+#pragma unroll 1
+    for (int slot = 0; slot < 4; ++slot)  // not unrolled, because it is long
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float upper[2] = {}, lower[2] = {};  // two terms of the two rows
+#pragma unroll
+            for (int part = 0; part < parts; ++part) {
+                const unsigned first = __shfl_sync(full_warp, a[part].x[2 * half], row + slot);
+                const unsigned second = __shfl_sync(full_warp, a[part].x[2 * half + 1], row + slot);
+                upper[0] += even(first), upper[1] += odd(first), lower[0] += even(second), lower[1] += odd(second);
+            }
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const unsigned two = __shfl_sync(full_warp, b[n].x[half], column + 4 * i + slot);
+                    c[n].x[i] = fmaf(upper[1], odd(two), fmaf(upper[0], even(two), c[n].x[i]));
+                    c[n].x[2 + i] = fmaf(lower[1], odd(two), fmaf(lower[0], even(two), c[n].x[2 + i]));
+                }
+        }
+#endif
+}
+
+// Two floats cut to bf16, in one register.
+__device__ __forceinline__ unsigned upper_halves(float even, float odd) {
+    return __byte_perm(__float_as_uint(even), __float_as_uint(odd), 0x7632);
+}
+
+__device__ __forceinline__ unsigned shared_place(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// Four matrices of 8 x 8 bf16 numbers from shared memory. Lane 8 i + j gives the address of row j of matrix i, 16 bytes.
+// A lane gets of each (row, 2 slot) and (row, 2 slot + 1), or transposed (2 slot, row) and (2 slot + 1, row).
+struct Matrices {
+    unsigned x[4];
+};
+
+template <bool transposed>
+__device__ __forceinline__ Matrices load_matrices(const bf16* row) {
+    Matrices m;
+    if (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_place(row)) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_place(row)) : "memory");
+    return m;
 }

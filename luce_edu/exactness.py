@@ -136,6 +136,14 @@ def _tf32(x: torch.Tensor) -> torch.Tensor:
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+def _two_bf16(x: torch.Tensor) -> torch.Tensor:
+    """Cut x to the sum of two bf16 numbers, its upper eight bits and the next eight, if it is fp32; else unchanged."""
+    if x.dtype == torch.float64:
+        return x
+    upper = (x.contiguous().view(torch.int32) & ~0xFFFF).view(torch.float32)
+    return upper + ((x - upper).view(torch.int32) & ~0xFFFF).view(torch.float32)
+
+
 @dataclass(frozen=True)
 class _Output:
     """One output of a kernel: what it wrote, what it should have written, and how it rounds; see `excess`."""
@@ -358,7 +366,7 @@ class PromptListener:
         future = torch.ones(length, seen, dtype=torch.bool, device=q.device).triu(position + 1)
         scores = (queries @ k.mT).masked_fill(future, float("-inf"))
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        expected = (_tf32(weights) @ v / weights.sum(-1, keepdim=True)).transpose(0, 1) * gate.sigmoid()
+        expected = (_two_bf16(weights) @ v / weights.sum(-1, keepdim=True)).transpose(0, 1) * gate.sigmoid()
         mixed = _rows(mixed, length, q.shape[1])
         return [_Output("mixed", mixed, expected.flatten(1), BF16_BITS, seen * CUT_PER_TERM)]
 

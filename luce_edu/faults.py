@@ -553,10 +553,9 @@ PREFILL_FAULTS = (
         "tokens before the piece not seen", "causal_attention.cuh", "a.position + there + 1;", "there + 1;",
     ),
     _in_prompts(
-        "old sums not rescaled", "causal_attention.cuh", "const float old = expf(soft.maximum[half] - base);",
+        "old sums not rescaled", "causal_attention.cuh", "const float old = expf(soft.maximum[half] - maximum);",
         "const float old = 1.0f;", 300,
     ),
-    _in_prompts("warps not rescaled", "causal_attention.cuh", "now = expf(theirs - base);", "now = 1.0f;"),
     _in_prompts(
         "wrong query head", "causal_attention.cuh",
         "kv_head * heads_per_kv + row % heads_per_kv", "row % heads_per_kv * num_key_value_heads + kv_head",
@@ -578,8 +577,12 @@ PREFILL_FAULTS = (
     _unsynchronised("prepare, after the products", "delta_rule_chunk.cuh", "the products of k are in shared memory"),
     _unsynchronised("scan, after the state", "delta_rule_chunk.cuh", "S is in shared memory"),
     _unsynchronised("scan, after the corrections", "delta_rule_chunk.cuh", "the corrections are in shared memory"),
-    _unsynchronised("merge_team", "causal_attention.cuh", "the other warp's sums are in shared memory"),
-    _unsynchronised("merge_team, between warps", "causal_attention.cuh", "the next warp may overwrite"),
+    _unsynchronised("attention, after k", "causal_attention.cuh", "k is in shared memory"),
+    _unsynchronised("attention, after v", "causal_attention.cuh", "v is in shared memory"),
+    _in_prompts(
+        "a copy to shared memory not waited for", "causal_attention.cuh", 'asm volatile("cp.async.wait_all;"',
+        'asm volatile("cp.async.commit_group;"',
+    ),
     _unsynchronised("attention_prepare", "prefill.cu", "RoPE reads what other lanes wrote", "__syncwarp"),
 )  # fmt: skip
 
@@ -604,14 +607,14 @@ SMALL_PREFILL_FAULTS = (
         "s *= decay;", "s *= 0.999f * decay;",
     ),
     _in_prompts(
-        "weights of the softmax rounded to bf16", "causal_attention.cuh",
-        "score = to_tf32(score);", "score = to_float(to_bf16(score));",
+        "weights of the softmax cut to bf16", "causal_attention.cuh",
+        "parts[1].x[i] = upper_halves(two[0] - even(upper), two[1] - odd(upper));", "parts[1].x[i] = 0u;",
     ),
     _in_prompts("softmax scale off by 0.1 %", "prefill.cu", "is_k ? 1.0f : rsqrtf(", "is_k ? 1.0f : 1.001f * rsqrtf("),
     _in_prompts("RoPE's angle off by 1e-3", "rope.cuh", TURNED, TURNED_TOO_FAR),
     _in_prompts(
         "output gate a little off", "causal_attention.cuh",
-        "sigmoid(gates.x[j])", "sigmoid(1.003f * gates.x[j])",
+        "sigmoid(even(gates[i]))", "sigmoid(1.003f * even(gates[i]))",
     ),
     _in_prompts("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.001f * x);"),
     _in_prompts(

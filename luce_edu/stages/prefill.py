@@ -18,7 +18,8 @@ BLOCK_THREADS = 256
 WARPS = BLOCK_THREADS // 32
 CHUNK = 64  # tokens per chunk of the delta rule; buffers have a multiple of it as rows
 KEY_BLOCK = 64  # csrc/delta_rule_chunk.cuh pads a key head to a multiple of this
-BLOCK_ROWS = 32  # rows of queries per block of csrc/causal_attention.cuh
+BLOCK_ROWS = 64  # rows of queries per block of csrc/causal_attention.cuh, 16 per warp
+ATTENTION_THREADS = BLOCK_ROWS // 16 * 32
 # A smaller log decay is replaced by this: exp(-100) is 4e-44, and sums of g stay accurate enough to be subtracted.
 FORGETS_ALL = -100.0
 CONV_TOKENS = 16  # tokens per warp of csrc/causal_conv_sequence.cuh
@@ -189,7 +190,8 @@ class Prefill:
             w["q_norm.weight"], w["k_norm.weight"], decoder.rope_cos, decoder.rope_sin, self.q, k_cache, v_cache, room,
         )  # fmt: skip
         grid = (_ceil(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
-        self._launch("attention", grid, self.q, k_cache, v_cache, self.projected, self.tokens, self.mixed, room)
+        args = (self.q, k_cache, v_cache, self.projected, self.tokens, self.mixed, room)
+        self._launch("attention", grid, *args, threads=ATTENTION_THREADS)
 
     def _project(self, rows: int, part: str, *weights: torch.Tensor) -> None:
         out = self._view(self.projected, rows, self._widths[part])
@@ -199,8 +201,8 @@ class Prefill:
     def _view(buffer: torch.Tensor, rows: int, width: int) -> torch.Tensor:
         return buffer[: rows * width].view(rows, width)
 
-    def _launch(self, kernel: str, grid, *args) -> None:
-        self._backend.launch(self._module[kernel], grid, BLOCK_THREADS, 0, args)
+    def _launch(self, kernel: str, grid, *args, threads: int = BLOCK_THREADS) -> None:
+        self._backend.launch(self._module[kernel], grid, threads, 0, args)
 
 
 def _ceil(count: int, per: int) -> int:

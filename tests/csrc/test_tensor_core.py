@@ -13,7 +13,10 @@ from luce_edu.machine.cubin import ARCHITECTURES, compile_cubin
 from luce_edu.machine.nvrtc import compile_ptx
 
 SOURCE = Path(__file__).parent / "kernels" / "tensor_core.cu"
-KERNELS = ("products", "block_by_columns", "block_by_rows", "reads_of_tile_b", "round_all", "eights")
+KERNELS = (
+    "products", "bf16_products", "block_by_columns", "block_by_rows", "reads_of_tile_b", "round_all", "cut_all",
+    "eights",
+)  # fmt: skip
 THREADS = 96  # three warps per block, each with tiles of its own
 INF = float("inf")
 TF32 = 2.0**-11  # the largest relative error of rounding to 10 bits of fraction
@@ -53,6 +56,24 @@ def test_products_of_small_integers_are_exact(kernels):
     expected = c + (a @ b).sum(1)
     kernels.run("products", 1, a, b, c, 2)
     assert torch.equal(c, expected)
+
+
+@pytest.mark.parametrize("is_transposed", [0, 1])
+def test_bf16_products_of_small_integers_are_exact(kernels, is_transposed):
+    a, b = (torch.randint(-128, 129, shape).bfloat16() for shape in ((16, 16), (4, 16, 8)))
+    c = torch.randint(-128, 129, (4, 16, 8)).float()
+    expected = c + 2 * (a.float() @ b.float())
+    halves = b.unflatten(1, (2, 8))
+    b = (halves.mT if is_transposed else halves).contiguous()
+    kernels.run("bf16_products", 1, a, b, c, is_transposed, threads=32)
+    assert torch.equal(c, expected)
+
+
+def test_a_number_cut_to_two_of_bf16_keeps_14_bits(kernels):
+    x, y = torch.randn(THREADS), poisoned(THREADS)
+    x[:4] = torch.tensor([1.0, 0.0, 2.0**-126, -(2.0**100)])
+    kernels.run("cut_all", 1, x, y)
+    assert ((x - y).abs() <= 2.0**-14 * x.abs()).all() and (x[4:] != y[4:]).any() and torch.equal(x[:4], y[:4])
 
 
 def test_a_block_of_32_terms_equals_the_product_from_columns_and_from_rows(kernels):
@@ -136,8 +157,9 @@ def tree():
 def test_tensor_cores_are_used_from_ampere_on_and_shuffles_before(arch, tree):
     defines = {"BLOCK_THREADS": THREADS}
     text = compile_ptx(SOURCE.name, None, KERNELS, defines, arch.replace("sm", "compute"), csrc=tree)
-    uses = [word in text for word in ("mma.sync.aligned.m16n8k8.row.col.f32.tf32", "cvt.rna.tf32.f32", "shfl.sync")]
-    assert uses == ([False, False, True] if arch == "sm_75" else [True, True, False])
+    shapes = [f"mma.sync.aligned.{shape}.row.col.f32" for shape in ("m16n8k8", "m16n8k16")]
+    uses = [word in text for word in (*shapes, "cvt.rna.tf32.f32", "shfl.sync")]
+    assert uses == ([False, False, False, True] if arch == "sm_75" else [True, True, True, False])
     binary = compile_cubin(SOURCE.name, KERNELS, defines, arch, csrc=tree)
     for name, resources in binary.resources.items():
         assert resources.spill_store_bytes == resources.spill_load_bytes == 0, name
@@ -145,13 +167,17 @@ def test_tensor_cores_are_used_from_ampere_on_and_shuffles_before(arch, tree):
 
 # ---- Planted ----
 
+TF32_MMA = "f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
 PLANTS = {
     "the halves of the terms swapped": (
         "A100", '"r"(__float_as_uint(b.x[0])), "r"(__float_as_uint(b.x[1]))',
         '"r"(__float_as_uint(b.x[1])), "r"(__float_as_uint(b.x[0]))',
     ),
-    "the halves of the rows swapped": ("A100", "{%4, %5, %6, %7}", "{%5, %4, %7, %6}"),
-    "a sum that starts anew": ("A100", "{%8, %9}, {%0, %1, %2, %3};", "{%8, %9}, {%0, %0, %2, %2};"),
+    "the halves of the rows swapped": ("A100", TF32_MMA, TF32_MMA.replace("%4, %5, %6, %7", "%5, %4, %7, %6")),
+    "a sum that starts anew": ("A100", TF32_MMA, TF32_MMA.replace("{%0, %1, %2, %3};", "{%0, %0, %2, %2};")),
+    "bf16: the first terms twice": ("A100", '"r"(b[n].x[1]));', '"r"(b[n].x[0]));'),
+    "bf16 by shuffles: the halves of the terms swapped": ("T4", "b[n].x[half], column", "b[n].x[1 - half], column"),
+    "matrices not transposed": ("A100", "m8n8.x4.trans.shared", "m8n8.x4.shared"),
     "shuffles: a lane multiplies its own lower rows": (
         "T4", "__shfl_sync(full_warp, a.x[2 * half + 1], row + slot)", "a.x[2 * half + 1]"
     ),
@@ -163,7 +189,9 @@ PLANTS = {
 def test_the_check_catches(plant):
     card, old, new = PLANTS[plant]
     with pytest.raises(AssertionError):
-        test_products_of_small_integers_are_exact(Kernels(card, Fault("", "tensor_core.cuh", old, new)))
+        kernels = Kernels(card, Fault("", "tensor_core.cuh", old, new))
+        test_products_of_small_integers_are_exact(kernels)
+        test_bf16_products_of_small_integers_are_exact(kernels, 0)
 
 
 @pytest.mark.planted

@@ -48,6 +48,36 @@ KERNEL reads_of_tile_b(const float* b, float* read, int stride) {
     }
 }
 
+// c[n] [16, 8] += (a + a) b[n] for a [16, 16], b[n] [16, 8]; b, or each half transposed, comes through shared memory
+KERNEL bf16_products(const bf16* a, const bf16* b, float* c, int is_transposed) {
+    __shared__ alignas(16) bf16 staged[64][8];  // eight matrices, two of each b[n]
+    const int row = tile_row(), slot = tile_slot();
+    for (int i = lane_id(); i < 512; i += warp_threads) staged[i / 8][i % 8] = b[i];
+    __syncthreads();
+    Bf16A x[2];
+    for (int i = 0; i < 4; ++i)
+        x[0].x[i] = x[1].x[i] = *reinterpret_cast<const unsigned*>(a + (row + i % 2 * 8) * 16 + 2 * slot + i / 2 * 8);
+    TileC sums[4];
+    Bf16B y[4];
+    for (int n = 0; n < 4; n += 2) {
+        const bf16* at = staged[16 * n + lane_id()];
+        const Matrices m = is_transposed ? load_matrices<false>(at) : load_matrices<true>(at);
+        y[n] = Bf16B{{m.x[0], m.x[1]}}, y[n + 1] = Bf16B{{m.x[2], m.x[3]}};
+    }
+    for (int n = 0; n < 4; ++n)
+        for (int i = 0; i < 4; ++i) sums[n].x[i] = c[n * 128 + (row + i / 2 * 8) * 8 + 2 * slot + i % 2];
+    multiply_add_four(sums, x, y);
+    for (int n = 0; n < 4; ++n)
+        for (int i = 0; i < 4; ++i) c[n * 128 + (row + i / 2 * 8) * 8 + 2 * slot + i % 2] = sums[n].x[i];
+}
+
+// y = the sum of the two bf16 numbers to which x is cut
+KERNEL cut_all(const float* x, float* y) {
+    const int i = blockIdx.x * block_threads + threadIdx.x;
+    const unsigned upper = upper_halves(x[i], 0.0f);
+    y[i] = even(upper) + even(upper_halves(x[i] - even(upper), 0.0f));
+}
+
 KERNEL round_all(const float* x, float* y) {
     const int i = blockIdx.x * block_threads + threadIdx.x;
     y[i] = to_tf32(x[i]);
