@@ -152,7 +152,7 @@ class Decoder(ABC):
     def prefill(self, tokens: Iterable[int]) -> torch.Tensor:
         """Read a prompt, continuing from the present state; return the logits after its last token, as `step` does.
 
-        Its tokens go through each layer together, up to luce_edu.stages.prefill.SEGMENT at a time. The ledger holds
+        Its tokens go through each layer together, up to SEGMENT at a time (prefill.py, eager.py). The ledger holds
         the launches of the whole prompt.
         Raises, with the state unchanged, ValueError for an empty prompt, a token that is not an integer in range, or
         more tokens than there is room for; and torch.OutOfMemoryError.

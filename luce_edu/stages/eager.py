@@ -12,7 +12,8 @@ from luce_edu.backends.ledger import Launch
 from luce_edu.reference.model import forward
 from luce_edu.reference.sampling import draw
 from luce_edu.stages.base import Decoder
-from luce_edu.stages.prefill import SEGMENT
+
+SEGMENT = 1024  # tokens of a prompt at a time: PyTorch holds all their attention scores
 
 
 class EagerDecoder(Decoder):
