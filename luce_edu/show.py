@@ -2,6 +2,7 @@
 
     show_source(rms_norm)                                   a Python function, class or method
     show_source("csrc/delta_rule.cuh", "delta_rule_tile")   a function, struct or constant of a CUDA file
+    show_source("csrc/weight_stream.cuh", "WeightStream.take")             a member of a struct
     show_source("luce_edu/stages/per_op.py", "PerOpDecoder._matvec")
     show_source("csrc/delta_rule.cuh", "<load>")            the lines between the comments <load> and </load>
     show_source("csrc/megakernel.cu")                       the comment (or docstring) that opens a file
@@ -19,6 +20,7 @@ import ast
 import html
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -357,7 +359,10 @@ def _python_names(node: ast.AST) -> list[str]:
 
 
 def _cuda_regions(text: str, name: str | None) -> list[tuple[int, int]]:
-    """Find the first and last line of each definition of `name`; None: of the comment that opens the file."""
+    """Find the first and last line of each definition of `name`; None: of the comment that opens the file.
+
+    "Struct.name" is a member of a struct.
+    """
     if name is None:
         opening = re.match(r"(?://[^\n]*\n)+", text)
         return [(1, opening[0].count("\n"))] if opening else []
@@ -368,15 +373,23 @@ def _cuda_regions(text: str, name: str | None) -> list[tuple[int, int]]:
         text,
         flags=re.DOTALL | re.MULTILINE,
     )
-    regions = []
+    *structs, name = name.split(".")
+    for struct in structs:  # leave only what is inside the struct's braces
+        (first, last), *_ = *_named(code, struct), (0, 0)
+        first = code.find("{", first, last) + 1
+        code = re.sub(r"[^\n]", " ", code[:first]) + code[first:last] if first else ""
+    return [(code.count("\n", 0, first) + 1, code.count("\n", 0, last) + 1) for first, last in _named(code, name)]
+
+
+def _named(code: str, name: str) -> Iterator[tuple[int, int]]:
+    """Yield where each definition of `name` begins and ends, in code without comments."""
     for first, last in _declarations(code):
         head = re.split(r"[{=]", code[first:last], maxsplit=1)[0].strip()
         is_type = re.search(rf"\b(?:struct|union|class|enum)\b.*\b{re.escape(name)}$", head)
         is_function = re.search(rf"\b{re.escape(name)}\s*\(", head) and not head.startswith("static_assert")
         is_constant = re.search(rf"\b{re.escape(name)}$", head) and "=" in code[first:last]
         if is_type or is_function or is_constant:
-            regions.append((text.count("\n", 0, first) + 1, text.count("\n", 0, last) + 1))
-    return regions
+            yield first, last
 
 
 def _declarations(code: str):

@@ -23,6 +23,7 @@ REGIONS = [
     ("csrc/per_layer.cu", "delta_rule", "KERNEL delta_rule", "}"),  # behind a macro
     ("csrc/megakernel.cu", "megakernel", 'extern "C"', "}"),  # begins on the line above its name
     ("csrc/matvec.cuh", "loads_in_flight", "constexpr int", "waits"),
+    ("csrc/weight_stream.cuh", "WeightStream.take", "// w[i]", "}"),  # a member of a struct
     ("csrc/delta_rule.cuh", None, "// delta_rule.cuh", "2412.06464"),
     ("luce_edu/stages/per_op.py", "PerOpDecoder._matvec", "def _matvec", "smem=smem)"),
     ("luce_edu/stages/base.py", "Decoder.position", "@property", "return self.state.position"),
@@ -140,6 +141,8 @@ def test_html_and_text_hold_the_same_characters():
     ("what", "name", "message"),
     [
         ("csrc/grid_barrier.cuh", "gone", "csrc/grid_barrier.cuh.*gone"),
+        ("csrc/grid_barrier.cuh", "GridBarrier.gone", "csrc/grid_barrier.cuh.*gone"),
+        ("csrc/grid_barrier.cuh", "Gone.word", "csrc/grid_barrier.cuh.*Gone.word"),
         ("csrc/grid_barrier.cuh", "add_release", "add_release"),  # called there, not defined
         ("luce_edu/show.py", "Source.gone", "Source.gone"),
         ("csrc/gone.cu", "megakernel", "csrc/gone.cu: no such file"),
