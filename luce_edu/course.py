@@ -27,7 +27,7 @@ CELLS = {
     "per_layer": ("06_layer_kernels.ipynb", "Recap"),
     "graph": ("07_graphs_the_honest_rival.ipynb", "Recap"),
     "megakernel": ("09_the_megakernel.ipynb", "Recap"),
-    "streaming": ("15_find_the_bug.ipynb", "The scoreboard"),  # notebook 11, which will build it, is planned
+    "streaming": ("11_the_memory_pipe.ipynb", "Recap"),
     "prompt": ("12_prefill.ipynb", "Where a prompt's time goes"),
     MODEL: ("15_find_the_bug.ipynb", "The full-size model"),
 }

@@ -17,8 +17,7 @@ from luce_edu.verification import Report, StageResult
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # {row: code that makes it}. All other rows come from stage_table(..., upto=stage).
-MADE_BY = {"the floor": "decode_bytes(big", "streaming": "tiny_rows(tiny)", "prompt": 'luce_edu.profile("prompt"',
-           MODEL: "stored_rows()"}  # fmt: skip
+MADE_BY = {"the floor": "decode_bytes(big", "prompt": 'luce_edu.profile("prompt"', MODEL: "stored_rows()"}
 
 
 @pytest.fixture(scope="module")
