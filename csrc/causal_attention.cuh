@@ -44,21 +44,6 @@ struct RowSoftmax {
     TileC sum[value_tiles];
 };
 
-// Starts to copy 16 bytes to shared memory; on Turing the copy ends here.
-__device__ __forceinline__ void copy_16_bytes(bf16* to, const bf16* from) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_place(to)), "l"(from) : "memory");
-#else
-    *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
-#endif
-}
-
-__device__ __forceinline__ void wait_for_own_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
 // Starts to copy the keys [first, first + key_tile) of one head, of which `keys` may be read. Later ones repeat the last.
 template <int width>
 __device__ __forceinline__ void stage_tile(const bf16* head, int first, int keys, bf16 (&to)[key_tile][width]) {

@@ -34,6 +34,27 @@ __device__ __forceinline__ bf16x8 load_weights(const bf16* p) {
     return v;
 }
 
+// The place of *p in shared memory, as instructions for shared memory want it.
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// Starts to copy 16 bytes to shared memory. On Turing the copy ends here.
+__device__ __forceinline__ void copy_16_bytes(bf16* to, const bf16* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+#else
+    *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
+#endif
+}
+
+// Waits for all copies that this thread has started.
+__device__ __forceinline__ void wait_for_own_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Writes four floats with one 16-byte store. Where the four values come from separate registers, NVRTC would split
 // *reinterpret_cast<float4*>(p) = v into four stores, and a warp would write each sector four times.
 __device__ __forceinline__ void store4(float* p, float4 v) {

@@ -188,10 +188,6 @@ __device__ __forceinline__ unsigned upper_halves(float even, float odd) {
     return __byte_perm(__float_as_uint(even), __float_as_uint(odd), 0x7632);
 }
 
-__device__ __forceinline__ unsigned shared_place(const void* p) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
 // Four matrices of 8 x 8 bf16 numbers from shared memory. Lane 8 i + j gives the address of row j of matrix i, 16 bytes.
 // A lane gets of each (row, 2 slot) and (row, 2 slot + 1), or transposed (2 slot, row) and (2 slot + 1, row).
 struct Matrices {
@@ -203,9 +199,9 @@ __device__ __forceinline__ Matrices load_matrices(const bf16* row) {
     Matrices m;
     if (transposed)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_place(row)) : "memory");
+                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_address(row)) : "memory");
     else
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_place(row)) : "memory");
+                     : "=r"(m.x[0]), "=r"(m.x[1]), "=r"(m.x[2]), "=r"(m.x[3]) : "r"(shared_address(row)) : "memory");
     return m;
 }

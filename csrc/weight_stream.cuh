@@ -29,10 +29,6 @@ constexpr int ring_slots = 0;
 constexpr int ring_slots = RING_SLOTS;
 #endif
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
@@ -54,12 +50,6 @@ __device__ __forceinline__ void barrier_wait(unsigned long long* barrier, unsign
     do asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                     : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
     while (!done);
-}
-#endif
-
-#if __CUDA_ARCH__ >= 800
-__device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 #endif
 
@@ -94,7 +84,7 @@ struct WeightStream {
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) {
                 const int c = i * chunk + lane_id() * lane_weights;
-                copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);
+                copy_16_bytes(reinterpret_cast<bf16*>(dynamic_shared_memory + place + 2 * c), next + c);
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
@@ -153,7 +143,7 @@ struct WeightStream {
             }
         }
 #elif __CUDA_ARCH__ >= 800
-        asm volatile("cp.async.wait_all;" ::: "memory");
+        wait_for_own_copies();
 #endif
     }
 

@@ -144,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default: %(default)s)")
     figures.add_argument(
         "--modelled", action="store_true",
-        help="write the README's stage table and timeline.png instead, modelled at full size (minutes)",
+        help="write the README's stage table, timeline.png and the steps of docs/streaming.md instead, modelled "
+        "(minutes)",
     )  # fmt: skip
     figures.set_defaults(run=_figures)
 
@@ -544,7 +545,7 @@ def _figures(args) -> int:
 
     checkout = Path(args.out).resolve().parent  # README.md and docs/ are beside figures/
     if args.modelled:
-        return _modelled_figures(checkout / "README.md", args)
+        return _modelled_figures(checkout, args)
     records = load_records(args.records)
     for path in draw(records, args.out):
         print(path)
@@ -554,7 +555,8 @@ def _figures(args) -> int:
     return HOLDS
 
 
-def _modelled_figures(readme: Path, args) -> int:
+def _modelled_figures(checkout: Path, args) -> int:
+    from luce_edu.measure.records.steps import steps_table
     from luce_edu.models import load_model
     from luce_edu.plots.records import write_table
     from luce_edu.plots.timeline import first_layers
@@ -562,15 +564,16 @@ def _modelled_figures(readme: Path, args) -> int:
 
     model, cards = load_model("random-0.8b"), ("RTX 3090", "H200")
     with _console(stderr=True).status("modelling") as status:
-        table = modelled_table(model, cards, progress=status.update)
+        tables = {
+            ("modelled", "README.md"): modelled_table(model, cards, progress=status.update),
+            ("modelled steps", "docs/streaming.md"): steps_table(progress=status.update),
+        }
     path = Path(args.out) / "timeline.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(first_layers(profile_once(model, "megakernel", cards[0]))._repr_png_())
     print(path)
-    if write_table("modelled", table, readme):
-        print(readme)
-    else:
-        print(table)
+    for (name, page), table in tables.items():
+        print(checkout / page if write_table(name, table, checkout / page) else table)
     return HOLDS
 
 

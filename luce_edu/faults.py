@@ -397,6 +397,7 @@ def _apart(where: str, path: str, comment: str, barrier: str = "__syncthreads") 
 
 
 ONE_WORD = "do word = load_word(p);\n    while (tag_of(word) != tag);"
+COPY = "copy_16_bytes(reinterpret_cast<bf16*>(dynamic_shared_memory + place + 2 * c), next + c)"
 TWO_WORDS = "missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;"
 
 # tests/stages/test_streaming.py says which check catches each of them: many need a card with few or many SMs, tokens
@@ -451,11 +452,7 @@ STREAMING_FAULTS = (
         "no way back to the first slot", "weight_stream.cuh", "next -= static_cast<size_t>(count)", "next -= 0u",
     ),
     _in_stream("copies that nobody requested waited for", "weight_stream.cuh", "left < 0 ? left : 0", "0"),
-    _in_stream(
-        "a slot copied twice", "weight_stream.cuh", "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);",
-        "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c), "
-        "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);",
-    ),
+    _in_stream("a slot copied twice", "weight_stream.cuh", COPY, f"{COPY}, {COPY}"),
     # Products and what is added to them
     _in_stream("early row of block 0", "streaming.cu", "? rows * part.first + r : -1", "? r : -1"),
     _in_stream("residual dropped", "streaming.cu", "(r == early ? before : residual(r)) + sum", "sum"),
@@ -580,7 +577,7 @@ PREFILL_FAULTS = (
     _unsynchronised("attention, after k", "causal_attention.cuh", "k is in shared memory"),
     _unsynchronised("attention, after v", "causal_attention.cuh", "v is in shared memory"),
     _in_prompts(
-        "a copy to shared memory not waited for", "causal_attention.cuh", 'asm volatile("cp.async.wait_all;"',
+        "a copy to shared memory not waited for", "primitives.cuh", 'asm volatile("cp.async.wait_all;"',
         'asm volatile("cp.async.commit_group;"',
     ),
     _unsynchronised("attention_prepare", "prefill.cu", "RoPE reads what other lanes wrote", "__syncwarp"),

@@ -13,6 +13,7 @@ import luce_edu
 from luce_edu import cli, models, scoreboard
 from luce_edu.measure import launches
 from luce_edu.measure.launches import Count
+from luce_edu.measure.records import steps
 from luce_edu.measure.records.record import load_records, records_dir
 from luce_edu.plots import records as figures
 from luce_edu.plots.records import NoData, context, draw, energy, ladder, latency, results_table, waterfall
@@ -306,9 +307,15 @@ def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeyp
     monkeypatch.setattr(models, "load_model", lambda name: tiny)
     monkeypatch.setattr(scoreboard, "profile", lambda stage, **how: found)
     monkeypatch.setattr(scoreboard, "_profiles", {})
-    (tmp_path / "README.md").write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
+    monkeypatch.setattr(steps, "profile", lambda stage, **how: found)
+    (tmp_path / "docs").mkdir()
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "streaming.md"
+    readme.write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
+    page.write_text("<!-- modelled steps --><!-- /modelled steps -->", encoding="utf-8")
     assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "timeline.png"), str(tmp_path / "README.md")]
+    written = [tmp_path / "figures" / "timeline.png", readme, page]
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
+    assert page.read_text(encoding="utf-8").count(f"{found.total_us:.1f} µs") == len(steps.CARDS) * 7
     header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1 : 3 + len(STAGES)]
     assert header.count("|") == 8 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
     assert "–" not in {cell.strip() for row in rows for cell in row.split("|")}

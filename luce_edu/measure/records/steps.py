@@ -1,6 +1,6 @@
 """The table of docs/streaming.md: what each step of the streaming stage gains on each card, modelled.
 
-    python -m luce_edu.measure.records.steps    # some minutes; needs the steps of `luce_edu.profile`
+`luce-edu figures --modelled` writes it.
 
 A whole token takes minutes under the clock. So this models four layers at full size, three of DeltaNet and one
 of attention, and a small head.
@@ -14,14 +14,12 @@ from dataclasses import replace
 from luce_edu.family import family_config
 from luce_edu.measure.profile import Profile, profile
 from luce_edu.models import Model
-from luce_edu.paths import csrc_dir
 from luce_edu.stages.streaming import STEPS
 from luce_edu.weights import random_weights
 
 CARDS = ("H200", "H100", "RTX 5090", "RTX 3090", "T4")
 LAYERS, HEAD_ROWS, POSITION = 4, 8192, 520
 BEFORE = ("graph", "megakernel")
-PAGE = "docs/streaming.md"
 
 
 def four_layers() -> Model:
@@ -40,21 +38,15 @@ def rows(model: Model, card: str) -> dict[str, Profile]:
     return found
 
 
-def steps_table(cards: Sequence[str] = CARDS, say: Callable[[str], None] = print) -> str:
+def steps_table(cards: Sequence[str] = CARDS, progress: Callable[[str], None] = print) -> str:
     """Return the table as Markdown: µs, and the share of the datasheet's bandwidth that DRAM moves meanwhile."""
     model, by_card = four_layers(), {}
     for card in cards:
+        progress(f"modelling the steps of streaming, {card}")
         by_card[card] = rows(model, card)
-        say(f"{card}: " + ", ".join(f"{name} {found.total_us:.1f}" for name, found in by_card[card].items()))
     lines = [["", *cards], ["---", *["--:" for _ in cards]]]
     for name in by_card[cards[0]]:
         words = f"`{name}`" if name in BEFORE else "packed weights, no step" if name == "no step" else f"+ `{name}`"
         cells = [f"{by_card[card][name].total_us:.1f} µs, {by_card[card][name].dram_share:.0%}" for card in cards]
         lines.append([words, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-if __name__ == "__main__":
-    from luce_edu.plots.records import write_table
-
-    write_table("modelled steps", steps_table(), csrc_dir().parent / PAGE)

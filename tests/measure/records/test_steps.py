@@ -2,7 +2,7 @@
 
 import pytest
 
-from luce_edu.measure.records.steps import BEFORE, CARDS, PAGE, four_layers, rows
+from luce_edu.measure.records.steps import BEFORE, CARDS, four_layers, rows
 from luce_edu.paths import csrc_dir
 from luce_edu.stages.streaming import STEPS
 
@@ -27,6 +27,6 @@ def test_the_page_has_what_the_clock_models_now():
 
 
 def stored() -> list[list[str]]:
-    text = (csrc_dir().parent / PAGE).read_text(encoding="utf-8")
+    text = (csrc_dir().parent / "docs" / "streaming.md").read_text(encoding="utf-8")
     table = text.partition("<!-- modelled steps -->")[2].partition("<!-- /modelled steps -->")[0].strip()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
