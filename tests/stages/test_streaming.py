@@ -23,11 +23,12 @@ from luce_edu.config import FULL_ATTENTION, LINEAR_ATTENTION
 from luce_edu.errors import KernelError, LaunchError
 from luce_edu.faults import STREAMING_FAULTS, fault, planted
 from luce_edu.machine.cards import find_card
+from luce_edu.models import load_model
 from luce_edu.stages import decoder
 from luce_edu.stages.dims import GRID_BARRIER_PASSED
 from luce_edu.stages.sampling import Sampling
 from luce_edu.stages.streaming import STEPS, StreamingDecoder
-from luce_edu.verification import judge, reference_trace, stage_trace, verify
+from luce_edu.verification import LIMIT, _states, judge, reference_trace, relative_error, stage_trace, verify
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")  # other files run the code as it is compiled for use
 FULL = os.environ.get("LUCE_FULL") == "1"
@@ -116,6 +117,27 @@ def test_only_the_last_step_changes_bits_and_barriers_end_with_the_words():
     assert not torch.equal(by_steps(split=False)["logits"], by_steps()["logits"])
     for split in (False, True):
         assert torch.equal(by_steps(split)["chosen"], by_steps()["chosen"])
+
+
+@pytest.mark.full
+def test_a_thousand_tokens_of_one_launch_are_the_references():
+    """The reference reads the same tokens. Where bf16's error leaves no doubt, it would have chosen each of them."""
+    model = load_model("tiny")
+    dec = StreamingDecoder(model, device="host", max_seq_len=1001)
+    dec.step(65)
+    choices = [dec.choice(), *dec._stream_choices(999)]
+    assert dec.position == len(choices) == 1000
+    tokens = [65, *choices[:-1]]
+    eager = decoder("eager", model, "host", 1001)
+    truth = reference_trace(model, tokens, eager.device, lambda _: None)
+    baseline, _ = stage_trace(eager, tokens)
+    first, second = truth.logits.topk(2).values.T
+    decided = first - second > 2 * LIMIT * (baseline.logits - truth.logits).abs().amax(dim=1)
+    assert decided.sum() > 500
+    assert torch.equal(torch.tensor(choices)[decided], truth.logits.argmax(dim=1)[decided])
+    for name, state in _states(dec.state).items():
+        of_bf16 = relative_error(baseline.states[name], truth.states[name])
+        assert relative_error(state, truth.states[name]) <= LIMIT * of_bf16, name
 
 
 # ---- Orders and memory ----
