@@ -40,11 +40,11 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
 }
 
 // Starts to copy 16 bytes to shared memory. On Turing the copy ends here.
-__device__ __forceinline__ void copy_16_bytes(bf16* to, const bf16* from) {
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 #else
-    *reinterpret_cast<bf16x8*>(to) = *reinterpret_cast<const bf16x8*>(from);
+    *static_cast<float4*>(to) = *static_cast<const float4*>(from);
 #endif
 }
 

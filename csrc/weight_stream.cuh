@@ -84,7 +84,7 @@ struct WeightStream {
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) {
                 const int c = i * chunk + lane_id() * lane_weights;
-                copy_16_bytes(reinterpret_cast<bf16*>(dynamic_shared_memory + place + 2 * c), next + c);
+                copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end

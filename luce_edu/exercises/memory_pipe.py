@@ -129,7 +129,9 @@ def words_head() -> str:
 
 def ring_head() -> str:
     """Return the functions that exercise 3 may use, as they are in csrc/weight_stream.cuh."""
-    return _functions("csrc/weight_stream.cuh", "shared_address", "barrier_init", "bulk_copy", "barrier_wait")
+    return _functions("csrc/primitives.cuh", "shared_address") + _functions(
+        "csrc/weight_stream.cuh", "barrier_init", "bulk_copy", "barrier_wait"
+    )
 
 
 def _judge_kernel(
