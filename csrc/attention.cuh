@@ -348,7 +348,7 @@ __device__ __forceinline__ void attend_unit(Input projected, const AttentionArgs
 
 constexpr int merged_in_flight = 8;  // values of a lane that merge_results() loads at once
 
-// One warp merges `count` results of a query head, at most one for each lane, for merged_elements<result_lanes> elements
+// One warp merges `count` results of a query head, at most one per lane, for merged_elements<result_lanes> elements
 // of it, always in the same order. result_lanes lanes share the results, and the others the elements. A lane takes
 // elements `place` and `place + 1`; see merged_place(). load(result, place, value) puts these two values of results
 // result + i * result_lanes, below count, into value[i]; load_ends(i) returns maximum and weight of result i. The warp

@@ -125,7 +125,8 @@ struct Part {
 
 struct StreamShared {
     union {
-        alignas(16) float x[max_of(padded(hidden_size, in_rows), padded(longest_vector, out_rows))];  // the staged vector of a product
+        // the staged vector of a product
+        alignas(16) float x[max_of(padded(hidden_size, in_rows), padded(longest_vector, out_rows))];
         DeltaShared delta;
         AttentionShared attention;
         SamplingShared sampling;
@@ -161,9 +162,9 @@ __device__ __forceinline__ void compute_parts(Part* parts) {
     }
 }
 
-// The grid computes W . x for all groups of rows of a product. A unit is one group and one of `split` parts of its columns; the
-// warps of a block take units in turn. After a barrier, finish(first, count, partial) gets the sums of `count` groups
-// from `first` on: those of group first + i are partial[i * split + part][row of the group].
+// The grid computes W . x for all groups of rows of a product. A unit is one group and one of `split` parts of its
+// columns; the warps of a block take units in turn. After a barrier, finish(first, count, partial) gets the sums of
+// `count` groups from `first` on: those of group first + i are partial[i * split + part][row of the group].
 template <int cols, int rows, typename Finish>
 __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared* shared, Product product, Finish finish) {
     constexpr int split = split_of(cols, rows), slots_per_unit = slots_of(cols, rows) / split;
@@ -253,7 +254,7 @@ __device__ __forceinline__ void stage_norm(const Norm& x, const Norm& norm, Stre
 
 // ---- A token
 
-// The end of a phase. Tagged words make a barrier superfluous; GRID_BARRIERS keeps it, so that its cost can be compared.
+// The end of a phase. Tagged words make a barrier superfluous. GRID_BARRIERS keeps it, so that its cost can be compared.
 __device__ __forceinline__ void end_phase(const Model& m) {
     if constexpr (GRID_BARRIERS) grid_barrier(m.barrier);
 }
@@ -392,7 +393,8 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, cons
     }
 }
 
-// Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. One warp per head.
+// Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. A warp takes one
+// head at a time.
 __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token& token, StreamShared* shared) {
     static_assert(tiles_per_head <= warp_threads, "a lane for each tile");
     constexpr int per_lane = (value_head_dim / 2 + warp_threads - 1) / warp_threads;
@@ -484,7 +486,8 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
 }
 
 // Merges `count` results of each query head, from row `first` of the partials on: one warp takes one head and a few of
-// its elements, and eight of its lanes share the results. So all words of a warp are on their way at once. These warps are spread over the blocks, beginning with the last block, which is the last to get a split.
+// its elements, and eight of its lanes share the results. So all words of a warp are on their way at once. These warps
+// are spread over the blocks, beginning with the last block, which is the last to get a split.
 // finish(head, place, sum, maximum, weight) gets the two elements from `place` on.
 template <typename Finish>
 __device__ __forceinline__ void merge_units(const Word* partials, const Token& token, int groups, int splits, int first,
@@ -557,7 +560,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
                 });
 }
 
-// Prefetches K and V of the block's first unit into L2, while it waits for the queries: up to one line per thread of each.
+// Prefetches K and V of the block's first unit into L2, up to one line per thread of each, before attention_in.
 __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     if (blockIdx.x >= num_key_value_heads * splits) return;
