@@ -183,7 +183,8 @@ __device__ __forceinline__ void causal_attention(const CausalArgs& a, int kv_hea
         const bf16* gate = a.projected + static_cast<size_t>(token[half]) * gate_stride + (2 * head[half] + 1) * head_dim;
         bf16* o = a.o + (static_cast<size_t>(token[half]) * num_attention_heads + head[half]) * head_dim;
         const float scale = 1.0f / weight;
-        constexpr int group = head_dim / 8 < 8 ? head_dim / 8 : 8;  // loads before the first store, which the compiler would not pass
+        // loads before the first store, which the compiler would not pass
+        constexpr int group = head_dim / 8 < 8 ? head_dim / 8 : 8;
 #pragma unroll
         for (int first = 0; first < head_dim / 8; first += group) {
             unsigned gates[group];

@@ -95,9 +95,9 @@ __device__ __forceinline__ void await_pairs(Place pair, unsigned tag, float2 (&v
 }
 
 // The block waits for all n words, each thread for its own: store(k, value) gets elements 2 * i and 2 * i + 1 for
-// i = own + k * block_threads, where own is threadIdx.x. A thread beyond the end gets an earlier pair again: if all of them took the last
-// one, its line would be the slowest of L2. A warp polls a single word at first, because whole vectors would take
-// bandwidth from the weights.
+// i = own + k * block_threads, where own is threadIdx.x. A thread beyond the end gets an earlier pair again: if all of
+// them took the last one, its line would be the slowest of L2. A warp polls a single word at first, because whole
+// vectors would take bandwidth from the weights.
 template <int n, typename Store>
 __device__ __forceinline__ void await_vector(const Word* words, unsigned tag, int own, Store store) {
     static_assert(n % 2 == 0, "words go in pairs");

@@ -1,7 +1,8 @@
 // weight_stream.cuh: a warp's weights as one stream, which runs ahead of the computation
 // Layout    The host packs the weights once, in the order in which the warps read them (luce_edu/stages/packing.py).
 //           A slot holds 2 KiB, four pieces of 256 neighbouring weights: one piece each of four rows, or two each of two.
-//           stream [slots, slot_pieces, chunk]; a warp owns neighbouring slots, one token's, and reads them again for the next.
+//           stream [slots, slot_pieces, chunk]; a warp owns neighbouring slots, those of one token, and reads them again
+//           for the next.
 // Computes  start():   request the first slots
 //           take(w):   wait for the oldest slot; copy it to the registers w; request one more slot in its place
 // Ring      Each warp has a ring of ring_slots slots of its own in shared memory, so no warp waits for another one's
