@@ -155,10 +155,10 @@ def test_new_predictions_replace_only_their_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "predict", quick)
     file = tmp_path / "predictions.json"
     file.write_text(predictions.FILE.read_text(encoding="utf-8"), encoding="utf-8")
-    write(["T4"], file=file, say=lambda line: None)
+    write(["A100"], file=file, say=lambda line: None)
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     before = json.loads(predictions.FILE.read_text(encoding="utf-8"))["rows"]
-    kept, there = ([row for row in some if row["card"] != "T4"] for some in (rows, before))
+    kept, there = ([row for row in some if row["card"] != "A100"] for some in (rows, before))
     assert kept == there
     assert {row["stage"] for row in rows if row["source"] == "this test"} == set(predictions.STAGES)
     with pytest.raises(ValueError, match="laptop: .*RTX 3090"):
