@@ -15,9 +15,13 @@ def above_the_floor(
     us      µs of a token, by card and stage; every card has the same stages
     floors  µs by card. ValueError for a time below the floor
     """
-    figure = picture(10.5, 3.4, provenance)
-    panels = figure.subplots(1, len(us), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (card, times) in zip(panels, us.items(), strict=True):
+    columns = min(len(us), 3)
+    rows = -(-len(us) // columns)
+    figure = picture(10.5, 3.2 * rows + 0.2, provenance)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(us) :]:
+        axes.set_visible(False)
+    for axes, (card, times) in zip(panels, us.items(), strict=False):
         shares = [time / floors[card] for time in times.values()]
         if min(shares) < 1:
             raise ValueError(f"{card}: a time of {min(times.values()):,.0f} µs is below the floor, {floors[card]:,.0f}")
