@@ -127,10 +127,20 @@ def words_head() -> str:
     )
 
 
+INIT_TWO = """\
+__device__ void init_two(unsigned long long* barriers) {
+    barrier_init(barriers), barrier_init(barriers + 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // before a copy uses them
+}
+"""
+
+
 def ring_head() -> str:
-    """Return the functions that exercise 3 may use, as they are in csrc/weight_stream.cuh."""
-    return _functions("csrc/primitives.cuh", "shared_address") + _functions(
-        "csrc/weight_stream.cuh", "barrier_init", "bulk_copy", "barrier_wait"
+    """Return the functions that exercise 3 may use: those of csrc/weight_stream.cuh, and init_two."""
+    return (
+        _functions("csrc/primitives.cuh", "shared_address")
+        + _functions("csrc/weight_stream.cuh", "barrier_init", "bulk_copy", "barrier_wait")
+        + INIT_TWO
     )
 
 
@@ -231,11 +241,8 @@ extern "C" __global__ void ring_sum(const float4* stream, float4* out, int slots
     __shared__ unsigned long long full[2];  // an mbarrier for each place
     const int lane = threadIdx.x, bytes = sizeof(place[0]);
     stream += blockIdx.x * slots * 32;
-    if (lane == 0) {
-        for (int p = 0; p < 2; ++p) barrier_init(&full[p]);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        for (int p = 0; p < 2 && p < slots; ++p) bulk_copy(place[p], stream + p * 32, bytes, &full[p]);
-    }
+    if (lane == 0) init_two(full);
+    for (int p = 0; lane == 0 && p < 2 && p < slots; ++p) bulk_copy(place[p], stream + p * 32, bytes, &full[p]);
     __syncwarp();
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int i = 0; i < slots; ++i) {
