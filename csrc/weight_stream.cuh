@@ -30,6 +30,16 @@ constexpr int ring_slots = 0;
 constexpr int ring_slots = RING_SLOTS;
 #endif
 
+#if __CUDA_ARCH__ >= 800
+// A copy with this policy leaves lines that L2 evicts first. Weights are read once per token, so they shall leave L2
+// before the states do, and before weights that are prefetched.
+__device__ __forceinline__ unsigned long long read_once() {
+    unsigned long long policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+#endif
+
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
@@ -37,12 +47,10 @@ __device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
 
 // Requests `bytes` at `from`, and tells the barrier to expect them. One lane calls it.
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes, unsigned long long* barrier) {
-    unsigned long long policy;  // weights are read once per token: they shall leave L2 before the state does
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+                 ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(read_once())
                  : "memory");
 }
 
@@ -82,15 +90,26 @@ struct WeightStream {
         if (left > 0 && lane_id() == 0) bulk_copy(dynamic_shared_memory + place, next, slot_bytes, full(place));
 #elif __CUDA_ARCH__ >= 800
         if (left > 0) {
+            const unsigned long long policy = read_once();
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) {
                 const int c = i * chunk + lane_id() * lane_weights;
-                copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c);
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                             ::"r"(shared_address(dynamic_shared_memory + place + 2 * c)), "l"(next + c), "l"(policy)
+                             : "memory");
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
 #endif
         advance();
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+        if (BEYOND_RING && left > 0) prefetch(next);
+#endif
+    }
+
+    __device__ __forceinline__ static void prefetch(const bf16* slot) {
+        constexpr int line = 128 / sizeof(bf16);
+        if (lane_id() < slot_weights / line) prefetch_l2(slot + lane_id() * line);
     }
 
     __device__ __forceinline__ void advance() {
@@ -104,11 +123,9 @@ struct WeightStream {
     // Without a ring: prefetches the next slots into L2. A warp calls it when it has finished its part of a product.
     __device__ __forceinline__ void prefetch_next() const {
         if constexpr (ring_slots > 0) return;
-        constexpr int line = 128 / sizeof(bf16);
 #pragma unroll
         for (int i = 0; i < PREFETCH_SLOTS; ++i)
-            if (i < until_wrap && i < left && lane_id() < slot_weights / line)
-                prefetch_l2(next + i * slot_weights + lane_id() * line);
+            if (i < until_wrap && i < left) prefetch(next + i * slot_weights);
     }
 
     // first, count: this warp's slots;  tokens: how often they may be read

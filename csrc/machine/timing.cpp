@@ -37,9 +37,9 @@ constexpr int line_bytes = 128, sector_bytes = 32;
 constexpr double most_unread = 32 * 1024;  // bytes that DRAM may write in a row before it turns around to reads
 constexpr uint64_t few_blocks = 32;    // up to this number a second OS thread does not pay
 // Polling loads with no other progress are a deadlock after this many in a row, and so many cycles. The second limit is
-// for grids in which every warp polls: no access to memory takes so long.
+// for grids in which every warp polls: no access to memory takes so long, not even behind prefetches of all of L2.
 constexpr uint64_t vain_looks = 20'000;
-constexpr double vain_cycles = 20'000;
+constexpr double vain_cycles = 200'000;
 
 // ---- The kind of each row of a program ----
 
@@ -124,7 +124,8 @@ RowKind kind_of(std::string_view name) {
     return kind;
 }
 
-// ---- The tags of a cache: lines of 128 bytes with 4 sectors, 16 ways, the least recently used line is evicted ----
+// ---- The tags of a cache: lines of 128 bytes with 4 sectors, 16 ways. Of the lines that a cache policy lets go first, the
+// least recently used one is evicted; if there is none, of all lines. ----
 
 class Tags {
 public:
@@ -134,6 +135,7 @@ public:
         uint32_t used = 0, epoch = 0;
         uint32_t fetch = nobody_id;  // its request in the SM's current window, if there is one
         uint8_t there = 0, dirty = 0;
+        bool evict_first = false;  // as the last read said
     };
 
     explicit Tags(double bytes) {
@@ -150,7 +152,7 @@ public:
         Line* oldest = set;
         for (uint32_t i = 0; i < ways_; ++i) {
             if (set[i].number == number && set[i].epoch == epoch_) return set[i].used = now_, evicted = 0, set[i];
-            if (set[i].epoch != epoch_ || (oldest->epoch == epoch_ && set[i].used < oldest->used)) oldest = &set[i];
+            if (before(set[i], *oldest)) oldest = &set[i];
         }
         evicted = oldest->epoch == epoch_ ? oldest->dirty : 0;
         *oldest = Line{};
@@ -162,6 +164,11 @@ public:
     void clear() { ++epoch_; }
 
 private:
+    bool before(const Line& a, const Line& b) const {  // whether a is evicted before b
+        if (a.epoch != epoch_ || b.epoch != epoch_) return a.epoch != epoch_;
+        return a.evict_first != b.evict_first ? a.evict_first : a.used < b.used;
+    }
+
     uint32_t ways_, now_ = 0, epoch_ = 1;
     uint64_t sets_;
     std::vector<Line> lines_;
@@ -188,12 +195,14 @@ public:
     }
 
     // An SM requests sectors of a line at `time`. Returns the time at which they arrive.
-    double read(Found& found, double time, uint32_t sm, uint64_t line, uint8_t sectors, bool to_sm) {
+    double read(Found& found, double time, uint32_t sm, LineSectors at, bool evict_first, bool to_sm) {
+        const auto [line, sectors] = at;
         const int count = std::popcount(sectors);
         double there = serve(found, time, count) + times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));
+        tag.evict_first = evict_first;
         if (const uint8_t missing = sectors & ~tag.there) {
             const double bytes = sector_bytes * std::popcount(missing);
             dram_free_ = std::max(dram_free_, time) + bytes / times_.dram_bytes_per_cycle + turn(bytes);
@@ -427,6 +436,7 @@ struct Transfer {
     TimedCluster* cluster;  // null once the cluster has ended
     TimedWarp* warp;
     bool writes;            // true if it writes to L2
+    bool evict_first;       // what it reads, in L2
     uint64_t at, end;       // the device addresses still to be requested
     double next, interval;  // the time of the next request; cycles between two requests
     uint32_t pending;       // number of lines requested and not yet there
@@ -452,6 +462,7 @@ struct Fetch {
     uint8_t sectors;
     FetchKind kind;
     bool keep;              // true if L1 keeps the sectors
+    bool evict_first;       // in L2
     std::vector<uint32_t> loads;
     TimedWarp* warp;        // set if synchronising or writing
     Transfer* transfer;     // the bulk copy that it belongs to, or null
@@ -1052,7 +1063,7 @@ private:
             return at_l1;
         }
         if (i.kind == Kind::prefetch) {
-            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::prefetching, false);
+            for (uint32_t k = 0; k < record.count; ++k) ask(sm, at_l1, lines[k], FetchKind::prefetching, false, i.evict_first);
             return at_l1;
         }
         const bool keep = i.kind != Kind::bypass && i.kind != Kind::bypass_copy;
@@ -1072,7 +1083,7 @@ private:
             }
             if (!missing) continue;
             sm.found.l1_misses += std::popcount(missing);
-            const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, FetchKind::reading, keep);
+            const uint32_t fetch = ask(sm, at_l1, {lines[k].line, missing}, FetchKind::reading, keep, i.evict_first);
             if (tag) tag->there |= missing, tag->fetch = fetch;
             wait_for(sm, t, i, local, id, fetch);
             under_way(sm, missing);
@@ -1091,7 +1102,7 @@ private:
         ++sm.lines;
     }
 
-    uint32_t ask(Sm& sm, double time, LineSectors what, FetchKind kind, bool keep) {
+    uint32_t ask(Sm& sm, double time, LineSectors what, FetchKind kind, bool keep, bool evict_first = false) {
         if (sm.fetches_used == sm.fetches.size()) sm.fetches.emplace_back();
         Fetch& fetch = sm.fetches[sm.fetches_used];
         fetch.time = time;
@@ -1099,6 +1110,7 @@ private:
         fetch.sectors = what.sectors;
         fetch.kind = kind;
         fetch.keep = keep;
+        fetch.evict_first = evict_first;
         fetch.loads.clear();
         fetch.warp = nullptr;
         fetch.transfer = nullptr;
@@ -1265,7 +1277,7 @@ private:
     // memory_async.cpp documents the operands. Assumptions about the copy engine of an SM: it requests lines at the
     // full rate of the SM's port to L2, however many are in flight, and its accesses to shared memory delay no other
     // access. A reduction is modelled as a write to L2.
-    void bulk_copy(Sm& sm, TimedWarp& t, const RowKind& kind, double when, std::vector<Noted>& barriers) {
+    void bulk_copy(Sm& sm, TimedWarp& t, const RowKind& kind, double when, bool evict_first, std::vector<Noted>& barriers) {
         const Ins* p = t.w->pc;
         const auto form = [&](int bit) { return p[1].a & bit ? Form::narrow : Form::wide; };
         Addresses from, to, barrier;
@@ -1279,7 +1291,7 @@ private:
             const uint64_t at = on_chip ? 0 : address + to_device(t.w, *t.rows, p->c, address, bytes);
             const double interval = line_bytes / times_.sm_bytes_per_cycle;
             auto transfer = std::make_unique<Transfer>();
-            *transfer = {t.cluster, &t, writes, at, at + bytes, std::max(when, sm.engine_free), interval, 0, 0, 0, {}};
+            *transfer = {t.cluster, &t, writes, evict_first, at, at + bytes, std::max(when, sm.engine_free), interval, 0, 0, 0, {}};
             sm.engine_free = transfer->next + (bytes + line_bytes - 1) / line_bytes * interval;
             if (p[1].d < 0) {
                 Batch& batch = t.copies[true].open();
@@ -1315,7 +1327,7 @@ private:
             const uint64_t first = transfer.at / sector_bytes, end = (stop + sector_bytes - 1) / sector_bytes;
             const auto sectors = static_cast<uint8_t>(((1u << (end - first)) - 1) << first % 4);
             const FetchKind kind = transfer.writes ? FetchKind::writing : FetchKind::reading;
-            sm.fetches[ask(sm, transfer.next, {line, sectors}, kind, false)].transfer = &transfer;
+            sm.fetches[ask(sm, transfer.next, {line, sectors}, kind, false, transfer.evict_first)].transfer = &transfer;
             ++transfer.pending;
             transfer.at = stop;
         }
@@ -1368,7 +1380,7 @@ private:
                 awaited.phase.barrier->waiting.push_back(&t);
                 return hold(t);
             }
-            case Act::bulk_copy: bulk_copy(sm, t, kind, take_unit(sm, when), barriers); break;
+            case Act::bulk_copy: bulk_copy(sm, t, kind, take_unit(sm, when), i.evict_first, barriers); break;
             case Act::mbarrier:
             case Act::copies_arrive: {
                 set_answer(t, i, take_unit(sm, when) + times_.shared_latency);
@@ -1567,6 +1579,7 @@ private:
         const double time = sm.fetches[f].time;
         const uint64_t line = sm.fetches[f].line;
         const uint8_t sectors = sm.fetches[f].sectors;
+        const bool evict_first = sm.fetches[f].evict_first;
         Transfer* transfer = sm.fetches[f].transfer;
         if (transfer) ++sm.progress;
         switch (sm.fetches[f].kind) {
@@ -1578,7 +1591,7 @@ private:
                 stored_ = std::max(stored_, taken);
                 return sm.lands(taken, sectors);
             }
-            case FetchKind::prefetching: device_.read(found_, time, s, line, sectors, false); return;
+            case FetchKind::prefetching: device_.read(found_, time, s, {line, sectors}, evict_first, false); return;
             case FetchKind::synchronising: {
                 TimedWarp& t = *sm.fetches[f].warp;
                 const Ins* pc = t.w->pc;
@@ -1599,7 +1612,7 @@ private:
             }
             default: break;
         }
-        const double ready = device_.read(found_, time, s, line, sectors, true);
+        const double ready = device_.read(found_, time, s, {line, sectors}, evict_first, true);
         if (transfer) return core_.line_lands(*transfer, ready);
         sm.lands(ready, sectors);
         if (sm.fetches[f].keep) {

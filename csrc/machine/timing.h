@@ -38,7 +38,8 @@ struct Instruction {
     int32_t sources[most_sources];  // n: instruction n of this basic block; -2 - k: slot k of an earlier one; -1: none
     int32_t results[most_results];  // register slots that hold its value after the basic block; -1: none
     int32_t statement;  // not used here
-    int32_t joined;   // number of shared loads of consecutive addresses that this instruction performs
+    int16_t joined;   // number of shared loads of consecutive addresses that this instruction performs
+    int16_t evict_first;  // 1 if L2 shall evict what it touches before other lines
 };
 static_assert(sizeof(Instruction) == 64);
 

@@ -31,7 +31,7 @@ from luce_edu.machine.table import BITS
 ENTRY = np.dtype([
     ("row", "<i4"), ("pipe", "u1"), ("kind", "u1"), ("issues", "<u2"), ("latency", "<f4"), ("busy", "<f4"),
     ("sources", "<i4", 6), ("result", "<i4"), ("result2", "<i4"), ("result3", "<i4"), ("result4", "<i4"),
-    ("statement", "<i4"), ("joined", "<i4"),
+    ("statement", "<i4"), ("joined", "<i2"), ("evict_first", "<i2"),
 ])  # fmt: skip
 
 PIPES = (
@@ -77,6 +77,7 @@ class Schedule:
         statement its index in Program.instructions, or -1
         joined    1, or the number of shared loads that it joins: its own, and those of the same size after it in
                   memory, which follow as free entries
+        evict_first  1 if L2 shall evict what it touches before other lines
     blocks    int32 [n, 2]: first entry and number of entries, by the number of the basic block
     slots     number of register slots. A register's slot is its offset in the arena // 128; predicates, of which many
               share 128 bytes, have the numbers from arena_bytes // 128 on
@@ -401,6 +402,14 @@ class _Function:
             and not any(name in self.readers for name in statement.defs)
         )
 
+    def evicts_first(self, statement):
+        """Whether an access has a cache policy, and createpolicy has made it with the primary priority evict_first."""
+        if "L2::cache_hint" not in statement.ins.modifiers:
+            return False
+        makers = [maker.ins for name in statement.uses for maker in self.writers.get(name, ())]
+        policies = [maker.modifiers for maker in makers if maker.opcode == "createpolicy"]
+        return bool(policies) and all("L2::evict_first" in words for words in policies)
+
     def is_free(self, statement):
         """Whether the assembler makes this statement part of another one."""
         fold = statement.cost.fold
@@ -533,11 +542,13 @@ class Node:
     """A machine instruction before it is placed: `sources` as in Schedule, by Node number; `after`: those before it."""
 
     __slots__ = (
-        "row", "statement", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined"
+        "row", "statement", "cost", "sources", "after", "results", "words", "assumed", "time", "readers", "joined",
+        "evict_first",
     )  # fmt: skip
 
     def __init__(self, row, statement, cost, sources, words):
         self.row, self.statement, self.cost, self.sources, self.words = row, statement, cost, sources, words
+        self.evict_first = False
         self.after, self.results, self.joined, self.time, self.readers = [], [], [], 0.0, 0
         self.assumed = cost.latency + ASSUMED.get(cost.kind, 0.0)
 
@@ -701,6 +712,7 @@ class _Scheduler:
                     cost = function.joined[statement.index]
                 at, wide = len(nodes), sum([words.get(name, 1) for name in defs])
                 nodes.append(node := Node(self.row[statement.index], statement.index, cost, sources, wide))
+                node.evict_first = function.evicts_first(statement)
                 value = () if free else (at,)
                 if cost.kind == PAUSE or cost.pipe == BRANCH or ins.opcode == "bar":
                     pieces += [piece, [at]]
@@ -956,13 +968,13 @@ class _Scheduler:
     def entry(self, node, place, base):
         sources = [place[source] if source >= 0 else source for source in node.sources]
         while len(sources) > 6:
-            self.entries.append((-1, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1, node.statement, 1))
+            self.entries.append((-1, NONE, FREE, 0, 0.0, 0.0, tuple(sources[:6]), -1, -1, -1, -1, node.statement, 1, 0))
             sources = [*sources[6:], len(self.entries) - 1 - base]
         cost = node.cost
         self.entries.append((
             node.row, cost.pipe, cost.kind, cost.issues, cost.latency, cost.busy,
             tuple(sources + [-1] * (6 - len(sources))), *node.results, *[-1] * (4 - len(node.results)), node.statement,
-            1 + len(node.joined),
+            1 + len(node.joined), node.evict_first,
         ))  # fmt: skip
 
 

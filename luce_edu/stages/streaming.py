@@ -28,8 +28,9 @@ STEPS = {
     "ring": {"PREFETCH_SLOTS": 0, "RING_SLOTS": MOST_RING_SLOTS},
     "words": {"GRID_BARRIERS": 0},
     "split": {"SPLIT_ROWS": 1},
+    "ahead": {"BEYOND_RING": 1},
 }
-_BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0}
+_BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0, "BEYOND_RING": 0}
 
 
 class StreamingDecoder(MegakernelDecoder):
