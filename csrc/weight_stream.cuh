@@ -12,6 +12,7 @@
 //           and a copy needs nobody.
 // Ways      sm_90 and newer: one bulk copy per slot, whose bytes an mbarrier in shared memory counts.
 //           sm_80 to sm_89: cp.async. A lane copies the 16 bytes that it will read itself, so it waits for itself only.
+//           The rings are smaller there. So a request also prefetches the slot BEYOND_RING places further into L2.
 //           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory. Before a warp waits for activations, it
 //           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
 //           are evicted before they are read.
@@ -103,7 +104,8 @@ struct WeightStream {
 #endif
         advance();
 #if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
-        if (BEYOND_RING && left > 0) prefetch(next);
+        if (BEYOND_RING > 0 && left >= BEYOND_RING && until_wrap >= BEYOND_RING)
+            prefetch(next + (BEYOND_RING - 1) * slot_weights);
 #endif
     }
 

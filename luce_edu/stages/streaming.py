@@ -25,12 +25,11 @@ POLL_S = 2e-4  # seconds between two looks of the host for the next token
 # The steps from the megakernel to this stage, each with the macros that it adds to those before it.
 STEPS = {
     "prefetch": {"PREFETCH_SLOTS": 1},
-    "ring": {"PREFETCH_SLOTS": 0, "RING_SLOTS": MOST_RING_SLOTS},
+    "ring": {"PREFETCH_SLOTS": 0, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": 1},
     "words": {"GRID_BARRIERS": 0},
     "split": {"SPLIT_ROWS": 1},
-    "ahead": {"BEYOND_RING": 1},
 }
-_BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0, "BEYOND_RING": 0}
+_BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "BEYOND_RING": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0}
 
 
 class StreamingDecoder(MegakernelDecoder):

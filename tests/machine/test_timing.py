@@ -77,6 +77,25 @@ extern "C" __global__ void strided(const float* x, float* y, int stride, int n) 
     }
     y[threadIdx.x] = sum;
 }
+extern "C" __global__ void reads(const float4* x, float* y, int n, int how) {
+    __shared__ float4 there[256];
+    unsigned long long first, last;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(last));
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(there + threadIdx.x));
+    float sum = 0.0f, value;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        if (how == 0) asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(x + i));
+        if (how == 1) asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(value) : "l"(x + i), "l"(first));
+        if (how == 2) asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(value) : "l"(x + i), "l"(last));
+        if (how == 3)
+            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(x + i), "l"(first));
+        if (how == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(x + i));
+        sum += value;
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
 extern "C" __global__ void multiply(float* y, int n) {
     float a = threadIdx.x, b = a + 1, c = a + 2, d = a + 3;
     for (int i = 0; i < n; ++i) { a = a * a + b; b = b * b + c; c = c * c + d; d = d * d + a; }
@@ -85,7 +104,7 @@ extern "C" __global__ void multiply(float* y, int n) {
 """
 NAMES = (
     "add", "chase", "chase_behind", "wait_for", "outside", "says", "count", "fill", "releases", "strided", "multiply",
-    "fences", "stores_and_releases", "adds",
+    "fences", "stores_and_releases", "adds", "reads",
 )  # fmt: skip
 
 
@@ -193,6 +212,23 @@ def test_writing_takes_as_long_as_dram_needs_once_l2_is_full(ga102):
     assert cycles(launch, small) > needed > 1.5 * cycles(launch, clock) / 2
     half = dataclasses.replace(small, dram_gb_per_s=small.dram_gb_per_s / 2)
     assert cycles(launch, half) == pytest.approx(2 * cycles(launch, small), rel=0.15)
+
+
+@pytest.mark.parametrize("how, keeps", [(0, False), (1, True), (2, False), (3, True), (4, False)])
+def test_l2_evicts_first_what_a_policy_says(ga102, how, keeps):
+    """What was read before stays in L2 beside a stream that is evicted first, and leaves it for any other stream."""
+    kernels, clock = ga102
+    device = Device(dataclasses.replace(clock, l2_bytes=2**18))
+    kept, stream, y = torch.rand(2**14), torch.rand(2**18), torch.empty(32 * 256)
+    reads = kernels["reads"].prepare
+
+    def dram_bytes(x, how):
+        launch = reads(32, 256, [x, y, x.numel() // 4, how])
+        return run_timed([launch], device)[0][0].dram_read_bytes
+
+    assert dram_bytes(kept, 0) == kept.nbytes and dram_bytes(stream, how) == stream.nbytes
+    again = dram_bytes(kept, 0)
+    assert again == 0 if keeps else again > 0.9 * kept.nbytes
 
 
 def test_a_copy_turns_dram_around_and_a_read_does_not(ga102):
