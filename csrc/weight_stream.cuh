@@ -39,6 +39,11 @@ __device__ __forceinline__ unsigned long long read_once() {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+
+__device__ __forceinline__ void copy_16_bytes_once(void* to, const void* from, unsigned long long policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                 ::"r"(shared_address(to)), "l"(from), "l"(policy) : "memory");
+}
 #endif
 
 #if __CUDA_ARCH__ >= 900
@@ -95,9 +100,7 @@ struct WeightStream {
 #pragma unroll
             for (int i = 0; i < slot_pieces; ++i) {
                 const int c = i * chunk + lane_id() * lane_weights;
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
-                             ::"r"(shared_address(dynamic_shared_memory + place + 2 * c)), "l"(next + c), "l"(policy)
-                             : "memory");
+                copy_16_bytes_once(dynamic_shared_memory + place + 2 * c, next + c, policy);
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end

@@ -397,7 +397,7 @@ def _apart(where: str, path: str, comment: str, barrier: str = "__syncthreads") 
 
 
 ONE_WORD = "do word = load_word(p);\n    while (tag_of(word) != tag);"
-COPY = "copy_16_bytes(dynamic_shared_memory + place + 2 * c, next + c)"
+COPY = "copy_16_bytes_once(dynamic_shared_memory + place + 2 * c, next + c, policy)"
 TWO_WORDS = "missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;"
 
 # tests/stages/test_streaming.py says which check catches each of them: many need a card with few or many SMs, tokens

@@ -89,7 +89,8 @@ extern "C" __global__ void reads(const float4* x, float* y, int n, int how) {
         if (how == 1) asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(value) : "l"(x + i), "l"(first));
         if (how == 2) asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(value) : "l"(x + i), "l"(last));
         if (how == 3)
-            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(x + i), "l"(first));
+            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                         ::"r"(to), "l"(x + i), "l"(first));
         if (how == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(x + i));
         sum += value;
     }
