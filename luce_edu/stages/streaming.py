@@ -85,8 +85,8 @@ class StreamingDecoder(MegakernelDecoder):
         self._blocks = self.backend.max_resident_blocks(self.module["streaming"], self._threads, self._shared)
         if self._blocks == 0:
             raise LaunchError(
-                f"{self.stage}: a block of {self._threads} threads and {self._shared} bytes of shared memory fits on no SM; "
-                "take stage megakernel",
+                f"{self.stage}: a block of {self._threads} threads and {self._shared} bytes of shared memory fits on "
+                "no SM; take stage megakernel",
                 "not_resident",
             )
         return self._blocks
