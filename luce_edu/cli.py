@@ -452,6 +452,8 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
     console = _console()
     if record.parts.get("decode"):
         console.print(bench_table(record))
+    if record.parts.get("ablations"):
+        console.print(bench_table(record, "ablations"))
     for row in record.not_run:
         console.print(f"not run: {row}", highlight=False)
     wrong = list(record.parts["tests"].failed) if "tests" in record.parts else []

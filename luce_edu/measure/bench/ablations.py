@@ -19,8 +19,9 @@ from luce_edu.verification import relative_error
 STAGE = StreamingDecoder.stage
 SYSTEMS = {f"{STAGE}, {variant}": variant for variant, macros in VARIANTS.items() if macros}
 TOKENS = 8  # whose logits are compared, after PROMPT others
-# How far logits may be from those of the stage if the variant adds in another order: ||difference|| / ||logits||.
-NEAR = 1e-3
+# How far logits may be from those of the stage if the variant adds in another order: ||difference|| / ||logits||. That
+# is 2.3e-6 for the 0.8B model (measured on the virtual GPU); a rounding of the cache that changes makes it more.
+NEAR = 1e-4
 
 Progress = Callable[[str], None]
 Makers = dict[str, Callable[[], StageSystem]]

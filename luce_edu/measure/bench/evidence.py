@@ -282,8 +282,11 @@ def machine() -> Machine:
     )  # fmt: skip
 
 
-def bench_table(record: Record) -> Bench:
-    """Return a record's decode, prefill and energy as a table, its floor by the datasheet's or measured bandwidth."""
+def bench_table(record: Record, *parts: str) -> Bench:
+    """Return a record's decode, prefill and energy as a table, its floor by the datasheet's or measured bandwidth.
+
+    parts  other ones in their place, such as "ablations"
+    """
     bandwidth = record.parts.get("bandwidth")
     gb_per_s = bandwidth and (bandwidth.datasheet or bandwidth.read)
-    return Bench(record.provenance, gb_per_s, *(record.parts.get(part, []) for part in BENCHED))
+    return Bench(record.provenance, gb_per_s, *(record.parts.get(part, []) for part in parts or BENCHED))
