@@ -734,7 +734,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
 }
 
 // tokens: at most so many, in [1, max_seq_len - position];  tag: of the first one; each next one has the next number
-extern "C" __global__ void __launch_bounds__(block_threads, 1)
+extern "C" __global__ void __launch_bounds__(block_threads, BLOCKS_PER_SM)
 streaming(const Model* model, const Layer* layers, int position, int max_seq_len, int tag, int tokens) {
     StreamShared* shared = reinterpret_cast<StreamShared*>(dynamic_shared_memory);
     copy_to_shared(&shared->model, model, 1);

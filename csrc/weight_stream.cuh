@@ -106,10 +106,8 @@ struct WeightStream {
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
 #endif
         advance();
-#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
         if (BEYOND_RING > 0 && left >= BEYOND_RING && until_wrap >= BEYOND_RING)
             prefetch(next + (BEYOND_RING - 1) * slot_weights);
-#endif
     }
 
     __device__ __forceinline__ static void prefetch(const bf16* slot) {

@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default: %(default)s)")
     figures.add_argument(
         "--modelled", action="store_true",
-        help="write the README's stage table, timeline.png and the steps of docs/streaming.md instead, modelled "
+        help="write the README's stage table, timeline.png and the tables of docs/streaming.md instead, modelled "
         "(minutes)",
     )  # fmt: skip
     figures.set_defaults(run=_figures)
@@ -452,6 +452,8 @@ def _recorded(record, drawn: Sequence[Path], args) -> int:
     console = _console()
     if record.parts.get("decode"):
         console.print(bench_table(record))
+    if record.parts.get("ablations"):
+        console.print(bench_table(record, "ablations"))
     for row in record.not_run:
         console.print(f"not run: {row}", highlight=False)
     wrong = list(record.parts["tests"].failed) if "tests" in record.parts else []
@@ -556,7 +558,7 @@ def _figures(args) -> int:
 
 
 def _modelled_figures(checkout: Path, args) -> int:
-    from luce_edu.measure.records.steps import steps_table
+    from luce_edu.measure.records.steps import ablations_table, steps_table
     from luce_edu.models import load_model
     from luce_edu.plots.records import write_table
     from luce_edu.plots.timeline import first_layers
@@ -567,6 +569,7 @@ def _modelled_figures(checkout: Path, args) -> int:
         tables = {
             ("modelled", "README.md"): modelled_table(model, cards, progress=status.update),
             ("modelled steps", "docs/streaming.md"): steps_table(progress=status.update),
+            ("modelled ablations", "docs/streaming.md"): ablations_table(progress=status.update),
         }
     path = Path(args.out) / "timeline.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -289,7 +289,7 @@ class Profile(Split):
 def profile(
     what: str | Prepared | Sequence[Prepared], *, card: Card | str | None = None, model="tiny",
     position: int | None = None, tokens: int | None = None, clock: Clock | None = None, threads: int | None = None,
-    csrc_dir: Path | None = None, steps: int | None = None,
+    csrc_dir: Path | None = None, variant: str | None = None,
 ) -> Profile:  # fmt: skip
     """Run something on the virtual GPU with the clock on, and return its modelled profile.
 
@@ -305,7 +305,7 @@ def profile(
     clock     constants to use instead of the card's own
     threads   OS threads; the result does not depend on them
     csrc_dir  another source tree for a stage, a kernel or a prompt, such as one that `planted` makes
-    steps     of streaming: how many of its STEPS to take; None: all
+    variant   of streaming: one of its VARIANTS, for a comparison; None: the stage as it ships
     Raises ValueError for an unknown stage, kernel or card, for a card without constants, for a position or length
     beyond the model's, and for a kernel that this model does not launch; also what `decoder` raises.
     """
@@ -318,8 +318,8 @@ def profile(
 
     run, kernel = find_profiled(what)
     of_prompt = run == PROMPT
-    if steps is not None and run != "streaming":
-        raise ValueError(f"{what}: steps are for streaming")
+    if variant is not None and run != "streaming":
+        raise ValueError(f"{what}: variants are for streaming")
     if of_prompt and position is not None or not of_prompt and tokens is not None:
         raise ValueError(f"{what}: {'position is for a stage' if of_prompt else 'tokens are for a prompt'}")
     card = card if isinstance(card, Card) else find_profiled_card(card)
@@ -334,7 +334,7 @@ def profile(
         csrc_dir=csrc_dir, card=card, clock=Device(clock), threads=threads, bucket_us=BUCKET_US
     )
     stage = KERNEL_STAGES[0] if of_prompt else run  # all of them read a prompt alike
-    how = {} if steps is None else {"steps": steps}
+    how = {} if variant is None else {"variant": variant}
     dec = stage_class(stage)(model, device=None, max_seq_len=size + (not of_prompt), backend=backend, **how)
     if of_prompt:
         prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=size).tolist()

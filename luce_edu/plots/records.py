@@ -38,6 +38,7 @@ from luce_edu.stages import STAGES, stage_class
 
 WIDTH = 5.8  # inches; in a printed column of 3.4 inches, letters of 10 points are then 6 points high
 CAPTION, TITLE, NAME = 82, 56, 28  # characters per line
+MARK = {"color": INK, "markerfacecolor": "white", "markersize": 8}
 WHISKERS = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
 PARTS = {"bytes": BLUE, "launches": ORANGE, "kernels of a graph": PURPLE, "barriers": VERMILLION}
 UNEXPLAINED, TOO_MUCH = "rest: above what is modelled", "rest: below what is modelled"
@@ -60,7 +61,7 @@ def draw(records: Iterable[Record], out: str | Path) -> list[Path]:
         f"{picture.__name__}-{record.name}": (lambda picture=picture, record=record: picture(record))
         for record in records
         if record.kind == "recorded"
-        for picture in (latency, waterfall, energy, context, prediction)
+        for picture in (latency, waterfall, energy, context, prediction, ablations)
     }
     pictures["ladder"] = lambda: ladder(records)
     paths = []
@@ -221,14 +222,47 @@ def prediction(record: Record) -> Picture:
         for i, row in enumerate(rows):
             value, modelled = recorded(row), predicted(row)
             axes.barh(i, value, color=colour_of(row.system), height=0.62)
-            mark = {"color": INK, "markerfacecolor": "white", "markersize": 8, "label": "modelled"}
-            shown["modelled"] = axes.plot(modelled, i, "D", **mark)[0]
+            shown["modelled"] = axes.plot(modelled, i, "D", **MARK, label="modelled")[0]
             _beside(axes, max(value, modelled), i, f"recorded {_signed_percent(value / modelled - 1)}", 9)
         label_rows(axes, [_name(row.system) for row in rows])
         axes.set_xlim(0, 1.3 * max(max(recorded(row), predicted(row)) for row in rows))
         axes.set_xlabel(unit)
     handles = [Patch(color=GREY, label="recorded"), *shown.values()]
     _title(figure, f"Recorded against modelled, {record.gpu}", handles, columns=2)
+    return figure
+
+
+def ablations(record: Record) -> Picture:
+    """Draw the µs per token of `streaming` and of its variants, with quartiles; as marks what the clock had predicted.
+
+    The words beside a bar say by how much the variant is slower than the stage, which was timed in turns with it.
+    """
+    at, rows = _nearest(record, "ablations")
+    stage = next(row for row in rows if "," not in row.system)
+    caption = f"Medians and quartiles {record.provenance}"
+    if first := next((row.modelled for row in rows if row.modelled), None):
+        caption += f"; marks modelled for {first.card} at {first.clock_mhz:,.0f} MHz: {first.source}"
+    figure = _figure(caption, 1.9 + _rows_height(rows))
+    axes = figure.subplots()
+    shown = {"recorded": Patch(color=GREY, label="recorded")}
+    for i, row in enumerate(rows):
+        us = row.latency_us
+        axes.barh(
+            i, us.median, color=colour_of(row.system), height=0.62, error_kw=WHISKERS,
+            xerr=[[us.median - us.q1], [us.q3 - us.median]],
+        )  # fmt: skip
+        end, words = us.q3, f"{us.median:,.0f} µs"
+        if row is not stage:
+            words += f", {_signed_percent(us.median / stage.latency_us.median - 1)}"
+        if row.modelled:
+            shown["modelled"] = axes.plot(row.modelled.us, i, "D", **MARK, label="modelled")[0]
+            end = max(end, row.modelled.us)
+        _beside(axes, end, i, words, 9)
+    label_rows(axes, [_name(row.system.removeprefix(f"{stage.system}, ")) for row in rows])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.set_xlabel(f"µs per token (%: beside {stage.system})")
+    _title(figure, f"Variants of {stage.system} at a context of {at:,}, {record.gpu}", list(shown.values()), columns=2)
     return figure
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from luce_edu.config import ModelConfig
-from luce_edu.errors import LaunchError, check_int
+from luce_edu.errors import LaunchError
 from luce_edu.stages.dims import TILE_COLUMNS, kernel_defines
 from luce_edu.stages.megakernel import MegakernelDecoder
 from luce_edu.stages.packing import BATCH_UNITS, CHUNK, PIECES, Layout, pack
@@ -20,22 +20,46 @@ THREADS = 384  # per block: 12 warps of up to 168 registers. With 16 warps of 12
 WARPS = THREADS // 32
 PLACE_BYTES = 2 * PIECES * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
+RESERVED_SHARED = 1024  # bytes of an SM's shared memory that each of its blocks takes beside its own
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
 
-# The steps from the megakernel to this stage, each with the macros that it adds to those before it.
+# The macros of csrc/streaming.cu that a variant may change, as the stage has them. A ring takes what fits.
+SHIPPED = {
+    "BLOCK_THREADS": THREADS, "BLOCKS_PER_SM": 1, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": 1,
+    "PREFETCH_SLOTS": 0, "GRID_BARRIERS": 0, "SPLIT_ROWS": 1,
+}  # fmt: skip
+# Variants of the stage for comparison, each with the macros in which it differs. First the stage after each step that
+# leads to it from the megakernel; the last is the stage itself.
 STEPS = {
-    "prefetch": {"PREFETCH_SLOTS": 1},
-    "ring": {"PREFETCH_SLOTS": 0, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": 1},
-    "words": {"GRID_BARRIERS": 0},
-    "split": {"SPLIT_ROWS": 1},
+    "no step": {"RING_SLOTS": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0},
+    "prefetch": {"RING_SLOTS": 0, "PREFETCH_SLOTS": 1, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0},
+    "ring": {"GRID_BARRIERS": 1, "SPLIT_ROWS": 0},
+    "words": {"SPLIT_ROWS": 0},
+    "split": {},
 }
-_BEFORE = {"PREFETCH_SLOTS": 0, "RING_SLOTS": 0, "BEYOND_RING": 0, "GRID_BARRIERS": 1, "SPLIT_ROWS": 0}
+# Then the stage with one thing changed: those first from which most can be learned, and last the one that risks most.
+ABLATIONS = {
+    "grid barriers": {"GRID_BARRIERS": 1},
+    "no ring": {"RING_SLOTS": 0},
+    "ring of 2": {"RING_SLOTS": 2},
+    "ring of 4": {"RING_SLOTS": 4},
+    "none beyond the ring": {"BEYOND_RING": 0},
+    "2 beyond the ring": {"BEYOND_RING": 2},
+    "8 warps": {"BLOCK_THREADS": 256},
+    "8 warps, ring of 12": {"BLOCK_THREADS": 256, "RING_SLOTS": 12},
+    "prefetch of 1": {"RING_SLOTS": 0, "PREFETCH_SLOTS": 1},
+    "prefetch of 2": {"RING_SLOTS": 0, "PREFETCH_SLOTS": 2},
+    "prefetch of 4": {"RING_SLOTS": 0, "PREFETCH_SLOTS": 4},
+    "ring of 6": {"RING_SLOTS": 6},
+    "8 warps, 2 blocks per SM": {"BLOCK_THREADS": 256, "BLOCKS_PER_SM": 2},
+}
+VARIANTS = STEPS | ABLATIONS
 
 
 class StreamingDecoder(MegakernelDecoder):
     """Run all phases of a token in csrc/streaming.cu.
 
-    steps  how many of STEPS to take, for a comparison of them; None: all. Raises ValueError out of range
+    variant  a name in VARIANTS, for a comparison; None: the stage as it ships. Raises ValueError for an unknown name
     """
 
     stage = "streaming"
@@ -45,31 +69,33 @@ class StreamingDecoder(MegakernelDecoder):
     source = "streaming.cu"
     kernels = ("streaming",)
 
-    def __init__(self, model, *, device, max_seq_len, backend=None, steps: int | None = None):
-        self._steps = len(STEPS) if steps is None else check_int("steps", steps, 0, len(STEPS))
+    def __init__(self, model, *, device, max_seq_len, backend=None, variant: str | None = None):
+        self._variant = variant
         super().__init__(model, device=device, max_seq_len=max_seq_len, backend=backend)
 
     def _defines(self):
         backend = self.backend
-        found = streaming_defines(self.config, backend.shared_memory_per_block, backend.capability, self._steps)
+        found = streaming_defines(self.config, backend.shared_memory_per_block, backend.capability, self._variant)
+        self._threads = found["BLOCK_THREADS"]
+        warps = self._threads // 32
         # Behind the ring an int per warp
-        self._shared = found["SHARED_BYTES"] + found["RING_SLOTS"] * WARPS * PLACE_BYTES + 4 * WARPS
+        self._shared = found["SHARED_BYTES"] + found["RING_SLOTS"] * warps * PLACE_BYTES + 4 * warps
         self._split_rows = bool(found["SPLIT_ROWS"])
         return found
 
     def _argmax_blocks(self) -> int:
-        self._blocks = self.backend.max_resident_blocks(self.module["streaming"], THREADS, self._shared)
+        self._blocks = self.backend.max_resident_blocks(self.module["streaming"], self._threads, self._shared)
         if self._blocks == 0:
             raise LaunchError(
-                f"{self.stage}: a block of {THREADS} threads and {self._shared} bytes of shared memory fits on no SM; "
-                "take stage megakernel",
+                f"{self.stage}: a block of {self._threads} threads and {self._shared} bytes of shared memory fits on "
+                "no SM; take stage megakernel",
                 "not_resident",
             )
         return self._blocks
 
     def _allocate(self) -> None:
         config, blocks = self.config, self._blocks
-        layout = Layout(blocks, WARPS, self._split_rows)
+        layout = Layout(blocks, self._threads // 32, self._split_rows)
         self.packed, self.first_slot = pack(self.weights, config, layout)
         self.tagged = self._words(config.num_hidden_layers, layer_words(config))
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
@@ -99,7 +125,7 @@ class StreamingDecoder(MegakernelDecoder):
         first, self._tag = self._tag + 1, self._tag + tokens
         args = (table, self._layer_table, self.state.position, self.state.max_seq_len, first, tokens)
         return functools.partial(
-            self.backend.launch, kernel, self._blocks, THREADS, self._shared, args, cooperative=True
+            self.backend.launch, kernel, self._blocks, self._threads, self._shared, args, cooperative=True
         )
 
     def _drawing_kernel(self):
@@ -248,27 +274,52 @@ class _Run:
 
 
 def streaming_defines(
-    config: ModelConfig, shared_memory: int, capability: tuple[int, int], steps: int | None = None
+    config: ModelConfig, shared_memory: int, capability: tuple[int, int], variant: str | None = None
 ) -> dict[str, int]:
     """Return the macros of csrc/streaming.cu.
 
     shared_memory  bytes that a block of the GPU may have: the ring takes what the rest leaves
     capability     the GPU's compute capability
-    steps          as for StreamingDecoder
+    variant        as for StreamingDecoder
     """
-    options = dict(_BEFORE)
-    for step in list(STEPS.values())[:steps]:
-        options |= step
-    shared = shared_bytes(config)
-    room = max((shared_memory - shared - 4 * WARPS) // (WARPS * PLACE_BYTES), 0)
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"variant: unknown name {variant!r}; expected one of {', '.join(VARIANTS)}")
+    options = SHIPPED | VARIANTS.get(variant, {})
+    threads, blocks = options["BLOCK_THREADS"], options["BLOCKS_PER_SM"]
+    shared = shared_bytes(config, threads)
+    of_block = (shared_memory + RESERVED_SHARED) // blocks - RESERVED_SHARED
+    room = max((of_block - shared - 4 * (threads // 32)) // (threads // 32 * PLACE_BYTES), 0)
     if capability < (8, 0):
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
+    if options["RING_SLOTS"] == 0 or capability >= (9, 0):
+        options["BEYOND_RING"] = 0  # a Hopper's L2 would handle each byte twice, which takes longer than DRAM
     own = {
-        "BLOCK_THREADS": THREADS, "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config),
-        "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
+        "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
     }  # fmt: skip
     return kernel_defines(config) | options | own
+
+
+def order_of_sums(variant: str | None) -> tuple[int, int]:
+    """Return what decides in which order a variant adds. Those with the same give the same bits."""
+    options = SHIPPED | VARIANTS.get(variant, {})
+    return options["BLOCK_THREADS"], options["SPLIT_ROWS"]
+
+
+def distinct_variants(config: ModelConfig, shared_memory: int, capability: tuple[int, int]) -> dict[str, str | None]:
+    """Return for each variant None, or the name of an earlier one that is the same on this GPU, or of the stage.
+
+    The ring of a GPU with little shared memory has few slots, so that two limits on them may come to the same. The
+    arguments are those of `streaming_defines`.
+    """
+    names: dict[frozenset, str] = {}
+    found = {}
+    for variant in (None, *VARIANTS):
+        defines = frozenset(streaming_defines(config, shared_memory, capability, variant).items())
+        found[variant] = names.get(defines)
+        names.setdefault(defines, variant or StreamingDecoder.stage)
+    del found[None]
+    return found
 
 
 def layer_words(config: ModelConfig) -> int:
@@ -282,15 +333,16 @@ def layer_words(config: ModelConfig) -> int:
     return -(-words // 16) * 16
 
 
-def shared_bytes(config: ModelConfig) -> int:
+def shared_bytes(config: ModelConfig, threads: int) -> int:
     """Return a bound of the size of StreamShared in csrc/streaming.cu, which stands before the ring."""
+    warps = threads // 32
     q_dim = config.num_attention_heads * config.head_dim
     longest = max(config.hidden_size, config.intermediate_size, config.value_dim, q_dim)
     longest = -(-longest // (PIECES * CHUNK)) * PIECES * CHUNK
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
-    delta = 4 * config.linear_key_head_dim + 2 * WARPS * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
-    workers = THREADS * 8 // config.head_dim
-    attention = (heads_per_kv + 1) * config.head_dim + 8 * THREADS + 3 * heads_per_kv * workers + 64
-    sampling = 3 * BINS + 4 * WARPS + 8
-    floats = max(longest, delta, attention, sampling) + 8 * BATCH_UNITS + 12 * WARPS + 10
+    delta = 4 * config.linear_key_head_dim + 2 * warps * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
+    workers = threads * 8 // config.head_dim
+    attention = (heads_per_kv + 1) * config.head_dim + 8 * threads + 3 * heads_per_kv * workers + 64
+    sampling = 3 * BINS + 4 * warps + 8
+    floats = max(longest, delta, attention, sampling) + 8 * BATCH_UNITS + 12 * warps + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128

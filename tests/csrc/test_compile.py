@@ -12,7 +12,7 @@ from luce_edu.machine.cubin import ARCHITECTURES, Binary, Resources, compile_cub
 from luce_edu.paths import csrc_dir
 from luce_edu.stages import KERNEL_STAGES, prefill, sampling, stage_class
 from luce_edu.stages.dims import kernel_defines
-from luce_edu.stages.streaming import streaming_defines
+from luce_edu.stages.streaming import VARIANTS, streaming_defines
 
 STAGES = {kind.source: (kind.kernels, kernel_defines) for kind in map(stage_class, KERNEL_STAGES)} | {
     "prefill.cu": (prefill.KERNELS, prefill.prefill_defines), sampling.SOURCE: (sampling.KERNELS, kernel_defines),
@@ -79,6 +79,19 @@ def test_every_kernel_compiles_without_spills(arch, source, config):
 def test_streaming_draws_without_spills(arch):
     defines = defines_of("streaming.cu", FULL_SIZE, arch) | {"DRAWS": 1}
     assert spilling(compile_cubin("streaming.cu", ["streaming"], defines, arch)) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_90a"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.full] * ("blocks" not in name)) for name in VARIANTS]
+)
+def test_a_variant_of_streaming_compiles_and_only_two_blocks_per_sm_spill(variant, arch):
+    capability = divmod(int(arch.strip("sm_a")), 10)
+    defines = streaming_defines(FULL_SIZE, LIMITS[arch].shared_per_block, capability, variant)
+    binary = compile_cubin("streaming.cu", ["streaming"], defines, arch)
+    assert bool(spilling(binary)) == (defines["BLOCKS_PER_SM"] == 2)
+    registers = binary.resources["streaming"].registers
+    assert registers * defines["BLOCK_THREADS"] * defines["BLOCKS_PER_SM"] <= 65536
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

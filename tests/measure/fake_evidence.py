@@ -10,6 +10,7 @@ from fake_nvml import Clock, FakeNvml
 
 from luce_edu.measure import energy
 from luce_edu.measure.bench import bench, evidence
+from luce_edu.measure.bench.ablations import STAGE, SYSTEMS
 from luce_edu.measure.bench.systems import System
 from luce_edu.measure.constants import Bandwidth, LaunchCosts
 from luce_edu.measure.latency import Quartiles
@@ -60,6 +61,25 @@ class Quick(System):
         self._machine.happens("close")
 
 
+class QuickVariant(Quick):
+    """The stage `streaming` or a variant of it, with the logits that its machine says."""
+
+    def prefill(self, tokens):
+        self._machine.happens("ablations")
+
+    def pretend(self, context):
+        if self.name == self._machine.hangs_as:
+            time.sleep(600)
+
+    def logits_after(self, context, tokens):
+        if self.name in self._machine.crashes:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return self._machine.logits.get(self.name, torch.ones(2, 3))
+
+    def close(self):
+        pass
+
+
 class Machine:
     """`happened` lists the events in order; `on` holds, by the name of an event, the error to raise at it."""
 
@@ -72,6 +92,8 @@ class Machine:
         self.wrong: set[str] = set()  # stages that do not verify
         self.crashes: set[str] = set()  # stages that end the process that verifies them
         self.hangs_at = 0  # the context at which a step never ends
+        self.hangs_as: str | None = None  # the variant of which a step never ends
+        self.logits: dict[str, torch.Tensor] = {}  # of variants with other logits than the rest
         self.token, self.decode_us = 4, 100.0  # the token that every system chooses, and its time per step
         self.nvml = FakeNvml(Clock())
         self.no_sensors: Exception | None = None
@@ -138,6 +160,9 @@ class Machine:
         monkeypatch.setattr(evidence, "make_systems", lambda *args, **options: {
             name: (lambda name=name: Quick(self, name)) for name in ("graph", "megakernel")
         })  # fmt: skip
+        monkeypatch.setattr(evidence, "make_variants", lambda model, backend: (
+            {name: (lambda name=name: QuickVariant(self, name)) for name in (STAGE, *SYSTEMS)}, []
+        ))  # fmt: skip
         monkeypatch.setattr(evidence, "bench", timed)
         monkeypatch.setattr(bench, "_decided_choices", lambda model, progress: [([1, 2], 4, 4)])
         monkeypatch.setattr(bench, "measure_energy", measure_energy)

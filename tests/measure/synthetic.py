@@ -18,6 +18,7 @@ from luce_edu.measure.records.rows import (
     EnergyRow,
     GpuTests,
     Machine,
+    Modelled,
     NotRun,
     PrefillRow,
     Recorded,
@@ -107,11 +108,20 @@ def _record(name, machine, bandwidth, launch, costs, baselines_us, idle_w) -> Re
             joules = watts * tokens * us / 1e6
             energy.append(EnergyRow(row.system, PROMPT, tokens, tokens * us / 1e6, joules, 0.97 * joules, float(idle_w),
                                     "counter"))  # fmt: skip
+    streaming = next(row for row in decode if (row.system, row.context) == ("streaming", PROMPT))
+    ablations = [
+        replace(streaming, system=name, latency_us=quartiles(factor * streaming.latency_us.median), modelled=Modelled(
+            predicted * streaming.latency_us.median, 0.3, "made up", 1980.0, "synthetic",
+        ))
+        for name, factor, predicted in (("streaming", 1, 0.9), ("streaming, no ring", 1.4, 1.5),
+                                        ("streaming, 8 warps, 2 blocks per SM", 0.98, 1.1))
+    ]  # fmt: skip
     verified = Verified("random-0.8b", "cuda", 24, 1, tuple(VerifiedStage(stage, True) for stage in COUNTS))
     parts = {
         "verify": verified, "verify_paths": verified, "verify_prefill": verified, "tests": GpuTests(9, 0, ()),
         "bandwidth": bandwidth, "launch": launch, "decode": decode,
         "prefill": [PrefillRow(system, PROMPT, quartiles(40_000)) for system in COUNTS], "energy": energy,
+        "ablations": ablations,
         "sweep": [_sweep(machine.power_limit_w, float(idle_w))],
     }  # fmt: skip
     not_run = [NotRun(("prefill",), "synthetic", "llama.cpp", at=520)]

@@ -9,18 +9,19 @@ from luce_edu.plots.memory_pipe import pipe, silent_us
 
 @pytest.fixture(scope="module")
 def steps():
-    return {steps: luce_edu.profile("streaming", card="RTX 3090", position=20, steps=steps) for steps in (2, 3)}
+    names = "ring", "words"
+    return {name: luce_edu.profile("streaming", card="RTX 3090", position=20, variant=name) for name in names}
 
 
 def test_a_row_marks_each_grid_barrier_and_only_until_words_replace_them(steps):
-    with_barriers, without = pipe({str(k): profile for k, profile in steps.items()}).axes
+    with_barriers, without = pipe(steps).axes
     config = luce_edu.load_model("tiny").config
     assert len(with_barriers.lines) == 1 + 5 * config.num_hidden_layers + len(config.attention_layers)
     assert len(without.lines) == 1  # the datasheet's
 
 
 def test_the_area_is_what_dram_moves(steps):
-    profile = steps[3]
+    profile = steps["words"]
     (axes,) = pipe({"words": profile}).axes
     (area,) = axes.collections
     heights = area.get_paths()[0].vertices[:, 1]
@@ -29,14 +30,14 @@ def test_the_area_is_what_dram_moves(steps):
 
 
 def test_silence_is_time_of_the_kernel_in_which_dram_hardly_moves(steps):
-    profile = steps[3]
+    profile = steps["words"]
     silent = silent_us(profile)
     assert 0 < silent < profile.total_us - profile.spans[0][1] + BUCKET_US
-    assert silent_us(steps[2]) > silent  # barriers add silence
+    assert silent_us(steps["ring"]) > silent  # barriers add silence
 
 
 def test_the_caption_says_modelled_and_the_card(steps):
-    said = pipe({"words": steps[3]}, note="Two layers.")._supxlabel.get_text()
+    said = pipe({"words": steps["words"]}, note="Two layers.")._supxlabel.get_text()
     assert said == "Modelled for an RTX 3090. Two layers."
 
 
@@ -44,7 +45,7 @@ def test_the_caption_says_modelled_and_the_card(steps):
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         pipe({})
-    with pytest.raises(ValueError, match="steps are for streaming"):
-        luce_edu.profile("megakernel", steps=2)
-    with pytest.raises(ValueError, match="steps"):
-        luce_edu.profile("streaming", steps=9)
+    with pytest.raises(ValueError, match="variants are for streaming"):
+        luce_edu.profile("megakernel", variant="ring")
+    with pytest.raises(ValueError, match="variant: unknown name 'rings'; expected one of "):
+        luce_edu.profile("streaming", variant="rings")

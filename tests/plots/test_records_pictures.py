@@ -16,11 +16,22 @@ from luce_edu.measure.launches import Count
 from luce_edu.measure.records import steps
 from luce_edu.measure.records.record import load_records, records_dir
 from luce_edu.plots import records as figures
-from luce_edu.plots.records import NoData, context, draw, energy, ladder, latency, results_table, waterfall
+from luce_edu.plots.records import (
+    NoData,
+    ablations,
+    context,
+    draw,
+    energy,
+    ladder,
+    latency,
+    results_table,
+    waterfall,
+)
 from luce_edu.stages import STAGES
+from luce_edu.stages.streaming import ABLATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = {picture.__name__: picture for picture in (latency, waterfall, energy, context)}
+PICTURES = {picture.__name__: picture for picture in (latency, waterfall, energy, context, ablations)}
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 RECORDS = {"h100": synthetic.h100, "3090": synthetic.rtx_3090}
 every_picture = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
@@ -196,6 +207,28 @@ def test_energy_claims_no_net_where_idle_is_unknown_or_above_the_draw(idle_w):
 
 
 @every_record
+def test_ablations_show_each_variant_beside_the_stage_and_its_prediction(make):
+    record = make()
+    figure = ablations(record)
+    stage, *variants = record.parts["ablations"]
+    words = said(figure)
+    for name, change in (("no ring", "+40 %"), ("8 warps, 2 blocks per SM", "\N{MINUS SIGN}2 %")):
+        assert name in words and change in words
+    assert f"{stage.latency_us.median:,.0f} µs" in words and "Variants of streaming at a context of 520" in words
+    marks = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert marks == [row.modelled.us for row in (stage, *variants)]
+    with pytest.raises(NoData):
+        ablations(synthetic.without(record, "ablations"))
+
+
+def test_ablations_without_predictions_claim_none():
+    record = synthetic.h100()
+    rows = [replace(row, modelled=None) for row in record.parts["ablations"]]
+    figure = ablations(synthetic.with_parts(record, ablations=rows))
+    assert "modelled" not in said(figure) + figure.get_supxlabel()
+
+
+@every_record
 def test_context_shows_a_line_for_each_system_and_the_floor_of_which_deltanet_is_flat(make):
     record = make()
     axes = context(record).axes[0]
@@ -219,11 +252,11 @@ def test_a_record_draws_what_it_holds_and_an_empty_one_nothing(tmp_path):
     def drawn(record):
         return {path.name.split("-")[0] for path in draw([record], tmp_path / "new" / "folder")}
 
-    assert drawn(record) == {"latency", "waterfall", "energy", "context"}
-    assert drawn(synthetic.without(record, "energy")) == {"latency", "waterfall", "context"}
-    assert drawn(synthetic.without(record, "decode")) == {"energy"}
+    assert drawn(record) == {"latency", "waterfall", "energy", "context", "ablations"}
+    assert drawn(synthetic.without(record, "energy", "ablations")) == {"latency", "waterfall", "context"}
+    assert drawn(synthetic.without(record, "decode", "ablations")) == {"energy"}
     assert drawn(synthetic.without(record, "bandwidth", "launch", "verify", "prefill")) == drawn(record)
-    assert drawn(only(record, "eager")) == {"latency", "energy", "context"}
+    assert drawn(only(record, "eager")) == {"latency", "energy", "context", "ablations"}
     assert drawn(synthetic.without(record, *record.parts)) == set()
     assert draw([], tmp_path / "none") == [] and list((tmp_path / "none").iterdir()) == []
 
@@ -231,7 +264,7 @@ def test_a_record_draws_what_it_holds_and_an_empty_one_nothing(tmp_path):
 def test_the_same_records_give_the_same_bytes(tmp_path, counted):
     records = [synthetic.h100(), synthetic.rtx_3090(), *load_records()]
     first, again = draw(records, tmp_path / "a"), draw(records[::-1], tmp_path / "b")
-    assert {path.name for path in first} == {path.name for path in again} and len(first) == 9
+    assert {path.name for path in first} == {path.name for path in again} and len(first) == 11
     for path in first:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
         assert b"<dc:date>" not in path.read_bytes()
@@ -311,11 +344,17 @@ def test_the_command_writes_what_is_modelled_beside_its_folder(tmp_path, monkeyp
     (tmp_path / "docs").mkdir()
     readme, page = tmp_path / "README.md", tmp_path / "docs" / "streaming.md"
     readme.write_text("<!-- modelled --><!-- /modelled -->", encoding="utf-8")
-    page.write_text("<!-- modelled steps --><!-- /modelled steps -->", encoding="utf-8")
+    marks = [f"<!-- {name} --><!-- /{name} -->" for name in ("modelled steps", "modelled ablations")]
+    page.write_text("\n\n".join(marks), encoding="utf-8")
     assert cli.main(["figures", "--modelled", "--out", str(tmp_path / "figures")]) == 0
-    written = [tmp_path / "figures" / "timeline.png", readme, page]
+    written = [tmp_path / "figures" / "timeline.png", readme, page, page]
     assert capsys.readouterr().out.split() == [str(path) for path in written]
-    assert page.read_text(encoding="utf-8").count(f"{found.total_us:.1f} µs") == len(steps.CARDS) * 7
+    of_steps, of_ablations = (
+        text.count(f"{found.total_us:.1f} µs") for text in page.read_text("utf-8").split("<!-- /modelled steps -->")
+    )
+    assert of_steps == len(steps.CARDS) * 7
+    left_out = 3  # on the RTX 3090, whose ring has fewer slots
+    assert of_ablations == len(steps.ABLATION_CARDS) * (1 + len(ABLATIONS)) - left_out
     header, _, *rows = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()[1 : 3 + len(STAGES)]
     assert header.count("|") == 8 and [row.split("|")[1].strip(" `") for row in rows] == list(STAGES)
     assert "–" not in {cell.strip() for row in rows for cell in row.split("|")}

@@ -1,7 +1,8 @@
 """Stage `streaming`: the same bits on every card and in every order, each weight once per token, no fault unnoticed.
 
 Sums of mlp_down and of the out projections are split over warps by the last of STEPS, which changes their order and so
-their last bits. All other steps, cards, grids and depths of the ring give the same bits.
+their last bits. Another number of warps changes it, too. All other variants, cards, grids and depths of the ring give
+the same bits.
 
 Some faults no check here can see, because the virtual GPU runs the lanes of a warp together and has each mbarrier ready
 as soon as one lane has made it: no __syncwarp and no fence after the mbarriers are made; a pair of words of which only
@@ -27,7 +28,13 @@ from luce_edu.models import load_model
 from luce_edu.stages import decoder
 from luce_edu.stages.dims import GRID_BARRIER_PASSED
 from luce_edu.stages.sampling import Sampling
-from luce_edu.stages.streaming import STEPS, StreamingDecoder
+from luce_edu.stages.streaming import (
+    VARIANTS,
+    StreamingDecoder,
+    distinct_variants,
+    order_of_sums,
+    streaming_defines,
+)
 from luce_edu.verification import LIMIT, _states, judge, reference_trace, relative_error, stage_trace, verify
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")  # other files run the code as it is compiled for use
@@ -53,10 +60,10 @@ CARDS = {
 }  # fmt: skip
 
 
-def make(name="laptop", model=MODEL, steps=None, **options):
+def make(name="laptop", model=MODEL, variant=None, **options):
     """On one thread, so that blocks that wait take no time from the others."""
     backend = HostBackend(card=CARDS[name], threads=1, instructions=30_000_000, **options)
-    return StreamingDecoder(model, device="host", max_seq_len=8, backend=backend, steps=steps)
+    return StreamingDecoder(model, device="host", max_seq_len=8, backend=backend, variant=variant)
 
 
 def launched(dec) -> dict[str, torch.Tensor]:
@@ -67,9 +74,9 @@ def launched(dec) -> dict[str, torch.Tensor]:
 
 
 @functools.cache
-def by_steps(split=True) -> dict[str, torch.Tensor]:
+def by_steps(variant=None) -> dict[str, torch.Tensor]:
     """The same, a launch per token, with poisoned memory."""
-    dec, chosen, token = make(steps=None if split else 3), [], FIRST
+    dec, chosen, token = make(variant=variant), [], FIRST
     for _ in range(1 + MORE):
         dec.poison()
         dec.step(token)
@@ -104,19 +111,50 @@ def test_every_card_and_grid_gives_the_same_bits_in_one_launch_or_many(name):
     assert differing(launched(dec), by_steps()) == [], "a second run"
 
 
-def test_only_the_last_step_changes_bits_and_barriers_end_with_the_words():
-    counted = {}
-    for steps in range(len(STEPS) + 1):
-        dec = make(steps=steps)
-        assert differing(launched(dec), by_steps(split=steps == len(STEPS))) == [], steps
-        assert dec.launches == 1
-        counted[steps] = dec.barriers
+# A variant for each order of sums, by which all others with that order are judged
+ORDERS = {order_of_sums(variant): variant for variant in ("8 warps", "words", None)}
+
+
+@pytest.mark.parametrize("variant", [variant for variant in ORDERS.values() if variant])
+def test_a_variant_with_another_order_of_sums_verifies(variant):
+    report = verify(
+        MODEL, stages=["streaming"], device="host", steps=4, seed=1, make=lambda _: make("H100", variant=variant)
+    )
+    assert report.passed, str(report)
+    assert torch.equal(by_steps(variant)["chosen"], by_steps()["chosen"])
+
+
+def test_the_last_step_changes_bits():
+    assert not torch.equal(by_steps("words")["logits"], by_steps()["logits"])
+
+
+@pytest.mark.parametrize("name", [pytest.param("laptop", marks=pytest.mark.full), "H100"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_gives_the_bits_of_its_order_of_sums(variant, name):
+    dec = make(name, variant=variant)
+    assert differing(launched(dec), by_steps(ORDERS[order_of_sums(variant)])) == []
+    assert dec.launches == 1
     phases = {LINEAR_ATTENTION: 5, FULL_ATTENTION: 6}  # attention's splits are merged after a barrier of their own
-    every = sum(phases[kind] for kind in CONFIG.layer_types)
-    assert counted == {0: every, 1: every, 2: every, 3: 0, 4: 0}
-    assert not torch.equal(by_steps(split=False)["logits"], by_steps()["logits"])
-    for split in (False, True):
-        assert torch.equal(by_steps(split)["chosen"], by_steps()["chosen"])
+    barriers = sum(phases[kind] for kind in CONFIG.layer_types)
+    assert dec.barriers == barriers * (variant in ("no step", "prefetch", "ring", "grid barriers"))
+
+
+def test_two_blocks_per_sm_are_twice_as_many():
+    one, two = (make("H100", variant=name) for name in (None, "8 warps, 2 blocks per SM"))
+    assert two._blocks == 2 * CARDS["H100"].sm_count and two._threads == 256
+    assert one._threads == 384 and 2 * two._shared < CARDS["H100"].shared_per_sm
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
+def test_variants_that_are_the_same_on_a_card_are_told(capability):
+    where = CONFIG, 99 * 1024, capability
+    found = distinct_variants(*where)
+    assert list(found) == list(VARIANTS) and found["split"] == "streaming"
+    for variant, same in found.items():
+        others = [None, *list(VARIANTS)[: list(VARIANTS).index(variant)]]
+        alike = [other for other in others if streaming_defines(*where, other) == streaming_defines(*where, variant)]
+        assert same == ((alike[0] or "streaming") if alike else None)
+    assert (found["ring of 2"] == "streaming") == (capability == (7, 5))  # which has no ring
 
 
 @pytest.mark.full
@@ -300,7 +338,7 @@ def test_a_launch_ends_where_no_logit_is_a_number():
         assert dec.position == 2
 
 
-@pytest.mark.parametrize("name", ["laptop", "H100"])
+@pytest.mark.parametrize("name", [pytest.param("laptop", marks=pytest.mark.full), "H100"])
 def test_draws_with_hostile_memory_are_the_same_and_nothing_races(name):
     for seed in range(100 if FULL else 1):
         assert differing_draws(drawn(make(name, seed=seed, hostile=True, races=True))) == [], f"seed {seed}"
@@ -452,10 +490,10 @@ def test_every_fault_has_its_check():
 # ---- Bad input ----
 
 
-@pytest.mark.parametrize("steps", [-1, len(STEPS) + 1, 1.0, True, "split"])
-def test_a_number_of_steps_that_there_is_not_is_refused(steps):
-    with pytest.raises(ValueError, match=f"steps: expected an integer from 0 to {len(STEPS)}, got {steps!r}"):
-        make(steps=steps)
+@pytest.mark.parametrize("variant", ["ring of 3", "", 4])
+def test_a_variant_that_there_is_not_is_refused(variant):
+    with pytest.raises(ValueError, match=f"variant: unknown name {variant!r}; expected one of no step, prefetch, "):
+        make(variant=variant)
 
 
 def test_a_grid_that_cannot_be_resident_is_refused(monkeypatch):

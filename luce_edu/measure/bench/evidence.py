@@ -18,6 +18,7 @@ import torch
 
 from luce_edu.backends import make_backend
 from luce_edu.errors import NotMeasured
+from luce_edu.measure.bench.ablations import STAGE, ablate, make_variants
 from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, PROMPTS, STEPS, Bench, bench, reason
 from luce_edu.measure.bench.systems import make_systems
 from luce_edu.measure.bench.tasks import measure_tasks
@@ -32,7 +33,7 @@ from luce_edu.verification import DECODED, verify, verify_paths, verify_prefill
 
 BENCHED = ("decode", "prefill", "energy")  # by one call of `bench`, so that each system is loaded once
 VERIFIED = ("verify", "verify_paths", "verify_prefill")
-PARTS = (*VERIFIED, "launch", "bandwidth", "tasks", *BENCHED)
+PARTS = (*VERIFIED, "launch", "bandwidth", "tasks", *BENCHED, "ablations")
 RECORD = "record.json"
 # Fewer than `luce-edu verify --prefill` runs: the logits of every token are kept, and the vocabulary is large.
 VERIFIED_PROMPTS = (1, 65, 520, 1000)
@@ -82,7 +83,7 @@ def gather(
         record.save(path)
         return record
     for part in PARTS:
-        if part in wanted and part not in BENCHED:
+        if part in wanted and part not in (*BENCHED, "ablations"):
             progress(part)
             with _reported(content, [part], systems):
                 if part in VERIFIED:
@@ -95,6 +96,9 @@ def gather(
     benched = [part for part in wanted if part in BENCHED]
     if benched:
         _bench(content, model, benched, systems, contexts, gguf, progress, lambda: record.save(path))
+    if "ablations" in wanted and (systems is None or STAGE in systems):
+        with _reported(content, ["ablations"], systems):
+            _ablate(content, model, backend, progress, lambda: record.save(path))
     record.save(path)
     return record
 
@@ -163,6 +167,22 @@ def _bench(content: Recorded, model, wanted, systems, contexts, gguf: str | None
         said = {part for row in content.not_run if row.system is None and row.step is None for part in row.parts}
         missing = [part for part in wanted if part not in content.parts and part not in said]
         content.not_run += [NotRun((part,), "no system could be measured") for part in missing]
+
+
+def _ablate(content: Recorded, model, backend, progress: Progress, save) -> None:
+    """Time the variants of `streaming` that the record lacks; `save` is called after each."""
+    makers, alike = make_variants(model, backend)
+    kept = {row.system: row for row in content.parts.get("ablations", ())}
+    before = [*content.not_run, *alike]
+
+    def take(result: Bench) -> None:
+        new = {row.system: _with_prediction(row, content.machine.gpu, model) for row in result.decode}
+        content.not_run = before + result.not_run
+        if rows := list((kept | new).values()):
+            content.parts["ablations"] = rows
+        save()
+
+    take(ablate(model, makers, known=kept, progress=progress, save=take))
 
 
 def _with_prediction(row: DecodeRow | PrefillRow | EnergyRow, gpu: str, model) -> DecodeRow | PrefillRow | EnergyRow:
@@ -262,8 +282,11 @@ def machine() -> Machine:
     )  # fmt: skip
 
 
-def bench_table(record: Record) -> Bench:
-    """Return a record's decode, prefill and energy as a table, its floor by the datasheet's or measured bandwidth."""
+def bench_table(record: Record, *parts: str) -> Bench:
+    """Return a record's decode, prefill and energy as a table, its floor by the datasheet's or measured bandwidth.
+
+    parts  other ones in their place, such as "ablations"
+    """
     bandwidth = record.parts.get("bandwidth")
     gb_per_s = bandwidth and (bandwidth.datasheet or bandwidth.read)
-    return Bench(record.provenance, gb_per_s, *(record.parts.get(part, []) for part in BENCHED))
+    return Bench(record.provenance, gb_per_s, *(record.parts.get(part, []) for part in parts or BENCHED))

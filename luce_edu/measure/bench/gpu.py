@@ -33,6 +33,7 @@ import torch
 from luce_edu.backends.devices import DRIVER_FOR_CUDA
 from luce_edu.errors import NotMeasured
 from luce_edu.measure.bench import evidence
+from luce_edu.measure.bench.ablations import STAGE, SYSTEMS
 from luce_edu.measure.bench.bench import CONTEXTS, PROMPT, reason
 from luce_edu.measure.constants import KERNELS, SOURCE
 from luce_edu.measure.nvml import Sensors
@@ -72,6 +73,7 @@ def steps() -> list[Step]:
     """Return the steps in order of value, because the machine may be taken away at any time.
 
     First the last stage, the two that the course compares, and the constants of the hardware; then the other stages.
+    Where each step takes as long as estimated, those behind the ablations need a second call.
     """
     side_by_side = [*STAGES, "transformers"]
     # Python sets the time of eager, at any context, and it is the slowest.
@@ -88,6 +90,7 @@ def steps() -> list[Step]:
         _measured("paths", 18, 60, ["verify_paths"], STAGES),
         _measured("prompts", 66, 120, ["verify_prefill"], STAGES),
         _measured("side by side", 76, 120, ["decode", "prefill", "energy"], side_by_side),
+        _measured("ablations", 50, 90, ["ablations"], [STAGE, *SYSTEMS]),
         _measured("contexts", 55, 120, ["decode"], at_contexts, [n for n in CONTEXTS if n != PROMPT]),
         Step("tests", ["tests"], 40, 90, _run_tests),
         _measured("tasks", 30, 60, ["tasks"]),  # torch.compile of a few lines takes some ten seconds

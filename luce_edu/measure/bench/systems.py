@@ -14,6 +14,7 @@ from luce_edu.errors import NotMeasured
 from luce_edu.measure.latency import time_steps
 from luce_edu.measure.launches import profiled_launches
 from luce_edu.stages import STAGES, decoder
+from luce_edu.stages.streaming import StreamingDecoder
 
 READER = "cuBLAS and chunked kernels"  # how every stage except eager reads a prompt
 
@@ -76,11 +77,15 @@ class System(ABC):
 
 
 class StageSystem(System):
-    """One of our stages."""
+    """One of our stages, or a variant of `streaming`, as "streaming, no ring"."""
 
-    def __init__(self, stage: str, model, *, max_seq_len: int, device: str | None = None):
-        self.name = stage
-        self._decoder = decoder(stage, model, device, max_seq_len=max_seq_len)
+    def __init__(self, name: str, model, *, max_seq_len: int, device: str | None = None):
+        self.name = name
+        stage, _, variant = name.partition(", ")
+        if variant:
+            self._decoder = StreamingDecoder(model, device=device, max_seq_len=max_seq_len, variant=variant)
+        else:
+            self._decoder = decoder(stage, model, device, max_seq_len=max_seq_len)
         self._decoder.step(0)  # the ledger counts the launches of this step
         entries = self._decoder.ledger.entries
         self.launches, self.barriers = self._decoder.launches, self._decoder.barriers
@@ -113,6 +118,12 @@ class StageSystem(System):
 
     def pretend(self, context):
         self._decoder.pretend(context)
+
+    def logits_after(self, context: int, tokens: int) -> torch.Tensor:
+        """Return the logits of so many tokens after `pretend(context)`, always the same tokens."""
+        self.pretend(context)
+        vocab_size = self._decoder.config.vocab_size
+        return torch.stack([self._decoder.step(number * vocab_size // tokens) for number in range(tokens)])
 
     def rewind(self, context):
         self._decoder.state.position = context  # the other states stay: a step takes the same time

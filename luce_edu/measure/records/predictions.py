@@ -2,6 +2,7 @@
 
     python -m luce_edu.measure.records.predictions               # every card: an hour on two cores
     python -m luce_edu.measure.records.predictions "RTX 3090"    # this card again; the rows of the others stay
+    python -m luce_edu.measure.records.predictions --ablations   # instead the variants of streaming: half an hour
 
 This writes luce_edu/data/predictions.json. `evidence` compares these figures with what it measures, and the power
 curves of our stages (luce_edu/measure/power/dvfs.py) are drawn from them. All of them are modelled.
@@ -25,6 +26,7 @@ from luce_edu.measure.floor import decode_bytes
 from luce_edu.measure.records.record import commit
 from luce_edu.measure.records.rows import DecodeRow, EnergyRow, Modelled
 from luce_edu.stages import KERNEL_STAGES
+from luce_edu.stages.streaming import VARIANTS, distinct_variants
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "predictions.json"
 MODEL = "random-0.8b"
@@ -35,12 +37,13 @@ SWEPT_STAGES = ("megakernel", "per_op", "per_layer")  # the curve of `graph` is 
 PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "RTX 4090", "RTX 5090")]
 SWEPT = "RTX 3090"  # the card of the published sweep; the curves cover its clocks
 SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
+ABLATED = ("H200", "RTX 3090")  # the cards on which the variants of streaming are predicted
 CANARY = "tiny"  # its token is modelled in less than a second, and shows whether the clock has changed since
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One token of a stage on a card, modelled.
+    """One token of a stage, or of a variant such as "streaming, no ring", on a card, modelled.
 
     us      in µs, at clock_mhz
     energy  joules by part, as in a Profile; their constants are those of the card at its boost clock
@@ -87,6 +90,7 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """Model one token now.
 
+    stage      or a variant, as in a Prediction
     model      a name or a model
     clock_mhz  of the SMs; None for the boost clock
     Raises what `profile` raises.
@@ -95,7 +99,8 @@ def predict(
 
     clock = find_clock(card)
     clock = clock if clock_mhz is None else clock.at(clock_mhz)
-    found = profile(stage, card=card, model=model, clock=clock, position=position)
+    run, _, variant = stage.partition(", ")
+    found = profile(run, card=card, model=model, clock=clock, position=position, variant=variant or None)
     energy = {name: float(joules) for name, joules in found.energy.items()}
     return Prediction(stage, card.name, found.model, position, clock.clock_mhz, found.total_us, energy, _source())
 
@@ -127,7 +132,7 @@ def _is_full_size(config: ModelConfig) -> bool:
 
 
 def wanted(card: Card) -> list[tuple[str, str, float]]:
-    """Return (stage, model, clock in MHz) of every prediction for a card."""
+    """Return (stage, model, clock in MHz) of every prediction for a card, without those of variants."""
     boost = float(card.boost_clock_mhz)
     found = [(stage, MODEL, boost) for stage in STAGES]
     if card.name == SWEPT:
@@ -136,20 +141,36 @@ def wanted(card: Card) -> list[tuple[str, str, float]]:
     return found
 
 
-def write(names: Sequence[str] = (), *, file: Path = FILE, say: Callable[[str], None] = print) -> None:
+def wanted_variants(card: Card) -> list[tuple[str, str, float]]:
+    """Return the same for the variants of `streaming` that `make gpu` times on this card."""
+    from luce_edu.models import RANDOM_CONFIG
+
+    if card.name not in ABLATED:
+        return []
+    same_as = distinct_variants(ModelConfig.from_file(RANDOM_CONFIG), card.shared_per_block, card.capability)
+    return [(f"streaming, {name}", MODEL, float(card.boost_clock_mhz)) for name in VARIANTS if same_as[name] is None]
+
+
+def write(
+    names: Sequence[str] = (), *, variants: bool = False, file: Path = FILE, say: Callable[[str], None] = print
+) -> None:  # fmt: skip
     """Predict again for the named cards, or for all. Each prediction is written to the file at once.
 
-    Raises ValueError for a card that is not in PREDICTED.
+    variants  predict the variants of `streaming` in place of the stages
+    Raises ValueError for a card of which these are not predicted.
     """
     from luce_edu.models import load_model
 
-    cards = [find_card(name) for name in names] or PREDICTED
-    if others := [card.name for card in cards if card not in PREDICTED]:
-        raise ValueError(f"{', '.join(others)}: not predicted; expected some of {', '.join(c.name for c in PREDICTED)}")
+    known = [card for card in PREDICTED if not variants or card.name in ABLATED]
+    cards = [find_card(name) for name in names] or known
+    if others := [card.name for card in cards if card not in known]:
+        raise ValueError(f"{', '.join(others)}: not predicted; expected some of {', '.join(c.name for c in known)}")
     models = {name: load_model(name) for name in (CANARY, MODEL)}
     rows = {_key(row): row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]} if file.exists() else {}
-    keys = [(stage, card.name, model, mhz) for card in PREDICTED for stage, model, mhz in wanted(card)]
-    for stage, name, model, mhz in keys:
+    stages, others = ([(stage, card.name, model, mhz) for card in PREDICTED for stage, model, mhz in of(card)]
+                      for of in (wanted, wanted_variants))  # fmt: skip
+    keys = [*stages, *others]
+    for stage, name, model, mhz in others if variants else stages:
         if name not in [card.name for card in cards]:
             continue
         row = predict(stage, find_card(name), model=models[model], clock_mhz=mhz)
@@ -167,6 +188,7 @@ def _key(row: Mapping) -> tuple:
 
 if __name__ == "__main__":
     try:
-        write(sys.argv[1:])
+        names = [name for name in sys.argv[1:] if name != "--ablations"]
+        write(names, variants="--ablations" in sys.argv[1:])
     except ValueError as error:
         raise SystemExit(f"predictions: {error}") from None

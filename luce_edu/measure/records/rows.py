@@ -216,6 +216,7 @@ class Parts(TypedDict, total=False):
     """What was measured, by part; a part that was not measured is missing.
 
     verify_paths  of random-odd on few blocks, by luce_edu.verification.verify_paths
+    ablations     `streaming` and its variants, by luce_edu.measure.bench.ablations
     """
 
     verify: Verified
@@ -228,6 +229,7 @@ class Parts(TypedDict, total=False):
     decode: list[DecodeRow]
     prefill: list[PrefillRow]
     energy: list[EnergyRow]
+    ablations: list[DecodeRow]
     sweep: list[SweepRow]
 
 

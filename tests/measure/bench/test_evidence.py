@@ -70,7 +70,7 @@ def test_a_machine_is_measured_part_by_part_into_one_record(machine, tmp_path):
     record = measured(tmp_path / "new" / "folder", progress=said.append)
     assert written(tmp_path / "new" / "folder").content == record.content
     assert list(record.parts) == list(PARTS) and record.not_run == []
-    assert machine.happened == ["backend", *PARTS[:6], "check", *PARTS[6:], "close"]
+    assert machine.happened == ["backend", *PARTS[:6], "check", *BENCHED, "close", "ablations"]
     assert {(row.system, row.context) for row in record.parts["decode"]} >= {("graph", 1), ("megakernel", 2048)}
     assert record.parts["launch"] == machine.launch
     assert record.parts["energy"][0].idle_w == 70.0
@@ -203,7 +203,8 @@ def test_parts_that_are_there_are_kept_and_only_the_others_run(machine, tmp_path
     machine.happened.clear()
     machine.launch = dataclasses.replace(machine.launch, plain_us=5.0)
     record = measured(tmp_path)
-    assert machine.happened == ["backend", "launch", "bandwidth", "tasks", "check", "prefill", "energy", "close"]
+    others = ["launch", "bandwidth", "tasks", "check", "prefill", "energy", "close", "ablations"]
+    assert machine.happened == ["backend", *others]
     assert all(record.parts[part] == first.parts[part] for part in ("verify", "decode"))
     assert set(record.parts) == set(PARTS) and record.parts["launch"].plain_us == 5.0
     machine.happened.clear()
@@ -259,6 +260,7 @@ def test_a_failed_start_of_the_bench_is_removed_when_it_starts(machine, tmp_path
     ("check", PARTS[:6]),
     ("prefill", PARTS[:7]),
     ("energy", PARTS[:8]),
+    ("ablations", PARTS[:9]),
 ])  # fmt: skip
 def test_an_interruption_leaves_a_record_of_what_was_done_and_the_next_call_goes_on(at, done, machine, tmp_path):
     machine.on[at] = KeyboardInterrupt()

@@ -16,6 +16,7 @@ from starting import default_signals
 import luce_edu
 from luce_edu import cli
 from luce_edu.measure.bench import evidence, gpu
+from luce_edu.measure.bench.ablations import STAGE, SYSTEMS
 from luce_edu.measure.bench.bench import PROMPT
 from luce_edu.measure.bench.gpu import Step
 from luce_edu.measure.records.record import Record
@@ -24,7 +25,8 @@ from luce_edu.stages import STAGES
 
 ROOT = Path(luce_edu.__file__).resolve().parents[1]
 NAMES = ["stage streaming", "stage megakernel", "stage graph", "constants", "stage per_layer", "stage per_op",
-         "stage eager", "paths", "prompts", "side by side", "contexts", "tests", "tasks", "compiled"]  # fmt: skip
+         "stage eager", "paths", "prompts", "side by side", "ablations", "contexts", "tests", "tasks",
+         "compiled"]  # fmt: skip
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_steps_fit_into_their_limits_and_most_of_them_into_the_budget():
     steps = gpu.steps()
     assert [step.name for step in steps] == NAMES
     assert all(0 < step.estimate < step.limit for step in steps)
-    assert gpu.BUDGET < 360 and sum(step.estimate for step in steps[:-3]) < gpu.BUDGET - gpu.DRAWING
+    assert gpu.BUDGET < 360 and sum(step.estimate for step in steps[:-4]) < gpu.BUDGET - gpu.DRAWING
 
 
 # ---- Steps that fail ----
@@ -215,6 +217,50 @@ def test_a_step_that_is_cut_off_keeps_what_it_had_measured_and_it_alone_runs_aga
     assert {row.context for row in written(tmp_path).parts["decode"]} == {1, 512, PROMPT, 2048}
     out = capfd.readouterr().out
     assert "contexts: done" in out and "stage" not in out and written(tmp_path).not_run == []
+
+
+def ablations(**options) -> Step:
+    return gpu._measured("ablations", 0, options.get("limit", 30), ["ablations"], [STAGE, *SYSTEMS])
+
+
+@pytest.mark.planted
+def test_a_variant_with_other_logits_than_the_stage_is_told_and_not_timed(machine, tmp_path, monkeypatch, capfd):
+    few(monkeypatch, gpu._measured(f"stage {STAGE}", 0, 30, ["verify"], [STAGE]), ablations())
+    other_bits, far = f"{STAGE}, ring of 2", f"{STAGE}, 8 warps"
+    machine.logits = {other_bits: torch.ones(2, 3) * (1 + 1e-6), far: torch.ones(2, 3) + 1e-2}
+    assert command(tmp_path) == 3
+    timed = [row.system for row in written(tmp_path).parts["ablations"]]
+    assert timed == [name for name in (STAGE, *SYSTEMS) if name not in (other_bits, far)]
+    wrong = {row.system: row.reason for row in written(tmp_path).not_run if row.kind == "wrong"}
+    assert "not timed: other bits than streaming" in wrong[other_bits] and set(wrong) == {other_bits, far}
+    assert "differ from those of streaming by 1.0e-02, limit 0.0001" in wrong[far]
+    assert other_bits in to_do(tmp_path)["ablations"] and "not timed" in capfd.readouterr().out
+    machine.logits = {far: torch.ones(2, 3) * (1 + 1e-6)}
+    command(tmp_path)
+    assert {row.system for row in written(tmp_path).parts["ablations"]} == {STAGE, *SYSTEMS}
+    assert "ablations" not in to_do(tmp_path)
+
+
+def test_ablations_that_are_cut_off_keep_what_was_timed_and_go_on_from_there(machine, tmp_path, monkeypatch):
+    few(monkeypatch, gpu._measured(f"stage {STAGE}", 0, 30, ["verify"], [STAGE]), ablations(limit=5))
+    machine.hangs_as = list(SYSTEMS)[3]
+    command(tmp_path)
+    before = written(tmp_path).parts["ablations"]
+    assert [row.system for row in before] == [STAGE, *list(SYSTEMS)[:3]]
+    assert f"at: {machine.hangs_as}: " in to_do(tmp_path)["ablations"]
+    machine.hangs_as, machine.decode_us = None, 200.0
+    command(tmp_path)
+    rows = {row.system: row.latency_us.median for row in written(tmp_path).parts["ablations"]}
+    assert rows == {STAGE: 200.0} | {name: 100.0 if name in list(SYSTEMS)[:3] else 200.0 for name in SYSTEMS}
+
+
+@pytest.mark.planted
+def test_without_a_verified_stage_no_variant_runs(machine, tmp_path, monkeypatch):
+    machine.crashes.add(STAGE)
+    few(monkeypatch, gpu._measured(f"stage {STAGE}", 0, 30, ["verify"], [STAGE]), ablations())
+    command(tmp_path)
+    assert "ablations" not in written(tmp_path).parts and "ablations" not in machine.happened
+    assert to_do(tmp_path)["ablations"] == "without streaming, which has not been verified"
 
 
 @pytest.mark.planted

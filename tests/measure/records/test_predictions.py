@@ -58,6 +58,25 @@ def test_no_stage_is_missing_of_a_card_that_has_predictions():
     assert unstored() == [], "predict them: python -m luce_edu.measure.records.predictions CARD"
 
 
+def test_no_variant_is_missing_of_a_card_that_has_predictions_of_some():
+    for card in predictions.PREDICTED:
+        wanted = {stage for stage, *_ in predictions.wanted_variants(card)}
+        kept = {row.stage for row in stored() if row.card == card.name and ", " in row.stage}
+        assert kept in (set(), wanted), "predict them: python -m luce_edu.measure.records.predictions --ablations CARD"
+
+
+def test_a_variant_is_predicted_as_itself_and_stands_beside_its_row():
+    stage, changed = (predict(name, RTX_3090, model="tiny") for name in ("streaming", "streaming, grid barriers"))
+    assert changed.stage == "streaming, grid barriers" and changed.us > 1.1 * stage.us
+    row = next(row for row in synthetic.rtx_3090().parts["decode"] if (row.system, row.context) == ("streaming", 520))
+    known = at_boost("streaming", RTX_3090)
+    predicted = replace(known, stage="streaming, grid barriers", us=2 * known.us)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "stored", lambda: (known, predicted))
+        assert beside(replace(row, system="streaming, grid barriers"), GPU, FULL_SIZE).us == 2 * known.us
+        assert beside(replace(row, system="streaming, no ring"), GPU, FULL_SIZE) is None
+
+
 @pytest.mark.planted
 def test_a_stage_without_predictions_is_named(monkeypatch):
     before = unstored()
@@ -163,3 +182,22 @@ def test_new_predictions_replace_only_their_rows(tmp_path, monkeypatch):
     assert {row["stage"] for row in rows if row["source"] == "this test"} == set(predictions.STAGES)
     with pytest.raises(ValueError, match="laptop: .*RTX 3090"):
         write(["laptop"], file=file)
+
+
+def test_predictions_of_variants_join_those_of_the_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr("luce_edu.models.load_model", lambda name: name)
+
+    def quick(stage, card, *, model, clock_mhz):
+        return predictions.Prediction(stage, card.name, model, 520, clock_mhz, 1e3, {"active": 0.1}, "this test")
+
+    monkeypatch.setattr(predictions, "predict", quick)
+    file = tmp_path / "predictions.json"
+    write(["H200"], file=file, say=lambda line: None)
+    write(["H200"], variants=True, file=file, say=lambda line: None)
+    write(["H200"], file=file, say=lambda line: None)
+    names = [row["stage"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+    variants = [name for name in names if ", " in name]
+    assert set(names) - set(variants) == set(predictions.STAGES) and len(variants) == len(set(variants)) == 15
+    assert [row for row in predictions.wanted_variants(find_card("RTX 3090")) if "ring of 4" in row[0]] == []
+    with pytest.raises(ValueError, match="A100: not predicted; expected some of RTX 3090, H200"):
+        write(["A100"], variants=True, file=file)
