@@ -12,10 +12,10 @@
 //           and a copy needs nobody.
 // Ways      sm_90 and newer: one bulk copy per slot, whose bytes an mbarrier in shared memory counts.
 //           sm_80 to sm_89: cp.async. A lane copies the 16 bytes that it will read itself, so it waits for itself only.
-//           The rings are smaller there. So a request also prefetches the slot BEYOND_RING places further into L2.
 //           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory. Before a warp waits for activations, it
 //           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
 //           are evicted before they are read.
+//           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2, except on Hopper.
 // Traffic   every weight is read once per token, in pieces of one slot
 // Checked   tests/stages/test_streaming.py
 #pragma once

@@ -292,7 +292,7 @@ def streaming_defines(
     if capability < (8, 0):
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-    if options["RING_SLOTS"] == 0 or capability >= (9, 0):
+    if options["RING_SLOTS"] == 0 or capability[0] == 9:
         options["BEYOND_RING"] = 0  # a Hopper's L2 would handle each byte twice, which takes longer than DRAM
     own = {
         "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
