@@ -139,7 +139,7 @@ def ring_head() -> str:
     """Return the functions that exercise 3 may use: those of csrc/weight_stream.cuh, and init_two."""
     return (
         _functions("csrc/primitives.cuh", "shared_address")
-        + _functions("csrc/weight_stream.cuh", "barrier_init", "bulk_copy", "barrier_wait")
+        + _functions("csrc/weight_stream.cuh", "read_once", "barrier_init", "bulk_copy", "barrier_wait")
         + INIT_TWO
     )
 
