@@ -37,6 +37,7 @@ POSITION, TOKENS = 520, 128
 PROMPT = "prompt"
 SHOWN_LINES = 12
 BUCKET_US = 0.25  # of DRAM's use over time
+QUIET = 0.05  # of the datasheet's bandwidth; below it DRAM counts as silent
 _SECTOR = 32  # bytes
 EVENT = np.dtype([
     ("launch", "i4"), ("sm", "i4"), ("block", "i4"), ("place", "i4"), ("begin_us", "f8"), ("end_us", "f8"),
@@ -185,6 +186,17 @@ class Profile(Split):
     @property
     def dram_bytes(self) -> float:
         return self.dram_read_bytes + self.dram_written_bytes
+
+    @property
+    def dram_shares(self) -> np.ndarray:
+        """The share of the datasheet's bandwidth that is used, by bucket of BUCKET_US."""
+        return self.dram_use / (BUCKET_US * 1e3 * self.dram_gb_per_s / self.dram_share)
+
+    @property
+    def silent_us(self) -> float:
+        """For how many µs DRAM moves less than QUIET of what the datasheet says, from the launch to the end."""
+        times = BUCKET_US * np.arange(len(self.dram_use))
+        return float(BUCKET_US * ((self.dram_shares < QUIET) & (times >= self.spans[0][1])).sum())
 
     @property
     def power_w(self) -> float:

@@ -9,25 +9,6 @@ import numpy as np
 from luce_edu.measure.profile import BUCKET_US, Profile, completions
 from luce_edu.plots.style import BLUE, INK, VERMILLION, Picture, picture
 
-QUIET = 0.05  # of the datasheet's bandwidth; below it DRAM counts as silent
-
-
-def silent_us(profile: Profile) -> float:
-    """Return for how many µs DRAM moves less than QUIET of what the datasheet says, from the launch to the end."""
-    begin = profile.spans[0][1]
-    times = BUCKET_US * np.arange(len(profile.dram_use))
-    return float(BUCKET_US * ((_shares(profile) < QUIET) & (times >= begin)).sum())
-
-
-def _full(profile: Profile) -> float:
-    """Return the datasheet's bandwidth, in bytes per µs."""
-    return 1e3 * profile.dram_gb_per_s / profile.dram_share
-
-
-def _shares(profile: Profile) -> np.ndarray:
-    """Return the share of the datasheet's bandwidth that is used, by bucket of BUCKET_US."""
-    return profile.dram_use / (BUCKET_US * _full(profile))
-
 
 def pipe(profiles: Mapping[str, Profile], *, note: str = "") -> Picture:
     """Draw DRAM's use over time, one row per profile, in per cent of the datasheet's bandwidth.
@@ -42,7 +23,7 @@ def pipe(profiles: Mapping[str, Profile], *, note: str = "") -> Picture:
     rows = figure.subplots(len(profiles), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, profile) in zip(rows, profiles.items(), strict=True):
         times = BUCKET_US * np.arange(len(profile.dram_use))
-        axes.fill_between(times, 100 * _shares(profile), step="post", color=BLUE, linewidth=0)
+        axes.fill_between(times, 100 * profile.dram_shares, step="post", color=BLUE, linewidth=0)
         passed = list(completions(profile.events, profile.places).values())
         for us in np.max(passed, axis=0) if passed else ():
             axes.axvline(us, color=VERMILLION, linewidth=0.9)

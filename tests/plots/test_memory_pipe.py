@@ -4,7 +4,7 @@ import pytest
 
 import luce_edu
 from luce_edu.measure.profile import BUCKET_US
-from luce_edu.plots.memory_pipe import pipe, silent_us
+from luce_edu.plots.memory_pipe import pipe
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def test_the_area_is_what_dram_moves(steps):
 
 def test_silence_is_time_of_the_kernel_in_which_dram_hardly_moves(steps):
     profile = steps["words"]
-    silent = silent_us(profile)
+    silent = profile.silent_us
     assert 0 < silent < profile.total_us - profile.spans[0][1] + BUCKET_US
-    assert silent_us(steps["ring"]) > silent  # barriers add silence
+    assert steps["ring"].silent_us > silent  # barriers add silence
 
 
 def test_the_caption_says_modelled_and_the_card(steps):

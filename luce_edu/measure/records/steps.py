@@ -44,7 +44,7 @@ def variant(model: Model, card: str, name: str | None) -> Profile:
 
 
 def steps_table(cards: Sequence[str] = CARDS, progress: Callable[[str], None] = print) -> str:
-    """Return the table as Markdown: µs, and the share of the datasheet's bandwidth that DRAM moves meanwhile."""
+    """Return the table as Markdown: see `step_cell`."""
     model, by_card = four_layers(), {}
     for card in cards:
         progress(f"modelling the steps of streaming, {card}")
@@ -52,9 +52,13 @@ def steps_table(cards: Sequence[str] = CARDS, progress: Callable[[str], None] = 
     lines = [["", *cards], ["---", *["--:" for _ in cards]]]
     for name in by_card[cards[0]]:
         words = f"`{name}`" if name in BEFORE else "packed weights, no step" if name == "no step" else f"+ `{name}`"
-        cells = [f"{by_card[card][name].total_us:.1f} µs, {by_card[card][name].dram_share:.0%}" for card in cards]
-        lines.append([words, *cells])
+        lines.append([words, *(step_cell(by_card[card][name]) for card in cards)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def step_cell(now: Profile) -> str:
+    """Return µs, the share of the datasheet's bandwidth that DRAM moves, and of the time in which it is silent."""
+    return f"{now.total_us:.1f} µs, {now.dram_share:.0%}, {now.silent_us / now.total_us:.0%}"
 
 
 def ablations(model: Model, card: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, Profile | str]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from luce_edu.measure.records import steps
-from luce_edu.measure.records.steps import ABLATION_CARDS, BEFORE, CARDS, ablations_table, four_layers, rows
+from luce_edu.measure.records.steps import ABLATION_CARDS, BEFORE, CARDS, ablations_table, four_layers, rows, step_cell
 from luce_edu.models import load_model
 from luce_edu.paths import csrc_dir
 from luce_edu.stages.streaming import ABLATIONS, STEPS
@@ -43,7 +43,7 @@ def test_an_ablation_has_its_change_or_what_it_is_the_same_as_on_a_card(monkeypa
 def test_the_page_has_what_the_clock_models_now():
     column = CARDS.index("T4") + 1
     for line, found in zip(stored()[2:], rows(four_layers(), "T4").values(), strict=True):
-        assert line[column] == f"{found.total_us:.1f} µs, {found.dram_share:.0%}"
+        assert line[column] == step_cell(found)
 
 
 @pytest.mark.full
