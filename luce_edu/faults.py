@@ -173,7 +173,7 @@ FAULTS = (
     ),
     Fault(
         "splits not rescaled", "attention.cuh",
-        "const float scale = expf(ends.x - maximum);", "const float scale = 1.0f;", steps=36,
+        "const float scale = expf(ends[e].x - maximum);", "const float scale = 1.0f;", steps=36,
     ),
     # Norms, rows that are not written, the greedy choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
