@@ -585,21 +585,17 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     merge_splits(layer.partials, words, token, splits);
 }
 
-// Prefetches a part of K and V of the block's first unit into L2, before attention_in: up to one line per thread of each.
-// Of a long unit it takes every second piece of four lines: of a whole range in L2, DRAM would be idle while it is read.
-constexpr int line_weights = 128 / sizeof(bf16), piece_lines = 4;
-#if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860
-constexpr int cache_lines = block_threads / 3;  // L2 holds a few MB
-#else
-constexpr int cache_lines = block_threads;
-#endif
+// Prefetches a part of K and V of the block's first unit into L2, before attention_in: some lines of each, a line per
+// thread. Of a long unit it takes every third piece of four lines. A whole range in L2 would be read faster than the loop
+// can ask DRAM for the rest, and DRAM would be idle meanwhile. More lines would be evicted from a small L2 before their use.
+constexpr int line_weights = 128 / sizeof(bf16), cache_lines = block_threads / 3, piece_lines = 4;
 __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     if (threadIdx.x >= cache_lines || blockIdx.x >= num_key_value_heads * splits) return;
     const int begin = blockIdx.x % splits * per_split;
     const int end = min(per_split, token.position - begin) * head_dim;  // the newest position is not there yet
-    const bool is_long = end >= 2 * cache_lines * line_weights;
-    const int at = (threadIdx.x + (is_long ? threadIdx.x / piece_lines * piece_lines : 0)) * line_weights;
+    const bool is_long = end >= 3 * cache_lines * line_weights;
+    const int at = (threadIdx.x + (is_long ? threadIdx.x / piece_lines * 2 * piece_lines : 0)) * line_weights;
     if (at >= end) return;
     const size_t row = static_cast<size_t>(blockIdx.x / splits) * token.max_seq_len + begin;
     prefetch_l2(layer.k_cache + row * head_dim + at);
