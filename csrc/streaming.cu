@@ -571,7 +571,8 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
         if (unit >= num_key_value_heads * splits) break;
         const int kv_head = unit / splits, split = unit % splits;
         if (threadIdx.x == 0) shared->unit = unit;
-        if (unit >= gridDim.x) store_head_inputs(load_head_inputs(m, layer, token), shared);  // merging has overwritten them
+        // Merging has overwritten those of the unit before.
+        if (unit >= static_cast<int>(gridDim.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
