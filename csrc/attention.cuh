@@ -37,11 +37,12 @@ constexpr int max_groups = (max_splits + splits_per_group - 1) / splits_per_grou
 static_assert(max_groups <= warp_threads, "a lane for each group_positions");
 
 struct AttentionArgs {
-    const float *projected, *q_norm, *k_norm, *rope_cos, *rope_sin;  // rope tables [max_seq_len, rotary_dim / 2]
+    const float *projected, *q_norm, *k_norm, *rope_cos, *rope_sin;  // rope tables [rows, rotary_dim / 2]
     bf16 *k_cache, *v_cache;
     float *partials, *o;  // partials [heads, max_splits + max_groups, partial_size], 16-byte aligned
     unsigned* arrivals;  // [kv heads, 1 + max_groups], 0 between launches
     int position, max_seq_len;
+    int rope_row;  // of the position, in the rope tables
 };
 
 struct AttentionShared {
@@ -94,8 +95,8 @@ __device__ __forceinline__ void for_each_element(Input x, Act act) {
 template <typename Input>
 __device__ __forceinline__ void prepare_heads(Input projected, const AttentionArgs& a, int kv_head, bool owns_newest,
                                               AttentionShared* shared) {
-    const float* cos = a.rope_cos + static_cast<size_t>(a.position) * (rotary_dim / 2);
-    const float* sin = a.rope_sin + static_cast<size_t>(a.position) * (rotary_dim / 2);
+    const float* cos = a.rope_cos + static_cast<size_t>(a.rope_row) * (rotary_dim / 2);
+    const float* sin = a.rope_sin + static_cast<size_t>(a.rope_row) * (rotary_dim / 2);
     const size_t newest = (static_cast<size_t>(kv_head) * a.max_seq_len + a.position) * head_dim;
     constexpr int k_row = heads_per_kv, v_row = k_row + 1;  // the rows before them are queries
     for (int row = warp_id(); row < heads_per_kv + 2 * owns_newest; row += block_warps) {
@@ -346,45 +347,63 @@ __device__ __forceinline__ void attend_unit(Input projected, const AttentionArgs
                   [&](int h, int place, float value) { store(kv_head * heads_per_kv + h, split, place, value); });
 }
 
-constexpr int merged_in_flight = 8;  // values of a lane that merge_results() loads at once
-
-// One warp merges `count` results of a query head, at most one per lane, for merged_elements<result_lanes> elements
-// of it, always in the same order. result_lanes lanes share the results, and the others the elements. A lane takes
-// elements `place` and `place + 1`; see merged_place(). load(result, place, value) puts these two values of results
+// One warp merges `count` results of a query head, at most `most`, for merged_elements<result_lanes> elements of it,
+// always in the same order. result_lanes lanes share the results, and the others the elements. A lane takes elements
+// `place` and `place + 1`; see merged_place(). load(result, place, value) puts these two values of results
 // result + i * result_lanes, below count, into value[i]; load_ends(i) returns maximum and weight of result i. The warp
 // calls store(sum, maximum, weight) with the two sums, in the lanes of the first result.
 template <int result_lanes>
 constexpr int merged_elements = head_dim < 2 * warp_threads / result_lanes ? head_dim : 2 * warp_threads / result_lanes;
+
+// Results of a lane that merge_results() loads at once
+template <int result_lanes, int most>
+constexpr int merged_in_flight = most < 8 * result_lanes ? (most + result_lanes - 1) / result_lanes : 8;
 
 template <int result_lanes>
 __device__ __forceinline__ int merged_place(int slice) {
     return slice * merged_elements<result_lanes> + 2 * (lane_id() % (warp_threads / result_lanes));
 }
 
-template <int result_lanes, typename Load, typename LoadEnds, typename Store>
+template <int result_lanes, int most, typename Load, typename LoadEnds, typename Store>
 __device__ __forceinline__ void merge_results(int count, int place, Load load, LoadEnds load_ends, Store store) {
-    constexpr int pairs = warp_threads / result_lanes, in_flight = merged_in_flight < pairs ? merged_in_flight : pairs;
+    constexpr int pairs = warp_threads / result_lanes, in_flight = merged_in_flight<result_lanes, most>;
+    constexpr int own_ends = (most + warp_threads - 1) / warp_threads;  // a lane has those of every 32nd result
     const int lane = lane_id(), own = lane / pairs;
-    float2 sum{0.0f, 0.0f}, value[in_flight];
+    float2 sum{0.0f, 0.0f}, value[in_flight], ends[own_ends];
     const auto load_from = [&](int first) {
 #pragma unroll
         for (int i = 0; i < in_flight; ++i) value[i] = float2{0.0f, 0.0f};
         if (first + own < count && place < head_dim) load(first + own, place, value);
     };
-    const float2 ends = lane < count ? load_ends(lane) : float2{-INFINITY, 0.0f};
+    float maximum = -INFINITY;
+#pragma unroll
+    for (int e = 0; e < own_ends; ++e) {
+        const int result = lane + e * warp_threads;
+        ends[e] = result < count ? load_ends(result) : float2{-INFINITY, 0.0f};
+        maximum = fmaxf(maximum, ends[e].x);
+    }
     load_from(0);
-    float maximum = ends.x;
 #pragma unroll
     for (int distance = warp_threads / 2; distance > 0; distance /= 2)
         maximum = fmaxf(maximum, __shfl_xor_sync(full_warp, maximum, distance));
-    const float scale = expf(ends.x - maximum);  // 0 for a lane without a result
-    const float weight = warp_sum(ends.y * scale);
-    for (int first = 0; first < count; first += in_flight * result_lanes) {
+    float weight = 0.0f;
+#pragma unroll
+    for (int e = 0; e < own_ends; ++e) {
+        const float scale = expf(ends[e].x - maximum);  // 0 where there is no result
+        weight = fmaf(ends[e].y, scale, weight);
+        ends[e].x = scale;
+    }
+    weight = warp_sum(weight);
+    constexpr int at_once = in_flight * result_lanes, rounds = (most + at_once - 1) / at_once;
+#pragma unroll(own_ends > 1 ? rounds : 1)  // then it is known which of its scales a lane passes on
+    for (int first = 0; first < rounds * at_once; first += at_once) {
+        if (first >= count) break;
 #pragma unroll
         for (int i = 0; i < in_flight; ++i) {
-            const float with = __shfl_sync(full_warp, scale, first + own + i * result_lanes);
-            sum.x = fmaf(value[i].x, with, sum.x);
-            sum.y = fmaf(value[i].y, with, sum.y);
+            const float own_scale = ends[own_ends > 1 ? (first + i * result_lanes) / warp_threads : 0].x;
+            const float scale = __shfl_sync(full_warp, own_scale, (first + own + i * result_lanes) % warp_threads);
+            sum.x = fmaf(value[i].x, scale, sum.x);
+            sum.y = fmaf(value[i].y, scale, sum.y);
         }
         load_from(first + in_flight * result_lanes);
     }
@@ -410,11 +429,12 @@ __device__ __forceinline__ void merge_heads(const AttentionArgs& a, int kv_head,
         const auto partial = [&](int row, int at) {
             return *reinterpret_cast<const float2*>(a.partials + partial_at(head, row, at));
         };
-        merge_results<1>(
+        constexpr int in_flight = merged_in_flight<1, warp_threads>;
+        merge_results<1, warp_threads>(
             count, place,
-            [&](int from, int at, float2 (&value)[merged_in_flight]) {
+            [&](int from, int at, float2 (&value)[in_flight]) {
 #pragma unroll
-                for (int i = 0; i < merged_in_flight; ++i)
+                for (int i = 0; i < in_flight; ++i)
                     if (from + i < count) value[i] = partial(first + from + i, at);
             },
             [&](int result) { return partial(first + result, head_dim); },

@@ -70,7 +70,7 @@ megakernel(const Model* model, const Layer* layers, int position, int max_seq_le
             grid_barrier(m.barrier);
             attention_phase({m.projected, layer.attention.q_norm, layer.attention.k_norm,
                              m.rope_cos, m.rope_sin, layer.k_cache, layer.v_cache, m.partials, m.o,
-                             m.attention_arrivals, position, max_seq_len},
+                             m.attention_arrivals, position, max_seq_len, position},
                             &shared.attention);
             grid_barrier(m.barrier);
             attention_out_phase(m.o, layer.attention, x, m.mid, &shared.matvec);

@@ -82,7 +82,7 @@ KERNEL attention(const float* projected, const float* q_norm, const float* k_nor
     __shared__ AttentionShared shared;
     begin_phase();
     attention_phase({projected, q_norm, k_norm, rope_cos, rope_sin, k_cache, v_cache, partials, o, arrivals, *position,
-                     max_seq_len},
+                     max_seq_len, *position},
                     &shared);
 }
 

@@ -14,7 +14,7 @@
 //   attention_in     x of the layer                   in: q with its gate, k, v
 //   attend           q of a kv head; for the newest   partials
 //                    position k and v, too
-//   merge            partials of a head, its gate     mixed: o; more than 32 splits are merged in two steps
+//   merge            partials of a head, its gate     mixed: o
 //   attention_out    mixed                            mid
 //   mlp_up           mid                              act
 //   mlp_down         act                              x of the next layer
@@ -443,8 +443,48 @@ __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words,
                              [&](int r) { return x_at(m, token, l, r); });
 }
 
+// What an attention unit finds in shared memory, where its workers' sums are merged later: the queries of its kv head, its
+// k and v, q_norm, k_norm, and this position's rows of the rope tables.
+constexpr int gathered_size = (heads_per_kv + 2) * head_dim, head_inputs_size = 2 * head_dim + rotary_dim;
+static_assert(gathered_size + head_inputs_size <= workers * head_dim, "room for them");
+__device__ __forceinline__ float* gathered(StreamShared* shared) { return &shared->attention.merged[0][0]; }
+__device__ __forceinline__ float* head_inputs(StreamShared* shared) { return gathered(shared) + gathered_size; }
+
+// The norms and rope rows of the first unit are loaded before the copies of weights that attention_in requests, so that
+// they do not queue behind them.
+constexpr int head_inputs_per_thread = (head_inputs_size + block_threads - 1) / block_threads;
+struct HeadInputs {
+    float of[head_inputs_per_thread];
+};
+
+__device__ __forceinline__ HeadInputs load_head_inputs(const Model& m, const Layer& layer, const Token& token) {
+    constexpr int half = rotary_dim / 2, cos = 2 * head_dim, sin = cos + half;  // the first element of each
+    const int row = token.position * half, own = fresh_thread_index();
+    HeadInputs inputs;
+#pragma unroll
+    for (int i = 0; i < head_inputs_per_thread; ++i) {
+        const int c = own + i * block_threads;
+        inputs.of[i] = c < head_dim           ? layer.q_norm[c]
+                       : c < cos              ? layer.k_norm[c - head_dim]
+                       : c < sin              ? m.rope_cos[row + c - cos]
+                       : c < head_inputs_size ? m.rope_sin[row + c - sin]
+                                              : 0.0f;
+    }
+    return inputs;
+}
+
+__device__ __forceinline__ void store_head_inputs(const HeadInputs& inputs, StreamShared* shared) {
+    const int own = fresh_thread_index();
+#pragma unroll
+    for (int i = 0; i < head_inputs_per_thread; ++i) {
+        const int c = own + i * block_threads;
+        if (c < head_inputs_size) head_inputs(shared)[c] = inputs.of[i];
+    }
+}
+
 __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
                                              const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
+    const HeadInputs inputs = load_head_inputs(m, layer, token);
     const Norm norm = load_now(early_norm, layer.input_norm);
     Norm x;
     await_x(m, token, l, x);
@@ -454,6 +494,7 @@ __device__ __forceinline__ void attention_in(const Model& m, const Layer& layer,
             if (r < attention_in_rows) publish(words + in_words + r, sum, token.tag);
         });
     });
+    store_head_inputs(inputs, shared);  // all warps have read the staged vector, which was there before
 }
 
 // The queries of one kv head, and its k and v, in shared memory, one head after another. attend_unit() looks for a head
@@ -485,52 +526,53 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Merges `count` results of each query head, from row `first` of the partials on: one warp takes one head and a few of
-// its elements, and eight of its lanes share the results. So all words of a warp are on their way at once. These warps
-// are spread over the blocks, beginning with the last block, which is the last to get a split.
-// finish(head, place, sum, maximum, weight) gets the two elements from `place` on.
-template <typename Finish>
-__device__ __forceinline__ void merge_units(const Word* partials, const Token& token, int groups, int splits, int first,
-                                            Finish finish) {
-    constexpr int result_lanes = 8, slices = head_dim / merged_elements<result_lanes>;
-    const int units = num_attention_heads * slices * groups;
-    for (int unit = warp_id() * gridDim.x + gridDim.x - 1 - blockIdx.x; unit < units; unit += block_warps * gridDim.x) {
-        const int head = unit / slices % num_attention_heads, group = unit / slices / num_attention_heads;
-        const int place = merged_place<result_lanes>(unit % slices);
-        const int from = first + group * splits_per_group;
-        const int count = groups == 1 ? splits : min(splits_per_group, splits - group * splits_per_group);
-        constexpr int in_flight = warp_threads / result_lanes;
-        merge_results<result_lanes>(
-            count, place,
+// Merges all splits of each query head: one warp takes one head and a few of its elements, and 16 of its lanes share
+// the splits. So all words of a warp are on their way at once. These warps are spread over the blocks, beginning with the
+// last block, which is the last to get a split.
+__device__ __forceinline__ void merge_splits(const Word* partials, Word* words, const Token& token, int splits) {
+    constexpr int result_lanes = 16, slices = head_dim / merged_elements<result_lanes>;
+    constexpr int in_flight = merged_in_flight<result_lanes, max_splits>;
+    for (int unit = warp_id() * gridDim.x + gridDim.x - 1 - blockIdx.x; unit < num_attention_heads * slices;
+         unit += block_warps * gridDim.x) {
+        const int head = unit / slices, place = merged_place<result_lanes>(unit % slices);
+        const int c = element_at(place);  // place + 1 is that of element c + 1
+        float2 gate{0.0f, 0.0f};          // loaded early, used at the end
+        if (place < head_dim) gate = await_two(words + in_words + head * 2 * head_dim + head_dim + c, token.tag);
+        merge_results<result_lanes, max_splits>(
+            splits, place,
             [&](int first, int at, float2 (&value)[in_flight]) {
                 const auto result = [&](int i) { return first + i * result_lanes; };
-                await_pairs([&](int i) { return partials + partial_at(head, from + min(result(i), count - 1), at); },
-                            token.tag, value);
+                await_pairs([&](int i) { return partials + partial_at(head, min(result(i), splits - 1), at); }, token.tag,
+                            value);
 #pragma unroll
                 for (int i = 0; i < in_flight; ++i)
-                    if (result(i) >= count) value[i] = float2{0.0f, 0.0f};
+                    if (result(i) >= splits) value[i] = float2{0.0f, 0.0f};
             },
             // These words are published last, so few of the others are missing then.
-            [&](int result) { return await_two(partials + partial_at(head, from + result, head_dim), token.tag); },
-            [&](float2 sum, float maximum, float weight) { finish(head, group, place, sum, maximum, weight); });
+            [&](int result) { return await_two(partials + partial_at(head, result, head_dim), token.tag); },
+            [&](float2 sum, float, float weight) {
+                Word* o = words + mixed_words + head * head_dim + c;
+                publish(o, sum.x / weight * sigmoid(gate.x), token.tag);
+                publish(o + 1, sum.y / weight * sigmoid(gate.y), token.tag);
+            });
     }
 }
 
-// Attends over one split per unit. Then one warp merges all splits for some elements of a head. More than 32 splits are
-// merged in groups first, as in attention_phase() of attention.cuh.
+// Attends over one split per unit. Then one warp merges all splits for some elements of a head.
 __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Word* words, const Token& token,
                                           StreamShared* shared) {
+    float *heads = gathered(shared), *norms = head_inputs(shared), *rope = norms + 2 * head_dim;
     if (threadIdx.x == 0)
-        shared->attention.args = {nullptr, layer.q_norm, layer.k_norm, m.rope_cos, m.rope_sin, layer.k_cache, layer.v_cache,
-                                  nullptr, nullptr, nullptr, token.position, token.max_seq_len};
+        shared->attention.args = {nullptr, norms, norms + head_dim, rope, rope + rotary_dim / 2, layer.k_cache, layer.v_cache,
+                                  nullptr, nullptr, nullptr, token.position, token.max_seq_len, 0};
     const AttentionArgs& a = shared->attention.args;
-    float* heads = &shared->attention.merged[0][0];  // not used before all positions are done
-    static_assert(sizeof(shared->attention.merged) >= (heads_per_kv + 2) * head_dim * sizeof(float), "room for all heads");
     for (int unit = blockIdx.x;; unit += gridDim.x) {
         const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
         if (unit >= num_key_value_heads * splits) break;
         const int kv_head = unit / splits, split = unit % splits;
         if (threadIdx.x == 0) shared->unit = unit;
+        // Merging has overwritten those of the unit before.
+        if (unit >= static_cast<int>(gridDim.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
@@ -541,34 +583,21 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     }
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     end_phase(m);
-    const int groups = splits <= warp_threads ? 1 : (splits + splits_per_group - 1) / splits_per_group;
-    if (groups > 1)
-        merge_units(layer.partials, token, groups, splits, 0,
-                    [&](int head, int group, int place, float2 sum, float maximum, float weight) {
-                        Word* result = layer.partials + partial_at(head, max_splits + group, 0);
-                        publish(result + place, sum.x, token.tag), publish(result + place + 1, sum.y, token.tag);
-                        if (place != 0) return;
-                        publish(result + head_dim, maximum, token.tag), publish(result + head_dim + 1, weight, token.tag);
-                    });
-    merge_units(layer.partials, token, 1, groups == 1 ? splits : groups, groups == 1 ? 0 : max_splits,
-                [&](int head, int, int place, float2 sum, float, float weight) {
-                    const int c = element_at(place);  // place + 1 is that of element c + 1
-                    const float2 gate = await_two(words + in_words + head * 2 * head_dim + head_dim + c, token.tag);
-                    Word* o = words + mixed_words + head * head_dim + c;
-                    publish(o, sum.x / weight * sigmoid(gate.x), token.tag);
-                    publish(o + 1, sum.y / weight * sigmoid(gate.y), token.tag);
-                });
+    merge_splits(layer.partials, words, token, splits);
 }
 
-// Prefetches K and V of the block's first unit into L2, up to one line per thread of each, before attention_in.
+// Prefetches a part of K and V of the block's first unit into L2, before attention_in: some lines of each, a line per
+// thread. Of a long unit it takes every third piece of four lines. A whole range in L2 would be read faster than the loop
+// can ask DRAM for the rest, and DRAM would be idle meanwhile. More lines would be evicted from a small L2 before their use.
+constexpr int line_weights = 128 / sizeof(bf16), cache_lines = block_threads / 3, piece_lines = 4;
 __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
-    if (blockIdx.x >= num_key_value_heads * splits) return;
+    if (threadIdx.x >= cache_lines || blockIdx.x >= num_key_value_heads * splits) return;
     const int begin = blockIdx.x % splits * per_split;
-    const int positions = min(per_split, token.position - begin);  // the newest is not there yet
-    constexpr int line = 128 / sizeof(bf16);
-    const int at = threadIdx.x * line;  // in the rows of these positions
-    if (at >= positions * head_dim) return;
+    const int end = min(per_split, token.position - begin) * head_dim;  // the newest position is not there yet
+    const bool is_long = end >= 3 * cache_lines * line_weights;
+    const int at = (threadIdx.x + (is_long ? threadIdx.x / piece_lines * 2 * piece_lines : 0)) * line_weights;
+    if (at >= end) return;
     const size_t row = static_cast<size_t>(blockIdx.x / splits) * token.max_seq_len + begin;
     prefetch_l2(layer.k_cache + row * head_dim + at);
     prefetch_l2(layer.v_cache + row * head_dim + at);

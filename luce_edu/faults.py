@@ -145,8 +145,8 @@ FAULTS = (
     ),
     Fault(
         "sine of the position before", "attention.cuh",
-        "a.rope_sin + static_cast<size_t>(a.position)",
-        "a.rope_sin + static_cast<size_t>(max_of(a.position - 1, 0))",
+        "a.rope_sin + static_cast<size_t>(a.rope_row)",
+        "a.rope_sin + static_cast<size_t>(max_of(a.rope_row - 1, 0))",
     ),
     Fault(
         "wrong kv head", "per_op.cu",
@@ -173,7 +173,7 @@ FAULTS = (
     ),
     Fault(
         "splits not rescaled", "attention.cuh",
-        "const float scale = expf(ends.x - maximum);", "const float scale = 1.0f;", steps=36,
+        "const float scale = expf(ends[e].x - maximum);", "const float scale = 1.0f;", steps=36,
     ),
     # Norms, rows that are not written, the greedy choice
     Fault("norm not zero-centred", "rms_norm.cuh", "(1.0f + weight[c])", "weight[c]", ALL),
@@ -468,6 +468,14 @@ STREAMING_FAULTS = (
         "l].input_norm : m.norm);\n            deltanet_out",
     ),
     _in_stream("newest k and v not gathered", "streaming.cu", "(split == splits - 1 ? 2 : 0)", "0"),
+    _in_stream(
+        "sine of the position before", "streaming.cu",
+        "m.rope_sin[row + c - sin]", "m.rope_sin[max_of(row - half, 0) + c - sin]",
+    ),
+    _in_stream(
+        "norms of a later unit not loaded again", "streaming.cu",
+        "if (unit >= static_cast<int>(gridDim.x)) store_head_inputs", "if (false) store_head_inputs",
+    ),
     _in_stream("row after the vocabulary's last", "streaming.cu", "row < vocab_size", "row <= vocab_size"),
     _in_stream("barriers kept", "streaming.cu", "if constexpr (GRID_BARRIERS)", "if constexpr (true)"),
     # Barriers inside a block

@@ -114,7 +114,7 @@ def test_more_blocks_than_units_change_nothing():
      (2199, "k_row += round_positions * head_dim", "k_row += 0"),
      (100, "g * workers < positions", "g * workers < positions - 1"),
      (20, "maximum[i] = fmaxf(maximum[i], __shfl", "maximum[i] = fmaxf(-INFINITY, __shfl"),
-     (600, "const float scale = expf(ends.x - maximum);", "const float scale = 1.0f;"),  # splits not rescaled
+     (600, "const float scale = expf(ends[e].x - maximum);", "const float scale = 1.0f;"),  # splits not rescaled
      (600, "load_from(first + in_flight * result_lanes);", "load_from(first);"),  # the first eight splits again
      (2199, "= float2{maximum, weight};", "= float2{0.0f, weight};"),  # a group's maximum
      (2199, "first = max_splits, count = groups", "first = 0, count = groups"),  # splits in place of groups
