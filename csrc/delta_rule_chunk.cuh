@@ -46,7 +46,8 @@ constexpr int products_stride = chunk_tokens + 4;  // keeps rows 16-byte aligned
 struct PrepareShared {
     // [j][i]: the factor of d_j in the equation of token i > j. Transposed, because the solver goes down a column.
     alignas(16) float products[chunk_tokens][products_stride];
-    float beta[chunk_tokens], G[chunk_tokens];
+    alignas(16) float factor[2][chunk_tokens];  // beta and beta exp(G), the factors of v and of k
+    float G[chunk_tokens];
 };
 
 // One warp computes beta and G of the chunk, two neighbouring tokens per lane. a, b: this head's projections at the
@@ -75,7 +76,8 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
     const float sums[2] = {before + g[0], sum};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        shared->beta[token + i] = beta[i];
+        shared->factor[0][token + i] = beta[i];
+        shared->factor[1][token + i] = beta[i] * expf(sums[i]);
         shared->G[token + i] = G[token + i] = sums[i];
     }
 }
@@ -90,30 +92,43 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
     TileC product[tiles] = {};
 #pragma unroll 1
     for (int block = 0; block < key_width; block += block_terms) {
-        const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
+        const bf16x8 upper = *reinterpret_cast<const bf16x8*>(rows + block);
+        const bf16x8 lower = *reinterpret_cast<const bf16x8*>(rows + 8 * qkv_width + block);
 #pragma unroll
-        for (int tile = 0; tile < tiles; ++tile) {
-            if (8 * tile >= first + 16) break;  // these tokens j and all further ones come after every i of the warp
-            const Eight other = load_eight(k + static_cast<size_t>(8 * tile + tile_row()) * qkv_width + terms_at() + block);
+        for (int four = 0; four < tiles; four += 4) {
+            if (8 * four >= first + 16) break;  // these tokens j and all further ones come after every i of the warp
+            bf16x8 other[4];
 #pragma unroll
-            for (int step = 0; step < block_steps; ++step)
-                multiply_add(product[tile], tile_a(upper, lower, step), tile_b(other, step));
+            for (int n = 0; n < 4; ++n)
+                other[n] = *reinterpret_cast<const bf16x8*>(
+                    k + static_cast<size_t>(8 * (four + n) + tile_row()) * qkv_width + terms_at() + block);
+            multiply_add_block(&product[four], upper, lower, other);
         }
     }
+    __syncthreads();  // beta and G are in shared memory
+    const int row = first + tile_row(), slot = 2 * tile_slot();
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
-            // Both in [0, chunk_tokens): i is the later token, j the earlier one.
-            const int i = first + tile_row() + x / 2 * 8, j = 8 * tile + 2 * tile_slot() + x % 2;
-            const float decayed = j <= i ? expf(shared->G[i] - shared->G[j]) * product[tile].x[x] : 0.0f;
+            // Both in [0, chunk_tokens): i is the later token, j the earlier one. For others exp() would overflow.
+            const int i = row + x / 2 * 8, j = 8 * tile + slot + x % 2;
+            const float decayed = expf(fminf(shared->G[i] - shared->G[j], 0.0f)) * product[tile].x[x];
+            product[tile].x[x] = j <= i ? decayed : 0.0f;
+        }
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int i = row + 8 * half, j = 8 * tile + slot;
+            const float* two = &product[tile].x[2 * half];
             if (is_q) {
-                A[i * chunk_tokens + j] = to_tf32(decayed);
+                *reinterpret_cast<float2*>(A + i * chunk_tokens + j) = float2{to_tf32(two[0]), to_tf32(two[1])};
             } else {
-                shared->products[j][i] = shared->beta[i] * decayed;
+                shared->products[j][i] = shared->factor[0][i] * two[0];
+                shared->products[j + 1][i] = shared->factor[0][i] * two[1];
             }
         }
-    }
 }
 
 // Solves x_i = right_i - sum_{j<i} products[j][i] x_j in place, for one column of the right-hand side in x:
@@ -146,10 +161,9 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
     const bf16* q = args.qkv + first * qkv_width + key_head * key_width;
     const bf16* k = q + k_offset;
     const bf16* v = args.qkv + first * qkv_width + v_offset + head * value_head_dim;
-    if (warp_id() == 0)
+    if (warp_id() == 0)  // which has the fewest products
         chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
                     shared);
-    __syncthreads();  // beta and G are in shared memory
     chunk_products(q, k, args.A + at * chunk_tokens * chunk_tokens, shared);
     __syncthreads();  // the products of k are in shared memory
     for (int column = threadIdx.x; column < key_width + value_head_dim; column += block_threads) {
@@ -157,8 +171,13 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
         const bf16* right = is_k ? k + column : v + column - key_width;
         float x[chunk_tokens];
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i)  // each thread repeats exp(): factors kept in registers would spill
-            x[i] = shared->beta[i] * (is_k ? expf(shared->G[i]) : 1.0f) * to_float(right[static_cast<size_t>(i) * qkv_width]);
+        for (int i = 0; i < chunk_tokens; ++i) x[i] = to_float(right[static_cast<size_t>(i) * qkv_width]);
+        const float* factor = shared->factor[is_k];
+#pragma unroll
+        for (int i = 0; i < chunk_tokens; ++i) {
+            if (i % 8 == 0) asm volatile("" ::: "memory");  // as in solve_column()
+            x[i] *= factor[i];
+        }
         solve_column(x, shared);
         float* out = is_k ? args.W + at * chunk_tokens * key_width + column
                           : args.U + at * chunk_tokens * value_head_dim + column - key_width;
