@@ -2,16 +2,17 @@
 // Computes  the same as delta_rule.cuh called for each token in turn. In a chunk let G_i be the sum of g over tokens
 //           0 to i, S the state before the chunk and d_i the correction that token i writes. d_i depends on earlier d:
 //             d_i + sum_{j<i} beta_i exp(G_i - G_j) (k_i . k_j) d_j = beta_i v_i - beta_i exp(G_i) S^T k_i
-//           This is a unit lower-triangular system, linear in S. So d = U - W S, where U and W do not depend on S.
-//             prepare: for each chunk, in parallel: solve for U and W;  A_ij = exp(G_i - G_j) (q_i . k_j) for j <= i
+//           This is a unit lower-triangular system (I + L) d = beta (v - exp(G) k S). Only S depends on earlier chunks.
+//             prepare: for each chunk, in parallel: T = (I + L)^-1 beta;  A_ij = exp(G_i - G_j) (q_i . k_j) for j <= i
 //             scan:    for each chunk, in order:
-//                          d = U - W S
+//                          r_i = v_i - exp(G_i) S^T k_i
+//                          d_i = sum_{j<=i} T_ij r_j
 //                          o_i = exp(G_i) S^T q_i + sum_{j<=i} A_ij d_j
 //                          S = exp(G_end) S + sum_i exp(G_end - G_i) k_i d_i^T
 // Shapes    qkv [tokens, qkv_width] bf16, from causal_conv_sequence.cuh: q and k normalised, q scaled, each key head
 //           padded with zeros to key_width; zero rows fill the last chunk
-//           W [chunks, heads, 64, key_width], U [chunks, heads, 64, V], A [chunks, heads, 64, 64],
-//           G [chunks, heads, 64]; W and A are stored rounded to TF32, because only tensor cores read them
+//           T, A [chunks, heads, 64, 64], G [chunks, heads, 64]; T and A are stored rounded to TF32, because only tensor
+//           cores read them
 //           recurrent_state [heads, K, V] fp32, read and written
 // Work      prepare: one block per chunk and value head. scan: one block per value head and `scan_columns` columns of
 //           V; its part of the state stays in registers from the first chunk to the last
@@ -28,11 +29,11 @@ static_assert(chunk_tokens == 64 && key_block == 64, "four warps take 16 tokens 
 constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
 constexpr int qkv_width = 2 * num_key_heads * key_width + value_dim;
 constexpr int k_offset = num_key_heads * key_width, v_offset = 2 * k_offset;
-static_assert(block_warps == 8, "four warps for the rows of W, four for those of q");
+static_assert(block_warps == 8, "four warps for the rows of k, four for those of q");
 
 struct ChunkArgs {
     const bf16* qkv;
-    float *W, *U, *A, *G;
+    float *T, *A, *G;
 };
 
 __device__ __forceinline__ size_t chunk_head(int chunk, int head) {
@@ -46,8 +47,7 @@ constexpr int products_stride = chunk_tokens + 4;  // keeps rows 16-byte aligned
 struct PrepareShared {
     // [j][i]: the factor of d_j in the equation of token i > j. Transposed, because the solver goes down a column.
     alignas(16) float products[chunk_tokens][products_stride];
-    alignas(16) float factor[2][chunk_tokens];  // beta and beta exp(G), the factors of v and of k
-    float G[chunk_tokens];
+    float beta[chunk_tokens], G[chunk_tokens];
 };
 
 // One warp computes beta and G of the chunk, two neighbouring tokens per lane. a, b: this head's projections at the
@@ -76,8 +76,7 @@ __device__ __forceinline__ void chunk_gates(const bf16* a, const bf16* b, int st
     const float sums[2] = {before + g[0], sum};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        shared->factor[0][token + i] = beta[i];
-        shared->factor[1][token + i] = beta[i] * expf(sums[i]);
+        shared->beta[token + i] = beta[i];
         shared->G[token + i] = G[token + i] = sums[i];
     }
 }
@@ -125,8 +124,9 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
             if (is_q) {
                 *reinterpret_cast<float2*>(A + i * chunk_tokens + j) = float2{to_tf32(two[0]), to_tf32(two[1])};
             } else {
-                shared->products[j][i] = shared->factor[0][i] * two[0];
-                shared->products[j + 1][i] = shared->factor[0][i] * two[1];
+                const float beta = shared->beta[i];
+                shared->products[j][i] = beta * two[0];
+                shared->products[j + 1][i] = beta * two[1];
             }
         }
 }
@@ -151,7 +151,7 @@ __device__ __forceinline__ void solve_column(float (&x)[chunk_tokens], const Pre
     // </solve>
 }
 
-// Computes W, U, A, G of one chunk and head. a, b: this head's projections of the whole sequence, `stride` apart. The
+// Computes T, A, G of one chunk and head. a, b: this head's projections of the whole sequence, `stride` apart. The
 // chunk has `tokens` valid tokens, or all 64 if `tokens` is larger.
 __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, int head, const bf16* a, const bf16* b,
                                                    int stride, float A_log, float dt_bias, int tokens,
@@ -160,36 +160,25 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
     const size_t first = static_cast<size_t>(chunk) * chunk_tokens, at = chunk_head(chunk, head);
     const bf16* q = args.qkv + first * qkv_width + key_head * key_width;
     const bf16* k = q + k_offset;
-    const bf16* v = args.qkv + first * qkv_width + v_offset + head * value_head_dim;
     if (warp_id() == 0)  // which has the fewest products
         chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
                     shared);
     chunk_products(q, k, args.A + at * chunk_tokens * chunk_tokens, shared);
     __syncthreads();  // the products of k are in shared memory
-    for (int column = threadIdx.x; column < key_width + value_head_dim; column += block_threads) {
-        const bool is_k = column < key_width;
-        const bf16* right = is_k ? k + column : v + column - key_width;
-        float x[chunk_tokens];
+    const int column = threadIdx.x;
+    if (column >= chunk_tokens) return;
+    float x[chunk_tokens];
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i) x[i] = to_float(right[static_cast<size_t>(i) * qkv_width]);
-        const float* factor = shared->factor[is_k];
+    for (int i = 0; i < chunk_tokens; ++i) x[i] = i == column ? shared->beta[column] : 0.0f;
+    solve_column(x, shared);
+    float* T = args.T + at * chunk_tokens * chunk_tokens + column;
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i) {
-            if (i % 8 == 0) asm volatile("" ::: "memory");  // as in solve_column()
-            x[i] *= factor[i];
-        }
-        solve_column(x, shared);
-        float* out = is_k ? args.W + at * chunk_tokens * key_width + column
-                          : args.U + at * chunk_tokens * value_head_dim + column - key_width;
-        const int width = is_k ? key_width : value_head_dim;
-#pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i) out[i * width] = is_k ? to_tf32(x[i]) : x[i];
-    }
+    for (int i = 0; i < chunk_tokens; ++i) T[i * chunk_tokens] = to_tf32(x[i]);
 }
 
 // ---- scan
 
-// Each block reads all of W, q and k, mostly from L2. Narrow tiles read them more often, but the scan waits for its own
+// Each block reads all of q, k, T and A, mostly from L2. Narrow tiles read them more often, but the scan waits for its own
 // results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
 constexpr int scan_columns = key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
@@ -200,6 +189,7 @@ static_assert(value_head_dim % scan_columns == 0, "whole tiles");
 
 struct ScanShared {
     float S[key_width][scan_stride];  // the state before the chunk, rounded to TF32
+    float r[chunk_tokens][scan_stride];
     float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // d_i and exp(G_end - G_i) d_i
 };
 
@@ -226,18 +216,48 @@ __device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp
 }
 
 // product[tile] += rows . S. `rows` points at this lane's terms of its first row; the second row is 8 rows further.
-template <typename T>
-__device__ __forceinline__ void rows_times_state(const T* rows, int stride, const ScanShared* shared,
-                                                 TileC (&product)[scan_tiles]) {
+__device__ __forceinline__ void rows_times_state(const bf16* rows, const ScanShared* shared, TileC (&product)[scan_tiles]) {
 #pragma unroll 2
     for (int block = 0; block < key_width; block += block_terms) {
-        const Eight upper = load_eight(rows + block), lower = load_eight(rows + static_cast<size_t>(8) * stride + block);
+        const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
 #pragma unroll
         for (int step = 0; step < block_steps; ++step)
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
                 multiply_add(product[tile], tile_a(upper, lower, step),
                              tile_b(&shared->S[block][8 * tile], scan_stride, step));
+    }
+}
+
+// What a lane holds of rows `row` and row + 8 of T or A.
+struct TriangleRows {
+    Eight upper[chunk_tokens / block_terms], lower[chunk_tokens / block_terms];
+};
+
+__device__ __forceinline__ TriangleRows load_triangle(const float* matrix, int row) {
+    const float* at = matrix + row * chunk_tokens + terms_at();
+    TriangleRows rows;
+#pragma unroll
+    for (int i = 0; i < chunk_tokens / block_terms; ++i) {
+        if (i * block_terms > row) break;  // these tokens come after `row`; the whole warp takes the same branch
+        rows.upper[i] = load_eight(at + i * block_terms), rows.lower[i] = load_eight(at + 8 * chunk_tokens + i * block_terms);
+    }
+    return rows;
+}
+
+// product[tile] += rows . columns, which are [chunk_tokens][scan_stride] in shared memory
+template <int tiles>
+__device__ __forceinline__ void triangle_times(const TriangleRows& rows, int row, const float* columns,
+                                               TileC (&product)[tiles]) {
+#pragma unroll
+    for (int i = 0; i < chunk_tokens / block_terms; ++i) {
+        if (i * block_terms > row) break;
+#pragma unroll
+        for (int step = 0; step < block_steps; ++step)
+#pragma unroll
+            for (int tile = 0; tile < tiles; ++tile)
+                multiply_add(product[tile], tile_a(rows.upper[i], rows.lower[i], step),
+                             tile_b(columns + i * block_terms * scan_stride + 8 * tile, scan_stride, step));
     }
 }
 
@@ -257,6 +277,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         const size_t at = chunk_head(chunk, head), token = static_cast<size_t>(chunk) * chunk_tokens;
         const bf16* q = args.qkv + token * qkv_width + key_head * key_width;
         const bf16* k = q + k_offset;
+        const bf16* values = args.qkv + token * qkv_width + v_offset + head * value_head_dim + first_column;
         const float* G = args.G + at * chunk_tokens;
         const float G_end = G[chunk_tokens - 1];
         const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens of the chunk are row and row + 8
@@ -265,26 +286,39 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         __syncthreads();  // S is in shared memory, and every warp has finished with the previous chunk
 
         TileC product[scan_tiles] = {};
+        rows_times_state((warp_id() < 4 ? k : q) + static_cast<size_t>(row) * qkv_width + terms_at(), shared, product);
+#pragma unroll
+        for (int tile = 0; tile < scan_tiles; ++tile)
+#pragma unroll
+            for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
         if (warp_id() < 4) {
-            rows_times_state(args.W + (at * chunk_tokens + row) * key_width + terms_at(), key_width, shared, product);
-            const float* U = args.U + at * chunk_tokens * value_head_dim + first_column;
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
 #pragma unroll
-                for (int x = 0; x < 4; ++x) {
-                    const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
-                    const float delta = U[i * value_head_dim + column] - product[tile].x[x];
-                    shared->delta[i][column] = to_tf32(delta);
-                    shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta);
+                for (int half = 0; half < 2; ++half) {
+                    const int i = row + 8 * half, column = 8 * tile + 2 * tile_slot();
+                    const float2 v = load_two(values + static_cast<size_t>(i) * qkv_width + column);
+                    shared->r[i][column] = to_tf32(v.x - product[tile].x[2 * half]);
+                    shared->r[i][column + 1] = to_tf32(v.y - product[tile].x[2 * half + 1]);
                 }
-        } else {
-            rows_times_state(q + static_cast<size_t>(row) * qkv_width + terms_at(), qkv_width, shared, product);
-#pragma unroll
-            for (int tile = 0; tile < scan_tiles; ++tile)
-#pragma unroll
-                for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
         }
-        __syncthreads();  // the corrections are in shared memory, and every warp has finished reading S
+        const int tile = warp_id() / 4;  // of r, for the product with T
+        TriangleRows triangle;
+        if (tile < scan_tiles) triangle = load_triangle(args.T + at * chunk_tokens * chunk_tokens, row);
+        __syncthreads();  // r is in shared memory, and every warp has finished reading S
+
+        if (tile < scan_tiles) {
+            TileC delta[1] = {};
+            triangle_times(triangle, row, &shared->r[0][8 * tile], delta);
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
+                shared->delta[i][column] = to_tf32(delta[0].x[x]);
+                shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta[0].x[x]);
+            }
+        }
+        if (warp_id() >= 4) triangle = load_triangle(args.A + at * chunk_tokens * chunk_tokens, row);
+        __syncthreads();  // the corrections are in shared memory
 
         const float decay = expf(G_end);
         each_of_state(state, [&](float& s, int, int) { s *= decay; });
@@ -309,18 +343,7 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
                 }
         }
         if (warp_id() >= 4) {
-            const float* A = args.A + (at * chunk_tokens + row) * chunk_tokens + terms_at();
-#pragma unroll
-            for (int block = 0; block < chunk_tokens; block += block_terms) {
-                if (block > row) break;  // these tokens come after `row`; the whole warp takes the same branch
-                const Eight upper = load_eight(A + block), lower = load_eight(A + 8 * chunk_tokens + block);
-#pragma unroll
-                for (int step = 0; step < block_steps; ++step)
-#pragma unroll
-                    for (int tile = 0; tile < scan_tiles; ++tile)
-                        multiply_add(product[tile], tile_a(upper, lower, step),
-                                     tile_b(&shared->delta[block][8 * tile], scan_stride, step));
-            }
+            triangle_times(triangle, row, &shared->delta[0][0], product);
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
 #pragma unroll

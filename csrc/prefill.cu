@@ -97,25 +97,24 @@ KERNEL_FOR(2) causal_conv(const bf16* projected, const int* tokens, const float*
     causal_conv_sequence(projected, deltanet_width, weight, conv_state, qkv, unit, length);
 }
 
-// W, U, A, G of delta_rule_chunk.cuh, for each chunk and value head
+// T, A, G of delta_rule_chunk.cuh, for each chunk and value head
 KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const bf16* qkv, const float* A_log,
-                          const float* dt_bias, float* W, float* U, float* A, float* G) {
+                          const float* dt_bias, float* T, float* A, float* G) {
     __shared__ PrepareShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int chunk = blockIdx.y, head = blockIdx.x;
     if (chunk * chunk_tokens >= length) return;
-    prepare_chunk(ChunkArgs{qkv, W, U, A, G}, chunk, head, projected + a_row + head, projected + b_row + head,
+    prepare_chunk(ChunkArgs{qkv, T, A, G}, chunk, head, projected + a_row + head, projected + b_row + head,
                   deltanet_width, A_log[head], dt_bias[head], length - chunk * chunk_tokens, &shared);
 }
 
 // o of each token, and recurrent_state after the segment
-KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* W, float* U, float* A, float* G, float* recurrent_state,
-                       float* o) {
+KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* T, float* A, float* G, float* recurrent_state, float* o) {
     __shared__ ScanShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int head = blockIdx.x, column = blockIdx.y * scan_columns;
     if (column >= value_head_dim) return;  // the grid is sized for the narrowest tile; surplus blocks return at once
-    scan_chunks(ChunkArgs{qkv, W, U, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
+    scan_chunks(ChunkArgs{qkv, T, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
                 recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim, o, &shared);
 }
 
