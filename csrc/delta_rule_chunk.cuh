@@ -215,21 +215,35 @@ __device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp
     }
 }
 
-// product[tile] += rows . S. `rows` points at this lane's terms of its first row; the second row is 8 rows further.
-__device__ __forceinline__ void rows_times_state(const bf16* rows, const ScanShared* shared, TileC (&product)[scan_tiles]) {
-#pragma unroll 2
-    for (int block = 0; block < key_width; block += block_terms) {
-        const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
+// A lane's terms of rows `row` and row + 8 of k or q.
+constexpr int key_blocks = key_width / block_terms;
+struct KeyRows {
+    bf16x8 upper[key_blocks], lower[key_blocks];
+};
+
+__device__ __forceinline__ KeyRows load_rows(const bf16* row) {
+    KeyRows rows;
 #pragma unroll
-        for (int step = 0; step < block_steps; ++step)
-#pragma unroll
-            for (int tile = 0; tile < scan_tiles; ++tile)
-                multiply_add(product[tile], tile_a(upper, lower, step),
-                             tile_b(&shared->S[block][8 * tile], scan_stride, step));
+    for (int i = 0; i < key_blocks; ++i) {
+        rows.upper[i] = load_x8(row + i * block_terms);
+        rows.lower[i] = load_x8(row + i * block_terms + 8 * qkv_width);
     }
+    return rows;
 }
 
-// What a lane holds of rows `row` and row + 8 of T or A.
+// product += upper and lower rows . the columns of a block in shared memory. Odd steps have sums of their own, so
+// that fewer products wait for the one before.
+template <int tiles>
+__device__ __forceinline__ void multiply_add_columns(TileC (&product)[2][tiles], const Eight& upper, const Eight& lower,
+                                                     const float* columns) {
+#pragma unroll
+    for (int step = 0; step < block_steps; ++step)
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile)
+            multiply_add(product[step % 2][tile], tile_a(upper, lower, step), tile_b(columns + 8 * tile, scan_stride, step));
+}
+
+// A lane's terms of rows `row` and row + 8 of T or A.
 struct TriangleRows {
     Eight upper[chunk_tokens / block_terms], lower[chunk_tokens / block_terms];
 };
@@ -245,19 +259,14 @@ __device__ __forceinline__ TriangleRows load_triangle(const float* matrix, int r
     return rows;
 }
 
-// product[tile] += rows . columns, which are [chunk_tokens][scan_stride] in shared memory
+// product += rows . columns, which are [chunk_tokens][scan_stride] in shared memory
 template <int tiles>
 __device__ __forceinline__ void triangle_times(const TriangleRows& rows, int row, const float* columns,
-                                               TileC (&product)[tiles]) {
+                                               TileC (&product)[2][tiles]) {
 #pragma unroll
     for (int i = 0; i < chunk_tokens / block_terms; ++i) {
         if (i * block_terms > row) break;
-#pragma unroll
-        for (int step = 0; step < block_steps; ++step)
-#pragma unroll
-            for (int tile = 0; tile < tiles; ++tile)
-                multiply_add(product[tile], tile_a(rows.upper[i], rows.lower[i], step),
-                             tile_b(columns + i * block_terms * scan_stride + 8 * tile, scan_stride, step));
+        multiply_add_columns(product, rows.upper[i], rows.lower[i], columns + i * block_terms * scan_stride);
     }
 }
 
@@ -282,15 +291,22 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         const float G_end = G[chunk_tokens - 1];
         const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens of the chunk are row and row + 8
         const float G_row[2] = {G[row], G[row + 8]};
+        // Loads of what the next products need come before the barrier, so that they wait together.
+        const KeyRows rows = load_rows((warp_id() < 4 ? k : q) + static_cast<size_t>(row) * qkv_width + terms_at());
         each_of_state(state, [&](float& s, int row, int column) { shared->S[row][column] = to_tf32(s); });
         __syncthreads();  // S is in shared memory, and every warp has finished with the previous chunk
 
-        TileC product[scan_tiles] = {};
-        rows_times_state((warp_id() < 4 ? k : q) + static_cast<size_t>(row) * qkv_width + terms_at(), shared, product);
+        TileC product[2][scan_tiles] = {};
+#pragma unroll
+        for (int i = 0; i < key_blocks; ++i)
+            multiply_add_columns(product, widen(rows.upper[i]), widen(rows.lower[i]), shared->S[i * block_terms]);
 #pragma unroll
         for (int tile = 0; tile < scan_tiles; ++tile)
 #pragma unroll
-            for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
+            for (int x = 0; x < 4; ++x) {
+                product[0][tile].x[x] = expf(G_row[x / 2]) * (product[0][tile].x[x] + product[1][tile].x[x]);
+                product[1][tile].x[x] = 0.0f;
+            }
         if (warp_id() < 4) {
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
@@ -298,8 +314,8 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
                 for (int half = 0; half < 2; ++half) {
                     const int i = row + 8 * half, column = 8 * tile + 2 * tile_slot();
                     const float2 v = load_two(values + static_cast<size_t>(i) * qkv_width + column);
-                    shared->r[i][column] = to_tf32(v.x - product[tile].x[2 * half]);
-                    shared->r[i][column + 1] = to_tf32(v.y - product[tile].x[2 * half + 1]);
+                    shared->r[i][column] = to_tf32(v.x - product[0][tile].x[2 * half]);
+                    shared->r[i][column + 1] = to_tf32(v.y - product[0][tile].x[2 * half + 1]);
                 }
         }
         const int tile = warp_id() / 4;  // of r, for the product with T
@@ -308,13 +324,14 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         __syncthreads();  // r is in shared memory, and every warp has finished reading S
 
         if (tile < scan_tiles) {
-            TileC delta[1] = {};
-            triangle_times(triangle, row, &shared->r[0][8 * tile], delta);
+            TileC sums[2][1] = {};
+            triangle_times(triangle, row, &shared->r[0][8 * tile], sums);
 #pragma unroll
             for (int x = 0; x < 4; ++x) {
                 const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
-                shared->delta[i][column] = to_tf32(delta[0].x[x]);
-                shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta[0].x[x]);
+                const float delta = sums[0][0].x[x] + sums[1][0].x[x];
+                shared->delta[i][column] = to_tf32(delta);
+                shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta);
             }
         }
         if (warp_id() >= 4) triangle = load_triangle(args.A + at * chunk_tokens * chunk_tokens, row);
@@ -350,7 +367,8 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
                 for (int x = 0; x < 4; x += 2)
                     *reinterpret_cast<float2*>(o + (token + row + x / 2 * 8) * value_dim + head * value_head_dim +
                                                first_column + 8 * tile + 2 * tile_slot()) =
-                        float2{product[tile].x[x], product[tile].x[x + 1]};
+                        float2{product[0][tile].x[x] + product[1][tile].x[x],
+                               product[0][tile].x[x + 1] + product[1][tile].x[x + 1]};
         }
     }
 

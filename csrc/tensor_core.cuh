@@ -83,13 +83,22 @@ struct Eight {
     float x[8];
 };
 
-__device__ __forceinline__ Eight load_eight(const bf16* p) {
-    const bf16x8 packed = *reinterpret_cast<const bf16x8*>(p);
+__device__ __forceinline__ Eight widen(const bf16x8& packed) {
     Eight eight;
 #pragma unroll
     for (int i = 0; i < 4; ++i) eight.x[2 * i] = even(packed.pair[i]), eight.x[2 * i + 1] = odd(packed.pair[i]);
     return eight;
 }
+
+// One 16-byte load. NVRTC would split some of these into four.
+__device__ __forceinline__ bf16x8 load_x8(const bf16* p) {
+    bf16x8 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.pair[0]), "=r"(v.pair[1]), "=r"(v.pair[2]), "=r"(v.pair[3]) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ Eight load_eight(const bf16* p) { return widen(load_x8(p)); }
 
 __device__ __forceinline__ Eight load_eight(const float* p) {
     const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
