@@ -31,29 +31,38 @@ struct Bf16Row {
 };
 
 // One block computes one row: x[i] = value(i), normed = rms_norm(x), and last = x unless last is null. value(i) gives
-// elements i and i + 1.
+// elements i to i + 3.
 template <typename Value>
 __device__ __forceinline__ void norm_row(Value value, const float* norm, float* x, bf16* normed, float* last) {
     __shared__ float scratch[block_warps];
-    constexpr int pairs = (hidden_size / 2 + block_threads - 1) / block_threads;
-    float2 here[pairs];
+    constexpr int quads = (hidden_size / 4 + block_threads - 1) / block_threads;
+    float4 here[quads], weight[quads];  // both loaded now: the sum hides the latency of the weights
     float squares = 0.0f;
 #pragma unroll
-    for (int p = 0; p < pairs; ++p) {
-        const int i = 2 * (threadIdx.x + p * block_threads);
-        here[p] = i < hidden_size ? value(i) : float2{0.0f, 0.0f};
-        squares = fmaf(here[p].x, here[p].x, fmaf(here[p].y, here[p].y, squares));
+    for (int p = 0; p < quads; ++p) {
+        const int i = 4 * (threadIdx.x + p * block_threads);
+        const bool is_there = i < hidden_size;
+        weight[p] = is_there ? *reinterpret_cast<const float4*>(norm + i) : float4{};
+        here[p] = is_there ? value(i) : float4{};
+        squares += here[p].x * here[p].x + here[p].y * here[p].y + (here[p].z * here[p].z + here[p].w * here[p].w);
     }
     const float scale = rsqrtf(block_sum(squares, scratch) / hidden_size + rms_norm_eps);
 #pragma unroll
-    for (int p = 0; p < pairs; ++p) {
-        const int i = 2 * (threadIdx.x + p * block_threads);
+    for (int p = 0; p < quads; ++p) {
+        const int i = 4 * (threadIdx.x + p * block_threads);
         if (i >= hidden_size) break;
-        const float2 weight = *reinterpret_cast<const float2*>(norm + i);
-        *reinterpret_cast<float2*>(x + i) = here[p];
-        store_two(normed + i, here[p].x * scale * (1.0f + weight.x), here[p].y * scale * (1.0f + weight.y));
-        if (last != nullptr) *reinterpret_cast<float2*>(last + i) = here[p];
+        const float4 h = here[p], w = weight[p];
+        store4(x + i, h);
+        *reinterpret_cast<uint2*>(normed + i) = uint2{to_bf16_pair(h.x * scale * (1.0f + w.x), h.y * scale * (1.0f + w.y)),
+                                                      to_bf16_pair(h.z * scale * (1.0f + w.z), h.w * scale * (1.0f + w.w))};
+        if (last != nullptr) store4(last + i, h);
     }
+}
+
+// Four neighbouring bf16 numbers.
+__device__ __forceinline__ float4 load_four(const bf16* p) {
+    const uint2 four = *reinterpret_cast<const uint2*>(p);
+    return float4{even(four.x), odd(four.x), even(four.y), odd(four.y)};
 }
 
 // x = embed_tokens[tokens], normed = rms_norm(x); hidden gets the segment's last row. One block per row.
@@ -63,7 +72,7 @@ KERNEL embed_norm(const bf16* embed_tokens, const int* tokens, const float* norm
     if (row >= segment.length) return;
     const bf16* embedding = embed_tokens + static_cast<size_t>(tokens[2 + row]) * hidden_size;
     const size_t at = static_cast<size_t>(row) * hidden_size;
-    norm_row([&](int i) { return load_two(embedding + i); }, norm, x + at, normed + at,
+    norm_row([&](int i) { return load_four(embedding + i); }, norm, x + at, normed + at,
              row == segment.length - 1 ? hidden : nullptr);
 }
 
@@ -76,8 +85,8 @@ KERNEL add_norm(const bf16* y, const int* tokens, const float* norm, float* x, b
     const size_t at = static_cast<size_t>(row) * hidden_size;
     norm_row(
         [&](int i) {
-            const float2 before = *reinterpret_cast<const float2*>(x + at + i), more = load_two(y + at + i);
-            return float2{before.x + more.x, before.y + more.y};
+            const float4 before = *reinterpret_cast<const float4*>(x + at + i), more = load_four(y + at + i);
+            return float4{before.x + more.x, before.y + more.y, before.z + more.z, before.w + more.w};
         },
         norm, x + at, normed + at, is_layer_end && row == segment.length - 1 ? hidden : nullptr);
 }

@@ -536,7 +536,7 @@ PREFILL_FAULTS = (
         "q not scaled", "causal_conv_sequence.cuh",
         "head < num_key_heads ? rsqrtf(static_cast<float>(key_head_dim)) : 1.0f", "1.0f",
     ),
-    _in_prompts("padding of keys not zero", "causal_conv_sequence.cuh", "if (c < width) store", "if (c < dim) store"),
+    _in_prompts("padding of keys not zero", "causal_conv_sequence.cuh", "if (c < width && t", "if (c < dim && t"),
     # Attention
     _in_prompts("mask one key too far", "causal_attention.cuh", ">= visible[half]) score", "> visible[half]) score"),
     _in_prompts(
@@ -606,13 +606,12 @@ SMALL_PREFILL_FAULTS = (
     ),
     _in_prompts("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.001f * x);"),
     _in_prompts(
-        "residual kept in bf16", "prefill.cu", "return float2{before.x + more.x, before.y + more.y};",
-        "return float2{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y))};",
+        "residual kept in bf16", "prefill.cu", "return float4{before.x + more.x, before.y + more.y,",
+        "return float4{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y)),",
     ),
     _in_prompts(
         "gated norm's weight rounded to bf16", "prefill.cu",
         "value * with.weight * silu(with.z)", "value * to_float(to_bf16(with.weight)) * silu(with.z)",
     ),
-    _in_prompts("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16"),
-    _in_prompts("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16"),
+    _in_prompts("bf16 cut off in place of rounded", "tensor_core.cuh", "cvt.rn.bf16x2.f32", "cvt.rz.bf16x2.f32"),
 )  # fmt: skip
