@@ -182,10 +182,11 @@ KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                  bf16* mixed, int max_seq_len) {
     __shared__ CausalShared shared;
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
-    const int first_row = blockIdx.x * block_rows;
+    // The last rows see the most keys. Their blocks start first, so that short ones fill the end.
+    const int first_row = (gridDim.y - 1 - blockIdx.y) * block_rows;
     if (first_row >= segment.length * heads_per_kv) return;
     causal_attention(CausalArgs{q, k_cache, v_cache, projected, mixed, segment.position, segment.length, max_seq_len},
-                     blockIdx.y, first_row, attention_width, &shared);
+                     blockIdx.x, first_row, attention_width, &shared);
 }
 
 // act = silu(gate) * up; a row of `projected` holds gate, then up. A thread takes eight elements.

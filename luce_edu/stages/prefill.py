@@ -13,7 +13,7 @@ from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CaptureError
 from luce_edu.stages.dims import kernel_defines
 
-SEGMENT = 4096  # tokens at a time. Buffers take 69 KB per token for the 0.8B model: 283 MB.
+SEGMENT = 4096  # tokens at a time. Buffers take 69 KB per token for the 0.8B model: 282 MB.
 BLOCK_THREADS = 256
 WARPS = BLOCK_THREADS // 32
 CHUNK = 64  # tokens per chunk of the delta rule; buffers have a multiple of it as rows
@@ -188,7 +188,7 @@ class Prefill:
             "attention_prepare", _ceil(rows * (heads + 2 * kv_heads), WARPS), self.projected, self.tokens,
             w["q_norm.weight"], w["k_norm.weight"], decoder.rope_cos, decoder.rope_sin, self.q, k_cache, v_cache, room,
         )  # fmt: skip
-        grid = (_ceil(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
+        grid = (kv_heads, _ceil(rows * (heads // kv_heads), BLOCK_ROWS))
         args = (self.q, k_cache, v_cache, self.projected, self.tokens, self.mixed, room)
         self._launch("attention", grid, *args, threads=ATTENTION_THREADS)
 

@@ -398,7 +398,7 @@ def check_attention(kernels, position, length, spread=1.0):
     for cache in caches:
         cache[:, position + length :] = NAN
     mixed = poisoned(rows, heads, D, dtype=torch.bfloat16)
-    grid = (blocks(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
+    grid = (kv_heads, blocks(rows * (heads // kv_heads), BLOCK_ROWS))
     args = (q, *caches, projected, segment(position, length), mixed, room)
     kernels.run("attention", grid, *args, threads=ATTENTION_THREADS)
     k, v = (cache[:, : position + length].transpose(0, 1).double() for cache in caches)
