@@ -178,8 +178,8 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
 
 // ---- scan
 
-// Each block reads all of q, k, T and A, mostly from L2. Narrow tiles read them more often, but the scan waits for its own
-// results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
+// Each block reads all of q, k, T and A, mostly from L2. Narrow tiles read them more often, but the scan waits for its
+// own results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
 constexpr int scan_columns = key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
 constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd, see tile_b(); + 3 also spreads stores
@@ -189,7 +189,7 @@ static_assert(value_head_dim % scan_columns == 0, "whole tiles");
 
 struct ScanShared {
     float S[key_width][scan_stride];  // the state before the chunk, rounded to TF32
-    float r[chunk_tokens][scan_stride];
+    float r[chunk_tokens][scan_stride];  // what the state lacks of v
     float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // d_i and exp(G_end - G_i) d_i
 };
 
@@ -240,7 +240,8 @@ __device__ __forceinline__ void multiply_add_columns(TileC (&product)[2][tiles],
     for (int step = 0; step < block_steps; ++step)
 #pragma unroll
         for (int tile = 0; tile < tiles; ++tile)
-            multiply_add(product[step % 2][tile], tile_a(upper, lower, step), tile_b(columns + 8 * tile, scan_stride, step));
+            multiply_add(product[step % 2][tile], tile_a(upper, lower, step),
+                         tile_b(columns + 8 * tile, scan_stride, step));
 }
 
 // A lane's terms of rows `row` and row + 8 of T or A.
@@ -254,7 +255,8 @@ __device__ __forceinline__ TriangleRows load_triangle(const float* matrix, int r
 #pragma unroll
     for (int i = 0; i < chunk_tokens / block_terms; ++i) {
         if (i * block_terms > row) break;  // these tokens come after `row`; the whole warp takes the same branch
-        rows.upper[i] = load_eight(at + i * block_terms), rows.lower[i] = load_eight(at + 8 * chunk_tokens + i * block_terms);
+        rows.upper[i] = load_eight(at + i * block_terms);
+        rows.lower[i] = load_eight(at + 8 * chunk_tokens + i * block_terms);
     }
     return rows;
 }

@@ -53,8 +53,9 @@ __device__ __forceinline__ void norm_row(Value value, const float* norm, float* 
         if (i >= hidden_size) break;
         const float4 h = here[p], w = weight[p];
         store4(x + i, h);
-        *reinterpret_cast<uint2*>(normed + i) = uint2{to_bf16_pair(h.x * scale * (1.0f + w.x), h.y * scale * (1.0f + w.y)),
-                                                      to_bf16_pair(h.z * scale * (1.0f + w.z), h.w * scale * (1.0f + w.w))};
+        *reinterpret_cast<uint2*>(normed + i) =
+            uint2{to_bf16_pair(h.x * scale * (1.0f + w.x), h.y * scale * (1.0f + w.y)),
+                  to_bf16_pair(h.z * scale * (1.0f + w.z), h.w * scale * (1.0f + w.w))};
         if (last != nullptr) store4(last + i, h);
     }
 }
@@ -118,7 +119,8 @@ KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const
 }
 
 // o of each token, and recurrent_state after the segment
-KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* T, float* A, float* G, float* recurrent_state, float* o) {
+KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* T, float* A, float* G, float* recurrent_state,
+                              float* o) {
     __shared__ ScanShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int head = blockIdx.x, column = blockIdx.y * scan_columns;
