@@ -70,14 +70,7 @@ __device__ __forceinline__ void key_scores(const bf16* const (&q)[2], const bf16
 #pragma unroll
         for (int tile = 0; tile < 4; ++tile)
             key[tile] = *reinterpret_cast<const bf16x8*>(&k[8 * tile + tile_row()][block + terms_at()]);
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-            const Bf16A a[1] = {{upper.pair[i], lower.pair[i], upper.pair[i + 1], lower.pair[i + 1]}};
-            Bf16B b[4];
-#pragma unroll
-            for (int tile = 0; tile < 4; ++tile) b[tile] = Bf16B{{key[tile].pair[i], key[tile].pair[i + 1]}};
-            multiply_add_four(scores, a, b);
-        }
+        multiply_add_block(scores, upper, lower, key);
     }
 }
 

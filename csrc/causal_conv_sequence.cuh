@@ -47,33 +47,51 @@ __device__ __forceinline__ void conv_head(const bf16* in, int stride, const floa
             }
         }
     }
-#pragma unroll 4
-    for (int t = first; t < end; ++t) {
-        float y[pairs][2], squares = 0.0f;
+    // All loads before the first store, which the compiler would not pass.
+    unsigned input[conv_tokens][pairs];
+#pragma unroll
+    for (int i = 0; i < conv_tokens; ++i)
 #pragma unroll
         for (int p = 0; p < pairs; ++p) {
-            const int c = 2 * (lane_id() + p * warp_threads);
-            const bool is_there = c < dim && t < length;
-            const float2 x = is_there ? load_two(in + static_cast<size_t>(t) * stride + c) : float2{0.0f, 0.0f};
+            const int c = 2 * (lane_id() + p * warp_threads), t = first + i;
+            input[i][p] = c < dim && t < length
+                              ? *reinterpret_cast<const unsigned*>(in + static_cast<size_t>(t) * stride + c) : 0u;
+        }
+    constexpr int group = 4;  // tokens whose norms' sums are in flight together
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const float now = h == 0 ? x.x : x.y;
-                float sum = taps[p][h][history] * now;
+    for (int g = 0; g < conv_tokens; g += group) {
+        float y[group][pairs][2], factor[group];
 #pragma unroll
-                for (int j = 0; j < history; ++j) {
-                    sum = fmaf(taps[p][h][j], window[p][h][j], sum);
-                    window[p][h][j] = j + 1 < history ? window[p][h][j + 1] : now;
+        for (int i = 0; i < group; ++i) {
+            factor[i] = 0.0f;
+#pragma unroll
+            for (int p = 0; p < pairs; ++p) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const float now = h == 0 ? even(input[g + i][p]) : odd(input[g + i][p]);
+                    float sum = taps[p][h][history] * now;
+#pragma unroll
+                    for (int j = 0; j < history; ++j) {
+                        sum = fmaf(taps[p][h][j], window[p][h][j], sum);
+                        window[p][h][j] = j + 1 < history ? window[p][h][j + 1] : now;
+                    }
+                    y[i][p][h] = silu(sum);  // 0 where c >= dim
+                    factor[i] = fmaf(y[i][p][h], y[i][p][h], factor[i]);
                 }
-                y[p][h] = is_there ? silu(sum) : 0.0f;
-                squares = fmaf(y[p][h], y[p][h], squares);
             }
         }
-        const float factor = scale != 0.0f ? scale * rsqrtf(warp_sum(squares) + l2_norm_eps) : 1.0f;
 #pragma unroll
-        for (int p = 0; p < pairs; ++p) {
-            const int c = 2 * (lane_id() + p * warp_threads);
-            if (c < width) store_two(out + static_cast<size_t>(t) * qkv_width + c, factor * y[p][0], factor * y[p][1]);
-        }
+        for (int i = 0; i < group; ++i)
+            factor[i] = scale != 0.0f ? scale * rsqrtf(warp_sum(factor[i]) + l2_norm_eps) : 1.0f;
+#pragma unroll
+        for (int i = 0; i < group; ++i)
+#pragma unroll
+            for (int p = 0; p < pairs; ++p) {
+                const int c = 2 * (lane_id() + p * warp_threads), t = first + g + i;
+                const unsigned pair = to_bf16_pair(factor[i] * y[i][p][0], factor[i] * y[i][p][1]);
+                if (c < width && t < end)
+                    *reinterpret_cast<unsigned*>(out + static_cast<size_t>(t) * qkv_width + c) = t < length ? pair : 0u;
+            }
     }
     if (first != 0) return;
 #pragma unroll

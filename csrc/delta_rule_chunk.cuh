@@ -2,16 +2,17 @@
 // Computes  the same as delta_rule.cuh called for each token in turn. In a chunk let G_i be the sum of g over tokens
 //           0 to i, S the state before the chunk and d_i the correction that token i writes. d_i depends on earlier d:
 //             d_i + sum_{j<i} beta_i exp(G_i - G_j) (k_i . k_j) d_j = beta_i v_i - beta_i exp(G_i) S^T k_i
-//           This is a unit lower-triangular system, linear in S. So d = U - W S, where U and W do not depend on S.
-//             prepare: for each chunk, in parallel: solve for U and W;  A_ij = exp(G_i - G_j) (q_i . k_j) for j <= i
+//           This is a unit lower-triangular system (I + L) d = beta (v - exp(G) k S). Only S depends on earlier chunks.
+//             prepare: for each chunk, in parallel: T = (I + L)^-1 beta;  A_ij = exp(G_i - G_j) (q_i . k_j) for j <= i
 //             scan:    for each chunk, in order:
-//                          d = U - W S
+//                          r_i = v_i - exp(G_i) S^T k_i
+//                          d_i = sum_{j<=i} T_ij r_j
 //                          o_i = exp(G_i) S^T q_i + sum_{j<=i} A_ij d_j
 //                          S = exp(G_end) S + sum_i exp(G_end - G_i) k_i d_i^T
 // Shapes    qkv [tokens, qkv_width] bf16, from causal_conv_sequence.cuh: q and k normalised, q scaled, each key head
 //           padded with zeros to key_width; zero rows fill the last chunk
-//           W [chunks, heads, 64, key_width], U [chunks, heads, 64, V], A [chunks, heads, 64, 64],
-//           G [chunks, heads, 64]; W and A are stored rounded to TF32, because only tensor cores read them
+//           T, A [chunks, heads, 64, 64], G [chunks, heads, 64]; T and A are stored rounded to TF32, because only tensor
+//           cores read them
 //           recurrent_state [heads, K, V] fp32, read and written
 // Work      prepare: one block per chunk and value head. scan: one block per value head and `scan_columns` columns of
 //           V; its part of the state stays in registers from the first chunk to the last
@@ -28,11 +29,11 @@ static_assert(chunk_tokens == 64 && key_block == 64, "four warps take 16 tokens 
 constexpr int key_width = (key_head_dim + key_block - 1) / key_block * key_block;
 constexpr int qkv_width = 2 * num_key_heads * key_width + value_dim;
 constexpr int k_offset = num_key_heads * key_width, v_offset = 2 * k_offset;
-static_assert(block_warps == 8, "four warps for the rows of W, four for those of q");
+static_assert(block_warps == 8, "four warps for the rows of k, four for those of q");
 
 struct ChunkArgs {
     const bf16* qkv;
-    float *W, *U, *A, *G;
+    float *T, *A, *G;
 };
 
 __device__ __forceinline__ size_t chunk_head(int chunk, int head) {
@@ -90,30 +91,44 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
     TileC product[tiles] = {};
 #pragma unroll 1
     for (int block = 0; block < key_width; block += block_terms) {
-        const Eight upper = load_eight(rows + block), lower = load_eight(rows + 8 * qkv_width + block);
+        const bf16x8 upper = *reinterpret_cast<const bf16x8*>(rows + block);
+        const bf16x8 lower = *reinterpret_cast<const bf16x8*>(rows + 8 * qkv_width + block);
 #pragma unroll
-        for (int tile = 0; tile < tiles; ++tile) {
-            if (8 * tile >= first + 16) break;  // these tokens j and all further ones come after every i of the warp
-            const Eight other = load_eight(k + static_cast<size_t>(8 * tile + tile_row()) * qkv_width + terms_at() + block);
+        for (int four = 0; four < tiles; four += 4) {
+            if (8 * four >= first + 16) break;  // these tokens j and all further ones come after every i of the warp
+            bf16x8 other[4];
 #pragma unroll
-            for (int step = 0; step < block_steps; ++step)
-                multiply_add(product[tile], tile_a(upper, lower, step), tile_b(other, step));
+            for (int n = 0; n < 4; ++n)
+                other[n] = *reinterpret_cast<const bf16x8*>(
+                    k + static_cast<size_t>(8 * (four + n) + tile_row()) * qkv_width + terms_at() + block);
+            multiply_add_block(&product[four], upper, lower, other);
         }
     }
+    __syncthreads();  // beta and G are in shared memory
+    const int row = first + tile_row(), slot = 2 * tile_slot();
 #pragma unroll
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
-            // Both in [0, chunk_tokens): i is the later token, j the earlier one.
-            const int i = first + tile_row() + x / 2 * 8, j = 8 * tile + 2 * tile_slot() + x % 2;
-            const float decayed = j <= i ? expf(shared->G[i] - shared->G[j]) * product[tile].x[x] : 0.0f;
+            // Both in [0, chunk_tokens): i is the later token, j the earlier one. For others exp() would overflow.
+            const int i = row + x / 2 * 8, j = 8 * tile + slot + x % 2;
+            const float decayed = expf(fminf(shared->G[i] - shared->G[j], 0.0f)) * product[tile].x[x];
+            product[tile].x[x] = j <= i ? decayed : 0.0f;
+        }
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int i = row + 8 * half, j = 8 * tile + slot;
+            const float* two = &product[tile].x[2 * half];
             if (is_q) {
-                A[i * chunk_tokens + j] = to_tf32(decayed);
+                *reinterpret_cast<float2*>(A + i * chunk_tokens + j) = float2{to_tf32(two[0]), to_tf32(two[1])};
             } else {
-                shared->products[j][i] = shared->beta[i] * decayed;
+                const float beta = shared->beta[i];
+                shared->products[j][i] = beta * two[0];
+                shared->products[j + 1][i] = beta * two[1];
             }
         }
-    }
 }
 
 // Solves x_i = right_i - sum_{j<i} products[j][i] x_j in place, for one column of the right-hand side in x:
@@ -136,7 +151,7 @@ __device__ __forceinline__ void solve_column(float (&x)[chunk_tokens], const Pre
     // </solve>
 }
 
-// Computes W, U, A, G of one chunk and head. a, b: this head's projections of the whole sequence, `stride` apart. The
+// Computes T, A, G of one chunk and head. a, b: this head's projections of the whole sequence, `stride` apart. The
 // chunk has `tokens` valid tokens, or all 64 if `tokens` is larger.
 __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, int head, const bf16* a, const bf16* b,
                                                    int stride, float A_log, float dt_bias, int tokens,
@@ -145,33 +160,26 @@ __device__ __forceinline__ void prepare_chunk(const ChunkArgs& args, int chunk, 
     const size_t first = static_cast<size_t>(chunk) * chunk_tokens, at = chunk_head(chunk, head);
     const bf16* q = args.qkv + first * qkv_width + key_head * key_width;
     const bf16* k = q + k_offset;
-    const bf16* v = args.qkv + first * qkv_width + v_offset + head * value_head_dim;
-    if (warp_id() == 0)
+    if (warp_id() == 0)  // which has the fewest products
         chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
                     shared);
-    __syncthreads();  // beta and G are in shared memory
     chunk_products(q, k, args.A + at * chunk_tokens * chunk_tokens, shared);
     __syncthreads();  // the products of k are in shared memory
-    for (int column = threadIdx.x; column < key_width + value_head_dim; column += block_threads) {
-        const bool is_k = column < key_width;
-        const bf16* right = is_k ? k + column : v + column - key_width;
-        float x[chunk_tokens];
+    const int column = threadIdx.x;
+    if (column >= chunk_tokens) return;
+    float x[chunk_tokens];
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i)  // each thread repeats exp(): factors kept in registers would spill
-            x[i] = shared->beta[i] * (is_k ? expf(shared->G[i]) : 1.0f) * to_float(right[static_cast<size_t>(i) * qkv_width]);
-        solve_column(x, shared);
-        float* out = is_k ? args.W + at * chunk_tokens * key_width + column
-                          : args.U + at * chunk_tokens * value_head_dim + column - key_width;
-        const int width = is_k ? key_width : value_head_dim;
+    for (int i = 0; i < chunk_tokens; ++i) x[i] = i == column ? shared->beta[column] : 0.0f;
+    solve_column(x, shared);
+    float* T = args.T + at * chunk_tokens * chunk_tokens + column;
 #pragma unroll
-        for (int i = 0; i < chunk_tokens; ++i) out[i * width] = is_k ? to_tf32(x[i]) : x[i];
-    }
+    for (int i = 0; i < chunk_tokens; ++i) T[i * chunk_tokens] = to_tf32(x[i]);
 }
 
 // ---- scan
 
-// Each block reads all of W, q and k, mostly from L2. Narrow tiles read them more often, but the scan waits for its own
-// results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
+// Each block reads all of q, k, T and A, mostly from L2. Narrow tiles read them more often, but the scan waits for its
+// own results most of the time, so it is faster on more SMs: 16 heads of 128 columns make 128 blocks.
 constexpr int scan_columns = key_width <= 512 ? 16 : 8;
 constexpr int scan_tiles = scan_columns / 8;
 constexpr int scan_stride = scan_columns + (scan_columns == 8 ? 1 : 3);  // odd, see tile_b(); + 3 also spreads stores
@@ -181,6 +189,7 @@ static_assert(value_head_dim % scan_columns == 0, "whole tiles");
 
 struct ScanShared {
     float S[key_width][scan_stride];  // the state before the chunk, rounded to TF32
+    float r[chunk_tokens][scan_stride];  // what the state lacks of v
     float delta[chunk_tokens][scan_stride], delta_at_end[chunk_tokens][scan_stride];  // d_i and exp(G_end - G_i) d_i
 };
 
@@ -206,19 +215,60 @@ __device__ __forceinline__ void each_of_state(TileC (&state)[scan_units_per_warp
     }
 }
 
-// product[tile] += rows . S. `rows` points at this lane's terms of its first row; the second row is 8 rows further.
-template <typename T>
-__device__ __forceinline__ void rows_times_state(const T* rows, int stride, const ScanShared* shared,
-                                                 TileC (&product)[scan_tiles]) {
-#pragma unroll 2
-    for (int block = 0; block < key_width; block += block_terms) {
-        const Eight upper = load_eight(rows + block), lower = load_eight(rows + static_cast<size_t>(8) * stride + block);
+// A lane's terms of rows `row` and row + 8 of k or q.
+constexpr int key_blocks = key_width / block_terms;
+struct KeyRows {
+    bf16x8 upper[key_blocks], lower[key_blocks];
+};
+
+__device__ __forceinline__ KeyRows load_rows(const bf16* row) {
+    KeyRows rows;
 #pragma unroll
-        for (int step = 0; step < block_steps; ++step)
+    for (int i = 0; i < key_blocks; ++i) {
+        rows.upper[i] = load_x8(row + i * block_terms);
+        rows.lower[i] = load_x8(row + i * block_terms + 8 * qkv_width);
+    }
+    return rows;
+}
+
+// product += upper and lower rows . the columns of a block in shared memory. Odd steps have sums of their own, so
+// that fewer products wait for the one before.
+template <int tiles>
+__device__ __forceinline__ void multiply_add_columns(TileC (&product)[2][tiles], const Eight& upper, const Eight& lower,
+                                                     const float* columns) {
 #pragma unroll
-            for (int tile = 0; tile < scan_tiles; ++tile)
-                multiply_add(product[tile], tile_a(upper, lower, step),
-                             tile_b(&shared->S[block][8 * tile], scan_stride, step));
+    for (int step = 0; step < block_steps; ++step)
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile)
+            multiply_add(product[step % 2][tile], tile_a(upper, lower, step),
+                         tile_b(columns + 8 * tile, scan_stride, step));
+}
+
+// A lane's terms of rows `row` and row + 8 of T or A.
+struct TriangleRows {
+    Eight upper[chunk_tokens / block_terms], lower[chunk_tokens / block_terms];
+};
+
+__device__ __forceinline__ TriangleRows load_triangle(const float* matrix, int row) {
+    const float* at = matrix + row * chunk_tokens + terms_at();
+    TriangleRows rows;
+#pragma unroll
+    for (int i = 0; i < chunk_tokens / block_terms; ++i) {
+        if (i * block_terms > row) break;  // these tokens come after `row`; the whole warp takes the same branch
+        rows.upper[i] = load_eight(at + i * block_terms);
+        rows.lower[i] = load_eight(at + 8 * chunk_tokens + i * block_terms);
+    }
+    return rows;
+}
+
+// product += rows . columns, which are [chunk_tokens][scan_stride] in shared memory
+template <int tiles>
+__device__ __forceinline__ void triangle_times(const TriangleRows& rows, int row, const float* columns,
+                                               TileC (&product)[2][tiles]) {
+#pragma unroll
+    for (int i = 0; i < chunk_tokens / block_terms; ++i) {
+        if (i * block_terms > row) break;
+        multiply_add_columns(product, rows.upper[i], rows.lower[i], columns + i * block_terms * scan_stride);
     }
 }
 
@@ -238,34 +288,56 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
         const size_t at = chunk_head(chunk, head), token = static_cast<size_t>(chunk) * chunk_tokens;
         const bf16* q = args.qkv + token * qkv_width + key_head * key_width;
         const bf16* k = q + k_offset;
+        const bf16* values = args.qkv + token * qkv_width + v_offset + head * value_head_dim + first_column;
         const float* G = args.G + at * chunk_tokens;
         const float G_end = G[chunk_tokens - 1];
         const int row = warp_id() % 4 * 16 + tile_row();  // this lane's tokens of the chunk are row and row + 8
         const float G_row[2] = {G[row], G[row + 8]};
+        // Loads of what the next products need come before the barrier, so that they wait together.
+        const KeyRows rows = load_rows((warp_id() < 4 ? k : q) + static_cast<size_t>(row) * qkv_width + terms_at());
         each_of_state(state, [&](float& s, int row, int column) { shared->S[row][column] = to_tf32(s); });
         __syncthreads();  // S is in shared memory, and every warp has finished with the previous chunk
 
-        TileC product[scan_tiles] = {};
+        TileC product[2][scan_tiles] = {};
+#pragma unroll
+        for (int i = 0; i < key_blocks; ++i)
+            multiply_add_columns(product, widen(rows.upper[i]), widen(rows.lower[i]), shared->S[i * block_terms]);
+#pragma unroll
+        for (int tile = 0; tile < scan_tiles; ++tile)
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                product[0][tile].x[x] = expf(G_row[x / 2]) * (product[0][tile].x[x] + product[1][tile].x[x]);
+                product[1][tile].x[x] = 0.0f;
+            }
         if (warp_id() < 4) {
-            rows_times_state(args.W + (at * chunk_tokens + row) * key_width + terms_at(), key_width, shared, product);
-            const float* U = args.U + at * chunk_tokens * value_head_dim + first_column;
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
 #pragma unroll
-                for (int x = 0; x < 4; ++x) {
-                    const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
-                    const float delta = U[i * value_head_dim + column] - product[tile].x[x];
-                    shared->delta[i][column] = to_tf32(delta);
-                    shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta);
+                for (int half = 0; half < 2; ++half) {
+                    const int i = row + 8 * half, column = 8 * tile + 2 * tile_slot();
+                    const float2 v = load_two(values + static_cast<size_t>(i) * qkv_width + column);
+                    shared->r[i][column] = to_tf32(v.x - product[0][tile].x[2 * half]);
+                    shared->r[i][column + 1] = to_tf32(v.y - product[0][tile].x[2 * half + 1]);
                 }
-        } else {
-            rows_times_state(q + static_cast<size_t>(row) * qkv_width + terms_at(), qkv_width, shared, product);
-#pragma unroll
-            for (int tile = 0; tile < scan_tiles; ++tile)
-#pragma unroll
-                for (int x = 0; x < 4; ++x) product[tile].x[x] *= expf(G_row[x / 2]);
         }
-        __syncthreads();  // the corrections are in shared memory, and every warp has finished reading S
+        const int tile = warp_id() / 4;  // of r, for the product with T
+        TriangleRows triangle;
+        if (tile < scan_tiles) triangle = load_triangle(args.T + at * chunk_tokens * chunk_tokens, row);
+        __syncthreads();  // r is in shared memory, and every warp has finished reading S
+
+        if (tile < scan_tiles) {
+            TileC sums[2][1] = {};
+            triangle_times(triangle, row, &shared->r[0][8 * tile], sums);
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                const int i = row + x / 2 * 8, column = 8 * tile + 2 * tile_slot() + x % 2;
+                const float delta = sums[0][0].x[x] + sums[1][0].x[x];
+                shared->delta[i][column] = to_tf32(delta);
+                shared->delta_at_end[i][column] = to_tf32(expf(G_end - G_row[x / 2]) * delta);
+            }
+        }
+        if (warp_id() >= 4) triangle = load_triangle(args.A + at * chunk_tokens * chunk_tokens, row);
+        __syncthreads();  // the corrections are in shared memory
 
         const float decay = expf(G_end);
         each_of_state(state, [&](float& s, int, int) { s *= decay; });
@@ -290,25 +362,15 @@ __device__ __forceinline__ void scan_chunks(const ChunkArgs& args, int head, int
                 }
         }
         if (warp_id() >= 4) {
-            const float* A = args.A + (at * chunk_tokens + row) * chunk_tokens + terms_at();
-#pragma unroll
-            for (int block = 0; block < chunk_tokens; block += block_terms) {
-                if (block > row) break;  // these tokens come after `row`; the whole warp takes the same branch
-                const Eight upper = load_eight(A + block), lower = load_eight(A + 8 * chunk_tokens + block);
-#pragma unroll
-                for (int step = 0; step < block_steps; ++step)
-#pragma unroll
-                    for (int tile = 0; tile < scan_tiles; ++tile)
-                        multiply_add(product[tile], tile_a(upper, lower, step),
-                                     tile_b(&shared->delta[block][8 * tile], scan_stride, step));
-            }
+            triangle_times(triangle, row, &shared->delta[0][0], product);
 #pragma unroll
             for (int tile = 0; tile < scan_tiles; ++tile)
 #pragma unroll
                 for (int x = 0; x < 4; x += 2)
                     *reinterpret_cast<float2*>(o + (token + row + x / 2 * 8) * value_dim + head * value_head_dim +
                                                first_column + 8 * tile + 2 * tile_slot()) =
-                        float2{product[tile].x[x], product[tile].x[x + 1]};
+                        float2{product[0][tile].x[x] + product[1][tile].x[x],
+                               product[0][tile].x[x + 1] + product[1][tile].x[x + 1]};
         }
     }
 

@@ -31,29 +31,39 @@ struct Bf16Row {
 };
 
 // One block computes one row: x[i] = value(i), normed = rms_norm(x), and last = x unless last is null. value(i) gives
-// elements i and i + 1.
+// elements i to i + 3.
 template <typename Value>
 __device__ __forceinline__ void norm_row(Value value, const float* norm, float* x, bf16* normed, float* last) {
     __shared__ float scratch[block_warps];
-    constexpr int pairs = (hidden_size / 2 + block_threads - 1) / block_threads;
-    float2 here[pairs];
+    constexpr int quads = (hidden_size / 4 + block_threads - 1) / block_threads;
+    float4 here[quads], weight[quads];  // both loaded now: the sum hides the latency of the weights
     float squares = 0.0f;
 #pragma unroll
-    for (int p = 0; p < pairs; ++p) {
-        const int i = 2 * (threadIdx.x + p * block_threads);
-        here[p] = i < hidden_size ? value(i) : float2{0.0f, 0.0f};
-        squares = fmaf(here[p].x, here[p].x, fmaf(here[p].y, here[p].y, squares));
+    for (int p = 0; p < quads; ++p) {
+        const int i = 4 * (threadIdx.x + p * block_threads);
+        const bool is_there = i < hidden_size;
+        weight[p] = is_there ? *reinterpret_cast<const float4*>(norm + i) : float4{};
+        here[p] = is_there ? value(i) : float4{};
+        squares += here[p].x * here[p].x + here[p].y * here[p].y + (here[p].z * here[p].z + here[p].w * here[p].w);
     }
     const float scale = rsqrtf(block_sum(squares, scratch) / hidden_size + rms_norm_eps);
 #pragma unroll
-    for (int p = 0; p < pairs; ++p) {
-        const int i = 2 * (threadIdx.x + p * block_threads);
+    for (int p = 0; p < quads; ++p) {
+        const int i = 4 * (threadIdx.x + p * block_threads);
         if (i >= hidden_size) break;
-        const float2 weight = *reinterpret_cast<const float2*>(norm + i);
-        *reinterpret_cast<float2*>(x + i) = here[p];
-        store_two(normed + i, here[p].x * scale * (1.0f + weight.x), here[p].y * scale * (1.0f + weight.y));
-        if (last != nullptr) *reinterpret_cast<float2*>(last + i) = here[p];
+        const float4 h = here[p], w = weight[p];
+        store4(x + i, h);
+        *reinterpret_cast<uint2*>(normed + i) =
+            uint2{to_bf16_pair(h.x * scale * (1.0f + w.x), h.y * scale * (1.0f + w.y)),
+                  to_bf16_pair(h.z * scale * (1.0f + w.z), h.w * scale * (1.0f + w.w))};
+        if (last != nullptr) store4(last + i, h);
     }
+}
+
+// Four neighbouring bf16 numbers.
+__device__ __forceinline__ float4 load_four(const bf16* p) {
+    const uint2 four = *reinterpret_cast<const uint2*>(p);
+    return float4{even(four.x), odd(four.x), even(four.y), odd(four.y)};
 }
 
 // x = embed_tokens[tokens], normed = rms_norm(x); hidden gets the segment's last row. One block per row.
@@ -63,7 +73,7 @@ KERNEL embed_norm(const bf16* embed_tokens, const int* tokens, const float* norm
     if (row >= segment.length) return;
     const bf16* embedding = embed_tokens + static_cast<size_t>(tokens[2 + row]) * hidden_size;
     const size_t at = static_cast<size_t>(row) * hidden_size;
-    norm_row([&](int i) { return load_two(embedding + i); }, norm, x + at, normed + at,
+    norm_row([&](int i) { return load_four(embedding + i); }, norm, x + at, normed + at,
              row == segment.length - 1 ? hidden : nullptr);
 }
 
@@ -76,8 +86,8 @@ KERNEL add_norm(const bf16* y, const int* tokens, const float* norm, float* x, b
     const size_t at = static_cast<size_t>(row) * hidden_size;
     norm_row(
         [&](int i) {
-            const float2 before = *reinterpret_cast<const float2*>(x + at + i), more = load_two(y + at + i);
-            return float2{before.x + more.x, before.y + more.y};
+            const float4 before = *reinterpret_cast<const float4*>(x + at + i), more = load_four(y + at + i);
+            return float4{before.x + more.x, before.y + more.y, before.z + more.z, before.w + more.w};
         },
         norm, x + at, normed + at, is_layer_end && row == segment.length - 1 ? hidden : nullptr);
 }
@@ -97,25 +107,25 @@ KERNEL_FOR(2) causal_conv(const bf16* projected, const int* tokens, const float*
     causal_conv_sequence(projected, deltanet_width, weight, conv_state, qkv, unit, length);
 }
 
-// W, U, A, G of delta_rule_chunk.cuh, for each chunk and value head
+// T, A, G of delta_rule_chunk.cuh, for each chunk and value head
 KERNEL_FOR(2) delta_rule_prepare(const bf16* projected, const int* tokens, const bf16* qkv, const float* A_log,
-                          const float* dt_bias, float* W, float* U, float* A, float* G) {
+                          const float* dt_bias, float* T, float* A, float* G) {
     __shared__ PrepareShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int chunk = blockIdx.y, head = blockIdx.x;
     if (chunk * chunk_tokens >= length) return;
-    prepare_chunk(ChunkArgs{qkv, W, U, A, G}, chunk, head, projected + a_row + head, projected + b_row + head,
+    prepare_chunk(ChunkArgs{qkv, T, A, G}, chunk, head, projected + a_row + head, projected + b_row + head,
                   deltanet_width, A_log[head], dt_bias[head], length - chunk * chunk_tokens, &shared);
 }
 
 // o of each token, and recurrent_state after the segment
-KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* W, float* U, float* A, float* G, float* recurrent_state,
-                       float* o) {
+KERNEL_FOR(1) delta_rule_scan(const int* tokens, const bf16* qkv, float* T, float* A, float* G, float* recurrent_state,
+                              float* o) {
     __shared__ ScanShared shared;
     const int length = reinterpret_cast<const Segment*>(tokens)->length;
     const int head = blockIdx.x, column = blockIdx.y * scan_columns;
     if (column >= value_head_dim) return;  // the grid is sized for the narrowest tile; surplus blocks return at once
-    scan_chunks(ChunkArgs{qkv, W, U, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
+    scan_chunks(ChunkArgs{qkv, T, A, G}, head, column, (length + chunk_tokens - 1) / chunk_tokens,
                 recurrent_state + static_cast<size_t>(head) * key_head_dim * value_head_dim, o, &shared);
 }
 
@@ -174,10 +184,11 @@ KERNEL_FOR(1) attention(const bf16* q, const bf16* k_cache, const bf16* v_cache,
                  bf16* mixed, int max_seq_len) {
     __shared__ CausalShared shared;
     const Segment segment = *reinterpret_cast<const Segment*>(tokens);
-    const int first_row = blockIdx.x * block_rows;
+    // The last rows see the most keys. Their blocks start first, so that short ones fill the end.
+    const int first_row = (gridDim.y - 1 - blockIdx.y) * block_rows;
     if (first_row >= segment.length * heads_per_kv) return;
     causal_attention(CausalArgs{q, k_cache, v_cache, projected, mixed, segment.position, segment.length, max_seq_len},
-                     blockIdx.y, first_row, attention_width, &shared);
+                     blockIdx.x, first_row, attention_width, &shared);
 }
 
 // act = silu(gate) * up; a row of `projected` holds gate, then up. A thread takes eight elements.

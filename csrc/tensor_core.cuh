@@ -83,24 +83,43 @@ struct Eight {
     float x[8];
 };
 
-__device__ __forceinline__ Eight load_eight(const bf16* p) {
-    const bf16x8 packed = *reinterpret_cast<const bf16x8*>(p);
+__device__ __forceinline__ Eight widen(const bf16x8& packed) {
     Eight eight;
 #pragma unroll
     for (int i = 0; i < 4; ++i) eight.x[2 * i] = even(packed.pair[i]), eight.x[2 * i + 1] = odd(packed.pair[i]);
     return eight;
 }
 
+// One 16-byte load. NVRTC would split some of these into four.
+__device__ __forceinline__ bf16x8 load_x8(const bf16* p) {
+    bf16x8 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.pair[0]), "=r"(v.pair[1]), "=r"(v.pair[2]), "=r"(v.pair[3]) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ Eight load_eight(const bf16* p) { return widen(load_x8(p)); }
+
 __device__ __forceinline__ Eight load_eight(const float* p) {
     const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
     return Eight{{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
+// Two floats rounded to bf16, in one register.
+__device__ __forceinline__ unsigned to_bf16_pair(float even, float odd) {
+#if __CUDA_ARCH__ >= 800
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(odd), "f"(even));
+    return pair;
+#else
+    return to_bf16(even).bits | static_cast<unsigned>(to_bf16(odd).bits) << 16;
+#endif
+}
+
 __device__ __forceinline__ void store_eight(bf16* p, const Eight& eight) {
     bf16x8 packed;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        packed.pair[i] = to_bf16(eight.x[2 * i]).bits | static_cast<unsigned>(to_bf16(eight.x[2 * i + 1]).bits) << 16;
+    for (int i = 0; i < 4; ++i) packed.pair[i] = to_bf16_pair(eight.x[2 * i], eight.x[2 * i + 1]);
     *reinterpret_cast<bf16x8*>(p) = packed;
 }
 
@@ -111,7 +130,7 @@ __device__ __forceinline__ float2 load_two(const bf16* p) {
 }
 
 __device__ __forceinline__ void store_two(bf16* p, float first, float second) {
-    *reinterpret_cast<unsigned*>(p) = to_bf16(first).bits | static_cast<unsigned>(to_bf16(second).bits) << 16;
+    *reinterpret_cast<unsigned*>(p) = to_bf16_pair(first, second);
 }
 
 // Operand a of product `step`. upper, lower: this lane's eight terms of rows tile_row() and tile_row() + 8.
@@ -181,6 +200,20 @@ __device__ __forceinline__ void multiply_add_four(TileC* c, const Bf16A (&a)[par
                 }
         }
 #endif
+}
+
+// A block of 32 terms, of which a lane's slots hold the eight from terms_at() on. upper, lower: of rows tile_row() and
+// tile_row() + 8; columns: of column tile_row() of each tile
+__device__ __forceinline__ void multiply_add_block(TileC* c, const bf16x8& upper, const bf16x8& lower,
+                                                   const bf16x8 (&columns)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const Bf16A a[1] = {{upper.pair[i], lower.pair[i], upper.pair[i + 1], lower.pair[i + 1]}};
+        Bf16B b[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) b[n] = Bf16B{{columns[n].pair[i], columns[n].pair[i + 1]}};
+        multiply_add_four(c, a, b);
+    }
 }
 
 // Two floats cut to bf16, in one register.

@@ -162,7 +162,7 @@ class PromptListener:
     """
 
     # By kernel, the index of the argument that it updates in place.
-    IN_PLACE = {"add_norm": 3, "causal_conv": 3, "delta_rule_scan": 6}
+    IN_PLACE = {"add_norm": 3, "causal_conv": 3, "delta_rule_scan": 5}
 
     def __init__(self, config):
         self.config = config
@@ -269,19 +269,18 @@ class PromptListener:
             ),
         ]
 
-    def _delta_rule_prepare(self, dtype, before, projected, tokens, qkv, A_log, dt_bias, W, U, A, G):
+    def _delta_rule_prepare(self, dtype, before, projected, tokens, qkv, A_log, dt_bias, T, A, G):
         c, length = self.config, int(tokens[1])
         heads, chunks = c.linear_num_value_heads, -(-length // CHUNK)
         b, a = _rows(projected, length, _deltanet_width(c))[:, -2 * heads :].to(dtype).chunk(2, dim=-1)
         gates = delta_rule_gates(a, b, A_log, dt_bias)
         # Per chunk and head. Tokens past the end have g = beta = 0, so that they leave the state unchanged.
         g, beta = (F.pad(x, (0, 0, 0, chunks * CHUNK - length)).unflatten(0, (chunks, CHUNK)).mT for x in gates)
-        q, k, v = (x.transpose(1, 2) for x in self._of_chunks(dtype, qkv, chunks))
+        q, k, _ = (x.transpose(1, 2) for x in self._of_chunks(dtype, qkv, chunks))
         sums = G[:chunks].to(dtype)
         decay = (sums[..., :, None] - sums[..., None, :]).tril().exp().tril()
         L = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
-        right = torch.cat([beta[..., None] * v, beta[..., None] * sums.exp()[..., None] * k], dim=-1)
-        solved = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
+        solved = torch.linalg.solve_triangular(L, torch.diag_embed(beta), upper=False, unitriangular=True)
         cut = k.shape[-1] * CUT_PER_TERM
         # Sums by a product with a triangle of ones, because PyTorch's cumsum adds in fp64 on a CPU.
         up_to_here = torch.ones(CHUNK, CHUNK, dtype=dtype, device=g.device).tril()
@@ -289,24 +288,23 @@ class PromptListener:
             # All sums of a head share the error of exp(A_log), softplus and their product: a few last-place units.
             _Output("G", G[:chunks], g.clamp_min(FORGETS_ALL) @ up_to_here.mT, cut=4 * HALF_STEP_OF_FP32),
             _Output("A", A[:chunks], (q @ k.mT) * decay, TF32_BITS, cut),
-            _Output("U", U[:chunks], solved[..., : v.shape[-1]], cut=cut),
-            _Output("W", W[:chunks], solved[..., v.shape[-1] :], TF32_BITS, cut),
+            _Output("T", T[:chunks], solved, TF32_BITS, cut),
         ]
 
-    def _delta_rule_scan(self, dtype, recurrent_state, tokens, qkv, W, U, A, G, after, o):
+    def _delta_rule_scan(self, dtype, recurrent_state, tokens, qkv, T, A, G, after, o):
         c, length = self.config, int(tokens[1])
         chunks = -(-length // CHUNK)
         K = c.linear_key_head_dim
-        q, k, _ = (x.transpose(1, 2) for x in self._of_chunks(dtype, qkv, chunks))
-        W, U, A, G = (x[:chunks].to(dtype) for x in (W, U, A, G))
+        q, k, v = (x.transpose(1, 2) for x in self._of_chunks(dtype, qkv, chunks))
+        T, A, G = (x[:chunks].to(dtype) for x in (T, A, G))
         state, out = F.pad(recurrent_state.to(dtype), (0, 0, 0, q.shape[-1] - K)), []
         for i in range(chunks):
             rounded = _tf32(state)
-            delta = U[i] - W[i] @ rounded
+            delta = T[i] @ _tf32(v[i] - G[i].exp()[..., None] * (k[i] @ rounded))
             out.append(G[i].exp()[..., None] * (q[i] @ rounded) + A[i] @ _tf32(delta))
             at_end = (G[i, :, -1:] - G[i]).exp()[..., None] * delta
             state = G[i, :, -1].exp()[:, None, None] * state + k[i].mT @ _tf32(at_end)
-        cut = (q.shape[-1] + CHUNK) * CUT_PER_TERM
+        cut = (q.shape[-1] + 2 * CHUNK) * CUT_PER_TERM
         o = _rows(o, length, c.value_dim).unflatten(-1, (c.linear_num_value_heads, -1))
         return [
             _Output("o", o, torch.cat(out, dim=1).transpose(0, 1)[:length], cut=cut),

@@ -503,27 +503,20 @@ def _unsynchronised(where: str, path: str, comment: str, barrier: str = "__synct
     return _in_prompts(f"no {barrier} in {where}", path, f"{barrier}();  // {comment}", f"// {comment}", length)
 
 
-# The sleep delays the gates, so that a missing barrier shows: without it, prepare's other warps read them later anyway.
-GATES = """\
-    if (warp_id() == 0)
-        chunk_gates(a + first * stride, b + first * stride, stride, A_log, dt_bias, tokens, args.G + at * chunk_tokens,
-                    shared);"""
-SLOW_GATES = "    if (warp_id() == 0)\n        for (int i = 0; i < 1000; ++i) __nanosleep(100);\n" + GATES
-
 # A prompt of 70 has two chunks of the delta rule; one of 300 has many rows with more than one tile of keys per warp.
 PREFILL_FAULTS = (
     # The delta rule inside a chunk
     _in_prompts(
         "decay left out of the products", "delta_rule_chunk.cuh",
-        "expf(shared->G[i] - shared->G[j]) * product[tile].x[x]", "product[tile].x[x]",
+        "expf(fminf(shared->G[i] - shared->G[j], 0.0f)) * product[tile].x[x]", "product[tile].x[x]",
     ),
     _in_prompts(
         "decay up to the token before", "delta_rule_chunk.cuh",
         "= {before + g[0], sum};", "= {before, before + g[0]};",
     ),
     _in_prompts("a token sees the next one", "delta_rule_chunk.cuh", "j <= i ?", "j <= i + 1 ?"),
-    _in_prompts("beta left out of the system", "delta_rule_chunk.cuh", "shared->beta[i] * decayed", "decayed"),
-    _in_prompts("W without decay", "delta_rule_chunk.cuh", "(is_k ? expf(shared->G[i]) : 1.0f)", "1.0f"),
+    _in_prompts("beta left out of the system", "delta_rule_chunk.cuh", "beta = shared->beta[i];", "beta = 1.0f;"),
+    _in_prompts("T without beta", "delta_rule_chunk.cuh", "i == column ? shared->beta[column]", "i == column ? 1.0f"),
     _in_prompts("the system's diagonal counted", "delta_rule_chunk.cuh", "4 * four + 0 > j", "4 * four + 0 >= j"),
     _in_prompts(
         "rows past the prompt taken for tokens", "delta_rule_chunk.cuh",
@@ -536,7 +529,7 @@ PREFILL_FAULTS = (
         "&shared->delta[block]",
     ),
     _in_prompts(
-        "o reads a state not decayed", "delta_rule_chunk.cuh", ".x[x] *= expf(G_row[x / 2]);", ".x[x] *= 1.0f;",
+        "k and q read a state not decayed", "delta_rule_chunk.cuh", "= expf(G_row[x / 2]) * (", "= (",
     ),
     _in_prompts(
         "state of the wrong key head", "delta_rule_chunk.cuh",
@@ -551,7 +544,7 @@ PREFILL_FAULTS = (
         "q not scaled", "causal_conv_sequence.cuh",
         "head < num_key_heads ? rsqrtf(static_cast<float>(key_head_dim)) : 1.0f", "1.0f",
     ),
-    _in_prompts("padding of keys not zero", "causal_conv_sequence.cuh", "if (c < width) store", "if (c < dim) store"),
+    _in_prompts("padding of keys not zero", "causal_conv_sequence.cuh", "if (c < width && t", "if (c < dim && t"),
     # Attention
     _in_prompts("mask one key too far", "causal_attention.cuh", ">= visible[half]) score", "> visible[half]) score"),
     _in_prompts(
@@ -575,12 +568,10 @@ PREFILL_FAULTS = (
         "const size_t angles = static_cast<size_t>(row)",
     ),
     # Barriers
-    _in_prompts(
-        "no __syncthreads in prepare, after the gates", "delta_rule_chunk.cuh",
-        GATES + "\n    __syncthreads();  // beta and G are in shared memory", SLOW_GATES,
-    ),
+    _unsynchronised("prepare, after the gates", "delta_rule_chunk.cuh", "beta and G are in shared memory"),
     _unsynchronised("prepare, after the products", "delta_rule_chunk.cuh", "the products of k are in shared memory"),
     _unsynchronised("scan, after the state", "delta_rule_chunk.cuh", "S is in shared memory"),
+    _unsynchronised("scan, after r", "delta_rule_chunk.cuh", "r is in shared memory"),
     _unsynchronised("scan, after the corrections", "delta_rule_chunk.cuh", "the corrections are in shared memory"),
     _unsynchronised("attention, after k", "causal_attention.cuh", "k is in shared memory"),
     _unsynchronised("attention, after v", "causal_attention.cuh", "v is in shared memory"),
@@ -623,13 +614,12 @@ SMALL_PREFILL_FAULTS = (
     ),
     _in_prompts("silu a little off", "activations.cuh", "return x * sigmoid(x);", "return x * sigmoid(1.001f * x);"),
     _in_prompts(
-        "residual kept in bf16", "prefill.cu", "return float2{before.x + more.x, before.y + more.y};",
-        "return float2{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y))};",
+        "residual kept in bf16", "prefill.cu", "return float4{before.x + more.x, before.y + more.y,",
+        "return float4{to_float(to_bf16(before.x + more.x)), to_float(to_bf16(before.y + more.y)),",
     ),
     _in_prompts(
         "gated norm's weight rounded to bf16", "prefill.cu",
         "value * with.weight * silu(with.z)", "value * to_float(to_bf16(with.weight)) * silu(with.z)",
     ),
-    _in_prompts("ties rounded away from 0", "primitives.cuh", BF16, "(bits + 0x8000u) >> 16"),
-    _in_prompts("ties rounded to 0", "primitives.cuh", BF16, "(bits + 0x7fffu) >> 16"),
+    _in_prompts("bf16 cut off in place of rounded", "tensor_core.cuh", "cvt.rn.bf16x2.f32", "cvt.rz.bf16x2.f32"),
 )  # fmt: skip

@@ -14,9 +14,7 @@ from luce_edu.backends.host import HostBackend
 from luce_edu.errors import KernelError
 from luce_edu.faults import (
     FAULTS,
-    GATES,
     PREFILL_FAULTS,
-    SLOW_GATES,
     SMALL_FAULTS,
     SMALL_PREFILL_FAULTS,
     STREAMING_FAULTS,
@@ -185,10 +183,6 @@ def test_kernels_of_prompts_compiled_in_pieces_are_those_of_the_whole_file():
     assert sorted(name for names in PIECES for name in names) == sorted(prefill.KERNELS)
     for name in prefill.KERNELS:
         assert np.array_equal(pieces[name].program.code, whole[name].program.code), name
-
-
-def test_prepare_survives_the_pause_that_shows_its_missing_barrier():
-    assert problems_of_a_prompt(70, Fault("pause", "delta_rule_chunk.cuh", GATES, SLOW_GATES)) == []
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])

@@ -13,7 +13,7 @@ from luce_edu.config import LINEAR_ATTENTION, ModelConfig
 from luce_edu.errors import CaptureError
 from luce_edu.stages.dims import kernel_defines
 
-SEGMENT = 4096  # tokens at a time. Buffers take 81 KB per token for the 0.8B model: 332 MB.
+SEGMENT = 4096  # tokens at a time. Buffers take 69 KB per token for the 0.8B model: 282 MB.
 BLOCK_THREADS = 256
 WARPS = BLOCK_THREADS // 32
 CHUNK = 64  # tokens per chunk of the delta rule; buffers have a multiple of it as rows
@@ -48,7 +48,7 @@ class Prefill:
     x [rows, hidden_size] fp32, the residual stream;  normed [rows, hidden_size], act [rows, intermediate_size],
     mixed [rows, value_dim or q_dim], out [rows, hidden_size], all bf16: inputs and outputs of the products;
     projected, the outputs of a layer's first product, or of gate and up, side by side in a row;
-    qkv, W, U, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim] bf16
+    qkv, T, A, G: see csrc/delta_rule_chunk.cuh;  q [rows, q_dim] bf16
     """
 
     def __init__(self, decoder):
@@ -75,8 +75,7 @@ class Prefill:
         self.act = buffer(rows, config.intermediate_size, dtype=bf16)
         self.out = buffer(rows, config.hidden_size, dtype=bf16)
         self.qkv = buffer(rows, 2 * key_heads * key_width + config.value_dim, dtype=bf16)
-        self.W = buffer(rows // CHUNK, heads, CHUNK, key_width)
-        self.U = buffer(rows // CHUNK, heads, CHUNK, config.linear_value_head_dim)
+        self.T = buffer(rows // CHUNK, heads, CHUNK, CHUNK)
         self.A = buffer(rows // CHUNK, heads, CHUNK, CHUNK)
         self.G = buffer(rows // CHUNK, heads, CHUNK)
         self.o = buffer(rows, config.value_dim)
@@ -88,7 +87,7 @@ class Prefill:
     def scratch(self) -> list[torch.Tensor]:
         """List all buffers that a segment writes before it reads them."""
         return [
-            self.tokens, self.x, self.normed, self.projected, self.mixed, self.act, self.out, self.qkv, self.W, self.U,
+            self.tokens, self.x, self.normed, self.projected, self.mixed, self.act, self.out, self.qkv, self.T,
             self.A, self.G, self.o, self.q, self.block_best,
         ]  # fmt: skip
 
@@ -168,7 +167,7 @@ class Prefill:
         self._launch(
             "causal_conv", _ceil(units, WARPS), self.projected, self.tokens, w["conv1d.weight"], conv_state, self.qkv
         )
-        between = (self.W, self.U, self.A, self.G)
+        between = (self.T, self.A, self.G)
         self._launch(
             "delta_rule_prepare", (heads, rows // CHUNK), self.projected, self.tokens, self.qkv, w["A_log"],
             w["dt_bias"], *between,
@@ -189,7 +188,7 @@ class Prefill:
             "attention_prepare", _ceil(rows * (heads + 2 * kv_heads), WARPS), self.projected, self.tokens,
             w["q_norm.weight"], w["k_norm.weight"], decoder.rope_cos, decoder.rope_sin, self.q, k_cache, v_cache, room,
         )  # fmt: skip
-        grid = (_ceil(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
+        grid = (kv_heads, _ceil(rows * (heads // kv_heads), BLOCK_ROWS))
         args = (self.q, k_cache, v_cache, self.projected, self.tokens, self.mixed, room)
         self._launch("attention", grid, *args, threads=ATTENTION_THREADS)
 

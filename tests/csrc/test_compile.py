@@ -28,9 +28,8 @@ BUILDS = [("0.8b", arch) for arch in ARCHITECTURES] + [
 
 
 # Of the larger shapes, these keep up to so many bytes of some architectures' registers in local memory: the megakernel
-# what lives across attention (stored once per token, loaded once per attention layer), delta_rule_prepare of 32 heads
-# what lives across its solver, streaming a pointer or two.
-FEW_BYTES = {"megakernel": 32, "delta_rule_prepare": 48, "streaming": 8}
+# what lives across attention (stored once per token, loaded once per attention layer), streaming a pointer or two.
+FEW_BYTES = {"megakernel": 32, "streaming": 8}
 LARGER = [
     pytest.param(size, arch, source, marks=() if (size, source) in QUICK and arch in MAIN else pytest.mark.full)
     for size in FAMILY[1:] for arch in ARCHITECTURES for source in STAGES

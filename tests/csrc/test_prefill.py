@@ -256,8 +256,8 @@ class DeltaRule:
         self.state = torch.randn(heads, K, V)
         self.expected_state = self.state.clone()
         chunks = rows // CHUNK + 1
-        self.W, self.U = poisoned(chunks, heads, CHUNK, kernels.key_width), poisoned(chunks, heads, CHUNK, V)
-        self.A, self.G = poisoned(chunks, heads, CHUNK, CHUNK), poisoned(chunks, heads, CHUNK)
+        self.T, self.A = (poisoned(chunks, heads, CHUNK, CHUNK) for _ in "TA")
+        self.G = poisoned(chunks, heads, CHUNK)
         self.o = poisoned(rows + CHUNK, heads, V)
 
     def gates(self):
@@ -272,7 +272,7 @@ class DeltaRule:
         return q, k, v
 
     def run(self):
-        tokens, between = segment(11, self.length), (self.W, self.U, self.A, self.G)
+        tokens, between = segment(11, self.length), (self.T, self.A, self.G)
         heads, V = self.o.shape[1:]
         self.kernels.run(
             "delta_rule_prepare", (heads, self.rows // CHUNK + 1), self.projected, tokens, self.qkv, self.A_log,
@@ -292,8 +292,8 @@ def test_the_delta_rule_in_chunks_equals_the_recurrence(unrounded, length, keys)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_rounding_to_tf32_costs_the_delta_rule_no_more_than_its_four_operands(kernels, length):
-    check_delta_rule(kernels, length, limit=4 * TF32)  # rounded: the state, W, A and the corrections
+def test_rounding_to_tf32_costs_the_delta_rule_no_more_than_four_operands(kernels, length):
+    check_delta_rule(kernels, length, limit=4 * TF32)  # rounded: the state, r, T, A and the corrections
 
 
 def check_delta_rule(kernels, length, keys="random", *, limit):
@@ -303,7 +303,7 @@ def check_delta_rule(kernels, length, keys="random", *, limit):
         allowed = limit + SUMS * float(case.G[: case.rows // CHUNK, head].abs().max())
         assert_close(case.o[:length, head], expected[:, head], allowed)
         assert_close(case.state[head], case.expected_state[head], allowed)
-    for x in (case.W, case.U, case.A, case.G):
+    for x in (case.T, case.A, case.G):
         assert_untouched(x[case.rows // CHUNK :])
     assert_untouched(case.o[case.rows :])
 
@@ -335,7 +335,7 @@ def test_prepare_equals_a_triangular_solve(kernels, length):
     heads, chunks = kernels.config.linear_num_value_heads, case.rows // CHUNK
     g, beta = (F.pad(x, (0, 0, 0, case.rows - length)).unflatten(0, (chunks, CHUNK)).mT for x in case.gates())
     padded = (F.pad(x, (0, 0, 0, 0, 0, case.rows - length)) for x in case.qkv_of_value_heads())
-    q, k, v = (x.unflatten(0, (chunks, CHUNK)).transpose(1, 2) for x in padded)
+    q, k, _ = (x.unflatten(0, (chunks, CHUNK)).transpose(1, 2) for x in padded)
     G = g.clamp_min(FORGETS_ALL).cumsum(-1)
     assert_close(case.G[:chunks], G, FP32)
     of_exp = SUMS * G.abs().amax((0, 2))  # by head
@@ -344,15 +344,10 @@ def test_prepare_equals_a_triangular_solve(kernels, length):
     error = (case.A[:chunks] - A).abs()
     assert (error <= (1.01 * TF32 + of_exp[:, None, None]) * A.abs() + 1e-6).all()
     L = (beta[..., None] * (k @ k.mT) * decay).tril(-1)
-    right = torch.cat([beta[..., None] * v, beta[..., None] * G.exp()[..., None] * k], dim=-1)
-    solved = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
-    U, W = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
-    K = k.shape[-1]
-    assert (case.W[:chunks, ..., K:] == 0).all()
+    solved = torch.linalg.solve_triangular(L, torch.diag_embed(beta), upper=False, unitriangular=True)
     for head in range(heads):
-        assert_close(case.U[:chunks, head], U[:, head], 10 * FP32 + of_exp[head])
-        assert_close(case.W[:chunks, head, :, :K], W[:, head], TF32 + of_exp[head])
-    assert (case.W[:chunks].view(torch.int32) & 0x1FFF == 0).all(), "W is rounded to TF32"
+        assert_close(case.T[:chunks, head], solved[:, head], TF32 + of_exp[head])
+    assert (case.T[:chunks].view(torch.int32) & 0x1FFF == 0).all(), "T is rounded to TF32"
 
 
 # ---- Attention ----
@@ -403,7 +398,7 @@ def check_attention(kernels, position, length, spread=1.0):
     for cache in caches:
         cache[:, position + length :] = NAN
     mixed = poisoned(rows, heads, D, dtype=torch.bfloat16)
-    grid = (blocks(rows * (heads // kv_heads), BLOCK_ROWS), kv_heads)
+    grid = (kv_heads, blocks(rows * (heads // kv_heads), BLOCK_ROWS))
     args = (q, *caches, projected, segment(position, length), mixed, room)
     kernels.run("attention", grid, *args, threads=ATTENTION_THREADS)
     k, v = (cache[:, : position + length].transpose(0, 1).double() for cache in caches)
