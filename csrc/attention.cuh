@@ -45,10 +45,13 @@ struct AttentionArgs {
     int rope_row;  // of the position, in the rope tables
 };
 
+// A row for each worker. Before they are used, streaming.cu keeps the inputs of the heads there, which need this many.
+constexpr int merged_rows = max_of(workers, heads_per_kv + 5);
+
 struct AttentionShared {
     AttentionArgs args;  // here they save a dozen registers: the megakernel uses nearly all that a thread may have
     alignas(16) float q[heads_per_kv + 1][head_dim];  // the last row holds this token's k, in the block that caches it
-    alignas(16) float merged[workers][head_dim];      // of one head
+    alignas(16) float merged[merged_rows][head_dim];  // of one head
     float maximum[heads_per_kv][workers], weight[heads_per_kv][workers], scale[heads_per_kv][workers];
     int flag;
 };

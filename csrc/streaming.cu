@@ -446,7 +446,7 @@ __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words,
 // What an attention unit finds in shared memory, where its workers' sums are merged later: the queries of its kv head, its
 // k and v, q_norm, k_norm, and this position's rows of the rope tables.
 constexpr int gathered_size = (heads_per_kv + 2) * head_dim, head_inputs_size = 2 * head_dim + rotary_dim;
-static_assert(gathered_size + head_inputs_size <= workers * head_dim, "room for them");
+static_assert(gathered_size + head_inputs_size <= merged_rows * head_dim, "room for them");
 __device__ __forceinline__ float* gathered(StreamShared* shared) { return &shared->attention.merged[0][0]; }
 __device__ __forceinline__ float* head_inputs(StreamShared* shared) { return gathered(shared) + gathered_size; }
 

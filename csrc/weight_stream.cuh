@@ -106,7 +106,8 @@ struct WeightStream {
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
 #endif
         advance();
-        if (BEYOND_RING > 0 && left >= BEYOND_RING && until_wrap >= BEYOND_RING)
+        // until_wrap is at least 1
+        if (BEYOND_RING > 0 && left >= BEYOND_RING && (BEYOND_RING == 1 || until_wrap >= BEYOND_RING))
             prefetch(next + (BEYOND_RING - 1) * slot_weights);
     }
 

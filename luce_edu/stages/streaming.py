@@ -342,7 +342,8 @@ def shared_bytes(config: ModelConfig, threads: int) -> int:
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     delta = 4 * config.linear_key_head_dim + 2 * warps * TILE_COLUMNS + 4 * TILE_COLUMNS + 8
     workers = threads * 8 // config.head_dim
-    attention = (heads_per_kv + 1) * config.head_dim + 8 * threads + 3 * heads_per_kv * workers + 64
+    merged = max(workers, heads_per_kv + 5)
+    attention = (heads_per_kv + 1 + merged) * config.head_dim + 3 * heads_per_kv * workers + 64
     sampling = 3 * BINS + 4 * warps + 8
     floats = max(longest, delta, attention, sampling) + 8 * BATCH_UNITS + 12 * warps + 10
     return -(-(4 * floats + 8 * (16 * config.num_hidden_layers + 24) + 256) // 128) * 128
