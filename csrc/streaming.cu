@@ -443,8 +443,8 @@ __device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words,
                              [&](int r) { return x_at(m, token, l, r); });
 }
 
-// What an attention unit finds in shared memory, where its workers' sums are merged later: the queries of its kv head, its
-// k and v, q_norm, k_norm, and this position's rows of the rope tables.
+// What an attention unit finds in shared memory, where its workers' sums are merged later: the queries of its kv head,
+// its k and v, q_norm, k_norm, and this position's rows of the rope tables.
 constexpr int gathered_size = (heads_per_kv + 2) * head_dim, head_inputs_size = 2 * head_dim + rotary_dim;
 static_assert(gathered_size + head_inputs_size <= merged_rows * head_dim, "room for them");
 __device__ __forceinline__ float* gathered(StreamShared* shared) { return &shared->attention.merged[0][0]; }
@@ -526,9 +526,9 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Merges all splits of each query head: one warp takes one head and a few of its elements, and 16 of its lanes share
-// the splits. So all words of a warp are on their way at once. These warps are spread over the blocks, beginning with the
-// last block, which is the last to get a split.
+// Merges all splits of each query head: one warp takes one head and a few of its elements, and 16 lanes share the splits
+// for each pair of elements. So all words of a warp are on their way at once. These warps are spread over the blocks,
+// beginning with the last block, which is the last to get a split.
 __device__ __forceinline__ void merge_splits(const Word* partials, Word* words, const Token& token, int splits) {
     constexpr int result_lanes = 16, slices = head_dim / merged_elements<result_lanes>;
     constexpr int in_flight = merged_in_flight<result_lanes, max_splits>;
@@ -542,8 +542,8 @@ __device__ __forceinline__ void merge_splits(const Word* partials, Word* words, 
             splits, place,
             [&](int first, int at, float2 (&value)[in_flight]) {
                 const auto result = [&](int i) { return first + i * result_lanes; };
-                await_pairs([&](int i) { return partials + partial_at(head, min(result(i), splits - 1), at); }, token.tag,
-                            value);
+                await_pairs([&](int i) { return partials + partial_at(head, min(result(i), splits - 1), at); },
+                            token.tag, value);
 #pragma unroll
                 for (int i = 0; i < in_flight; ++i)
                     if (result(i) >= splits) value[i] = float2{0.0f, 0.0f};
@@ -563,8 +563,9 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
                                           StreamShared* shared) {
     float *heads = gathered(shared), *norms = head_inputs(shared), *rope = norms + 2 * head_dim;
     if (threadIdx.x == 0)
-        shared->attention.args = {nullptr, norms, norms + head_dim, rope, rope + rotary_dim / 2, layer.k_cache, layer.v_cache,
-                                  nullptr, nullptr, nullptr, token.position, token.max_seq_len, 0};
+        shared->attention.args = {nullptr, norms, norms + head_dim, rope, rope + rotary_dim / 2,
+                                  layer.k_cache, layer.v_cache, nullptr, nullptr, nullptr, token.position,
+                                  token.max_seq_len, 0};
     const AttentionArgs& a = shared->attention.args;
     for (int unit = blockIdx.x;; unit += gridDim.x) {
         const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
@@ -586,9 +587,9 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     merge_splits(layer.partials, words, token, splits);
 }
 
-// Prefetches a part of K and V of the block's first unit into L2, before attention_in: some lines of each, a line per
-// thread. Of a long unit it takes every third piece of four lines. A whole range in L2 would be read faster than the loop
-// can ask DRAM for the rest, and DRAM would be idle meanwhile. More lines would be evicted from a small L2 before their use.
+// Prefetches a part of K and V of the block's first unit into L2, before attention_in. A thread prefetches one line of
+// each. Of a long unit these are every third piece of four lines. A whole range in L2 would be read faster than the loop
+// can ask DRAM for the rest, and DRAM would be idle meanwhile. More lines would not stay in a small L2 until their use.
 constexpr int line_weights = 128 / sizeof(bf16), cache_lines = block_threads / 3, piece_lines = 4;
 __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
