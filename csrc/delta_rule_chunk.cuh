@@ -112,8 +112,9 @@ __device__ __forceinline__ void chunk_products(const bf16* q, const bf16* k, flo
         for (int x = 0; x < 4; ++x) {
             // Both in [0, chunk_tokens): i is the later token, j the earlier one. For others exp() would overflow.
             const int i = row + x / 2 * 8, j = 8 * tile + slot + x % 2;
-            const float decayed = expf(fminf(shared->G[i] - shared->G[j], 0.0f)) * product[tile].x[x];
-            product[tile].x[x] = j <= i ? decayed : 0.0f;
+            const bool sees = j <= i;
+            const float decayed = expf(sees ? shared->G[i] - shared->G[j] : 0.0f) * product[tile].x[x];
+            product[tile].x[x] = sees ? decayed : 0.0f;
         }
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile)

@@ -508,13 +508,13 @@ PREFILL_FAULTS = (
     # The delta rule inside a chunk
     _in_prompts(
         "decay left out of the products", "delta_rule_chunk.cuh",
-        "expf(fminf(shared->G[i] - shared->G[j], 0.0f)) * product[tile].x[x]", "product[tile].x[x]",
+        "expf(sees ? shared->G[i] - shared->G[j] : 0.0f) * product[tile].x[x]", "product[tile].x[x]",
     ),
     _in_prompts(
         "decay up to the token before", "delta_rule_chunk.cuh",
         "= {before + g[0], sum};", "= {before, before + g[0]};",
     ),
-    _in_prompts("a token sees the next one", "delta_rule_chunk.cuh", "j <= i ?", "j <= i + 1 ?"),
+    _in_prompts("a token sees the next one", "delta_rule_chunk.cuh", "sees = j <= i;", "sees = j <= i + 1;"),
     _in_prompts("beta left out of the system", "delta_rule_chunk.cuh", "beta = shared->beta[i];", "beta = 1.0f;"),
     _in_prompts("T without beta", "delta_rule_chunk.cuh", "i == column ? shared->beta[column]", "i == column ? 1.0f"),
     _in_prompts("the system's diagonal counted", "delta_rule_chunk.cuh", "4 * four + 0 > j", "4 * four + 0 >= j"),
