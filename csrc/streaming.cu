@@ -573,7 +573,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
         const int kv_head = unit / splits, split = unit % splits;
         if (threadIdx.x == 0) shared->unit = unit;
         // Merging has overwritten those of the unit before.
-        if (unit >= static_cast<int>(gridDim.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
+        if (unit != static_cast<int>(blockIdx.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
