@@ -526,7 +526,7 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Merges all splits of each query head: one warp takes one head and a few of its elements, and 16 lanes share the splits
+// Merges all splits of each query head: one warp takes one head and a few of its elements; 16 lanes share the splits
 // for each pair of elements. So all words of a warp are on their way at once. These warps are spread over the blocks,
 // beginning with the last block, which is the last to get a split.
 __device__ __forceinline__ void merge_splits(const Word* partials, Word* words, const Token& token, int splits) {
@@ -573,7 +573,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
         const int kv_head = unit / splits, split = unit % splits;
         if (threadIdx.x == 0) shared->unit = unit;
         // Merging has overwritten those of the unit before.
-        if (unit >= static_cast<int>(gridDim.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
+        if (unit != static_cast<int>(blockIdx.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
         gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
