@@ -526,7 +526,7 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
     __syncthreads();  // the heads are in shared memory
 }
 
-// Merges all splits of each query head: one warp takes one head and a few of its elements, and 16 lanes share the splits
+// Merges all splits of each query head: one warp takes one head and a few of its elements; 16 lanes share the splits
 // for each pair of elements. So all words of a warp are on their way at once. These warps are spread over the blocks,
 // beginning with the last block, which is the last to get a split.
 __device__ __forceinline__ void merge_splits(const Word* partials, Word* words, const Token& token, int splits) {

@@ -474,7 +474,7 @@ STREAMING_FAULTS = (
     ),
     _in_stream(
         "norms of a later unit not loaded again", "streaming.cu",
-        "if (unit >= static_cast<int>(gridDim.x)) store_head_inputs", "if (false) store_head_inputs",
+        "if (unit != static_cast<int>(blockIdx.x)) store_head_inputs", "if (false) store_head_inputs",
     ),
     _in_stream("row after the vocabulary's last", "streaming.cu", "row < vocab_size", "row <= vocab_size"),
     _in_stream("barriers kept", "streaming.cu", "if constexpr (GRID_BARRIERS)", "if constexpr (true)"),
