@@ -588,7 +588,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
 }
 
 // Prefetches a part of K and V of the block's first unit into L2, before attention_in. A thread prefetches one line of
-// each. Of a long unit these are every third piece of four lines. A whole range in L2 would be read faster than the loop
+// each, of a long unit every third piece of four lines. A whole range in L2 would be read faster than the loop
 // can ask DRAM for the rest, and DRAM would be idle meanwhile. More lines would not stay in a small L2 until their use.
 constexpr int line_weights = 128 / sizeof(bf16), cache_lines = block_threads / 3, piece_lines = 4;
 __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& token) {
