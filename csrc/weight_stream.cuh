@@ -15,7 +15,7 @@
 //           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory. Before a warp waits for activations, it
 //           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
 //           are evicted before they are read.
-//           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2, except on Hopper.
+//           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2.
 // Traffic   every weight is read once per token, in pieces of one slot
 // Checked   tests/stages/test_streaming.py
 #pragma once
@@ -106,8 +106,8 @@ struct WeightStream {
         asm volatile("cp.async.commit_group;" ::: "memory");  // a group per slot, empty after the stream's end
 #endif
         advance();
-        // until_wrap is at least 1
-        if (BEYOND_RING > 0 && left >= BEYOND_RING && (BEYOND_RING == 1 || until_wrap >= BEYOND_RING))
+        // With 2, the last slot of a token prefetches one of the next warp's: one slot of hundreds.
+        if (BEYOND_RING > 0 && left >= BEYOND_RING)
             prefetch(next + (BEYOND_RING - 1) * slot_weights);
     }
 

@@ -198,7 +198,8 @@ public:
     double read(Found& found, double time, uint32_t sm, LineSectors at, bool evict_first, bool to_sm) {
         const auto [line, sectors] = at;
         const int count = std::popcount(sectors);
-        double there = serve(found, time, count) + times_.l2_latency / 2;
+        // The rate of L2 is that of its ports to the SMs. A prefetch sends nothing through them.
+        double there = serve(found, time, to_sm ? count : 0) + times_.l2_latency / 2;
         uint8_t evicted;
         Tags::Line& tag = l2_.find(line, evicted);
         if (evicted) write_back(found, time, std::popcount(evicted));

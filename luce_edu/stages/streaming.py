@@ -23,9 +23,10 @@ MOST_RING_SLOTS = 8
 RESERVED_SHARED = 1024  # bytes of an SM's shared memory that each of its blocks takes beside its own
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
 
-# The macros of csrc/streaming.cu that a variant may change, as the stage has them. A ring takes what fits.
+# The macros of csrc/streaming.cu that a variant may change, as the stage has them. A ring takes what fits. How many
+# slots a warp prefetches beyond it follows from the GPU.
 SHIPPED = {
-    "BLOCK_THREADS": THREADS, "BLOCKS_PER_SM": 1, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": 1,
+    "BLOCK_THREADS": THREADS, "BLOCKS_PER_SM": 1, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": None,
     "PREFETCH_SLOTS": 0, "GRID_BARRIERS": 0, "SPLIT_ROWS": 1,
 }  # fmt: skip
 # Variants of the stage for comparison, each with the macros in which it differs. First the stage after each step that
@@ -44,6 +45,7 @@ ABLATIONS = {
     "ring of 2": {"RING_SLOTS": 2},
     "ring of 4": {"RING_SLOTS": 4},
     "none beyond the ring": {"BEYOND_RING": 0},
+    "1 beyond the ring": {"BEYOND_RING": 1},
     "2 beyond the ring": {"BEYOND_RING": 2},
     "8 warps": {"BLOCK_THREADS": 256},
     "8 warps, ring of 12": {"BLOCK_THREADS": 256, "RING_SLOTS": 12},
@@ -292,12 +294,22 @@ def streaming_defines(
     if capability < (8, 0):
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
-    if options["RING_SLOTS"] == 0 or capability[0] == 9:
-        options["BEYOND_RING"] = 0  # a Hopper's L2 would handle each byte twice, which takes longer than DRAM
+    if options["RING_SLOTS"] == 0:
+        options["BEYOND_RING"] = 0
+    elif options["BEYOND_RING"] is None:
+        options["BEYOND_RING"] = slots_beyond_ring(capability)
     own = {
         "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
     }  # fmt: skip
     return kernel_defines(config) | options | own
+
+
+def slots_beyond_ring(capability: tuple[int, int]) -> int:
+    """Return how far beyond its ring a warp prefetches into L2, in slots.
+
+    By the clock, a Hopper's deep ring gains nothing from it, and the 6 MB of an sm_86's L2 have room for one slot.
+    """
+    return 0 if capability[0] == 9 else 1 if capability in ((8, 6), (8, 7)) else 2
 
 
 def order_of_sums(variant: str | None) -> tuple[int, int]:
