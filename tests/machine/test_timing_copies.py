@@ -319,6 +319,16 @@ def test_a_prefetch_brings_a_line_to_l2_while_there_is_work(ga102):
     assert without[0] - asked[0] == pytest.approx(clock.dram_cycles - clock.l2_latency, abs=30)
 
 
+def test_a_prefetch_sends_nothing_from_l2_to_the_sm(ga102):
+    kernels, clock = ga102
+    x, y = torch.ones(64 * 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    without, asked = (
+        run_timed([kernels["prefetches"].prepare(1, 1, [x, y, 64, ask])], Device(clock))[0][0] for ask in (0, 1)
+    )
+    assert asked.l2_bytes == without.l2_bytes > 0
+    assert asked.dram_read_bytes == 128 * 64 > without.dram_read_bytes  # a prefetch takes a whole line
+
+
 def test_copies_take_the_same_time_on_any_threads(ga102):
     kernels, clock = ga102
     x, y = torch.ones(64 * 8 * 512, dtype=torch.int32), torch.zeros(64 * 128, dtype=torch.int32)
