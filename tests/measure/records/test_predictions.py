@@ -197,7 +197,7 @@ def test_predictions_of_variants_join_those_of_the_stages(tmp_path, monkeypatch)
     write(["H200"], file=file, say=lambda line: None)
     names = [row["stage"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
     variants = [name for name in names if ", " in name]
-    assert set(names) - set(variants) == set(predictions.STAGES) and len(variants) == len(set(variants)) == 15
+    assert set(names) - set(variants) == set(predictions.STAGES) and len(variants) == len(set(variants)) == 17
     assert [row for row in predictions.wanted_variants(find_card("RTX 3090")) if "ring of 4" in row[0]] == []
     with pytest.raises(ValueError, match="A100: not predicted; expected some of RTX 3090, H200"):
         write(["A100"], variants=True, file=file)
