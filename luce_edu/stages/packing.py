@@ -65,7 +65,8 @@ def pack(weights: Weights, config: ModelConfig, layout: Layout) -> tuple[torch.T
     totals = sum(given for _, _, given in places)
     first_slot = torch.cat([torch.zeros(1, dtype=torch.int64), totals.cumsum(0)])
     device = weights.embed_tokens.device
-    stream = torch.empty(int(first_slot[-1]), PIECES, CHUNK, dtype=torch.bfloat16, device=device)
+    # One slot more is allocated, because the last warp's prefetch beyond its ring reaches behind its part.
+    stream = torch.empty(int(first_slot[-1]) + 1, PIECES, CHUNK, dtype=torch.bfloat16, device=device)[:-1]
     at = first_slot[:-1].clone()  # the next slot of each warp
     for (owner, rank, given), slots in zip(places, _products(weights, config), strict=True):
         stream[(at[owner] + rank).to(device)] = slots.reshape(-1, PIECES, CHUNK)

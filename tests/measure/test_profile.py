@@ -43,9 +43,10 @@ def test_the_parts_of_a_token_add_up(megakernel):
 
 
 def test_without_grid_barriers_there_are_no_phases_and_polls_are_waits_for_other_blocks():
-    found = luce_edu.profile("streaming", card="laptop", position=20)
+    # Without the prefetch beyond the ring, which takes issue slots on so small a card
+    found = luce_edu.profile("streaming", card="laptop", position=20, variant="none beyond the ring")
     assert found.order == found.phases == () and len(found.tables) == 3  # the summary, kernels and lines
-    assert sum(found.split.values()) == pytest.approx(found.total_us) and found.barrier_us > 5 * found.memory_us
+    assert sum(found.split.values()) == pytest.approx(found.total_us) and found.barrier_us > found.issue_us
     polls = max((line for line in found.lines if line.file == "csrc/tagged.cuh"), key=lambda line: line.stalls)
     assert polls.barrier > 0.9 * polls.stalls
     assert {event["ph"] for event in trace(found)["traceEvents"]} >= {"X", "C"}
