@@ -4,10 +4,11 @@
 // differ:
 //   1. Weights come from a stream that runs ahead (weight_stream.cuh). Each warp owns fixed rows of every matrix, and
 //      the host has packed them in the order of use. So memory keeps working while blocks wait for each other.
-//   2. Blocks exchange activations as tagged words (tagged.cuh). A block waits for the values that it needs, and for no
-//      other block. No grid barrier stands between two phases.
+//   2. Blocks exchange activations as cells that are empty until they are published (exchange.cuh), and partial results
+//      as tagged words (tagged.cuh). A block waits for the values that it needs, and for no other block. No grid barrier
+//      stands between two phases.
 //
-//   phase            waits for the words              publishes
+//   phase            waits for                        publishes
 //   deltanet_in      x of the layer                   in: qkv after the convolution, z, beta, g
 //   delta_rule       q, k, v, z, beta, g of a head    mixed: o * norm * silu(z), and squares of o per tile
 //   deltanet_out     mixed, squares                   mid
@@ -24,9 +25,11 @@
 //
 // Deadlock  A wait ends when other blocks have finished an earlier phase, and phases are in one order for all blocks.
 //           The launch is cooperative, so every block runs. Copies of weights wait for no block.
-// Reuse     A word is written once per token. Block B may write it for token t + 1 only after it has the token t + 1,
-//           which is chosen from the logits of all blocks. Every block has computed its logits from all words of token
-//           t that it read. So nobody still waits for an old value.
+// Reuse     A word or cell is published once per token. Block B may write for token t + 1 only after it has the token
+//           t + 1, which is chosen from the logits of all blocks. Every block has computed its logits from all that it
+//           read of token t. So nobody still waits for a value of token t, and nobody reads its copy of the cells. Token
+//           t + 1 empties that copy, cell by cell. Block B begins token t + 2 after it has the choice, which every block
+//           has released what it emptied for. So B finds each cell of that copy empty, or published for t + 2.
 // State     conv_state and recurrent_state: an element is read and written by the same thread in every token.
 //           k_cache, v_cache: the block that needs the newest row writes it; later, other blocks read it. The exchange
 //           of the next token is a release by every block and an acquire by every block, which orders the two.
@@ -36,6 +39,7 @@
 #include "argmax.cuh"
 #include "causal_conv.cuh"
 #include "delta_rule.cuh"
+#include "exchange.cuh"
 #include "grid_barrier.cuh"
 #include "rms_norm.cuh"
 #include "sampling.cuh"
@@ -67,17 +71,16 @@ constexpr int deltanet_in_rows = a_row + num_value_heads;
 constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, attention_in_rows = v_row + kv_dim;
 static_assert(hidden_size % 4 == 0 && intermediate_size % 2 == 0, "whole groups of rows");
 
-// A layer's words
-constexpr int in_words = 0;
-constexpr int mixed_words = in_words + max_of(deltanet_in_rows, attention_in_rows);
-constexpr int squares_words = mixed_words + max_of(value_dim, q_dim);
-constexpr int mid_words = squares_words + num_value_heads * tiles_per_head;
-constexpr int act_words = mid_words + hidden_size;
-constexpr int x_words = act_words + intermediate_size;
-constexpr int layer_words = (x_words + hidden_size + 15) / 16 * 16;
-static_assert(layer_words == LAYER_WORDS, "luce_edu/stages/streaming.py allocates them");
-static_assert(in_words % 2 == 0 && mixed_words % 2 == 0 && squares_words % 2 == 0 && mid_words % 2 == 0 &&
-              act_words % 2 == 0 && x_words % 2 == 0, "16-byte loads of two words");
+// A layer's cells. Each vector begins at a multiple of four, which one load takes.
+__device__ constexpr int fours(int n) { return (n + 3) / 4 * 4; }
+constexpr int in_cells = 0;
+constexpr int mixed_cells = in_cells + fours(max_of(deltanet_in_rows, attention_in_rows));
+constexpr int squares_cells = mixed_cells + fours(max_of(value_dim, q_dim));
+constexpr int mid_cells = squares_cells + fours(num_value_heads * tiles_per_head);
+constexpr int act_cells = mid_cells + fours(hidden_size);
+constexpr int x_cells = act_cells + fours(intermediate_size);
+constexpr int layer_cells = (x_cells + hidden_size + 31) / 32 * 32;  // whole lines
+static_assert(layer_cells == LAYER_CELLS, "luce_edu/stages/streaming.py allocates them");
 
 // luce_edu/stages/streaming.py reads the names of the fields from here and fills them by name.
 struct Layer {
@@ -94,7 +97,8 @@ struct Model {
     const int* first_slot;  // [blocks * block_warps + 1]
     const float *norm, *rope_cos, *rope_sin;
     float *hidden_states, *logits;
-    Word *words, *bests, *chosen;  // [num_hidden_layers, layer_words], [blocks, 2], [1]
+    Cell* cells;           // [2, num_hidden_layers, layer_cells]
+    Word *bests, *chosen;  // [blocks, 2], [1]
     int* next_token;
     int* generated;        // [max_seq_len], in memory that the host can read meanwhile
     const int *stop, *end_tokens;  // stop: set by the host;  end_tokens [END_TOKENS]
@@ -105,11 +109,13 @@ struct Model {
     unsigned* arrivals;
 };
 
-// What all phases of a token share. x of layer 0 is a row of the embedding; later ones are words of the layer before.
+// What all phases of a token share. x of layer 0 is a row of the embedding; later ones are cells of the layer before.
 struct Token {
     unsigned tag;
     int position, max_seq_len;
     const bf16* embedding;  // [hidden_size]
+    Cell* cells;            // this token's copy of them
+    int to_other;           // from there to the other copy
 };
 
 struct DeltaShared {
@@ -190,12 +196,12 @@ __device__ __forceinline__ void stream_groups(WeightStream& stream, StreamShared
 
 // ---- The vector of a product, staged in shared memory. Each function ends with a barrier of the block.
 
-// Thread t stages elements 2 * i and 2 * i + 1 for i = t + k * block_threads.
+// Thread t stages elements 4 * i to 4 * i + 3 for i = t + k * block_threads.
 template <int n>
-__device__ __forceinline__ void stage_pair(int thread, int k, float2 value, StreamShared* shared) {
-    static_assert(2 * block_threads % chunk == 0, "staged(c + 2 * block_threads) = staged(c) + 2 * block_threads");
-    if (has_pair<n>(thread, k))
-        *reinterpret_cast<float2*>(shared->x + staged(2 * thread) + 2 * k * block_threads) = value;
+__device__ __forceinline__ void stage_four(int thread, int k, float4 value, StreamShared* shared) {
+    static_assert(4 * block_threads % chunk == 0, "staged(c + 4 * block_threads) = staged(c) + 4 * block_threads");
+    if (has_four<n>(thread, k))
+        *reinterpret_cast<float4*>(shared->x + staged(4 * thread) + 4 * k * block_threads) = value;
 }
 
 // Elements from n on are zeros.
@@ -205,32 +211,32 @@ __device__ __forceinline__ void end_staging(StreamShared* shared) {
     __syncthreads();  // the vector is in shared memory
 }
 
-// Stages n words as they are.
+// Stages n cells as they are.
 template <int n>
-__device__ __forceinline__ void stage_words(const Word* words, const Token& token, StreamShared* shared) {
+__device__ __forceinline__ void stage_cells(const Cell* cells, StreamShared* shared) {
     const int own = fresh_thread_index();
-    await_vector<n>(words, token.tag, own, [&](int k, float2 value) { stage_pair<n>(own, k, value, shared); });
+    await_vector<n>(cells, own, [&](int k, float4 value) { stage_four<n>(own, k, value, shared); });
     end_staging<n, out_rows>(shared);
 }
 
-// A thread's elements of a vector [hidden_size], as in stage_pair(): of x, or of the weights of a norm
+// A thread's elements of a vector [hidden_size], as in stage_four(): of x, or of the weights of a norm
 struct Norm {
-    float2 of[pairs_per_thread<hidden_size>];
+    float4 of[fours_per_thread<hidden_size>];
 };
 
 __device__ __forceinline__ Norm load_norm(const float* p) {
     Norm norm;
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
-        const bool has = has_pair<hidden_size>(threadIdx.x, k);
-        norm.of[k] = has ? reinterpret_cast<const float2*>(p)[threadIdx.x + k * block_threads] : float2{0.0f, 0.0f};
+    for (int k = 0; k < fours_per_thread<hidden_size>; ++k) {
+        const bool has = has_four<hidden_size>(threadIdx.x, k);
+        norm.of[k] = has ? reinterpret_cast<const float4*>(p)[threadIdx.x + k * block_threads] : float4{};
     }
     return norm;
 }
 
 // The weights of a norm are loaded one phase before the phase that uses them, so that they do not queue behind copies.
 // Of a larger model, they would need more registers than there are: load_now() loads them when the phase begins.
-constexpr bool norms_are_early = pairs_per_thread<hidden_size> <= 2;
+constexpr bool norms_are_early = fours_per_thread<hidden_size> <= 1;
 __device__ __forceinline__ Norm load_early(const float* p) { return norms_are_early ? load_norm(p) : Norm{}; }
 __device__ __forceinline__ Norm load_now(const Norm& early, const float* p) { return norms_are_early ? early : load_norm(p); }
 
@@ -238,47 +244,53 @@ __device__ __forceinline__ Norm load_now(const Norm& early, const float* p) { re
 __device__ __forceinline__ void stage_norm(const Norm& x, const Norm& norm, StreamShared* shared) {
     float squares = 0.0f;
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
-        if (!has_pair<hidden_size>(threadIdx.x, k)) continue;
-        squares += x.of[k].x * x.of[k].x + x.of[k].y * x.of[k].y;
+    for (int k = 0; k < fours_per_thread<hidden_size>; ++k) {
+        const float4 v = x.of[k];
+        if (has_four<hidden_size>(threadIdx.x, k)) squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
     }
     const float scale = rsqrtf(block_sum(squares, shared->scratch) / hidden_size + rms_norm_eps);
     const int own = fresh_thread_index();
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
-        const float2 weight{1.0f + norm.of[k].x, 1.0f + norm.of[k].y};
-        stage_pair<hidden_size>(own, k, float2{x.of[k].x * (scale * weight.x), x.of[k].y * (scale * weight.y)}, shared);
+    for (int k = 0; k < fours_per_thread<hidden_size>; ++k) {
+        const float4 v = x.of[k], w = norm.of[k];
+        const float4 value{v.x * (scale * (1.0f + w.x)), v.y * (scale * (1.0f + w.y)), v.z * (scale * (1.0f + w.z)),
+                           v.w * (scale * (1.0f + w.w))};
+        stage_four<hidden_size>(own, k, value, shared);
     }
     end_staging<hidden_size, in_rows>(shared);
 }
 
 // ---- A token
 
-// The end of a phase. Tagged words make a barrier superfluous. GRID_BARRIERS keeps it, so that its cost can be compared.
+// The end of a phase. Cells and words make a barrier superfluous. GRID_BARRIERS keeps it, so that its cost can be compared.
 __device__ __forceinline__ void end_phase(const Model& m) {
     if constexpr (GRID_BARRIERS) grid_barrier(m.barrier);
 }
 
-__device__ __forceinline__ void await_vector(const Word* words, const Token& token, Norm& x) {
-    await_vector<hidden_size>(words, token.tag, fresh_thread_index(), [&](int k, float2 value) {
-        if (k < pairs_per_thread<hidden_size>) x.of[k] = value;
+__device__ __forceinline__ void await_vector(const Cell* cells, Norm& x) {
+    await_vector<hidden_size>(cells, fresh_thread_index(), [&](int k, float4 value) {
+        if (k < fours_per_thread<hidden_size>) x.of[k] = value;
     });
 }
 
-__device__ __forceinline__ void await_x(const Model& m, const Token& token, int layer, Norm& x) {
-    if (layer > 0) return await_vector(m.words + (layer - 1) * layer_words + x_words, token, x);
+// x of the layer before
+__device__ __forceinline__ const Cell* x_before(const Token& token, int layer) {
+    return token.cells + (layer - 1) * layer_cells + x_cells;
+}
+
+__device__ __forceinline__ void await_x(const Token& token, int layer, Norm& x) {
+    if (layer > 0) return await_vector(x_before(token, layer), x);
 #pragma unroll
-    for (int k = 0; k < pairs_per_thread<hidden_size>; ++k) {
+    for (int k = 0; k < fours_per_thread<hidden_size>; ++k) {
         const int i = threadIdx.x + k * block_threads;
-        const unsigned pair = i < hidden_size / 2 ? reinterpret_cast<const unsigned*>(token.embedding)[i] : 0u;
-        x.of[k] = float2{even(pair), odd(pair)};
+        const uint2 four = i < hidden_size / 4 ? reinterpret_cast<const uint2*>(token.embedding)[i] : uint2{};
+        x.of[k] = float4{even(four.x), odd(four.x), even(four.y), odd(four.y)};
     }
 }
 
 // x[i], which this block has waited for before
-__device__ __forceinline__ float x_at(const Model& m, const Token& token, int layer, int i) {
-    if (layer == 0) return to_float(token.embedding[i]);
-    return value_of(load_word(m.words + (layer - 1) * layer_words + x_words + i));
+__device__ __forceinline__ float x_at(const Token& token, int layer, int i) {
+    return layer == 0 ? to_float(token.embedding[i]) : __uint_as_float(load_cell(x_before(token, layer) + i));
 }
 
 // One batch's rows, one thread each: row() gets the row's number and its sum.
@@ -311,14 +323,14 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
     return with;
 }
 
-__device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+__device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Cell* cells, const Token& token,
                                             const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
     const int early = early_row<in_rows>(shared, deltanet_in_product);
     InRow with{};
     if (early >= 0) with = load_in_row(layer, early);
     const Norm norm = load_now(early_norm, layer.input_norm);
     Norm x;
-    await_x(m, token, l, x);
+    await_x(token, l, x);
     stage_norm(x, norm, shared);
     stream_groups<hidden_size, in_rows>(stream, shared, deltanet_in_product, [&](int first, int count, Sums partial) {
         for_each_row<in_rows, split_of(hidden_size, in_rows)>(first, count, partial, [&](int r, float sum) {
@@ -328,7 +340,7 @@ __device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, 
                                 : r < b_row ? sum
                                 : r < a_row ? sigmoid(sum)
                                             : log_decay(sum, more.A_log, more.dt_bias);
-            publish(words + in_words + r, value, token.tag);
+            publish(cells + in_cells + r, value, token.to_other);
         });
     });
 }
@@ -357,7 +369,7 @@ __device__ __forceinline__ void load_tile(const Layer& layer, int unit, Tile& ti
 // A unit is one head and one tile of its columns, as in delta_rule_phase() of phases.cuh. The gated norm needs the mean
 // of squares of the whole head, so this phase publishes o * norm * silu(z) and the tile's sum of squares.
 // tile: of the block's first unit, loaded early
-__device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, const Token& token,
+__device__ __forceinline__ void delta_rule(const Layer& layer, Cell* cells, const Token& token,
                                            Tile& tile, StreamShared* shared) {
     static_assert(tile_columns <= warp_threads && (tile_columns & (tile_columns - 1)) == 0, "a tile is part of a warp");
     DeltaShared* own = &shared->delta;
@@ -369,7 +381,7 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, cons
         if (unit != static_cast<int>(blockIdx.x)) load_tile(layer, unit, tile);
         const auto gather = [&](float* to, int first, int count, int thread) {  // threads from `thread` on
             for (int i = static_cast<int>(threadIdx.x) - thread; i < count; i += block_threads)
-                if (i >= 0) to[i] = await(words + in_words + first + i, token.tag);
+                if (i >= 0) to[i] = await(cells + in_cells + first + i);
         };
         // Different warps wait for different parts, if the block has enough.
         gather(own->q, key_head * key_head_dim, key_head_dim, 0);
@@ -383,38 +395,42 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Word* words, cons
         if (threadIdx.x < tile_columns) {
             constexpr unsigned lanes = tile_columns == warp_threads ? full_warp : (1u << tile_columns % 32) - 1u;
             const float o = own->o[threadIdx.x];  // this thread has written it
-            publish(words + mixed_words + at + threadIdx.x, o * tile.norm * silu(own->z[threadIdx.x]), token.tag);
+            publish(cells + mixed_cells + at + threadIdx.x, o * tile.norm * silu(own->z[threadIdx.x]), token.to_other);
             float squares = o * o;
             for (int offset = tile_columns / 2; offset > 0; offset /= 2)
                 squares += __shfl_xor_sync(lanes, squares, offset);
-            if (threadIdx.x == 0) publish(words + squares_words + unit, squares, token.tag);
+            if (threadIdx.x == 0) publish(cells + squares_cells + unit, squares, token.to_other);
         }
         __syncthreads();  // the next unit or phase reuses the shared memory
     }
 }
 
-// Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. A warp takes one
-// head at a time.
-__device__ __forceinline__ void stage_gated_norm(const Word* words, const Token& token, StreamShared* shared) {
+// Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. A piece is four
+// elements of one head per lane. A warp takes every block_warps-th piece, and waits for all of its own at once.
+__device__ __forceinline__ void stage_gated_norm(const Cell* cells, StreamShared* shared) {
     static_assert(tiles_per_head <= warp_threads, "a lane for each tile");
-    constexpr int per_lane = (value_head_dim / 2 + warp_threads - 1) / warp_threads;
-    for (int head = warp_id(); head < num_value_heads; head += block_warps) {
-        // A tile's squares are published after its values, so few of these are missing then.
-        float squares = 0.0f;
-        if (lane_id() < tiles_per_head)
-            squares = await(words + squares_words + head * tiles_per_head + lane_id(), token.tag);
-        float2 value[per_lane];
-        const Word* from = words + mixed_words + head * value_head_dim;
-        await_pairs([&](int k) { return from + 2 * min(lane_id() + k * warp_threads, value_head_dim / 2 - 1); },
-                    token.tag, value);
-        __syncwarp();
-        const float scale = rsqrtf(warp_sum(squares) / value_head_dim + rms_norm_eps);
+    constexpr int head_fours = value_head_dim / 4, head_pieces = (head_fours + warp_threads - 1) / warp_threads;
+    constexpr int pieces = num_value_heads * head_pieces, count = (pieces + block_warps - 1) / block_warps;
+    const auto piece = [](int k) { return warp_id() + k * block_warps; };
+    const auto head = [&](int k) { return min(piece(k), pieces - 1) / head_pieces; };
+    const auto four = [&](int k) { return piece(k) % head_pieces * warp_threads + lane_id(); };  // of the head
+
+    // A tile's squares are published after its values, so few of these are missing then.
+    float squares[count];
+    const int tile = min(lane_id(), tiles_per_head - 1);
+    await_cells([&](int k) { return cells + squares_cells + head(k) * tiles_per_head + tile; }, squares);
+    float4 value[count];
+    const auto has = [&](int k) { return piece(k) < pieces && four(k) < head_fours; };
+    await_fours([&](int k) { return cells + mixed_cells + head(k) * value_head_dim + 4 * four(k); }, has, value);
+    __syncwarp();
 #pragma unroll
-        for (int k = 0; k < per_lane; ++k) {
-            const int i = lane_id() + k * warp_threads, c = head * value_head_dim + 2 * i;
-            if (i < value_head_dim / 2)
-                *reinterpret_cast<float2*>(shared->x + staged(c)) = float2{value[k].x * scale, value[k].y * scale};
-        }
+    for (int k = 0; k < count; ++k) {
+        const float mean = warp_sum(lane_id() < tiles_per_head ? squares[k] : 0.0f) / value_head_dim;
+        const float scale = rsqrtf(mean + rms_norm_eps);
+        const float4 v = value[k];
+        if (has(k))
+            *reinterpret_cast<float4*>(shared->x + staged(head(k) * value_head_dim + 4 * four(k))) =
+                float4{v.x * scale, v.y * scale, v.z * scale, v.w * scale};
     }
     for (int c = value_dim + threadIdx.x; c < padded(value_dim, out_rows); c += block_threads)
         shared->x[staged(c)] = 0.0f;
@@ -423,24 +439,24 @@ __device__ __forceinline__ void stage_gated_norm(const Word* words, const Token&
 
 // Publishes out = residual(row) + W . x for the staged vector. early: the thread's first row, `before` its residual.
 template <int cols, typename Residual>
-__device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared* shared, Word* out, float* plain,
+__device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared* shared, Cell* out, float* plain,
                                               const Token& token, int early, float before, Residual residual) {
     stream_groups<cols, out_rows>(stream, shared, out_product, [&](int first, int count, Sums partial) {
         for_each_row<out_rows, split_of(cols, out_rows)>(first, count, partial, [&](int r, float sum) {
             const float value = (r == early ? before : residual(r)) + sum;
-            publish(out + r, value, token.tag);
+            publish(out + r, value, token.to_other);
             if (plain != nullptr) plain[r] = value;
         });
     });
 }
 
-__device__ __forceinline__ void deltanet_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
+__device__ __forceinline__ void deltanet_out(const Model& m, int l, Cell* cells, const Token& token, WeightStream& stream,
                                              StreamShared* shared) {
     const int early = early_row<out_rows>(shared, out_product);
-    const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
-    stage_gated_norm(words, token, shared);
-    residual_rows<value_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
-                             [&](int r) { return x_at(m, token, l, r); });
+    const float before = early >= 0 ? x_at(token, l, early) : 0.0f;
+    stage_gated_norm(cells, shared);
+    residual_rows<value_dim>(stream, shared, cells + mid_cells, nullptr, token, early, before,
+                             [&](int r) { return x_at(token, l, r); });
 }
 
 // What an attention unit finds in shared memory, where its workers' sums are merged later: the queries of its kv head,
@@ -482,16 +498,16 @@ __device__ __forceinline__ void store_head_inputs(const HeadInputs& inputs, Stre
     }
 }
 
-__device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+__device__ __forceinline__ void attention_in(const Model& m, const Layer& layer, int l, Cell* cells, const Token& token,
                                              const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
     const HeadInputs inputs = load_head_inputs(m, layer, token);
     const Norm norm = load_now(early_norm, layer.input_norm);
     Norm x;
-    await_x(m, token, l, x);
+    await_x(token, l, x);
     stage_norm(x, norm, shared);
     stream_groups<hidden_size, in_rows>(stream, shared, attention_in_product, [&](int first, int count, Sums partial) {
         for_each_row<in_rows, split_of(hidden_size, in_rows)>(first, count, partial, [&](int r, float sum) {
-            if (r < attention_in_rows) publish(words + in_words + r, sum, token.tag);
+            if (r < attention_in_rows) publish(cells + in_cells + r, sum, token.to_other);
         });
     });
     store_head_inputs(inputs, shared);  // all warps have read the staged vector, which was there before
@@ -515,13 +531,15 @@ struct From<GatheredHeads> {
 };
 
 // The block waits for the first `count` of these heads: the last two are needed by the block that caches them.
-__device__ __forceinline__ void gather_heads(const Word* words, const Token& token, int kv_head, int count, float* heads) {
-    for (int i = threadIdx.x; i < count * head_dim / 2; i += block_threads) {
-        const int head = 2 * i / head_dim, c = 2 * i % head_dim;
+__device__ __forceinline__ void gather_heads(const Cell* cells, int kv_head, int count, float* heads) {
+    for (int i = threadIdx.x; i < count * head_dim / 4; i += block_threads) {
+        const int head = 4 * i / head_dim, c = 4 * i % head_dim;
         const int at = head < heads_per_kv    ? (kv_head * heads_per_kv + head) * 2 * head_dim
                        : head == heads_per_kv ? k_row + kv_head * head_dim
                                               : v_row + kv_head * head_dim;
-        *reinterpret_cast<float2*>(heads + 2 * i) = await_two(words + in_words + at + c, token.tag);
+        float4 four[1];
+        await_fours([&](int) { return cells + in_cells + at + c; }, [](int) { return true; }, four);
+        *reinterpret_cast<float4*>(heads + 4 * i) = four[0];
     }
     __syncthreads();  // the heads are in shared memory
 }
@@ -529,15 +547,16 @@ __device__ __forceinline__ void gather_heads(const Word* words, const Token& tok
 // Merges all splits of each query head: one warp takes one head and a few of its elements; 16 lanes share the splits
 // for each pair of elements. So all words of a warp are on their way at once. These warps are spread over the blocks,
 // beginning with the last block, which is the last to get a split.
-__device__ __forceinline__ void merge_splits(const Word* partials, Word* words, const Token& token, int splits) {
+__device__ __forceinline__ void merge_splits(const Word* partials, Cell* cells, const Token& token, int splits) {
     constexpr int result_lanes = 16, slices = head_dim / merged_elements<result_lanes>;
     constexpr int in_flight = merged_in_flight<result_lanes, max_splits>;
     for (int unit = warp_id() * gridDim.x + gridDim.x - 1 - blockIdx.x; unit < num_attention_heads * slices;
          unit += block_warps * gridDim.x) {
         const int head = unit / slices, place = merged_place<result_lanes>(unit % slices);
         const int c = element_at(place);  // place + 1 is that of element c + 1
-        float2 gate{0.0f, 0.0f};          // loaded early, used at the end
-        if (place < head_dim) gate = await_two(words + in_words + head * 2 * head_dim + head_dim + c, token.tag);
+        float gate[2] = {0.0f, 0.0f};     // loaded early, used at the end
+        if (place < head_dim)
+            await_cells([&](int j) { return cells + in_cells + head * 2 * head_dim + head_dim + c + j; }, gate);
         merge_results<result_lanes, max_splits>(
             splits, place,
             [&](int first, int at, float2 (&value)[in_flight]) {
@@ -551,15 +570,15 @@ __device__ __forceinline__ void merge_splits(const Word* partials, Word* words, 
             // These words are published last, so few of the others are missing then.
             [&](int result) { return await_two(partials + partial_at(head, result, head_dim), token.tag); },
             [&](float2 sum, float, float weight) {
-                Word* o = words + mixed_words + head * head_dim + c;
-                publish(o, sum.x / weight * sigmoid(gate.x), token.tag);
-                publish(o + 1, sum.y / weight * sigmoid(gate.y), token.tag);
+                Cell* o = cells + mixed_cells + head * head_dim + c;
+                publish(o, sum.x / weight * sigmoid(gate[0]), token.to_other);
+                publish(o + 1, sum.y / weight * sigmoid(gate[1]), token.to_other);
             });
     }
 }
 
 // Attends over one split per unit. Then one warp merges all splits for some elements of a head.
-__device__ __forceinline__ void attention(const Model& m, const Layer& layer, Word* words, const Token& token,
+__device__ __forceinline__ void attention(const Model& m, const Layer& layer, Cell* cells, const Token& token,
                                           StreamShared* shared) {
     float *heads = gathered(shared), *norms = head_inputs(shared), *rope = norms + 2 * head_dim;
     if (threadIdx.x == 0)
@@ -574,7 +593,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
         if (threadIdx.x == 0) shared->unit = unit;
         // Merging has overwritten those of the unit before.
         if (unit != static_cast<int>(blockIdx.x)) store_head_inputs(load_head_inputs(m, layer, token), shared);
-        gather_heads(words, token, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
+        gather_heads(cells, kv_head, heads_per_kv + (split == splits - 1 ? 2 : 0), heads);
         attend_unit(GatheredHeads{heads, kv_head}, a, kv_head, split, per_split, &shared->attention,
                     [&](int head, int of, int place, float value) {
                         publish(layer.partials + partial_at(head, of, place), value, token.tag);
@@ -584,7 +603,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Wo
     }
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     end_phase(m);
-    merge_splits(layer.partials, words, token, splits);
+    merge_splits(layer.partials, cells, token, splits);
 }
 
 // Prefetches a part of K and V of the block's first unit into L2, before attention_in. A thread prefetches one line of
@@ -604,36 +623,36 @@ __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& 
     prefetch_l2(layer.v_cache + row * head_dim + at);
 }
 
-__device__ __forceinline__ void attention_out(const Model& m, int l, Word* words, const Token& token, WeightStream& stream,
+__device__ __forceinline__ void attention_out(const Model& m, int l, Cell* cells, const Token& token, WeightStream& stream,
                                               StreamShared* shared) {
     const int early = early_row<out_rows>(shared, out_product);
-    const float before = early >= 0 ? x_at(m, token, l, early) : 0.0f;
+    const float before = early >= 0 ? x_at(token, l, early) : 0.0f;
     __syncthreads();  // the attention's part of the shared memory is no longer needed
-    stage_words<q_dim>(words + mixed_words, token, shared);
-    residual_rows<q_dim>(stream, shared, words + mid_words, nullptr, token, early, before,
-                         [&](int r) { return x_at(m, token, l, r); });
+    stage_cells<q_dim>(cells + mixed_cells, shared);
+    residual_rows<q_dim>(stream, shared, cells + mid_cells, nullptr, token, early, before,
+                         [&](int r) { return x_at(token, l, r); });
 }
 
-__device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, Word* words, const Token& token,
+__device__ __forceinline__ void mlp(const Model& m, const Layer& layer, int l, Cell* cells, const Token& token,
                                     const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
     const Norm norm = load_now(early_norm, layer.post_attention_norm);
     Norm x;
-    await_vector(words + mid_words, token, x);
+    await_vector(cells + mid_cells, x);
     stage_norm(x, norm, shared);
     // A group holds rows 2 * i and 2 * i + 1 of gate_proj, then the same rows of up_proj.
     stream_groups<hidden_size, in_rows>(stream, shared, up_product, [&](int first, int count, Sums partial) {
         for (int i = threadIdx.x; i < 2 * count; i += block_threads) {
             const float gate = partial[i / 2][i % 2], up = partial[i / 2][2 + i % 2];
-            publish(words + act_words + 2 * first + i, silu(gate) * up, token.tag);
+            publish(cells + act_cells + 2 * first + i, silu(gate) * up, token.to_other);
         }
     });
     end_phase(m);
 
     const int early = early_row<out_rows>(shared, out_product);
-    const auto residual = [&](int r) { return value_of(load_word(words + mid_words + r)); };
+    const auto residual = [&](int r) { return __uint_as_float(load_cell(cells + mid_cells + r)); };
     const float before = early >= 0 ? residual(early) : 0.0f;
-    stage_words<intermediate_size>(words + act_words, token, shared);
-    residual_rows<intermediate_size>(stream, shared, words + x_words, m.hidden_states + (l + 1) * hidden_size, token, early,
+    stage_cells<intermediate_size>(cells + act_cells, shared);
+    residual_rows<intermediate_size>(stream, shared, cells + x_cells, m.hidden_states + (l + 1) * hidden_size, token, early,
                                      before, residual);
 }
 
@@ -642,7 +661,7 @@ __device__ __forceinline__ void lm_head(const Model& m, const Token& token, cons
                                         StreamShared* shared) {
     const Norm norm = load_now(early_norm, m.norm);
     Norm x;
-    await_x(m, token, num_hidden_layers, x);
+    await_x(token, num_hidden_layers, x);
     stage_norm(x, norm, shared);
     const Part part = shared->parts[head_product];
     Best best = no_best();
@@ -729,38 +748,45 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
     Norm norm = load_early(shared->layers[0].input_norm);
     for (int l = 0; l < num_hidden_layers; ++l) {
         const Layer& layer = shared->layers[l];
-        Word* words = m.words + l * layer_words;
+        Cell* cells = token.cells + l * layer_cells;
         Norm middle, next;
         if (layer.recurrent_state != nullptr) {
             Tile tile;
             load_tile(layer, blockIdx.x, tile);
             middle = load_early(layer.post_attention_norm);
-            deltanet_in(m, layer, l, words, token, norm, stream, shared);
+            deltanet_in(m, layer, l, cells, token, norm, stream, shared);
             end_phase(m);
-            delta_rule(layer, words, token, tile, shared);
+            delta_rule(layer, cells, token, tile, shared);
             end_phase(m);
             next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
-            deltanet_out(m, l, words, token, stream, shared);
+            deltanet_out(m, l, cells, token, stream, shared);
         } else {
             prefetch_cache(layer, token);
-            attention_in(m, layer, l, words, token, norm, stream, shared);
+            attention_in(m, layer, l, cells, token, norm, stream, shared);
             end_phase(m);
             if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers
-            attention(m, layer, words, token, shared);
+            attention(m, layer, cells, token, shared);
             __syncwarp();
             stream = shared->parked[warp_id()];
             __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
             middle = load_early(layer.post_attention_norm);
             next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
-            attention_out(m, l, words, token, stream, shared);
+            attention_out(m, l, cells, token, stream, shared);
         }
         end_phase(m);
-        mlp(m, layer, l, words, token, middle, stream, shared);
+        mlp(m, layer, l, cells, token, middle, stream, shared);
         end_phase(m);
         norm = next;
     }
     lm_head(m, token, norm, stream, shared);
+}
+
+__device__ __forceinline__ Token token_of(const Model& m, int tag, int position, int max_seq_len, int current) {
+    constexpr int copy = num_hidden_layers * layer_cells;
+    const bool is_odd = tag % 2 != 0;
+    return {static_cast<unsigned>(tag), position, max_seq_len, m.embed_tokens + static_cast<size_t>(current) * hidden_size,
+            m.cells + (is_odd ? copy : 0), is_odd ? -copy : copy};
 }
 
 // tokens: at most so many, in [1, max_seq_len - position];  tag: of the first one; each next one has the next number
@@ -780,8 +806,7 @@ streaming(const Model* model, const Layer* layers, int position, int max_seq_len
     int current = token_at(m.next_token);
     for (int number = 0;; ++number) {
         if (threadIdx.x == 0)
-            shared->token = {static_cast<unsigned>(tag + number), position + number, max_seq_len,
-                             m.embed_tokens + static_cast<size_t>(current) * hidden_size};
+            shared->token = token_of(m, tag + number, position + number, max_seq_len, current);
         __syncthreads();  // the token is in shared memory, and so are the parts
         decode(m, shared->token, stream, shared);
         number = shared->token.position - position;  // as before, but it needs no register meanwhile

@@ -66,16 +66,6 @@ __device__ __forceinline__ float2 await_two(const Word* p, unsigned tag) {
     return float2{value_of(two.first), value_of(two.second)};
 }
 
-// A thread of a block takes elements 2 * i and 2 * i + 1 of a vector of n, for i = threadIdx.x, + block_threads, ...
-template <int n>
-constexpr int pairs_per_thread = (n / 2 + block_threads - 1) / block_threads;
-
-// Whether a thread has a k-th pair. Only its last pair may be missing, so for the others this is known when compiled.
-template <int n>
-__device__ __forceinline__ bool has_pair(int thread, int k) {
-    return (k + 1) * block_threads <= n / 2 || thread + k * block_threads < n / 2;
-}
-
 // Waits for `count` pairs of words: pair(k) is the place of the k-th one. All loads are issued before the first is
 // looked at; a branch between them would make each wait for the one before.
 template <int count, typename Place>
@@ -92,25 +82,4 @@ __device__ __forceinline__ void await_pairs(Place pair, unsigned tag, float2 (&v
             missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;
         }
     } while (missing);
-}
-
-// The block waits for all n words, each thread for its own: store(k, value) gets elements 2 * i and 2 * i + 1 for
-// i = own + k * block_threads, where own is threadIdx.x. A thread beyond the end gets an earlier pair again: if all of
-// them took the last one, its line would be the slowest of L2. A warp polls a single word at first, because whole
-// vectors would take bandwidth from the weights.
-template <int n, typename Store>
-__device__ __forceinline__ void await_vector(const Word* words, unsigned tag, int own, Store store) {
-    static_assert(n % 2 == 0, "words go in pairs");
-    const auto pair = [&](int thread, int k) {  // in [0, n / 2)
-        return words + 2 * (has_pair<n>(thread, k) ? thread + k * block_threads : thread % (n / 2));
-    };
-    constexpr int count = pairs_per_thread<n>, at_once = count < 8 ? count : 8;  // more would take too many registers
-    await(pair(own / warp_threads * warp_threads, count - 1), tag);
-#pragma unroll
-    for (int first = 0; first < count; first += at_once) {
-        float2 value[at_once];
-        await_pairs([&](int k) { return pair(own, first + k); }, tag, value);
-#pragma unroll
-        for (int k = 0; k < at_once; ++k) store(first + k, value[k]);
-    }
 }

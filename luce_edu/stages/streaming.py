@@ -21,6 +21,7 @@ WARPS = THREADS // 32
 PLACE_BYTES = 2 * PIECES * CHUNK + 16  # of the ring: a slot and its mbarrier
 MOST_RING_SLOTS = 8
 RESERVED_SHARED = 1024  # bytes of an SM's shared memory that each of its blocks takes beside its own
+EMPTY = -1  # a cell of csrc/exchange.cuh
 POLL_S = 2e-4  # seconds between two looks of the host for the next token
 
 # The macros of csrc/streaming.cu that a variant may change, as the stage has them. A ring takes what fits. How many
@@ -99,10 +100,13 @@ class StreamingDecoder(MegakernelDecoder):
         config, blocks = self.config, self._blocks
         layout = Layout(blocks, self._threads // 32, self._split_rows)
         self.packed, self.first_slot = pack(self.weights, config, layout)
-        self.tagged = self._words(config.num_hidden_layers, layer_words(config))
+        # Two copies, which tokens use in turn; see csrc/exchange.cuh.
+        self.cells = torch.full(
+            (2, config.num_hidden_layers, layer_cells(config)), EMPTY, dtype=torch.int32, device=self.device
+        )
         self.bests, self.chosen = self._words(blocks, 2), self._words(1)
         self.partial_words = self._words(len(config.attention_layers), *self.partials.shape)
-        self._tag = 0  # the number of the token since the last reset; every word says to which one it belongs
+        self._tag = 0  # the number of the last token since the last reset; every word says to which one it belongs
 
         # What a launch of many tokens tells the host, and the host tells it.
         self.generated = self.backend.shared_with_host(self.state.max_seq_len)
@@ -117,6 +121,7 @@ class StreamingDecoder(MegakernelDecoder):
     def _step(self, token):
         self._place_token(token)
         self._prepared(1)()
+        self._tag += 1
         self._tokens += 1
 
     def _prepared(self, tokens: int, sampling: Sampling | None = None) -> Callable[[], None]:
@@ -124,8 +129,7 @@ class StreamingDecoder(MegakernelDecoder):
         kernel, table = self.module["streaming"], self._model_table
         if sampling is not None:
             kernel, table = self._drawing_kernel(), self._drawing_table(sampling)
-        first, self._tag = self._tag + 1, self._tag + tokens
-        args = (table, self._layer_table, self.state.position, self.state.max_seq_len, first, tokens)
+        args = (table, self._layer_table, self.state.position, self.state.max_seq_len, self._tag + 1, tokens)
         return functools.partial(
             self.backend.launch, kernel, self._blocks, self._threads, self._shared, args, cooperative=True
         )
@@ -185,6 +189,8 @@ class StreamingDecoder(MegakernelDecoder):
         if run is not None:
             self._failed = True  # stays so if a kernel has failed, which raises here
             decoded = run.end()
+            # The next token must have the other copy of the cells, so the tag of the last one counts, not the number asked for.
+            self._tag = int(self.bests[0, 1]) >> 32
             self._failed, self._has_drawn = False, run.draws
             self._runs += 1
             self.state.position = run.first + decoded
@@ -209,14 +215,16 @@ class StreamingDecoder(MegakernelDecoder):
         super().reset()
         self._tag = 0
         self._fill_words(0)  # a tag that no token has
+        self.cells.fill_(EMPTY)
 
     def poison(self) -> None:
         self._end_run()
         super().poison()
         self._fill_words(-1)  # NaN, with a tag that no token has
+        self.cells.fill_(EMPTY)  # which is a NaN, too
 
     def _fill_words(self, value: int) -> None:
-        for words in (self.tagged, self.bests, self.chosen, self.partial_words):
+        for words in (self.bests, self.chosen, self.partial_words):
             words.fill_(value)
 
     def named_tensors(self):
@@ -226,12 +234,11 @@ class StreamingDecoder(MegakernelDecoder):
 
     def _model_tensors(self):
         own = (
-            "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "bests", "chosen", "next_token",
-            "generated", "stop", "end_tokens", "barrier",
+            "first_slot", "rope_cos", "rope_sin", "hidden_states", "logits", "cells", "bests", "chosen",
+            "next_token", "generated", "stop", "end_tokens", "barrier",
         )  # fmt: skip
         others = {
-            "embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "words": self.tagged,
-            "stream": self.packed,
+            "embed_tokens": self.weights.embed_tokens, "norm": self.weights.norm, "stream": self.packed,
         }  # fmt: skip
         return others | {n: getattr(self, n) for n in own}
 
@@ -299,7 +306,7 @@ def streaming_defines(
     elif options["BEYOND_RING"] is None:
         options["BEYOND_RING"] = slots_beyond_ring(capability)
     own = {
-        "SHARED_BYTES": shared, "LAYER_WORDS": layer_words(config), "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
+        "SHARED_BYTES": shared, "LAYER_CELLS": layer_cells(config), "END_TOKENS": len(config.eos_token_ids), "DRAWS": 0,
     }  # fmt: skip
     return kernel_defines(config) | options | own
 
@@ -334,15 +341,15 @@ def distinct_variants(config: ModelConfig, shared_memory: int, capability: tuple
     return found
 
 
-def layer_words(config: ModelConfig) -> int:
-    """Return how many tagged words a layer has; csrc/streaming.cu lists them."""
+def layer_cells(config: ModelConfig) -> int:
+    """Return how many cells a layer has; csrc/streaming.cu lists them."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     deltanet_in = config.conv_dim + config.value_dim + 2 * config.linear_num_value_heads
     attention_in = 2 * (heads + kv_heads) * config.head_dim
     mixed = max(config.value_dim, heads * config.head_dim)
     squares = config.linear_num_value_heads * (config.linear_value_head_dim // TILE_COLUMNS)
-    words = max(deltanet_in, attention_in) + mixed + squares + 2 * config.hidden_size + config.intermediate_size
-    return -(-words // 16) * 16
+    vectors = (max(deltanet_in, attention_in), mixed, squares, config.hidden_size, config.intermediate_size)
+    return -(-(sum(-(-n // 4) * 4 for n in vectors) + config.hidden_size) // 32) * 32
 
 
 def shared_bytes(config: ModelConfig, threads: int) -> int:
