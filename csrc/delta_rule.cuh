@@ -70,11 +70,13 @@ __device__ __forceinline__ void load_state_tile(const float* S, float4 (&s)[rows
     // </load>
 }
 
-// q_raw, k_raw [K] come from the convolution, not normalised. v, o and S (row 0) point at this tile's first column; s is
-// what load_state_tile() has loaded of S.
+// q_raw, k_raw [K] come from the convolution, not normalised. v and S (row 0) point at this tile's first column; s is what
+// load_state_tile() has loaded of S. Thread t of the first tile_columns calls store(o) with o of column t, before the
+// tile is written, because others wait for o.
+template <typename Store>
 __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float* k_raw, const float* v, float beta,
-                                                float g, float4 (&s)[rows_per_thread], float* S, float* o,
-                                                DeltaRuleShared* shared) {
+                                                float g, float4 (&s)[rows_per_thread], float* S,
+                                                DeltaRuleShared* shared, Store store) {
     const int quad = threadIdx.x % tile_quads;       // this thread's columns of the tile: 4 * quad to 4 * quad + 3
     const int first_row = threadIdx.x / tile_quads;  // in [0, tile_rows); its next rows follow tile_rows apart
     const float v_column = threadIdx.x < tile_columns ? v[threadIdx.x] : 0.0f;  // loaded early, used after the sums
@@ -125,7 +127,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         // <delta>
         const float delta = beta * (v_column - decay * k_sum);
         shared->delta[column] = delta;
-        o[column] = fmaf(delta, shared->k_dot_q, decay * q_sum);
+        store(fmaf(delta, shared->k_dot_q, decay * q_sum));
         // </delta>
     }
     __syncthreads();  // delta is in shared memory

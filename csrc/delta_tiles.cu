@@ -14,8 +14,8 @@ delta_rule(const float* q, const float* k, const float* v, const float* beta, co
         const int row = head * key_head_dim, at = head * value_head_dim + column;
         float4 tile[rows_per_thread];
         load_state_tile(S + row * value_head_dim + column, tile);
-        delta_rule_tile(q + row, k + row, v + at, beta[head], g[head], tile, S + row * value_head_dim + column, o + at,
-                        &shared);
+        delta_rule_tile(q + row, k + row, v + at, beta[head], g[head], tile, S + row * value_head_dim + column,
+                        &shared, [&](float value) { o[at + threadIdx.x] = value; });
         __syncthreads();  // the next tile reuses the shared memory
     }
 }

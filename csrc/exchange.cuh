@@ -36,7 +36,7 @@ __device__ __forceinline__ Cell load_cell(const Cell* p) {
 }
 
 // Four neighbouring cells by one 16-byte load, or zeros. Each is performed as a whole, the four perhaps not.
-__device__ __forceinline__ uint4 load_four(const Cell* p, bool has) {
+__device__ __forceinline__ uint4 load_four(const Cell* p, bool has = true) {
     uint4 four{};
     asm volatile("{ .reg .pred has; setp.ne.u32 has, %5, 0;\n"
                  "@has ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
@@ -51,37 +51,33 @@ __device__ __forceinline__ float await(const Cell* p) {
     return __uint_as_float(cell);
 }
 
-// Waits for `count` cells: place(k) is that of the k-th one. All loads are issued before the first is looked at; a
-// branch between them would make each wait for the one before.
+// The loads of `count` cells, and of `count` times four neighbouring cells if the thread has them: place(k) is that of the
+// k-th. All are issued before the first is looked at; a branch between them would make each wait for the one before.
 template <int count, typename Place>
-__device__ __forceinline__ void await_cells(Place place, float (&value)[count]) {
-    bool missing;
-    do {
-        Cell cell[count];
+__device__ __forceinline__ void load_cells(Place place, Cell (&cell)[count]) {
 #pragma unroll
-        for (int k = 0; k < count; ++k) cell[k] = load_cell(place(k));
-        missing = false;
-#pragma unroll
-        for (int k = 0; k < count; ++k) value[k] = __uint_as_float(cell[k]), missing |= cell[k] == empty;
-    } while (missing);
+    for (int k = 0; k < count; ++k) cell[k] = load_cell(place(k));
 }
 
-// The same for `count` times four neighbouring cells, of those that the thread has
 template <int count, typename Place, typename Has>
-__device__ __forceinline__ void await_fours(Place place, Has has, float4 (&value)[count]) {
-    bool missing;
-    do {
-        uint4 four[count];
+__device__ __forceinline__ void load_fours(Place place, Has has, uint4 (&four)[count]) {
 #pragma unroll
-        for (int k = 0; k < count; ++k) four[k] = load_four(place(k), has(k));
-        missing = false;
+    for (int k = 0; k < count; ++k) four[k] = load_four(place(k), has(k));
+}
+
+__device__ __forceinline__ bool is_empty(Cell cell) { return cell == empty; }
+__device__ __forceinline__ bool is_empty(uint4 f) { return f.x == empty || f.y == empty || f.z == empty || f.w == empty; }
+
+template <typename T, int count>
+__device__ __forceinline__ bool any_empty(const T (&cells)[count]) {
+    bool any = false;
 #pragma unroll
-        for (int k = 0; k < count; ++k) {
-            const uint4 f = four[k];
-            value[k] = float4{__uint_as_float(f.x), __uint_as_float(f.y), __uint_as_float(f.z), __uint_as_float(f.w)};
-            missing |= f.x == empty || f.y == empty || f.z == empty || f.w == empty;
-        }
-    } while (missing);
+    for (int k = 0; k < count; ++k) any |= is_empty(cells[k]);
+    return any;
+}
+
+__device__ __forceinline__ float4 to_floats(uint4 f) {
+    return float4{__uint_as_float(f.x), __uint_as_float(f.y), __uint_as_float(f.z), __uint_as_float(f.w)};
 }
 
 // A thread of a block takes elements 4 * i to 4 * i + 3 of a vector of n, for i = threadIdx.x, + block_threads, ...
@@ -107,9 +103,10 @@ __device__ __forceinline__ void await_vector(const Cell* cells, int own, Store s
     if (last >= 0) await(four(first_of_warp, last));
 #pragma unroll
     for (int first = 0; first < count; first += at_once) {
-        float4 value[at_once];
-        await_fours([&](int k) { return four(own, first + k); }, [&](int k) { return has_four<n>(own, first + k); }, value);
+        uint4 cells_of[at_once];
+        do load_fours([&](int k) { return four(own, first + k); }, [&](int k) { return has_four<n>(own, first + k); }, cells_of);
+        while (any_empty(cells_of));
 #pragma unroll
-        for (int k = 0; k < at_once; ++k) store(first + k, value[k]);
+        for (int k = 0; k < at_once; ++k) store(first + k, to_floats(cells_of[k]));
     }
 }

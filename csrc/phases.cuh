@@ -131,7 +131,7 @@ __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* 
         float4 tile[rows_per_thread];
         load_state_tile(S, tile);  // issued first: the norms run while these loads are in flight
         delta_rule_tile(qkv + key_head * key_head_dim, qkv + key_dim + key_head * key_head_dim, qkv + 2 * key_dim + at,
-                        beta[head], g[head], tile, S, o + at, shared);
+                        beta[head], g[head], tile, S, shared, [&](float value) { o[at + threadIdx.x] = value; });
         __syncthreads();  // the next tile reuses the shared memory
     }
 }

@@ -120,7 +120,7 @@ struct Token {
 
 struct DeltaShared {
     DeltaRuleShared rule;
-    float q[key_head_dim], k[key_head_dim], v[tile_columns], z[tile_columns], beta, g, o[tile_columns];
+    float q[key_head_dim], k[key_head_dim], v[tile_columns], z[tile_columns], beta, g;
 };
 
 // The products by their number of groups of rows; both out projections and mlp_down have hidden_size rows.
@@ -391,16 +391,15 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Cell* cells, cons
         gather(&own->beta, b_row + head, 1, (2 * key_head_dim + 2 * warp_threads) % block_threads);
         gather(&own->g, a_row + head, 1, (2 * key_head_dim + 3 * warp_threads) % block_threads);
         __syncthreads();  // the inputs are in shared memory
-        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile.state, S, own->o, &own->rule);
-        if (threadIdx.x < tile_columns) {
+        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile.state, S, &own->rule, [&](float o) {
             constexpr unsigned lanes = tile_columns == warp_threads ? full_warp : (1u << tile_columns % 32) - 1u;
-            const float o = own->o[threadIdx.x];  // this thread has written it
-            publish(cells + mixed_cells + at + threadIdx.x, o * tile.norm * silu(own->z[threadIdx.x]), token.to_other);
+            const float value = o * tile.norm * silu(own->z[threadIdx.x]);
+            publish(cells + mixed_cells + at + threadIdx.x, value, token.to_other);
             float squares = o * o;
             for (int offset = tile_columns / 2; offset > 0; offset /= 2)
                 squares += __shfl_xor_sync(lanes, squares, offset);
             if (threadIdx.x == 0) publish(cells + squares_cells + unit, squares, token.to_other);
-        }
+        });
         __syncthreads();  // the next unit or phase reuses the shared memory
     }
 }
@@ -415,19 +414,21 @@ __device__ __forceinline__ void stage_gated_norm(const Cell* cells, StreamShared
     const auto head = [&](int k) { return min(piece(k), pieces - 1) / head_pieces; };
     const auto four = [&](int k) { return piece(k) % head_pieces * warp_threads + lane_id(); };  // of the head
 
-    // A tile's squares are published after its values, so few of these are missing then.
-    float squares[count];
-    const int tile = min(lane_id(), tiles_per_head - 1);
-    await_cells([&](int k) { return cells + squares_cells + head(k) * tiles_per_head + tile; }, squares);
-    float4 value[count];
     const auto has = [&](int k) { return piece(k) < pieces && four(k) < head_fours; };
-    await_fours([&](int k) { return cells + mixed_cells + head(k) * value_head_dim + 4 * four(k); }, has, value);
+    const int tile = min(lane_id(), tiles_per_head - 1);
+    await(cells + mixed_cells + head(0) * value_head_dim);  // the loop below would take more bandwidth from the weights
+    Cell squares[count];
+    uint4 value[count];
+    do {
+        load_fours([&](int k) { return cells + mixed_cells + head(k) * value_head_dim + 4 * four(k); }, has, value);
+        load_cells([&](int k) { return cells + squares_cells + head(k) * tiles_per_head + tile; }, squares);
+    } while (any_empty(value) || any_empty(squares));
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < count; ++k) {
-        const float mean = warp_sum(lane_id() < tiles_per_head ? squares[k] : 0.0f) / value_head_dim;
+        const float mean = warp_sum(lane_id() < tiles_per_head ? __uint_as_float(squares[k]) : 0.0f) / value_head_dim;
         const float scale = rsqrtf(mean + rms_norm_eps);
-        const float4 v = value[k];
+        const float4 v = to_floats(value[k]);
         if (has(k))
             *reinterpret_cast<float4*>(shared->x + staged(head(k) * value_head_dim + 4 * four(k))) =
                 float4{v.x * scale, v.y * scale, v.z * scale, v.w * scale};
@@ -537,9 +538,10 @@ __device__ __forceinline__ void gather_heads(const Cell* cells, int kv_head, int
         const int at = head < heads_per_kv    ? (kv_head * heads_per_kv + head) * 2 * head_dim
                        : head == heads_per_kv ? k_row + kv_head * head_dim
                                               : v_row + kv_head * head_dim;
-        float4 four[1];
-        await_fours([&](int) { return cells + in_cells + at + c; }, [](int) { return true; }, four);
-        *reinterpret_cast<float4*>(heads + 4 * i) = four[0];
+        uint4 four;
+        do four = load_four(cells + in_cells + at + c);
+        while (is_empty(four));
+        *reinterpret_cast<float4*>(heads + 4 * i) = to_floats(four);
     }
     __syncthreads();  // the heads are in shared memory
 }
@@ -554,9 +556,9 @@ __device__ __forceinline__ void merge_splits(const Word* partials, Cell* cells, 
          unit += block_warps * gridDim.x) {
         const int head = unit / slices, place = merged_place<result_lanes>(unit % slices);
         const int c = element_at(place);  // place + 1 is that of element c + 1
-        float gate[2] = {0.0f, 0.0f};     // loaded early, used at the end
-        if (place < head_dim)
-            await_cells([&](int j) { return cells + in_cells + head * 2 * head_dim + head_dim + c + j; }, gate);
+        const Cell* gate = cells + in_cells + head * 2 * head_dim + head_dim + c;
+        Cell gates[2] = {};  // loaded early, used at the end
+        if (place < head_dim) do load_cells([&](int j) { return gate + j; }, gates); while (any_empty(gates));
         merge_results<result_lanes, max_splits>(
             splits, place,
             [&](int first, int at, float2 (&value)[in_flight]) {
@@ -571,8 +573,8 @@ __device__ __forceinline__ void merge_splits(const Word* partials, Cell* cells, 
             [&](int result) { return await_two(partials + partial_at(head, result, head_dim), token.tag); },
             [&](float2 sum, float, float weight) {
                 Cell* o = cells + mixed_cells + head * head_dim + c;
-                publish(o, sum.x / weight * sigmoid(gate[0]), token.to_other);
-                publish(o + 1, sum.y / weight * sigmoid(gate[1]), token.to_other);
+                publish(o, sum.x / weight * sigmoid(__uint_as_float(gates[0])), token.to_other);
+                publish(o + 1, sum.y / weight * sigmoid(__uint_as_float(gates[1])), token.to_other);
             });
     }
 }
