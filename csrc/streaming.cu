@@ -71,15 +71,18 @@ constexpr int deltanet_in_rows = a_row + num_value_heads;
 constexpr int k_row = 2 * q_dim, v_row = k_row + kv_dim, attention_in_rows = v_row + kv_dim;
 static_assert(hidden_size % 4 == 0 && intermediate_size % 2 == 0, "whole groups of rows");
 
-// A layer's cells. Each vector begins at a multiple of four, which one load takes.
+// A layer's cells. Each vector begins at a multiple of four, which one load takes. The squares of each head have a line
+// of 128 bytes: every block reads all of them, and L2 answers one request after another for the same line.
+constexpr int line_cells = 32;
+static_assert(tiles_per_head <= line_cells, "a cell for each tile");
 __device__ constexpr int fours(int n) { return (n + 3) / 4 * 4; }
 constexpr int in_cells = 0;
 constexpr int mixed_cells = in_cells + fours(max_of(deltanet_in_rows, attention_in_rows));
 constexpr int squares_cells = mixed_cells + fours(max_of(value_dim, q_dim));
-constexpr int mid_cells = squares_cells + fours(num_value_heads * tiles_per_head);
+constexpr int mid_cells = squares_cells + num_value_heads * line_cells;
 constexpr int act_cells = mid_cells + fours(hidden_size);
 constexpr int x_cells = act_cells + fours(intermediate_size);
-constexpr int layer_cells = (x_cells + hidden_size + 31) / 32 * 32;  // whole lines
+constexpr int layer_cells = (x_cells + hidden_size + line_cells - 1) / line_cells * line_cells;
 static_assert(layer_cells == LAYER_CELLS, "luce_edu/stages/streaming.py allocates them");
 
 // luce_edu/stages/streaming.py reads the names of the fields from here and fills them by name.
@@ -357,6 +360,11 @@ struct Tile {
     float norm;
 };
 
+// The cell of a tile's sum of squares of o
+__device__ __forceinline__ Cell* square_of(Cell* cells, int head, int tile) {
+    return cells + squares_cells + head * line_cells + tile;
+}
+
 // The first unit's is loaded before deltanet_in, so that its loads do not queue behind the copies of weights that
 // deltanet_in requests.
 __device__ __forceinline__ void load_tile(const Layer& layer, int unit, Tile& tile) {
@@ -398,7 +406,7 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Cell* cells, cons
             float squares = o * o;
             for (int offset = tile_columns / 2; offset > 0; offset /= 2)
                 squares += __shfl_xor_sync(lanes, squares, offset);
-            if (threadIdx.x == 0) publish(cells + squares_cells + unit, squares, token.to_other);
+            if (threadIdx.x == 0) publish(square_of(cells, head, unit % tiles_per_head), squares, token.to_other);
         });
         __syncthreads();  // the next unit or phase reuses the shared memory
     }
@@ -406,7 +414,7 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Cell* cells, cons
 
 // Stages the gated norm: what delta_rule() has published, divided by the root mean square of the head. A piece is four
 // elements of one head per lane. A warp takes every block_warps-th piece, and waits for all of its own at once.
-__device__ __forceinline__ void stage_gated_norm(const Cell* cells, StreamShared* shared) {
+__device__ __forceinline__ void stage_gated_norm(Cell* cells, StreamShared* shared) {
     static_assert(tiles_per_head <= warp_threads, "a lane for each tile");
     constexpr int head_fours = value_head_dim / 4, head_pieces = (head_fours + warp_threads - 1) / warp_threads;
     constexpr int pieces = num_value_heads * head_pieces, count = (pieces + block_warps - 1) / block_warps;
@@ -421,7 +429,7 @@ __device__ __forceinline__ void stage_gated_norm(const Cell* cells, StreamShared
     uint4 value[count];
     do {
         load_fours([&](int k) { return cells + mixed_cells + head(k) * value_head_dim + 4 * four(k); }, has, value);
-        load_cells([&](int k) { return cells + squares_cells + head(k) * tiles_per_head + tile; }, squares);
+        load_cells([&](int k) { return square_of(cells, head(k), tile); }, squares);
     } while (any_empty(value) || any_empty(squares));
     __syncwarp();
 #pragma unroll

@@ -347,7 +347,7 @@ def layer_cells(config: ModelConfig) -> int:
     deltanet_in = config.conv_dim + config.value_dim + 2 * config.linear_num_value_heads
     attention_in = 2 * (heads + kv_heads) * config.head_dim
     mixed = max(config.value_dim, heads * config.head_dim)
-    squares = config.linear_num_value_heads * (config.linear_value_head_dim // TILE_COLUMNS)
+    squares = config.linear_num_value_heads * 32  # a line of 128 bytes for each head
     vectors = (max(deltanet_in, attention_in), mixed, squares, config.hidden_size, config.intermediate_size)
     return -(-(sum(-(-n // 4) * 4 for n in vectors) + config.hidden_size) // 32) * 32
 
