@@ -613,6 +613,7 @@ __device__ __forceinline__ void attention(const Model& m, const Layer& layer, Ce
     }
     const int per_split = positions_per_split(token.position + 1), splits = token.position / per_split + 1;
     end_phase(m);
+    shared->parked[warp_id()].prefetch_slots<ATTENTION_SLOTS>();  // the ring is full, and memory would be idle
     merge_splits(layer.partials, cells, token, splits);
 }
 
@@ -713,7 +714,7 @@ __device__ __forceinline__ void choose(const Model& m, const Token& token, int n
     Best best = no_best();
     for (int b = lane_id(); b < static_cast<int>(gridDim.x); b += warp_threads) {
         const int index = __float_as_int(await_acquire(m.bests + 2 * b + 1, token.tag));
-        best = better(best, Best{await(m.bests + 2 * b, token.tag), index});
+        best = better(best, Best{value_of(load_word(m.bests + 2 * b)), index});  // stored before the index
     }
     best = warp_best(best);
     __syncwarp();  // every lane's acquires come before lane 0's stores
@@ -775,6 +776,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             attention_in(m, layer, l, cells, token, norm, stream, shared);
             end_phase(m);
             if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers
+            __syncwarp();  // all lanes have given theirs up, and find it there
             attention(m, layer, cells, token, shared);
             __syncwarp();
             stream = shared->parked[warp_id()];

@@ -45,13 +45,6 @@ __device__ __forceinline__ TwoWords load_two(const Word* p) {
     return two;
 }
 
-__device__ __forceinline__ float await(const Word* p, unsigned tag) {
-    Word word;
-    do word = load_word(p);
-    while (tag_of(word) != tag);
-    return value_of(word);
-}
-
 __device__ __forceinline__ float await_acquire(const Word* p, unsigned tag) {
     Word word;
     do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");

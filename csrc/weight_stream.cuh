@@ -15,7 +15,8 @@
 //           sm_75, or RING_SLOTS == 0: no ring. take() loads from device memory. Before a warp waits for activations, it
 //           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
 //           are evicted before they are read.
-//           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2.
+//           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2. Attention keeps
+//           warps waiting longer than a ring is filled, so each then prefetches ATTENTION_SLOTS more.
 // Traffic   every weight is read once per token, in pieces of one slot
 // Checked   tests/stages/test_streaming.py
 #pragma once
@@ -124,12 +125,17 @@ struct WeightStream {
         }
     }
 
-    // Without a ring: prefetches the next slots into L2. A warp calls it when it has finished its part of a product.
-    __device__ __forceinline__ void prefetch_next() const {
-        if constexpr (ring_slots > 0) return;
+    // Prefetches the next `count` slots into L2 that no request has prefetched.
+    template <int count>
+    __device__ __forceinline__ void prefetch_slots() const {
 #pragma unroll
-        for (int i = 0; i < PREFETCH_SLOTS; ++i)
+        for (int i = BEYOND_RING; i < BEYOND_RING + count; ++i)
             if (i < until_wrap && i < left) prefetch(next + i * slot_weights);
+    }
+
+    // A warp calls it when it has finished its part of a product.
+    __device__ __forceinline__ void prefetch_next() const {
+        if constexpr (ring_slots == 0) prefetch_slots<PREFETCH_SLOTS>();
     }
 
     // first, count: this warp's slots;  tokens: how often they may be read

@@ -396,27 +396,38 @@ def _apart(where: str, path: str, comment: str, barrier: str = "__syncthreads") 
     return _in_stream(f"no {barrier} {where}", path, f"{barrier}();  // {comment}", f"// {comment}")
 
 
-ONE_WORD = "do word = load_word(p);\n    while (tag_of(word) != tag);"
 COPY = "copy_16_bytes_once(dynamic_shared_memory + place + 2 * c, next + c, policy)"
-TWO_WORDS = "missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;"
+PAIR_TAGS = "missing |= tag_of(two[k].first) != tag || tag_of(two[k].second) != tag;"
+END_TAGS = "while (tag_of(two.first) != tag || tag_of(two.second) != tag);"
+CELL_STORED, CELL_LOADED = "st.relaxed.gpu.global.u32", "ld.relaxed.gpu.global.u32"
 
 # tests/stages/test_streaming.py says which check catches each of them: many need a card with few or many SMs, tokens
 # in one launch, or hostile memory.
 STREAMING_FAULTS = (
+    # Cells
+    _in_stream("a cell not compared", "exchange.cuh", "while (cell == empty);", "while (false);"),
+    _in_stream("cells of a vector not compared", "exchange.cuh", "any |= is_empty(cells[k]);", ""),
+    _in_stream("half of four cells not compared", "exchange.cuh", " || f.z == empty || f.w == empty;", ";"),
+    _in_stream("the other copy not emptied", "exchange.cuh", "store_cell(p + to_other, empty);", ""),
+    _in_stream("one copy of the cells", "streaming.cu", "is_odd = tag % 2 != 0;", "is_odd = true;"),
+    _in_stream("a NaN published as empty", "exchange.cuh", "cell == empty ? other_nan : cell", "cell"),
+    _in_stream("cells stored without an order", "exchange.cuh", CELL_STORED, "st.global.u32"),
+    _in_stream("cells for the own block only", "exchange.cuh", CELL_STORED, "st.relaxed.cta.global.u32"),
+    _in_stream("cells loaded without an order", "exchange.cuh", CELL_LOADED, "ld.global.u32"),
     # Tagged words
-    _in_stream("tag not compared", "tagged.cuh", ONE_WORD, "word = load_word(p);"),
-    _in_stream("tags of a vector not compared", "tagged.cuh", TWO_WORDS, ""),
+    _in_stream("tags of partial results not compared", "tagged.cuh", PAIR_TAGS, ""),
+    _in_stream("tags of a split's ends not compared", "tagged.cuh", END_TAGS, "while (false);"),
     _in_stream(
-        "word of the token before accepted", "tagged.cuh", ONE_WORD,
-        "do word = load_word(p);\n    while (tag - tag_of(word) > 1u);",
+        "partial results of the token before accepted", "tagged.cuh", PAIR_TAGS,
+        "missing |= tag - tag_of(two[k].first) > 1u || tag - tag_of(two[k].second) > 1u;",
     ),
     _in_stream(
-        "vector of the token before accepted", "tagged.cuh", TWO_WORDS,
-        "missing |= tag - tag_of(two[k].first) > 1u || tag - tag_of(two[k].second) > 1u;",
+        "ends of the token before accepted", "tagged.cuh", END_TAGS,
+        "while (tag - tag_of(two.first) > 1u || tag - tag_of(two.second) > 1u);",
     ),
     _in_stream("words stored without an order", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.global.u64"),
     _in_stream("words for the own block only", "tagged.cuh", "st.relaxed.gpu.global.u64", "st.relaxed.cta.global.u64"),
-    _in_stream("words loaded without an order", "tagged.cuh", "ld.relaxed.gpu.global.u64", "ld.global.u64"),
+    _in_stream("words loaded without an order", "tagged.cuh", "ld.relaxed.gpu.global.v2.u64", "ld.global.v2.u64"),
     _in_stream(
         "best published without a release", "tagged.cuh", "st.release.gpu.global.u64", "st.relaxed.gpu.global.u64",
     ),
@@ -460,8 +471,8 @@ STREAMING_FAULTS = (
                "for (int part = 2; part < split; ++part) sum +="),
     _in_stream("sums of a batch overwritten", "streaming.cu", ", turn ^= 1)", ")"),
     _in_stream(
-        "squares of the last tile left out", "streaming.cu", "if (lane_id() < tiles_per_head)\n            squares",
-        "if (lane_id() < tiles_per_head - 1)\n            squares",
+        "squares of the last tile left out", "streaming.cu", "warp_sum(lane_id() < tiles_per_head ?",
+        "warp_sum(lane_id() < tiles_per_head - 1 ?",
     ),
     _in_stream(
         "norm of the layer before", "streaming.cu", "l + 1].input_norm : m.norm);\n            deltanet_out",
@@ -482,8 +493,8 @@ STREAMING_FAULTS = (
     _apart("after a batch", "streaming.cu", "the sums of this batch are there"),
     _apart("before the delta rule", "streaming.cu", "the inputs are in shared memory"),
     _in_stream(
-        "no __syncthreads after a tile", "streaming.cu", "token.tag);\n        }\n        __syncthreads();",
-        "token.tag);\n        }",
+        "no __syncthreads after a tile", "streaming.cu",
+        "squares, token.to_other);\n        });\n        __syncthreads();", "squares, token.to_other);\n        });",
     ),
     _apart("before attention", "streaming.cu", "the heads are in shared memory"),
     _apart("before the best of a block", "streaming.cu", "every warp's best is in shared memory"),

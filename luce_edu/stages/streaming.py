@@ -28,7 +28,7 @@ POLL_S = 2e-4  # seconds between two looks of the host for the next token
 # slots a warp prefetches beyond it follows from the GPU.
 SHIPPED = {
     "BLOCK_THREADS": THREADS, "BLOCKS_PER_SM": 1, "RING_SLOTS": MOST_RING_SLOTS, "BEYOND_RING": None,
-    "PREFETCH_SLOTS": 0, "GRID_BARRIERS": 0, "SPLIT_ROWS": 1,
+    "PREFETCH_SLOTS": 0, "ATTENTION_SLOTS": 2, "GRID_BARRIERS": 0, "SPLIT_ROWS": 1,
 }  # fmt: skip
 # Variants of the stage for comparison, each with the macros in which it differs. First the stage after each step that
 # leads to it from the megakernel; the last is the stage itself.
@@ -48,6 +48,7 @@ ABLATIONS = {
     "none beyond the ring": {"BEYOND_RING": 0},
     "1 beyond the ring": {"BEYOND_RING": 1},
     "2 beyond the ring": {"BEYOND_RING": 2},
+    "none in attention": {"ATTENTION_SLOTS": 0},
     "8 warps": {"BLOCK_THREADS": 256},
     "8 warps, ring of 12": {"BLOCK_THREADS": 256, "RING_SLOTS": 12},
     "prefetch of 1": {"RING_SLOTS": 0, "PREFETCH_SLOTS": 1},
@@ -302,7 +303,7 @@ def streaming_defines(
         room = 0  # no asynchronous copies before Ampere
     options["RING_SLOTS"] = min(options["RING_SLOTS"], room)
     if options["RING_SLOTS"] == 0:
-        options["BEYOND_RING"] = 0
+        options["BEYOND_RING"] = options["ATTENTION_SLOTS"] = 0
     elif options["BEYOND_RING"] is None:
         options["BEYOND_RING"] = slots_beyond_ring(capability)
     own = {

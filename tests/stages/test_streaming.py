@@ -29,6 +29,7 @@ from luce_edu.stages import decoder
 from luce_edu.stages.dims import GRID_BARRIER_PASSED
 from luce_edu.stages.sampling import Sampling
 from luce_edu.stages.streaming import (
+    EMPTY,
     VARIANTS,
     StreamingDecoder,
     distinct_variants,
@@ -214,6 +215,18 @@ def ended_early(make, name):
     chosen = list(dec._stream_choices(MORE))
     dec.step(chosen[-1])  # the decoder goes on after it
     return [] if chosen == [end] and dec.position == 3 and torch.equal(dec.logits, by_steps()["logits"]) else [chosen]
+
+
+def test_a_nan_with_the_bits_of_an_empty_cell_reaches_the_logits():
+    assert not_a_number(make, "laptop") == []
+
+
+def not_a_number(make, name):
+    dec = make(name)
+    dec.step(FIRST)
+    dec.state.recurrent_state.view(torch.int32).fill_(EMPTY)
+    dec.step(FIRST)
+    return [] if dec.logits.isnan().all() else ["numbers"]
 
 
 # ---- Draws ----
@@ -423,17 +436,21 @@ def hostile(make, name):
 
 CAUGHT = {  # by which check, on which card
     (verified, "laptop"): [
-        "tag not compared", "tags of a vector not compared", "ring one place too long", "residual dropped",
+        "a cell not compared", "cells of a vector not compared", "half of four cells not compared",
+        "tags of partial results not compared", "tags of a split's ends not compared", "ring one place too long", "residual dropped",
         "a part of a row skipped", "sums of a batch overwritten", "squares of the last tile left out",
         "norm of the layer before", "newest k and v not gathered", "row after the vocabulary's last",
         "sine of the position before",
     ],
     (verified, "one block"): ["norms of a later unit not loaded again"],
+    (not_a_number, "laptop"): ["a NaN published as empty"],
     (in_one_launch, "laptop"): [
-        "word of the token before accepted", "vector of the token before accepted",
+        "the other copy not emptied", "one copy of the cells", "partial results of the token before accepted",
+        "ends of the token before accepted",
         "every token has the tag of the first", "no way back to the first slot",
     ],
     (races, "laptop"): [
+        "cells stored without an order", "cells for the own block only", "cells loaded without an order",
         "words stored without an order", "words for the own block only", "words loaded without an order",
         "best published without a release", "best read without an acquire", "early row of block 0",
         "no __syncwarp before the token is stored", "no __syncthreads after the choice",
@@ -458,7 +475,8 @@ CAUGHT = {  # by which check, on which card
 }  # fmt: skip
 # These take more seconds than they are worth each time: others of the same kind run.
 LONG = {
-    "vector of the token before accepted", "sums of a batch overwritten", "barriers kept", "parity does not flip",
+    "partial results of the token before accepted", "sums of a batch overwritten", "barriers kept",
+    "parity does not flip",
     "every token has the tag of the first", "no way back to the first slot",
     "no __syncthreads after a tile", "best read without an acquire",
     "no __syncwarp before a parked stream is read",
@@ -466,7 +484,8 @@ LONG = {
     "no __syncthreads after a batch", "no __syncthreads before the delta rule", "no __syncthreads before attention",
     "no __syncthreads before the best of a block", "no __syncthreads after the token", "the next place requested",
     "ring one place too long", "newest k and v not gathered", "row after the vocabulary's last",
-    "tags of a vector not compared", "the greedy choice shown to the host", "the greedy choice not kept",
+    "tags of partial results not compared", "cells for the own block only", "the greedy choice shown to the host",
+    "the greedy choice not kept",
     "the greedy choice ends a launch of draws",
 }  # fmt: skip
 
