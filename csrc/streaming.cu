@@ -430,7 +430,7 @@ __device__ __forceinline__ void stage_gated_norm(Cell* cells, StreamShared* shar
     do {
         load_fours([&](int k) { return cells + mixed_cells + head(k) * value_head_dim + 4 * four(k); }, has, value);
         load_cells([&](int k) { return square_of(cells, head(k), tile); }, squares);
-    } while (any_empty(value) || any_empty(squares));
+    } while (any_empty(value) | any_empty(squares));
     __syncwarp();
 #pragma unroll
     for (int k = 0; k < count; ++k) {

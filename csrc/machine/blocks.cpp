@@ -193,6 +193,7 @@ void BlockPool::prepare(Block* block, Launch* launch, Worker* worker, const Trac
         w.counts = worker->counts.data();
         w.sites = worker->sites.data();
         for (auto& look : w.looks) look.at = nullptr;
+        w.oldest_look = 0;
         w.vain = 0;
         w.cluster_phase = 0;
         w.free_run = 0;

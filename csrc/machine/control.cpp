@@ -513,7 +513,7 @@ void cluster_wait(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 void nanosleep(Warp* w, const Ins* p, uint8_t*, uint32_t m) {
     // A sleeping group yields. It counts as a polling load that sees no change.
-    looked_in_vain(w, p, 0);
+    looked_in_vain(w, p, m, 0);
     return give_way(w, p + 1, m);
 }
 
@@ -535,20 +535,16 @@ void clock64(Warp* w, const Ins* p, uint8_t* r, uint32_t m) {
 
 // ---- Turns ----
 
-bool looked_in_vain(Warp* w, const Ins* p, uint64_t seen) {
+bool looked_in_vain(Warp* w, const Ins* p, uint32_t m, uint64_t seen) {
     w->worker->looking = p;
-    Warp::Look* free_place = &w->looks[w->vain % std::size(w->looks)];
     for (Warp::Look& look : w->looks) {
-        if (look.at != p) continue;
+        if (look.at != p || look.mask != m) continue;
         const bool same = look.seen == seen;
         look.seen = seen;
-        if (same) return ++w->vain, true;
-        w->vain = 0;
-        return false;
+        w->vain = same ? w->vain + 1 : 0;
+        return same;
     }
-    for (Warp::Look& look : w->looks)
-        if (!look.at) free_place = &look;
-    *free_place = {p, seen};
+    w->looks[w->oldest_look++ % std::size(w->looks)] = {p, m, seen};
     return false;
 }
 

@@ -178,11 +178,14 @@ struct Warp {
     Block* block;
     Worker* worker;
     Group others[warp_lanes];
-    // Polling: what the latest polling loads saw. A load that sees the same value again was in vain.
+    // Polling: what the latest polling loads of each group saw. A load that sees the same value again was in vain. Groups
+    // of a warp may poll in the same loop, each for other values, so a look is known by its lanes, too.
     struct Look {
         const Ins* at;
+        uint32_t mask;
         uint64_t seen;
-    } looks[16];  // more than the loads that a loop issues together
+    } looks[32];  // more than the loads that a loop issues together, for a few groups
+    uint8_t oldest_look;  // the place that is used next
     uint32_t vain;       // number of polling loads in a row that saw nothing new
     uint32_t cluster_phase;  // the phase of the cluster's barrier at which this warp arrived
     int32_t free_run;    // basic blocks that this group may run before the group with the lowest pc runs again
@@ -301,7 +304,7 @@ uint8_t* resolve(Warp* w, const Ins* p, uint32_t lane, Space space, uint64_t add
 // To be called after an atomic or a volatile, relaxed or acquire load that changed nothing and saw `seen`, a hash of
 // all lanes' values. Returns true if the warp is polling and saw nothing new. The op must then write no further
 // register and end the warp's turn with `return give_way(w, next, m)`.
-bool looked_in_vain(Warp* w, const Ins* p, uint64_t seen);
+bool looked_in_vain(Warp* w, const Ins* p, uint32_t m, uint64_t seen);
 // To be called after a change that other threads may wait for. It resets the polling state of this warp.
 void changed(Warp* w);
 // Ends the turn; the warp continues at `next` later.

@@ -226,7 +226,7 @@ Then wait_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, bool by_parity) {
     }
     count_site(w, p, std::popcount(m), 8 * std::popcount(m), 0, 0);
     put_predicate(r, p[1].d, over, m);
-    return over != m && looked_in_vain(w, p, seen) ? Then::give_way : Then::go_on;
+    return over != m && looked_in_vain(w, p, m, seen) ? Then::give_way : Then::go_on;
 }
 
 template <bool by_parity>

@@ -19,10 +19,10 @@ enum class Then : uint8_t { stop, go_on, give_way };
 inline uint64_t mix(uint64_t seen, uint64_t value) { return (seen ^ value) * 0x9e3779b97f4a7c15ull; }
 
 // To be called after an access to memory that other threads may change. See looked_in_vain().
-Then looked(Warp* w, const Ins* p, bool something_changed, uint64_t seen) {
+Then looked(Warp* w, const Ins* p, uint32_t m, bool something_changed, uint64_t seen) {
     if (something_changed)
         changed(w);
-    else if (looked_in_vain(w, p, seen))
+    else if (looked_in_vain(w, p, m, seen))
         return Then::give_way;
     return Then::go_on;
 }
@@ -66,7 +66,7 @@ Then atomic_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, Space space, Form
         else
             reinterpret_cast<uint32_t*>(r + p->d)[lane] = static_cast<uint32_t>(old);
     }
-    return looked(w, p, something_changed, seen);
+    return looked(w, p, m, something_changed, seen);
 }
 
 template <Space space, Form form, int size, Change change, Change in_global = change>
@@ -133,7 +133,7 @@ Then load_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, const Shape& shape)
                 reinterpret_cast<uint32_t*>(r + to)[lane] = static_cast<uint32_t>(value);
         }
     }
-    return looked(w, p, false, seen);
+    return looked(w, p, m, false, seen);
 }
 
 bool store_any(Warp* w, const Ins* p, uint8_t* r, uint32_t m, const Shape& shape) {

@@ -185,7 +185,8 @@ def test_block_that_left_before_a_grid_barrier_is_named(seed):
 @pytest.mark.parametrize(
     "kernel, marker, start",
     [("spin_on_load", "spin on a load", 0), ("spin_on_lock", "spin on a lock", 1),
-     ("spin_on_two", "spin on two flags", 0), ("spin_asleep", "spin asleep", 0),
+     ("spin_on_two", "spin on two flags", 0), ("spin_in_two_groups", "spin in two groups", 0),
+     ("spin_asleep", "spin asleep", 0),
      ("spin_on_shared", "spin on shared memory", 0), ("each_waits_for_the_other", "waits for the other", 0)],
 )  # fmt: skip
 def test_spin_that_never_ends_is_named(kernel, marker, start, seed):

@@ -190,6 +190,13 @@ extern "C" __global__ void spin_on_two(unsigned* flags) {
     while (load_acquire(&flags[0]) == 0 && load_acquire(&flags[1]) == 0) {}  // spin on two flags
 }
 
+extern "C" __global__ void spin_in_two_groups(unsigned* flags) {
+    const unsigned lane = threadIdx.x % 32;
+    if (lane >= 8) flags[lane] = 1;
+    __syncthreads();
+    while (load_acquire(&flags[lane]) == 0 || load_acquire(&flags[32 + lane]) == 0) {}  // spin in two groups
+}
+
 extern "C" __global__ void spin_asleep(unsigned* flag) {
     while (atomicAdd(flag, 0u) == 0) __nanosleep(100);  // spin asleep
 }
