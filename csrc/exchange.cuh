@@ -1,6 +1,7 @@
 // exchange.cuh: vectors that blocks exchange without a barrier, as cells that are empty or hold a float
-// Layout    A cell has 32 bits: those of a float, or `empty`, those of a NaN that is never published. There are two
-//           copies of all cells. Tokens use them in turn.
+// Layout    A cell has 32 bits: those of a float, or `empty`, those of a NaN that is never published: every value is the
+//           result of arithmetic, whose NaN has the bits 0x7fffffff. There are two copies of all cells. Tokens use them
+//           in turn.
 // Computes  publish():  cell = value;  the same cell in the other copy = empty, for the next token
 //           await():    while the cell is empty: wait;  return the float in it
 // Memory    A 32-bit access is performed as a whole, so a reader that does not see `empty` sees the float of one store.
@@ -16,7 +17,7 @@
 #include "block.cuh"
 
 using Cell = unsigned;
-constexpr Cell empty = 0xffffffffu, other_nan = 0x7fffffffu;
+constexpr Cell empty = 0xffffffffu;
 
 __device__ __forceinline__ void store_cell(Cell* p, Cell cell) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(cell) : "memory");
@@ -24,8 +25,7 @@ __device__ __forceinline__ void store_cell(Cell* p, Cell cell) {
 
 // to_other: from a cell to the same one in the other copy
 __device__ __forceinline__ void publish(Cell* p, float value, int to_other) {
-    const Cell cell = __float_as_uint(value);
-    store_cell(p, cell == empty ? other_nan : cell);
+    store_cell(p, __float_as_uint(value));
     store_cell(p + to_other, empty);
 }
 

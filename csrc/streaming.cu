@@ -776,11 +776,9 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             attention_in(m, layer, l, cells, token, norm, stream, shared);
             end_phase(m);
             if (lane_id() == 0) shared->parked[warp_id()] = stream;  // attention needs nearly all registers
-            __syncwarp();  // all lanes have given theirs up, and find it there
+            __syncwarp();  // all lanes find it there
             attention(m, layer, cells, token, shared);
-            __syncwarp();
             stream = shared->parked[warp_id()];
-            __syncwarp();  // all lanes have it before the next attention layer parks it again
             end_phase(m);
             middle = load_early(layer.post_attention_norm);
             next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);

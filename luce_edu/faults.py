@@ -410,7 +410,6 @@ STREAMING_FAULTS = (
     _in_stream("half of four cells not compared", "exchange.cuh", " || f.z == empty || f.w == empty;", ";"),
     _in_stream("the other copy not emptied", "exchange.cuh", "store_cell(p + to_other, empty);", ""),
     _in_stream("one copy of the cells", "streaming.cu", "is_odd = tag % 2 != 0;", "is_odd = true;"),
-    _in_stream("a NaN published as empty", "exchange.cuh", "cell == empty ? other_nan : cell", "cell"),
     _in_stream("cells stored without an order", "exchange.cuh", CELL_STORED, "st.global.u32"),
     _in_stream("cells for the own block only", "exchange.cuh", CELL_STORED, "st.relaxed.cta.global.u32"),
     _in_stream("cells loaded without an order", "exchange.cuh", CELL_LOADED, "ld.global.u32"),
@@ -432,7 +431,7 @@ STREAMING_FAULTS = (
         "best published without a release", "tagged.cuh", "st.release.gpu.global.u64", "st.relaxed.gpu.global.u64",
     ),
     _in_stream("best read without an acquire", "tagged.cuh", "ld.acquire.gpu.global.u64", "ld.relaxed.gpu.global.u64"),
-    _in_stream("every token has the tag of the first", "streaming.cu", "static_cast<unsigned>(tag + number)", "tag"),
+    _in_stream("every token has the tag of the first", "streaming.cu", "token_of(m, tag + number,", "token_of(m, tag,"),
     _apart("before the token is stored", "streaming.cu", "every lane's acquires come before", "__syncwarp"),
     _apart("after the choice", "streaming.cu", "the choice is in shared memory"),
     # Draws
@@ -499,10 +498,7 @@ STREAMING_FAULTS = (
     _apart("before attention", "streaming.cu", "the heads are in shared memory"),
     _apart("before the best of a block", "streaming.cu", "every warp's best is in shared memory"),
     _apart("after the token", "streaming.cu", "the token is in shared memory, and so are the parts"),
-    _in_stream(
-        "no __syncwarp before a parked stream is read", "streaming.cu",
-        "            __syncwarp();\n            stream = shared", "            stream = shared",
-    ),
+    _apart("after the stream is parked", "streaming.cu", "all lanes find it there", "__syncwarp"),
 )  # fmt: skip
 
 
