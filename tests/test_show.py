@@ -168,7 +168,7 @@ def test_a_line_is_shown_with_its_instructions_in_the_first_kernel_that_has_any(
     assert listing.source.first_line == line and "fmaf" in listing.source.text
     assert [text.split()[0] for text in made] == ["fma.rn.f32"]
     assert find_ptx("csrc/rms_norm.cuh", line=line, kernel="megakernel").kernel == "megakernel of megakernel.cu"
-    assert find_ptx("csrc/tagged.cuh", "await").kernel == "streaming of streaming.cu"
+    assert find_ptx("csrc/exchange.cuh", "await").kernel == "streaming of streaming.cu"
 
 
 def test_a_region_has_its_instructions_under_the_line_that_they_are_of():

@@ -69,7 +69,7 @@ class StreamingDecoder(MegakernelDecoder):
     stage = "streaming"
     words = "one kernel, weights stream"
     colour = "vermillion"
-    starts = None  # its blocks wait for words, which nothing counts
+    starts = None  # its blocks wait for words and cells, which nothing counts
     source = "streaming.cu"
     kernels = ("streaming",)
 
@@ -190,7 +190,7 @@ class StreamingDecoder(MegakernelDecoder):
         if run is not None:
             self._failed = True  # stays so if a kernel has failed, which raises here
             decoded = run.end()
-            # The next token must have the other copy of the cells, so the tag of the last one counts, not the number asked for.
+            # Tokens use the two copies of the cells in turn. So the last token's tag counts, not the number asked for.
             self._tag = int(self.bests[0, 1]) >> 32
             self._failed, self._has_drawn = False, run.draws
             self._runs += 1

@@ -47,7 +47,7 @@ def test_without_grid_barriers_there_are_no_phases_and_polls_are_waits_for_other
     found = luce_edu.profile("streaming", card="laptop", position=20, variant="none beyond the ring")
     assert found.order == found.phases == () and len(found.tables) == 3  # the summary, kernels and lines
     assert sum(found.split.values()) == pytest.approx(found.total_us) and found.barrier_us > found.issue_us
-    polls = max((line for line in found.lines if line.file == "csrc/tagged.cuh"), key=lambda line: line.stalls)
+    polls = max((line for line in found.lines if line.file == "csrc/exchange.cuh"), key=lambda line: line.stalls)
     assert polls.barrier > 0.9 * polls.stalls
     assert {event["ph"] for event in trace(found)["traceEvents"]} >= {"X", "C"}
 

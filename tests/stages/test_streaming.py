@@ -68,7 +68,7 @@ def make(name="laptop", model=MODEL, variant=None, **options):
 
 
 def launched(dec) -> dict[str, torch.Tensor]:
-    """What a decoder has after one token and a launch of more, with the words of earlier tokens still in memory."""
+    """What a decoder has after one token and a launch of more, with the values of earlier tokens still in memory."""
     dec.step(FIRST)
     chosen = list(dec._stream_choices(MORE))
     return left_by(dec) | {"chosen": torch.tensor(chosen)}
@@ -197,7 +197,7 @@ def test_a_thousand_tokens_of_one_launch_are_the_references():
 
 @pytest.mark.parametrize("name", ["laptop", "T4", "RTX 3090", "H100"])
 def test_hostile_memory_gives_the_same_bits_and_nothing_races(name):
-    """Copies land, and blocks see words, as late as they may; tokens follow each other in a launch."""
+    """Copies land, and blocks see what others publish, as late as they may; tokens follow each other in a launch."""
     for seed in range(100 if FULL else 2):
         assert differing(launched(make(name, seed=seed, hostile=True, races=True)), by_steps()) == [], f"seed {seed}"
 
@@ -432,8 +432,8 @@ def hostile(make, name):
 
 CAUGHT = {  # by which check, on which card
     (verified, "laptop"): [
-        "a cell not compared", "cells of a vector not compared",
-        "tags of partial results not compared", "tags of a split's ends not compared", "ring one place too long", "residual dropped",
+        "a cell not compared", "cells of a vector not compared", "tags of partial results not compared",
+        "tags of a split's ends not compared", "ring one place too long", "residual dropped",
         "a part of a row skipped", "sums of a batch overwritten", "squares of the last tile left out",
         "norm of the layer before", "newest k and v not gathered", "row after the vocabulary's last",
         "sine of the position before",
