@@ -40,7 +40,8 @@ __device__ __forceinline__ uint4 load_four(const Cell* p, bool has = true) {
     uint4 four{};
     asm volatile("{ .reg .pred has; setp.ne.u32 has, %5, 0;\n"
                  "@has ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "+r"(four.x), "+r"(four.y), "+r"(four.z), "+r"(four.w) : "l"(p), "r"(static_cast<unsigned>(has)) : "memory");
+                 : "+r"(four.x), "+r"(four.y), "+r"(four.z), "+r"(four.w) : "l"(p), "r"(static_cast<unsigned>(has))
+                 : "memory");
     return four;
 }
 
@@ -103,10 +104,11 @@ __device__ __forceinline__ void await_vector(const Cell* cells, int own, Store s
     if (last >= 0) await(four(first_of_warp, last));
 #pragma unroll
     for (int first = 0; first < count; first += at_once) {
-        uint4 cells_of[at_once];
-        do load_fours([&](int k) { return four(own, first + k); }, [&](int k) { return has_four<n>(own, first + k); }, cells_of);
-        while (any_empty(cells_of));
+        const auto has = [&](int k) { return has_four<n>(own, first + k); };
+        uint4 found[at_once];
+        do load_fours([&](int k) { return four(own, first + k); }, has, found);
+        while (any_empty(found));
 #pragma unroll
-        for (int k = 0; k < at_once; ++k) store(first + k, to_floats(cells_of[k]));
+        for (int k = 0; k < at_once; ++k) store(first + k, to_floats(found[k]));
     }
 }

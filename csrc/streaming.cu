@@ -4,9 +4,9 @@
 // differ:
 //   1. Weights come from a stream that runs ahead (weight_stream.cuh). Each warp owns fixed rows of every matrix, and
 //      the host has packed them in the order of use. So memory keeps working while blocks wait for each other.
-//   2. Blocks exchange activations as cells that are empty until they are published (exchange.cuh), and partial results
-//      as tagged words (tagged.cuh). A block waits for the values that it needs, and for no other block. No grid barrier
-//      stands between two phases.
+//   2. Blocks exchange activations as cells, which are empty until they are published (exchange.cuh), and partial
+//      results as tagged words (tagged.cuh). A block waits for the values that it needs, and for no other block. No
+//      grid barrier stands between two phases.
 //
 //   phase            waits for                        publishes
 //   deltanet_in      x of the layer                   in: qkv after the convolution, z, beta, g
@@ -25,11 +25,11 @@
 //
 // Deadlock  A wait ends when other blocks have finished an earlier phase, and phases are in one order for all blocks.
 //           The launch is cooperative, so every block runs. Copies of weights wait for no block.
-// Reuse     A word or cell is published once per token. Block B may write for token t + 1 only after it has the token
-//           t + 1, which is chosen from the logits of all blocks. Every block has computed its logits from all that it
-//           read of token t. So nobody still waits for a value of token t, and nobody reads its copy of the cells. Token
-//           t + 1 empties that copy, cell by cell. Block B begins token t + 2 after it has the choice, which every block
-//           has released what it emptied for. So B finds each cell of that copy empty, or published for t + 2.
+// Reuse     A word or cell is published once per token. Block B may write for token t + 1 only after it has that token.
+//           It is chosen from the logits of all blocks, and a block reads all that it needs of token t before it has
+//           its logits. So nobody still reads the cells of token t, and token t + 1 empties them one by one. Every
+//           block releases this with its best of token t + 1, and block B acquires the choice before token t + 2. So
+//           it finds each of these cells empty, or published for token t + 2.
 // State     conv_state and recurrent_state: an element is read and written by the same thread in every token.
 //           k_cache, v_cache: the block that needs the newest row writes it; later, other blocks read it. The exchange
 //           of the next token is a release by every block and an acquire by every block, which orders the two.
@@ -326,7 +326,7 @@ __device__ __forceinline__ InRow load_in_row(const Layer& layer, int r) {
     return with;
 }
 
-__device__ __forceinline__ void deltanet_in(const Model& m, const Layer& layer, int l, Cell* cells, const Token& token,
+__device__ __forceinline__ void deltanet_in(const Layer& layer, int l, Cell* cells, const Token& token,
                                             const Norm& early_norm, WeightStream& stream, StreamShared* shared) {
     const int early = early_row<in_rows>(shared, deltanet_in_product);
     InRow with{};
@@ -459,7 +459,7 @@ __device__ __forceinline__ void residual_rows(WeightStream& stream, StreamShared
     });
 }
 
-__device__ __forceinline__ void deltanet_out(const Model& m, int l, Cell* cells, const Token& token, WeightStream& stream,
+__device__ __forceinline__ void deltanet_out(int l, Cell* cells, const Token& token, WeightStream& stream,
                                              StreamShared* shared) {
     const int early = early_row<out_rows>(shared, out_product);
     const float before = early >= 0 ? x_at(token, l, early) : 0.0f;
@@ -634,7 +634,7 @@ __device__ __forceinline__ void prefetch_cache(const Layer& layer, const Token& 
     prefetch_l2(layer.v_cache + row * head_dim + at);
 }
 
-__device__ __forceinline__ void attention_out(const Model& m, int l, Cell* cells, const Token& token, WeightStream& stream,
+__device__ __forceinline__ void attention_out(int l, Cell* cells, const Token& token, WeightStream& stream,
                                               StreamShared* shared) {
     const int early = early_row<out_rows>(shared, out_product);
     const float before = early >= 0 ? x_at(token, l, early) : 0.0f;
@@ -765,12 +765,12 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             Tile tile;
             load_tile(layer, blockIdx.x, tile);
             middle = load_early(layer.post_attention_norm);
-            deltanet_in(m, layer, l, cells, token, norm, stream, shared);
+            deltanet_in(layer, l, cells, token, norm, stream, shared);
             end_phase(m);
             delta_rule(layer, cells, token, tile, shared);
             end_phase(m);
             next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
-            deltanet_out(m, l, cells, token, stream, shared);
+            deltanet_out(l, cells, token, stream, shared);
         } else {
             prefetch_cache(layer, token);
             attention_in(m, layer, l, cells, token, norm, stream, shared);
@@ -782,7 +782,7 @@ __device__ __forceinline__ void decode(const Model& m, const Token& token, Weigh
             end_phase(m);
             middle = load_early(layer.post_attention_norm);
             next = load_early(l + 1 < num_hidden_layers ? shared->layers[l + 1].input_norm : m.norm);
-            attention_out(m, l, cells, token, stream, shared);
+            attention_out(l, cells, token, stream, shared);
         }
         end_phase(m);
         mlp(m, layer, l, cells, token, middle, stream, shared);

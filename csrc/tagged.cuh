@@ -1,12 +1,13 @@
 // tagged.cuh: floats that say which token they belong to, so that blocks exchange them without a barrier
 // Layout    A word has 64 bits: the float in its lower half, a tag in its upper half. The tag is the number of the token.
-// Computes  publish():  word = (tag, value), one 64-bit store
-//           await():    while the upper half of word != tag: wait;  value = the lower half of word
+// Computes  publish():    word = (tag, value), one 64-bit store
+//           await_...():  while the upper half of word != tag: wait;  value = the lower half of word
 // Memory    A 64-bit access is performed as a whole, so a reader that sees the tag has the value of the same store.
 //           Nothing else is read because of the tag, so both accesses are relaxed: no fence, no acquire. Other threads of
 //           the block may read the word again after a __syncthreads: then they see this value or a later one.
 //           A word is written again for a later token only. A block may do so when no block still waits for the old
 //           value: csrc/streaming.cu says why that holds.
+// Against   exchange.cuh, whose cells have half the bytes: a word may be left out in a token, or come from another block.
 // Chain     store to L2, load from L2. A grid barrier needs a store, a fence, an atomic, a polling load, and a load.
 // Checked   tests/stages/test_streaming.py
 // Source    the scheme of the "LL" protocol of NVIDIA's NCCL
