@@ -569,7 +569,7 @@ def _modelled_figures(checkout: Path, args) -> int:
         tables = {
             ("modelled", "README.md"): modelled_table(model, cards, progress=status.update),
             ("modelled steps", "docs/streaming.md"): steps_table(progress=status.update),
-            ("modelled ablations", "docs/streaming.md"): ablations_table(progress=status.update),
+            ("modelled ablations", "docs/streaming.md"): ablations_table(),
         }
     path = Path(args.out) / "timeline.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
 """The tables of docs/streaming.md: what each step of the streaming stage gains, and what each ablation costs, modelled.
 
-`luce-edu figures --modelled` writes them.
-
-A whole token takes minutes under the clock. So this models four layers at full size, three of DeltaNet and one
-of attention, and a small head.
+`luce-edu figures --modelled` writes them. The steps are modelled then, on five cards, with four layers at full size,
+three of DeltaNet and one of attention, and a small head: a whole token takes a minute. The ablations are
+those of the stored predictions of the whole model.
 """
 
 from __future__ import annotations
@@ -11,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from luce_edu.config import ModelConfig
 from luce_edu.family import family_config
 from luce_edu.machine.cards import find_card
 from luce_edu.measure.profile import Profile, profile
-from luce_edu.models import Model
-from luce_edu.stages.streaming import ABLATIONS, STEPS, distinct_variants
+from luce_edu.measure.records.predictions import ABLATED, at_boost
+from luce_edu.models import RANDOM_CONFIG, Model
+from luce_edu.stages.streaming import STEPS, VARIANTS, distinct_variants
 from luce_edu.weights import random_weights
 
 CARDS = ("H200", "H100", "RTX 5090", "RTX 3090", "T4")
-ABLATION_CARDS = ("H200", "RTX 3090")
 LAYERS, HEAD_ROWS, POSITION = 4, 8192, 520
 BEFORE = ("graph", "megakernel")
 
@@ -35,12 +35,9 @@ def four_layers() -> Model:
 def rows(model: Model, card: str) -> dict[str, Profile]:
     """Return the profile of one token by row of the table: the stages before, then `streaming` after each step."""
     found = {stage: profile(stage, model=model, card=card, position=POSITION) for stage in BEFORE}
-    return found | {name: variant(model, card, name) for name in STEPS}
-
-
-def variant(model: Model, card: str, name: str | None) -> Profile:
-    """Return the profile of one token of a variant of `streaming`."""
-    return profile("streaming", model=model, card=card, position=POSITION, variant=name)
+    return found | {
+        name: profile("streaming", model=model, card=card, position=POSITION, variant=name) for name in STEPS
+    }
 
 
 def steps_table(cards: Sequence[str] = CARDS, progress: Callable[[str], None] = print) -> str:
@@ -61,35 +58,24 @@ def step_cell(now: Profile) -> str:
     return f"{now.total_us:.1f} µs, {now.dram_share:.0%}, {now.silent_us / now.total_us:.0%}"
 
 
-def ablations(model: Model, card: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, Profile | str]:
-    """Return the profile of one token by ablation, or the name of what it equals on this card; "streaming" is first."""
-    limits = find_card(card)
-    found: dict[str, Profile | str] = {"streaming": variant(model, card, None)}
-    same_as = distinct_variants(model.config, limits.shared_per_block, limits.capability)
-    for name in ABLATIONS:
-        progress(f"modelling the ablations of streaming, {card}: {name}")
-        found[name] = same_as[name] or variant(model, card, name)
-    return found
+def ablations_table() -> str:
+    """Return the table of all variants as Markdown, from the stored predictions of the whole model.
 
-
-def ablations_table(
-    cards: Sequence[str] = ABLATION_CARDS, progress: Callable[[str], None] = print, model: Model | None = None
-) -> str:  # fmt: skip
-    """Return the table of ablations as Markdown: µs, and the change from the stage as it ships.
-
-    model  None: four layers
+    A cell has µs and the change from the stage as it ships, or the name of what the variant equals on this card.
     """
-    model = model or four_layers()
-    by_card = {card: ablations(model, card, progress) for card in cards}
-    lines = [["", *cards], ["---", *["--:" for _ in cards]]]
-    for name in ("streaming", *ABLATIONS):
+    config = ModelConfig.from_file(RANDOM_CONFIG)
+    cards = [find_card(name) for name in ABLATED]
+    same_as = {card: distinct_variants(config, card.shared_per_block, card.capability) for card in cards}
+    lines = [["", *ABLATED], ["---", *["--:" for _ in cards]]]
+    lines.append(["`streaming`", *(f"{at_boost('streaming', card).us:,.1f} µs" for card in cards)])
+    for name in VARIANTS:
         cells = []
-        for found in by_card.values():
-            now = found[name]
-            if isinstance(now, str):
-                cells.append(f"as {now}")
-            else:
-                change = f"{now.total_us / found['streaming'].total_us - 1:+.0%}".replace("-", "\N{MINUS SIGN}")
-                cells.append(f"{now.total_us:.1f} µs" + (f", {change}" if name != "streaming" else ""))
-        lines.append([f"`{name}`" if name == "streaming" else name, *cells])
+        for card in cards:
+            if same := same_as[card][name]:
+                cells.append(f"as {same}")
+                continue
+            us = at_boost(f"streaming, {name}", card).us
+            change = f"{us / at_boost('streaming', card).us - 1:+.1%}".replace("-", "\N{MINUS SIGN}")
+            cells.append(f"{us:,.1f} µs, {change}")
+        lines.append([name, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
