@@ -13,8 +13,9 @@ from dataclasses import replace
 from luce_edu.config import ModelConfig
 from luce_edu.family import family_config
 from luce_edu.machine.cards import find_card
+from luce_edu.machine.clock import find_clock
 from luce_edu.measure.profile import Profile, profile
-from luce_edu.measure.records.predictions import ABLATED, at_boost
+from luce_edu.measure.records.predictions import ABLATED, ABOVE_LIMIT, at_boost
 from luce_edu.models import RANDOM_CONFIG, Model
 from luce_edu.stages.streaming import STEPS, VARIANTS, distinct_variants
 from luce_edu.weights import random_weights
@@ -61,7 +62,8 @@ def step_cell(now: Profile) -> str:
 def ablations_table() -> str:
     """Return the table of all variants as Markdown, from the stored predictions of the whole model.
 
-    A cell has µs and the change from the stage as it ships, or the name of what the variant equals on this card.
+    A cell has µs and the change from the stage as it ships, or the name of what the variant equals on this card. It has
+    neither where the model would take more than the card's power limit.
     """
     config = ModelConfig.from_file(RANDOM_CONFIG)
     cards = [find_card(name) for name in ABLATED]
@@ -73,6 +75,9 @@ def ablations_table() -> str:
         for card in cards:
             if same := same_as[card][name]:
                 cells.append(f"as {same}")
+                continue
+            if (card.name, name) in ABOVE_LIMIT:
+                cells.append(f"above {find_clock(card).power_limit_w:g} W")
                 continue
             us = at_boost(f"streaming, {name}", card).us
             change = f"{us / at_boost('streaming', card).us - 1:+.1%}".replace("-", "\N{MINUS SIGN}")
