@@ -71,8 +71,8 @@ __device__ __forceinline__ void load_state_tile(const float* S, float4 (&s)[rows
 }
 
 // q_raw, k_raw [K] come from the convolution, not normalised. v and S (row 0) point at this tile's first column; s is what
-// load_state_tile() has loaded of S. Thread t of the first tile_columns calls store(o) with o of column t, before the
-// tile is written, because others wait for o.
+// load_state_tile() has loaded of S. The thread of each column calls store(column, o) before the tile is written, because
+// others wait for o. It is thread `column` of the block.
 template <typename Store>
 __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float* k_raw, const float* v, float beta,
                                                 float g, float4 (&s)[rows_per_thread], float* S,
@@ -127,7 +127,7 @@ __device__ __forceinline__ void delta_rule_tile(const float* q_raw, const float*
         // <delta>
         const float delta = beta * (v_column - decay * k_sum);
         shared->delta[column] = delta;
-        store(fmaf(delta, shared->k_dot_q, decay * q_sum));
+        store(column, fmaf(delta, shared->k_dot_q, decay * q_sum));
         // </delta>
     }
     __syncthreads();  // delta is in shared memory

@@ -15,7 +15,7 @@ delta_rule(const float* q, const float* k, const float* v, const float* beta, co
         float4 tile[rows_per_thread];
         load_state_tile(S + row * value_head_dim + column, tile);
         delta_rule_tile(q + row, k + row, v + at, beta[head], g[head], tile, S + row * value_head_dim + column,
-                        &shared, [&](float value) { o[at + threadIdx.x] = value; });
+                        &shared, [first = o + at](int own, float value) { first[own] = value; });
         __syncthreads();  // the next tile reuses the shared memory
     }
 }

@@ -131,10 +131,8 @@ __device__ __forceinline__ void delta_rule_phase(const float* qkv, const float* 
         float4 tile[rows_per_thread];
         load_state_tile(S, tile);  // issued first: the norms run while these loads are in flight
         delta_rule_tile(qkv + key_head * key_head_dim, qkv + key_dim + key_head * key_head_dim, qkv + 2 * key_dim + at,
-                        beta[head], g[head], tile, S, shared, [own = o + at](float value) {
-                            const int own_column = threadIdx.x;
-                            own[own_column] = value;
-                        });
+                        beta[head], g[head], tile, S, shared,
+                        [first = o + at](int own, float value) { first[own] = value; });
         __syncthreads();  // the next tile reuses the shared memory
     }
 }

@@ -399,7 +399,7 @@ __device__ __forceinline__ void delta_rule(const Layer& layer, Cell* cells, cons
         gather(&own->beta, b_row + head, 1, (2 * key_head_dim + 2 * warp_threads) % block_threads);
         gather(&own->g, a_row + head, 1, (2 * key_head_dim + 3 * warp_threads) % block_threads);
         __syncthreads();  // the inputs are in shared memory
-        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile.state, S, &own->rule, [&](float o) {
+        delta_rule_tile(own->q, own->k, own->v, own->beta, own->g, tile.state, S, &own->rule, [&](int, float o) {
             constexpr unsigned lanes = tile_columns == warp_threads ? full_warp : (1u << tile_columns % 32) - 1u;
             const float value = o * tile.norm * silu(own->z[threadIdx.x]);
             publish(cells + mixed_cells + at + threadIdx.x, value, token.to_other);

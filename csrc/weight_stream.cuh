@@ -16,7 +16,7 @@
 //           prefetches its next PREFETCH_SLOTS slots into L2. Prefetches at every slot would fill L2 with lines that
 //           are evicted before they are read.
 //           Beside a ring, each request also prefetches the slot BEYOND_RING places further into L2. Attention keeps
-//           warps waiting longer than a ring is filled, so each then prefetches ATTENTION_SLOTS more.
+//           warps waiting for longer than a ring takes to fill. So each warp then prefetches ATTENTION_SLOTS more.
 // Traffic   every weight is read once per token, in pieces of one slot
 // Checked   tests/stages/test_streaming.py
 #pragma once

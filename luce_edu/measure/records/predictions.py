@@ -38,7 +38,7 @@ PREDICTED = [find_card(name) for name in ("RTX 3090", "H100", "H200", "A100", "R
 SWEPT = "RTX 3090"  # the card of the published sweep; the curves cover its clocks
 SWEPT_MHZ = (405.0, 1980.0, 900.0, 1250.0, 600.0)  # beside its boost clock
 ABLATED = ("H200", "RTX 3090")  # the cards on which the variants of streaming are predicted
-ABOVE_LIMIT = {("H200", "8 warps, 2 blocks per SM")}  # not predicted, for the same reason as the T4
+ABOVE_LIMIT = {("H200", "8 warps, 2 blocks per SM")}  # not predicted, as the T4: 712 W by the model
 CANARY = "tiny"  # its token is modelled in less than a second, and shows whether the clock has changed since
 
 
